@@ -1,0 +1,1 @@
+"""Training recipes: one module per stage, each with get_config(variant)."""

@@ -1,0 +1,1 @@
+"""Records, tokenizer, chat rendering, packing and loading. Imports no jax."""

@@ -1,0 +1,65 @@
+"""Two kinds of failure and how a command reports them.
+
+Exit codes of every command: 0 done, 1 the work itself failed, 2 the user's input or configuration is wrong.
+"""
+
+import difflib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """The input, configuration or environment is wrong; the message is one line: what, where, nearest valid value."""
+
+
+class WorkError(Exception):
+    """The work was started rightly and failed (diverged loss, disk full, unreadable checkpoint)."""
+
+
+def nearest(name: object, choices: Iterable[object]) -> str:
+    """Returns ", did you mean 'x'?" for the closest of `choices`, or "; valid: ..." when nothing is close."""
+    names = [str(c) for c in choices]
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    if close:
+        return f", did you mean '{close[0]}'?"
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return f"; valid: {shown}" if names else ""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` on a single line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's `main` and turns its failures into one line on stderr and an exit code.
+
+    MMED_JAX_TRACEBACK=1 prints the traceback as well. Anything that is neither a UserError nor a WorkError nor an
+    operating-system error is a fault of this program and always shows its traceback.
+    """
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as e:
+        _report(e, 2)
+    except WorkError as e:
+        _report(e, 1)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not a failure worth a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as e:
+        _report(e, 1)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; run the same command again to continue", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def _report(error: Exception, code: int) -> None:
+    if os.environ.get("MMED_JAX_TRACEBACK"):
+        traceback.print_exception(error)
+    print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+    sys.exit(code)

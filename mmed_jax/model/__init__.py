@@ -1,0 +1,1 @@
+"""Llama-3 in Flax NNX: configuration, layers, attention, rematerialisation."""
