@@ -1,0 +1,285 @@
+"""Strict configuration: --config=NAME[:VARIANT] --config.KEY=VALUE, checked before any device is touched.
+
+An unknown key, a wrong type or an impossible combination is one line and exit code 2.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmed_jax.errors import UserError, nearest
+
+REPO = Path(__file__).resolve().parents[1]
+CONFIG_DIR = REPO / "configs"
+ASSETS = Path(__file__).resolve().parent / "assets"
+
+
+def resolve_path(path: str) -> Path:
+    """A path of a config: as given (home expanded) when it exists, else relative to the checkout, else as given."""
+    p = Path(path).expanduser()
+    if not p.exists() and not p.is_absolute() and (REPO / p).exists():
+        return REPO / p
+    return p
+
+
+def load_config(name: str) -> ConfigDict:
+    """Loads `configs/NAME.py` or a path to a config file, with an optional `:VARIANT`.
+
+    Raises:
+      UserError: no such config or variant; the nearest valid name is given.
+    """
+    stem, _, variant = name.partition(":")
+    path = Path(stem) if stem.endswith(".py") or "/" in stem else CONFIG_DIR / f"{stem}.py"
+    if not path.is_file():
+        names = sorted(p.stem for p in CONFIG_DIR.glob("*.py") if p.stem not in ("__init__", "base", "hardware"))
+        raise UserError(f"--config={name}: no config '{stem}'{nearest(stem, names)}")
+    if str(REPO) not in sys.path:
+        sys.path.insert(0, str(REPO))  # so that a config can say `from configs.base import base`
+    module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    variants = tuple(getattr(module, "VARIANTS", ()))
+    if variant and variants and variant not in variants:
+        raise UserError(f"--config={name}: {stem} has no variant '{variant}'{nearest(variant, variants)}")
+    config = module.get_config(variant) if variant else module.get_config()
+    config.lock()
+    return config
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{"optim.lr": 1e-5, ...}; mappings meant as values (source_weights, language_weights) stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict) and key not in MAPPINGS:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = dict(value) if isinstance(value, ConfigDict) else value
+    return flat
+
+
+MAPPINGS = ("source_weights", "language_weights")
+
+
+def set_override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets one key from its command-line text, in the type of its default.
+
+    Raises:
+      UserError: unknown key (with the nearest), or a text that is not of the type.
+    """
+    flat = flatten(config)
+    if key not in flat:
+        groups = {k.rsplit(".", 1)[0] for k in flat if "." in k}
+        if key in groups:
+            raise UserError(f"--config.{key}: is a group of keys{nearest('', [k for k in flat if k.startswith(key)])}")
+        raise UserError(f"--config.{key}: no such key{_nearest_key(key, flat)}")
+    value = _parse(text, flat[key], key)
+    node = config
+    *parents, leaf = key.split(".")
+    for p in parents:
+        node = node[p]
+    with node.unlocked():
+        node[leaf] = ConfigDict(value) if isinstance(value, dict) else value
+
+
+def _nearest_key(key: str, flat: dict[str, Any]) -> str:
+    same_leaf = [k for k in flat if k.split(".")[-1] == key.split(".")[-1]]
+    return nearest(key, flat) if not same_leaf else f", did you mean '{same_leaf[0]}'?"
+
+
+def _parse(text: str, default: Any, key: str) -> Any:
+    def bad(kind: str, example: str) -> UserError:
+        return UserError(f"--config.{key}={text}: must be {kind}, for example {example} (default {default!r})")
+
+    if isinstance(default, bool):
+        if text.lower() in ("true", "1", "yes"):
+            return True
+        if text.lower() in ("false", "0", "no"):
+            return False
+        raise bad("true or false", "true")
+    if isinstance(default, int):
+        try:
+            return int(text.replace("_", ""))
+        except ValueError:
+            raise bad("a whole number", "8") from None
+    if isinstance(default, float):
+        try:
+            return float(text)
+        except ValueError:
+            raise bad("a number", "1e-5") from None
+    if isinstance(default, (tuple, list)):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if isinstance(default, dict):
+        out = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, eq, number = part.partition("=")
+            try:
+                out[name.strip()] = float(number)
+            except ValueError:
+                eq = ""
+            if not eq or not name.strip():
+                raise bad("name=number,name=number", "zh=2,en=0.5")
+        return out
+    return text
+
+
+def parse_args(
+    argv: list[str] | None, *, description: str = "", extra: dict[str, tuple[Any, str]] | None = None
+) -> tuple[ConfigDict, SimpleNamespace]:
+    """Parses `--config=NAME[:VARIANT] [--config.KEY=VALUE ...]` and a command's own flags; validates the config.
+
+    Args:
+      argv: arguments without the program name; None = sys.argv[1:].
+      description: shown by --help.
+      extra: name -> (default, help) of further `--name=value` flags, typed by their default; False = a switch.
+
+    Returns:
+      (locked config, namespace of the extra flags)
+
+    Raises:
+      UserError: see set_override, load_config, validate.
+    """
+    extra = extra or {}
+    parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="NAME[:VARIANT]", help="a recipe in configs/, or a .py file")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved config and stop")
+    for name, (default, text) in extra.items():
+        kind = {"action": "store_true"} if default is False else {"type": type(default), "default": default}
+        parser.add_argument(f"--{name}", help=text, **kind)
+    parser.epilog = "--config.KEY=VALUE sets any key; configs/base.py explains each."
+
+    plain, overrides, args = [], [], list(sys.argv[1:] if argv is None else argv)
+    while args:
+        arg = args.pop(0)
+        if not arg.startswith("--config."):
+            plain.append(arg)
+            continue
+        key, eq, value = arg.removeprefix("--config.").partition("=")
+        if not eq:
+            if not args or args[0].startswith("--"):
+                raise UserError(f"--config.{key}: needs a value, as --config.{key}=VALUE")
+            value = args.pop(0)
+        overrides.append((key, value))
+    flags = parser.parse_args(plain)
+    config = load_config(flags.config)
+    for key, value in overrides:
+        set_override(config, key, value)
+    if flags.print_config:
+        print(to_json(config))
+        sys.exit(0)
+    validate(config)
+    return config, flags
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are our one-line UserError with the nearest flag."""
+
+    def error(self, message: str) -> None:
+        known = [o for a in self._actions for o in a.option_strings if o.startswith("--")]
+        hint = ""
+        if "unrecognized arguments" in message:
+            bad = message.split(":", 1)[1].split()[0].split("=")[0]
+            hint = nearest(bad, known)
+        raise UserError(f"{message}{hint}")
+
+
+CHOICES = {
+    "platform": ("any", "accelerator"),
+    "compute_dtype": ("float32", "bfloat16"),
+    "param_dtype": ("float32", "bfloat16"),
+    "attention": ("auto", "reference", "splash", "cudnn"),
+    "data.kind": ("instruction", "mcq"),
+    "data.overlong": ("drop", "truncate_prompt"),
+    "data.prompt_family": ("llama3", "mmedbench"),
+    "optim.schedule": ("cosine", "linear", "wsd", "constant"),
+    "optim.mu_dtype": ("float32", "bfloat16"),
+}
+POSITIVE = ("grad_accum", "loss_chunk", "optim.lr", "optim.eps", "log_every", "checkpoint.keep_last", "data.seq_len")
+NOT_NEGATIVE = (
+    "seed", "batch_size", "batch_tokens", "steps", "epochs", "eval_every", "eval_rows", "profile_start",
+    "profile_steps", "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_best",
+    "optim.warmup_steps", "optim.weight_decay", "optim.clip_norm",
+)  # fmt: skip
+RATIOS = (
+    "optim.warmup_ratio", "optim.end_lr_ratio", "optim.decay_ratio", "data.validation_fraction", "optim.b1", "optim.b2",
+)  # fmt: skip
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks values and combinations that need no file and no device.
+
+    Raises:
+      UserError: the first thing wrong, with the key, the value and what is valid.
+    """
+    flat = flatten(config)
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices:
+            raise UserError(f"config.{key}={flat[key]!r}{nearest(flat[key], choices)}")
+    for key in POSITIVE:
+        if not flat[key] > 0:
+            raise UserError(f"config.{key}={flat[key]}: must be greater than 0")
+    for key in NOT_NEGATIVE:
+        if not flat[key] >= 0:
+            raise UserError(f"config.{key}={flat[key]}: must not be negative")
+    for key in RATIOS:
+        if not 0 <= flat[key] < 1:
+            raise UserError(f"config.{key}={flat[key]}: must lie in [0, 1)")
+    for key in ("run_dir", "data.cache_dir"):
+        if not flat[key]:
+            raise UserError(f"config.{key} is empty: name a folder")
+    if not flat["data.train"]:
+        raise UserError("config.data.train is empty: name at least one record file, --config.data.train=FILE.jsonl")
+    modes = flat["data.modes"]
+    for m in modes:
+        if m not in ("rationale", "direct"):
+            raise UserError(f"config.data.modes: '{m}'{nearest(m, ('rationale', 'direct'))}")
+    if flat["data.kind"] == "mcq" and not modes:
+        raise UserError("config.data.modes is empty: name rationale, direct or both")
+    _exactly_one(flat, "batch_size", "batch_tokens", "8 sequences, or --config.batch_tokens=131072")
+    _exactly_one(flat, "steps", "epochs", "1000, or --config.epochs=3")
+    if flat["optim.warmup_steps"] and flat["optim.warmup_ratio"]:
+        raise UserError("config.optim: set warmup_steps or warmup_ratio to 0; both are given")
+    seq_len = flat["data.seq_len"]
+    if flat["batch_tokens"] and flat["batch_tokens"] % seq_len:
+        lower = max(1, flat["batch_tokens"] // seq_len) * seq_len
+        raise UserError(
+            f"config.batch_tokens={flat['batch_tokens']} is not a multiple of data.seq_len={seq_len}; nearest: {lower}"
+        )
+    if batch_rows(config) % flat["grad_accum"]:
+        raise UserError(
+            f"config.batch of {batch_rows(config)} sequences does not divide by grad_accum={flat['grad_accum']}"
+        )
+    if flat["init_from"] and any(v for k, v in flat.items() if k.startswith("model.") and k != "model.preset"):
+        raise UserError("config.model.* sizes are read only for random weights; init_from brings its own: set them to 0")
+    for key in MAPPINGS:
+        for name, weight in flat[f"data.{key}"].items():
+            if weight < 0:
+                raise UserError(f"config.data.{key}: {name}={weight} must not be negative")
+
+
+def _exactly_one(flat: dict[str, Any], a: str, b: str, example: str) -> None:
+    if bool(flat[a]) == bool(flat[b]):
+        state = "both are set" if flat[a] else "neither is set"
+        raise UserError(f"config.{a} and config.{b}: {state}, exactly one must be; for example --config.{a}={example}")
+
+
+def batch_rows(config: ConfigDict) -> int:
+    """Sequences in the global batch."""
+    return config.batch_size or config.batch_tokens // config.data.seq_len
+
+
+def to_json(config: ConfigDict) -> str:
+    """The resolved config as indented JSON."""
+    return json.dumps(config.to_dict(), indent=2, ensure_ascii=False, default=list)
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """A short hash of a resolved config."""
+    text = json.dumps(config, sort_keys=True, ensure_ascii=False, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
