@@ -1,0 +1,336 @@
+"""The tokenizer: a Hugging Face folder's own, or Meta's tiktoken `tokenizer.model` converted, with Llama-3's chat template.
+
+Sources: the ranks file and the split expression are those of Meta's llama3 release (llama/tokenizer.py); the names of the
+256 special tokens are those of the Llama-3.1 Hugging Face release. Llama 3.0 differs from it in names only (128004 and
+128008 were reserved there), so models of both read the same ids.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import re
+import sys
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmed_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+BOS, EOS, EOT, EOM = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"
+START_HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
+PAD = "<|finetune_right_pad_id|>"
+NUM_SPECIAL = 256
+
+# Plain Llama-3: begin of text once, then every message behind its header and closed by <|eot_id|>; no dated system header.
+LLAMA3_CHAT_TEMPLATE = (
+    "{{- bos_token }}"
+    "{%- for message in messages %}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+)
+
+# Meta's split expression: contractions, words with one leading non-letter, numbers of at most three digits, punctuation, space.
+SPLIT_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+_PROBE = [{"role": r, "content": f" {r} text "} for r in ("system", "user", "assistant", "user")]
+_PLAIN: "weakref.WeakKeyDictionary[PreTrainedTokenizerFast, tuple[Tokenizer, frozenset[int]]]"
+_PLAIN = weakref.WeakKeyDictionary()
+
+
+def special_token_names() -> list[str]:
+    """Names of Llama-3's 256 special tokens in id order (the first one follows the last rank: 128000 .. 128255)."""
+    named = {0: BOS, 1: EOS, 4: PAD, 6: START_HEADER, 7: END_HEADER, 8: EOM, 9: EOT, 10: "<|python_tag|>"}
+    reserved = (f"<|reserved_special_token_{i}|>" for i in range(NUM_SPECIAL))
+    return [named.get(i) or next(reserved) for i in range(NUM_SPECIAL)]
+
+
+def local_path(path: str | os.PathLike, what: str) -> Path:
+    """`path` as an existing file or folder; UserError otherwise, with the download command when it is a hub name."""
+    found = Path(path).expanduser()
+    if found.exists():
+        return found
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)) and not found.parent.exists():
+        raise UserError(
+            f"{what}: no folder '{path}'; nothing is fetched from the hub here. If it is a hub name, accept its licence on "
+            f"huggingface.co, run `hf download {path} --local-dir DIR` and give DIR"
+        )
+    raise UserError(f"{what}: '{path}' does not exist")
+
+
+def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a Hugging Face folder (`tokenizer.json`) or of Meta's tiktoken `tokenizer.model`.
+
+    The class is always PreTrainedTokenizerFast over the folder's `tokenizer.json`: class names in `tokenizer_config.json` are
+    often wrong for byte-level vocabularies and would change the ids. On the returned tokenizer the chat template is
+    LLAMA3_CHAT_TEMPLATE, the end token is <|eot_id|>, the pad token is no stop token, and decoding never rewrites spaces.
+
+    Args:
+        path: an HF folder, Meta's `tokenizer.model`, or a folder that holds it (also below `original/`).
+
+    Raises:
+        UserError: nothing there, unreadable, a pointer instead of the file, or not a Llama-3 tokenizer.
+    """
+    path = local_path(path, "tokenizer")
+    if path.is_file():
+        tok = _load_hf(path.parent) if path.name == "tokenizer.json" else _convert_tiktoken(path)
+    elif (path / "tokenizer.json").is_file():
+        tok = _load_hf(path)
+    else:
+        ranks = next(
+            (p for p in (path / "tokenizer.model", path / "original" / "tokenizer.model") if p.is_file()), None
+        )
+        if ranks is None:
+            raise UserError(f"tokenizer: {path} holds neither tokenizer.json nor Meta's tokenizer.model")
+        tok = _convert_tiktoken(ranks)
+    return _as_llama3(tok, path)
+
+
+def tokenizer_hash(tok: "PreTrainedTokenizerFast") -> str:
+    """SHA-256 (hex) over vocabulary, merges, splitting, added tokens, special roles and chat template of `tok`."""
+    state = _backend_json(tok)
+    state["roles"] = {k: str(v) for k, v in tok.special_tokens_map.items() if isinstance(v, str)}
+    state["chat_template"] = tok.chat_template
+    return hashlib.sha256(json.dumps(state, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def stop_ids(tok: "PreTrainedTokenizerFast") -> tuple[int, ...]:
+    """Ids that end an answer, ascending: <|eot_id|>, <|end_of_text|>, <|eom_id|> where present, and the tokenizer's own end."""
+    vocab = tok.get_vocab()
+    return tuple(sorted({vocab[t] for t in (EOT, EOS, EOM, tok.eos_token) if t in vocab}))
+
+
+def control_ids(tok: "PreTrainedTokenizerFast") -> frozenset[int]:
+    """Ids that text must never produce: special tokens, the named roles, and any added token that looks like `<|...|>`."""
+    roles = {t for t in tok.special_tokens_map.values() if isinstance(t, str)}
+    return frozenset(
+        i for i, t in tok.added_tokens_decoder.items() if t.special or t.content in roles or _looks_control(t.content)
+    )
+
+
+def check_vocab(tok: "PreTrainedTokenizerFast", vocab_size: int) -> None:
+    """UserError when `tok` makes ids that a model of `vocab_size` rows has not; one warning line when it is smaller."""
+    used = max(tok.get_vocab().values()) + 1
+    if used > vocab_size:
+        raise UserError(
+            f"tokenizer has ids up to {used - 1}, the model's vocabulary ends at {vocab_size - 1}: they do not fit"
+        )
+    if used < vocab_size - NUM_SPECIAL:
+        warn(f"tokenizer has {used} ids, the model {vocab_size}: {vocab_size - used} rows will never be used")
+
+
+def encode_text(tok: "PreTrainedTokenizerFast", text: str) -> list[int]:
+    """Ids of `text` as plain content: nothing added, and `<|eot_id|>` written in it is ordinary characters.
+
+    Raises:
+        UserError: a control id would appear all the same (a vocabulary that holds such a string as an ordinary entry).
+    """
+    return encode_texts(tok, [text])[0]
+
+
+def encode_texts(tok: "PreTrainedTokenizerFast", texts: Iterable[str]) -> list[list[int]]:
+    """`encode_text` for many texts at once (the encoder uses several threads if TOKENIZERS_PARALLELISM allows)."""
+    plain, controls = _plain_encoder(tok)
+    texts = list(texts)
+    encoded = [e.ids for e in plain.encode_batch_fast(texts, add_special_tokens=False)]
+    for text, ids in zip(texts, encoded):
+        if not controls.isdisjoint(ids):
+            names = sorted({tok.convert_ids_to_tokens(i) for i in controls.intersection(ids)})
+            raise UserError(
+                f"text {text[:60]!r} would produce control token {', '.join(names)}; this tokenizer is not safe"
+            )
+    return encoded
+
+
+def save_tokenizer(tok: "PreTrainedTokenizerFast", folder: str | os.PathLike) -> list[Path]:
+    """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja into `folder`.
+
+    Written here rather than by `save_pretrained`, which since transformers 5 names a class that 4.x does not know. The chat
+    template stands in the config as well, where readers before 4.43 look.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    roles = {
+        k: v for k, v in tok.special_tokens_map.items() if k in ("bos_token", "eos_token", "pad_token", "unk_token")
+    }
+    added = {
+        str(i): {k: getattr(t, k) for k in ("content", "lstrip", "normalized", "rstrip", "single_word", "special")}
+        for i, t in sorted(tok.added_tokens_decoder.items())
+    }
+    config = {
+        "added_tokens_decoder": added,
+        **roles,
+        "chat_template": tok.chat_template,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": tok.model_max_length,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    files = {
+        "tokenizer.json": json.dumps(_backend_json(tok), ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+        "special_tokens_map.json": json.dumps(roles, indent=2, ensure_ascii=False) + "\n",
+        "chat_template.jinja": tok.chat_template,
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in files]
+
+
+def byte_chars() -> dict[int, str]:
+    """The byte -> printable character table of byte-level BPE (GPT-2's encoder.py): printable bytes stand for themselves."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    table = {b: chr(b) for b in printable}
+    for b in range(256):
+        if b not in table:
+            table[b] = chr(256 + len(table) - len(printable))
+    return table
+
+
+def warn(message: str) -> None:
+    """One warning line on stderr."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def _transformers():
+    """The `transformers` module without its advice about a missing torch."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"tokenizer: cannot read {path}: {e}") from e
+    if text.startswith("version https://git-lfs"):
+        raise UserError(f"tokenizer: {path} is a git-lfs pointer, not the file; run `git lfs pull` in its folder")
+    return text
+
+
+def _load_hf(folder: Path) -> "PreTrainedTokenizerFast":
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            try:
+                json.loads(_read_text(folder / name))
+            except json.JSONDecodeError as e:
+                raise UserError(f"tokenizer: {folder / name}:{e.lineno}: not JSON ({e.msg})") from e
+    try:
+        return _transformers().PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except Exception as e:  # the library raises plain Exception for a malformed vocabulary
+        raise UserError(f"tokenizer: {folder / 'tokenizer.json'} cannot be loaded: {e}") from e
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    """The tiktoken ranks file: one `base64(token bytes) rank` a line; ranks must be 0 .. n-1 and hold all single bytes."""
+    not_ranks = f"tokenizer: {path} is not Meta's tiktoken ranks file"
+    with path.open("rb") as f:
+        if f.read(1) == b"\n":  # a sentencepiece protobuf opens with field 1 (0x0a)
+            raise UserError(f"{not_ranks}; it looks like sentencepiece (Llama 2), which Llama 3 does not use")
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        if not line:
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error) as e:
+            raise UserError(f"{path}:{number}: expected 'base64 rank' of a tiktoken ranks file") from e
+    if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([b]) in ranks for b in range(256)):
+        raise UserError(f"{not_ranks}, or is cut short: {len(ranks)} entries, ranks or single bytes are missing")
+    return ranks
+
+
+def _convert_tiktoken(path: Path) -> "PreTrainedTokenizerFast":
+    """A fast tokenizer from a ranks file. Every split of a token into two tokens is a merge, in the order of the result's
+    rank, so that the lowest-ranked result merges first as in tiktoken; a whole word that is a token is taken as it is."""
+    transformers = _transformers()
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    ranks = _read_ranks(path)
+    chars = byte_chars()
+    name = {token: "".join(map(chars.__getitem__, token)) for token in ranks}
+    merges: list[tuple[str, str]] = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        cuts = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+        cuts.sort(key=lambda cut: (ranks[cut[0]], ranks[cut[1]]))
+        merges += [(name[a], name[b]) for a, b in cuts]
+    vocab = {name[token]: rank for token, rank in ranks.items()}
+    fast = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
+    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    fast.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special_token_names()])
+    begin = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, fast.token_to_id(BOS))]
+    )
+    fast.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), begin])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=BOS, eos_token=EOT, pad_token=PAD)
+
+
+def _as_llama3(tok: "PreTrainedTokenizerFast", path: Path) -> "PreTrainedTokenizerFast":
+    """Checks that the control tokens are there and sets roles and chat template (see load_tokenizer)."""
+    vocab = tok.get_vocab()
+    missing = [t for t in (BOS, START_HEADER, END_HEADER, EOT) if t not in vocab]
+    if missing:
+        raise UserError(f"tokenizer: {path} is not a Llama-3 tokenizer: it has no {', '.join(missing)}")
+    weak = [t for t in (BOS, EOS, START_HEADER, END_HEADER, EOT, EOM) if t in vocab and t not in tok.all_special_tokens]
+    tok.add_tokens(weak, special_tokens=True)  # flags them; ids stay
+    if set(tok.get_vocab()) != set(vocab):
+        raise UserError(f"tokenizer: {path}: control tokens are inconsistent between its files")
+    tok.bos_token, tok.eos_token = BOS, EOT
+    tok.clean_up_tokenization_spaces = False
+    if tok.pad_token_id is None or tok.pad_token_id in stop_ids(tok):
+        spare = [t for t in vocab if re.fullmatch(r"<\|reserved_special_token_\d+\|>", t)]
+        tok.pad_token = PAD if PAD in vocab else max(spare, key=vocab.__getitem__, default=EOS if EOS in vocab else EOT)
+    if tok.chat_template and _renders(tok, tok.chat_template) != _renders(tok, LLAMA3_CHAT_TEMPLATE):
+        warn(f"{path}: its chat template differs from plain Llama-3; the plain one is used, here and in exports")
+    tok.chat_template = LLAMA3_CHAT_TEMPLATE
+    return tok
+
+
+def _renders(tok: "PreTrainedTokenizerFast", template: str | dict) -> list[str] | None:
+    """What `template` makes of the probe conversation, with and without generation prompt; None if it fails."""
+    try:
+        kwargs = {"chat_template": template if isinstance(template, str) else template["default"], "tokenize": False}
+        return [tok.apply_chat_template(_PROBE, add_generation_prompt=g, **kwargs) for g in (False, True)]
+    except Exception:  # a foreign template may raise anything; then it certainly differs
+        return None
+
+
+def _looks_control(text: str) -> bool:
+    return re.fullmatch(r"<\|.*\|>", text, re.DOTALL) is not None
+
+
+def _backend_json(tok: "PreTrainedTokenizerFast") -> dict:
+    """The `tokenizers` state without truncation and padding, which are settings of the last call, not of the tokenizer."""
+    return {**json.loads(tok.backend_tokenizer.to_str()), "truncation": None, "padding": None}
+
+
+def _plain_encoder(tok: "PreTrainedTokenizerFast") -> "tuple[Tokenizer, frozenset[int]]":
+    """A copy of the encoder for which control tokens do not exist, and the control ids; made once per tokenizer.
+
+    A copy, because the switch for it (`encode_special_tokens`) is state that `tok(...)` itself flips. It acts on tokens
+    flagged special, so the flag is first set on exactly the control tokens; other added tokens go on matching.
+    """
+    if tok not in _PLAIN:
+        from tokenizers import Tokenizer
+
+        state, controls = _backend_json(tok), control_ids(tok)
+        for token in state["added_tokens"]:
+            token["special"] = token["id"] in controls
+        plain = Tokenizer.from_str(json.dumps(state))
+        plain.encode_special_tokens = True
+        _PLAIN[tok] = plain, controls
+    return _PLAIN[tok]
