@@ -1,0 +1,109 @@
+"""JSON lines: strict reading with file and line in every message, atomic writing. Knows nothing of records.
+
+Tolerated: a UTF-8 byte-order mark, CRLF line ends, blank lines, a missing last newline. Refused, each with one clear
+message: other encodings, broken JSON, a key given twice, NaN and Infinity (not JSON), lines that are not objects.
+"""
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from mmed_jax.errors import UserError
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+def open_binary(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file for reading bytes, unpacking it when the name ends in .gz."""
+    return gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")
+
+
+def decode(data: bytes, where: str) -> str:
+    """Bytes of one line (or file) as text. Raises UserError when they are not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        hint = "; it looks like UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise UserError(
+            f"{where}: not UTF-8 (byte 0x{data[e.start]:02x} at position {e.start}){hint}; save the file as UTF-8"
+        ) from None
+
+
+def parse_json(text: str, where: str) -> object:
+    """Strict JSON: a key given twice, NaN and Infinity are errors. Raises UserError naming `where`."""
+
+    def no_duplicates(pairs: list) -> dict:
+        out = dict(pairs)
+        if len(out) < len(pairs):
+            names = [k for k, _ in pairs]
+            twice = next(k for k in names if names.count(k) > 1)
+            raise UserError(f"{where}: field '{twice}' is given twice in one object")
+        return out
+
+    def no_constant(name: str) -> None:
+        raise UserError(f"{where}: {name} is not valid JSON; write null or a number")
+
+    try:
+        return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+    except json.JSONDecodeError as e:
+        at = f"line {e.lineno} column {e.colno}" if "\n" in text.rstrip() else f"column {e.colno}"
+        raise UserError(f"{where}: broken JSON at {at}: {e.msg}") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deeply") from None
+
+
+def read_objects(stream: BinaryIO, label: str) -> Iterator[tuple[str, dict]]:
+    """Yields ("label:line", object) for each non-blank line of `stream`. Raises UserError on the first bad line."""
+    number = 0
+    try:
+        for number, raw in enumerate(stream, 1):
+            where = f"{label}:{number}"
+            text = decode(raw, where).strip()
+            if not text:
+                continue
+            if number == 1 and text == "[":
+                raise UserError(f"{where}: the file is one JSON array; write one JSON object a line (JSON Lines)")
+            value = parse_json(text, where)
+            if not isinstance(value, dict):
+                kind = "array" if isinstance(value, list) else type(value).__name__
+                raise UserError(f"{where}: expected a JSON object, got a {kind}; write one object a line (JSON Lines)")
+            yield where, value
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise UserError(f"{label}: damaged gzip file after line {number}: {e}") from None
+
+
+def dump_line(value: dict) -> str:
+    """One object as one line of JSON, text unescaped except the Unicode line separators some readers split at."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
+
+
+def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> int:
+    """Writes lines to `path` (gzip when it ends in .gz) under a temporary name, then renames. Returns the count.
+
+    A failure of any kind, the iterable's own included, leaves an older file at `path` as it was and no temporary.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    try:
+        with open(temporary, "wb") as raw:
+            # mtime=0 and no name: the same records give the same bytes.
+            packed = gzip.GzipFile("", "wb", 6, raw, mtime=0) if path.name.endswith(".gz") else None
+            out = packed or raw
+            for line in lines:
+                out.write(line.encode("utf-8") + b"\n")
+                count += 1
+            if packed:
+                packed.close()
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
