@@ -1,0 +1,31 @@
+"""Where a recipe runs, apart from what it trains: precision, rematerialisation, mesh, checkpoints."""
+
+from ml_collections import ConfigDict
+
+# Open weights by variant: the folder a user downloads them to, and the smallest hardware the defaults are meant for.
+# Memory: full fine-tuning with float32 weights and both AdamW moments takes 12 bytes a parameter, over all chips,
+# plus gradients (4) and activations: 16 bytes x 8.03e9 = 128 GB for the 8B.
+MODELS = {
+    "1b": ("models/Llama-3.2-1B", "one 80 GB GPU, or v5e-8 / v6e-4 and larger"),
+    "3b": ("models/Llama-3.2-3B", "two 80 GB GPUs, or v5e-16 / v6e-8 / v5p-8 and larger"),
+    "8b": ("models/Meta-Llama-3-8B", "4 x 80 GB GPUs, or v5e-32 / v6e-16 / v4-16 / v5p-8 and larger"),
+    "70b": ("models/Meta-Llama-3-70B", "32 x 80 GB GPUs, or v6e-128 / v5p-64 and larger"),
+}
+
+
+def cpu(c: ConfigDict) -> None:
+    """A laptop: float32, nothing recomputed, checkpoints small enough to be frequent."""
+    c.platform = "any"
+    c.compute_dtype = "float32"
+    c.remat = "none"
+    c.checkpoint.every_minutes = 2.0
+
+
+def accelerator(c: ConfigDict) -> None:
+    """A TPU or GPU mesh of any size: fully sharded, bfloat16 matmuls over float32 master weights, full remat."""
+    c.platform = "accelerator"
+    c.compute_dtype = "bfloat16"
+    c.remat = "full"
+    c.mesh.fsdp = -1
+    c.checkpoint.every_minutes = 30.0
+    c.checkpoint.keep_last = 2

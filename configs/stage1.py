@@ -1,0 +1,64 @@
+"""Stage 1: general medical instructions (MMed-IFT, arXiv 2409.05732).
+
+    python -m mmed_jax.train --config=stage1        demo: embedded records, any machine
+    python -m mmed_jax.train --config=stage1:8b --config.data.train=records/stage1.jsonl
+
+variant  hardware it is meant for      weights                    batch x length   lr, schedule               length
+demo     2 CPU cores                   random, 2.0 M parameters   8 x 512          2e-3, cosine, warm-up 5 %  see below
+1b       hardware.MODELS["1b"]         models/Llama-3.2-1B        128 x 2048       2e-5, cosine, warm-up 3 %  3 epochs
+3b       hardware.MODELS["3b"]         models/Llama-3.2-3B        128 x 2048       2e-5, cosine, warm-up 3 %  3 epochs
+8b       hardware.MODELS["8b"]         models/Meta-Llama-3-8B     128 x 2048       1e-5, cosine, warm-up 3 %  3 epochs
+70b      hardware.MODELS["70b"]        models/Meta-Llama-3-70B    128 x 2048       5e-6, cosine, warm-up 3 %  3 epochs
+
+Sources. The stage-1 hyperparameters of arXiv 2409.05732 are not public. Batch 128, length 2048, cosine with 3 % warm-up,
+no weight decay, clipping at 1.0 are those of arXiv 2402.13963's full fine-tuning (MMedLM, finetune/fullmodel_finetuning.sh);
+learning rates by size and 3 epochs are our choice.
+
+Expect (demo): see README.md, "What the demo shows".
+"""
+
+from ml_collections import ConfigDict
+
+from configs import hardware
+from configs.base import base
+
+VARIANTS = ("demo", "1b", "3b", "8b", "70b")
+LEARNING_RATE = {"1b": 2e-5, "3b": 2e-5, "8b": 1e-5, "70b": 5e-6}
+
+
+def get_config(variant: str = "demo") -> ConfigDict:
+    """The config of one variant; see the table above."""
+    c = base()
+    c.name, c.variant = "stage1", variant
+    c.run_dir = f"runs/stage1-{variant}"
+    c.data.kind = "instruction"
+    if variant == "demo":
+        demo(c)
+        c.data.train = ("data_gen/handcrafted/instructions.jsonl",)
+        return c
+    hardware.accelerator(c)
+    c.init_from = hardware.MODELS[variant][0]
+    c.data.train = ("records/stage1.jsonl",)
+    c.data.seq_len = 2048
+    c.batch_size = 128
+    c.epochs = 3.0
+    c.optim.lr = LEARNING_RATE[variant]
+    c.eval_every = 200
+    return c
+
+
+def demo(c: ConfigDict) -> None:
+    """Small enough to memorise the hand-crafted records in minutes on two CPU cores; shared with stage 2."""
+    hardware.cpu(c)
+    c.model.preset = "demo"
+    c.tokenizer = "demo"
+    c.data.seq_len = 512
+    # All of them are trained on: the demo proves that the machine works, not that the model generalises.
+    c.data.validation_fraction = 0.0
+    c.batch_size = 8
+    c.epochs = 60.0
+    c.optim.lr = 2e-3
+    c.optim.warmup_ratio = 0.05
+    c.optim.end_lr_ratio = 0.05
+    c.log_every = 10
+    c.loss_chunk = 4096

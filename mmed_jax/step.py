@@ -1,0 +1,144 @@
+"""The training step and the evaluation step: pure functions of (state, batch).
+
+Loss (the only definition): sum over supervised tokens of -log p(target) / number of supervised tokens in the global batch.
+It is divided once, after all micro-batches and devices have been summed, so that the gradient does not depend on the
+number of micro-batches or on the mesh.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmed_jax.loss import token_nll
+from mmed_jax.model import llama
+from mmed_jax.model.config import LlamaConfig
+
+# Index 0 is padding; i + 1 is schema.LANGUAGES[i]. Fixed here so that this module needs no data code.
+LANGUAGE_SLOTS = 8
+
+Batch = dict[str, jax.Array]  # tokens, targets, segment_ids, positions, language: int32 [B,T]; loss_mask float32 [B,T]
+State = dict[str, Any]  # params, opt_state: trees; step: int32 []
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What the step needs to know beyond the model: see configs/base.py for each."""
+
+    compute_dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+    loss_chunk: int = 1024
+    grad_accum: int = 1
+
+
+def init_state(params: Any, tx: optax.GradientTransformation) -> State:
+    """Step 0 with fresh optimizer moments."""
+    return {"params": params, "opt_state": tx.init(params), "step": jnp.zeros((), jnp.int32)}
+
+
+def head_weight(params: Any) -> jax.Array:
+    """[V, D]: the output head, which is the embedding when tied."""
+    return params["head"]["weight"] if "head" in params else params["embed"]["weight"]
+
+
+def batch_sums(params: Any, cfg: LlamaConfig, options: StepOptions, batch: Batch) -> tuple[jax.Array, Batch]:
+    """Sums over one micro-batch.
+
+    Returns:
+      (sum of the loss over supervised tokens, {"nll", "count": float32 [LANGUAGE_SLOTS] by language}).
+    """
+    hidden_btd = llama.forward(
+        params,
+        cfg,
+        batch["tokens"],
+        positions_bt=batch["positions"],
+        segment_ids_bt=batch["segment_ids"],
+        compute_dtype=jnp.dtype(options.compute_dtype),
+        remat=options.remat,
+        attention=options.attention,
+    )
+    nll_bt = token_nll(
+        hidden_btd,
+        head_weight(params),
+        batch["targets"],
+        chunk=options.loss_chunk,
+        compute_dtype=jnp.dtype(options.compute_dtype),
+    )
+    mask_bt = batch["loss_mask"]
+    # Selected, not multiplied: 0 x inf from a padding row would be NaN.
+    nll_bt = jnp.where(mask_bt > 0, nll_bt * mask_bt, 0.0)
+    by_language = jax.nn.one_hot(batch["language"], LANGUAGE_SLOTS, dtype=jnp.float32)
+    sums = {
+        "nll": jnp.einsum("bt,btk->k", jax.lax.stop_gradient(nll_bt), by_language),
+        "count": jnp.einsum("bt,btk->k", mask_bt, by_language),
+    }
+    return nll_bt.sum(), sums
+
+
+def make_train_step(
+    cfg: LlamaConfig, tx: optax.GradientTransformation, schedule: optax.Schedule, options: StepOptions
+) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+    """Builds train_step(state, batch) -> (state, metrics); to be jitted with the state donated.
+
+    Metrics (float32): loss, lr, grad_norm (before clipping), param_norm and update_norm (of this update), supervised
+    and real (not padding) token counts, nll and count by language [LANGUAGE_SLOTS].
+    """
+
+    def micro_batches(x: jax.Array) -> jax.Array:
+        # Row i goes to micro-batch i % A: each device keeps its own rows, nothing is sent.
+        rows = x.shape[0] // options.grad_accum
+        return x.reshape(rows, options.grad_accum, *x.shape[1:]).swapaxes(0, 1)
+
+    grad_fn = jax.value_and_grad(lambda p, b: batch_sums(p, cfg, options, b), has_aux=True)
+
+    def gradients(params: Any, batch: Batch) -> tuple[Any, Batch]:
+        if options.grad_accum == 1:
+            (_, sums), grads = grad_fn(params, batch)
+            return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
+
+        def add(carry: Any, micro: Batch) -> tuple[Any, None]:
+            total, total_sums = carry
+            (_, sums), grads = grad_fn(params, micro)
+            total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads)
+            return (total, jax.tree.map(jnp.add, total_sums, sums)), None
+
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        no_sums = {"nll": jnp.zeros(LANGUAGE_SLOTS), "count": jnp.zeros(LANGUAGE_SLOTS)}
+        (grads, sums), _ = jax.lax.scan(add, (zeros, no_sums), jax.tree.map(micro_batches, batch))
+        return grads, sums
+
+    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        params = state["params"]
+        grads, sums = gradients(params, batch)
+        count = sums["count"].sum()
+        scale = 1.0 / jnp.maximum(count, 1.0)
+        grads = jax.tree.map(lambda g: g * scale, grads)
+        updates, opt_state = tx.update(grads, state["opt_state"], params)
+        new_params = optax.apply_updates(params, updates)
+        metrics = {
+            "loss": sums["nll"].sum() * scale,
+            "lr": schedule(state["step"]),
+            "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(new_params),
+            "update_norm": optax.global_norm(updates),
+            "supervised_tokens": count,
+            "real_tokens": (batch["segment_ids"] > 0).sum().astype(jnp.float32),
+            "language_nll": sums["nll"],
+            "language_count": sums["count"],
+        }
+        return {"params": new_params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
+
+    return train_step
+
+
+def make_eval_step(cfg: LlamaConfig, options: StepOptions) -> Callable[[Any, Batch], Batch]:
+    """Builds eval_step(params, batch) -> {"nll", "count"} sums by language, float32 [LANGUAGE_SLOTS]."""
+
+    def eval_step(params: Any, batch: Batch) -> Batch:
+        return batch_sums(params, cfg, options, batch)[1]
+
+    return eval_step
