@@ -1,8 +1,8 @@
-"""The tokenizer: a Hugging Face folder's own, or Meta's tiktoken `tokenizer.model` converted, with Llama-3's chat template.
+"""The tokenizer: a Hugging Face folder's own, or Meta's tiktoken `tokenizer.model` converted; Llama-3's chat template.
 
-Sources: the ranks file and the split expression are those of Meta's llama3 release (llama/tokenizer.py); the names of the
-256 special tokens are those of the Llama-3.1 Hugging Face release. Llama 3.0 differs from it in names only (128004 and
-128008 were reserved there), so models of both read the same ids.
+Sources: the ranks file and the split expression are those of Meta's llama3 release (llama/tokenizer.py); the names of
+the 256 special tokens are those of the Llama-3.1 Hugging Face release. Llama 3.0 differs from it in names only (128004
+and 128008 were reserved there), so models of both read the same ids.
 """
 
 import base64
@@ -28,17 +28,21 @@ START_HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
 PAD = "<|finetune_right_pad_id|>"
 NUM_SPECIAL = 256
 
-# Plain Llama-3: begin of text once, then every message behind its header and closed by <|eot_id|>; no dated system header.
+# Plain Llama-3: begin of text once, then every message behind its header and closed by <|eot_id|>; no dated header.
 LLAMA3_CHAT_TEMPLATE = (
     "{{- bos_token }}"
     "{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{- message['content'] | trim + '<|eot_id|>' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
 )
 
-# Meta's split expression: contractions, words with one leading non-letter, numbers of at most three digits, punctuation, space.
-SPLIT_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Meta's split expression: contractions, words with one leading non-letter, up to three digits, punctuation, space.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 _PROBE = [{"role": r, "content": f" {r} text "} for r in ("system", "user", "assistant", "user")]
 _PLAIN: "weakref.WeakKeyDictionary[PreTrainedTokenizerFast, tuple[Tokenizer, frozenset[int]]]"
@@ -59,8 +63,8 @@ def local_path(path: str | os.PathLike, what: str) -> Path:
         return found
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)) and not found.parent.exists():
         raise UserError(
-            f"{what}: no folder '{path}'; nothing is fetched from the hub here. If it is a hub name, accept its licence on "
-            f"huggingface.co, run `hf download {path} --local-dir DIR` and give DIR"
+            f"{what}: no folder '{path}', and nothing is fetched from the hub here. If it is a hub name: accept its "
+            f"licence on huggingface.co, run `hf download {path} --local-dir DIR` and give DIR"
         )
     raise UserError(f"{what}: '{path}' does not exist")
 
@@ -68,9 +72,10 @@ def local_path(path: str | os.PathLike, what: str) -> Path:
 def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     """The tokenizer of a Hugging Face folder (`tokenizer.json`) or of Meta's tiktoken `tokenizer.model`.
 
-    The class is always PreTrainedTokenizerFast over the folder's `tokenizer.json`: class names in `tokenizer_config.json` are
-    often wrong for byte-level vocabularies and would change the ids. On the returned tokenizer the chat template is
-    LLAMA3_CHAT_TEMPLATE, the end token is <|eot_id|>, the pad token is no stop token, and decoding never rewrites spaces.
+    The class is always PreTrainedTokenizerFast over the folder's `tokenizer.json`: class names in
+    `tokenizer_config.json` are often wrong for byte-level vocabularies and would change the ids. On the returned
+    tokenizer the chat template is LLAMA3_CHAT_TEMPLATE, the end token is <|eot_id|>, the pad token is no stop token
+    where the vocabulary allows, and decoding never rewrites spaces.
 
     Args:
         path: an HF folder, Meta's `tokenizer.model`, or a folder that holds it (also below `original/`).
@@ -102,13 +107,13 @@ def tokenizer_hash(tok: "PreTrainedTokenizerFast") -> str:
 
 
 def stop_ids(tok: "PreTrainedTokenizerFast") -> tuple[int, ...]:
-    """Ids that end an answer, ascending: <|eot_id|>, <|end_of_text|>, <|eom_id|> where present, and the tokenizer's own end."""
+    """Ids that end an answer, ascending: <|eot_id|>, <|end_of_text|>, <|eom_id|> where present, the end token."""
     vocab = tok.get_vocab()
     return tuple(sorted({vocab[t] for t in (EOT, EOS, EOM, tok.eos_token) if t in vocab}))
 
 
 def control_ids(tok: "PreTrainedTokenizerFast") -> frozenset[int]:
-    """Ids that text must never produce: special tokens, the named roles, and any added token that looks like `<|...|>`."""
+    """Ids that text must never produce: special tokens, named roles, and any added token that looks like `<|...|>`."""
     roles = {t for t in tok.special_tokens_map.values() if isinstance(t, str)}
     return frozenset(
         i for i, t in tok.added_tokens_decoder.items() if t.special or t.content in roles or _looks_control(t.content)
@@ -152,8 +157,8 @@ def encode_texts(tok: "PreTrainedTokenizerFast", texts: Iterable[str]) -> list[l
 def save_tokenizer(tok: "PreTrainedTokenizerFast", folder: str | os.PathLike) -> list[Path]:
     """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja into `folder`.
 
-    Written here rather than by `save_pretrained`, which since transformers 5 names a class that 4.x does not know. The chat
-    template stands in the config as well, where readers before 4.43 look.
+    Written here rather than by `save_pretrained`, which since transformers 5 names a class that 4.x does not know. The
+    chat template stands in the config as well, where older readers look.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +190,7 @@ def save_tokenizer(tok: "PreTrainedTokenizerFast", folder: str | os.PathLike) ->
 
 
 def byte_chars() -> dict[int, str]:
-    """The byte -> printable character table of byte-level BPE (GPT-2's encoder.py): printable bytes stand for themselves."""
+    """Byte -> printable character of byte-level BPE (GPT-2's encoder.py): printable bytes stand for themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     table = {b: chr(b) for b in printable}
     for b in range(256):
@@ -232,7 +237,7 @@ def _load_hf(folder: Path) -> "PreTrainedTokenizerFast":
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
-    """The tiktoken ranks file: one `base64(token bytes) rank` a line; ranks must be 0 .. n-1 and hold all single bytes."""
+    """The ranks file: one `base64(token bytes) rank` a line; ranks are 0 .. n-1 and all single bytes are there."""
     not_ranks = f"tokenizer: {path} is not Meta's tiktoken ranks file"
     with path.open("rb") as f:
         if f.read(1) == b"\n":  # a sentencepiece protobuf opens with field 1 (0x0a)
@@ -252,8 +257,11 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def _convert_tiktoken(path: Path) -> "PreTrainedTokenizerFast":
-    """A fast tokenizer from a ranks file. Every split of a token into two tokens is a merge, in the order of the result's
-    rank, so that the lowest-ranked result merges first as in tiktoken; a whole word that is a token is taken as it is."""
+    """A fast tokenizer from a ranks file.
+
+    Every split of a token into two tokens becomes a merge, in the order of the result's rank, so that the lowest-ranked
+    result merges first as in tiktoken; a whole word that is a token is taken as it is (ignore_merges).
+    """
     transformers = _transformers()
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -314,7 +322,7 @@ def _looks_control(text: str) -> bool:
 
 
 def _backend_json(tok: "PreTrainedTokenizerFast") -> dict:
-    """The `tokenizers` state without truncation and padding, which are settings of the last call, not of the tokenizer."""
+    """The `tokenizers` state without truncation and padding, which belong to the last call, not to the tokenizer."""
     return {**json.loads(tok.backend_tokenizer.to_str()), "truncation": None, "padding": None}
 
 
