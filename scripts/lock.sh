@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Makes constraints.txt again from requirements.txt and the test tools: newest versions inside their bounds, for Python 3.11 and
+# later on every platform. Needs uv (pip install uv). Run the tests afterwards.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tools=$(mktemp)
+trap 'rm -f "$tools"' EXIT
+printf 'pytest>=8,<10\nhypothesis>=6.100,<7\nruff>=0.9,<1\n' > "$tools"
+{
+  echo "# Exact versions that scripts/quickstart.sh and scripts/test.sh install. Made by scripts/lock.sh from requirements.txt and the"
+  echo "# test extra; do not edit by hand."
+  uv pip compile --quiet --universal --no-annotate --no-header --python-version 3.11 requirements.txt "$tools"
+  echo "# Tests only. On Linux the package index may offer a CUDA build of several gigabytes under this version; see README, Tests."
+  echo "torch==2.13.0"
+} > constraints.txt.new
+mv constraints.txt.new constraints.txt

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Makes the virtual environment (.venv, or $VENV) with the exact versions of constraints.txt, unless it is already there.
+#   scripts/setup.sh          what training, evaluation and export need
+#   scripts/setup.sh test     and what the tests need
+# Prints the environment's python on the last line of stdout; progress goes to stderr.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+extra=${1:-run}
+venv=${VENV:-.venv}
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+  for candidate in python3.12 python3.11 python3; do
+    if command -v "$candidate" > /dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+      python=$candidate
+      break
+    fi
+  done
+fi
+if [ -z "$python" ]; then
+  echo "error: no Python 3.11 or newer found; install one or set PYTHON=/path/to/python" >&2
+  exit 2
+fi
+
+# The stamp says what the environment was made from; anything else means: make it again.
+stamp="$("$python" -c 'import sys; print(sys.version)') $(cat requirements.txt constraints.txt pyproject.toml | cksum)"
+have() { [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.made-for-$1" 2> /dev/null)" = "$stamp" ]; }
+if ! have "$extra" && ! { [ "$extra" = run ] && have test; }; then
+  echo "setup: $("$python" --version) -> $venv (about two minutes, once)" >&2
+  if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    "$python" -m venv --clear "$venv" >&2
+  fi
+  packages=(-r requirements.txt)
+  [ "$extra" = test ] && packages+=(pytest hypothesis ruff torch)
+  "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt "${packages[@]}" >&2
+  echo "$stamp" > "$venv/.made-for-$extra"
+  echo "setup: done" >&2
+fi
+echo "$venv/bin/python"

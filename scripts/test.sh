@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Sets up .venv and passes the tests. Arguments go to pytest: scripts/test.sh tests/test_parity.py -k theta
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=$(scripts/setup.sh test | tail -n 1)
+export JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+"$python" -m ruff check .
+"$python" -m pytest "$@"
