@@ -1,0 +1,267 @@
+"""Llama-3: parameters as one nested dict of stacked arrays, layers run by lax.scan.
+
+Shape suffixes: b batch, t query length, s key length, d hidden, n heads, k kv heads, h head_dim, f intermediate,
+v vocabulary. Weights keep the [out, in] orientation and the half-rotation layout of Hugging Face, so that import and
+export copy bytes.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from mmed_jax.model.attention import attention as attend
+from mmed_jax.model.config import LlamaConfig
+from mmed_jax.model.remat import rematerialise
+from mmed_jax.model.rope import apply_rope, rope_tables
+from mmed_jax.sharding import constrain
+
+Params = dict[str, Any]
+
+
+def _layout(cfg: LlamaConfig) -> dict[str, Any]:
+    """The parameter tree with (shape, logical axis names, initializer) as leaves: the one place that knows it."""
+    layers, d, f, v = cfg.num_layers, cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
+    nh, kh = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+
+    def linear(out: tuple[int, str], inp: tuple[int, str], bias: bool) -> dict:
+        p = {"weight": ((layers, out[0], inp[0]), ("layers", out[1], inp[1]), "normal")}
+        if bias:
+            # A bias on the hidden axis ("embed") is small and added to an unsharded activation.
+            p["bias"] = ((layers, out[0]), ("layers", "norm" if out[1] == "embed" else out[1]), "zeros")
+        return p
+
+    norm = {"weight": ((layers, d), ("layers", "norm"), "ones")}
+    hidden, heads, kv_heads, mlp = (d, "embed"), (nh, "heads"), (kh, "kv_heads"), (f, "mlp")
+    table = ((v, d), ("vocab", "embed"), "normal")
+    tree = {
+        "embed": {"weight": table},
+        "layers": {
+            "attn_norm": norm,
+            "q": linear(heads, hidden, cfg.attention_bias),
+            "k": linear(kv_heads, hidden, cfg.attention_bias),
+            "v": linear(kv_heads, hidden, cfg.attention_bias),
+            "o": linear(hidden, heads, cfg.attention_bias),
+            "mlp_norm": norm,
+            "gate": linear(mlp, hidden, cfg.mlp_bias),
+            "up": linear(mlp, hidden, cfg.mlp_bias),
+            "down": linear(hidden, mlp, cfg.mlp_bias),
+        },
+        "final_norm": {"weight": ((d,), ("norm",), "ones")},
+    }
+    if not cfg.tie_word_embeddings:
+        tree["head"] = {"weight": table}
+    return tree
+
+
+def _map(fn, cfg: LlamaConfig) -> Any:
+    return jax.tree.map(lambda leaf: fn(*leaf), _layout(cfg), is_leaf=lambda x: isinstance(x, tuple))
+
+
+def abstract_params(cfg: LlamaConfig, dtype: Any = jnp.float32) -> Params:
+    """The parameter tree as jax.ShapeDtypeStruct leaves."""
+    return _map(lambda shape, axes, init: jax.ShapeDtypeStruct(shape, dtype), cfg)
+
+
+def logical_axes(cfg: LlamaConfig) -> Any:
+    """The parameter tree with a tuple of logical axis names per leaf (see sharding.PARAM_RULES)."""
+    return _map(lambda shape, axes, init: axes, cfg)
+
+
+def init_params(cfg: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+    """Random parameters: normal(0, initializer_range), norms 1, biases 0. Large models: jit it with out_shardings."""
+    leaves, treedef = jax.tree.flatten(_layout(cfg), is_leaf=lambda x: isinstance(x, tuple))
+
+    def leaf(i: int, shape: tuple[int, ...], init: str) -> jax.Array:
+        if init != "normal":
+            return jnp.full(shape, 1 if init == "ones" else 0, dtype)
+        values = jax.random.normal(jax.random.fold_in(key, i), shape, jnp.float32)
+        return (values * cfg.initializer_range).astype(dtype)
+
+    return jax.tree.unflatten(treedef, [leaf(i, shape, init) for i, (shape, _, init) in enumerate(leaves)])
+
+
+def init_cache(cfg: LlamaConfig, batch: int, max_len: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+    """An empty key-value cache, {"k", "v"} of [L, B, S, K, H]; slot s of a row holds position s."""
+    shape = (cfg.num_layers, batch, max_len, cfg.num_kv_heads, cfg.head_dim)
+    return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+
+
+def _precision(dtype: Any) -> jax.lax.Precision | None:
+    # float32 means float32: no TF32 on GPUs, no bfloat16 passes on TPUs.
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def _linear(x: jax.Array, p: Params) -> jax.Array:
+    y = jnp.einsum("...i,oi->...o", x, p["weight"].astype(x.dtype), precision=_precision(x.dtype))
+    return y + p["bias"].astype(x.dtype) if "bias" in p else y
+
+
+def _rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array, jax.Array], mix: Any):
+    """One decoder layer; `mix(q, k, v) -> (context, extra)` is attention with or without a cache."""
+    b, t, _ = x_btd.shape
+    x_btd = checkpoint_name(constrain(x_btd, "batch", "length", "act_embed"), "layer_input")
+    with jax.named_scope("attention"):
+        y = _rms_norm(x_btd, p["attn_norm"]["weight"], cfg.rms_norm_eps)
+        q, k, v = (_linear(y, p[name]).reshape(b, t, -1, cfg.head_dim) for name in ("q", "k", "v"))
+        q = constrain(apply_rope(q, *rope), "batch", "length", "act_heads", None)
+        # Under context parallelism every device sees all keys of its rows.
+        k = constrain(apply_rope(k, *rope), "batch", None, "act_kv_heads", None)
+        v = constrain(v, "batch", None, "act_kv_heads", None)
+        q, k, v = (checkpoint_name(a, "qkv") for a in (q, k, v))
+        context, extra = mix(q, k, v)
+        context = checkpoint_name(constrain(context, "batch", "length", "act_heads", None), "context")
+        attn_out = _linear(context.reshape(b, t, -1), p["o"])
+        attn_out = checkpoint_name(constrain(attn_out, "batch", "length", "act_embed"), "attn_out")
+    x_btd = x_btd + attn_out
+    with jax.named_scope("mlp"):
+        y = _rms_norm(x_btd, p["mlp_norm"]["weight"], cfg.rms_norm_eps)
+        gate = checkpoint_name(constrain(_linear(y, p["gate"]), "batch", "length", "act_mlp"), "mlp")
+        up = checkpoint_name(constrain(_linear(y, p["up"]), "batch", "length", "act_mlp"), "mlp")
+        down = _linear(jax.nn.silu(gate) * up, p["down"])
+    return constrain(x_btd + down, "batch", "length", "act_embed"), extra
+
+
+def forward(
+    params: Params,
+    cfg: LlamaConfig,
+    tokens_bt: jax.Array,
+    *,
+    positions_bt: jax.Array | None = None,
+    segment_ids_bt: jax.Array | None = None,
+    compute_dtype: Any = jnp.float32,
+    remat: str = "none",
+    attention: str = "auto",
+    cache: dict[str, jax.Array] | None = None,
+) -> Any:
+    """Runs the decoder up to and including the final norm.
+
+    Args:
+      tokens_bt: int32 [B, T]; an id outside the vocabulary gives NaN.
+      positions_bt: int32 [B, T], arange(T) by default.
+      segment_ids_bt: int32 [B, T], documents of a packed row; tokens see only their own segment. None = one.
+      compute_dtype: of matmuls and activations; norms, rotary angles and softmax are float32. Weights are cast inside
+        the layer loop.
+      remat: policy of mmed_jax.model.remat, for the backward pass.
+      attention: backend of mmed_jax.model.attention.
+      cache: from `init_cache`. Keys and values of the T tokens are written at slots positions_bt[b, t] (positions < 0
+        or >= S are dropped) and a query at position p sees slots s <= p. Rows are right-padded: a pad's slot is either
+        dropped or written again before any query sees it.
+
+    Returns:
+      hidden_btd [B, T, D] in compute_dtype, or (hidden_btd, cache) when a cache is given.
+
+    Raises:
+      UserError: unknown remat policy or attention backend, or one that can't do this.
+    """
+    b, t = tokens_bt.shape
+    if positions_bt is None:
+        positions_bt = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
+    with jax.named_scope("embed"):
+        # Rows are cast after they are picked, so that the table's gradient is summed in the type of the parameters.
+        x = jnp.take(params["embed"]["weight"], tokens_bt, axis=0).astype(compute_dtype)
+        x = constrain(x, "batch", "length", "act_embed")
+        rope = rope_tables(cfg, positions_bt)
+    if cache is not None:
+        if segment_ids_bt is not None:
+            raise ValueError("a cache holds one document a row: no segment ids with a cache")
+        x, cache = _run_cached(params, cfg, x, rope, positions_bt, cache)
+    else:
+
+        def mix(q, k, v):
+            out = attend(
+                q, k, v,
+                q_positions=positions_bt, kv_positions=positions_bt,
+                q_segments=segment_ids_bt, kv_segments=segment_ids_bt,
+                backend=attention,
+            )  # fmt: skip
+            return out, None
+
+        body = rematerialise(lambda x, p: _layer(x, p, cfg, rope, mix), remat)
+        with jax.named_scope("layers"):
+            x, _ = jax.lax.scan(body, x, params["layers"])
+    with jax.named_scope("final_norm"):
+        x = _rms_norm(x, params["final_norm"]["weight"], cfg.rms_norm_eps)
+    return x if cache is None else (x, cache)
+
+
+def _run_cached(params, cfg, x, rope, positions_bt, cache):
+    """The layers with a key-value cache, which is carried (not stacked) so that it is updated in place."""
+    b, t = positions_bt.shape
+    slots = cache["k"].shape[2]
+    # A negative index would count from the end; send it past the end, where scatter drops it.
+    write = jnp.where(positions_bt < 0, slots, positions_bt)
+    rows = jnp.arange(b)[:, None]
+    slot_positions = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (b, slots))
+
+    def body(carry, xs):
+        x, keys, values = carry
+        p, layer = xs
+
+        def mix(q, k, v):
+            new_k = keys.at[layer, rows, write].set(k.astype(keys.dtype), mode="drop")
+            new_v = values.at[layer, rows, write].set(v.astype(values.dtype), mode="drop")
+            k_all, v_all = new_k[layer].astype(q.dtype), new_v[layer].astype(q.dtype)
+            out = attend(
+                q, k_all, v_all, q_positions=positions_bt, kv_positions=slot_positions, backend="reference"
+            )
+            return out, (new_k, new_v)
+
+        x, (keys, values) = _layer(x, p, cfg, rope, mix)
+        return (x, keys, values), None
+
+    carry = (x, cache["k"], cache["v"])
+    (x, keys, values), _ = jax.lax.scan(body, carry, (params["layers"], jnp.arange(cfg.num_layers)))
+    return x, {"k": keys, "v": values}
+
+
+def head_weight(params: Params, cfg: LlamaConfig) -> jax.Array:
+    """The output projection [V, D]: its own, or the embedding when tied."""
+    return params["embed" if cfg.tie_word_embeddings else "head"]["weight"]
+
+
+def unembed(params: Params, cfg: LlamaConfig, hidden: jax.Array) -> jax.Array:
+    """float32 logits [..., V] of hidden [..., D], multiplied in the dtype of hidden and summed in float32."""
+    weight = head_weight(params, cfg).astype(hidden.dtype)
+    with jax.named_scope("unembed"):
+        logits = jnp.einsum(
+            "...d,vd->...v", hidden, weight, precision=_precision(hidden.dtype), preferred_element_type=jnp.float32
+        )
+    return constrain(logits, "batch", "length", "act_vocab") if logits.ndim == 3 else logits
+
+
+class _Group(nnx.Module):
+    """Named parameters or named groups of them."""
+
+    def __init__(self, tree: dict, axes: dict):
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                setattr(self, name, _Group(value, axes[name]))
+            else:
+                setattr(self, name, nnx.Param(value, sharding_names=axes[name], eager_sharding=False))
+
+
+class Llama(_Group):
+    """The parameters as a Flax NNX module: `nnx.to_pure_dict(nnx.state(model))` is the plain tree used everywhere.
+
+    Each nnx.Param carries its logical axis names as metadata (`sharding_names`).
+    """
+
+    def __init__(self, cfg: LlamaConfig, rngs: nnx.Rngs | None = None, *, params: Params | None = None):
+        if params is None:
+            params = init_params(cfg, rngs.params())
+        super().__init__(params, logical_axes(cfg))
+        self.cfg = cfg
+
+    def __call__(self, tokens_bt: jax.Array, **kwargs: Any) -> jax.Array:
+        """float32 logits [B, T, V]; keyword arguments of `forward` except cache."""
+        params = nnx.to_pure_dict(nnx.state(self))
+        return unembed(params, self.cfg, forward(params, self.cfg, tokens_bt, **kwargs))
