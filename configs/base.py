@@ -16,7 +16,8 @@ def base() -> ConfigDict:
     c.seed = 0
     # Everything the run writes goes here. Running again continues from here.
     c.run_dir = ""
-    # Weights to start from: "" = random, an HF folder, or a run folder (its newest good checkpoint; weights only, step 0).
+    # Weights to start from: "" = random, an HF folder, or a run folder (its newest good checkpoint; weights only,
+    # step 0).
     c.init_from = ""
     # HF folder or Meta tokenizer.model; "" = the tokenizer of `init_from`; "demo" = the embedded one.
     c.tokenizer = ""

@@ -10,9 +10,9 @@ demo     2 CPU cores                   random, 2.0 M parameters   8 x 512       
 8b       hardware.MODELS["8b"]         models/Meta-Llama-3-8B     128 x 2048       1e-5, cosine, warm-up 3 %  3 epochs
 70b      hardware.MODELS["70b"]        models/Meta-Llama-3-70B    128 x 2048       5e-6, cosine, warm-up 3 %  3 epochs
 
-Sources. The stage-1 hyperparameters of arXiv 2409.05732 are not public. Batch 128, length 2048, cosine with 3 % warm-up,
-no weight decay, clipping at 1.0 are those of arXiv 2402.13963's full fine-tuning (MMedLM, finetune/fullmodel_finetuning.sh);
-learning rates by size and 3 epochs are our choice.
+Sources. The stage-1 hyperparameters of arXiv 2409.05732 are not public. Batch 128, length 2048, cosine with 3 %
+warm-up, no weight decay, clipping at 1.0 are those of arXiv 2402.13963's full fine-tuning (MMedLM,
+finetune/fullmodel_finetuning.sh); learning rates by size and 3 epochs are our choice.
 
 Expect (demo): see README.md, "What the demo shows".
 """
