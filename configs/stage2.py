@@ -14,8 +14,8 @@ demo     runs/stage1-demo       8 x 512          2e-3, cosine, warm-up 5 %      
 70b      runs/stage1-70b        128 x 2048       2e-6, cosine, warm-up 3 %       5 epochs
 
 Hardware as in stage 1. Sources: batch, length, schedule, epochs, no weight decay, clipping: full fine-tuning on
-MMedBench in arXiv 2402.13963 (its learning rate is 1e-6, after 25 B tokens of continued pretraining); the learning rates
-are our choice.
+MMedBench in arXiv 2402.13963 (its learning rate is 1e-6, after 25 B tokens of continued pretraining); the learning
+rates are our choice.
 
 Expect (demo): see README.md, "What the demo shows".
 """

@@ -256,7 +256,7 @@ def validate(config: ConfigDict) -> None:
             f"config.batch of {batch_rows(config)} sequences does not divide by grad_accum={flat['grad_accum']}"
         )
     if flat["init_from"] and any(v for k, v in flat.items() if k.startswith("model.") and k != "model.preset"):
-        raise UserError("config.model.*: sizes are read only for random weights, init_from brings its own; set them to 0")
+        raise UserError("config.model.*: read only for random weights, init_from brings its own sizes; set them to 0")
     for key in MAPPINGS:
         for name, weight in flat[f"data.{key}"].items():
             if weight < 0:

@@ -1,8 +1,8 @@
 """The training step and the evaluation step: pure functions of (state, batch).
 
 Loss (the only definition): sum over supervised tokens of -log p(target), divided by the number of supervised tokens in
-the global batch. It is divided once, after all micro-batches and devices have been summed, so that the gradient does not depend on the
-number of micro-batches or on the mesh.
+the global batch. It is divided once, after all micro-batches and devices have been summed, so that the gradient does
+not depend on the number of micro-batches or on the mesh.
 """
 
 from collections.abc import Callable

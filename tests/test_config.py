@@ -45,7 +45,8 @@ def test_overrides_take_the_type_of_the_default():
 
 def test_a_config_is_also_a_path(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("from configs import stage1\n\ndef get_config():\n  c = stage1.get_config()\n  c.seed = 7\n  return c")
+    body = "  c = stage1.get_config()\n  c.seed = 7\n  return c\n"
+    path.write_text("from configs import stage1\n\ndef get_config():\n" + body)
     assert load_config(str(path)).seed == 7
 
 
