@@ -1,0 +1,144 @@
+"""The training step: one loss, whatever the accumulation and the mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mmed_jax import sharding, step
+from mmed_jax.model import llama
+from mmed_jax.model.config import from_hf
+
+CFG = from_hf(
+    {
+        "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 1000.0, "rms_norm_eps": 3e-4,
+        "max_position_embeddings": 128, "tie_word_embeddings": False,
+    }
+)  # fmt: skip
+ROWS, LENGTH = 16, 32
+
+
+@pytest.fixture(scope="module")
+def params():
+    return llama.init_params(CFG, jax.random.key(0), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Packed rows with very different numbers of supervised tokens, one row with none, padding at the end."""
+    rng = np.random.default_rng(0)
+    segments = np.zeros((ROWS, LENGTH), np.int32)
+    positions = np.zeros((ROWS, LENGTH), np.int32)
+    for row in range(ROWS):
+        cuts = [0, *sorted(rng.choice(np.arange(4, 26), 2, replace=False)), 28]
+        for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)):
+            segments[row, a:b] = i + 1
+            positions[row, a:b] = np.arange(b - a)
+    mask = (rng.random((ROWS, LENGTH)) < np.linspace(0, 1, ROWS)[:, None]) & (segments > 0)
+    return {
+        "tokens": rng.integers(0, 96, (ROWS, LENGTH)).astype(np.int32),
+        "targets": rng.integers(0, 96, (ROWS, LENGTH)).astype(np.int32),
+        "segment_ids": segments,
+        "positions": positions,
+        "language": np.where(segments > 0, 1 + rng.integers(0, 7, (ROWS, 1)), 0).astype(np.int32),
+        "loss_mask": mask.astype(np.float32),
+    }
+
+
+def gradient_of(params, batch, *, grad_accum=1, mesh=None, **options):
+    """The gradient as the optimizer sees it (SGD with lr 1 returns it as the difference), with the metrics."""
+    tx = optax.sgd(1.0)
+    options = step.StepOptions(grad_accum=grad_accum, loss_chunk=64, **options)
+    fn = jax.jit(step.make_train_step(CFG, tx, lambda _: jnp.float32(1.0), options))
+    if mesh is None:
+        state, metrics = fn(step.init_state(params, tx), batch)
+    else:
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, sharding.param_shardings(mesh, llama.logical_axes(CFG)))
+            rows = {k: jax.device_put(v, sharding.batch_sharding(mesh)) for k, v in batch.items()}
+            state, metrics = fn(step.init_state(placed, tx), rows)
+    grads = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, state["params"])
+    return grads, jax.device_get(metrics)
+
+
+def assert_same(a, b):
+    grads_a, metrics_a = a
+    grads_b, metrics_b = b
+    np.testing.assert_allclose(metrics_a["loss"], metrics_b["loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics_a["language_nll"], metrics_b["language_nll"], rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), grads_a, grads_b)
+
+
+@pytest.mark.parametrize("grad_accum", [2, 8])
+def test_micro_batches_give_the_gradient_of_one_batch(params, batch, grad_accum):
+    assert_same(gradient_of(params, batch), gradient_of(params, batch, grad_accum=grad_accum))
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"fsdp": 4, "context": 2},
+        {"data": 2, "fsdp": 2, "context": 2}, {"fsdp": 2, "tensor": 2, "context": 2},
+    ],
+    ids=lambda a: "-".join(f"{k}{v}" for k, v in a.items()),
+)  # fmt: skip
+def test_every_mesh_gives_the_gradient_of_one_device(params, batch, axes):
+    assert_same(gradient_of(params, batch), gradient_of(params, batch, mesh=sharding.make_mesh(**axes)))
+
+
+def test_mesh_and_accumulation_together_with_remat(params, batch):
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    assert_same(gradient_of(params, batch), gradient_of(params, batch, mesh=mesh, grad_accum=4, remat="full"))
+
+
+def test_loss_is_the_mean_over_supervised_tokens_and_counts_are_right(params, batch):
+    _, metrics = gradient_of(params, batch)
+    hidden = llama.forward(
+        params, CFG, batch["tokens"], positions_bt=batch["positions"], segment_ids_bt=batch["segment_ids"]
+    )
+    logits = np.asarray(llama.unembed(params, CFG, hidden), np.float64)
+    log_z = np.log(np.exp(logits).sum(-1))
+    nll = log_z - np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
+    supervised = batch["loss_mask"] > 0
+    np.testing.assert_allclose(metrics["loss"], nll[supervised].mean(), rtol=1e-5)
+    assert metrics["supervised_tokens"] == supervised.sum()
+    assert metrics["real_tokens"] == (batch["segment_ids"] > 0).sum()
+    for slot in range(step.LANGUAGE_SLOTS):
+        chosen = supervised & (batch["language"] == slot)
+        assert metrics["language_count"][slot] == chosen.sum()
+        np.testing.assert_allclose(metrics["language_nll"][slot], nll[chosen].sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_unsupervised_tokens_change_nothing(params, batch):
+    other = dict(batch, targets=np.where(batch["loss_mask"] > 0, batch["targets"], 5).astype(np.int32))
+    assert_same(gradient_of(params, batch), gradient_of(params, other))
+
+
+def test_a_batch_without_supervised_tokens_gives_zero_and_no_nan(params, batch):
+    grads, metrics = gradient_of(params, dict(batch, loss_mask=np.zeros_like(batch["loss_mask"])))
+    assert metrics["loss"] == 0
+    assert all(np.all(g == 0) for g in jax.tree.leaves(grads))
+
+
+def test_bfloat16_compute_keeps_float32_weights_and_gradients(params, batch):
+    grads, metrics = gradient_of(params, batch, compute_dtype="bfloat16")
+    exact, exact_metrics = gradient_of(params, batch)
+    np.testing.assert_allclose(metrics["loss"], exact_metrics["loss"], rtol=2e-2)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(exact), strict=True):
+        assert a.dtype == np.float32
+        assert np.linalg.norm(a - b) <= 0.05 * np.linalg.norm(b)
+
+
+def test_evaluation_step_sums_what_the_training_step_reports(params, batch):
+    sums = jax.jit(step.make_eval_step(CFG, step.StepOptions(loss_chunk=64)))(params, batch)
+    _, metrics = gradient_of(params, batch)
+    np.testing.assert_allclose(sums["nll"], metrics["language_nll"], rtol=1e-6)
+    np.testing.assert_allclose(sums["count"], metrics["language_count"])
+
+
+def test_language_slots_cover_the_schema():
+    from mmed_jax.data.schema import LANGUAGES
+
+    assert step.LANGUAGE_SLOTS == len(LANGUAGES) + 1
