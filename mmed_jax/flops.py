@@ -1,0 +1,67 @@
+"""FLOPs of a training step by formula, peak FLOP/s of devices by data sheet, and their quotient, MFU."""
+
+from mmed_jax.model.config import LlamaConfig
+
+# Dense bfloat16 FLOP/s of one jax device, by the beginning of its `device_kind` (lower case, longest first wins).
+# TPUs: cloud.google.com/tpu/docs, pages of v4, v5e, v5p and v6e (per chip; a jax device is one chip).
+# GPUs: NVIDIA data sheets of A100, H100, H200 (without sparsity).
+PEAK_BF16: dict[str, float] = {
+    "tpu v4": 275e12,
+    "tpu v5 lite": 197e12,
+    "tpu v5e": 197e12,
+    "tpu v5": 459e12,
+    "tpu v5p": 459e12,
+    "tpu v6 lite": 918e12,
+    "tpu v6e": 918e12,
+    "nvidia a100": 312e12,
+    "nvidia h100": 989e12,
+    "nvidia h100 pcie": 756e12,
+    "nvidia h100 nvl": 835e12,
+    "nvidia h200": 989e12,
+    "nvidia h200 nvl": 835e12,
+}
+# Another chip of the same name stem, without an entry here.
+UNLISTED = ("tpu v4 lite",)
+
+
+def matmul_params(cfg: LlamaConfig) -> int:
+    """Parameters that take part in a matrix product: all but norms, biases and the input embedding look-up.
+
+    A tied embedding counts once, as the output projection.
+    """
+    heads = cfg.hidden_size * cfg.head_dim * (2 * cfg.num_heads + 2 * cfg.num_kv_heads)
+    mlp = 3 * cfg.hidden_size * cfg.intermediate_size
+    return cfg.num_layers * (heads + mlp) + cfg.vocab_size * cfg.hidden_size
+
+
+def train_flops_per_token(cfg: LlamaConfig, seq_len: int) -> float:
+    """Model FLOPs of forward and backward per token of a row of `seq_len` tokens, causal count.
+
+    6 * matmul_params + 6 * layers * heads * head_dim * seq_len
+
+    2 FLOPs a multiply-add, backward twice the forward. Attention: a query meets seq_len / 2 keys on average, twice
+    (scores and values): 2 * 2 * (seq_len / 2) * heads * head_dim forward. What remat computes again is not counted.
+    Rows of packed documents are counted by the length of the row, although a document's queries meet fewer keys.
+
+    Llama-3-8B: 46.64e9 at 2048, 51.47e9 at 8192. The non-causal count, which some systems state, has 12 in place
+    of the second 6.
+    """
+    return 6.0 * matmul_params(cfg) + 6.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim * seq_len
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of one device (jax.Device.device_kind), or None where no figure is known (CPUs)."""
+    kind = device_kind.lower()
+    if kind.startswith(UNLISTED):
+        return None
+    stems = [stem for stem in PEAK_BF16 if kind.startswith(stem)]
+    return PEAK_BF16[max(stems, key=len)] if stems else None
+
+
+def mfu(tokens_per_second: float, flops_per_token: float, device_kind: str, num_devices: int) -> float | None:
+    """Model FLOPs utilisation in 0..1: tokens/s of all devices x FLOPs a token / (peak bfloat16 FLOP/s x devices).
+
+    None where the peak is not known. A float32 run is measured against the bfloat16 peak as well.
+    """
+    peak = peak_flops(device_kind)
+    return None if peak is None else tokens_per_second * flops_per_token / (peak * num_devices)
