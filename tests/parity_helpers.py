@@ -1,6 +1,7 @@
 """Tiny random Llamas in both worlds: a `transformers` model in float32, and its weights as our tree (plain numpy)."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -95,20 +96,20 @@ def pair(hf: dict, seed: int = 0):
     return model, cfg, jax.tree.map(jnp.asarray, to_tree(cfg, model.state_dict()))
 
 
+@functools.partial(jax.jit, static_argnums=1, static_argnames=("compute_dtype", "remat", "attention"))
+def _logits(params, cfg, tokens, **kwargs):
+    return llama.unembed(params, cfg, llama.forward(params, cfg, tokens, **kwargs))
+
+
 def logits(params: dict, cfg: LlamaConfig, tokens, **kwargs) -> np.ndarray:
     """Our float32 logits [B, T, V]."""
-
-    @jax.jit
-    def run(params, tokens):
-        return llama.unembed(params, cfg, llama.forward(params, cfg, tokens, **kwargs))
-
-    return np.asarray(run(params, jnp.asarray(tokens, jnp.int32)))
+    return np.asarray(_logits(params, cfg, jnp.asarray(tokens, jnp.int32), **kwargs))
 
 
 def torch_logits(model, tokens) -> np.ndarray:
     """Logits [B, T, V] of the transformers model."""
     with torch.no_grad():
-        return model(torch.as_tensor(np.asarray(tokens))).logits.numpy()
+        return model(torch.tensor(np.asarray(tokens))).logits.numpy()
 
 
 def tiny_config(**changes) -> LlamaConfig:
