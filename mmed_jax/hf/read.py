@@ -107,7 +107,7 @@ def load_params(
       path: folder with model.safetensors or model.safetensors.index.json and its shards.
       cfg: `load_config(path)`, or another config of the same shapes.
       dtype: of all leaves; None keeps what is stored.
-      shardings: tree of jax.sharding.Sharding like the parameters, or None for the default device.
+      shardings: tree of jax.sharding.Sharding like the parameters, one for all of them, or None = the first device.
       progress: called after each stored tensor with (bytes read, bytes in all).
 
     Raises:
@@ -117,7 +117,9 @@ def load_params(
     by_leaf: dict[LeafPath, list[HFTensor]] = {}
     for t in hf_tensors(cfg):
         by_leaf.setdefault(t.path, []).append(t)
-    placed = flatten(shardings) if shardings is not None else {}
+    if shardings is None:
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = flatten(shardings) if isinstance(shardings, dict) else {}
     total, done = sum(s.end - s.begin for s in stored.values()), 0
 
     def tick(tensor: StoredTensor) -> None:
@@ -132,7 +134,7 @@ def load_params(
         codes = {t.dtype for t in tensors}
         if dtype is None and len(codes) > 1:
             warn(f"{path}: layers of {'.'.join(leaf)} are stored as {', '.join(sorted(codes))}; the wider one is used")
-        sharding = placed[leaf] if placed else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = placed[leaf] if placed else shardings
         leaf_dtype = jnp.dtype(dtype) if dtype is not None else _common(codes)
         leaves[leaf] = _read_leaf(tensors, leaf[0] == "layers", shape, leaf_dtype, sharding, tick)
     return unflatten(leaves)

@@ -1,0 +1,123 @@
+"""Hands a trained model on as an ordinary Hugging Face folder.
+
+    python -m mmed_jax.export --model=runs/stage2 --output=exports/my-model
+    python -m mmed_jax.export --model=HF_DIR --output=COPY          (the same tensors, byte for byte)
+
+The folder is written under a temporary name, read back, compared, and only then renamed; transformers, vLLM and other
+readers of Llama folders load it as it is. Runs in host memory on the CPU, whatever accelerator is there or busy, and
+needs about as much memory as the folder will have bytes.
+"""
+
+import argparse
+import os
+import sys
+import time
+from typing import Any
+
+from mmed_jax.errors import UserError, run_command
+
+DTYPES = ("bfloat16", "float32", "float16", "source")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The export command; see the module's docstring and `--help`."""
+    args = _arguments(argv)
+    import jax
+
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+    from mmed_jax.data.tokenizer import stop_ids
+    from mmed_jax.hf.mapping import hf_tensors
+    from mmed_jax.hf.source import open_model
+    from mmed_jax.hf.write import check_output, output_folder, save_pretrained
+    from mmed_jax.model.config import num_params
+
+    source = open_model(args.model, args.step)
+    output = output_folder(args.output)
+    inside = source.path.resolve()
+    if output == inside or output in inside.parents:
+        raise UserError(f"--output={args.output}: would replace the model it is made from; name another folder")
+    stored = source.stored_dtype
+    dtype = args.dtype or ("source" if source.kind == "hf" else "bfloat16")
+    shown, width = dtype, 4 if dtype in ("float32", "source") else 2
+    if dtype == "source" and stored is not None:
+        shown, width = f"source ({stored})", stored.itemsize
+    count = num_params(source.cfg)
+    size = count * width
+    check_output(output, args.overwrite, size)
+    tokenizer = source.tokenizer
+
+    where = f"checkpoint step {args.step}" if args.step is not None else "newest checkpoint"
+    print(f"model    {args.model} ({'Hugging Face folder' if source.kind == 'hf' else f'run directory, {where}'})")
+    print(f"weights  {count:,} parameters in {len(hf_tensors(source.cfg))} tensors, {shown}, {_bytes(size)}")
+    print(f"tokens   {len(tokenizer):,} ids, stop ids {', '.join(map(str, stop_ids(tokenizer)))}")
+    print(f"output   {output}", flush=True)
+
+    kept = None if dtype == "source" else dtype
+    info: dict[str, Any] = {"made_by": "mmed_jax.export", "source_kind": source.kind, "source": inside.name}
+
+    def params() -> dict[str, Any]:
+        host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        tree = source.load_params(shardings=host, dtype=kept, progress=_Progress("reading"))
+        if source.step is not None:
+            info["step"] = source.step
+            print(f"step     {source.step}", flush=True)
+        return tree
+
+    start = time.monotonic()
+    save_pretrained(
+        output,
+        params,
+        source.cfg,
+        tokenizer,
+        dtype=kept,
+        source_generation=source.generation,
+        info=info,
+        overwrite=args.overwrite,
+        progress=_Progress("writing"),
+    )
+    files = sorted(output.iterdir())
+    total = sum(p.stat().st_size for p in files)
+    print("checked  config, tokenizer, names, shapes, dtypes and logits of the folder as read back")
+    print(f"done     {len(files)} files, {_bytes(total)}, {time.monotonic() - start:.1f} s")
+    print(f"next     python -m mmed_jax.generate --model={args.output} --prompt=TEXT")
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m mmed_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="run directory or Hugging Face folder")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16; an HF folder's own)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    return parser.parse_args(argv)
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.2f} {unit}"
+        n /= 1000
+    raise AssertionError
+
+
+class _Progress:
+    """One updating line on a terminal; in a log a line every ten seconds. Silent for what takes no time."""
+
+    def __init__(self, what: str):
+        self.what, self.start, self.last = what, time.monotonic(), time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now, terminal = time.monotonic(), sys.stdout.isatty()
+        if now - self.last < (0.2 if terminal else 10) and not (terminal and done == total):
+            return
+        self.last = now
+        rate = done / max(now - self.start, 1e-6)
+        line = f"{self.what:8s} {_bytes(done)} of {_bytes(total)}, {_bytes(rate)}/s"
+        print(f"\r{line:60s}" if terminal else line, end="\n" if not terminal or done == total else "", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)
