@@ -1,0 +1,355 @@
+"""Checkpoints of a training run: asynchronous, checked when read, restored on any mesh.
+
+    <run_dir>/checkpoints/<step>/params/       parameters (orbax, OCDBT), a nested dict of arrays
+                                 opt_state/    {"opt_state": optimizer moments and counts, "step": int32}
+                                 meta/         meta.json: step, tokens seen, data position, config, versions, leaves
+                                 manifest.json sizes and checksums of all of these
+
+A checkpoint is written under a temporary name and renamed when whole. `<step>.corrupt` is one that could not be read:
+it is kept for inspection and never used.
+"""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from mmed_jax.agreement import agree_on, any_text, on_main, same_storage
+from mmed_jax.checkpoint_read import available_steps, reason, restore_params, say
+from mmed_jax.checkpoint_tree import compare, describe, from_dict, package_versions, targets, to_dict
+from mmed_jax.errors import UserError, WorkError
+from mmed_jax.manifest import MANIFEST, shorten, verify_manifest, write_manifest
+from mmed_jax.preemption import PreemptionGuard
+from mmed_jax.run_dir import (
+    CHECKPOINTS,
+    META_FILE,
+    META_ITEM,
+    guard_run_dir,
+    lock_run_dir,
+    plain_config,
+    read_meta,
+    training_hash,
+    unlock_run_dir,
+)
+
+__all__ = ["Checkpointer", "PreemptionGuard", "available_steps", "guard_run_dir", "restore_params"]
+
+State = dict[str, Any]  # params, opt_state: trees; step: int32 []
+
+# Reading and hashing a large checkpoint on slow shared storage takes long, and the other processes wait for it.
+_TIMEOUT_SECONDS = 3600
+_PACKAGES = ("mmed_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Checkpointer:
+    """Saves and restores the state of one run. Every process of the run makes one and calls it in the same order.
+
+    Args:
+      run_dir: the run directory, on storage that all processes share.
+      every_steps: save when the step is a multiple; 0 = not by steps.
+      every_minutes: save when this long has passed since the last save; 0 = not by time. With several processes the
+        clock of process 0 counts, asked every `sync_every` steps.
+      keep_last: newest checkpoints kept. keep_best: kept as well, those with the lowest `best_metric`.
+      best_metric: key in `metrics` of `maybe_save`; a checkpoint saved without it is never best.
+      async_: write in the background; the call returns when the arrays have left the devices.
+
+    Raises:
+      UserError: the directory is in use by another run, or the processes do not see the same storage.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        every_steps: int,
+        every_minutes: float,
+        keep_last: int,
+        keep_best: int,
+        best_metric: str = "validation/loss",
+        async_: bool = True,
+        sync_every: int = 10,
+    ):
+        self.run_dir = Path(run_dir).expanduser().resolve()
+        self.every_steps, self.every_seconds = every_steps, every_minutes * 60
+        self.best_metric, self._sync_every = best_metric, sync_every
+        self._folder = self.run_dir / CHECKPOINTS
+        self._main = jax.process_index() == 0
+        on_main(lambda: (self._folder.mkdir(parents=True, exist_ok=True), lock_run_dir(self.run_dir)))
+        same_storage(self.run_dir)
+        recorded = {step: self._metric(step) for step in available_steps(self.run_dir)}
+        self._best = {step: value for step, value in recorded.items() if value is not None}
+        self._keep = _Keep(max(1, keep_last), keep_best, self._best)
+        self._async = async_
+        self._manager = self._make_manager()
+        self._pending: int | None = None  # the step being written
+        self._last_saved = time.monotonic()
+
+    def _make_manager(self) -> ocp.CheckpointManager:
+        _quiet_orbax()
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        meta_handler = ocp.JsonCheckpointHandler(filename=META_FILE)
+        registry.add(META_ITEM, ocp.args.JsonSave, meta_handler)
+        registry.add(META_ITEM, ocp.args.JsonRestore, meta_handler)
+        # The callback runs on process 0 after the files are written and before they get their final name.
+        callback = self._seal if self._async else None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._keep,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=self._async,
+            async_options=ocp.AsyncOptions(timeout_secs=_TIMEOUT_SECONDS, post_finalization_callback=callback),
+            # Else a damaged metadata file would stop us here, before it can be reported.
+            lightweight_initialize=True,
+        )
+        return ocp.CheckpointManager(self._folder, options=options, handler_registry=registry)
+
+    # Saving
+
+    def maybe_save(
+        self,
+        step: int,
+        state: State,
+        *,
+        data_state: Mapping[str, Any],
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+        force: bool = False,
+    ) -> bool:
+        """Saves when the step or the clock says so, or when forced (last step, preemption); never one step twice.
+
+        Args:
+          step: updates done. Call after every step.
+          state: {"params", "opt_state", "step"}; arrays may be donated to the next step as soon as this returns.
+          data_state: position in the data (seed, epoch, rows and tokens seen, ...), JSON values.
+          config: the resolved config.
+          metrics: numbers of this step; `best_metric` decides which checkpoints are best.
+          force: save now; the same on every process.
+
+        Returns:
+          Whether a save was started.
+
+        Raises:
+          WorkError: this or an earlier save in the background failed (disk full, ...).
+        """
+        if self._pending is not None and not self._manager.is_saving_in_progress():
+            self.wait()  # returns at once; raises what went wrong in the background
+        due = force or (self.every_steps > 0 and step % self.every_steps == 0) or self._time_is_up(step)
+        if not due or step in self._manager.all_steps():
+            return False
+        self.wait()
+        value = None if metrics is None else metrics.get(self.best_metric)
+        best = float(value) if value is not None and np.isfinite(value) else None
+        if best is not None:
+            self._best[step] = best
+        params, optimizer = to_dict(state["params"]), _optimizer_item(state)
+        meta = {
+            "step": int(step),
+            "tokens_seen": data_state.get("tokens_seen"),
+            "data_state": dict(data_state),
+            "metrics": {k: float(v) for k, v in (metrics or {}).items()},
+            "best_metric": best,
+            "config": plain_config(config),
+            "config_hash": training_hash(config),
+            "versions": package_versions(_PACKAGES),
+            "device_count": jax.device_count(),
+            "process_count": jax.process_count(),
+            "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "leaves": {"params": describe(params), "opt_state": describe(optimizer)},
+        }
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(params),
+            opt_state=ocp.args.StandardSave(optimizer),
+            **{META_ITEM: ocp.args.JsonSave(json.loads(json.dumps(meta, default=list)))},
+        )
+        self._pending = step
+        with self._as_work_error():
+            self._manager.save(step, args=items, force=True)
+        self._last_saved = time.monotonic()
+        if not self._async:
+            self.wait()
+        return True
+
+    def _time_is_up(self, step: int) -> bool:
+        if self.every_seconds <= 0:
+            return False
+        if jax.process_count() == 1:
+            return time.monotonic() - self._last_saved >= self.every_seconds
+        if step % self._sync_every:
+            return False  # asking waits for the devices, so not after every step
+        mine = time.monotonic() - self._last_saved >= self.every_seconds
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(mine)))
+
+    def _seal(self) -> None:
+        """Writes the manifest of the checkpoint being written, into whatever name its folder has now."""
+        for folder in (*self._folder.glob(f"{self._pending}.orbax-checkpoint-tmp*"), self._folder / str(self._pending)):
+            if folder.is_dir() and not (folder / MANIFEST).exists():
+                write_manifest(folder)
+
+    def wait(self) -> None:
+        """Waits until the save in the background is whole. Raises WorkError when it failed."""
+        if self._pending is None:
+            return
+        with self._as_work_error():
+            self._manager.wait_until_finished()
+            if self._main:
+                self._seal()
+        self._pending = None
+
+    def close(self) -> None:
+        """Waits for the save in the background and ends the threads. Raises WorkError when the save failed."""
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # what a failed save left behind was reported by wait()
+                self._manager.close()
+            unlock_run_dir(self.run_dir)
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _as_work_error(self) -> Iterator[None]:
+        step = self._pending
+        try:
+            yield
+        except Exception as e:
+            self._pending = None
+            self._best.pop(step, None)
+            steps = available_steps(self.run_dir)
+            kept = f"step {steps[-1]} is the newest whole checkpoint" if steps else "no checkpoint exists yet"
+            raise WorkError(f"checkpoint of step {step} in {self._folder} was not written: {reason(e)}; {kept}") from e
+
+    # Restoring
+
+    def restore_latest(self, abstract_state: State) -> tuple[State, dict[str, Any]] | None:
+        """The newest good checkpoint, placed as `abstract_state` says: any mesh, any number of devices.
+
+        Args:
+          abstract_state: {"params", "opt_state", "step"} with jax.ShapeDtypeStruct leaves that carry a sharding (real
+            arrays do as well).
+
+        Returns:
+          (state, meta), or None when the run has no checkpoint at all. Newer checkpoints that turned out damaged are
+          reported and renamed to `<step>.corrupt`, so that their steps can be saved again.
+
+        Raises:
+          UserError: the checkpoint is whole but of another model or optimizer; every differing leaf is named.
+          WorkError: checkpoints exist and none can be read. Nothing is renamed then, and nothing starts at step 0.
+        """
+        self.wait()
+        damaged: dict[int, str] = {}
+        # Process 0 says what there is: another process's view of shared storage may lag.
+        steps = agree_on(available_steps(self.run_dir))
+        for step in sorted(steps, reverse=True):
+            state, meta, problem = self._try(step, abstract_state)
+            if not problem:
+                self._set_aside(damaged)
+                return state, meta
+            damaged[step] = problem
+            say(f"checkpoint {self._folder / str(step)} is damaged and is not used: {problem}")
+        aside = sorted(p.name for p in self._folder.glob("*.corrupt*"))
+        if damaged or agree_on([len(aside)])[0]:
+            what = shorten([f"step {s}: {p}" for s, p in damaged.items()] or [f"set aside earlier: {', '.join(aside)}"])
+            raise WorkError(
+                f"no checkpoint in {self._folder} can be read ({what}); not starting again at step 0: restore the "
+                f"folder from a backup, or name another --config.run_dir"
+            )
+        return None
+
+    def _try(self, step: int, abstract_state: State) -> tuple[State | None, dict[str, Any], str]:
+        """(state, meta, "") or (None, {}, why the checkpoint is damaged), the same on every process."""
+        found = verify_manifest(self._folder / str(step), part=(jax.process_index(), jax.process_count()))
+        if problem := any_text(shorten(found or [])):
+            return None, {}, problem
+        problem, fatal, state, meta = "", "", None, {}
+        try:
+            meta = read_meta(self.run_dir, step)
+            optimizer, params = _optimizer_item(abstract_state), to_dict(abstract_state["params"])
+            compare(params, meta["leaves"]["params"], f"parameters of step {step} in {self._folder}")
+            compare(optimizer, meta["leaves"]["opt_state"], f"optimizer state of step {step} in {self._folder}")
+            items = ocp.args.Composite(
+                params=ocp.args.StandardRestore(targets(params)), opt_state=ocp.args.StandardRestore(targets(optimizer))
+            )
+            restored = self._manager.restore(step, args=items)
+            state = {
+                "params": from_dict(abstract_state["params"], restored["params"]),
+                "opt_state": from_dict(abstract_state["opt_state"], restored["opt_state"].get("opt_state", {})),
+                "step": restored["opt_state"]["step"],
+            }
+        except UserError:
+            raise
+        except Exception as e:
+            problem = reason(e)
+            # Every byte is as it was written, or the fault is this machine's: setting it aside would lose good work.
+            if found is not None or isinstance(e, (MemoryError, PermissionError)) or "RESOURCE_EXHAUSTED" in problem:
+                fatal = problem
+        if fatal := any_text(fatal):
+            raise WorkError(f"checkpoint of step {step} in {self._folder} is whole but cannot be restored: {fatal}")
+        if problem := any_text(problem):
+            return None, {}, problem
+        if found is None:
+            say(f"checkpoint of step {step} has no {MANIFEST}: it was read, its checksums could not be compared")
+        return state, meta, ""
+
+    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+        def rename() -> None:
+            for step in damaged:
+                target, n = self._folder / f"{step}.corrupt", 1
+                while target.exists():
+                    n += 1
+                    target = self._folder / f"{step}.corrupt-{n}"
+                (self._folder / str(step)).rename(target)
+                say(f"checkpoint of step {step} renamed to {target.name}")
+
+        if damaged:
+            on_main(rename)
+            for step in damaged:
+                self._best.pop(step, None)
+            self._manager.reload()
+
+    def _metric(self, step: int) -> float | None:
+        try:
+            return float(read_meta(self.run_dir, step)["best_metric"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+class _Keep(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the newest `last` checkpoints, and the `best` ones with the lowest recorded number."""
+
+    def __init__(self, last: int, best: int, metric: Mapping[int, float]):
+        self._last, self._best, self._metric = last, best, metric
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        steps = [c.step for c in checkpoints]
+        # Of two equally good ones the older: a later tie is no improvement.
+        ranked = sorted((self._metric[s], s) for s in steps if s in self._metric)
+        kept = set(steps[-self._last :]) | {s for _, s in ranked[: self._best]}
+        return [s in kept for s in steps]
+
+
+def _optimizer_item(state: State) -> dict[str, Any]:
+    moments = to_dict(state["opt_state"])
+    return {"step": state["step"], **({"opt_state": moments} if moments else {})}
+
+
+def _quiet_orbax() -> None:
+    """Failures of a save are raised by us in one line; orbax would print its own traceback of each before that."""
+    logger = logging.getLogger("absl")
+    if not any(isinstance(f, _OrbaxTracebacks) for f in logger.filters):
+        logger.addFilter(_OrbaxTracebacks())
+
+
+class _OrbaxTracebacks(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and "orbax" in record.pathname)

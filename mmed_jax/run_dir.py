@@ -1,0 +1,198 @@
+"""The run directory: may we write there, does it belong to this config, is another process training in it.
+
+Nothing here imports jax, so that these mistakes are said before any device is touched.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmed_jax.errors import UserError
+from mmed_jax.manifest import write_json
+
+CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+META_ITEM, META_FILE = "meta", "meta.json"
+
+# Keys that do not change what is trained beyond rounding: where things lie, what is logged and saved, and how the work
+# is spread over devices. Everything else is part of the run. A name ending in "." stands for the whole group.
+NOT_COMPARED = (
+    "run_dir", "platform", "remat", "attention", "loss_chunk", "grad_accum", "data.cache_dir", "mesh.", "log_every",
+    "eval_every", "eval_rows", "checkpoint.", "tensorboard", "wandb", "compile_cache", "profile_start", "profile_steps",
+    "distributed.",
+)  # fmt: skip
+# Mappings that are values, not groups of keys.
+_WHOLE = ("source_weights", "language_weights")
+
+
+def training_keys(config: Mapping[str, Any], not_compared: Iterable[str] = NOT_COMPARED) -> dict[str, Any]:
+    """{"optim.lr": 1e-5, ...}: the keys of a (nested) config that decide what is trained, as JSON values."""
+    plain = json.loads(json.dumps(plain_config(config), default=list))
+
+    def walk(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        flat = {}
+        for key, value in node.items():
+            if isinstance(value, dict) and key not in _WHOLE:
+                flat.update(walk(value, f"{prefix}{key}."))
+            else:
+                flat[prefix + key] = value
+        return flat
+
+    def skipped(key: str) -> bool:
+        return any(key == n or (n.endswith(".") and key.startswith(n)) for n in not_compared)
+
+    return {k: v for k, v in walk(plain, "").items() if not skipped(k)}
+
+
+def training_hash(config: Mapping[str, Any]) -> str:
+    """16 hex digits over `training_keys`; equal hashes mean the same training."""
+    text = json.dumps(training_keys(config), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def step_folders(run_dir: str | os.PathLike) -> dict[int, Path]:
+    """{step: folder} of the finished checkpoints of a run, ascending (unfinished ones have another name)."""
+    try:
+        entries = [p for p in (Path(run_dir) / CHECKPOINTS).iterdir() if p.name.isdigit() and p.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {int(p.name): p for p in sorted(entries, key=lambda p: int(p.name))}
+
+
+def read_meta(run_dir: str | os.PathLike, step: int) -> dict[str, Any]:
+    """The meta record of one checkpoint: see checkpoint.Checkpointer. Raises OSError or ValueError."""
+    path = Path(run_dir) / CHECKPOINTS / str(step) / META_ITEM / META_FILE
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(meta, dict) or meta.get("step") != step:
+        raise ValueError(f"{path}: not the meta record of step {step}")
+    return meta
+
+
+def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> Path:
+    """Creates the run directory, or makes sure that an existing one can be written and belongs to `config`.
+
+    Writes config.json. While a directory holds no checkpoint its config may still change (there is nothing to lose);
+    from the first checkpoint on, keys that change the training must stay (NOT_COMPARED lists those that may differ).
+
+    Raises:
+      UserError: not a directory, not writable, full, an object-store address, or a run of another config (with the
+        first differing keys, both values, and what to do).
+    """
+    text = os.fspath(run_dir)
+    if "://" in text:
+        raise UserError(f"run_dir={text}: must be a folder of a (shared) file system; mount the bucket and name that")
+    path = Path(text).expanduser()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"run_dir={text}: is a file, not a folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
+    except OSError as e:
+        why = e.strerror or e
+        raise UserError(f"run_dir={text}: cannot be written ({why}); name another with --config.run_dir=DIR") from e
+
+    saved = _saved_config(path)
+    steps = step_folders(path)
+    if saved is not None and steps:
+        differences = _differences(training_keys(saved), training_keys(config))
+        if differences:
+            raise UserError(_other_config(path, max(steps), differences))
+    write_json(path / CONFIG_FILE, plain_config(config))
+    return path
+
+
+def check_writable(folder: Path) -> None:
+    """Writes, reads and removes a small file in `folder`. Raises OSError."""
+    probe = folder / f".write_test.{socket.gethostname()}.{os.getpid()}"
+    try:
+        probe.write_bytes(b"x" * 4096)
+        if probe.stat().st_size != 4096:
+            raise OSError("a file came back shorter than it was written")
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A ConfigDict or a mapping as JSON values (tuples become lists)."""
+    return json.loads(json.dumps(config.to_dict() if hasattr(config, "to_dict") else dict(config), default=list))
+
+
+def _saved_config(path: Path) -> dict[str, Any] | None:
+    """config.json of the run, or the newest checkpoint's copy when it is gone or damaged."""
+    try:
+        saved = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        if isinstance(saved, dict):
+            return saved
+    except (OSError, ValueError):
+        pass
+    for step in sorted(step_folders(path), reverse=True):
+        try:
+            return read_meta(path, step)["config"]
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
+    missing = object()
+
+    def show(value: Any) -> str:
+        return "not set" if value is missing else json.dumps(value, ensure_ascii=False)
+
+    keys = list(now) + [k for k in saved if k not in now]
+    pairs = [(k, saved.get(k, missing), now.get(k, missing)) for k in keys]
+    return [(k, show(a), show(b)) for k, a, b in pairs if a != b]
+
+
+def _other_config(path: Path, newest: int, differences: list[tuple[str, str, str]]) -> str:
+    shown = "; ".join(f"{k}: {old} in the run, {new} now" for k, old, new in differences[:4])
+    more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
+    hint = ""
+    if any(k in ("steps", "epochs") for k, _, _ in differences):
+        hint = " (the length of a run shapes its learning rates, so it cannot change half-way)"
+    return (
+        f"run_dir={path} holds step {newest} of a run with another config: {shown}{more}{hint}. Set these back to "
+        f"continue it, or use another --config.run_dir (with --config.init_from={path} to start from its weights)"
+    )
+
+
+_HELD: dict[str, Any] = {}
+
+
+def lock_run_dir(run_dir: str | os.PathLike) -> None:
+    """Takes the run directory for this process until `unlock_run_dir` or its end, however it ends.
+
+    Does nothing on file systems without locks. Raises UserError when another process holds it.
+    """
+    path = Path(run_dir).resolve() / ".lock"
+    if str(path) in _HELD:
+        return
+    f = open(path, "a+", encoding="utf-8")
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        f.seek(0)
+        holder = f.read().strip() or "unknown"
+        f.close()
+        raise UserError(
+            f"run_dir={run_dir} is in use by another training process ({holder}); stop it or use another run_dir"
+        ) from None
+    except OSError:
+        f.close()
+        return
+    f.truncate(0)
+    f.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    f.flush()
+    _HELD[str(path)] = f
+
+
+def unlock_run_dir(run_dir: str | os.PathLike) -> None:
+    """Gives the run directory back; does nothing when this process does not hold it."""
+    held = _HELD.pop(str(Path(run_dir).resolve() / ".lock"), None)
+    if held is not None:
+        held.close()
