@@ -107,7 +107,7 @@ def group_names(names: Iterable[str]) -> str:
         groups.setdefault(re.sub(r"\.layers\.\d+\.", ".layers.{}.", name, count=1), []).extend(
             [int(found[1])] if found else []
         )
-    return ", ".join(key.replace("{}", _ranges(numbers)) if numbers else key for key, numbers in groups.items())
+    return ", ".join(key.replace("{}", _ranges(numbers)) if numbers else key for key, numbers in sorted(groups.items()))
 
 
 def _ranges(numbers: list[int]) -> str:
