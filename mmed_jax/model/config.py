@@ -46,7 +46,7 @@ class LlamaConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     initializer_range: float = 0.02
-    bos_token_id: int = 128000
+    bos_token_id: int | None = 128000
     eos_token_id: tuple[int, ...] = (128001,)
     pad_token_id: int | None = None
 
@@ -173,7 +173,7 @@ def check(cfg: LlamaConfig, where: str = "config.json") -> LlamaConfig:
     need(cfg.max_position_embeddings >= 1, "max_position_embeddings", "must be at least 1")
     need(cfg.rms_norm_eps > 0, "rms_norm_eps", "must be above 0")
     need(cfg.rope_theta > 0, "rope_theta", "must be above 0")
-    need(cfg.initializer_range > 0, "initializer_range", "must be above 0")
+    need(cfg.initializer_range >= 0, "initializer_range", "must not be negative")
     s = cfg.rope_scaling
     if s is not None:
         ok = s.factor >= 1 and 0 < s.low_freq_factor < s.high_freq_factor and s.original_max_position_embeddings >= 1
@@ -237,7 +237,7 @@ def _rope(d: dict) -> tuple[float, RopeScaling | None]:
     """rope_theta and scaling out of whichever schema is present; both present must say the same."""
     found = {}
     for key in ("rope_parameters", "rope_scaling"):
-        if d.get(key) is not None:
+        if d.get(key) not in (None, {}):
             found[key] = _rope_dict(key, d[key])
     thetas = {f"{k}.rope_theta": theta for k, (theta, _) in found.items() if theta is not None}
     if d.get("rope_theta") is not None:
