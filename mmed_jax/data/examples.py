@@ -1,0 +1,135 @@
+"""Records -> tokenized samples in flat arrays; every record that gives no sample is counted with its reason."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from mmed_jax.data.chat import Piece, chat_pieces, encode_pieces, shorten
+from mmed_jax.data.prompts import mcq_pieces
+from mmed_jax.data.schema import LANGUAGES, kind_of
+
+# Records that are tokenized with one call; large enough for the encoder's threads, small enough for steady progress.
+CHUNK = 1024
+
+LEFT_OUT = {
+    "needs_image": "need an image",
+    "no_rationale": "no rationale to train on",
+    "too_long": "too long",
+    "nothing_trained": "no token to train on",
+}
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """How records become samples; the fields are those of config.data."""
+
+    seq_len: int
+    overlong: str = "truncate_prompt"
+    modes: tuple[str, ...] = ("rationale", "direct")
+    prompt_family: str = "llama3"
+    system_prompt: str = ""
+
+
+@dataclass
+class Samples:
+    """n tokenized samples. Sample i has ids[offsets[i]:offsets[i+1]] and takes one slot less than it has ids."""
+
+    ids: np.ndarray  # int32 [total]
+    trained: np.ndarray  # bool [total]
+    offsets: np.ndarray  # int64 [n + 1]
+    record: np.ndarray  # int64 [n], index of the record it was made from
+    language: np.ndarray  # uint8 [n], LANGUAGES.index + 1
+    names: list[str]  # record id, and ":rationale" or ":direct" behind it for multiple choice
+    sources: list[str]
+    kinds: list[str]  # "instruction", "rationale", "direct"
+    left_out: Counter = field(default_factory=Counter)  # samples by reason (LEFT_OUT)
+    shortened: int = 0  # samples whose prompt was cut
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def slots(self) -> np.ndarray:
+        """int64 [n], positions each sample takes in a row."""
+        return np.diff(self.offsets) - 1
+
+    @property
+    def supervised(self) -> np.ndarray:
+        """int64 [n], trained targets of each sample (the first id is never a target)."""
+        total = np.concatenate([[0], np.cumsum(self.trained, dtype=np.int64)])
+        return total[self.offsets[1:]] - total[self.offsets[:-1]] - self.trained[self.offsets[:-1]]
+
+
+def drafts(
+    tok, records: Iterable[tuple[int, dict]], settings: RenderSettings, left_out: Counter
+) -> Iterator[tuple[int, dict, str, list[Piece]]]:
+    """Yields (record index, record, kind, pieces): one sample of an instruction, one per mode of a question."""
+    for index, record in records:
+        if record.get("needs_image"):
+            left_out["needs_image"] += 1
+        elif kind_of(record) == "instruction":
+            messages = record["messages"]
+            if settings.system_prompt and messages[0]["role"] != "system":
+                messages = [{"role": "system", "content": settings.system_prompt}, *messages]
+            yield index, record, "instruction", chat_pieces(tok, messages)
+        else:
+            for mode in settings.modes:
+                if mode == "rationale" and not record["rationale"].strip():
+                    left_out["no_rationale"] += 1
+                    continue
+                family, system = settings.prompt_family, settings.system_prompt
+                yield index, record, mode, mcq_pieces(tok, record, mode, family, system_prompt=system)
+
+
+def build_samples(
+    tok, records: Sequence[dict], settings: RenderSettings, *, which: Sequence[int] | None = None, progress: str = ""
+) -> Samples:
+    """Renders and tokenizes records, in their order.
+
+    Args:
+        records: checked records (schema.validate_record).
+        which: indices of the records to use; None = all.
+        progress: label of a progress bar, shown only on a terminal; "" = none.
+
+    A sample longer than settings.seq_len is left out, or with overlong "truncate_prompt" loses the beginning of its
+    user text (of the passage in multiple choice, so question and options stay whole); the answer is never cut. What
+    still does not fit, has nothing to train on or needs an image is counted in Samples.left_out.
+    """
+    which = range(len(records)) if which is None else which
+    flat, trained, lengths = [], [], []
+    out = Samples(None, None, None, None, None, [], [], [])
+    indices, languages = [], []
+    bar = tqdm(total=len(which), desc=progress, unit="rec", disable=None if progress else True, leave=False)
+    for start in range(0, len(which), CHUNK):
+        part = [(int(i), records[i]) for i in which[start : start + CHUNK]]
+        batch = list(drafts(tok, part, settings, out.left_out))
+        encoded = encode_pieces(tok, [pieces for *_, pieces in batch])
+        for (index, record, kind, pieces), sample in zip(batch, encoded):
+            if sample.slots > settings.seq_len:
+                sample = shorten(tok, pieces, settings.seq_len) if settings.overlong == "truncate_prompt" else None
+                if sample is None:
+                    out.left_out["too_long"] += 1
+                    continue
+                out.shortened += 1
+            if not any(sample.trained[1:]):
+                out.left_out["nothing_trained"] += 1
+                continue
+            flat.append(np.array(sample.ids, np.int32))
+            trained.append(np.array(sample.trained, bool))
+            lengths.append(len(sample.ids))
+            indices.append(index)
+            languages.append(LANGUAGES.index(record["language"]) + 1)
+            out.names.append(record["id"] if kind == "instruction" else f"{record['id']}:{kind}")
+            out.sources.append(record["source"])
+            out.kinds.append(kind)
+        bar.update(len(part))
+    bar.close()
+    out.ids = np.concatenate(flat) if flat else np.zeros(0, np.int32)
+    out.trained = np.concatenate(trained) if trained else np.zeros(0, bool)
+    out.offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+    out.record = np.array(indices, np.int64)
+    out.language = np.array(languages, np.uint8)
+    return out

@@ -1,0 +1,111 @@
+"""Batches from a packed table; their order is arithmetic: a pure function of (seed, step), on any number of hosts."""
+
+import math
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from mmed_jax.data.pack import permutation
+from mmed_jax.data.table import Batch, Table
+from mmed_jax.errors import UserError
+
+# Endless for any run; grain wants a length.
+_FOREVER = 1 << 40
+
+
+class BatchStream:
+    """The endless stream of training batches.
+
+    Position p of the stream is row permutation(len(table), (seed, e))[p % len(table)] of epoch e = p // len(table). The
+    global batch of step s is positions s*B .. (s+1)*B - 1; what an epoch leaves over continues into the next, so every
+    epoch sees each row exactly once. The host count enters only where a global batch is sliced.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        *,
+        prefetch: int = 4,
+        threads: int = 2,
+    ):
+        """
+        Args:
+            table: the packed rows.
+            batch_size: rows B of the global batch.
+            start_step: the step whose batch iteration begins with.
+            process_index, process_count: which contiguous slice of every global batch this process reads. (Processes
+                that hold the same rows, as under tensor parallelism, pass the same index.)
+            prefetch: batches read ahead in the background, by `threads` threads.
+
+        Raises:
+            UserError: batch_size does not divide by process_count, or the table is empty.
+        """
+        if batch_size < 1 or batch_size % process_count:
+            raise UserError(f"batch of {batch_size} rows does not divide by {process_count} processes")
+        if len(table) == 0:
+            raise UserError(f"{table.folder}: {table.split} holds no rows")
+        self.table, self.batch_size, self.seed, self.start_step = table, batch_size, seed, start_step
+        local = batch_size // process_count
+        self._slice = slice(process_index * local, (process_index + 1) * local)
+        self._prefetch, self._threads = prefetch, threads
+        self._lock = threading.Lock()
+        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(table), (seed, epoch)))
+
+    def steps(self, epochs: float) -> int:
+        """Steps that see every row at least `epochs` times."""
+        return max(1, math.ceil(epochs * len(self.table) / self.batch_size - 1e-9))
+
+    def row_ids(self, step: int) -> np.ndarray:
+        """Rows of the global batch of `step`, int64 [batch_size]."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, places = np.divmod(positions, len(self.table))
+        out = np.empty(self.batch_size, np.int64)
+        for epoch in np.unique(epochs).tolist():
+            with self._lock:  # so that threads do not sort the same epoch twice
+                order = self._order(epoch)
+            out[epochs == epoch] = order[places[epochs == epoch]]
+        return out
+
+    def batch(self, step: int) -> Batch:
+        """This process's slice of the global batch of `step`; arrays [batch_size / process_count, seq_len]."""
+        return self.table.batch(self.row_ids(step)[self._slice])
+
+    def names(self, step: int) -> list[str]:
+        """Names of all samples in the global batch of `step`, for messages."""
+        return [name for row in self.row_ids(step).tolist() for name in self.table.describe_row(row)]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from start_step on, read ahead in the background; an error there is raised here, in its turn."""
+        import grain
+
+        steps = grain.MapDataset.range(self.start_step, self.start_step + _FOREVER)
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._prefetch)
+        return iter(steps.map(self.batch).to_iter_dataset(options))
+
+
+def eval_batches(
+    table: Table, batch_size: int, process_index: int = 0, process_count: int = 1, *, limit: int = 0
+) -> Iterator[Batch]:
+    """This process's slices of the batches that cover every row exactly once, in table order.
+
+    All batches have batch_size / process_count rows; the last ones are filled up with padding rows (all 0, row_ids -1).
+    `limit` > 0 stops after so many rows (table order is random). Raises UserError as BatchStream does.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(f"batch of {batch_size} rows does not divide by {process_count} processes")
+    total = min(len(table), limit) if limit else len(table)
+    local = batch_size // process_count
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, total, batch_size):
+            first = start + process_index * local
+            yield table.batch([row if row < total else -1 for row in range(first, first + local)])
+
+    return batches()

@@ -1,0 +1,170 @@
+"""From a config to packed tables: read, split, mix, render, pack, cache. What `train` and `inspect` call."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from ml_collections import ConfigDict
+
+from mmed_jax.config import resolve_path
+from mmed_jax.data import cache
+from mmed_jax.data.examples import LEFT_OUT, RenderSettings, build_samples
+from mmed_jax.data.mixing import copies
+from mmed_jax.data.pack import pack
+from mmed_jax.data.report import print_report, table_report
+from mmed_jax.data.schema import load_files
+from mmed_jax.data.split import by_question, without_overlap
+from mmed_jax.data.table import Table, write_rows
+from mmed_jax.data.tokenizer import tokenizer_hash, warn
+from mmed_jax.errors import UserError
+
+__all__ = ["Prepared", "prepare", "print_report"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Packed tables of a run. `validation` holds one table under "validation", or nothing when none is held out."""
+
+    train: Table
+    validation: dict[str, Table]
+    report: dict  # see report.print_report
+
+
+def prepare(
+    config: ConfigDict,
+    tok,
+    *,
+    is_writer: bool = True,
+    timeout_s: float = 7200.0,
+    say: Callable[[str], None] = print,
+) -> Prepared:
+    """The packed tables of config.data (configs/base.py explains its keys), from the cache when nothing has changed.
+
+    The cache key covers tokenizer and chat template, prompt texts and all code of mmed_jax.data, contents of the record
+    files, config.seed and every setting of config.data but the places of files.
+
+    With validation files named, they are the validation set, validation_fraction is ignored, and training records that
+    ask the same question as one of them are removed, counted and warned about. Otherwise validation_fraction of the
+    questions is held out. Mixing weights apply to training only.
+
+    Args:
+        config: the resolved config; needs `seed` and `data`.
+        tok: from load_tokenizer.
+        is_writer: builds missing tables; other processes wait for it up to `timeout_s` seconds.
+        say: receives progress lines.
+
+    Raises:
+        UserError: bad files, records, weights or settings, nothing to train on, an unwritable cache. WorkError: writing
+            failed or the writer was waited for in vain.
+    """
+    data = config.data
+    if data.system_prompt and data.kind == "mcq" and data.prompt_family == "mmedbench":
+        raise UserError("config.data.system_prompt: the prompt family mmedbench has no place for one; leave it empty")
+    settings = {
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in data.to_dict().items() if k not in _PLACES},
+        "seed": config.seed,
+    }
+    train_files, validation_files = (tuple(map(_resolve, paths)) for paths in (data.train, data.validation))
+    inputs = {
+        "settings": settings,
+        "train": [cache.content_hash(p) for p in train_files],
+        "validation": [cache.content_hash(p) for p in validation_files],
+        "tokenizer": tokenizer_hash(tok),
+        "tokenizers": tokenizers.__version__,
+        "code": cache.code_hash(),
+    }
+    key = cache.key_of(inputs)
+
+    def build(folder: Path) -> dict:
+        parts, records = _records(config, train_files, validation_files)
+        tables = {}
+        for split, (chosen, repeats) in parts.items():
+            tables[split] = _build_split(folder, split, chosen, repeats, config, tok)
+        if not validation_files and tables.get("validation", {}).get("rows") == 0:
+            tables.pop("validation")
+        return {"seq_len": data.seq_len, "inputs": inputs, "records": records, "tables": tables}
+
+    cache_dir = Path(data.cache_dir).expanduser()
+    folder, cached = cache.obtain(cache_dir, key, build, is_writer=is_writer, timeout_s=timeout_s, say=say)
+    info = cache.read_info(folder)
+    tables = {split: Table(folder, split) for split in info["tables"]}
+    report = {
+        "folder": str(folder),
+        "cached": cached,
+        "seq_len": data.seq_len,
+        "records": info["records"],
+        "tables": {split: table.report for split, table in tables.items()},
+    }
+    return Prepared(tables.pop("train"), tables, report)
+
+
+_PLACES = ("train", "validation", "cache_dir")
+
+
+def _resolve(path: str) -> str:
+    """A record path of the config, with its optional :SPLIT, relative to the checkout when it is not there as given."""
+    found = resolve_path(path)
+    head, colon, split = path.rpartition(":")
+    if not found.exists() and colon and resolve_path(head).exists():
+        return f"{resolve_path(head)}:{split}"
+    return str(found)
+
+
+def _records(
+    config: ConfigDict, train_files: Sequence[str], validation_files: Sequence[str]
+) -> tuple[dict[str, tuple[list[dict], np.ndarray]], dict[str, int]]:
+    """({split: (records, copies of each)}, counts): every record read is in a split or counted as left out."""
+    data = config.data
+    languages = tuple(data.languages) or None
+    read = load_files(train_files, data.kind, languages)
+    counts = Counter(read=len(read))
+    if validation_files:
+        held_out = load_files(validation_files, data.kind, languages)
+        counts["validation_read"] = len(held_out)
+        kept = without_overlap(read, held_out)
+        counts["overlap"] = len(read) - len(kept)
+        if counts["overlap"]:
+            warn(
+                f"config.data.validation: {counts['overlap']} of {len(read)} training records ask the same question as "
+                "a validation record; they are left out of training"
+            )
+    else:
+        kept, held = by_question(read, data.validation_fraction, config.seed)
+        held_out = [read[i] for i in held]
+    train = [read[i] for i in kept]
+    if not train:
+        raise UserError("config.data.train: no record is left to train on, validation asks all of its questions")
+    repeats = copies(train, dict(data.source_weights), dict(data.language_weights), config.seed)
+    counts["weight_zero"] = int((repeats == 0).sum())
+    counts["train"], counts["validation"] = len(train) - counts["weight_zero"], len(held_out)
+    parts = {"train": (train, repeats)}
+    if held_out:
+        parts["validation"] = (held_out, np.ones(len(held_out), np.int64))
+    return parts, dict(counts)
+
+
+def _build_split(
+    folder: Path, split: str, records: list[dict], repeats: np.ndarray, config: ConfigDict, tok
+) -> dict:
+    """Renders, packs and writes one split; returns its entry of table.json."""
+    data = config.data
+    settings = RenderSettings(
+        seq_len=data.seq_len,
+        overlong=data.overlong,
+        modes=tuple(data.modes),
+        prompt_family=data.prompt_family,
+        system_prompt=data.system_prompt,
+    )
+    samples = build_samples(tok, records, settings, which=np.flatnonzero(repeats), progress=f"tokenizing {split}")
+    if not len(samples) and (split == "train" or data.validation):
+        reasons = ", ".join(f"{n} {LEFT_OUT[reason]}" for reason, n in samples.left_out.items())
+        raise UserError(
+            f"config.data.{split}: {len(records)} records give no sample at data.seq_len={data.seq_len}: {reasons}"
+        )
+    items = np.repeat(np.arange(len(samples)), repeats[samples.record])
+    packed = pack(samples.slots[items], data.seq_len, seed=config.seed, packing=data.packing)
+    rows = [items[row] for row in packed]
+    return {**write_rows(folder, split, samples, rows), "report": table_report(samples, rows, data.seq_len)}
