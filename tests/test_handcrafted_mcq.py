@@ -11,7 +11,7 @@ from mmed_jax.data import jsonl
 from mmed_jax.data.schema import LANGUAGES, question_key, read_records
 
 FILE = Path("data_gen/handcrafted/mcq.jsonl")
-# The topics of MMedBench (arXiv 2402.13963, figure on topic distribution).
+# The 21 topics by which MMedBench (arXiv 2402.13963) classifies its questions.
 TOPICS = {
     "Internal Medicine", "Biochemistry", "Pharmacology", "Psychiatry", "Pediatrics", "Microbiology", "Physiology",
     "Pathology", "Immunology", "Obstetrics and Gynecology", "Public Health", "Hematology", "Surgery",
