@@ -42,6 +42,10 @@ ACTIVATION_RULES: dict[str | None, Any] = {
     "act_kv_heads": "tensor",
     "act_mlp": "tensor",
     "act_vocab": "tensor",
+    # Stages of the embedding look-up (model.llama), where parts of the hidden axis are swapped for rows.
+    "outer_batch": "data",
+    "embed_parts": ("fsdp", "context"),
+    "embed_context": "context",
     None: None,
 }
 

@@ -130,6 +130,18 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
     return constrain(x_btd + down, "batch", "length", "act_embed"), extra
 
 
+def _embed(table_vd: jax.Array, tokens_bt: jax.Array, dtype: Any) -> jax.Array:
+    """Picks rows of the table; [B, T, D] in `dtype`."""
+    # Every device looks up all tokens of its data group in its part of the hidden axis, then parts are swapped for
+    # rows, one mesh axis at a time: small all-to-alls. Left alone, the compiler replicates [B, T, D].
+    tokens_bt = constrain(tokens_bt, "outer_batch", None)
+    # Cast after the look-up, so that the table's gradient is summed in the type of the parameters.
+    x = jnp.take(table_vd, tokens_bt, axis=0).astype(dtype)
+    x = constrain(x, "outer_batch", None, "embed_parts")
+    x = constrain(x, "batch", None, "embed_context")
+    return constrain(x, "batch", "length", "act_embed")
+
+
 def forward(
     params: Params,
     cfg: LlamaConfig,
@@ -166,9 +178,7 @@ def forward(
     if positions_bt is None:
         positions_bt = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
     with jax.named_scope("embed"):
-        # Rows are cast after they are picked, so that the table's gradient is summed in the type of the parameters.
-        x = jnp.take(params["embed"]["weight"], tokens_bt, axis=0).astype(compute_dtype)
-        x = constrain(x, "batch", "length", "act_embed")
+        x = _embed(params["embed"]["weight"], tokens_bt, compute_dtype)
         rope = rope_tables(cfg, positions_bt)
     if cache is not None:
         if segment_ids_bt is not None:

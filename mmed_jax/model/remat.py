@@ -32,9 +32,9 @@ def check_remat(name: str, device: jax.Device | None = None) -> None:
         raise UserError(f"remat='{name}': no such policy{nearest(name, POLICIES)}")
     if name == "offload" and device is not None:
         kinds = {m.kind for m in device.addressable_memories()}
-        if device.platform == "cpu" or "pinned_host" not in kinds:
+        if "pinned_host" not in kinds:
             raise UserError(
-                f"remat='offload' needs pinned host memory beside the device, which {device.platform} does not have; "
+                f"remat='offload' needs pinned host memory, which this device ({device.platform}) does not have; "
                 "nearest: remat='full'"
             )
 
