@@ -1,0 +1,286 @@
+"""Numbers of a run: written to files first, to TensorBoard and W&B besides, and read back across resumes.
+
+metrics.jsonl, append-only, one object a line:
+  {"kind": "train", "step": 12, "time": unix seconds, "loss": 2.1, "loss/en": ..., "lr": ..., ...}
+  {"kind": "eval",  "step": 12, "time": ..., "validation/loss": 2.3, "validation/loss/en": ...}
+  {"kind": "event", "step": 12, "time": ..., "event": "start", ...}
+NaN and infinities are the strings "NaN", "Infinity", "-Infinity", so that every JSON reader accepts the file.
+
+A resumed run writes {"event": "start", "step": s} and goes on from s. Readers let the last record of a step win and
+leave out what an interrupted run had written beyond s.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmed_jax.errors import UserError, WorkError, one_line
+
+METRICS_FILE = "metrics.jsonl"
+WANDB_ID_FILE = "wandb_id.txt"
+_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def json_value(x: Any) -> Any:
+    """Python, numpy and jax numbers and arrays as strict JSON values."""
+    if isinstance(x, Mapping):
+        return {str(k): json_value(v) for k, v in x.items()}
+    if isinstance(x, (str, bool)) or x is None:
+        return x
+    if hasattr(x, "tolist"):
+        x = x.tolist()
+    if isinstance(x, (list, tuple)):
+        return [json_value(v) for v in x]
+    if isinstance(x, float) and not math.isfinite(x):
+        return "NaN" if math.isnan(x) else "Infinity" if x > 0 else "-Infinity"
+    return x if isinstance(x, (int, float)) else str(x)
+
+
+def by_language(nll: Sequence, count: Sequence, languages: Sequence[str], prefix: str) -> dict[str, float]:
+    """{"<prefix>/en": mean loss, ...} of the languages that occur.
+
+    Args:
+      nll, count: sums by language slot; slot 0 is padding, slot i + 1 is languages[i].
+      prefix: "loss" or "validation/loss".
+    """
+    pairs = zip(languages, list(nll)[1:], list(count)[1:], strict=False)
+    return {f"{prefix}/{name}": float(n) / float(c) for name, n, c in pairs if float(c) > 0}
+
+
+class MetricsLogger:
+    """Writes the numbers of one run; on every process but the main one all methods do nothing.
+
+    Args:
+      run_dir: holds metrics.jsonl, tensorboard/ and the W&B run id, so that a resumed run goes on in the same ones.
+      tensorboard: also write event files to <run_dir>/tensorboard.
+      wandb: project name, or {"project": ..., further arguments of wandb.init}; None or "" = off.
+      config: shown by W&B.
+
+    Raises:
+      UserError: a wanted writer is not installed, or W&B cannot start.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        tensorboard: bool = True,
+        wandb: str | Mapping[str, Any] | None = None,
+        is_main: bool = True,
+        config: Mapping[str, Any] | None = None,
+    ):
+        self._file: Any = None
+        self._board: Any = None
+        self._wandb: Any = None
+        if not is_main:
+            return
+        run_dir = Path(run_dir)
+        self._path = run_dir / METRICS_FILE
+        self._file = open(self._path, "ab", buffering=0)
+        if self._path.stat().st_size and not _ends_with_newline(self._path):
+            self._file.write(b"\n")  # a line torn by a kill stays a line of its own
+        if tensorboard:
+            self._board = _Board(run_dir / "tensorboard")
+        if wandb:
+            self._wandb = _start_wandb(run_dir, {"project": wandb} if isinstance(wandb, str) else dict(wandb), config)
+
+    def start(self, step: int, **info: Any) -> None:
+        """Marks that training starts or resumes after `step` updates."""
+        if self._board is not None:
+            self._board.restart(step)
+        self.event("start", step, **info)
+
+    def event(self, event: str, step: int, **info: Any) -> None:
+        """Records something that happened (start, save, stop, compile, ...)."""
+        self._append({"kind": "event", "step": int(step), "time": time.time(), "event": event, **info})
+
+    def train(self, step: int, values: Mapping[str, Any]) -> None:
+        """Records the numbers of one training step."""
+        self._record("train", step, values)
+
+    def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
+        """Records the numbers of one evaluation; names carry their "validation/" themselves."""
+        self._record("eval", step, values)
+
+    def close(self) -> None:
+        """Flushes and closes every writer."""
+        for writer in (self._board, self._wandb, self._file):
+            if writer is not None:
+                writer.finish() if hasattr(writer, "finish") else writer.close()
+        self._file = self._board = self._wandb = None
+
+    def __enter__(self) -> "MetricsLogger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        self._append({"kind": kind, "step": int(step), "time": time.time(), **values})
+        scalars = {k: float(v) for k, v in values.items() if _is_scalar(v)}
+        if kind == "train":
+            scalars = {f"train/{k}": v for k, v in scalars.items()}
+        for name in ("_board", "_wandb"):
+            writer = getattr(self, name)
+            try:
+                if name == "_board" and writer is not None:
+                    writer.scalars(step, scalars)
+                elif writer is not None:
+                    # Not wandb's own step counter: it drops records that come out of order, as after a resume.
+                    writer.log({"step": int(step), **scalars})
+            except Exception as e:  # the file has the numbers; a broken side channel must not end a training run
+                setattr(self, name, None)
+                print(f"{name.strip('_')}: writing failed, continuing without it ({one_line(e)})", file=sys.stderr)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        line = json.dumps(json_value(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        try:
+            # One unbuffered write, so that a kill tears at most the last line.
+            if self._file.write(line) != len(line):
+                raise OSError("the disk is full")
+        except OSError as e:
+            raise WorkError(f"{self._path}: cannot be written ({e.strerror or e})") from e
+
+
+class _Board:
+    """TensorBoard event files, written by the tensorboard package itself (no TensorFlow, no torch)."""
+
+    def __init__(self, folder: Path):
+        try:
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        except ImportError as e:
+            raise UserError(f"tensorboard is not usable ({e}): install it, or --config.tensorboard=false") from e
+        self._event, self._summary = event_pb2, summary_pb2
+        self._writer = EventFileWriter(str(folder))
+
+    def restart(self, step: int) -> None:
+        """TensorBoard forgets what earlier files hold from here on."""
+        log = self._event.SessionLog(status=self._event.SessionLog.START)
+        self._writer.add_event(self._event.Event(wall_time=time.time(), step=step + 1, session_log=log))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        entries = [self._summary.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+        summary = self._summary.Summary(value=entries)
+        self._writer.add_event(self._event.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self) -> None:
+        self._writer.flush()
+        self._writer.close()
+
+
+def _start_wandb(run_dir: Path, settings: dict[str, Any], config: Mapping[str, Any] | None) -> Any:
+    try:
+        import wandb
+    except ImportError as e:
+        raise UserError("config.wandb is set but wandb is missing: pip install wandb, or --config.wandb=''") from e
+    id_file = run_dir / WANDB_ID_FILE
+    run_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else uuid.uuid4().hex[:12]
+    arguments = {"id": run_id, "resume": "allow", "dir": str(run_dir), "name": run_dir.name} | settings
+    try:
+        run = wandb.init(config=json_value(config or {}), **arguments)
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+    except Exception as e:
+        hint = "log in, set WANDB_MODE=offline, or --config.wandb=''"
+        raise UserError(f"wandb did not start ({one_line(e)}); {hint}") from e
+    id_file.write_text(arguments["id"] + "\n", encoding="utf-8")
+    return run
+
+
+class DelayedMetrics:
+    """Leaves a step's metrics on the devices until the next step was dispatched, so that the devices never wait.
+
+    out = delayed.push(step, metrics)      # after train_step(...) of `step`; gives the step before, or None
+    out = delayed.flush()                  # before an evaluation, a stop or the end
+    """
+
+    def __init__(self) -> None:
+        self._held: tuple[int, Any, dict[str, Any]] | None = None
+
+    def push(self, step: int, metrics: Any, **host: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Holds the (device) metrics of `step` with host values beside them; returns those held before, fetched."""
+        previous = self.flush()
+        self._held = (step, metrics, host)
+        return previous
+
+    def flush(self) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, fetched metrics as numpy, host values) of what is held, or None. Waits for that step to finish."""
+        if self._held is None:
+            return None
+        import jax
+
+        step, metrics, host = self._held
+        self._held = None
+        return step, jax.device_get(metrics), host
+
+
+@dataclass
+class Records:
+    """What metrics.jsonl says: train and evals by ascending step, events as written, notes on damage."""
+
+    train: list[dict[str, Any]] = field(default_factory=list)
+    evals: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """(steps, values) of every record that has the number `name`; NaN included."""
+        found = [(r["step"], r[name]) for r in (*self.train, *self.evals) if isinstance(r.get(name), (int, float))]
+        return [s for s, _ in found], [float(v) for _, v in found]
+
+
+def read_metrics(path: str | Path) -> Records:
+    """Reads metrics.jsonl (or that of a run directory); of a missing or damaged file what is there, with notes."""
+    path = Path(path)
+    path = path / METRICS_FILE if path.is_dir() else path
+    out = Records()
+    by_kind: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}}
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as e:
+        out.notes.append(f"{path.name}: not readable ({e.strerror or e})")
+        return out
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            kind, step = record["kind"], int(record["step"])
+        except (ValueError, KeyError, TypeError):
+            what = "torn by an interruption" if number == len(lines) else "not a record"
+            out.notes.append(f"{path.name} line {number}: {what}, left out")
+            continue
+        record = {k: _NAMES.get(v, v) if isinstance(v, str) else v for k, v in record.items()}
+        if kind == "event":
+            out.events.append(record)
+            if record.get("event") == "start":
+                for steps in by_kind.values():
+                    for beyond in [s for s in steps if s > step]:
+                        del steps[beyond]
+        elif kind in by_kind:
+            by_kind[kind][step] = record
+    out.train = [by_kind["train"][s] for s in sorted(by_kind["train"])]
+    out.evals = [by_kind["eval"][s] for s in sorted(by_kind["eval"])]
+    return out
+
+
+def _is_scalar(v: Any) -> bool:
+    return not isinstance(v, (bool, str)) and (isinstance(v, (int, float)) or getattr(v, "ndim", 1) == 0)
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with open(path, "rb") as f:
+        f.seek(-1, os.SEEK_END)
+        return f.read(1) == b"\n"

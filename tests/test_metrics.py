@@ -1,0 +1,264 @@
+"""metrics.jsonl across interruptions, side channels, delayed fetching, speed, compile counting, progress."""
+
+import io
+import json
+import math
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmed_jax import flops, telemetry
+from mmed_jax.errors import UserError, WorkError
+from mmed_jax.metrics import DelayedMetrics, MetricsLogger, by_language, read_metrics
+from mmed_jax.progress import Progress, clock
+from mmed_jax.telemetry import CompileCounter, SpeedMeter, host_memory_bytes, memory
+
+
+def lines(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_kind_of_number_is_strict_json(tmp_path):
+    with MetricsLogger(tmp_path, tensorboard=False) as log:
+        log.train(
+            np.int64(1), {"a": np.float32(1.5), "b": jnp.int32(2), "c": math.nan, "d": -math.inf, "e": np.arange(3)}
+        )
+    text = (tmp_path / "metrics.jsonl").read_text()
+    record = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (record["kind"], record["step"]) == ("train", 1) and record["time"] > 1e9
+    assert {k: record[k] for k in "abcde"} == {"a": 1.5, "b": 2, "c": "NaN", "d": "-Infinity", "e": [0, 1, 2]}
+    back = read_metrics(tmp_path).train[0]
+    assert math.isnan(back["c"]) and back["d"] == -math.inf
+
+
+def test_resume_appends_and_readers_take_the_last(tmp_path):
+    with MetricsLogger(tmp_path, tensorboard=False) as log:
+        log.start(0, devices=1)
+        for step in range(1, 6):
+            log.train(step, {"loss": float(step)})
+        log.evaluation(4, {"validation/loss": 4.0})
+        log.evaluation(5, {"validation/loss": 5.0})
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        f.write('{"kind": "train", "step": 6, "lo')  # killed while writing
+    assert "line 9: torn by an interruption" in read_metrics(tmp_path).notes[0]
+    with MetricsLogger(tmp_path, tensorboard=False) as log:
+        log.start(3)
+        log.train(4, {"loss": 40.0})
+    raw = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(raw) == 11 and raw[8] == '{"kind": "train", "step": 6, "lo'  # nothing was taken away
+    records = read_metrics(tmp_path)
+    assert records.series("loss") == ([1, 2, 3, 4], [1.0, 2.0, 3.0, 40.0])
+    assert records.series("validation/loss") == ([], [])
+    assert [e["step"] for e in records.events] == [0, 3] and records.events[0]["devices"] == 1
+    assert len(records.notes) == 1
+
+
+def test_missing_or_foreign_file_is_noted(tmp_path):
+    assert "not readable" in read_metrics(tmp_path).notes[0]
+    (tmp_path / "metrics.jsonl").write_bytes(b'[1]\n\xff\xfe\n{"kind": "train", "step": 1, "loss": 2}\n')
+    records = read_metrics(tmp_path)
+    assert len(records.notes) == 2 and records.series("loss") == ([1], [2.0])
+
+
+def test_not_main_writes_nothing(tmp_path):
+    with MetricsLogger(tmp_path, is_main=False, wandb="p") as log:
+        log.start(0)
+        log.train(1, {"loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_a_work_error(tmp_path):
+    with MetricsLogger(tmp_path, tensorboard=False) as log:
+        log._file.close()
+        log._file = types.SimpleNamespace(write=lambda line: len(line) // 2, close=lambda: None)
+        with pytest.raises(WorkError, match="metrics.jsonl: cannot be written .the disk is full"):
+            log.train(1, {"loss": 1.0})
+
+
+def test_tensorboard_without_tensorflow(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def write(start, steps, factor):
+        with MetricsLogger(tmp_path) as log:
+            log.start(start)
+            for step in steps:
+                log.train(step, {"loss": step * factor, "text": "not a number"})
+            log.evaluation(steps[-1], {"validation/loss": 9.0})
+
+    write(0, range(1, 5), 1.0)
+    write(2, range(3, 6), 10.0)
+    assert "tensorflow" not in sys.modules
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert sorted(board.Tags()["scalars"]) == ["train/loss", "validation/loss"]
+    assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(1, 1), (2, 2), (3, 30), (4, 40), (5, 50)]
+
+
+class FakeWandb(types.ModuleType):
+    def __init__(self):
+        super().__init__("wandb")
+        self.started, self.logged, self.finished = [], [], 0
+
+    def init(self, **arguments):
+        self.started.append(arguments)
+        run = types.SimpleNamespace(define_metric=lambda *a, **k: None, log=self.logged.append)
+        run.finish = lambda: setattr(self, "finished", self.finished + 1)
+        return run
+
+
+def test_wandb_resumes_the_same_run(tmp_path, monkeypatch, capsys):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for start in (0, 1):
+        with MetricsLogger(tmp_path, tensorboard=False, wandb="medical", config={"lr": 1.0, "t": (1,)}) as log:
+            log.start(start)
+            log.train(start + 1, {"loss": 2.0})
+    first, second = fake.started
+    assert first["project"] == "medical" and first["config"] == {"lr": 1.0, "t": [1]}
+    assert first["id"] == second["id"] and first["resume"] == second["resume"] == "allow"
+    assert fake.logged == [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 2.0}] and fake.finished == 2
+
+    with MetricsLogger(tmp_path, tensorboard=False, wandb="medical") as log:
+        log._wandb.log = lambda _: 1 / 0
+        log.train(3, {"loss": 1.0})  # a broken side channel does not stop training
+        log.train(4, {"loss": 1.0})
+    assert capsys.readouterr().err.count("wandb: writing failed") == 1
+    assert read_metrics(tmp_path).series("loss")[0] == [1, 2, 3, 4]
+
+
+def test_wandb_missing_or_refusing_is_a_user_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        MetricsLogger(tmp_path, tensorboard=False, wandb="p")
+    fake = FakeWandb()
+    fake.init = lambda **_: 1 / 0
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.raises(UserError, match="WANDB_MODE=offline"):
+        MetricsLogger(tmp_path, tensorboard=False, wandb="p")
+
+
+def test_delayed_metrics_fetch_one_step_late(monkeypatch):
+    fetched = []
+    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(x) or x)
+    delayed, log = DelayedMetrics(), []
+    for step in (1, 2, 3):
+        out = delayed.push(step, f"device {step}", rows=step)
+        log.append((step, list(fetched)))
+        assert out == (None if step == 1 else (step - 1, f"device {step - 1}", {"rows": step - 1}))
+    assert log == [(1, []), (2, ["device 1"]), (3, ["device 1", "device 2"])]
+    assert delayed.flush() == (3, "device 3", {"rows": 3}) and delayed.flush() is None
+
+
+def test_by_language():
+    out = by_language(np.array([9.0, 2.0, 0.0, 6.0]), jnp.array([3.0, 4.0, 0.0, 2.0]), ("en", "zh", "ja"), "loss")
+    assert out == {"loss/en": 0.5, "loss/ja": 3.0}
+
+
+def test_speed_meter(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(telemetry.time, "perf_counter", lambda: now[0])
+    meter = SpeedMeter(flops_per_token=1e9, device_kind="NVIDIA H200", num_devices=2, window=3)
+
+    def step(seconds, tokens=1000, **kw):
+        now[0] += seconds
+        return meter.step(real_tokens=tokens, supervised_tokens=tokens / 4, **kw)
+
+    meter.restart()
+    assert step(60, compiled=True) == {"tokens_seen": 1000}
+    with meter.data_wait():
+        now[0] += 0.5
+    out = step(1.5)
+    assert out["step_seconds"] == 2.0 and out["data_wait_seconds"] == 0.5 and out["tokens_seen"] == 2000
+    assert out["tokens_per_second"] == 500 and out["supervised_tokens_per_second"] == 125
+    assert out["mfu"] == pytest.approx(500 * 1e9 / (2 * flops.peak_flops("NVIDIA H200")))
+    assert step(4)["data_wait_seconds"] == 0.0
+    now[0] += 1000  # an evaluation
+    meter.restart()
+    assert [step(s)["step_seconds_median"] for s in (4, 6, 8)] == [4, 4, 6]
+    described = meter.describe()
+    assert "real tokens/s" in described["mfu_formula"] and described["peak_device"] == "2 x NVIDIA H200"
+
+    cpu = SpeedMeter(flops_per_token=1e9, device_kind="cpu", num_devices=1)
+    cpu.restart()
+    now[0] += 1
+    assert "mfu" not in cpu.step(real_tokens=1, supervised_tokens=1) and "no MFU" in cpu.describe()["peak_device"]
+
+
+def test_memory_says_something():
+    before = host_memory_bytes()
+    block = np.ones(64 << 20, np.uint8)
+    assert host_memory_bytes() - before > 48 << 20 and block.any()
+    assert 0 < memory()["host_memory_gib"] < 1000
+
+
+def test_compile_counter_counts_by_name_and_cache(tmp_path):
+    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
+            "jax_persistent_cache_min_entry_size_bytes")  # fmt: skip
+    before = [getattr(jax.config, k) for k in keys]
+    from jax.experimental.compilation_cache import compilation_cache
+
+    def fresh():
+        def some_step(x):
+            return jnp.tanh(x) * 3
+
+        return jax.jit(some_step)
+
+    try:
+        for key, value in zip(keys, (str(tmp_path), 0, 0), strict=True):
+            jax.config.update(key, value)
+        compilation_cache.reset_cache()
+        x, y = jnp.ones(7), jnp.ones(9)
+        with CompileCounter() as counter:
+            step = fresh()
+            for _ in range(3):
+                step(x)
+            counter.expect_one("some_step")
+            assert counter.cache_hits == 0 and counter.cache_misses == 1 and counter.seconds > 0
+            fresh()(x)
+            assert counter.cache_hits == 1
+            with pytest.raises(WorkError, match="some_step was compiled 2 times"):
+                counter.expect_one("some_step")
+            step(y)
+        summary = counter.summary("some_step")
+        assert (summary["compile_count"], summary["compile_cache_hits"], summary["compile_cache_misses"]) == (3, 1, 2)
+        step(jnp.ones(11))
+        assert counter.count("some_step") == 3  # not listening any more
+        with pytest.raises(WorkError, match="never was compiled 0 times"):
+            counter.expect_one("never")
+    finally:
+        for key, value in zip(keys, before, strict=True):
+            jax.config.update(key, value)
+        compilation_cache.reset_cache()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_lines_and_bar(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("mmed_jax.progress.time.monotonic", lambda: now[0])
+    log, terminal = io.StringIO(), Terminal()
+    with (
+        Progress(20, start=3, every=5, stream=log) as lines_,
+        Progress(20, start=3, every=5, stream=terminal) as bar,
+        Progress(20, stream=log, is_main=False) as silent,
+    ):
+        for step in range(4, 21):
+            now[0] += 100 if step == 4 else 2  # the first step compiles
+            for p in (lines_, bar, silent):
+                p.update(step, {"loss": 2.34567, "lr": 1e-5})
+            if step == 10:
+                assert lines_.seconds_left() == pytest.approx(20)
+                bar.note("saved step 10")
+    text = log.getvalue().splitlines()
+    assert [line.split()[1] for line in text] == ["4/20", "5/20", "10/20", "15/20", "20/20"]
+    assert text[2] == "train 10/20 (50%)  loss 2.346  lr 1.00e-05  0:20 left"
+    drawn = terminal.getvalue()
+    assert drawn.count("\r") > 10 and "50% |██████████··········| 10/20" in drawn and "saved step 10\n" in drawn
+    assert all(len(part) < 200 for part in drawn.split("\r")) and drawn.endswith("\n")
+    assert [clock(s) for s in (0.4, 59.6, 3725)] == ["0:00", "1:00", "1:02:05"]
