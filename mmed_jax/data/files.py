@@ -12,7 +12,7 @@ from mmed_jax.data import jsonl
 from mmed_jax.data.schema import LANGUAGE_NAMES, RecordError, kind_of, mmedbench_record, validate_record
 from mmed_jax.errors import UserError, nearest
 
-_SPLITS = {
+SPLIT_NAMES = {
     "train": "train", "test": "test", "dev": "validation", "val": "validation", "valid": "validation",
     "validation": "validation",
 }  # fmt: skip
@@ -21,22 +21,62 @@ _LANGUAGE_FILES = {name.lower(): code for code, name in LANGUAGE_NAMES.items()}
 
 @dataclass(frozen=True)
 class Member:
-    """One JSON-lines file: `label` is what messages call it, `name` its file name, `split` by its folder's name."""
+    """One file of an input: `label` is what messages call it, `name` its path below the input.
+
+    A folder called by a split ("Train") stays in the name of what lies in it, the input's own folder included.
+    """
 
     label: str
     name: str
-    split: str | None
-    open: Callable[[], BinaryIO]
+    opener: Callable[[], BinaryIO]
+
+    @property
+    def split(self) -> str | None:
+        """The split that folder names say, nearest folder first: "MMedBench/Train/x.jsonl" -> "train"."""
+        folders = PurePosixPath(self.name).parts[:-1]
+        return next((SPLIT_NAMES[f.lower()] for f in reversed(folders) if f.lower() in SPLIT_NAMES), None)
+
+    def open(self) -> BinaryIO:
+        """The unpacked bytes as a stream. Raises UserError when the archive is damaged or encrypted."""
+        try:
+            stream = self.opener()
+            return gzip.open(stream) if self.name.endswith(".gz") else stream
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as e:
+            raise UserError(f"{self.label}: can't be unpacked: {e}") from None
 
 
-def split_of(parts: tuple[str, ...]) -> str | None:
-    """The split that folder names say, nearest folder first: ("MMedBench", "Train") -> "train"."""
-    return next((_SPLITS[p.lower()] for p in reversed(parts) if p.lower() in _SPLITS), None)
+def members(path: Path, *suffixes: str) -> list[Member]:
+    """The files of a file, folder or zip whose name ends in one of `suffixes` (or that and .gz), sorted by name."""
+    wanted = tuple(s for suffix in suffixes for s in (suffix, suffix + ".gz"))
+    if path.is_file() and path.suffix.lower() == ".zip":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = sorted(n for n in archive.namelist() if not n.endswith("/"))
+        except zipfile.BadZipFile as e:
+            raise UserError(f"{path}: damaged zip file: {e}") from None
+        found = [Member(f"{path}/{n}", n, lambda n=n: zipfile.ZipFile(path).open(n)) for n in names]
+    elif path.is_dir():
+        own = _split_folder(path)
+        inside = sorted(p for p in path.rglob("*") if p.is_file())
+        found = [Member(str(p), own + p.relative_to(path).as_posix(), lambda p=p: open(p, "rb")) for p in inside]
+    else:
+        found = [Member(str(path), _split_folder(path.absolute().parent) + path.name, lambda: open(path, "rb"))]
+    return [m for m in found if m.name.lower().endswith(wanted) and not _is_hidden(m.name)]
+
+
+def _split_folder(folder: Path) -> str:
+    name = folder.resolve().name
+    return f"{name}/" if name.lower() in SPLIT_NAMES else ""
+
+
+def _is_hidden(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return parts[-1].startswith(".") or "__MACOSX" in parts
 
 
 def language_of(name: str) -> str | None:
-    """MMedBench's files are named by language: "English.jsonl" -> "en"; None for any other name."""
-    return _LANGUAGE_FILES.get(name.removesuffix(".gz").removesuffix(".jsonl").lower())
+    """MMedBench's files are named by language: "Train/English.jsonl" -> "en"; None for any other name."""
+    return _LANGUAGE_FILES.get(PurePosixPath(name).name.removesuffix(".gz").removesuffix(".jsonl").lower())
 
 
 def locate(path: str | os.PathLike) -> tuple[Path, str | None]:
@@ -47,49 +87,21 @@ def locate(path: str | os.PathLike) -> tuple[Path, str | None]:
     head, _, split = text.rpartition(":")
     if head and os.path.exists(head):
         return Path(head), split
-    parent = Path(text).parent
-    near = nearest(Path(text).name, [p.name for p in parent.iterdir()]) if parent.is_dir() else f" (no folder {parent})"
-    raise UserError(f"{text}: no such file or folder{near}")
+    raise UserError(f"{text}: no such file or folder{nearest_sibling(text)}")
 
 
-def members(path: Path) -> list[Member]:
-    """The JSON-lines files in a file, folder or zip, sorted by name. Raises UserError when there is none."""
-    if path.is_file() and zipfile.is_zipfile(path):
-        archive = zipfile.ZipFile(path)
-        names = [PurePosixPath(n) for n in sorted(archive.namelist()) if n.endswith(jsonl.SUFFIXES)]
-        found = [
-            Member(f"{path}/{n}", n.name, split_of(n.parent.parts), lambda n=n: _unpack(archive.open(str(n)), n.name))
-            for n in names
-            if not n.name.startswith(".") and "__MACOSX" not in n.parts
-        ]
-    elif path.is_file():
-        if path.suffix == ".zip":
-            raise UserError(f"{path}: damaged zip file")
-        if not path.name.endswith(jsonl.SUFFIXES):
-            raise UserError(f"{path}: expected a .jsonl or .jsonl.gz file of records, a folder or a zip of them; "
-                            "raw data sets go through `python -m data_gen convert` first")  # fmt: skip
-        parent = path.resolve().parent
-        return [Member(str(path), path.name, split_of((parent.name,)), lambda: jsonl.open_binary(path))]
-    else:
-        files = sorted(p for p in path.rglob("[!.]*.jsonl*") if p.name.endswith(jsonl.SUFFIXES))
-        own = (path.resolve().name,)
-        found = [
-            Member(str(p), p.name, split_of(own + p.relative_to(path).parent.parts), lambda p=p: jsonl.open_binary(p))
-            for p in files
-        ]
-    if not found:
-        raise UserError(f"{path}: holds no .jsonl or .jsonl.gz file")
-    return found
-
-
-def _unpack(stream: BinaryIO, name: str) -> BinaryIO:
-    return gzip.open(stream) if name.endswith(".gz") else stream
+def nearest_sibling(path: str | os.PathLike) -> str:
+    """Hint for a path that is not there: the closest name in its folder."""
+    parent = Path(path).parent
+    if not parent.is_dir():
+        return f" (there is no folder {parent})"
+    return nearest(Path(path).name, sorted(p.name for p in parent.iterdir()))
 
 
 def choose_split(path: object, present: list[str], wanted: str | None) -> str | None:
     """The split to read: the wanted one, else the only one, else train. None means everything. Raises UserError."""
     if wanted is not None:
-        for name in (wanted, _SPLITS.get(wanted.lower())):
+        for name in (wanted, SPLIT_NAMES.get(wanted.lower())):
             if name in present:
                 return name
         raise UserError(f"{path}: no split '{wanted}'{nearest(wanted, present) or ' (it has no splits)'}")
@@ -121,7 +133,12 @@ def _read_any(path: Path, wanted: str | None) -> Iterator[tuple[str, dict]]:
                 where = f"{version}:{split}:{number}"
                 yield where, validate_record(record, where)
             return
-    found = members(path)
+    found = members(path, ".jsonl")
+    if not found and path.is_file() and path.suffix.lower() != ".zip":
+        raise UserError(f"{path}: expected a .jsonl or .jsonl.gz file of records, a folder or a zip of them; "
+                        "raw data sets go through `python -m data_gen convert` first")  # fmt: skip
+    if not found:
+        raise UserError(f"{path}: holds no .jsonl or .jsonl.gz file")
     split = choose_split(path, sorted({m.split for m in found if m.split}), wanted)
     if split and wanted is None and any(m.split is None for m in found):
         raise UserError(f"{path}: holds files both inside and outside of split folders; say which, as {path}:{split}")
@@ -130,23 +147,16 @@ def _read_any(path: Path, wanted: str | None) -> Iterator[tuple[str, dict]]:
             yield from _read_member(member)
 
 
-def _open(member: Member) -> BinaryIO:
-    try:
-        return member.open()
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as e:  # damaged, encrypted, unknown compression
-        raise UserError(f"{member.label}: can't be unpacked: {e}") from None
-
-
 def _read_member(member: Member) -> Iterator[tuple[str, dict]]:
     language = language_of(member.name)
-    with _open(member) as stream:
+    with member.open() as stream:
         for where, raw in jsonl.read_objects(stream, member.label):
             theirs = language is not None and "id" not in raw and "language" not in raw and "question" in raw
             if not theirs:
                 yield where, validate_record(raw, where)
                 continue
-            line = int(where.rpartition(":")[2])
-            record = mmedbench_record(raw, language=language, file=member.name, line=line, split=member.split)
+            line, file = int(where.rpartition(":")[2]), PurePosixPath(member.name).name
+            record = mmedbench_record(raw, language=language, file=file, line=line, split=member.split)
             try:
                 yield where, validate_record(record, where)
             except RecordError as e:

@@ -17,11 +17,6 @@ from mmed_jax.errors import UserError
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
-def open_binary(path: str | os.PathLike) -> BinaryIO:
-    """Opens a file for reading bytes, unpacking it when the name ends in .gz."""
-    return gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")
-
-
 def decode(data: bytes, where: str) -> str:
     """Bytes of one line (or file) as text. Raises UserError when they are not UTF-8."""
     try:

@@ -228,6 +228,9 @@ def mmedbench_record(raw: dict, *, language: str, file: str, line: int, split: s
     if raw.get("meta_info"):
         provenance["meta_info"] = raw["meta_info"]
     kept = ("question", "options", "answer_idx", "rationale", "human_checked", "human_check_passed")
+    answer = raw.get("answer_idx")
+    if isinstance(answer, str) and len(answer) > 1 and set(answer) <= set(LETTERS):
+        raw = {**raw, "answer_idx": list(answer)}  # "AC" for "A,C", as the authors' own code reads it
     return {
         "id": "-".join(filter(None, ("mmedbench", split, name, str(line)))),
         "language": language,

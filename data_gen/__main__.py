@@ -1,0 +1,30 @@
+"""python -m data_gen COMMAND ...: every command is a module here with `SUMMARY` and `main(argv)`."""
+
+import importlib
+import sys
+
+from mmed_jax.errors import UserError, nearest, run_command
+
+# Order of use. A new command is a new module and a new name here.
+COMMANDS = ("convert",)
+
+
+def _help() -> str:
+    lines = ["usage: python -m data_gen COMMAND [--help] ...", "", "commands:"]
+    for name in COMMANDS:
+        lines.append(f"  {name:<12} {importlib.import_module(f'data_gen.{name}').SUMMARY}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return
+    if args[0] not in COMMANDS:
+        raise UserError(f"data_gen: no command '{args[0]}'{nearest(args[0], COMMANDS)}")
+    importlib.import_module(f"data_gen.{args[0]}").main(args[1:])
+
+
+if __name__ == "__main__":
+    run_command(main)

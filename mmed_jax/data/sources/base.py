@@ -1,0 +1,187 @@
+"""What an adapter is: rows of a published data set in, checked records or counted drops out."""
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mmed_jax.data.schema import LETTERS, question_key
+from mmed_jax.errors import UserError
+
+
+class Row(NamedTuple):
+    """One raw row: its fields, where it stands ("file:line"), its file name, split ("" unknown) and number from 1."""
+
+    raw: dict
+    where: str
+    file: str
+    split: str
+    number: int
+
+
+class Drop(NamedTuple):
+    """A row that becomes no record, and why; reasons are counted, so they name a class of rows, not one row."""
+
+    reason: str
+
+
+class WrongForm(UserError):
+    """The file is not in a form this source is published in."""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where the set lies on huggingface.co/datasets.
+
+    `repo` "" means that no copy is known. `files` are fetched as they are and read like a local input (sets published
+    as a zip); else `configs` go through datasets.load_dataset, None for the default one. `subdirs` says that the
+    repository is an old loading script: its parquet conversion is read, where configs are folders. `splits` False: the
+    split names of the hub copy are not those of the set.
+    """
+
+    repo: str = ""
+    configs: tuple[str | None, ...] = (None,)
+    revision: str | None = None
+    files: tuple[str, ...] = ()
+    subdirs: bool = False
+    splits: bool = True
+
+
+def content_key(record: dict) -> tuple:
+    """What two records must share to be one twice: language, question, passage, options, answer and explanation."""
+    answer = record.get("answer_idx") or record["messages"][-1]["content"]
+    options = tuple(record.get("options", {}).values())
+    passage, rationale = record.get("context", ""), record.get("rationale", "")
+    return record["language"], question_key(record), passage, options, answer, rationale
+
+
+@dataclass(frozen=True)
+class Source:
+    """A public data set. `rows` reads the published files; `convert(row, kind)` turns a row into a record or a Drop.
+
+    `kinds`: what it can become, the default first. `license` is that of most rows; each record carries its own.
+    `expects` says in words what the files look like. Of two records with equal `duplicate_key` the later is dropped.
+    `unfold` turns table rows into rows where one holds several (a question per column or language); `rows` applies it
+    to files, the hub reader to its tables. `answer_base` True: the numbering of answers differs between publications
+    (see medmcqa); `rows` and `unfold` then take it as an argument.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    languages: tuple[str, ...]
+    license: str
+    url: str
+    expects: str
+    rows: Callable[..., Iterator[Row]]
+    convert: Callable[[Row, str], dict | Drop]
+    hub: Hub = field(default_factory=Hub)
+    unfold: Callable[..., Iterator[Row]] = iter
+    duplicate_key: Callable[[dict], object] = content_key
+    answer_base: bool = False
+
+
+def need(row: Row, *names: str) -> None:
+    """Raises WrongForm unless the row has these fields."""
+    for name in names:
+        if name not in row.raw:
+            found = ", ".join(str(k) for k in list(row.raw)[:12])
+            raise WrongForm(f"{row.where}: field '{name}' is missing; found: {found}")
+
+
+def text(value: object) -> str:
+    """A cell as text: None and NaN are "", outer whitespace is cut, line ends are \\n."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value).replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "").strip()
+
+
+def fingerprint(*parts: str) -> str:
+    """A short stable name for texts that have no id: 12 hex digits of SHA-256."""
+    return hashlib.sha256("\x1f".join(parts).encode("utf-8")).hexdigest()[:12]
+
+
+def make_id(source: str, row: Row, *parts: object) -> str:
+    """ "<source>-<split>-<original id>"; split "all" where none is known, spaces become _."""
+    return "-".join(re.sub(r"\s+", "_", str(p).strip()) for p in (source, row.split or "all", *parts) if str(p).strip())
+
+
+def origin(row: Row, original_id: object = None, group: str | None = None, **more: object) -> dict:
+    """Where a record comes from; empty entries are left out."""
+    found = {"original_id": None if original_id is None else str(original_id), "file": row.file, "split": row.split}
+    return {k: v for k, v in {**found, "group": group, **more}.items() if v not in (None, "", [])}
+
+
+def lettered(options: Iterable[object]) -> dict[str, str] | Drop:
+    """Option texts as {"A": ...}. Empty ones at the end are left out; one in between would shift the letters: Drop."""
+    texts = [text(o) for o in options]
+    while texts and not texts[-1]:
+        texts.pop()
+    if len(texts) < 2:
+        return Drop("no options")
+    if "" in texts:
+        return Drop("empty option")
+    if len(texts) > len(LETTERS):
+        return Drop("more than 26 options")
+    return dict(zip(LETTERS, texts))
+
+
+def letters_at(numbers: Iterable[object], base: int) -> list[str] | None:
+    """Answer numbers, `base` the first option's, as letters; None when one is no number or below `base`."""
+    found = []
+    for number in numbers:
+        try:
+            index = int(str(number).strip()) - base
+        except ValueError:
+            return None
+        if not 0 <= index < len(LETTERS):
+            return None
+        found.append(LETTERS[index])
+    return found
+
+
+def mcq(
+    source: str, license: str, *, ident: str, language: str, question: object, options: dict[str, str] | Drop,
+    answer: Iterable[str] | None, rationale: object = "", context: object = "", needs_image: bool = False,
+    provenance: dict,
+) -> dict | Drop:  # fmt: skip
+    """A multiple-choice record, or why there is none."""
+    question = text(question)
+    if not question:
+        return Drop("no question")
+    if isinstance(options, Drop):
+        return options
+    answer = list(answer or ())
+    if not answer:
+        return Drop("no key")
+    if not set(answer) <= set(options):
+        return Drop("key is not among the options")
+    record = {
+        "id": ident, "language": language, "question": question, "options": options, "answer_idx": answer,
+        "rationale": text(rationale), "source": source, "license": license, "provenance": provenance,
+    }  # fmt: skip
+    if text(context):
+        record["context"] = text(context)
+    if needs_image:
+        record["needs_image"] = True
+    return record
+
+
+def dialogue(
+    source: str, license: str, *, ident: str, language: str, question: object, answer: object,
+    needs_image: bool = False, provenance: dict,
+) -> dict | Drop:  # fmt: skip
+    """An instruction record of one question and one answer, or why there is none."""
+    if not text(question):
+        return Drop("no question")
+    if not text(answer):
+        return Drop("no answer")
+    record = {
+        "id": ident, "language": language, "source": source, "license": license,
+        "messages": [{"role": "user", "content": text(question)}, {"role": "assistant", "content": text(answer)}],
+        "method": "original", "provenance": provenance,
+    }  # fmt: skip
+    if needs_image:
+        record["needs_image"] = True
+    return record

@@ -1,0 +1,75 @@
+"""CasiMedicos (Goenaga et al. 2023, arXiv:2312.00567): Spanish MIR exams explained by doctors, in parallel languages.
+
+joined form     {id "train-0", lang, split, type, question, options {"1": ...}, answer "4", rationale}
+published form  {id, lang, year, question_id_specific, full_question, options {"1": ...}, correct_option, full_answer,
+                 full_answer_no_ref, type}      HiTZ/casimedicos-exp on the hub and ixa-ehu/antidote-casimedicos
+
+The doctors speak of "option 4" or "la 4": the instruction record therefore keeps the numbers 1 to 5 in its question,
+while the multiple-choice record has letters, as everywhere. The exam is HEAD-QA's source as well; the texts differ
+slightly, so overlaps are not found by question_key.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmed_jax.data.sources.base import (
+    Drop,
+    Hub,
+    Row,
+    Source,
+    dialogue,
+    lettered,
+    letters_at,
+    make_id,
+    mcq,
+    need,
+    origin,
+    text,
+)
+from mmed_jax.data.sources.raw import objects
+
+_LANGUAGES = ("en", "es", "fr")
+
+
+def rows(path: Path) -> Iterator[Row]:
+    return objects(path, ".jsonl", ".parquet")
+
+
+def convert(row: Row, kind: str) -> dict | Drop:
+    raw = row.raw
+    joined = "rationale" in raw
+    need(row, "id", "lang", "options", *(("question", "answer") if joined else ("full_question", "correct_option")))
+    language = text(raw["lang"])
+    if language not in _LANGUAGES:
+        return Drop(f"language not supported ({language})")
+    question = text(raw["question" if joined else "full_question"])
+    rationale = raw["rationale"] if joined else raw.get("full_answer_no_ref") or raw.get("full_answer")
+    row = row._replace(split=row.split or text(raw.get("split")).replace("dev", "validation"))
+    original = text(raw["id"])
+    parts = [original] if joined else [original, text(raw.get("year")), text(raw.get("question_id_specific"))]
+    group = "casimedicos:" + "-".join(p for p in parts if p)
+    plain = (re.sub(r"^(train|dev|test)-", "", p) for p in parts)
+    ident = make_id("casimedicos", row, language, *plain)
+    about = origin(row, original, group, type=text(raw.get("type")), year=text(raw.get("year")))
+    numbered = sorted(raw["options"].items(), key=lambda item: int(item[0]))
+    options = lettered(option for _, option in numbered)
+    common = {"ident": ident, "language": language, "provenance": about}
+    if kind == "mcq":
+        answer = letters_at([raw["answer" if joined else "correct_option"]], 1)
+        return mcq(
+            "casimedicos", "CC BY 4.0", question=question, options=options, answer=answer, rationale=rationale, **common
+        )
+    if isinstance(options, Drop):
+        return options
+    listed = "\n".join(f"{number}. {text(option)}" for number, option in numbered if text(option))
+    return dialogue("casimedicos", "CC BY 4.0", question=f"{question}\n{listed}", answer=rationale, **common)
+
+
+CASIMEDICOS = Source(
+    name="casimedicos", kinds=("mcq", "instruction"), languages=_LANGUAGES, license="CC BY 4.0",
+    url="https://github.com/ixa-ehu/antidote-casimedicos", rows=rows, convert=convert,
+    expects="JSON lines with id, lang, options {1: ...} and question, answer, rationale (or full_question, "
+            "correct_option, full_answer)",
+    hub=Hub("HiTZ/casimedicos-exp", configs=_LANGUAGES),
+)  # fmt: skip

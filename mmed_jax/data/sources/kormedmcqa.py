@@ -1,0 +1,37 @@
+"""KorMedMCQA (Kweon et al. 2024, arXiv:2403.01469): Korean licence exams of doctors, nurses, pharmacists, dentists.
+
+Parquet or CSV files SUBJECT/SPLIT-*.parquet: subject, year, period, q_number, question, A, B, C, D, E, answer 1-5 and,
+in the few-shot split, cot. Numbers count from 1 in all publications.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmed_jax.data.sources.base import Drop, Hub, Row, Source, lettered, letters_at, make_id, mcq, need, origin, text
+from mmed_jax.data.sources.raw import objects
+
+_SUBJECTS = ("doctor", "nurse", "pharm", "dentist")
+
+
+def rows(path: Path) -> Iterator[Row]:
+    return objects(path, ".parquet", ".csv", ".jsonl", ".json")
+
+
+def convert(row: Row, kind: str) -> dict | Drop:
+    raw = row.raw
+    need(row, "subject", "year", "period", "q_number", "question", "answer", *"ABCDE")
+    original = "-".join(text(raw[name]) for name in ("subject", "year", "period", "q_number"))
+    return mcq(
+        "kormedmcqa", "CC BY-NC 2.0", ident=make_id("kormedmcqa", row, original), language="ko",
+        question=raw["question"], options=lettered(raw[letter] for letter in "ABCDE"),
+        answer=letters_at([raw["answer"]], 1), rationale=raw.get("cot"),
+        provenance=origin(row, original, subject=text(raw["subject"]), year=text(raw["year"])),
+    )  # fmt: skip
+
+
+KORMEDMCQA = Source(
+    name="kormedmcqa", kinds=("mcq",), languages=("ko",), license="CC BY-NC 2.0",
+    url="https://huggingface.co/datasets/sean0042/KorMedMCQA", rows=rows, convert=convert,
+    expects="parquet or CSV with subject, year, period, q_number, question, A to E, answer 1-5",
+    hub=Hub("sean0042/KorMedMCQA", configs=_SUBJECTS),
+)  # fmt: skip

@@ -1,0 +1,134 @@
+"""MedQA (Jin et al. 2020, arXiv:2009.13081): exam questions of the USA (English) and mainland China.
+
+Forms of medqa_us:
+  official     {question, answer, options {A: ...}, meta_info, answer_idx}            jind11/MedQA, GBaker on the hub
+  mediQ        the same with context [sentences] before a short question              stellalisy/mediQ
+  sample       {instances: {input: "Question: ...\\nOption A: ...", output: TEXT}}     dmis-lab/self-biorag
+Forms of medqa_zh:
+  official     as above; bigbio/med_qa on the hub has options as [{key, value}]
+  Apollo       {question, options "(A) ....\\n(B) ....", answer "(B)" or "(ACE)", source}    FreedomIntelligence/Apollo
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmed_jax.data.schema import question_key
+from mmed_jax.data.sources.base import (
+    Drop,
+    Hub,
+    Row,
+    Source,
+    WrongForm,
+    fingerprint,
+    lettered,
+    make_id,
+    mcq,
+    need,
+    origin,
+    text,
+)
+from mmed_jax.data.sources.raw import objects
+
+_URL = "https://github.com/jind11/MedQA"
+# Apollo mixes four sets in one file and names each row's.
+_APOLLO_LICENSES = {
+    "medqa-mcmle": "MIT", "cmexam": "Apache-2.0", "cmb-single": "Apache-2.0", "cmmlu-medical": "CC BY-NC-SA 4.0",
+}  # fmt: skip
+
+
+def rows(path: Path) -> Iterator[Row]:
+    return objects(path, ".jsonl", ".json", ".parquet")
+
+
+def convert_us(row: Row, kind: str) -> dict | Drop:
+    raw = row.raw
+    if "instances" in raw:
+        return _sample(row)
+    need(row, "question", "options", "answer_idx")
+    question, license, ident = text(raw["question"]), "MIT", ""
+    if isinstance(raw.get("context"), list):
+        question = " ".join([*(text(s) for s in raw["context"]), question]).strip()
+        license, ident = "CC BY 4.0", f"mediq-{raw['id']}"
+    return _official(row, "medqa_us", "en", question, license, ident)
+
+
+def _official(row: Row, name: str, language: str, question: str, license: str, ident: str) -> dict | Drop:
+    options = row.raw["options"]
+    if isinstance(options, list):
+        options = {o["key"]: o["value"] for o in options}
+    given = lettered(options[k] for k in sorted(options))
+    answer = [a for a in re.split(r"[,\s]*", text(row.raw["answer_idx"]).upper()) if a]
+    if isinstance(given, Drop):
+        return given
+    stated = text(row.raw.get("answer"))
+    if len(answer) == 1 and stated and given.get(answer[0]) != stated:
+        return Drop("answer letter and answer text disagree")
+    return mcq(
+        name, license, ident=make_id(name, row, ident or fingerprint(question, *given.values())), language=language,
+        question=question, options=given, answer=answer,
+        provenance=origin(row, row.raw.get("id"), meta_info=row.raw.get("meta_info")),
+    )  # fmt: skip
+
+
+def _sample(row: Row) -> dict | Drop:
+    """Options stand in the input text; the output is an option's text, so the letter is found by matching."""
+    head, *parts = re.split(r"\nOption ([A-Z]): ", str(row.raw["instances"].get("input", "")))
+    question = _unquote(text(head.removeprefix("Question:")))
+    options = lettered(parts[1::2])
+    if isinstance(options, Drop):
+        return options
+    wanted = _plain(str(row.raw["instances"].get("output", "")))
+    matches = [letter for letter, option in options.items() if _plain(option) == wanted]
+    if len(matches) != 1:
+        return Drop("answer text matches no option" if not matches else "answer text matches several options")
+    return mcq(
+        "medqa_us", "MIT", ident=make_id("medqa_us", row, "sample", fingerprint(question, *options.values())),
+        language="en", question=question, options=options, answer=matches,
+        provenance=origin(row, row.raw.get("id"), form="self-biorag sample"),
+    )  # fmt: skip
+
+
+def _unquote(question: str) -> str:
+    """Takes off the one stray quotation mark that CSV left at the end of some questions."""
+    return question[:-1].rstrip() if question.endswith('"') and question.count('"') % 2 else question
+
+
+def _plain(option: str) -> str:
+    return " ".join(option.split()).strip(' "').casefold()
+
+
+def convert_zh(row: Row, kind: str) -> dict | Drop:
+    raw = row.raw
+    need(row, "question", "options")
+    if "answer_idx" in raw:
+        return _official(row, "medqa_zh", "zh", text(raw["question"]), "MIT", "")
+    need(row, "answer", "source")
+    if not isinstance(raw["options"], str):
+        raise WrongForm(f"{row.where}: field 'options': expected text '(A) ...' as Apollo writes it")
+    head, *parts = re.split(r"(?m)^\(([A-Z])\)[ \t]*", raw["options"])
+    texts = [text(p) for p in parts[1::2]]
+    if texts and all(t.endswith(".") for t in texts):
+        texts = [t[:-1].rstrip() for t in texts]  # Apollo ends every option with a full stop of its own
+    if head.strip() or "".join(parts[::2]) != "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(texts)]:
+        return Drop("options not in order")
+    part = text(raw["source"])
+    return mcq(
+        "medqa_zh", _APOLLO_LICENSES.get(part, "unspecified"), language="zh", question=raw["question"],
+        ident=make_id("medqa_zh", row, part, fingerprint(question_key({"question": text(raw["question"])}), *texts)),
+        options=lettered(texts), answer=re.findall(r"[A-Z]", text(raw["answer"])),
+        provenance=origin(row, row.number, part=part),
+    )  # fmt: skip
+
+
+MEDQA_US = Source(
+    name="medqa_us", kinds=("mcq",), languages=("en",), license="MIT", url=_URL, rows=rows, convert=convert_us,
+    expects="JSON lines with question, options {A: ...}, answer_idx (official; mediQ with context) or instances",
+    hub=Hub("GBaker/MedQA-USMLE-4-options"),
+)  # fmt: skip
+MEDQA_ZH = Source(
+    name="medqa_zh", kinds=("mcq",), languages=("zh",), license="MIT, Apache-2.0", url=_URL, rows=rows,
+    convert=convert_zh,
+    expects="JSON lines with question, options {A: ...}, answer_idx (official) or Apollo's JSON with options '(A) ...'",
+    hub=Hub("bigbio/med_qa", configs=("med_qa_zh_source",), revision="refs/convert/parquet", subdirs=True),
+)  # fmt: skip

@@ -1,0 +1,66 @@
+"""MedQuAD (Ben Abacha and Demner-Fushman 2019, arXiv:1901.08079): questions and long answers of NIH web sites.
+
+XML (the repository's own)   <Document source url><Focus/><QAPairs><QAPair><Question qid qtype/><Answer/></QAPair>
+JSON lines                   {qid, qtype, source, url, focus, question, answer}
+lavita/MedQuAD on the hub    {question_id, question_type, document_source, document_url, question_focus, ...}
+
+Three of the sets have no answers any more (copyright) and are dropped as such. Questions are printed as "... ?"; the
+space is taken out. Some qids stand for several questions, so ids have a fingerprint of the question. Where an answer
+begins by repeating the question, the repetition is taken off. Group: the focus.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from mmed_jax.data.sources.base import Drop, Hub, Row, Source, dialogue, fingerprint, make_id, need, origin, text
+from mmed_jax.data.sources.raw import files, objects
+from mmed_jax.errors import UserError
+
+_HUB_NAMES = {
+    "question_id": "qid", "question_type": "qtype", "document_source": "source", "document_url": "url",
+    "question_focus": "focus",
+}  # fmt: skip
+
+
+def rows(path: Path) -> Iterator[Row]:
+    if not (path.suffix == ".xml" or path.is_dir() and any(path.rglob("*.xml"))):
+        yield from objects(path, ".jsonl", ".json", ".parquet")
+        return
+    for file in files(path, ".xml"):
+        try:
+            document = ElementTree.fromstring(file.data)
+        except ElementTree.ParseError as e:
+            raise UserError(f"{file.label}:{e.position[0]}: broken XML: {e}") from None
+        about = {"source": document.get("source"), "url": document.get("url"), "focus": document.findtext("Focus")}
+        for number, pair in enumerate(document.iter("QAPair"), 1):
+            question = pair.find("Question")
+            asked = {} if question is None else {"question": question.text, **question.attrib}
+            raw = {"qid": None, "question": None, **about, **asked, "answer": pair.findtext("Answer")}
+            yield Row(raw, f"{file.label}: pair {number}", file.name, "", number)
+
+
+def convert(row: Row, kind: str) -> dict | Drop:
+    raw = {_HUB_NAMES.get(name, name): value for name, value in row.raw.items()}
+    need(row._replace(raw=raw), "qid", "question", "answer")
+    question = re.sub(r"\s+\?", "?", " ".join(text(raw["question"]).split()))
+    answer = text(raw["answer"])
+    if question and answer.casefold().startswith(question.casefold()):
+        answer = answer[len(question) :].strip()
+    focus = " ".join(text(raw.get("focus")).casefold().split())
+    return dialogue(
+        "medquad", "CC BY 4.0", ident=make_id("medquad", row, raw.get("source"), raw["qid"], fingerprint(question)),
+        language="en", question=question, answer=answer,
+        provenance=origin(
+            row, raw["qid"], f"medquad:{focus}" if focus else None, url=raw.get("url"), site=raw.get("source"),
+            qtype=raw.get("qtype"),
+        ),
+    )  # fmt: skip
+
+
+MEDQUAD = Source(
+    name="medquad", kinds=("instruction",), languages=("en",), license="CC BY 4.0",
+    url="https://github.com/abachaa/MedQuAD", rows=rows, convert=convert, hub=Hub("lavita/MedQuAD"),
+    expects="the repository's XML files, or JSON lines with qid, question, answer, focus",
+)  # fmt: skip

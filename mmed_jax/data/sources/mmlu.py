@@ -1,0 +1,82 @@
+"""MMLU's medical subjects (Hendrycks et al. 2021, arXiv:2009.03300) and their Japanese translation JMMLU.
+
+MMLU    SUBJECT_test.csv or test_SUBJECT.csv without header: question, A, B, C, D, letter; cais/mmlu on the hub:
+        {question, subject, choices [4], answer 0-3}
+JMMLU   SUBJECT.csv, with or without a header, the same columns; the hub has them in JMMLU.zip
+
+Files of other subjects are read and counted as dropped. Here "dev" (the five few-shot examples) and "validation" are
+two splits. JMMLU translates MMLU's test questions: never train on one and test on the other.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from mmed_jax.data.sources.base import (
+    Drop,
+    Hub,
+    Row,
+    Source,
+    WrongForm,
+    fingerprint,
+    lettered,
+    letters_at,
+    make_id,
+    mcq,
+    origin,
+    text,
+)
+from mmed_jax.data.sources.raw import csv_lists, files, objects
+
+SUBJECTS = (
+    "anatomy", "clinical_knowledge", "college_biology", "college_medicine", "human_aging", "medical_genetics",
+    "nutrition", "professional_medicine", "virology",
+)  # fmt: skip
+
+
+def rows(path: Path) -> Iterator[Row]:
+    if path.suffix == ".parquet" or path.is_dir() and any(path.rglob("*.parquet")):
+        yield from objects(path, ".parquet")
+        return
+    for file in files(path, ".csv"):
+        words = PurePosixPath(file.name).name.split(".")[0].lower()
+        subject = re.sub(r"^(dev|val|validation|test)_|_(dev|val|validation|test)$", "", words)
+        is_dev = "dev" in re.split(r"[^a-z]+", file.name.lower())
+        for number, cells in csv_lists(file):
+            where = f"{file.label}:{number}"
+            if len(cells) != 6:
+                raise WrongForm(f"{where}: expected 6 columns (question, A, B, C, D, letter), got {len(cells)}")
+            if cells[-1].strip().lower() == "answer":
+                continue  # the header that JMMLU's zip has
+            raw = {"subject": subject, "question": cells[0], "choices": cells[1:5], "answer": cells[5]}
+            yield Row(raw, where, file.name, "dev" if is_dev else file.split, number)
+
+
+def _convert(name: str, language: str, license: str, row: Row) -> dict | Drop:
+    raw = row.raw
+    if not {"question", "choices", "answer", "subject"} <= set(raw):
+        raise WrongForm(f"{row.where}: expected question, subject, choices, answer; found: {', '.join(map(str, raw))}")
+    subject = text(raw["subject"])
+    if subject not in SUBJECTS:
+        return Drop("not one of the nine medical subjects")
+    key = text(raw["answer"]).upper()
+    answer = [key] if key in ("A", "B", "C", "D") else letters_at([key], 0)
+    options = lettered(raw["choices"])
+    texts = options.values() if isinstance(options, dict) else ()
+    return mcq(
+        name, license, ident=make_id(name, row, subject, fingerprint(text(raw["question"]), *texts)), language=language,
+        question=raw["question"], options=options, answer=answer, provenance=origin(row, row.number, subject=subject),
+    )  # fmt: skip
+
+
+MMLU_MEDICAL = Source(
+    name="mmlu_medical", kinds=("mcq",), languages=("en",), license="MIT", url="https://github.com/hendrycks/test",
+    rows=rows, convert=lambda row, kind: _convert("mmlu_medical", "en", "MIT", row),
+    expects="CSV files SUBJECT_test.csv without header: question, A, B, C, D, letter", hub=Hub("cais/mmlu", SUBJECTS),
+)  # fmt: skip
+JMMLU_MEDICAL = Source(
+    name="jmmlu_medical", kinds=("mcq",), languages=("ja",), license="CC BY-SA 4.0",
+    url="https://github.com/nlp-waseda/JMMLU", rows=rows,
+    convert=lambda row, kind: _convert("jmmlu_medical", "ja", "CC BY-SA 4.0", row),
+    expects="CSV files SUBJECT.csv: question, A, B, C, D, letter", hub=Hub("nlp-waseda/JMMLU", files=("JMMLU.zip",)),
+)  # fmt: skip

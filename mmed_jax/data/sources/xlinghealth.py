@@ -1,0 +1,49 @@
+"""XLingHealth (Jin et al. 2024, arXiv:2310.13132): English health questions and answers with machine translations.
+
+HealthQA.xlsx, LiveQA.xlsx, MedicationQA.xlsx: id, label, answer_ids, question_LANGUAGE, answer_LANGUAGE for English,
+Chinese, Spanish (Hindi is left aside). Only label 1 is a true pair; 0 are wrong answers made for another task. One row
+of the sheet is read as one row per language; the languages share a group.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from mmed_jax.data.schema import LANGUAGE_NAMES
+from mmed_jax.data.sources.base import Drop, Hub, Row, Source, dialogue, make_id, need, origin, text
+from mmed_jax.data.sources.raw import objects
+
+_LANGUAGES = ("en", "zh", "es")
+
+
+def rows(path: Path) -> Iterator[Row]:
+    return by_language(objects(path, ".xlsx", ".csv", ".parquet"))
+
+
+def by_language(found: Iterator[Row]) -> Iterator[Row]:
+    """One row per language of each sheet row."""
+    for row in found:
+        need(row, "id", "label", "question_English", "answer_English")
+        for language in _LANGUAGES:
+            name = LANGUAGE_NAMES[language]
+            part = {"question": row.raw.get(f"question_{name}"), "answer": row.raw.get(f"answer_{name}")}
+            yield row._replace(raw={"id": row.raw["id"], "label": row.raw["label"], "language": language, **part})
+
+
+def convert(row: Row, kind: str) -> dict | Drop:
+    raw = row.raw
+    if text(raw["label"]) not in ("1", "1.0", "True"):
+        return Drop("wrong pairing (label 0)")
+    part = PurePosixPath(row.file).name.split(".")[0]
+    return dialogue(
+        "xlinghealth", "Apache-2.0", ident=make_id("xlinghealth", row, part, raw["language"], raw["id"]),
+        language=raw["language"], question=raw["question"], answer=raw["answer"],
+        provenance=origin(row, raw["id"], f"xlinghealth:{part}:{raw['id']}", part=part),
+    )  # fmt: skip
+
+
+XLINGHEALTH = Source(
+    name="xlinghealth", kinds=("instruction",), languages=_LANGUAGES, license="Apache-2.0",
+    url="https://github.com/claws-lab/XLingEval", rows=rows, convert=convert, unfold=by_language,
+    expects="LiveQA.xlsx, MedicationQA.xlsx, HealthQA.xlsx with label, question_English, answer_English, ...",
+    hub=Hub("claws-lab/XLingHealth", splits=False),
+)  # fmt: skip
