@@ -1,7 +1,7 @@
 """From what a model wrote to option letters: ordered, anchored rules for seven languages. Pure text, no jax.
 
 Order (the first stage that finds something decides):
-  1. statements: "Answer: B", "the correct answer is (B)", "答案：B", "正解はB", "정답은 B", "La réponse correcte est la B",
+  1. statements: "Answer: B", "the correct answer is (B)", "答案：B", "正解はB", "정답은 B", "La réponse est la B",
      "Respuesta: B", "Ответ: В", "###Answer: OPTION A,C IS CORRECT.", "B is the correct answer", \\boxed{B}, or the same
      with an option's text in place of its letter. The LAST one in the text wins, so a restated option list or an
      earlier guess never does; if the last one hedges ("A or B"), there is no answer.
@@ -23,95 +23,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-RULES_VERSION = 1
+from mmed_jax.evaluation import answer_rules as R
 
-_LOOKALIKES = {"А": "A", "В": "B", "С": "C", "Е": "E"}  # Cyrillic capitals -> Latin
-_OPEN, _CLOSE = r"(\[{【「『〈《<\"'“‘«|", r")\]}】」』〉》>\"'”’»|"
+RULES_VERSION = 1  # goes into results; raise it when a rule changes
 
-# Words that may stand between an anchor and the letter.
-_NOISE = (
-    r"(?:[\s:]|(?:the|option|options|choice|letter|answer|la|le|les|el|los|las|lettre|réponse|réponses|proposition|"
-    r"propositions|item|items|opción|opciones|letra|respuesta|alternativa|вариант|варианты|вариантом|вариантами|ответ|"
-    r"буква|под буквой|пункт|опция)\b|l['’]|选项|答案|選択肢|선택지|보기|옵션)*+"
+_NEGATED_BEFORE, _FOLLOWS, _CONNECTIVE, _RUN_ON, _NOISE = (
+    re.compile(p, re.IGNORECASE) for p in (R.NEGATED_BEFORE, R.FOLLOWS, R.CONNECTIVE, R.RUN_ON, rf"\W*{R.NOISE}")
 )
-# Anchors: what comes right before the letters (or the option's text) of a statement. Case is ignored.
-_ANCHORS: tuple[tuple[str, str], ...] = (
-    ("boxed", r"⟦boxed⟧\s*"),
-    # "Answer: B"; a bare "Options:" or "Choices:" opens a restated list and is no anchor.
-    ("mark:en", r"\b(?:answers?|ans|(?:correct|final|best|right|chosen|selected|my)\s+(?:option|choice|response))"
-                r"(?:\s+(?:letter|choice|option|index))?\s*(?:[:=→]|\s[-–—]+\s)"),
-    ("mark:en", r"(?:^|\n)\W*(?:final\s+|correct\s+)?answer\s+(?=\S)"),
-    ("sentence:en", r"\b(?:answers?|(?:correct|best|right|appropriate|suitable|likely|final|only)\s+"
-                    r"(?:option|choice|response|statement|one)s?)(?:\s+(?:to|for|in)\s+(?:this|the)\s+(?:question|case))?"
-                    r"\s+(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be)\s*:?\s*(?:therefore|thus|clearly|most\s+"
-                    r"likely|probably|likely|definitely|indeed)?,?(?:\s*not\s+[A-Z],?\s+but)?"),
-    ("choose:en", r"\b(?:i|we)(?:\s+would|\s+will|['’]d|['’]ll)?\s+(?:choose|pick|select|chose|go\s+(?:with|for))\s"),
-    ("mark:fr", r"\br[ée]ponses?(?:\s+(?:correctes?|exactes?|justes?|finales?|vraies?|attendues?))?\s*(?:[:=→]|[-–—])"),
-    ("sentence:fr", r"\b(?:r[ée]ponses?(?:\s+(?:correctes?|exactes?|justes?|finales?|appropriées?|attendues?))?|(?:option|"
-                    r"proposition|item|affirmation)s?\s+(?:correcte?|exacte?|vraie?|juste)s?|bons?\s+choix)"
-                    r"\s+(?:est|sont|serait|seraient)(?:\s+donc)?\s"),
-    ("choose:fr", r"\bje\s+(?:choisis|retiens|réponds|sélectionne)\s"),
-    ("mark:es", r"\brespuestas?(?:\s+(?:correctas?|finale?s?|adecuadas?))?\s*(?:[:=→]|[-–—])"),
-    ("sentence:es", r"\b(?:respuestas?(?:\s+(?:correctas?|final|(?:más\s+)?adecuada|acertada|verdadera))?|(?:opci[óo]n|"
-                    r"alternativa|afirmaci[óo]n)(?:es|s)?\s+(?:correcta|(?:más\s+)?adecuada|verdadera|acertada)s?)"
-                    r"\s+(?:es|son|sería|serían)(?:,?\s+por\s+(?:lo\s+)?tanto,?)?\s"),
-    ("choose:es", r"\b(?:elijo|escojo|selecciono|elegiría)\s"),
-    ("mark:ru", r"\bответы?\s*(?:[:=→]|[-–—])"),
-    ("mark:ru", r"(?:^|\n)\W*(?:правильный\s+|верный\s+)?ответ\s+(?=\S)"),
-    ("sentence:ru", r"\b(?:(?:правильн|верн)\w+\s+(?:(?:вариант|утвержден|ответ)\w*)(?:\s+ответа)?|ответом?)"
-                    r"\s*(?:является|являются|будет|это|[:–—-])(?:\s+(?:это|является))?"),
-    ("choose:ru", r"\bя\s+(?:выбираю|бы\s+выбрала?|выберу)\s"),
-    ("mark:zh", r"答案\s*[】\]]?\s*(?:应该|应当|应|就|即|只能)?\s*(?:是|为|选择|选)?\s*[:=→]?(?:不是\s*[A-Z]\s*[,、]?\s*而是)?"),
-    ("sentence:zh", r"(?:正确|最佳|合适|可能|恰当|适合|适当|准确)的?(?:选项|选择|说法|一项|诊断选项)\s*(?:应该|应)?(?:是|为|:)"),
-    ("choose:zh", r"(?<![不未可首备待若如误])(?:选择|选)\s*:?"),
-    ("mark:ja", r"(?:正解|正答|答え|解答|回答|(?<![解回])答)\s*[】\]]?\s*(?:の選択肢)?(?:として)?(?:は|が|:|=|→)?"
-                r"(?:\s*[A-Z]\s*ではなく[,、]?)?"),
-    ("sentence:ja", r"(?:正しい|適切な|適当な|該当する|可能性が高い|考えられる|誤っている)(?:選択肢|もの|答え|記述|組み合わせ|"
-                    r"診断|解答|の)\s*(?:は|:)"),
-    ("mark:ko", r"(?:정답|해답|답안?|올바른\s*(?:선택지|보기|것|선택)|맞는\s*(?:것|보기)|선택\s*(?=:))\s*[】\]]?\s*(?:은|는|이|:|=|→)?"
-                r"\s*:?(?:\s*[A-Z]\s*(?:가|이)\s*아니라)?"),
-    ("conclusion", r"(?:\b(?:therefore|thus|hence|donc|ainsi|(?:por\s+)?(?:lo\s+)?tanto|следовательно|поэтому)|因此|所以|"
-                   r"したがって|よって|따라서|그러므로)\s*[:,、]?"),
-)  # fmt: skip
-_RUSSIAN = ("mark:ru", "sentence:ru", "choose:ru")
-_SEPARATOR = (
-    r"\s*+(?:[,、;&+]\s*+(?:(?:and|et|y|и)\b)?|(?:and|et|y|и)\b|和|与|及|と|および|및|과|와)\s*+"  # possessive: linear
-)
-# Suffixes: what comes right after the letters. Of the answer: a statement. Of correctness: a verdict (stage 3).
-_BE_EN = r"\s+(?:is|are|would\s+be)\s+(?:therefore\s+|thus\s+|clearly\s+|indeed\s+|also\s+)?"
-_ANSWER_AFTER = (
-    rf"{_BE_EN}(?:the\s+|our\s+|my\s+)?(?:most\s+)?(?:correct|best|right|final|appropriate|likely|only)\s+(?:correct\s+)?"
-    rf"(?:answer|option|choice|response)|{_BE_EN}(?:the|our|my)\s+answer|\s+(?:est|sont)\s+(?:donc\s+)?(?:la|les)\s+"
-    r"(?:bonnes?\s+)?réponses?|\s+(?:es|son)\s+(?:por\s+tanto\s+)?las?\s+respuestas?|\s*(?:—|-|является|являются)\s*"
-    r"(?:правильн|верн)\w+\s+(?:ответ|вариант)|\s*(?:选项)?(?:是|为)(?:正确|最佳|最终)的?(?:答案|选项|选择)|"
-    r"\s*(?:が|は)(?:正解|正答|答え)|\s*を(?:選択|選ぶ|選び|選ん)|\s*번?(?:가|이)\s*(?:정답|답)(?!이?\s*아)"
-)
-_VERDICT_AFTER = (
-    rf"{_BE_EN}(?:correct|right|true)\b|\s+(?:est|sont)\s+(?:donc\s+)?(?:correct|exact|vrai|just)e?s?\b|"
-    r"\s+(?:es|son)\s+(?:correct|verdader|ciert|adecuad)[oa]s?\b|\s*(?:—|-|является)?\s*(?:верн|правильн)(?:ый|о|ая|ы|ым)\b|"
-    r"\s*(?:选项|项)?(?:是)?正确(?!的?是|吗)|\s*(?:が|は)(?:正しい|適切(?!で(?:は)?な))|\s*번?(?:가|이)\s*(?:맞|옳|올바르|적절)"
-)
-_NEGATED_BEFORE = re.compile(
-    r"(?:\b(?:nor|neither|not|no|n't|whether|if|ni|si|sauf|excepto|ни|не|если|type|group|class|grade|stage|factor|"
-    r"vitamin|vitamine|vitamina|hepatitis|hépatite|groupe|tipo|grupo|гепатит\w*|витамин\w*|групп\w+|тип\w*|influenza|"
-    r"statement)\s+(?:the\s+)?(?:option\s+)?|[不非型肝])$", re.IGNORECASE,
-)  # fmt: skip
-_HEDGE = r"\s*(?:\bor\b|\bou\b|\bo\b|\bu\b|\bили\b|\bлибо\b|或者?|または|もしくは|か|또는|혹은|나|이나|/)\s*(?:[{o}]*|option\s+)"
-# What may follow an answer letter besides the option's own text.
-_FOLLOWS = re.compile(
-    r"\s*(?:$|\n|[.。,、;:!?…(\[【「『〈《|⟦]|\s[-–—→]\s|[–—→])|"
-    r"\s+(?:because|since|as|due|given|which|based|for|is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best)|are\s+correct|car|"
-    r"parce|puisque|est\s+(?:la|correcte?|exacte?)|sont\s+(?:les|correct|exact|vrai)\w*|porque|ya\s+que|pues|dado|debido|es\s+(?:la|correct"
-    r"[ao])|son\s+(?:las|correct[ao]s)|так\s+как|потому|поскольку|является|верн\w+)\b|"
-    r"\s*(?:因为|由于|选项|项|是正确|正确|です|でし|である|であり|だ|となる|と考え|と思|と判断|になる|が正|を選|が適|입니다|이다|이며|이고|이라|"
-    r"임|번|로|예요|이에요|가\s*정답|이\s*정답|라고|야)", re.IGNORECASE,
-)  # fmt: skip
-_CONNECTIVE = re.compile(r"[.,]\s*(?:because|since|as|due|the|this|it|car|parce|puisque|porque|ya que|так как|потому)\b")
-_RUN_ON = re.compile(
-    r"(?<=\S)\s*(?:#{2,}\s*(?:question|instruction|input)\b|\n\s*(?:question|instruction|问题|質問|問題|문제|질문|pregunta|вопрос"
-    r")\s*\d*\s*[:：]|<\|(?:start_header_id|begin_of_text)\|>)", re.IGNORECASE,
-)  # fmt: skip
-_YES_NO = frozenset("yes no maybe да нет oui non sí si là 是 否 はい いいえ 예 네 아니오 아니요".split())
 
 
 class Extraction(NamedTuple):
@@ -121,15 +39,13 @@ class Extraction(NamedTuple):
     rule: str
 
 
-def extract(
-    text: str, options: Mapping[str, str] | Sequence[str] = "ABCDE", language: str | None = None
-) -> Extraction:
+def extract(text: str, options: Mapping[str, str] | Sequence[str] = "ABCDE", language: str | None = None) -> Extraction:
     """Finds the answer in `text` (see the module's head for the rules).
 
     Args:
       text: the model's reply, without the prompt.
       options: {"A": text, ...}, or only the letters; with texts, "E. coli" and "the answer is warfarin" can be read.
-      language: of the question, one of schema.LANGUAGES; "ru" lets Cyrillic lookalikes stand for Latin letters anywhere.
+      language: of the question (schema.LANGUAGES); "ru" lets Cyrillic lookalikes stand for Latin letters anywhere.
     """
     texts = {k: _fold(v) for k, v in options.items()} if isinstance(options, Mapping) else {}
     reader = _Reader("".join(options), texts, language == "ru")
@@ -163,10 +79,10 @@ class _Reader:
         found: list[tuple[int, str | None, str]] = []  # (end position, letters, rule)
         for rule, anchor in _anchors():
             for m in anchor.finditer(text):
-                hit = self._after_anchor(text, m.end(), self.russian or rule in _RUSSIAN)
+                hit = self._after_anchor(text, m.end(), self.russian or rule in R.RUSSIAN)
                 if hit and not (rule == "conclusion" and hit[2]):
                     found.append((hit[0], hit[1], "ambiguous" if hit[1] is None else rule + hit[2]))
-        found += [(m.end(), self._join(m["s"]), "is_answer") for m in self._suffixed(text, _ANSWER_AFTER)]
+        found += [(m.end(), self._join(m["s"]), "is_answer") for m in self._suffixed(text, R.ANSWER_AFTER)]
         if not found:
             return None
         _, letters, rule = max(found, key=lambda f: f[0])
@@ -177,7 +93,7 @@ class _Reader:
         by_text = self._option_at(text, pos)
         m = _letter_set(self.letters, russian).match(text, pos)
         if m and self._join(m["s"]):
-            if re.compile(_HEDGE.format(o=_OPEN) + _one(self.letters, russian), re.IGNORECASE).match(text, m.end()):
+            if _hedge(self.letters, russian).match(text, m.end()):
                 return m.end(), None, ""
             if self._may_end(text, m) and not self._restated(text, m):
                 return m.end(), self._join(m["s"]), ""
@@ -192,16 +108,17 @@ class _Reader:
         first, _, rest = text.partition("\n")
         if (letters := self._bare(first)) and not self._bare(rest.strip().partition("\n")[0]):
             return Extraction(letters, "first_line")
-        m = _letter_set(self.letters, self.russian).match(text, re.match(rf"\W*{_NOISE}", text, re.IGNORECASE).end())
+        m = _letter_set(self.letters, self.russian).match(text, _NOISE.match(text).end())
         if m and self._join(m["s"]) and self._may_end(text, m) and not self._restated(text, m):
             after = text[m.end() :].lstrip()
-            if self._option_at(text, 0) is None and (after[:1] in tuple(".:)、-–—(,") or m["s"].strip()[-1:] in ")]】」"):
+            marked = after[:1] in tuple(".:)、-–—(,") or m["s"].strip()[-1:] in ")]】」"
+            if marked and self._option_at(text, 0) is None:
                 return Extraction(self._join(m["s"]), "leading")
         return None
 
     def verdicts(self, text: str) -> Extraction | None:
         """Stage 3: "B is correct"; several of them make a set, since options are judged one by one."""
-        found = [self._join(m["s"]) for m in self._suffixed(text, _VERDICT_AFTER)]
+        found = [self._join(m["s"]) for m in self._suffixed(text, R.VERDICT_AFTER)]
         return Extraction(normalise(",".join(found)), "verdict") if found else None
 
     def last_line(self, text: str) -> Extraction | None:
@@ -219,13 +136,12 @@ class _Reader:
             if len(same) == 1:
                 return Extraction(same[0], "option_text")
         word = _fold(re.split(r"[.,;:!\s。、，]", text, maxsplit=1)[0])
-        same = [k for k, v in self.texts.items() if v == word and v in _YES_NO]
+        same = [k for k, v in self.texts.items() if v == word and v in R.YES_NO]
         return Extraction(same[0], "yes_no") if len(same) == 1 else None
 
     def _bare(self, line: str) -> str | None:
         ends = r"(?:\s*(?:번|项|选项|です|입니다|이다))?\W*$"
-        m = re.match(rf"\W*{_NOISE}", line, re.IGNORECASE)
-        s = _letter_set(self.letters, self.russian).match(line, m.end())
+        s = _letter_set(self.letters, self.russian).match(line, _NOISE.match(line).end())
         return self._join(s["s"]) if s and re.match(ends, line[s.end() :]) else None
 
     def _suffixed(self, text: str, suffix: str) -> Iterator[re.Match]:
@@ -236,8 +152,8 @@ class _Reader:
     def _join(self, span: str) -> str:
         """Letters of a matched span, sorted; "" when it is no set of letters ("CAD", "be", an option's acronym)."""
         found: list[str] = []
-        for part in re.split(_SEPARATOR, span, flags=re.IGNORECASE):
-            run = "".join(_LOOKALIKES.get(c, c) for c in re.sub(r"\W", "", part))
+        for part in re.split(R.SEPARATOR, span, flags=re.IGNORECASE):
+            run = "".join(R.LOOKALIKES.get(c, c) for c in re.sub(r"\W", "", part))
             if len(run) > 1:
                 acronym = any(re.search(rf"\b{run.lower()}\b", t) for t in self.texts.values())
                 if not run.isupper() or list(run) != sorted(set(run)) or acronym:
@@ -269,7 +185,7 @@ class _Reader:
 
     def _option_at(self, text: str, pos: int) -> str | None:
         """The letter of the one option whose whole text stands at `pos` (longest wins); None otherwise."""
-        here = _fold(re.sub(rf"^[\s{_OPEN}]+", "", text[pos : pos + 400]))
+        here = _fold(re.sub(rf"^[\s{R.OPEN}]+", "", text[pos : pos + 400]))
         fits = [k for k, v in self.texts.items() if v and re.match(re.escape(v) + r"(?![\w-])", here)]
         if not fits:
             return None
@@ -280,28 +196,40 @@ class _Reader:
 
 @lru_cache(maxsize=1)
 def _anchors() -> tuple[tuple[str, re.Pattern], ...]:
-    return tuple((rule, re.compile(pattern + _NOISE, re.IGNORECASE)) for rule, pattern in _ANCHORS)
+    return tuple((rule, re.compile(pattern + R.NOISE, re.IGNORECASE)) for rule, pattern in R.ANCHORS)
+
+
+_WORD = "A-Za-zÀ-ÿА-яЁё0-9"  # what must not touch a letter; Chinese and Japanese characters may
+
+
+def _capitals(letters: str, russian: bool) -> str:
+    """The letters in capitals with their Cyrillic lookalikes, for a character class that minds case."""
+    return letters + "".join(c for c, latin in R.LOOKALIKES.items() if russian and latin in letters)
 
 
 def _one(letters: str, russian: bool) -> str:
-    """Pattern of one letter, or several written together, as a word of its own."""
-    cyrillic = "".join(c for c, latin in _LOOKALIKES.items() if latin in letters) if russian else ""
-    run = rf"(?:(?-i:[{letters}{cyrillic}]){{1,{len(letters)}}}|[{letters.lower()}])"
-    return rf"(?<![A-Za-zÀ-ÿА-яЁё0-9]){run}(?![A-Za-zÀ-ÿА-яЁё0-9]|['’][^\W\d]|-[^\W\d]|\+)"
+    """Pattern of one letter, or several capitals written together, as a word of its own."""
+    run = rf"(?:(?-i:[{_capitals(letters, russian)}]){{1,{len(letters)}}}|[{letters.lower()}])"
+    return rf"(?<![{_WORD}]){run}(?![{_WORD}]|['’][A-Za-zÀ-ÿА-я]|-[^\W\d]|\+)"
+
+
+@lru_cache(maxsize=64)
+def _hedge(letters: str, russian: bool) -> re.Pattern:
+    return re.compile(R.HEDGE + _one(letters, russian), re.IGNORECASE)
 
 
 @lru_cache(maxsize=64)
 def _letter_set(letters: str, russian: bool) -> re.Pattern:
-    one = rf"[{_OPEN}]*+{_one(letters, russian)}(?:\s?[{_CLOSE}])*+"
-    return re.compile(rf"(?P<s>{one}(?:{_SEPARATOR}{one}){{0,25}}+)", re.IGNORECASE)
+    one = rf"[{R.OPEN}]*+{_one(letters, russian)}(?:\s?[{R.CLOSE}])*+"
+    return re.compile(rf"(?P<s>{one}(?:{R.SEPARATOR}{one}){{0,25}}+)", re.IGNORECASE)
 
 
 @lru_cache(maxsize=128)
 def _suffix_pattern(letters: str, russian: bool, suffix: str) -> re.Pattern:
-    cyrillic = "".join(c for c, latin in _LOOKALIKES.items() if latin in letters) if russian else ""
-    lower = rf"|[{letters.lower()}](?=\s*(?:が|は)(?:正|答))"
-    one = rf"[{_OPEN}]*(?<![A-Za-zÀ-ÿА-яЁё0-9'’-])(?:(?-i:[{letters}{cyrillic}]){lower})(?![A-Za-zÀ-ÿА-яЁё0-9])[{_CLOSE}]*"
-    return re.compile(rf"(?P<s>{one}(?:{_SEPARATOR}{one}){{0,25}}+)(?:{suffix})", re.IGNORECASE)
+    # Capitals only, but "bが正解" as Japanese examinations write it.
+    one = rf"(?:(?-i:[{_capitals(letters, russian)}])|[{letters.lower()}](?=\s*(?:が|は)(?:正|答)))"
+    one = rf"[{R.OPEN}]*(?<![{_WORD}'’-]){one}(?![{_WORD}])[{R.CLOSE}]*"
+    return re.compile(rf"(?P<s>{one}(?:{R.SEPARATOR}{one}){{0,25}}+)(?:{suffix})", re.IGNORECASE)
 
 
 def _prepare(text: str) -> str:

@@ -1,0 +1,151 @@
+"""The patterns of answer extraction; how they are used is in answers.py. All are matched without regard to case."""
+
+LOOKALIKES = {"А": "A", "В": "B", "С": "C", "Е": "E"}  # Cyrillic capitals -> Latin
+OPEN, CLOSE = r"(\[{【「『〈《<\"'“‘«|", r")\]}】」』〉》>\"'”’»|"
+
+# Words that may stand between an anchor and the letter. Possessive (*+), like every loop here: no backtracking.
+NOISE = (
+    r"(?:[\s:]|(?:the|options?|choice|letter|answer|la|le|les|el|los|las|lettre|réponses?|propositions?|items?|"
+    r"opción|opciones|letra|respuesta|alternativa|вариант(?:ы|ом|ами)?|ответ|буква|под буквой|пункт|опция)\b|"
+    r"l['’]|选项|答案|選択肢|선택지|보기|옵션)*+"
+)
+SEPARATOR = r"\s*+(?:[,、;&+]\s*+(?:(?:and|et|y|и)\b)?|(?:and|et|y|и)\b|和|与|及|と|および|및|과|와)\s*+"
+
+_EN_GOOD = r"(?:correct|best|right|appropriate|suitable|likely|final|only)"
+_FR_GOOD = r"(?:correcte?|exacte?|juste|vraie?|attendue?|finale?|appropriée?|bonne?)s?"
+_ES_GOOD = r"(?:correcta|(?:más\s+)?adecuada|acertada|verdadera|final)s?"
+
+# What comes right before the letters, or the option's text, of a statement: (rule name, pattern). A bare "Options:" or
+# "Choices:" opens a restated list and is no anchor.
+ANCHORS: tuple[tuple[str, str], ...] = (
+    ("boxed", r"⟦boxed⟧\s*"),
+    (
+        "mark:en",
+        r"\b(?:answers?|ans\.?|(?:correct|final|best|right|chosen|selected|my)\s+(?:option|choice|response))"
+        r"(?:\s+(?:letter|choice|option|index))?\s*(?:[:=→]|\s[-–—]+\s|(?<=ans\.))",
+    ),
+    ("mark:en", r"(?:^|\n)\W*(?:final\s+|correct\s+)?answer\s+(?=\S)"),
+    (
+        "sentence:en",
+        rf"\b(?:answers?|{_EN_GOOD}\s+(?:option|choice|response|statement|one)s?)"
+        r"(?:\s+(?:to|for|in)\s+(?:this|the)\s+(?:question|case))?"
+        r"\s+(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be)\s*:?"
+        r"\s*(?:therefore|thus|clearly|most\s+likely|probably|likely|definitely|indeed)?,?"
+        r"(?:\s*not\s+[A-Z],?\s+but)?",
+    ),
+    (
+        "choose:en",
+        r"\b(?:i|we)(?:\s+would|\s+will|['’]d|['’]ll)?\s+(?:choose|pick|select|chose|go\s+(?:with|for))\s",
+    ),
+    ("mark:fr", rf"\br[ée]ponses?(?:\s+{_FR_GOOD})?\s*(?:[:=→]|[-–—])"),
+    (
+        "sentence:fr",
+        rf"\b(?:r[ée]ponses?(?:\s+{_FR_GOOD})?|(?:option|proposition|item|affirmation)s?\s+{_FR_GOOD}|bons?\s+choix)"
+        r"\s+(?:est|sont|serait|seraient)(?:\s+donc)?(?=[\s:])",
+    ),
+    (
+        "sentence:fr",
+        r"\b(?:c['’]est|il\s+s['’]agit\s+de)\s+(?:donc\s+)?(?:la\s+réponse|l['’]option|la\s+proposition)\s",
+    ),
+    ("choose:fr", r"\bje\s+(?:choisis|retiens|réponds|sélectionne)\s"),
+    ("mark:es", rf"\brespuestas?(?:\s+{_ES_GOOD})?\s*(?:[:=→]|[-–—])"),
+    (
+        "sentence:es",
+        rf"\b(?:respuestas?(?:\s+{_ES_GOOD})?|(?:opci[óo]n|alternativa|afirmaci[óo]n)(?:es|s)?\s+{_ES_GOOD})"
+        r"\s+(?:es|son|sería|serían)(?:,?\s+por\s+(?:lo\s+)?tanto,?)?(?=[\s:])",
+    ),
+    ("choose:es", r"\b(?:elijo|escojo|selecciono|elegiría)\s"),
+    ("mark:ru", r"\bответы?\s*(?:[:=→]|[-–—])"),
+    ("mark:ru", r"(?:(?:^|\n)\W*|\b(?:правильный|верный)\s+)ответ\s+(?=\S)"),
+    (
+        "sentence:ru",
+        r"\b(?:(?:правильн|верн)\w+\s+(?:(?:вариант|утвержден|ответ)\w*)(?:\s+ответа)?|ответом?)"
+        r"\s*(?:является|являются|будет|это|[:–—-])(?:\s+(?:это|является))?",
+    ),
+    ("choose:ru", r"\bя\s+(?:выбираю|бы\s+выбрала?|выберу)\s"),
+    (
+        "mark:zh",
+        r"答案\s*[】\]]?\s*(?:应该|应当|应|就|即|只能)?\s*(?:是|为|选择|选)?\s*[:=→]?"
+        r"(?:不是\s*[A-Z]\s*[,、]?\s*而是)?",
+    ),
+    (
+        "sentence:zh",
+        r"(?:正确|最佳|合适|可能|恰当|适合|适当|准确)的?(?:选项|选择|说法|一项)\s*(?:应该|应)?(?:是|为|:)",
+    ),
+    ("choose:zh", r"(?<![不未可首备待若如误])(?:选择|选)\s*:?"),
+    (
+        "mark:ja",
+        r"(?:正解|正答|答え|解答|回答|(?<![解回])答)\s*[】\]]?\s*(?:の選択肢)?(?:として)?(?:は[,、]?|が|:|=|→)?"
+        r"(?:\s*[A-Z]\s*ではなく[,、]?)?",
+    ),
+    (
+        "sentence:ja",
+        r"(?:正しい|適切な|適当な|該当する|可能性が高い|考えられる|誤っている)"
+        r"(?:選択肢|もの|答え|記述|組み合わせ|診断|解答|の)\s*(?:は|:)",
+    ),
+    (
+        "mark:ko",
+        r"(?:정답|해답|답안?|(?:올바른|옳은|맞는)\s*(?:선택지|보기|것|선택)|선택\s*(?=:))"
+        r"\s*[】\]]?\s*(?:은|는|이|:|=|→)?\s*:?(?:\s*[A-Z]\s*(?:가|이)\s*아니라)?",
+    ),
+    (
+        "conclusion",
+        r"(?:\b(?:therefore|thus|hence|donc|ainsi|(?:por\s+)?(?:lo\s+)?tanto|следовательно|поэтому)|"
+        r"因此|所以|したがって|よって|따라서|그러므로)\s*[:,、]?",
+    ),
+)
+# Rules after which Cyrillic lookalikes are read as Latin letters, whatever the language of the question.
+RUSSIAN = ("mark:ru", "sentence:ru", "choose:ru")
+
+_BE_EN = r"\s+(?:is|are|would\s+be)\s+(?:therefore\s+|thus\s+|clearly\s+|indeed\s+|also\s+)?"
+# What comes right after the letters: of the answer (a statement) ...
+ANSWER_AFTER = (
+    rf"{_BE_EN}(?:the\s+|our\s+|my\s+)?(?:most\s+)?{_EN_GOOD}\s+(?:correct\s+)?(?:answer|option|choice|response)|"
+    rf"{_BE_EN}(?:the|our|my)\s+answer|"
+    r"\s+(?:est|sont)\s+(?:donc\s+)?(?:la|les)\s+(?:bonnes?\s+)?réponses?|"
+    r"\s+(?:es|son)\s+(?:por\s+tanto\s+)?las?\s+respuestas?|"
+    r"\s*(?:—|-|является|являются)\s*(?:правильн|верн)\w+\s+(?:ответ|вариант)|"
+    r"\s*(?:选项)?(?:是|为)(?:正确|最佳|最终)的?(?:答案|选项|选择)|"
+    r"\s*(?:が|は)(?:正解|正答|答え)|\s*を(?:選択|選ぶ|選び|選ん)|"
+    r"\s*번?(?:가|이)\s*(?:정답|답)(?!이?\s*아)"
+)
+# ... or of correctness (a verdict on one option).
+VERDICT_AFTER = (
+    rf"{_BE_EN}(?:correct|right|true)\b|"
+    r"\s+(?:est|sont)\s+(?:donc\s+)?(?:correct|exact|vrai|just)e?s?\b|"
+    r"\s+(?:es|son)\s+(?:correct|verdader|ciert|adecuad)[oa]s?\b|"
+    r"\s*(?:—|-|является)?\s*(?:верн|правильн)(?:ый|о|ая|ы|ым)\b|"
+    r"\s*(?:选项|项)?(?:是)?正确(?!的?是|吗)|"
+    r"\s*(?:が|は)(?:正しい|適切(?!で(?:は)?な))|"
+    r"\s*번?(?:가|이)\s*(?:맞|옳|올바르|적절)"
+)
+# Words before a letter that make a suffix statement none: "nor B is correct", "vitamin B is correct".
+NEGATED_BEFORE = (
+    r"(?:\b(?:nor|neither|not|no|n't|whether|if|ni|si|sauf|excepto|ни|не|если|statement|"
+    r"type|group|class|grade|stage|factor|vitamin|vitamine|vitamina|hepatitis|hépatite|influenza|groupe|tipo|grupo|"
+    r"гепатит\w*|витамин\w*|групп\w+|тип\w*)\s+(?:the\s+)?(?:option\s+)?|[不非型肝])$"
+)
+# "A or B": between two letters.
+HEDGE = (
+    r"\s*(?:\b(?:or|ou|o|u|или|либо)\b|或者?|または|もしくは|か|또는|혹은|이나|나|/)"
+    rf"\s*(?:option\s+|[{OPEN}]*)"
+)
+# What may follow an answer letter besides the option's own text.
+FOLLOWS = (
+    r"\s*(?:$|\n|[.。,、;:!?…(\[【「『〈《|⟦]|\s[-–—→]\s|[–—→])|"
+    r"\s+(?:because|since|as|due|given|which|based|for|is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best)|"
+    r"are\s+correct|car|parce|puisque|est\s+(?:la|correcte?|exacte?)|sont\s+(?:les|correct|exact|vrai)\w*|"
+    r"porque|ya\s+que|pues|dado|debido|es\s+(?:la|correct[ao])|son\s+(?:las|correct[ao]s)|"
+    r"так\s+как|потому|поскольку|является|верн\w+|"
+    r"explanation|rationale|explication|explicación|объяснение|解析|解释|理由|分析|解説|説明|해설|설명)\b|"
+    r"\s*(?:因为|由于|选项|项|是正确|正确|の|です|でし|である|であり|だ|となる|と考え|と思|と判断|になる|が正|を選|が適|"
+    r"입니다|이다|이며|이고|이라|임|번|로|예요|이에요|가\s*정답|이\s*정답|라고|야)"
+)
+CONNECTIVE = r"[.,]\s*(?:because|since|as|due|the|this|it|car|parce|puisque|porque|ya que|так как|потому)\b"
+# Where a model begins to invent the next question.
+RUN_ON = (
+    r"(?<=\S)\s*(?:#{2,}\s*(?:question|instruction|input)\b|"
+    r"\n\s*(?:question|instruction|问题|質問|問題|문제|질문|pregunta|вопрос)\s*\d*\s*[:：]|"
+    r"<\|(?:start_header_id|begin_of_text)\|>)"
+)
+YES_NO = frozenset("yes no maybe да нет oui non sí si là 是 否 はい いいえ 예 네 아니오 아니요".split())
