@@ -1,6 +1,5 @@
 """From a config to packed tables: read, split, mix, render, pack, cache. What `train` and `inspect` call."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,10 +119,9 @@ def _records(
     data = config.data
     languages = tuple(data.languages) or None
     read = load_files(train_files, data.kind, languages)
-    counts = Counter(read=len(read))
+    counts = {"read": len(read), "overlap": 0}
     if validation_files:
         held_out = load_files(validation_files, data.kind, languages)
-        counts["validation_read"] = len(held_out)
         kept = without_overlap(read, held_out)
         counts["overlap"] = len(read) - len(kept)
         if counts["overlap"]:
@@ -143,7 +141,7 @@ def _records(
     parts = {"train": (train, repeats)}
     if held_out:
         parts["validation"] = (held_out, np.ones(len(held_out), np.int64))
-    return parts, dict(counts)
+    return parts, counts
 
 
 def _build_split(
