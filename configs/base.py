@@ -104,7 +104,9 @@ def base() -> ConfigDict:
     c.optim.mu_dtype = "float32"
 
     # Devices: sizes of the mesh axes, one may be -1 (what is left).
+    # `devices`: how many to use, 0 = all (fewer only within one process).
     c.mesh = ConfigDict()
+    c.mesh.devices = 0
     c.mesh.data = 1
     c.mesh.fsdp = -1
     c.mesh.tensor = 1

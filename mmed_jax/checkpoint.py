@@ -13,7 +13,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,11 @@ class Checkpointer:
         )
         return ocp.CheckpointManager(self._folder, options=options, handler_registry=registry)
 
+    @property
+    def best_value(self) -> float:
+        """The lowest `best_metric` among the checkpoints there are; infinity without one."""
+        return min(self._best.values(), default=float("inf"))
+
     # Saving
 
     def maybe_save(
@@ -117,20 +122,23 @@ class Checkpointer:
         step: int,
         state: State,
         *,
-        data_state: Mapping[str, Any],
+        data_state: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
         config: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
         force: bool = False,
+        before: Callable[[], object] | None = None,
     ) -> bool:
         """Saves when the step or the clock says so, or when forced (last step, preemption); never one step twice.
 
         Args:
           step: updates done. Call after every step.
           state: {"params", "opt_state", "step"}; arrays may be donated to the next step as soon as this returns.
-          data_state: position in the data (seed, epoch, rows and tokens seen, ...), JSON values.
+          data_state: position in the data (seed, epoch, rows and tokens seen, ...), JSON values, or a function that
+            gives them; called only when something is saved, after `before`.
           config: the resolved config.
           metrics: numbers of this step; `best_metric` decides which checkpoints are best.
           force: save now; the same on every process.
+          before: called once it is sure that something will be saved; raises to forbid it (numbers not finite).
 
         Returns:
           Whether a save was started.
@@ -143,6 +151,10 @@ class Checkpointer:
         due = force or (self.every_steps > 0 and step % self.every_steps == 0) or self._time_is_up(step)
         if not due or step in self._manager.all_steps():
             return False
+        if before is not None:
+            before()
+        if callable(data_state):
+            data_state = data_state()
         self.wait()
         value = None if metrics is None else metrics.get(self.best_metric)
         best = float(value) if value is not None and np.isfinite(value) else None

@@ -10,11 +10,14 @@ from ml_collections import ConfigDict
 from mmed_jax.errors import UserError, WorkError
 
 
-def initialize(config: ConfigDict) -> None:
+def initialize(config: ConfigDict) -> tuple[int, int]:
     """Joins the other processes of this run, if there are any, before the first device is touched.
 
     Order: config.distributed.coordinator; Slurm, Open MPI or a TPU pod when their environment says that there are
     several processes; else a single process.
+
+    Returns:
+      (index of this process, number of processes). A single process touches no device here.
 
     Raises:
       UserError: coordinator given without process count and index, or fewer processes than expect_processes.
@@ -33,7 +36,7 @@ def initialize(config: ConfigDict) -> None:
         }  # fmt: skip
     elif not _several_processes():
         _expect(d.expect_processes, 1)
-        return
+        return 0, 1
     if "cpu" in os.environ.get("JAX_PLATFORMS", ""):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -44,6 +47,7 @@ def initialize(config: ConfigDict) -> None:
             f"(start the same command on every host): {e}"
         ) from e
     _expect(d.expect_processes, jax.process_count())
+    return jax.process_index(), jax.process_count()
 
 
 def _expect(wanted: int, found: int) -> None:
@@ -65,13 +69,3 @@ def _on_tpu_vm() -> bool:
     chips = os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")
     wanted = os.environ.get("JAX_PLATFORMS", "") in ("", "tpu")
     return chips and wanted and importlib.util.find_spec("libtpu") is not None
-
-
-def agree(value: int) -> int:
-    """Process 0's value on every process (a barrier as well)."""
-    if jax.process_count() == 1:
-        return value
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))

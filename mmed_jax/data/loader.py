@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -32,6 +32,7 @@ class BatchStream:
         process_index: int = 0,
         process_count: int = 1,
         *,
+        local_rows: Sequence[int] | np.ndarray | None = None,
         prefetch: int = 4,
         threads: int = 2,
     ):
@@ -42,6 +43,8 @@ class BatchStream:
             start_step: the step whose batch iteration begins with.
             process_index, process_count: which contiguous slice of every global batch this process reads. (Processes
                 that hold the same rows, as under tensor parallelism, pass the same index.)
+            local_rows: which rows of every global batch this process reads, instead of its slice: ascending indices
+                in 0 .. batch_size-1 (where a mesh gives a process other rows than a contiguous slice).
             prefetch: batches read ahead in the background, by `threads` threads.
 
         Raises:
@@ -53,7 +56,7 @@ class BatchStream:
             raise UserError(f"{table.folder}: {table.split} holds no rows")
         self.table, self.batch_size, self.seed, self.start_step = table, batch_size, seed, start_step
         local = batch_size // process_count
-        self._slice = slice(process_index * local, (process_index + 1) * local)
+        self._local = _local_rows(local_rows, local, process_index)
         self._prefetch, self._threads = prefetch, threads
         self._lock = threading.Lock()
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(table), (seed, epoch)))
@@ -75,7 +78,7 @@ class BatchStream:
 
     def batch(self, step: int) -> Batch:
         """This process's slice of the global batch of `step`; arrays [batch_size / process_count, seq_len]."""
-        return self.table.batch(self.row_ids(step)[self._slice])
+        return self.table.batch(self.row_ids(step)[self._local])
 
     def names(self, step: int) -> list[str]:
         """Names of all samples in the global batch of `step`, for messages."""
@@ -90,8 +93,18 @@ class BatchStream:
         return iter(steps.map(self.batch).to_iter_dataset(options))
 
 
+def _local_rows(rows: Sequence[int] | np.ndarray | None, local: int, process_index: int) -> np.ndarray:
+    return np.arange(process_index * local, (process_index + 1) * local) if rows is None else np.asarray(rows)
+
+
 def eval_batches(
-    table: Table, batch_size: int, process_index: int = 0, process_count: int = 1, *, limit: int = 0
+    table: Table,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    *,
+    limit: int = 0,
+    local_rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """This process's slices of the batches that cover every row exactly once, in table order.
 
@@ -101,11 +114,10 @@ def eval_batches(
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch of {batch_size} rows does not divide by {process_count} processes")
     total = min(len(table), limit) if limit else len(table)
-    local = batch_size // process_count
+    local = _local_rows(local_rows, batch_size // process_count, process_index)
 
     def batches() -> Iterator[Batch]:
         for start in range(0, total, batch_size):
-            first = start + process_index * local
-            yield table.batch([row if row < total else -1 for row in range(first, first + local)])
+            yield table.batch([row if row < total else -1 for row in (start + local).tolist()])
 
     return batches()

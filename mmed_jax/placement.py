@@ -1,0 +1,76 @@
+"""Where the state and the batches of a run live: on one mesh, over any number of processes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from mmed_jax import sharding
+from mmed_jax.model import llama
+from mmed_jax.model.config import LlamaConfig
+from mmed_jax.step import init_state
+
+
+def abstract_state(cfg: LlamaConfig, tx: optax.GradientTransformation, mesh: Mesh, dtype: str) -> dict[str, Any]:
+    """The training state as jax.ShapeDtypeStruct leaves that carry their sharding.
+
+    Optimizer moments take the sharding of the parameter at the same tree path; counters are replicated.
+    """
+    params = llama.abstract_params(cfg, jnp.dtype(dtype))
+    param_shardings = sharding.param_shardings(mesh, llama.logical_axes(cfg))
+    state = jax.eval_shape(lambda p: init_state(p, tx), params)
+    everywhere = sharding.replicated(mesh)
+    opt_shardings = optax.tree_map_params(
+        tx, lambda _, s: s, state["opt_state"], param_shardings, transform_non_params=lambda _: everywhere
+    )
+    shardings = {"params": param_shardings, "opt_state": opt_shardings, "step": everywhere}
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+
+def random_params(cfg: LlamaConfig, seed: int, abstract: dict[str, Any]) -> Any:
+    """Random parameters made in place, the same values on every mesh."""
+    out = jax.tree.map(lambda x: x.sharding, abstract["params"])
+    dtype = jax.tree.leaves(abstract["params"])[0].dtype
+    return jax.jit(lambda: llama.init_params(cfg, jax.random.key(seed), dtype), out_shardings=out)()
+
+
+def fresh_state(params: Any, tx: optax.GradientTransformation, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Step 0 with these parameters and new optimizer moments; `params` is used, not copied."""
+    out = jax.tree.map(lambda x: x.sharding, {k: abstract[k] for k in ("opt_state", "step")})
+    rest = jax.jit(lambda p: {k: v for k, v in init_state(p, tx).items() if k != "params"}, out_shardings=out)(params)
+    return {"params": params, **rest}
+
+
+class BatchPlacer:
+    """Puts the rows that this process reads onto its devices as a part of the global batch.
+
+    `rows` are the indices within the global batch that this process has to read: every row of which one of its devices
+    holds a part (with tensor or context axes over several hosts, hosts share rows).
+    """
+
+    def __init__(self, mesh: Mesh, batch: int, length: int):
+        self._sharding = sharding.batch_sharding(mesh)
+        self.batch_size = batch
+        self._shape = (batch, length)
+        spans = {
+            index[0].indices(batch)[:2] for index in self._sharding.addressable_devices_indices_map(self._shape).values()
+        }
+        self.rows = np.unique(np.concatenate([np.arange(a, b) for a, b in spans]))
+        self._where = {int(r): i for i, r in enumerate(self.rows)}
+
+    def __call__(self, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Places a host batch whose arrays are [len(rows), length]; `row_ids` and other vectors stay behind."""
+
+        def place(x: np.ndarray) -> jax.Array:
+            def part(index: tuple[slice, slice]) -> np.ndarray:
+                start, stop, _ = index[0].indices(self._shape[0])
+                first = self._where[start]
+                return x[first : first + stop - start, index[1]]
+
+            return jax.make_array_from_callback(self._shape, self._sharding, part)
+
+        return {k: place(v) for k, v in local.items() if v.ndim == 2}

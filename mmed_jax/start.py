@@ -1,0 +1,259 @@
+"""What a run settles before its first step: model, tokenizer, length, devices; and the lines that say so."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmed_jax.config import ASSETS, batch_rows, resolve_path
+from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, stop_ids
+from mmed_jax.errors import UserError, WorkError, nearest
+from mmed_jax.model.config import PRESETS, LlamaConfig, check, num_params
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from mmed_jax.hf.source import ModelSource
+
+# Fields of config.model that replace the preset's when they are not 0.
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+    "max_position_embeddings",
+)  # fmt: skip
+
+
+def open_init(config: ConfigDict) -> "ModelSource | None":
+    """The model that config.init_from names, or None for random weights. Reads small files only.
+
+    Raises:
+      UserError: nothing there; for a stage that follows another, with the command that makes it.
+    """
+    if not config.init_from:
+        return None
+    from mmed_jax.hf.source import open_model
+
+    try:
+        return open_model(resolve_path(config.init_from))
+    except UserError as e:
+        if config.name == "stage2" and config.init_from == f"runs/stage1-{config.variant}":
+            variant = "" if config.variant == "demo" else f":{config.variant}"
+            raise UserError(
+                f"config.init_from: {e}. Stage 2 starts from stage 1: run `python -m mmed_jax.train "
+                f"--config=stage1{variant}` first, or name a folder with --config.init_from=DIR"
+            ) from e
+        raise UserError(f"config.init_from: {e}") from e
+
+
+def open_tokenizer(config: ConfigDict, source: "ModelSource | None") -> "PreTrainedTokenizerFast":
+    """The tokenizer of the run: config.tokenizer, else that of the model it starts from."""
+    if config.tokenizer:
+        return load_tokenizer(ASSETS / "demo" if config.tokenizer == "demo" else resolve_path(config.tokenizer))
+    if source is None:
+        raise UserError(
+            "config.tokenizer is empty and there is no init_from to take it from: name an HF folder, a tokenizer.model, "
+            "or demo"
+        )
+    return source.tokenizer
+
+
+def model_config(
+    config: ConfigDict, source: "ModelSource | None", tok: "PreTrainedTokenizerFast"
+) -> LlamaConfig:
+    """The architecture: that of `source`, or the preset with the sizes that config.model sets; checked with `tok`.
+
+    Raises:
+      UserError: unknown preset, impossible sizes, rows longer than the model's positions, vocabulary mismatch.
+    """
+    if source is not None:
+        cfg = source.cfg
+    else:
+        preset = config.model.preset
+        if preset not in PRESETS:
+            raise UserError(f"config.model.preset={preset!r}{nearest(preset, PRESETS)}")
+        changed = {name: config.model[name] for name in SIZES if config.model[name]}
+        base = PRESETS[preset]
+        if "head_dim" not in changed and {"hidden_size", "num_heads"} & changed.keys():
+            heads, hidden = changed.get("num_heads", base.num_heads), changed.get("hidden_size", base.hidden_size)
+            if hidden % heads:
+                raise UserError(f"config.model: hidden_size={hidden} is not divisible by num_heads={heads}; set head_dim")
+            changed["head_dim"] = hidden // heads
+        cfg = check(
+            dataclasses.replace(
+                base,
+                bos_token_id=tok.bos_token_id,
+                eos_token_id=stop_ids(tok),
+                pad_token_id=tok.pad_token_id,
+                **changed,
+            ),
+            "config.model",
+        )
+    check_vocab(tok, cfg.vocab_size)
+    if config.data.seq_len > cfg.max_position_embeddings:
+        raise UserError(
+            f"config.data.seq_len={config.data.seq_len} is longer than the model's max_position_embeddings="
+            f"{cfg.max_position_embeddings}"
+        )
+    return cfg
+
+
+def total_steps(config: ConfigDict, rows: int) -> int:
+    """Optimizer steps of the run: config.steps, or as many as show every row config.epochs times."""
+    if config.steps:
+        return config.steps
+    return max(1, -(-round(config.epochs * rows) // batch_rows(config)))
+
+
+def check_platform(config: ConfigDict, platform: str) -> None:
+    """Refuses a CPU where the variant is meant for an accelerator.
+
+    Raises:
+      UserError: with what to look at.
+    """
+    if config.platform == "accelerator" and platform == "cpu":
+        raise UserError(
+            f"{config.name}:{config.variant} is meant for a TPU or GPU but jax found only the CPU: install the tpu or "
+            "cuda extra (`python -m mmed_jax.doctor` looks for the cause), or set --config.platform=any to go on"
+        )
+
+
+def choose_devices(config: ConfigDict) -> list:
+    """The devices of the run: all, or the first config.mesh.devices.
+
+    Raises:
+      UserError: more asked for than there are, or fewer with several processes.
+      WorkError: jax cannot start its platform (an accelerator that another process holds, say).
+    """
+    import jax
+
+    try:
+        devices = jax.devices()
+    except RuntimeError as e:
+        raise WorkError(f"jax cannot start its devices; `python -m mmed_jax.doctor` looks for the cause: {e}") from e
+    wanted = config.mesh.devices
+    if wanted > len(devices):
+        raise UserError(f"config.mesh.devices={wanted} but there are {len(devices)} devices")
+    if wanted and wanted != len(devices) and jax.process_count() > 1:
+        raise UserError(f"config.mesh.devices={wanted}: a run of several processes uses all {len(devices)}; set it to 0")
+    return devices[:wanted] if wanted else devices
+
+
+def write_hf_assets(
+    run_dir: Path, cfg: LlamaConfig, tok: "PreTrainedTokenizerFast", source: "ModelSource | None"
+) -> None:
+    """Model config and tokenizer of the run, so that generate, evaluate and export need only the run directory."""
+    from mmed_jax.hf.source import ASSETS
+    from mmed_jax.hf.write import write_assets
+
+    folder = run_dir / ASSETS
+    folder.mkdir(exist_ok=True)
+    write_assets(folder, cfg, tok, dtype="float32", source_generation=source.generation if source else None)
+
+
+def check_data_state(saved: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
+    """Refuses to go on with other rows than before: the order of the data would no longer be what it was.
+
+    Raises:
+      UserError: the packed table of the run had other contents.
+    """
+    if saved.get("table") != now["table"]:
+        raise UserError(
+            f"run_dir={run_dir}: its training data has changed since step {saved.get('step')} (packed table "
+            f"{saved.get('table')}, now {now['table']}): bring the record files and tokenizer back as they were, or use "
+            f"another --config.run_dir with --config.init_from={run_dir}"
+        )
+
+
+def enable_compile_cache(folder: str) -> None:
+    """Turns on XLA's persistent cache; before the first compilation."""
+    if not folder:
+        return
+    import jax
+
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"config.compile_cache={folder}: cannot be written ({e.strerror}); set another or ''") from e
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def check_finite(step: int, metrics: dict[str, Any], stream: Any) -> None:
+    """Ends the run when a number of the step is NaN or infinite, naming the samples of its batch.
+
+    Args:
+      metrics: fetched from the devices. stream: the BatchStream of the run.
+
+    Raises:
+      WorkError: which number, at which step, in which batch. No checkpoint is written after that step.
+    """
+    bad = [k for k, v in metrics.items() if not np.all(np.isfinite(v))]
+    if bad:
+        names = stream.names(step - 1)
+        shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
+        raise WorkError(
+            f"step {step}: {', '.join(bad)} not finite; nothing was saved from it and the checkpoints before it are "
+            f"good. Samples in the batch: {shown}. Usual causes: optim.lr too high, damaged weights"
+        )
+
+
+@contextlib.contextmanager
+def out_of_memory_hint(config: ConfigDict) -> Iterator[None]:
+    """Turns a device's out-of-memory error into one line with what to try next."""
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        tries = []
+        if config.remat != "full":
+            tries.append("--config.remat=full")
+        if batch_rows(config) > config.grad_accum:
+            tries.append(f"--config.grad_accum={config.grad_accum * 2}")
+        if config.loss_chunk > 512:
+            tries.append("--config.loss_chunk=512")
+        tries.append("more devices")
+        detail = str(e).splitlines()[0][:200]
+        raise WorkError(f"out of device memory ({detail}); try in this order: {', '.join(tries)}") from e
+
+
+def banner(config: ConfigDict, cfg: LlamaConfig, mesh: Any, facts: dict[str, str]) -> str:
+    """The first lines of a run: nothing that decides it stays unsaid."""
+    devices = list(mesh.devices.flat)
+    kinds = sorted({d.device_kind for d in devices})
+    hosts = len({d.process_index for d in devices})
+    shape = " ".join(f"{a}={n}" for a, n in mesh.shape.items())
+    lines = {
+        "run": f"{config.name}:{config.variant}, output in {config.run_dir}",
+        "platform": f"{devices[0].platform}, {len(devices)} x {', '.join(kinds)}, {hosts} process(es)",
+        "mesh": shape,
+        "model": (
+            f"{num_params(cfg):,} parameters, {cfg.num_layers} layers, hidden {cfg.hidden_size}, "
+            f"{cfg.num_heads}/{cfg.num_kv_heads} heads, vocabulary {cfg.vocab_size:,}, "
+            f"from {config.init_from or 'random weights'}"
+        ),
+        "precision": f"{config.compute_dtype} compute, {config.param_dtype} weights, remat {config.remat}",
+        **facts,
+    }
+    return "\n".join(f"{name:10s} {text}" for name, text in lines.items())
+
+
+def closing(config: ConfigDict, step: int, steps: int) -> str:
+    """The last lines of a run: where everything is and what comes next."""
+    run = config.run_dir
+    if step < steps:
+        return f"stopped    at step {step:,} of {steps:,}, saved; run the same command again to continue"
+    following = {
+        "stage1": [f"python -m mmed_jax.train --config=stage2:{config.variant}"],
+        "stage2": [f"python -m mmed_jax.export --model={run} --output=exports/{Path(run).name}"],
+    }.get(config.name, [])
+    following.append(f"python -m mmed_jax.generate --model={run} --prompt=TEXT")
+    lines = [f"done       {step:,} steps; numbers in {run}/metrics.jsonl, curves in {run}/report.html"]
+    return "\n".join(lines + [f"next       {c}" for c in following])

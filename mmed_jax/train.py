@@ -1,0 +1,203 @@
+"""Trains one stage: records in, a run directory out.
+
+    python -m mmed_jax.train --config=stage1[:VARIANT] [--config.KEY=VALUE ...]
+    python -m mmed_jax.train --config=stage2[:VARIANT]
+
+Calling the same command again continues the run from its newest good checkpoint; Ctrl-C and SIGTERM save and leave.
+Read it from top to bottom: it is the recipe.
+"""
+
+import os
+import zlib
+from typing import Any
+
+import numpy as np
+
+# XLA's C++ log lines are no news for a user; errors still come.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from mmed_jax import start
+from mmed_jax.config import batch_rows, parse_args
+from mmed_jax.errors import run_command
+from mmed_jax.run_dir import guard_run_dir
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the training that the command line describes; see the module's docstring and --help."""
+    config, _ = parse_args(argv, description=__doc__)
+
+    # ---- What is asked for: small files only, no device -----------------------------------------------------------
+    source = start.open_init(config)
+    tok = start.open_tokenizer(config, source)
+    cfg = start.model_config(config, source, tok)
+    run_dir = guard_run_dir(config.run_dir, config)
+
+    # ---- Processes and data ----------------------------------------------------------------------------------------
+    from mmed_jax import distributed
+    from mmed_jax.data.prepare import prepare, print_report
+
+    process, _ = distributed.initialize(config)
+    main_process = process == 0
+    say = print if main_process else _silent
+    prepared = prepare(config, tok, is_writer=main_process, say=say)
+    if main_process:
+        print_report(prepared.report)
+    steps = start.total_steps(config, len(prepared.train))
+
+    # ---- Devices ---------------------------------------------------------------------------------------------------
+    import jax
+
+    from mmed_jax import optim, placement, sharding, step
+    from mmed_jax.checkpoint import Checkpointer, PreemptionGuard
+    from mmed_jax.data.loader import BatchStream
+    from mmed_jax.flops import train_flops_per_token
+    from mmed_jax.metrics import DelayedMetrics, MetricsLogger
+    from mmed_jax.model.attention import resolve_backend
+    from mmed_jax.progress import Progress
+    from mmed_jax.report import make_report
+    from mmed_jax.telemetry import CompileCounter, SpeedMeter, memory
+    from mmed_jax.validation import by_language, validation_losses
+
+    start.enable_compile_cache(config.compile_cache)
+    devices = start.choose_devices(config)
+    start.check_platform(config, devices[0].platform)
+    sizes = {a: config.mesh[a] for a in sharding.MESH_AXES}
+    mesh = sharding.make_mesh(**sizes, devices=devices)
+    rows, seq_len = batch_rows(config), config.data.seq_len
+    dims = {k: getattr(cfg, k) for k in ("num_heads", "num_kv_heads", "intermediate_size", "vocab_size", "hidden_size")}
+    sharding.check_divisible(dict(mesh.shape), dims, rows // config.grad_accum, seq_len)
+    backend = resolve_backend(
+        config.attention, devices[0].platform, config.data.packing, seq_len=seq_len, context=mesh.shape["context"]
+    )
+    facts = {
+        "attention": backend,
+        "data": f"{len(prepared.train):,} rows of {seq_len} tokens, {rows} rows a step in {config.grad_accum} part(s)",
+        "length": f"{steps:,} steps, {steps * rows / len(prepared.train):.2f} epochs",
+    }
+    say(start.banner(config, cfg, mesh, facts), flush=True)
+    if main_process:
+        start.write_hf_assets(run_dir, cfg, tok, source)
+
+    # ---- State: the newest good checkpoint, or step 0 --------------------------------------------------------------
+    tx, schedule = optim.make_optimizer(config.optim, steps)
+    abstract = placement.abstract_state(cfg, tx, mesh, config.param_dtype)
+    checkpointer = Checkpointer(run_dir, **config.checkpoint.to_dict())
+    restored = checkpointer.restore_latest(abstract)
+    data_state = {"table": prepared.train.fingerprint, "seed": config.seed, "tokens_seen": 0}
+    if restored is not None:
+        state, meta = restored
+        start.check_data_state(meta["data_state"], data_state, run_dir)
+        data_state["tokens_seen"] = meta["data_state"]["tokens_seen"]
+        say(f"resumed    step {meta['step']:,} of {steps:,}", flush=True)
+    else:
+        if source is None:
+            params = placement.random_params(cfg, config.seed, abstract)
+        else:
+            shardings = jax.tree.map(lambda x: x.sharding, abstract["params"])
+            params = source.load_params(shardings=shardings, dtype=config.param_dtype)
+            say(f"weights    {source.path}" + (f", step {source.step}" if source.step is not None else ""), flush=True)
+        state = placement.fresh_state(params, tx, abstract)
+        del params
+    first = int(state["step"])
+
+    # ---- The steps -------------------------------------------------------------------------------------------------
+    options = step.StepOptions(
+        compute_dtype=config.compute_dtype, remat=config.remat, attention=backend, loss_chunk=config.loss_chunk,
+        grad_accum=config.grad_accum,
+    )  # fmt: skip
+    train_step = jax.jit(step.make_train_step(cfg, tx, schedule, options), donate_argnums=0)
+    eval_step = jax.jit(step.make_eval_step(cfg, options))
+    placer = placement.BatchPlacer(mesh, rows, seq_len)
+    stream = BatchStream(prepared.train, rows, config.seed, first, local_rows=placer.rows)
+    validation = prepared.validation.get("validation")
+
+    delayed, best = DelayedMetrics(), checkpointer.best_value
+    meter = SpeedMeter(
+        flops_per_token=train_flops_per_token(cfg, seq_len), device_kind=devices[0].device_kind,
+        num_devices=len(devices),
+    )  # fmt: skip
+    meter.tokens_seen = data_state["tokens_seen"]
+    with (
+        jax.set_mesh(mesh),
+        start.out_of_memory_hint(config),
+        CompileCounter() as compiles,
+        checkpointer,
+        MetricsLogger(
+            run_dir, tensorboard=config.tensorboard, wandb=config.wandb, is_main=main_process, config=config.to_dict()
+        ) as log,
+        Progress(steps, start=first, every=config.log_every, label=config.name, is_main=main_process) as progress,
+        PreemptionGuard() as guard,
+    ):
+        log.start(first, steps=steps, devices=len(devices), platform=devices[0].platform, **meter.describe())
+
+        def record(held: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None) -> None:
+            """Writes the numbers of a finished step; a loss or norm that is not finite ends the run here."""
+            if held is None:
+                return
+            number, m, host = held
+            start.check_finite(number, m, stream)
+            languages = by_language(m.pop("language_nll"), m.pop("language_count"), "loss")
+            values = {k: float(v) for k, v in m.items()}
+            speed = meter.step(
+                real_tokens=values["real_tokens"], supervised_tokens=values["supervised_tokens"],
+                compiled=number == first + 1,
+            )  # fmt: skip
+            data_state["tokens_seen"] = meter.tokens_seen
+            log.train(number, {**values, **languages, **speed, **memory(), **host})
+            shown = {"loss": values["loss"], "lr": values["lr"], "tok/s": round(speed.get("tokens_per_second", 0))}
+            progress.update(number, shown)
+
+        batches = iter(stream)
+        meter.restart()
+        for index in range(first, steps):
+            with meter.data_wait():
+                batch = next(batches)
+            state, metrics = train_step(state, placer(batch))
+            number = index + 1
+            # While this step runs on the devices, the numbers of the one before are written.
+            record(delayed.push(number, metrics, batch=f"{zlib.crc32(stream.row_ids(index).tobytes()):08x}"))
+            if number == first + 1:
+                log.event("compiled", number, **compiles.summary("train_step"))
+            stop = guard.should_stop(number)
+
+            losses = None
+            if validation and (number == steps or (config.eval_every and number % config.eval_every == 0)):
+                record(delayed.flush())
+                losses = validation_losses(eval_step, state["params"], validation, placer, config.eval_rows)
+                log.evaluation(number, losses)
+                progress.note(f"step {number}: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items() if "loss" in k))
+                meter.restart()
+            improved = losses is not None and losses["validation/loss"] < best
+            best = losses["validation/loss"] if improved else best
+
+            checkpointer.maybe_save(
+                number, state, data_state=lambda: {**data_state, "step": number}, config=config, metrics=losses,
+                force=stop or number == steps or (improved and config.checkpoint.keep_best > 0),
+                # Nothing is written from a state whose numbers have not been looked at.
+                before=lambda: record(delayed.flush()),
+            )  # fmt: skip
+            if number == first + config.profile_start and config.profile_steps:
+                jax.profiler.start_trace(str(run_dir / "profile"))
+            if number == first + config.profile_start + config.profile_steps and config.profile_steps:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+            if stop:
+                log.event("stopped", number, signal=guard.signal_name)
+                break
+        record(delayed.flush())
+        checkpointer.wait()
+        if first < steps:
+            compiles.expect_one("train_step")
+
+    # ---- What came of it -------------------------------------------------------------------------------------------
+    if main_process:
+        make_report(run_dir)
+        say(start.closing(config, int(state["step"]), steps))
+
+
+def _silent(*_: object, **__: object) -> None:
+    """Other processes than the first say nothing."""
+
+
+if __name__ == "__main__":
+    run_command(main)
