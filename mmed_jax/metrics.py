@@ -16,7 +16,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,17 +41,6 @@ def json_value(x: Any) -> Any:
     if isinstance(x, float) and not math.isfinite(x):
         return "NaN" if math.isnan(x) else "Infinity" if x > 0 else "-Infinity"
     return x if isinstance(x, (int, float)) else str(x)
-
-
-def by_language(nll: Sequence, count: Sequence, languages: Sequence[str], prefix: str) -> dict[str, float]:
-    """{"<prefix>/en": mean loss, ...} of the languages that occur.
-
-    Args:
-      nll, count: sums by language slot; slot 0 is padding, slot i + 1 is languages[i].
-      prefix: "loss" or "validation/loss".
-    """
-    pairs = zip(languages, list(nll)[1:], list(count)[1:], strict=False)
-    return {f"{prefix}/{name}": float(n) / float(c) for name, n, c in pairs if float(c) > 0}
 
 
 class MetricsLogger:

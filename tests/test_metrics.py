@@ -13,7 +13,7 @@ import pytest
 
 from mmed_jax import flops, telemetry
 from mmed_jax.errors import UserError, WorkError
-from mmed_jax.metrics import DelayedMetrics, MetricsLogger, by_language, read_metrics
+from mmed_jax.metrics import DelayedMetrics, MetricsLogger, read_metrics
 from mmed_jax.progress import Progress, clock
 from mmed_jax.telemetry import CompileCounter, SpeedMeter, host_memory_bytes, memory
 
@@ -150,11 +150,6 @@ def test_delayed_metrics_fetch_one_step_late(monkeypatch):
         assert out == (None if step == 1 else (step - 1, f"device {step - 1}", {"rows": step - 1}))
     assert log == [(1, []), (2, ["device 1"]), (3, ["device 1", "device 2"])]
     assert delayed.flush() == (3, "device 3", {"rows": 3}) and delayed.flush() is None
-
-
-def test_by_language():
-    out = by_language(np.array([9.0, 2.0, 0.0, 6.0]), jnp.array([3.0, 4.0, 0.0, 2.0]), ("en", "zh", "ja"), "loss")
-    assert out == {"loss/en": 0.5, "loss/ja": 3.0}
 
 
 def test_speed_meter(monkeypatch):

@@ -1,0 +1,323 @@
+"""Curves and a page about a run, made from its files alone, at any time, also while it trains.
+
+    python -m mmed_jax.report --run=RUN_DIR
+
+Writes RUN_DIR/plots/*.png and RUN_DIR/report.html (one self-contained file). No accelerator, no jax.
+"""
+
+import base64
+import html
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmed_jax.config import Parser
+from mmed_jax.data.schema import LANGUAGE_NAMES
+from mmed_jax.errors import UserError, run_command
+from mmed_jax.metrics import Records, read_metrics
+from mmed_jax.progress import clock
+from mmed_jax.run_dir import CONFIG_FILE, read_meta, step_folders, training_keys
+
+_COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cc2", "#c77d17", "#3a3a3a", "#0f9aa8")
+
+
+def make_report(run_dir: str | Path) -> Path:
+    """Writes plots and report.html of a run directory; returns the path of the page.
+
+    Any number of points will do, also none, as will NaN, a torn last line, or a missing config: what is wrong with the
+    files stands in the report.
+
+    Raises:
+      UserError: no such directory, or it holds neither metrics nor a config; or it cannot be written.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(f"--run={run_dir}: no such folder")
+    records, notes = read_metrics(run_dir), []
+    config = _read_config(run_dir, notes)
+    if config is None and not (records.train or records.evals or records.events):
+        raise UserError(f"--run={run_dir}: holds neither metrics nor config.json; is it a run directory?")
+    notes = [*records.notes, *notes]
+    try:
+        plots = write_plots(run_dir / "plots", records)
+        page = run_dir / "report.html"
+        temporary = page.with_name(f".report.{os.getpid()}.tmp")
+        temporary.write_text(_page(run_dir, records, config, plots, notes), encoding="utf-8")
+        os.replace(temporary, page)
+    except OSError as e:
+        raise UserError(f"--run={run_dir}: the report cannot be written there ({e.strerror or e})") from e
+    return page
+
+
+_LABELS = {
+    "loss": "training", "validation/loss": "validation", "lr": "learning rate", "grad_norm": "gradient norm",
+    "tokens_per_second": "real tokens (no padding)", "supervised_tokens_per_second": "supervised tokens",
+}  # fmt: skip
+
+# Plots
+
+
+def write_plots(folder: Path, records: Records) -> dict[str, Path]:
+    """One PNG for every group of numbers that has a point; {title: path}. Raises OSError."""
+    names = sorted({k for r in (*records.train, *records.evals) for k in r})
+    by_language = [k for k in names if k.startswith("validation/loss/")] or [k for k in names if k.startswith("loss/")]
+    where = "Validation" if by_language and by_language[0].startswith("validation/") else "Training"
+    wanted: list[tuple[str, str, Sequence[str], str]] = [
+        ("loss", "Loss", ("loss", "validation/loss"), "nats per supervised token"),
+        ("loss_by_language", f"{where} loss by language", by_language, "nats per supervised token"),
+        ("learning_rate", "Learning rate", ("lr",), "learning rate"),
+        ("grad_norm", "Gradient norm (before clipping)", ("grad_norm",), "global norm"),
+        ("tokens_per_second", "Speed", ("tokens_per_second", "supervised_tokens_per_second"), "tokens a second"),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    resumes = _resumes(records)
+    plots = {}
+    for file, title, keys, unit in wanted:
+        series = [(k, *records.series(k)) for k in keys]
+        series = [(k, steps, values) for k, steps, values in series if steps]
+        path = folder / f"{file}.png"
+        if series:
+            _plot(path, title, unit, series, resumes)
+            plots[title] = path
+        else:
+            path.unlink(missing_ok=True)
+    return plots
+
+
+def _plot(path: Path, title: str, unit: str, series: list, resumes: list[int]) -> None:
+    # The object interface, not pyplot: no global state, no display, safe in any thread.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    finite_total, bad_steps = 0, []
+    for i, (name, steps, values) in enumerate(series):
+        colour = _COLOURS[i % len(_COLOURS)]
+        finite = [(s, v) for s, v in zip(steps, values) if math.isfinite(v)]
+        bad_steps += [s for s, v in zip(steps, values) if not math.isfinite(v)]
+        finite_total += len(finite)
+        if not finite:
+            continue
+        xs, ys = [s for s, _ in finite], [v for _, v in finite]
+        few, noisy = len(xs) <= 40, len(xs) > 200
+        axes.plot(
+            xs, ys, color=colour, lw=1.0 if noisy else 1.6, alpha=0.35 if noisy else 1.0,
+            marker="o" if few else None, ms=4, label=None if noisy else _label(name),
+        )  # fmt: skip
+        if noisy:
+            axes.plot(*_rolling_median(xs, ys), color=colour, lw=1.8, label=f"{_label(name)} (rolling median)")
+    for i, step in enumerate(resumes):
+        axes.axvline(step, color="#999999", lw=0.9, ls=":", label="resumed" if i == 0 else None)
+    if bad_steps:
+        shown = sorted(set(bad_steps))
+        top = axes.get_xaxis_transform()  # x in steps, y in 0..1 of the axes
+        axes.plot(shown, [0.97] * len(shown), "x", color="#d1495b", transform=top, label="NaN or infinite")
+    axes.set(title=title, xlabel="step", ylabel=unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.legend(loc="best", fontsize=8, framealpha=0.8)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary)
+    os.replace(temporary, path)
+
+
+def _label(name: str) -> str:
+    last = name.rsplit("/", 1)[-1]
+    return _LABELS.get(name) or LANGUAGE_NAMES.get(last, last)
+
+
+def _rolling_median(xs: list[int], ys: list[float]) -> tuple[list[int], list[float]]:
+    # At most some 300 places, so that a run of a million steps is drawn in seconds too.
+    width = max(5, len(ys) // 60)
+    places = sorted({*range(0, len(ys), max(1, len(ys) // 300)), len(ys) - 1})
+    return [xs[i] for i in places], [statistics.median(ys[max(0, i - width) : i + width + 1]) for i in places]
+
+
+# Page
+
+
+def _page(run_dir: Path, records: Records, config: dict | None, plots: dict[str, Path], notes: list[str]) -> str:
+    esc = html.escape
+    name = f"{config.get('name', '')}:{config.get('variant', '')}" if config else ""
+    parts = [f"<h1>{esc(run_dir.resolve().name)}</h1><p class=sub>{esc(name)} · report of {_now()}</p>"]
+    if notes:
+        parts.append("<div class=warn><b>Files</b><ul>" + "".join(f"<li>{esc(n)}</li>" for n in notes) + "</ul></div>")
+    bad = [r["step"] for r in records.train if not math.isfinite(r.get("loss", 0.0))]
+    if bad:
+        parts.append(f"<div class=warn><b>The loss is NaN or infinite</b> in {len(bad)} steps, first {bad[0]:,}.</div>")
+    parts.append("<h2>Numbers</h2>" + _table(_final_numbers(run_dir, records)))
+    if rows := _language_rows(records):
+        parts.append("<h2>Languages</h2>" + _table(rows, head=("Language", "training loss", "validation loss", "best")))
+    for title, path in plots.items():
+        data = base64.b64encode(path.read_bytes()).decode()
+        parts.append(f'<figure><img alt="{esc(title)}" src="data:image/png;base64,{data}"></figure>')
+    if not plots:
+        parts.append("<p>No point has been recorded yet.</p>")
+    if records.events:
+        parts.append("<h2>Events</h2>" + _table(_event_rows(records), head=("time (UTC)", "step", "event", "")))
+    if config:
+        rows = [(k, _short(v)) for k, v in training_keys(config, not_compared=()).items()]
+        parts.append("<details><summary>Configuration</summary>" + _table(rows) + "</details>")
+    body = "\n".join(parts)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{esc(run_dir.resolve().name)}</title><style>{_STYLE}</style></head><body><main>
+{body}
+</main><script>{_OPEN_FOR_PRINT}</script>
+</body></html>
+"""
+
+
+_OPEN_FOR_PRINT = (
+    'addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => d.open = true))'
+)
+_STYLE = """
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0; background: Canvas; color: CanvasText }
+main { max-width: 54rem; margin: auto; padding: 1rem }
+h1 { margin: .2em 0; overflow-wrap: anywhere } h2 { margin: 1.6em 0 .4em; font-size: 1.15rem } .sub { color: GrayText }
+.scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .92rem }
+td, th { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #8884; vertical-align: top }
+td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums } td:first-child { white-space: nowrap }
+figure { margin: 1rem 0 } img { width: 100%; height: auto; background: #fff; border-radius: 6px }
+.warn { border-left: 4px solid #d1495b; padding: .4rem .8rem; margin: 1rem 0; background: #d1495b18 }
+summary { cursor: pointer; font-weight: 600; margin: 1.4em 0 .4em }
+@media print { body { font-size: 11px } main { max-width: none } figure, tr { break-inside: avoid } }
+"""
+
+
+def _table(rows: Sequence[tuple], head: tuple[str, ...] = ()) -> str:
+    def row(cells: tuple, tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
+
+    top = row(head, "th") if head else ""
+    return f"<div class=scroll><table>{top}{''.join(row(r, 'td') for r in rows)}</table></div>"
+
+
+def _final_numbers(run_dir: Path, records: Records) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    start = next((e for e in reversed(records.events) if e.get("event") == "start"), {})
+    last = records.train[-1] if records.train else {}
+    if last:
+        total = start.get("total_steps")
+        rows.append(("last step", f"{last['step']:,}" + (f" of {total:,}" if isinstance(total, int) else "")))
+    for key, text in [
+        ("loss", "training loss, last"), ("lr", "learning rate"), ("grad_norm", "gradient norm"),
+        ("tokens_seen", "tokens seen (no padding)"), ("device_memory_peak_gib", "device memory, peak (GiB)"),
+        ("host_memory_gib", "host memory (GiB)"), ("compile_count", "compilations of the step"),
+        ("compile_seconds", "seconds of compiling it"),
+    ]:  # fmt: skip
+        values = records.series(key)[1]
+        if values:
+            rows.append((text, _number(values[-1])))
+    for key, text in [
+        ("tokens_per_second", "tokens a second, median"),
+        ("supervised_tokens_per_second", "supervised tokens a second, median"),
+        ("step_seconds", "seconds a step, median"),
+        ("data_wait_seconds", "of these waiting for data, median"),
+        ("mfu", "MFU, median"),
+    ]:
+        values = [v for v in records.series(key)[1] if math.isfinite(v)]
+        if values:
+            middle = statistics.median(values)
+            rows.append((text, f"{middle:.1%}" if key == "mfu" else _number(middle)))
+    if start.get("mfu_formula") and records.series("mfu")[1]:
+        peak = f"; {start.get('peak_device', '')}, peak {_number(start.get('peak_flops_per_device') or 0.0)} each"
+        rows.append(("how MFU is computed", f"{start['mfu_formula']}{peak}"))
+    steps, values = records.series("validation/loss")
+    best = [(v, s) for s, v in zip(steps, values) if math.isfinite(v)]
+    if values:
+        rows.append(("validation loss, last", f"{_number(values[-1])} at step {steps[-1]:,}"))
+    if best:
+        rows.append(("validation loss, best", f"{_number(min(best)[0])} at step {min(best)[1]:,}"))
+    if resumes := _resumes(records):
+        rows.append(("resumed after step", ", ".join(f"{s:,}" for s in resumes)))
+    times = [r["time"] for r in records.train if isinstance(r.get("time"), (int, float))]
+    if len(times) > 1:
+        rows.append(("first to last step", clock(max(times) - min(times))))
+    if kept := step_folders(run_dir):
+        rows.append(("checkpoints", ", ".join(f"{s:,}{_best_mark(run_dir, s)}" for s in kept)))
+    return rows or [("steps", "none recorded yet")]
+
+
+def _best_mark(run_dir: Path, step: int) -> str:
+    try:
+        value = read_meta(run_dir, step).get("best_metric")
+    except (OSError, ValueError):
+        return ""
+    return f" (validation loss {_number(value)})" if isinstance(value, float) else ""
+
+
+def _language_rows(records: Records) -> list[tuple[str, ...]]:
+    names = {k.rsplit("/", 1)[-1] for r in (*records.train, *records.evals) for k in r if "loss/" in k}
+    rows = []
+    for language in [x for x in LANGUAGE_NAMES if x in names] + sorted(names - set(LANGUAGE_NAMES)):
+        train = records.series(f"loss/{language}")[1]
+        held = records.series(f"validation/loss/{language}")[1]
+        finite = [v for v in held if math.isfinite(v)]
+        cells = [train[-1] if train else None, held[-1] if held else None, min(finite) if finite else None]
+        rows.append((LANGUAGE_NAMES.get(language, language), *("" if c is None else _number(c) for c in cells)))
+    return rows
+
+
+def _event_rows(records: Records) -> list[tuple[str, ...]]:
+    rows = []
+    for e in records.events[-200:]:
+        what = "resumed" if e["event"] == "start" and e["step"] else e.get("event", "")
+        rest = {k: v for k, v in e.items() if k not in ("kind", "step", "time", "event", "mfu_formula")}
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(e.get("time", 0)))
+        rows.append((when, f"{e['step']:,}", what, ", ".join(f"{k} {_short(v)}" for k, v in rest.items())))
+    return rows
+
+
+def _resumes(records: Records) -> list[int]:
+    return sorted({e["step"] for e in records.events if e.get("event") == "start" and e["step"] > 0})
+
+
+def _read_config(run_dir: Path, notes: list[str]) -> dict[str, Any] | None:
+    try:
+        config = json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+        if isinstance(config, dict):
+            return config
+        notes.append(f"{CONFIG_FILE}: not an object")
+    except (OSError, ValueError) as e:
+        notes.append(f"{CONFIG_FILE}: not readable ({type(e).__name__})")
+    return None
+
+
+def _number(v: float) -> str:
+    if not math.isfinite(v):
+        return "NaN" if math.isnan(v) else "infinite"
+    if v == int(v) and abs(v) < 1e15:
+        return f"{int(v):,}"
+    return f"{v:,.0f}" if abs(v) >= 1e4 else f"{v:.4g}" if abs(v) >= 1e-3 else f"{v:.3e}"
+
+
+def _short(v: Any) -> str:
+    text = v if isinstance(v, str) else _number(v) if isinstance(v, float) else json.dumps(v, ensure_ascii=False)
+    return text if len(text) <= 300 else text[:300] + " …"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: see the module."""
+    parser = Parser(prog="python -m mmed_jax.report", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--run", required=True, metavar="RUN_DIR", help="a run directory (config.json, metrics.jsonl)")
+    args = parser.parse_args(argv)
+    page = make_report(args.run)
+    print(f"{page}\n{page.parent / 'plots'}/")
+
+
+if __name__ == "__main__":
+    run_command(main)
