@@ -48,6 +48,14 @@ def test_slices_of_the_hosts_are_the_global_batch(table, processes):
         assert same({k: np.concatenate([s[k] for s in slices]) for k in slices[0]}, whole.batch(step))
 
 
+def test_any_choice_of_rows_comes_from_the_global_batch(table):
+    whole, rows = BatchStream(table, 8, seed=7), [1, 2, 6]
+    part = BatchStream(table, 8, seed=7, local_rows=rows)
+    assert same(part.batch(3), {k: v[rows] for k, v in whole.batch(3).items()})
+    held = zip(eval_batches(table, 8, local_rows=rows), eval_batches(table, 8), strict=True)
+    assert all(same(p, {k: v[rows] for k, v in w.items()}) for p, w in held)
+
+
 def test_six_steps_equal_three_and_three_more(table):
     run = list(itertools.islice(BatchStream(table, 8, seed=1), 6))
     first = list(itertools.islice(BatchStream(table, 8, seed=1), 3))

@@ -11,6 +11,7 @@ from mmed_jax.config import parse_args
 from mmed_jax.data import cache
 from mmed_jax.data.prepare import prepare, print_report
 from mmed_jax.data.schema import write_records
+from mmed_jax.data.sources import Conversion, get_source
 from mmed_jax.data.tokenizer import load_tokenizer
 from mmed_jax.errors import UserError, WorkError
 
@@ -207,10 +208,52 @@ def test_weights_repeat_training_only(files, tok):
     assert records["weight_zero"] + records["train"] + records["validation"] == records["read"] == 90
 
 
+def test_folders_and_splits_are_hashed_by_content_and_name(files, tok):
+    for split in ("Train", "Test"):
+        for name in ("French", "Russian"):
+            (files / "bench" / split).mkdir(parents=True, exist_ok=True)
+            row = {"options": {"A": "a", "B": "b"}, "answer_idx": "A"}
+            text = "".join(json.dumps({"question": f"{split} {name} {i}?", **row}) + "\n" for i in range(9))
+            (files / "bench" / split / f"{name}.jsonl").write_text(text)
+    options = {"data.kind": "mcq", "data.validation_fraction": 0.0}
+    train = config_of(files, **options, **{"data.train": files / "bench", "data.seq_len": 512})
+    first = prepare(train, tok)
+    # Without rationale only the direct samples; French and Russian have their language from the file name.
+    assert first.report["tables"]["train"]["left_out"] == {"no_rationale": 18}
+    assert {k: c["samples"] for k, c in first.report["tables"]["train"]["languages"].items()} == {"fr": 9, "ru": 9}
+    other = config_of(files, **options, **{"data.train": f"{files / 'bench'}:test", "data.seq_len": 512})
+    assert all("test" in n for n in names(prepare(other, tok).train))
+    (files / "bench" / "Train" / "French.jsonl").rename(files / "bench" / "Train" / "Spanish.jsonl")
+    renamed = prepare(train, tok)
+    assert set(renamed.report["tables"]["train"]["languages"]) == {"es", "ru"}
+
+
 def test_unpacked_rows_hold_one_sample(files, tok):
     prepared = prepare(config_of(files, **{"data.packing": False, "data.validation_fraction": 0}), tok)
     assert [len(prepared.train.describe_row(i)) for i in range(len(prepared.train))] == [1] * 90
     assert not prepared.validation
+
+
+@pytest.mark.parametrize("stage, source, folder", [
+    ("stage1", "medquad", "medquad_en"), ("stage2", "casimedicos", "casimedicos_en_es_fr"),
+])  # fmt: skip
+def test_real_data_is_packed_to_97_percent(tmp_path, shared_dir, llama3_tokenizer_model, stage, source, folder):
+    kind = "mcq" if stage == "stage2" else "instruction"
+    write_records(tmp_path / "train.jsonl", Conversion(get_source(source), shared_dir / "data" / folder, kind=kind))
+    options = {"data.train": tmp_path / "train.jsonl", "data.cache_dir": tmp_path / "cache", "data.seq_len": 2048}
+    args = [f"--config={stage}", *(f"--config.{k}={v}" for k, v in options.items())]
+    prepared = prepare(parse_args(args)[0], load_tokenizer(llama3_tokenizer_model))
+    report = prepared.report["tables"]["train"]
+    assert report["efficiency"] >= 0.97 and report["samples"] > 1500
+    records = prepared.report["records"]
+    per_record = 2 if kind == "mcq" else 1
+    assert report["samples"] + sum(report["left_out"].values()) == per_record * records["train"]
+    for row in range(0, len(prepared.train), 50):
+        batch = prepared.train.batch([row])
+        assert (batch["tokens"] == 128000).sum() == batch["segment_ids"].max()  # one begin of text a segment
+        assert not (batch["targets"] == 128000).any()
+        ends = (batch["targets"] == 128009) & (batch["loss_mask"] > 0)
+        assert ends.sum() == batch["segment_ids"].max()  # every answer learns to stop
 
 
 def test_what_is_wrong_with_the_data_is_said(files, tok):
