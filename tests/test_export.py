@@ -67,7 +67,8 @@ def test_hf_folder_in_hf_folder_out(source, tmp_path, capsys):
     main([f"--model={source}", f"--output={out}"])
     assert raw_tensors(out) == raw_tensors(source)
     printed = capsys.readouterr().out
-    for line in ("Hugging Face folder", "in 21 tensors, source (float16)", "stop ids 257, 264, 265", "checked ", "done ", f"--model={out}"):
+    weights = "in 21 tensors, source (float16)"
+    for line in ("Hugging Face folder", weights, "stop ids 257, 264, 265", "checked ", "done ", f"--model={out}"):
         assert line in printed
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float16"
     # Again, on top of it, with another dtype.
