@@ -11,7 +11,6 @@ it is kept for inspection and never used.
 
 import contextlib
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from mmed_jax.agreement import agree_on, any_text, on_main, same_storage
-from mmed_jax.checkpoint_read import available_steps, reason, restore_params, say
+from mmed_jax.checkpoint_read import available_steps, quiet_orbax, reason, restore_params, say
 from mmed_jax.checkpoint_tree import compare, describe, from_dict, package_versions, targets, to_dict
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.manifest import MANIFEST, shorten, verify_manifest, write_manifest
@@ -81,7 +80,6 @@ class Checkpointer:
         self.every_steps, self.every_seconds = every_steps, every_minutes * 60
         self.best_metric, self._sync_every = best_metric, sync_every
         self._folder = self.run_dir / CHECKPOINTS
-        self._main = jax.process_index() == 0
         on_main(lambda: (self._folder.mkdir(parents=True, exist_ok=True), lock_run_dir(self.run_dir)))
         same_storage(self.run_dir)
         recorded = {step: self._metric(step) for step in available_steps(self.run_dir)}
@@ -93,11 +91,9 @@ class Checkpointer:
         self._last_saved = time.monotonic()
 
     def _make_manager(self) -> ocp.CheckpointManager:
-        _quiet_orbax()
+        quiet_orbax()
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        meta_handler = ocp.JsonCheckpointHandler(filename=META_FILE)
-        registry.add(META_ITEM, ocp.args.JsonSave, meta_handler)
-        registry.add(META_ITEM, ocp.args.JsonRestore, meta_handler)
+        registry.add(META_ITEM, ocp.args.JsonSave, ocp.JsonCheckpointHandler(filename=META_FILE))
         # The callback runs on process 0 after the files are written and before they get their final name.
         callback = self._seal if self._async else None
         options = ocp.CheckpointManagerOptions(
@@ -133,8 +129,7 @@ class Checkpointer:
         Args:
           step: updates done. Call after every step.
           state: {"params", "opt_state", "step"}; arrays may be donated to the next step as soon as this returns.
-          data_state: position in the data (seed, epoch, rows and tokens seen, ...), JSON values, or a function that
-            gives them; called only when something is saved, after `before`.
+          data_state: position in the data (seed, tokens_seen, ...), JSON values; or a function, called after `before`.
           config: the resolved config.
           metrics: numbers of this step; `best_metric` decides which checkpoints are best.
           force: save now; the same on every process.
@@ -156,7 +151,7 @@ class Checkpointer:
         if callable(data_state):
             data_state = data_state()
         self.wait()
-        value = None if metrics is None else metrics.get(self.best_metric)
+        value = (metrics or {}).get(self.best_metric)
         best = float(value) if value is not None and np.isfinite(value) else None
         if best is not None:
             self._best[step] = best
@@ -210,7 +205,7 @@ class Checkpointer:
             return
         with self._as_work_error():
             self._manager.wait_until_finished()
-            if self._main:
+            if jax.process_index() == 0:
                 self._seal()
         self._pending = None
 
@@ -353,15 +348,3 @@ class _Keep(ocp.checkpoint_managers.PreservationPolicy):
 def _optimizer_item(state: State) -> dict[str, Any]:
     moments = to_dict(state["opt_state"])
     return {"step": state["step"], **({"opt_state": moments} if moments else {})}
-
-
-def _quiet_orbax() -> None:
-    """Failures of a save are raised by us in one line; orbax would print its own traceback of each before that."""
-    logger = logging.getLogger("absl")
-    if not any(isinstance(f, _OrbaxTracebacks) for f in logger.filters):
-        logger.addFilter(_OrbaxTracebacks())
-
-
-class _OrbaxTracebacks(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and "orbax" in record.pathname)

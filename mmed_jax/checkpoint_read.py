@@ -1,6 +1,7 @@
 """Reading parameters from a run directory without touching it: for evaluation, generation, export and a next stage."""
 
 import errno
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,15 @@ def reason(e: BaseException) -> str:
 def say(line: str) -> None:
     if jax.process_index() == 0:
         print(line, file=sys.stderr, flush=True)
+
+
+def quiet_orbax() -> None:
+    """Failures of a save are raised by us in one line; orbax would print its own traceback of each before that."""
+    logger = logging.getLogger("absl")
+    if not any(isinstance(f, _OrbaxTracebacks) for f in logger.filters):
+        logger.addFilter(_OrbaxTracebacks())
+
+
+class _OrbaxTracebacks(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and "orbax" in record.pathname)

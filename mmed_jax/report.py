@@ -207,15 +207,15 @@ def _final_numbers(run_dir: Path, records: Records) -> list[tuple[str, str]]:
     start = next((e for e in reversed(records.events) if e.get("event") == "start"), {})
     last = records.train[-1] if records.train else {}
     if last:
-        total = start.get("total_steps")
+        total = start.get("steps")
         rows.append(("last step", f"{last['step']:,}" + (f" of {total:,}" if isinstance(total, int) else "")))
     for key, text in [
         ("loss", "training loss, last"), ("lr", "learning rate"), ("grad_norm", "gradient norm"),
         ("tokens_seen", "tokens seen (no padding)"), ("device_memory_peak_gib", "device memory, peak (GiB)"),
         ("host_memory_gib", "host memory (GiB)"), ("compile_count", "compilations of the step"),
-        ("compile_seconds", "seconds of compiling it"),
+        ("compile_seconds", "seconds of compiling it"), ("compile_cache_hits", "programs from the compile cache"),
     ]:  # fmt: skip
-        values = records.series(key)[1]
+        values = records.series(key)[1] or [e[key] for e in records.events if isinstance(e.get(key), (int, float))]
         if values:
             rows.append((text, _number(values[-1])))
     for key, text in [

@@ -123,7 +123,7 @@ def test_a_save_is_not_changed_by_the_steps_after_it(tmp_path):
 
 def test_nothing_saved_is_none(tmp_path):
     with checkpointer(tmp_path) as c:
-        assert c.restore_latest(abstract(make_state())) is None
+        assert c.restore_latest(abstract(make_state())) is None and c.best_value == float("inf")
     assert available_steps(tmp_path) == []
 
 
@@ -211,6 +211,7 @@ def test_keeps_last_and_best(tmp_path):
         with checkpointer(tmp_path, keep_last=2, keep_best=1) as c:
             for step in steps:
                 save(c, step, metrics=None if losses[step] is None else {"validation/loss": losses[step]})
+            assert c.best_value == 1.0
     assert available_steps(tmp_path) == [2, 6, 7]
     assert read_meta(tmp_path, 2)["best_metric"] == 1.0
 
@@ -226,8 +227,13 @@ def test_policies(tmp_path, monkeypatch):
                 saved.append(step)
         assert saved == [3, 6]  # at 50 s a step the clock never gets to 120 s before the next multiple of 3
         now[0] += 100
-        assert c.maybe_save(10, state, data_state={}, config=CONFIG)
-        assert not c.maybe_save(10, state, data_state={}, config=CONFIG, force=True)
+        calls = []
+        position = lambda: {"calls": len(calls)}  # noqa: E731
+        assert c.maybe_save(10, state, data_state=position, config=CONFIG, before=lambda: calls.append(1))
+        assert not c.maybe_save(10, state, data_state={}, config=CONFIG, force=True, before=lambda: calls.append(1))
+        assert not c.maybe_save(11, state, data_state=position, config=CONFIG, before=lambda: calls.append(1))
+        c.wait()
+        assert len(calls) == 1 and read_meta(tmp_path, 10)["data_state"] == {"calls": 1}
     with checkpointer(tmp_path, every_steps=5) as c:
         assert not c.maybe_save(10, state, data_state={}, config=CONFIG)
 

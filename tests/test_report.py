@@ -20,13 +20,14 @@ CONFIG = {"name": "stage1", "variant": "demo", "optim": {"lr": 1e-3}, "data": {"
 def write_run(run_dir, points=0, evals=0, nan_at=(), resume_at=None):
     (run_dir / "config.json").write_text(json.dumps(CONFIG))
     with MetricsLogger(run_dir, tensorboard=False) as log:
-        log.start(0, total_steps=points, mfu_formula="MFU = a / b", peak_device="8 x chip", peak_flops_per_device=1e12)
+        log.start(0, steps=points, mfu_formula="MFU = a / b", peak_device="8 x chip", peak_flops_per_device=1e12)
         for step in range(1, points + 1):
             if step - 1 == resume_at:
-                log.start(resume_at)
+                log.start(resume_at, steps=points)
             loss = math.nan if step in nan_at else 3 / step + 0.5
             log.train(step, {"loss": loss, "loss/en": loss, "loss/zh": loss + 1, "lr": 1e-3 / step, "grad_norm": 1.25,
                              "tokens_per_second": 1e4, "supervised_tokens_per_second": 4e3, "mfu": 0.415})  # fmt: skip
+        log.event("compiled", 1, compile_count=1, compile_seconds=2.5)
         for i in range(1, evals + 1):
             values = {"validation/loss": 2.0 + (i - 2) ** 2, "validation/loss/en": 1.5, "validation/loss/ko": 2.5}
             log.evaluation(i * 10, values)
@@ -75,6 +76,7 @@ def test_numbers_and_languages(tmp_path):
         "<td>English</td><td>0.575</td><td>1.5</td><td>1.5</td>",
         "<td>Korean</td><td></td><td>2.5</td><td>2.5</td>",
         "MFU = a / b; 8 x chip",
+        "<td>compilations of the step</td><td>1</td>",
     ):
         assert cell in text, cell
 
