@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from mmed_jax import start
 from mmed_jax.config import batch_rows, parse_args
 from mmed_jax.errors import run_command
+from mmed_jax.host_memory import keep_freed_memory
 from mmed_jax.run_dir import guard_run_dir
 
 
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     start.enable_compile_cache(config.compile_cache)
     devices = start.choose_devices(config)
     start.check_platform(config, devices[0].platform)
+    if devices[0].platform == "cpu":
+        keep_freed_memory()
     sizes = {a: config.mesh[a] for a in sharding.MESH_AXES}
     mesh = sharding.make_mesh(**sizes, devices=devices)
     rows, seq_len = batch_rows(config), config.data.seq_len
