@@ -34,8 +34,8 @@ def conversations(repo) -> list[tuple[dict, list[dict]]]:
 
 
 def test_committed_files_are_what_the_script_makes(repo, tmp_path):
-    """Fails after a change of records, prompts or template: run `python -m scripts.make_demo_tokenizer` again."""
-    command = [sys.executable, "-m", "scripts.make_demo_tokenizer", f"--output={tmp_path}"]
+    """Fails after a change of records, prompts or template: run `python -m scripts.make_tokenizer` again."""
+    command = [sys.executable, "-m", "scripts.make_tokenizer", f"--output={tmp_path}"]
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "RAYON_NUM_THREADS": "3"}
     done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -47,16 +47,16 @@ def test_committed_files_are_what_the_script_makes(repo, tmp_path):
 
 def test_script_reports_missing_records(monkeypatch, repo, tmp_path):
     monkeypatch.syspath_prepend(repo)
-    from scripts import make_demo_tokenizer
+    from scripts import make_tokenizer
 
-    monkeypatch.setattr(make_demo_tokenizer, "RECORDS", (tmp_path / "gone.jsonl",))
+    monkeypatch.setattr(make_tokenizer, "RECORDS", (tmp_path / "gone.jsonl",))
     with pytest.raises(UserError, match="gone.jsonl"):
-        make_demo_tokenizer.main([f"--output={tmp_path}"])
+        make_tokenizer.main([f"--output={tmp_path}"])
 
 
 def test_too_little_text_is_refused(monkeypatch, repo):
     monkeypatch.syspath_prepend(repo)
-    from scripts.make_demo_tokenizer import train
+    from scripts.make_tokenizer import train
 
     with pytest.raises(WorkError, match="lower VOCAB_SIZE"):
         train(["one short line"], VOCAB_SIZE)

@@ -1,7 +1,9 @@
-"""Trains the tokenizer of the embedded demo on the hand-crafted records and writes it as a Hugging Face folder.
+"""Trains a tokenizer on records and writes it as a Hugging Face folder; by default that of the embedded demo.
 
-    python -m scripts.make_demo_tokenizer                     from the repository root; writes mmed_jax/assets/demo
-    python -m scripts.make_demo_tokenizer --output=DIR
+    python -m scripts.make_tokenizer                     from the repository root; writes mmed_jax/assets/demo
+    python -m scripts.make_tokenizer --records=a.jsonl,b.jsonl --vocab_size=16384 --output=DIR
+
+For models trained from random weights. A published model brings its own tokenizer.
 
 The same records, prompts and `tokenizers` release give the same bytes. To be run again when hand-crafted records or
 prompt wordings change; a demo model trained before then no longer fits.
@@ -68,7 +70,7 @@ def train(lines: Iterable[str], vocab_size: int):
     )
     fast.train_from_iterator(lines, trainer)
     if (got := fast.get_vocab_size()) != vocab_size - NUM_SPECIAL:
-        raise WorkError(f"the text fills {got} base entries, not {vocab_size - NUM_SPECIAL}; lower VOCAB_SIZE")
+        raise WorkError(f"the text fills {got} base entries, not {vocab_size - NUM_SPECIAL}; lower --vocab_size")
     names = llama3.special_token_names()[:NUM_SPECIAL]
     fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     begin = processors.TemplateProcessing(
@@ -109,13 +111,18 @@ def statistics(tok, records: list[dict]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", default="", help="record files, a,b,c (default: the hand-crafted ones)")
+    parser.add_argument("--vocab_size", type=int, default=VOCAB_SIZE, help=f"ids in all (default: {VOCAB_SIZE})")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder to write (default: mmed_jax/assets/demo)")
     args = parser.parse_args(argv)
-    missing = [str(p) for p in RECORDS if not p.is_file()]
+    paths = [Path(p) for p in args.records.split(",") if p] or list(RECORDS)
+    if args.records and args.output == OUTPUT:
+        raise UserError("--output: name a folder; the default one belongs to the embedded demo")
+    missing = [str(p) for p in paths if not p.is_file()]
     if missing:
-        raise UserError(f"hand-crafted records not found: {', '.join(missing)}")
-    records = [record for path in RECORDS for record in read_records(path)]
-    tok = train(training_lines(records), VOCAB_SIZE)
+        raise UserError(f"records not found: {', '.join(missing)}")
+    records = [record for path in paths for record in read_records(path)]
+    tok = train(training_lines(records), args.vocab_size)
     files = llama3.save_tokenizer(tok, args.output)
     print(statistics(tok, records))
     print(f"{len(tok)} ids from {len(records)} records: {', '.join(f.name for f in files)} in {args.output}")
