@@ -2,11 +2,6 @@
 
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -14,82 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from checkpoint_helpers import (
+    CONFIG,
+    abstract,
+    assert_same,
+    checkpointer,
+    files_of,
+    flip,
+    make_state,
+    mesh,
+    placed,
+    save,
+)
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mmed_jax.checkpoint import Checkpointer, PreemptionGuard, available_steps, restore_params
+from mmed_jax.checkpoint import available_steps, restore_params
 from mmed_jax.errors import UserError, WorkError
-from mmed_jax.run_dir import guard_run_dir, read_meta, training_hash
-
-CONFIG = {"name": "t", "seed": 0, "optim": {"lr": 1e-3}, "data": {"train": ["a.jsonl"]}, "log_every": 10, "steps": 100}
-ADAMW = optax.adamw(1e-2, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p))
-TX = optax.chain(optax.clip_by_global_norm(1.0), ADAMW)
-
-
-def mesh(*shape: int) -> jax.sharding.Mesh:
-    axes = ("fsdp", "tensor")
-    return jax.make_mesh(shape, axes, (AxisType.Auto,) * 2, devices=jax.devices()[: shape[0] * shape[1]])
-
-
-def make_state(seed: int = 0, hidden: int = 16):
-    """Random numbers in every leaf; drawn by numpy, so that nothing has to be compiled."""
-    rng = np.random.default_rng(seed)
-
-    def draw(x) -> np.ndarray:
-        return np.asarray(rng.standard_normal(x.shape) * 100).astype(x.dtype)
-
-    shapes = {
-        "embed": {"weight": jax.ShapeDtypeStruct((32, hidden), jnp.float32)},
-        "layers": {"q": {"weight": jax.ShapeDtypeStruct((2, hidden, hidden), jnp.bfloat16)}},
-        "norm": {"weight": jax.ShapeDtypeStruct((hidden,), jnp.float32)},
-    }
-    state = {"params": shapes, "opt_state": jax.eval_shape(TX.init, shapes)}
-    return jax.tree.map(lambda x: jax.device_put(draw(x)), state) | {"step": jax.device_put(np.int32(seed))}
-
-
-def placed(state, on: jax.sharding.Mesh):
-    """The state on a mesh: matrices split over both axes, the rest replicated."""
-
-    def put(x):
-        spec = P(*([None] * (x.ndim - 2)), "fsdp", "tensor") if x.ndim >= 2 else P()
-        return jax.device_put(x, NamedSharding(on, spec))
-
-    return jax.tree.map(put, state)
-
-
-def abstract(state):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-
-
-def assert_same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype, path
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
-
-
-def checkpointer(run_dir, **changes) -> Checkpointer:
-    settings = {"every_steps": 0, "every_minutes": 0, "keep_last": 3, "keep_best": 0} | changes
-    return Checkpointer(run_dir, **settings)
-
-
-def save(c: Checkpointer, *steps: int, metrics=None):
-    for step in steps:
-        state = make_state(step)
-        assert c.maybe_save(step, state, data_state={"row": step}, config=CONFIG, metrics=metrics, force=True)
-    c.wait()
-
-
-def files_of(run_dir: Path, step: int, item: str = "") -> list[Path]:
-    """The array data of a checkpoint, largest first."""
-    found = [p for p in (run_dir / "checkpoints" / str(step) / item).rglob("d/*") if p.is_file()]
-    return sorted(found, key=lambda p: -p.stat().st_size)
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x10
-    path.write_bytes(data)
+from mmed_jax.run_dir import read_meta, training_hash
 
 
 def test_restores_bitwise_on_any_mesh(tmp_path):
@@ -270,177 +207,3 @@ def test_restore_params(tmp_path, capfd):
         restore_params(tmp_path, 1, expected=wrong)
     for text in ("head/weight is missing", "norm/weight is not expected", "embed/weight has shape [32,16], expected"):
         assert text in str(e.value)
-
-
-def test_guard_run_dir(tmp_path):
-    run = tmp_path / "run"
-    assert guard_run_dir(run, CONFIG) == run and json.loads((run / "config.json").read_text()) == CONFIG
-    changed = CONFIG | {"optim": {"lr": 1.0}}
-    guard_run_dir(run, changed)  # no checkpoint yet: nothing to lose
-    guard_run_dir(run, CONFIG)
-    with checkpointer(run) as c:
-        save(c, 4)
-    guard_run_dir(run, CONFIG | {"log_every": 1, "run_dir": "elsewhere", "mesh": {"fsdp": 2}})
-    with pytest.raises(UserError) as e:
-        guard_run_dir(run, changed | {"steps": 200})
-    for text in ("step 4", "optim.lr: 0.001 in the run, 1.0 now", "steps: 100 in the run, 200 now", "--config.run_dir"):
-        assert text in str(e.value)
-    (run / "config.json").write_text("{torn")  # the checkpoint knows as well
-    with pytest.raises(UserError, match="optim.lr"):
-        guard_run_dir(run, changed)
-    guard_run_dir(run, CONFIG)
-    assert json.loads((run / "config.json").read_text()) == CONFIG
-
-
-@pytest.mark.parametrize("where, text", [("file", "is a file"), ("file/in", "cannot be"), ("gs://b/run", "mount")])
-def test_guard_run_dir_refuses(tmp_path, monkeypatch, where, text):
-    monkeypatch.chdir(tmp_path)
-    Path("file").write_text("x")
-    with pytest.raises(UserError, match=text):
-        guard_run_dir(where, CONFIG)
-    with pytest.raises(UserError, match="cannot be written"):
-        guard_run_dir("/proc/no_such_place", CONFIG)  # read-only even for root
-
-
-def test_signals_set_a_flag():
-    before = signal.getsignal(signal.SIGTERM)
-    with PreemptionGuard() as guard:
-        assert not guard.should_stop(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert guard.should_stop(2) and guard.signal_name == "SIGTERM"
-    with PreemptionGuard() as guard:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert guard.should_stop(1)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-# Other processes
-
-
-def start(repo: Path, code: str, *args: object, devices: int = 1) -> subprocess.Popen:
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": f"{repo}{os.pathsep}{repo / 'tests'}",
-    }
-    command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.Popen(
-        command, env=environment, cwd=repo, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-SAVE_FOREVER = """
-import sys
-from test_checkpoint import *
-with checkpointer(sys.argv[1], every_steps=1, keep_last=2) as c:
-    for step in range(1, 10**6):
-        c.maybe_save(step, make_state(step), data_state={"row": step}, config=CONFIG)
-        print(step, flush=True)
-"""
-
-
-def test_kill_in_the_middle_of_a_save_and_one_writer_only(tmp_path, repo):
-    child = start(repo, SAVE_FOREVER, tmp_path)
-    try:
-        for line in child.stdout:
-            if line.strip() == "3":
-                break
-        with pytest.raises(UserError, match=f"in use by another training process .process {child.pid} on"):
-            checkpointer(tmp_path)
-    finally:
-        time.sleep(0.013)
-        child.kill()
-        child.communicate()
-    with checkpointer(tmp_path) as c:
-        restored, meta = c.restore_latest(abstract(make_state()))
-        assert meta["step"] >= 2 and meta["data_state"] == {"row": meta["step"]}
-        assert_same(restored, make_state(meta["step"]))
-        save(c, meta["step"] + 1)
-        leftovers = [p.name for p in (tmp_path / "checkpoints").iterdir() if not p.name.isdigit()]
-        assert leftovers == []
-
-
-DISK_FULL = """
-import resource, sys
-from test_checkpoint import *
-c = checkpointer(sys.argv[1])
-save(c, 1)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-try:
-    c.maybe_save(2, make_state(2), data_state={}, config=CONFIG, force=True)
-    for step in range(3, 1000):  # the failure shows at a later call
-        c.maybe_save(step, make_state(2), data_state={}, config=CONFIG)
-        time.sleep(0.01)
-except WorkError as e:
-    print("WORK", e)
-c.close()
-print("STEPS", available_steps(sys.argv[1]))
-"""
-
-
-def test_a_failed_write_in_the_background_is_said_at_the_next_call(tmp_path, repo):
-    output, _ = start(repo, DISK_FULL, tmp_path).communicate(timeout=60)
-    assert "WORK checkpoint of step 2" in output and "step 1 is the newest whole checkpoint" in output, output
-    assert "STEPS [1]" in output, output
-
-
-TWO_PROCESSES = """
-import sys
-from test_checkpoint import *
-run_dir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize("127.0.0.1:" + port, 2, index)
-state = placed(make_state(1), mesh(4, 1))
-update = jax.jit(lambda x: x + 1)
-total = jax.device_put(np.zeros(4), NamedSharding(mesh(4, 1), P("fsdp")))
-with PreemptionGuard() as guard, checkpointer(run_dir, every_minutes=1e-9, sync_every=3, keep_last=999) as c:
-    restored, meta = c.restore_latest(abstract(state))
-    print("RESTORED", meta["step"], flush=True)
-    for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(make_state(meta["step"])), strict=True):
-        for shard in leaf.addressable_shards:
-            assert np.array_equal(np.asarray(shard.data), np.asarray(expected)[shard.index])
-    for step in range(meta["step"] + 1, 2000):
-        total = update(total)
-        total.block_until_ready()
-        time.sleep(0.02)
-        stop = guard.should_stop(step)
-        c.maybe_save(step, restored, data_state={"row": step}, config=CONFIG, force=stop)
-        if step == 5:
-            print("RUNNING", flush=True)
-        if stop:
-            print("STOPPED", step, flush=True)
-            break
-"""
-
-
-def test_two_processes_agree(tmp_path, repo):
-    """The damaged newest is refused by both, saves by the clock are common, and so is the step a SIGTERM stops at."""
-    with checkpointer(tmp_path) as c:
-        save(c, 1, 2)
-    flip(files_of(tmp_path, 2, "params")[0])
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    children = [start(repo, TWO_PROCESSES, tmp_path, port, i, devices=2) for i in range(2)]
-    try:
-        lines: list[str] = []
-        for line in children[1].stdout:
-            lines.append(line)
-            if "RUNNING" in line:
-                break
-        children[1].send_signal(signal.SIGTERM)
-        outputs = [child.communicate(timeout=60)[0] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    outputs[1] = "".join(lines) + outputs[1]
-    assert [child.returncode for child in children] == [0, 0], outputs
-    assert all("RESTORED 1" in o for o in outputs), outputs
-    assert outputs[0].count("checkpoints/2 is damaged") == 1 and "damaged" not in outputs[1]
-    stopped = [o.split("STOPPED ")[1].split()[0] for o in outputs]
-    last = int(stopped[0])
-    # By the clock of process 0, which is asked every third step; and the one that was asked for.
-    assert stopped[0] == stopped[1] and available_steps(tmp_path) == sorted({1, *range(3, last, 3), last})
-    assert (tmp_path / "checkpoints" / stopped[0] / "manifest.json").is_file()

@@ -1,0 +1,59 @@
+"""The run directory belongs to one config, and signals only set a flag."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from checkpoint_helpers import CONFIG, checkpointer, save
+
+from mmed_jax.errors import UserError
+from mmed_jax.preemption import PreemptionGuard
+from mmed_jax.run_dir import guard_run_dir
+
+
+def test_guard_run_dir(tmp_path):
+    run = tmp_path / "run"
+    assert guard_run_dir(run, CONFIG) == run and json.loads((run / "config.json").read_text()) == CONFIG
+    changed = CONFIG | {"optim": {"lr": 1.0}}
+    guard_run_dir(run, changed)  # no checkpoint yet: nothing to lose
+    guard_run_dir(run, CONFIG)
+    with checkpointer(run) as c:
+        save(c, 4)
+    guard_run_dir(run, CONFIG | {"log_every": 1, "run_dir": "elsewhere", "mesh": {"fsdp": 2}})
+    with pytest.raises(UserError) as e:
+        guard_run_dir(run, changed | {"steps": 200})
+    for text in ("step 4", "optim.lr: 0.001 in the run, 1.0 now", "steps: 100 in the run, 200 now", "--config.run_dir"):
+        assert text in str(e.value)
+    (run / "config.json").write_text("{torn")  # the checkpoint knows as well
+    with pytest.raises(UserError, match="optim.lr"):
+        guard_run_dir(run, changed)
+    guard_run_dir(run, CONFIG)
+    assert json.loads((run / "config.json").read_text()) == CONFIG
+
+
+@pytest.mark.parametrize("where, text", [("file", "is a file"), ("file/in", "cannot be"), ("gs://b/run", "mount")])
+def test_guard_run_dir_refuses(tmp_path, monkeypatch, where, text):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    with pytest.raises(UserError, match=text):
+        guard_run_dir(where, CONFIG)
+    with pytest.raises(UserError, match="cannot be written"):
+        guard_run_dir("/proc/no_such_place", CONFIG)  # read-only even for root
+
+
+def test_signals_set_a_flag():
+    before = signal.getsignal(signal.SIGTERM)
+    with PreemptionGuard() as guard:
+        assert not guard.should_stop(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert guard.should_stop(2) and guard.signal_name == "SIGTERM"
+    with PreemptionGuard() as guard:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert guard.should_stop(1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) == before
