@@ -1,0 +1,144 @@
+"""Records: what is accepted, how it is normalised, what every fault says, which belong together."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmed_jax.data import schema
+from mmed_jax.data.schema import RecordError, validate_record
+
+INSTRUCTION = {
+    "id": "i1", "language": "en",
+    "messages": [{"role": "user", "content": "What is a fever?"}, {"role": "assistant", "content": "A raised heat."}],
+}  # fmt: skip
+MCQ = {
+    "id": "m1", "language": "fr", "question": "Quel organe ?", "options": {"A": "foie", "B": "rate", "C": "rein"},
+    "answer_idx": "B",
+}  # fmt: skip
+
+
+def without(record: dict, name: str) -> dict:
+    return {k: v for k, v in record.items() if k != name}
+
+
+def talk(*roles: str) -> dict:
+    return {**INSTRUCTION, "messages": [{"role": r, "content": f"said by {r}"} for r in roles]}
+
+
+def test_defaults_are_filled_and_fields_ordered():
+    checked = validate_record(dict(reversed(MCQ.items())), "f:1")
+    assert tuple(checked) == tuple(f for f in schema.FIELDS["mcq"] if f not in ("context", "needs_image"))
+    assert (checked["source"], checked["rationale"], checked["human_checked"]) == ("user", "", False)
+    checked["provenance"]["x"] = 1
+    assert validate_record(MCQ, "f:1")["provenance"] == {}  # no shared default
+
+
+@pytest.mark.parametrize("answer", ["A,C", "C,A", "C, A", ["C", "A"], ["A", "C", "A"]])
+def test_several_answers_become_sorted_letters(answer):
+    assert validate_record({**MCQ, "answer_idx": answer}, "f:1")["answer_idx"] == "A,C"
+
+
+def test_options_come_out_in_order_of_letters():
+    shuffled = {**MCQ, "options": {"C": "3", "A": "1", "B": "2"}}
+    assert list(validate_record(shuffled, "f:1")["options"].items()) == [("A", "1"), ("B", "2"), ("C", "3")]
+
+
+def test_text_is_nfc_and_never_nfkc():
+    decomposed = unicodedata.normalize("NFD", "fièvre élevée 두통")
+    kept = "5 m² ① Ａ ﬁ ½ µg"  # all of them change under NFKC
+    record = validate_record(
+        {**MCQ, "question": decomposed, "rationale": kept, "provenance": {"n": [decomposed]}}, "f:1"
+    )
+    assert record["question"] == "fièvre élevée 두통" and record["rationale"] == kept
+    assert record["provenance"]["n"] == ["fièvre élevée 두통"]
+    assert schema.question_key({**MCQ, "question": "Ａ  ﬁN\n"}) == "a fin"
+
+
+@pytest.mark.parametrize("roles", [("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 3])
+def test_sensible_dialogues_pass(roles):
+    assert [m["role"] for m in validate_record(talk(*roles), "f:1")["messages"]] == list(roles)
+
+
+BAD = [
+    ({"id": "x", "mesages": []}, "field 'messages': missing"),
+    (without(MCQ, "id"), "field 'id': must be text, got nothing"),
+    ({**MCQ, "id": " "}, "field 'id': must not be empty"),
+    ({**MCQ, "id": 7}, "field 'id': must be text, got 7"),
+    (without(MCQ, "language"), "field 'language': missing; valid: en, zh, ja, ko, fr, es, ru"),
+    ({**MCQ, "language": "English"}, "'English' is not supported, did you mean 'en'?"),
+    ({**MCQ, "language": "jp"}, "did you mean 'ja'?"),
+    ({**MCQ, "language": "zh-CN"}, "did you mean 'zh'?"),
+    ({**MCQ, "language": "kr"}, "did you mean 'ko'?"),
+    ({**MCQ, "language": "de"}, "'de' is not supported; valid: en"),
+    ({**MCQ, "langage": "fr"}, "field 'langage': not a field of mcq records, did you mean 'language'?"),
+    ({**MCQ, "mine": 1}, "field 'mine': not a field of mcq records; fields of your own belong under 'provenance'"),
+    ({**INSTRUCTION, "options": {}}, "field 'options': not a field of instruction records"),
+    ({**MCQ, "question": "  "}, "field 'question': must not be empty"),
+    ({**MCQ, "question": None}, "field 'question': must be text, got nothing"),
+    (without(MCQ, "options"), "field 'options': must be an object"),
+    ({**MCQ, "options": ["a", "b"]}, "field 'options': must be an object"),
+    ({**MCQ, "options": {"A": "only"}}, "field 'options': must hold 2 to 26 options, got 1"),
+    ({**MCQ, "options": {"A": "x", "C": "y"}}, "keys must be the letters A to B, got A, C"),
+    ({**MCQ, "options": {"1": "x", "2": "y"}}, "keys must be the letters A to B, got 1, 2"),
+    ({**MCQ, "options": {"A": "x", "B": " "}}, "field 'options.B': must not be empty"),
+    ({**MCQ, "options": {"A": "x", "B": 5}}, "field 'options.B': must be text, got 5"),
+    (without(MCQ, "answer_idx"), "field 'answer_idx': must be"),
+    ({**MCQ, "answer_idx": []}, "field 'answer_idx': must be"),
+    ({**MCQ, "answer_idx": ""}, "field 'answer_idx': '' is not among the options"),
+    ({**MCQ, "answer_idx": "D"}, "'D' is not among the options; valid: A to C"),
+    ({**MCQ, "answer_idx": "b"}, "'b' is not among the options, did you mean 'B'?"),
+    ({**MCQ, "answer_idx": "2"}, "did you mean 'B' (letters, not numbers)?"),
+    ({**MCQ, "answer_idx": [["A"]]}, "is not among the options"),
+    ({**MCQ, "answer_idx": 1}, "field 'answer_idx': must be"),
+    ({**MCQ, "rationale": 3}, "field 'rationale': must be text, got 3"),
+    ({**MCQ, "context": ""}, "field 'context': must not be empty"),
+    ({**MCQ, "human_checked": "yes"}, "field 'human_checked': must be true or false, got 'yes'"),
+    ({**MCQ, "needs_image": 1}, "field 'needs_image': must be true or false"),
+    ({**MCQ, "method": "translated"}, "field 'method': 'translated' is unknown, did you mean 'translation'?"),
+    ({**MCQ, "provenance": "web"}, "field 'provenance': must be an object"),
+    ({**MCQ, "provenance": {"group": 3}}, "field 'provenance.group': must be text"),
+    ({**MCQ, "provenance": {"x": float("nan")}}, "field 'provenance': nan is not a number"),
+    ({**MCQ, "source": ""}, "field 'source': must not be empty"),
+    ({**MCQ, "question": "bad \ud83d half"}, "field 'question': holds half of a surrogate pair"),
+    ({**INSTRUCTION, "messages": []}, "field 'messages': must be a non-empty list"),
+    ({**INSTRUCTION, "messages": "hello"}, "field 'messages': must be a non-empty list"),
+    ({**INSTRUCTION, "messages": ["hi"]}, "field 'messages[0]': must be an object"),
+    ({**INSTRUCTION, "messages": [{"rol": "user", "content": "x"}]}, "field 'messages[0].rol': not a field of a"),
+    (talk("human", "assistant"), "field 'messages[0].role': 'human' is unknown"),
+    ({**INSTRUCTION, "messages": [{"role": "user"}]}, "field 'messages[0].content': must be text, got nothing"),
+    ({**INSTRUCTION, "messages": [{"role": "user", "content": " "}]}, "field 'messages[0].content': must not be empty"),
+    (talk("user"), "field 'messages': the last message must be the assistant's answer"),
+    (talk("system"), "field 'messages': the last message must be the assistant's answer"),
+    (talk("assistant"), "field 'messages[0].role': 'assistant' where 'user' was expected"),
+    (talk("user", "assistant", "assistant"), "field 'messages[2].role': 'assistant' where 'user' was expected"),
+    (talk("user", "user", "assistant"), "field 'messages[1].role': 'user' where 'assistant' was expected"),
+    (talk("system", "assistant"), "field 'messages[1].role': 'assistant' where 'user' was expected"),
+    (talk("user", "system", "assistant"), "'system' where 'assistant' was expected (system only comes first)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "says"), BAD, ids=range(len(BAD)))
+def test_every_fault_names_place_field_and_remedy(record, says):
+    with pytest.raises(RecordError) as caught:
+        validate_record(record, "data/x.jsonl:12")
+    assert str(caught.value).startswith("data/x.jsonl:12: field '") and says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12))
+def test_groups_are_the_connected_components(pairs):
+    records = [{**MCQ, "question": f"Q {q}", "provenance": {"group": f"g{g}"} if g else {}} for q, g in pairs]
+    numbers = schema.group_ids(records)
+    # Reference: spread labels along shared keys until nothing changes.
+    labels = list(range(len(pairs)))
+    for _ in pairs:
+        for i, (q, g) in enumerate(pairs):
+            for j, (r, h) in enumerate(pairs):
+                if q == r or (g == h and g):
+                    labels[i] = labels[j] = min(labels[i], labels[j])
+    assert [numbers[i] == numbers[j] for i in range(len(pairs)) for j in range(i)] == [
+        labels[i] == labels[j] for i in range(len(pairs)) for j in range(i)
+    ]
