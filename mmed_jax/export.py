@@ -37,13 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     inside = source.path.resolve()
     if output == inside or output in inside.parents:
         raise UserError(f"--output={args.output}: would replace the model it is made from; name another folder")
-    stored = source.stored_dtype
     dtype = args.dtype or ("source" if source.kind == "hf" else "bfloat16")
-    shown, width = dtype, 4 if dtype in ("float32", "source") else 2
-    if dtype == "source" and stored is not None:
-        shown, width = f"source ({stored})", stored.itemsize
     count = num_params(source.cfg)
-    size = count * width
+    shown, size = dtype, count * (4 if dtype in ("float32", "source") else 2)
+    if dtype == "source" and (stored := source.stored_bytes):
+        shown, size = f"as stored ({', '.join(sorted(stored))})", sum(stored.values())
     check_output(output, args.overwrite, size)
     tokenizer = source.tokenizer
 

@@ -67,7 +67,7 @@ def test_hf_folder_in_hf_folder_out(source, tmp_path, capsys):
     main([f"--model={source}", f"--output={out}"])
     assert raw_tensors(out) == raw_tensors(source)
     printed = capsys.readouterr().out
-    weights = "in 21 tensors, source (float16)"
+    weights = "in 21 tensors, as stored (F16)"
     for line in ("Hugging Face folder", weights, "stop ids 257, 264, 265", "checked ", "done ", f"--model={out}"):
         assert line in printed
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float16"
@@ -103,7 +103,8 @@ def test_a_checkpoint_folder_is_a_model_too(run_dir, trees):
 def test_both_kinds_of_model_answer_alike(run_dir, source):
     run, hf = open_model(run_dir), open_model(source)
     assert (run.kind, hf.kind) == ("run", "hf") and run.step is None
-    assert (run.stored_dtype, hf.stored_dtype) == (None, np.dtype(np.float16))
+    assert run.stored_bytes == {}
+    assert hf.stored_bytes == {"F16": sum(len(data) for _, _, data in raw_tensors(source).values())}
     assert run.chat_template == hf.chat_template and tokenizer_hash(run.tokenizer) == tokenizer_hash(hf.tokenizer)
     assert run.cfg.eos_token_id == (257, 264, 265) and run.cfg.rope_theta == 7e4
     assert run.generation["temperature"] == 0.6

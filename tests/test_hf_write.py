@@ -87,6 +87,18 @@ def test_arrays_of_any_kind_give_the_same_bytes(tmp_path, tok, params):
     assert not out
 
 
+def test_mixed_dtypes_stay_mixed(tmp_path, tok, params):
+    """Some checkpoints keep their norms in float32."""
+    mixed = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    mixed["layers"]["attn_norm"]["weight"] = params["layers"]["attn_norm"]["weight"]
+    first = save_pretrained(tmp_path / "first", mixed, CFG, tok, dtype=None)
+    codes = {name: code for name, (code, _, _) in raw_tensors(first).items()}
+    assert {n for n, c in codes.items() if c == "F32"} == {f"model.layers.{i}.input_layernorm.weight" for i in (0, 1)}
+    assert json.loads((first / "config.json").read_text())["dtype"] == "bfloat16"
+    second = save_pretrained(tmp_path / "second", lambda: load_params(first, CFG), CFG, tok, dtype=None)
+    assert raw_tensors(second) == raw_tensors(first)
+
+
 def test_the_cast_is_torchs(tmp_path, tok, params):
     import torch
 
@@ -165,6 +177,8 @@ def test_configs(tmp_path, tok, params):
     marker = json.loads((tmp_path / "out" / MARKER).read_text())
     assert config["eos_token_id"] == [257, 258, 264, 265] and config["dtype"] == config["torch_dtype"] == "bfloat16"
     assert (config["bos_token_id"], config["pad_token_id"]) == (256, 260)
+    # transformers 4.57 warns of a wrong tokenizer unless a version up to 4.57.2 is there.
+    assert "4.43.0" == config["transformers_version"]
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 5e4
     assert generation == {
         "temperature": 0.6, "top_p": 0.9, "do_sample": True,

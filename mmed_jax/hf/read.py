@@ -84,11 +84,6 @@ def read_tensors(path: str | os.PathLike, cfg: LlamaConfig) -> dict[str, StoredT
     return {name: stored[name] for name in wanted}
 
 
-def source_dtype(path: str | os.PathLike, cfg: LlamaConfig) -> np.dtype:
-    """The dtype that holds every stored tensor without loss (that of the folder, when it has one)."""
-    return _common({t.dtype for t in read_tensors(path, cfg).values()})
-
-
 def load_params(
     path: str | os.PathLike,
     cfg: LlamaConfig,

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, local_path
 from mmed_jax.errors import UserError
-from mmed_jax.hf.read import load_config, load_params, read_generation, read_json, read_tensors, source_dtype
+from mmed_jax.hf.read import load_config, load_params, read_generation, read_json, read_tensors
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.llama import abstract_params
 from mmed_jax.run_dir import CHECKPOINTS, CONFIG_FILE, step_folders
@@ -62,9 +61,12 @@ class ModelSource:
         return read_generation(self.assets)
 
     @property
-    def stored_dtype(self) -> np.dtype | None:
-        """What an HF folder's tensors are stored as; None for a run (its parameters, usually float32)."""
-        return source_dtype(self.path, self.cfg) if self.kind == "hf" else None
+    def stored_bytes(self) -> dict[str, int]:
+        """Bytes of an HF folder's tensors by dtype name ("BF16"), {} for a run (its parameters are usually float32)."""
+        sizes: dict[str, int] = {}
+        for t in read_tensors(self.path, self.cfg).values() if self.kind == "hf" else ():
+            sizes[t.dtype] = sizes.get(t.dtype, 0) + t.end - t.begin
+        return sizes
 
     def load_params(
         self, shardings: Any = None, dtype: Any = None, progress: Callable[[int, int], None] | None = None

@@ -81,20 +81,17 @@ def save_pretrained(
     _check_tree(flat, kinds, cfg)
     stage = path.with_name(f"{path.name}.tmp-{agree_on([uuid4().int % 2**31])[0]}")
     try:
-        with _as_our_error(path):
-            on_main(lambda: (path.parent.mkdir(parents=True, exist_ok=True), stage.mkdir()))
-            files = plan_files(hf_tensors(cfg), kinds, max_shard_bytes)
-            _write_weights(stage, files, flat, kinds, progress)
-            name = _config_dtype(kinds.values())
-            on_main(lambda: _write_small(stage, files, kinds, cfg, tokenizer, name, source_generation, info))
+        _on_main(path, lambda: (path.parent.mkdir(parents=True, exist_ok=True), stage.mkdir()))
+        files = plan_files(hf_tensors(cfg), kinds, max_shard_bytes)
+        _write_weights(stage, files, flat, kinds, progress)
+        _on_main(path, lambda: _write_small(stage, files, kinds, cfg, tokenizer, source_generation, info))
         logits = prompt_logits(tree, cfg, dtype)
         shardings = None
         if all(isinstance(x, jax.Array) for x in flat.values()):
             shardings = jax.tree.map(lambda x: x.sharding, tree)
         del params, tree, flat
         verify_export(stage, logits, cfg, dtypes=kinds, tokenizer=tokenizer, shardings=shardings)
-        with _as_our_error(path):
-            on_main(lambda: _publish(stage, path))
+        _on_main(path, lambda: _publish(stage, path))
     finally:
         if jax.process_index() == 0:
             shutil.rmtree(stage, ignore_errors=True)
@@ -116,6 +113,9 @@ def write_assets(
     stops = sorted({*stop_ids(tokenizer), *(i for i in cfg.eos_token_id if i in control_ids(tokenizer))})
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id}
     config = to_hf(dataclasses.replace(cfg, **{**ids, "eos_token_id": tuple(stops)}), dtype)
+    # The release whose config schema this is (the first with llama3 scaling). Without a version, 4.57 takes a large
+    # vocabulary for a faulty Mistral one and says so.
+    config["transformers_version"] = "4.43.0"
     save_tokenizer(tokenizer, folder)
     _write_json(folder / "config.json", config)
     # This key would tell transformers to derive the file from config.json again.
@@ -192,9 +192,12 @@ def _check_tree(flat: dict, kinds: dict, cfg: LlamaConfig) -> None:
         raise UserError(f"dtype {', '.join(sorted(foreign))}: exports are {', '.join(str(d) for d in CODES)}")
 
 
-def _config_dtype(kinds: Iterable[np.dtype]) -> str:
-    """The name for config.json: the widest dtype in the folder."""
-    return str(max(set(kinds), key=lambda k: (k.itemsize, str(k))))
+def _main_dtype(files: dict[str, list[HFTensor]], kinds: dict) -> str:
+    """The name for config.json: the dtype that most values are stored in (norms alone may be float32)."""
+    counts: dict[str, int] = {}
+    for t in (t for tensors in files.values() for t in tensors):
+        counts[str(kinds[t.path])] = counts.get(str(kinds[t.path]), 0) + t.size
+    return max(counts, key=counts.__getitem__)
 
 
 def _write_weights(stage: Path, files: dict, flat: dict, kinds: dict, progress: Callable | None) -> None:
@@ -235,13 +238,13 @@ def _synced(file: Path) -> Iterator[BinaryIO]:
         os.fsync(f.fileno())
 
 
-def _write_small(stage, files, kinds, cfg, tokenizer, dtype, generation, info) -> None:
+def _write_small(stage, files, kinds, cfg, tokenizer, generation, info) -> None:
     """Everything but the weights; only the main process."""
     if list(files) != [SINGLE]:
         total = sum(t.size * kinds[t.path].itemsize for tensors in files.values() for t in tensors)
         weight_map = {t.name: name for name, tensors in files.items() for t in tensors}
         _write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-    write_assets(stage, cfg, tokenizer, dtype=dtype, source_generation=generation)
+    write_assets(stage, cfg, tokenizer, dtype=_main_dtype(files, kinds), source_generation=generation)
     sizes = {p.name: p.stat().st_size for p in sorted(stage.iterdir())}
     _write_json(stage / MARKER, {**(info or {}), "tokenizer_hash": tokenizer_hash(tokenizer), "files": sizes})
 
@@ -267,13 +270,16 @@ def _write_json(file: Path, value: dict) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-@contextlib.contextmanager
-def _as_our_error(path: Path) -> Iterator[None]:
-    """An OSError becomes one line: a wrong output folder is the user's, a full disk is the work's."""
-    try:
-        yield
-    except OSError as e:
-        raise _error(_describe(e, path)) from e
+def _on_main(path: Path, work: Callable[[], object]) -> None:
+    """`work` on process 0; its OSError becomes one line, the user's (a wrong folder) or the work's (a full disk)."""
+
+    def guarded() -> None:
+        try:
+            work()
+        except OSError as e:
+            raise _error(_describe(e, path)) from e
+
+    on_main(guarded)
 
 
 def _describe(e: OSError, path: Path) -> str:
