@@ -34,7 +34,8 @@ def messages_of(record: dict) -> list[list[dict]]:
     """The conversations that training makes of `record`: one, or for multiple choice one per mode."""
     if kind_of(record) == "instruction":
         return [record["messages"]]
-    return [mcq_messages(record, mode) for mode in ("rationale", "direct")]
+    modes = ("rationale", "direct") if record.get("rationale") else ("direct",)
+    return [mcq_messages(record, mode) for mode in modes]
 
 
 def training_lines(records: Iterable[dict]) -> Iterator[str]:
@@ -99,7 +100,8 @@ def statistics(tok, records: list[dict]) -> str:
         lengths: dict[str, list[int]] = {"instruction": [], "rationale": [], "direct": []}
         for record in (r for r in records if r["language"] == language):
             conversations = messages_of(record)
-            names = ("instruction",) if len(conversations) == 1 else ("rationale", "direct")
+            modes = ("rationale", "direct")[-len(conversations) :]
+            names = ("instruction",) if kind_of(record) == "instruction" else modes
             for name, messages in zip(names, conversations):
                 lengths[name].append(len(tok.apply_chat_template(messages, tokenize=True, return_dict=False)))
                 for ids, m in zip(llama3.encode_texts(tok, [m["content"] for m in messages]), messages):
