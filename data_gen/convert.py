@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     _required(args)
     conversion = Conversion(
         get_source(args.source), args.input, kind=args.kind, split=args.split, hub_config=args.hub_config,
-        languages=tuple(args.language.split(",")) if args.language else None,
+        languages=tuple(c.strip() for c in args.language.split(",")) if args.language else None,
         answer_base=None if args.answer_base is None else int(args.answer_base),
     )  # fmt: skip
     print(f"{args.source} -> {conversion.kind} records, from {args.input}", flush=True)

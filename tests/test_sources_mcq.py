@@ -76,6 +76,7 @@ def test_medmcqa_numbering_unclear(tmp_path):
         UserError, match="few.jsonl: field 'cop' holds neither 0 nor 4.*--answer_base=0 or --answer_base=1"
     ):
         convert("medmcqa", path)
+    assert len(convert("medmcqa", path, "instruction")[0]) == 2  # explanations need no numbering
     assert [chosen(r)[0] for r in convert("medmcqa", path, answer_base=0)[0]] == ["b", "d"]
     assert [chosen(r)[0] for r in convert("medmcqa", path, answer_base=1)[0]] == ["a", "c"]
     both = put(tmp_path / "both.jsonl", [medmcqa(0), medmcqa(4)])
@@ -246,7 +247,7 @@ def test_mmedbench_bad_rows_are_counted_not_fatal(tmp_path):
     assert [r["id"] for r in records] == ["mmedbench-test-Russian-1", "mmedbench-train-Japanese-1"]
     assert records[0]["options"] == {"A": "да", "B": "нет"}
     assert run.report.dropped == {
-        "no key": 1, "no options": 1, "breaks the schema (answer_idx)": 1,
+        "breaks the schema (options)": 1, "breaks the schema (answer_idx)": 2,
         "malformed row (field 'options' is missing)": 1,
     }  # fmt: skip
     put(tmp_path / "other" / "data.jsonl", [good])

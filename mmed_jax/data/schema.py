@@ -63,7 +63,7 @@ class RecordError(UserError):
 
 
 def kind_of(record: dict) -> str:
-    """ "instruction" or "mcq", by the fields present. Raises KeyError when neither fits."""
+    """The kind by the fields present, "instruction" or "mcq". Raises KeyError when neither fits."""
     if "messages" in record:
         return "instruction"
     if "question" in record or "options" in record:
@@ -219,7 +219,8 @@ def mmedbench_record(raw: dict, *, language: str, file: str, line: int, split: s
     """One line of MMedBench's own files (English.jsonl, ...) as an unchecked record; their extra keys are tolerated.
 
     Keys by the data set's card: question, options, answer_idx (text or list), rationale, human_checked,
-    human_check_passed; some files also carry answer, meta_info and metamap_phrases of the set they came from.
+    human_check_passed; some files also carry answer, meta_info and metamap_phrases of the set they came from. Empty
+    options at the end are left out.
     """
     name = LANGUAGE_NAMES[language]
     provenance = {"file": file, "line": line}
@@ -228,7 +229,12 @@ def mmedbench_record(raw: dict, *, language: str, file: str, line: int, split: s
     if raw.get("meta_info"):
         provenance["meta_info"] = raw["meta_info"]
     kept = ("question", "options", "answer_idx", "rationale", "human_checked", "human_check_passed")
-    answer = raw.get("answer_idx")
+    answer, options = raw.get("answer_idx"), raw.get("options")
+    if isinstance(options, dict):
+        options = dict(sorted(options.items()))
+        while options and options[max(options)] in ("", None):
+            del options[max(options)]
+        raw = {**raw, "options": options}
     if isinstance(answer, str) and len(answer) > 1 and set(answer) <= set(LETTERS):
         raw = {**raw, "answer_idx": list(answer)}  # "AC" for "A,C", as the authors' own code reads it
     return {

@@ -103,7 +103,7 @@ def fingerprint(*parts: str) -> str:
 
 
 def make_id(source: str, row: Row, *parts: object) -> str:
-    """ "<source>-<split>-<original id>"; split "all" where none is known, spaces become _."""
+    """The id "<source>-<split>-<original id>"; split "all" where none is known, spaces become _."""
     return "-".join(re.sub(r"\s+", "_", str(p).strip()) for p in (source, row.split or "all", *parts) if str(p).strip())
 
 

@@ -40,7 +40,7 @@ def rows(path: Path, answer_base: int | None = None) -> Iterator[Row]:
 
 
 def with_base(found: Iterator[Row], answer_base: int | None = None) -> Iterator[Row]:
-    """Adds "answer_base" (0 or 1) to every row, decided file by file. Raises UserError when it can't be."""
+    """Adds "answer_base" (0, 1 or None for unclear) to every row, decided file by file. Raises UserError."""
     for label, group in groupby(found, key=lambda row: row.where.rpartition(":")[0]):
         whole = list(group)
         need(whole[0], "question", "cop", *_OPTIONS)
@@ -55,7 +55,8 @@ def _number(value: object) -> int | None:
     return int(value) if value.lstrip("-").isdigit() else None
 
 
-def _decide(label: str, numbers: set[int | None], told: int | None) -> int:
+def _decide(label: str, numbers: set[int | None], told: int | None) -> int | None:
+    """The number of the first option; None when the file does not show it."""
     known = {n for n in numbers if n is not None and n >= 0}
     if 0 in known and 4 in known:
         raise UserError(f"{label}: field 'cop' holds both 0 and 4; a file numbers its answers 0 to 3 or 1 to 4")
@@ -64,11 +65,7 @@ def _decide(label: str, numbers: set[int | None], told: int | None) -> int:
         raise UserError(
             f"{label}: --answer_base={told}, but field 'cop' holds {4 if seen else 0}: it counts from {seen}"
         )
-    base = seen if told is None else told
-    if base is None and known:
-        raise UserError(f"{label}: field 'cop' holds neither 0 nor 4: answers may count from 0 (as on the hub) or "
-                        "from 1 (as in the official files); add --answer_base=0 or --answer_base=1")  # fmt: skip
-    return 1 if base is None else base
+    return seen if told is None else told
 
 
 def convert(row: Row, kind: str) -> dict | Drop:
@@ -83,6 +80,11 @@ def convert(row: Row, kind: str) -> dict | Drop:
         return options
     if kind == "mcq":
         number = _number(raw["cop"])
+        if number is not None and number >= 0 and raw["answer_base"] is None:
+            raise UserError(
+                f"{row.where.rpartition(':')[0]}: field 'cop' holds neither 0 nor 4: answers may count from 0 "
+                "(as on the hub) or 1 (the official files); add --answer_base=0 or --answer_base=1"
+            )
         answer = None if number is None or number < 0 else letters_at([number], raw["answer_base"])
         return mcq(
             "medmcqa", "MIT", ident=ident, language="en", question=raw["question"], options=options, answer=answer,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.schema import question_key
+from mmed_jax.data.schema import LETTERS
 from mmed_jax.data.sources.base import (
     Drop,
     Hub,
@@ -110,12 +110,12 @@ def convert_zh(row: Row, kind: str) -> dict | Drop:
     texts = [text(p) for p in parts[1::2]]
     if texts and all(t.endswith(".") for t in texts):
         texts = [t[:-1].rstrip() for t in texts]  # Apollo ends every option with a full stop of its own
-    if head.strip() or "".join(parts[::2]) != "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(texts)]:
+    if head.strip() or "".join(parts[::2]) != LETTERS[: len(texts)]:
         return Drop("options not in order")
     part = text(raw["source"])
     return mcq(
         "medqa_zh", _APOLLO_LICENSES.get(part, "unspecified"), language="zh", question=raw["question"],
-        ident=make_id("medqa_zh", row, part, fingerprint(question_key({"question": text(raw["question"])}), *texts)),
+        ident=make_id("medqa_zh", row, part, fingerprint(text(raw["question"]), *texts)),
         options=lettered(texts), answer=re.findall(r"[A-Z]", text(raw["answer"])),
         provenance=origin(row, row.number, part=part),
     )  # fmt: skip

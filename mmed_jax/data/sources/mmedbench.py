@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from mmed_jax.data.files import language_of
 from mmed_jax.data.schema import LANGUAGES, mmedbench_record
-from mmed_jax.data.sources.base import Drop, Hub, Row, Source, WrongForm, lettered, need
+from mmed_jax.data.sources.base import Drop, Hub, Row, Source, WrongForm, need
 from mmed_jax.data.sources.raw import files, json_objects, rows_of
 
 
@@ -26,16 +26,7 @@ def convert(row: Row, kind: str) -> dict | Drop:
     need(row, "question", "options", "answer_idx")
     name = PurePosixPath(row.file).name
     language = language_of(name)
-    record = mmedbench_record(row.raw, language=language, file=name, line=row.number, split=row.split or None)
-    options = record["options"]
-    if not isinstance(options, dict):
-        return Drop("no options")
-    record["options"] = lettered(options[k] for k in sorted(options))
-    if isinstance(record["options"], Drop):
-        return record["options"]
-    if not record["answer_idx"]:
-        return Drop("no key")
-    return record
+    return mmedbench_record(row.raw, language=language, file=name, line=row.number, split=row.split or None)
 
 
 MMEDBENCH = Source(
