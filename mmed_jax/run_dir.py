@@ -73,11 +73,12 @@ def read_meta(run_dir: str | os.PathLike, step: int) -> dict[str, Any]:
     return meta
 
 
-def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> Path:
+def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any], *, write: bool = True) -> Path:
     """Creates the run directory, or makes sure that an existing one can be written and belongs to `config`.
 
-    Writes config.json. While a directory holds no checkpoint its config may still change (there is nothing to lose);
-    from the first checkpoint on, keys that change the training must stay (NOT_COMPARED lists those that may differ).
+    Writes config.json, unless `write` is False: before the directory is locked, another run may be at work in it.
+    While a directory holds no checkpoint its config may still change (there is nothing to lose); from the first
+    checkpoint on, keys that change the training must stay (NOT_COMPARED lists those that may differ).
 
     Raises:
       UserError: not a directory, not writable, full, an object-store address, or a run of another config (with the
@@ -102,7 +103,8 @@ def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> Path
         differences = _differences(training_keys(saved), training_keys(config))
         if differences:
             raise UserError(_other_config(path, max(steps), differences))
-    write_json(path / CONFIG_FILE, plain_config(config))
+    if write:
+        write_json(path / CONFIG_FILE, plain_config(config))
     return path
 
 

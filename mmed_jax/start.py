@@ -13,6 +13,7 @@ from mmed_jax.config import ASSETS, batch_rows, resolve_path
 from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, stop_ids
 from mmed_jax.errors import UserError, WorkError, nearest
 from mmed_jax.model.config import PRESETS, LlamaConfig, check, num_params
+from mmed_jax.run_dir import guard_run_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -141,16 +142,27 @@ def choose_devices(config: ConfigDict) -> list:
     return devices[:wanted] if wanted else devices
 
 
-def write_hf_assets(
-    run_dir: Path, cfg: LlamaConfig, tok: "PreTrainedTokenizerFast", source: "ModelSource | None"
+def write_run_files(
+    run_dir: Path, config: ConfigDict, cfg: LlamaConfig, tok: "PreTrainedTokenizerFast", source: "ModelSource | None"
 ) -> None:
-    """Model config and tokenizer of the run, so that generate, evaluate and export need only the run directory."""
+    """config.json of the run, and model config and tokenizer so that other commands need only the run directory.
+
+    Called by every process, when the run directory is locked; the first one writes.
+
+    Raises:
+      UserError: meanwhile another run has saved checkpoints there.
+    """
+    from mmed_jax.agreement import on_main
     from mmed_jax.hf.source import ASSETS
     from mmed_jax.hf.write import write_assets
 
-    folder = run_dir / ASSETS
-    folder.mkdir(exist_ok=True)
-    write_assets(folder, cfg, tok, dtype="float32", source_generation=source.generation if source else None)
+    def write() -> None:
+        guard_run_dir(run_dir, config)
+        folder = run_dir / ASSETS
+        folder.mkdir(exist_ok=True)
+        write_assets(folder, cfg, tok, dtype="float32", source_generation=source.generation if source else None)
+
+    on_main(write)
 
 
 def check_data_state(saved: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:

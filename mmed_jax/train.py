@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     source = start.open_init(config)
     tok = start.open_tokenizer(config, source)
     cfg = start.model_config(config, source, tok)
-    run_dir = guard_run_dir(config.run_dir, config)
+    run_dir = guard_run_dir(config.run_dir, config, write=False)
 
     # ---- Processes and data ----------------------------------------------------------------------------------------
     from mmed_jax import distributed
@@ -78,8 +78,6 @@ def main(argv: list[str] | None = None) -> None:
         "length": f"{steps:,} steps, {steps * rows / len(prepared.train):.2f} epochs",
     }
     say(start.banner(config, cfg, mesh, facts), flush=True)
-    if main_process:
-        start.write_hf_assets(run_dir, cfg, tok, source)
 
     # ---- State: the newest good checkpoint, or step 0 --------------------------------------------------------------
     tx, schedule = optim.make_optimizer(config.optim, steps)
@@ -102,6 +100,14 @@ def main(argv: list[str] | None = None) -> None:
         state = placement.fresh_state(params, tx, abstract)
         del params
     first = int(state["step"])
+    if first >= steps:
+        say(f"complete   step {first:,} of {steps:,} was reached before, nothing is left to do")
+        if main_process and not (run_dir / "report.html").exists():
+            make_report(run_dir)
+        checkpointer.close()
+        return
+    # Only now is it sure that the run is ours and goes on.
+    start.write_run_files(run_dir, config, cfg, tok, source)
 
     # ---- The steps -------------------------------------------------------------------------------------------------
     options = step.StepOptions(
