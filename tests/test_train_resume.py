@@ -1,0 +1,173 @@
+"""Interrupted runs: killed, stopped or damaged, they end as if nothing had happened, bit for bit on the same mesh."""
+
+import fcntl
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from train_helpers import (  # noqa: F401
+    STEPS,
+    assert_same_state,
+    bench,
+    cut_back,
+    damage,
+    files,
+    finish,
+    losses,
+    metrics,
+    reproduced,
+    saved,
+    state_of,
+    wait_for,
+)
+
+from mmed_jax.metrics import read_metrics
+
+
+def assert_as_uninterrupted(bench, run_dir):  # noqa: F811
+    assert reproduced(run_dir) == reproduced(bench.reference)
+    assert_same_state(state_of(run_dir, STEPS), state_of(bench.reference, STEPS))
+
+
+def last_step(run_dir) -> int:
+    """The newest step in metrics.jsonl of a run that is going on, 0 before the first."""
+    return max((r["step"] for r in read_metrics(run_dir).train), default=0)
+
+
+def unlocked(contents: dict[str, bytes]) -> dict[str, bytes]:
+    """Without the lock file, which every start writes."""
+    return {name: data for name, data in contents.items() if name != ".lock"}
+
+
+def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(bench, tmp_path):  # noqa: F811
+    run = cut_back(bench.reference, tmp_path / "run", 12)
+    outcome = bench.train(run)
+    assert outcome.code == 0, outcome.err
+    assert f"resumed    step 12 of {STEPS}" in outcome.out
+    assert [e["step"] for e in metrics(run).events if e["event"] == "start"] == [0, 12]
+    assert_as_uninterrupted(bench, run)
+
+
+def test_a_complete_run_says_so_and_changes_nothing(bench, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    shutil.copytree(bench.reference, run)
+    before = files(run)
+    outcome = bench.train(run)
+    assert outcome.code == 0, outcome.err
+    assert f"complete   step {STEPS} of {STEPS}" in outcome.out
+    assert unlocked(files(run)) == unlocked(before)
+
+
+def test_a_complete_run_without_its_report_gets_it(bench, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    shutil.copytree(bench.reference, run, ignore=shutil.ignore_patterns("report.html", "plots"))
+    assert bench.train(run).code == 0
+    assert (run / "report.html").exists() and list((run / "plots").glob("*.png"))
+
+
+def test_killed_at_random_moments_and_in_the_middle_of_a_save(bench, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    # Killed with all arrays of step 6 written and the checkpoint not yet whole.
+    held = tmp_path / "held"
+    code = (
+        "import time, pathlib\n"
+        "from mmed_jax import checkpoint, train\n"
+        "def hold(self):\n"
+        f"    pathlib.Path({str(held)!r}).touch(); time.sleep(600)\n"
+        "checkpoint.Checkpointer._seal = hold\n"
+        "train.main()\n"
+    )
+    p = bench.start(run, command=(sys.executable, "-c", code))
+    wait_for(held.exists, p)
+    wait_for(lambda: last_step(run) > 6, p)
+    p.kill()
+    finish(p)
+    assert saved(run) == [] and list((run / "checkpoints").glob("6.*tmp*"))
+
+    rng = random.Random(0)
+    for _ in range(2):
+        p, step = bench.start(run), rng.randint(2, STEPS - 2)
+        wait_for(lambda p=p, step=step: last_step(run) >= step or p.poll() is not None, p)
+        p.kill()
+        finish(p)
+    outcome = bench.train(run)
+    assert outcome.code == 0, outcome.err
+    assert_as_uninterrupted(bench, run)
+    assert not list((run / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_saves_and_leaves_and_the_next_call_goes_on(bench, tmp_path, number):  # noqa: F811
+    run = tmp_path / "run"
+    p = bench.start(run, checkpoint__every_steps=0)
+    wait_for(lambda: last_step(run) >= 2, p)
+    p.send_signal(number)
+    (outcome,) = finish(p)
+    assert outcome.code == 0, outcome.err
+    (stopped,) = saved(run)
+    assert 2 <= stopped < STEPS
+    assert f"stopped    at step {stopped} of {STEPS}" in outcome.out
+    assert [e["signal"] for e in metrics(run).events if e["event"] == "stopped"] == [signal.Signals(number).name]
+    outcome = bench.train(run)
+    assert outcome.code == 0 and f"resumed    step {stopped} of" in outcome.out, outcome.err
+    assert_as_uninterrupted(bench, run)
+
+
+def test_resumed_on_other_meshes_the_losses_agree(bench, tmp_path):  # noqa: F811
+    """8 devices, then 1, then 4 x 2 with the tensors split."""
+    one = cut_back(bench.fsdp8, tmp_path / "one", 6)
+    assert bench.train(one).code == 0
+    split = cut_back(one, tmp_path / "split", 12)
+    assert bench.train(split, mesh__devices=8, mesh__fsdp=4, mesh__tensor=2).code == 0
+    for run in (one, split):
+        np.testing.assert_allclose(losses(run), losses(bench.reference), rtol=1e-5)
+    assert [e["devices"] for e in metrics(split).events if e["event"] == "start"] == [8, 1, 8]
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(bench, tmp_path):  # noqa: F811
+    run = cut_back(bench.reference, tmp_path / "run", 12)
+    damage(run, 12)
+    outcome = bench.train(run)
+    assert outcome.code == 0, outcome.err
+    assert "checkpoints/12 is damaged" in outcome.err and "resumed    step 6 of" in outcome.out
+    assert (run / "checkpoints" / "12.corrupt").is_dir() and saved(run) == [6, 12, 18, 24]
+    assert_as_uninterrupted(bench, run)
+
+
+def test_with_every_checkpoint_damaged_the_run_stops_and_changes_nothing(bench, tmp_path):  # noqa: F811
+    run = cut_back(bench.reference, tmp_path / "run", 12)
+    for step in saved(run):
+        damage(run, step)
+    before = files(run)
+    for _ in range(2):
+        outcome = bench.train(run)
+        assert outcome.code == 1
+        last = outcome.err.splitlines()[-1]
+        assert last.startswith("error: no checkpoint in") and "not starting again at step 0" in last
+        assert unlocked(files(run)) == unlocked(before)
+
+
+def test_changed_data_is_refused_on_resume(bench, tmp_path):  # noqa: F811
+    data = tmp_path / "stage1.jsonl"
+    shutil.copy(bench.records, data)
+    assert bench.train(tmp_path / "whole", data__train=data).code == 0
+    run = cut_back(tmp_path / "whole", tmp_path / "run", 12)
+    before = files(run)
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
+    outcome = bench.train(run, data__train=data)
+    assert outcome.code == 2 and "its training data has changed since step 12" in outcome.error
+    assert unlocked(files(run)) == unlocked(before)
+
+
+def test_a_second_process_leaves_everything_to_the_first(bench, tmp_path):  # noqa: F811
+    run = cut_back(bench.reference, tmp_path / "run", 12)
+    before = files(run)
+    with open(run / ".lock", "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        outcome = bench.train(run, log_every=7)
+    assert outcome.code == 2 and "in use by another training process" in outcome.error
+    assert unlocked(files(run)) == unlocked(before)
