@@ -60,6 +60,21 @@ def hf_folder(
     return folder
 
 
+def random_params(cfg, seed: int = 0):
+    """A float32 parameter tree drawn by numpy, so that nothing has to be compiled; norms around 1."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from mmed_jax.model.llama import abstract_params
+
+    rng = np.random.default_rng(seed)
+    tree = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), abstract_params(cfg))
+    for norm in (tree["layers"]["attn_norm"], tree["layers"]["mlp_norm"], tree["final_norm"]):
+        norm["weight"] += 1
+    return jax.tree.map(jnp.asarray, tree)
+
+
 def raw_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Every tensor of an HF folder as (dtype name, shape, bytes), read by a parser of its own (safetensors README)."""
     found = {}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hf_helpers import hf_folder, raw_tensors, tiny_tokenizer
+from hf_helpers import hf_folder, random_params, raw_tensors, tiny_tokenizer
 
 from mmed_jax.checkpoint import Checkpointer
 from mmed_jax.data.tokenizer import save_tokenizer, tokenizer_hash
@@ -20,11 +20,10 @@ from mmed_jax.hf.mapping import flatten, hf_tensors
 from mmed_jax.hf.source import open_model
 from mmed_jax.hf.write import MARKER, write_assets
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.model.llama import init_params
 
 CFG = LlamaConfig(
     vocab_size=512, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-    tie_word_embeddings=True, initializer_range=0.3, rope_theta=7e4, eos_token_id=(257,),
+    tie_word_embeddings=True, rope_theta=7e4, eos_token_id=(257,),
 )  # fmt: skip
 
 
@@ -37,7 +36,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trees():
     """Parameters after 3 and after 7 steps."""
-    return {step: init_params(CFG, jax.random.key(step)) for step in (3, 7)}
+    return {step: random_params(CFG, step) for step in (3, 7)}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hf_helpers import hf_folder, raw_tensors, tiny_tokenizer
+from hf_helpers import hf_folder, random_params, raw_tensors, tiny_tokenizer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmed_jax.data.tokenizer import load_tokenizer, tokenizer_hash
@@ -21,7 +21,7 @@ from mmed_jax.hf.mapping import flatten, hf_tensors
 from mmed_jax.hf.read import load_config, load_params
 from mmed_jax.hf.write import MARKER, plan_files, save_pretrained
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.model.llama import forward, init_params, logical_axes, unembed
+from mmed_jax.model.llama import forward, logical_axes, unembed
 from mmed_jax.sharding import make_mesh, param_shardings
 
 VARIANTS = {
@@ -31,7 +31,7 @@ VARIANTS = {
 }
 CFG = LlamaConfig(
     vocab_size=512, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-    bos_token_id=256, eos_token_id=(257,), rope_theta=5e4, rms_norm_eps=3e-4, initializer_range=0.3,
+    bos_token_id=256, eos_token_id=(257,), rope_theta=5e4, rms_norm_eps=3e-4,
 )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def tok(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(CFG, jax.random.key(0))
+    return random_params(CFG)
 
 
 ONE_FILE, SOME_FILES = 5_000_000_000, 20_000
@@ -376,7 +376,7 @@ def test_a_failed_rename_puts_the_old_export_back(tmp_path, tok, params, monkeyp
 def test_tokenizer_and_tree_must_fit(tmp_path, tok, params):
     small = dataclasses.replace(CFG, vocab_size=500)
     with pytest.raises(UserError, match="ids up to 511"):
-        save_pretrained(tmp_path / "out", init_params(small, jax.random.key(0)), small, tok)
+        save_pretrained(tmp_path / "out", random_params(small), small, tok)
     with pytest.raises(UserError, match="do not fit the config: head.weight"):
         save_pretrained(tmp_path / "out", params, dataclasses.replace(CFG, tie_word_embeddings=True), tok)
     with pytest.raises(UserError, match="dtype int8: exports are float32, float16, bfloat16"):
