@@ -329,9 +329,11 @@ def _llama(hidden: int, mlp: int, layers: int, heads: int, factor: float | None 
 # Constants of the config.json files published with the weights (meta-llama/...); eos of the base models, except 3.3,
 # which was published as an instruct model only.
 PRESETS: dict[str, LlamaConfig] = {
+    # 1.3 M parameters: large enough to memorise the hand-crafted records, small enough for minutes on a CPU.
     "demo": LlamaConfig(
-        vocab_size=4096, hidden_size=192, intermediate_size=512, num_layers=4, num_heads=6, num_kv_heads=2,
-        head_dim=32, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=0, eos_token_id=(1,),
+        vocab_size=4096, hidden_size=128, intermediate_size=384, num_layers=4, num_heads=4, num_kv_heads=2,
+        head_dim=32, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=4080,
+        eos_token_id=(4081, 4088, 4089), pad_token_id=4084,
     ),
     "llama3-8b": _llama(4096, 14336, 32, 32),
     "llama3.1-8b": _llama(4096, 14336, 32, 32, 8.0),
