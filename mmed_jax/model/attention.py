@@ -3,13 +3,13 @@
 A query sees a key when both have the same segment id and the key's position is not after the query's.
 """
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
 from mmed_jax.errors import UserError, nearest
+from mmed_jax.model.precision import einsum_f32, precision
 from mmed_jax.sharding import ACTIVATION_RULES, spec
 
 BACKENDS = ("auto", "reference", "splash", "cudnn")
@@ -112,9 +112,10 @@ def reference(q, k, v, q_pos, kv_pos, q_seg=None, kv_seg=None, block: int = QUER
     if q_seg is None:
         q_seg = jnp.zeros_like(q_pos)
         kv_seg = jnp.zeros_like(kv_pos)
-    part = functools.partial(_block, k=k, v=v, kv_pos=kv_pos, kv_seg=kv_seg)
+    # The backward pass computes probabilities again: [T, S] arrays kept for every layer cost more than that, in memory
+    # and on a CPU in time.
     if t <= block:
-        return part(q, q_pos, q_seg)
+        return jax.checkpoint(_block)(q, q_pos, q_seg, k, v, kv_pos, kv_seg)
     # The last block is padded; padded queries are cut off again.
     blocks = -(-t // block)
     pad = blocks * block - t
@@ -123,23 +124,24 @@ def reference(q, k, v, q_pos, kv_pos, q_seg=None, kv_seg=None, block: int = QUER
         x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(b, blocks, block, *x.shape[2:]), 1, 0)
 
-    # checkpoint: the backward pass computes a block's probabilities again and never holds those of all blocks.
-    step = jax.checkpoint(lambda _, xs: (None, part(*xs)), prevent_cse=False)
+    step = jax.checkpoint(lambda _, xs: (None, _block(*xs, k, v, kv_pos, kv_seg)), prevent_cse=False)
     _, out = jax.lax.scan(step, None, (split(q), split(q_pos), split(q_seg)))
     return jnp.moveaxis(out, 0, 1).reshape(b, blocks * block, n, h)[:, :t]
 
 
-def _block(q, q_pos, q_seg, *, k, v, kv_pos, kv_seg) -> jax.Array:
+def _block(q, q_pos, q_seg, k, v, kv_pos, kv_seg) -> jax.Array:
     b, t, n, h = q.shape
-    kv_heads = k.shape[2]
-    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    q = q.reshape(b, t, kv_heads, n // kv_heads, h)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, precision=precision, preferred_element_type=jnp.float32)
+    s, kv_heads = k.shape[1:3]
+    # The query heads of a kv head are stacked along its queries, [B, K, G*T, H]: one plain batched product each way, no
+    # copy of K/V per query head, and no transposed [T, S] array, which is what costs time on a CPU.
+    q = q.reshape(b, t, kv_heads, n // kv_heads, h).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, -1, h)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    scores = einsum_f32("bkqh,bksh->bkqs", q, k)
     visible = (kv_pos[:, None, :] <= q_pos[:, :, None]) & (kv_seg[:, None, :] == q_seg[:, :, None])
-    scores = jnp.where(visible[:, None, None], scores / math.sqrt(h), MASKED)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgts,bskh->btkgh", probs, v, precision=precision)
-    return out.reshape(b, t, n, h)
+    scores = scores.reshape(b, kv_heads, -1, t, s) / math.sqrt(h)
+    probs = jax.nn.softmax(jnp.where(visible[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkqs,bksh->bkqh", probs.reshape(b, kv_heads, -1, s), v, precision=precision(v.dtype))
+    return out.reshape(b, kv_heads, -1, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
 def splash(q, k, v, q_seg=None, kv_seg=None, *, interpret: bool = False) -> jax.Array:

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mmed_jax.model.attention import attention as attend
 from mmed_jax.model.config import LlamaConfig
+from mmed_jax.model.precision import precision
 from mmed_jax.model.remat import rematerialise
 from mmed_jax.model.rope import apply_rope, rope_tables
 from mmed_jax.sharding import constrain
@@ -89,13 +90,8 @@ def init_cache(cfg: LlamaConfig, batch: int, max_len: int, dtype: Any = jnp.floa
     return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
 
-def _precision(dtype: Any) -> jax.lax.Precision | None:
-    # float32 means float32: no TF32 on GPUs, no bfloat16 passes on TPUs.
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-
-
 def _linear(x: jax.Array, p: Params) -> jax.Array:
-    y = jnp.einsum("...i,oi->...o", x, p["weight"].astype(x.dtype), precision=_precision(x.dtype))
+    y = jnp.einsum("...i,oi->...o", x, p["weight"].astype(x.dtype), precision=precision(x.dtype))
     return y + p["bias"].astype(x.dtype) if "bias" in p else y
 
 
@@ -243,7 +239,7 @@ def unembed(params: Params, cfg: LlamaConfig, hidden: jax.Array) -> jax.Array:
     weight = head_weight(params, cfg).astype(hidden.dtype)
     with jax.named_scope("unembed"):
         logits = jnp.einsum(
-            "...d,vd->...v", hidden, weight, precision=_precision(hidden.dtype), preferred_element_type=jnp.float32
+            "...d,vd->...v", hidden, weight, precision=precision(hidden.dtype), preferred_element_type=jnp.float32
         )
     return constrain(logits, "batch", "length", "act_vocab") if logits.ndim == 3 else logits
 
