@@ -72,11 +72,11 @@ common=(
 )
 "$python" -m mmed_jax.train --config=stage1 --config.run_dir="$out/stage1" --config.tokenizer="$out/tokenizer" \
   --config.data.train="$stage1" --config.data.validation_fraction=0.02 \
-  --config.data.language_weights="ko=0.3,zh=0.5" --config.steps="${STAGE1_STEPS:-450}" \
+  --config.data.language_weights="ko=0.3,zh=0.5" --config.steps="${STAGE1_STEPS:-350}" \
   --config.model.vocab_size=12288 --config.model.hidden_size=256 --config.model.intermediate_size=768 \
   --config.model.num_layers=9 --config.model.num_heads=8 --config.model.num_kv_heads=4 "${common[@]}"
 "$python" -m mmed_jax.train --config=stage2 --config.run_dir="$out/stage2" --config.init_from="$out/stage1" \
-  --config.data.train="$stage2" --config.data.validation="$dev" --config.steps="${STAGE2_STEPS:-450}" "${common[@]}"
+  --config.data.train="$stage2" --config.data.validation="$dev" --config.steps="${STAGE2_STEPS:-350}" "${common[@]}"
 
 "$python" -m mmed_jax.evaluate --model="$out/stage2" --data="$dev" --mode=direct --limit="${LIMIT:-200}" --output="$out/evaluation"
 "$python" -m mmed_jax.export --model="$out/stage2" --output="$out/export" --overwrite
