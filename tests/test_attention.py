@@ -32,7 +32,8 @@ def oracle(q, k, v, q_pos, kv_pos, q_seg, kv_seg):
 
 def random_qkv(b, t, s, n, k, h, seed=0):
     rng = np.random.default_rng(seed)
-    return tuple(rng.normal(size=(b, length, heads, h)).astype(np.float32) for length, heads in ((t, n), (s, k), (s, k)))
+    shapes = ((b, t, n, h), (b, s, k, h), (b, s, k, h))
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
 
 def packed_rows(batch, length, seed=0, padding=True):
@@ -275,7 +276,7 @@ def test_meshes_give_the_same_logits(sizes):
         sharded = jax.device_put(params, param_shardings(mesh, llama.logical_axes(cfg)))
         rows = {name: jax.device_put(x, batch_sharding(mesh)) for name, x in kwargs.items()}
         got = ph.logits(sharded, cfg, jax.device_put(tokens, batch_sharding(mesh)), **rows)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_allclose(got, expected, atol=5e-5)
 
 
 def test_splash_on_a_mesh():
@@ -288,6 +289,6 @@ def test_splash_on_a_mesh():
     expected = ph.logits(params, cfg, tokens, **kwargs)
     with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
         got = ph.logits(params, cfg, tokens, attention="splash", **kwargs)
-    np.testing.assert_allclose(got[segments > 0], expected[segments > 0], atol=1e-5)
+    np.testing.assert_allclose(got[segments > 0], expected[segments > 0], atol=5e-5)
     with jax.set_mesh(make_mesh(fsdp=4, context=2)), pytest.raises(UserError, match="context"):
         ph.logits(params, cfg, tokens, attention="splash", **kwargs)
