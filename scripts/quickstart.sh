@@ -2,16 +2,18 @@
 # The main job on the embedded demo, on any machine: sets up .venv, trains both stages on the hand-crafted records, measures, exports a
 # Hugging Face folder and asks it a question. About five minutes on two CPU cores, most of it training. Stop it at any time; called
 # again it goes on where it was.
-#   scripts/quickstart.sh [OUT_DIR]        default: runs/quickstart
+#   scripts/quickstart.sh [OUT_DIR]        default: runs/quickstart; PYTHON_BIN=... takes that python and makes no environment
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# A training that is stopped saves and exits 0; the script must not go on from there.
+trap 'echo "stopped; call it again to go on" >&2; exit 130' INT TERM
 
 out=${1:-runs/quickstart}
 started=$(date +%s)
 step() { printf '\n[%s] %s\n' "$1" "$2"; }
 
 step 1/6 "environment"
-python=$(scripts/setup.sh | tail -n 1)
+python=${PYTHON_BIN:-$(scripts/setup.sh | tail -n 1)}
 export JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 common=(--config.data.cache_dir="$out/packed" --config.log_every=100)
 

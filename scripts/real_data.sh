@@ -8,6 +8,8 @@
 # Stop it at any time; called again it goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# A training that is stopped saves and exits 0; the script must not go on from there.
+trap 'echo "stopped; call it again to go on" >&2; exit 130' INT TERM
 
 raw=${1:?usage: scripts/real_data.sh RAW_DIR [OUT_DIR]}
 out=${2:-runs/real}
@@ -78,5 +80,5 @@ common=(
 "$python" -m mmed_jax.train --config=stage2 --config.run_dir="$out/stage2" --config.init_from="$out/stage1" \
   --config.data.train="$stage2" --config.data.validation="$dev" --config.steps="${STAGE2_STEPS:-350}" "${common[@]}"
 
-"$python" -m mmed_jax.evaluate --model="$out/stage2" --data="$dev" --mode=direct --limit="${LIMIT:-200}" --output="$out/evaluation"
+"$python" -m mmed_jax.evaluate --model="$out/stage2" --data="$dev" --mode=direct --output="$out/evaluation"
 "$python" -m mmed_jax.export --model="$out/stage2" --output="$out/export" --overwrite
