@@ -55,7 +55,7 @@ def open_tokenizer(config: ConfigDict, source: "ModelSource | None") -> "PreTrai
         return load_tokenizer(ASSETS / "demo" if config.tokenizer == "demo" else resolve_path(config.tokenizer))
     if source is None:
         raise UserError(
-            "config.tokenizer is empty and there is no init_from to take it from: name an HF folder, a tokenizer.model, "
+            "config.tokenizer is empty and there is no init_from to take it from: name an HF folder, a tokenizer.model "
             "or demo"
         )
     return source.tokenizer
@@ -80,7 +80,7 @@ def model_config(
         if "head_dim" not in changed and {"hidden_size", "num_heads"} & changed.keys():
             heads, hidden = changed.get("num_heads", base.num_heads), changed.get("hidden_size", base.hidden_size)
             if hidden % heads:
-                raise UserError(f"config.model: hidden_size={hidden} is not divisible by num_heads={heads}; set head_dim")
+                raise UserError(f"config.model: hidden_size={hidden} does not divide by num_heads={heads}; set head_dim")
             changed["head_dim"] = hidden // heads
         cfg = check(
             dataclasses.replace(
@@ -138,7 +138,7 @@ def choose_devices(config: ConfigDict) -> list:
     if wanted > len(devices):
         raise UserError(f"config.mesh.devices={wanted} but there are {len(devices)} devices")
     if wanted and wanted != len(devices) and jax.process_count() > 1:
-        raise UserError(f"config.mesh.devices={wanted}: a run of several processes uses all {len(devices)}; set it to 0")
+        raise UserError(f"config.mesh.devices={wanted}: several processes use all their {len(devices)}; set it to 0")
     return devices[:wanted] if wanted else devices
 
 
@@ -165,17 +165,21 @@ def write_run_files(
     on_main(write)
 
 
-def check_data_state(saved: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
+def check_data_state(meta: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
     """Refuses to go on with other rows than before: the order of the data would no longer be what it was.
+
+    Args:
+      meta: of the checkpoint. now: the data state of this start.
 
     Raises:
       UserError: the packed table of the run had other contents.
     """
+    saved = meta["data_state"]
     if saved.get("table") != now["table"]:
         raise UserError(
-            f"run_dir={run_dir}: its training data has changed since step {saved.get('step')} (packed table "
-            f"{saved.get('table')}, now {now['table']}): bring the record files and tokenizer back as they were, or use "
-            f"another --config.run_dir with --config.init_from={run_dir}"
+            f"run_dir={run_dir}: its training data has changed since step {meta['step']} (packed table "
+            f"{saved.get('table')}, now {now['table']}): bring the record files and tokenizer back as they were, or "
+            f"use another --config.run_dir with --config.init_from={run_dir}"
         )
 
 

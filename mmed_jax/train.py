@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     data_state = {"table": prepared.train.fingerprint, "seed": config.seed, "tokens_seen": 0}
     if restored is not None:
         state, meta = restored
-        start.check_data_state(meta["data_state"], data_state, run_dir)
+        start.check_data_state(meta, data_state, run_dir)
         data_state["tokens_seen"] = meta["data_state"]["tokens_seen"]
         say(f"resumed    step {meta['step']:,} of {steps:,}", flush=True)
     else:
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
             best = losses["validation/loss"] if improved else best
 
             checkpointer.maybe_save(
-                number, state, data_state=lambda: {**data_state, "step": number}, config=config, metrics=losses,
+                number, state, data_state=lambda: data_state, config=config, metrics=losses,
                 force=stop or number == steps or (improved and config.checkpoint.keep_best > 0),
                 # Nothing is written from a state whose numbers have not been looked at.
                 before=lambda: record(delayed.flush()),

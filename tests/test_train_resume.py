@@ -4,7 +4,6 @@ import fcntl
 import random
 import shutil
 import signal
-import subprocess
 import sys
 
 import numpy as np
