@@ -12,6 +12,7 @@ import pytest
 from hf_helpers import hf_folder, raw_tensors, torch_llama
 
 from mmed_jax.errors import UserError
+from mmed_jax.hf import safetensors
 from mmed_jax.hf.mapping import flatten, group_names, hf_tensors
 from mmed_jax.hf.read import load_config, load_params, read_tensors
 from mmed_jax.hf.safetensors import DTYPES, write_header, write_tensor
@@ -96,6 +97,21 @@ def test_casts_equal_torch(tmp_path, source, target):
     want = want.detach().to(getattr(torch, target))
     assert got.dtype == jnp.dtype(target)
     np.testing.assert_array_equal(np.asarray(got[0], np.float32), want.float().numpy())
+
+
+@pytest.mark.parametrize("block", [1, 100, 1 << 25])
+def test_any_part_of_a_tensor(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(safetensors, "MAP_BYTES", block)
+    array = np.random.default_rng(0).standard_normal((13, 7)).astype(np.float32)
+    with (tmp_path / "x.safetensors").open("wb") as f:
+        write_header(f, [("before", np.dtype(np.float16), (3,)), ("x", array.dtype, array.shape)])
+        write_tensor(f, np.zeros(3, np.float16))
+        write_tensor(f, array)
+    stored = safetensors.read_header(tmp_path / "x.safetensors")["x"]
+    for index in ((slice(None), slice(None)), (slice(4, 11), slice(2, 5)), (slice(12, 13), slice(6, 7))):
+        out = np.empty(array[index].shape, np.float16)
+        stored.read(index, out)
+        np.testing.assert_array_equal(out, array[index].astype(np.float16))
 
 
 def test_both_rope_schemas_and_end_tokens(folder):

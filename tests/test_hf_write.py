@@ -87,6 +87,13 @@ def test_arrays_of_any_kind_give_the_same_bytes(tmp_path, tok, params):
     assert not out
 
 
+def test_layers_split_over_devices():
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    leaf = jax.device_put(rows, NamedSharding(make_mesh(fsdp=2, data=4), PartitionSpec("fsdp")))
+    for layer in range(4):
+        np.testing.assert_array_equal(gather(leaf, layer, np.dtype(np.float32))[0], rows[layer])
+
+
 def test_mixed_dtypes_stay_mixed(tmp_path, tok, params):
     """Some checkpoints keep their norms in float32."""
     mixed = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)

@@ -98,13 +98,22 @@ def test_conversion_is_fast(llama3_tokenizer_model):
 
 
 def test_merge_order_follows_ranks(tmp_path):
-    # "ab" ranks below "bc", so "abc" -> ab, c; "bcd" is reached only through "bc", but whole words are taken as they are.
+    # "ab" ranks below "bc", so "abc" -> ab, c; "bcd" is reached only through "bc", but whole words are taken whole.
     tok = T.load_tokenizer(write_ranks(tmp_path / "tokenizer.model", (b"ab", b"bc", b"bcd", b"xyzw", b"zw")))
     ids = {t: i for i, t in enumerate([b"ab", b"bc", b"bcd", b"xyzw", b"zw"], 256)}
     assert T.encode_text(tok, "abc") == [ids[b"ab"], ord("c")]
     assert T.encode_text(tok, "bcd") == [ids[b"bcd"]]
     assert T.encode_text(tok, "xyzw") == [ids[b"xyzw"]]  # no merge leads there: "xy" is no token
     assert T.encode_text(tok, "axyzw") == [ord("a"), ord("x"), ord("y"), ids[b"zw"]]
+
+
+def test_merges_of_one_token_are_in_the_order_of_the_published_files(tmp_path):
+    # All splits of "wxyz", by rank of the left part: "wxy" came before "wx".
+    tok = T.load_tokenizer(write_ranks(tmp_path / "tokenizer.model", (b"xy", b"wxy", b"wx", b"yz", b"wxyz")))
+    merges = [tuple(m) for m in json.loads(tok.backend_tokenizer.to_str())["model"]["merges"]]
+    assert merges == [
+        ("x", "y"), ("w", "xy"), ("wx", "y"), ("w", "x"), ("y", "z"), ("wxy", "z"), ("wx", "yz"),
+    ]  # fmt: skip
 
 
 def test_text_never_becomes_control(tiny):
@@ -232,6 +241,15 @@ def test_foreign_template_warns_once_and_is_replaced(tiny, tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.startswith("warning: ") and err.count("\n") == 1 and "chat template" in err
     assert tok.chat_template == T.LLAMA3_CHAT_TEMPLATE
+
+
+def test_spaces_are_not_rewritten_though_the_folder_asks_for_it(tiny, tmp_path):
+    T.save_tokenizer(tiny, tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "clean_up_tokenization_spaces": True}))
+    tok = T.load_tokenizer(tmp_path)
+    text = "il n 'y a pas , don 't . Ça ?"
+    assert tok.clean_up_tokenization_spaces is False and tok.decode(T.encode_text(tok, text)) == text
 
 
 def test_pad_is_never_a_stop_token_when_the_folder_says_so(tiny, tmp_path):
