@@ -1,0 +1,125 @@
+"""Results appended as they come: a JSON-lines file that a stopped command continues and another one cannot damage.
+
+Beside NAME.jsonl lies NAME.settings.json with everything that decides the results. A file of other settings is refused,
+a line torn by a kill is dropped and made again, and two processes never write one file.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mmed_jax.data import jsonl
+from mmed_jax.errors import UserError
+from mmed_jax.manifest import write_json
+
+
+class Journal:
+    """An append-only file of results; a context manager.
+
+    Args:
+      path: the .jsonl file. settings: JSON values that decide the results.
+      key: fields that identify a result. flag: what the user calls `path`, for messages.
+
+    Attributes:
+      done: {key values: record} of what is in the file.
+
+    Raises:
+      UserError: the file holds results of other settings, is in use, or can't be written.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], key: tuple[str, ...] = ("id",), flag: str = "--output"):
+        self.path, self.key, self._flag = path, key, flag
+        self.done: dict[tuple, dict] = {}
+        self._settings = json.loads(json.dumps(settings, default=str))
+        self._file = None
+        self.settings_path = path.with_name(path.name.removesuffix(".jsonl") + ".settings.json")
+        self.check()
+
+    def check(self) -> None:
+        """Reads what is there and refuses results of other settings; writes nothing."""
+        self.done = self._read()
+        if not self.done:
+            return
+        try:
+            saved = json.loads(self.settings_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise UserError(
+                f"{self._flag}={self.path}: exists and {self.settings_path.name} does not, so nobody knows what it "
+                "holds; name another output"
+            ) from None
+        now = self._settings
+        differing = [k for k in {**now, **saved} if now.get(k) != saved.get(k)]
+        if differing:
+            shown = "; ".join(f"{k}: {_short(saved.get(k))} there, {_short(now.get(k))} now" for k in differing[:3])
+            raise UserError(
+                f"{self._flag}={self.path}: holds {len(self.done)} results of other settings ({shown}); "
+                "name another output"
+            )
+
+    def __enter__(self) -> "Journal":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "ab+")
+        except OSError as e:
+            raise UserError(f"{self._flag}={self.path}: cannot be written ({e.strerror or e})") from e
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UserError(f"{self._flag}={self.path}: another process is writing it") from None
+        except OSError:
+            pass  # a file system without locks
+        self.check()
+        write_json(self.settings_path, self._settings)
+        self._drop_torn_line()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, record: dict) -> None:
+        """Writes one result; it is in the file when this returns."""
+        self._file.write(jsonl.dump_line(record).encode() + b"\n")
+        self._file.flush()
+        self.done[self._key(record)] = record
+
+    def arrange(self, order: Iterable[tuple]) -> list[dict]:
+        """Rewrites the finished file in the given order of keys; the same results then give the same bytes."""
+        records = [self.done[k] for k in order]
+        jsonl.write_lines(self.path, map(jsonl.dump_line, records))
+        return records
+
+    def _key(self, record: dict) -> tuple:
+        return tuple(record[k] for k in self.key)
+
+    def _read(self) -> dict[tuple, dict]:
+        done = {}
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return done
+        except OSError as e:
+            raise UserError(f"{self._flag}={self.path}: cannot be read ({e.strerror or e})") from e
+        for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is torn
+            try:
+                record = json.loads(line)
+                done[self._key(record)] = record
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{self._flag}={self.path}:{number}: is not a result of this command; name another output"
+                ) from None
+        return done
+
+    def _drop_torn_line(self) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        self._file.seek(0)
+        self._file.truncate(self._file.read(end).rfind(b"\n") + 1)
+        self._file.seek(0, os.SEEK_END)
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
