@@ -31,7 +31,7 @@ if ! have "$extra" && ! { [ "$extra" = run ] && have test; }; then
     "$python" -m venv --clear "$venv" >&2
   fi
   packages=(-r requirements.txt)
-  [ "$extra" = test ] && packages+=(pytest hypothesis ruff torch)
+  [ "$extra" = test ] && packages+=(pytest hypothesis ruff tiktoken torch)
   "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt "${packages[@]}" >&2
   echo "$stamp" > "$venv/.made-for-$extra"
   echo "setup: done" >&2
