@@ -53,13 +53,22 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(1)
     except OSError as e:
         _report(e, 1)
+    except Exception:
+        traceback.print_exc()
+        before_failing(1)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; run the same command again to continue", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def before_failing(code: int) -> None:
+    """Called with the exit code after a failure was reported; replaced where several processes work together."""
 
 
 def _report(error: Exception, code: int) -> None:
     if os.environ.get("MMED_JAX_TRACEBACK"):
         traceback.print_exception(error)
     print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+    before_failing(code)
     sys.exit(code)

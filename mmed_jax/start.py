@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mmed_jax.config import ASSETS, batch_rows, resolve_path
 from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, stop_ids
-from mmed_jax.errors import UserError, WorkError, nearest
+from mmed_jax.errors import UserError, WorkError, nearest, one_line
 from mmed_jax.model.config import PRESETS, LlamaConfig, check, num_params
 from mmed_jax.run_dir import guard_run_dir
 
@@ -80,7 +80,7 @@ def model_config(
         if "head_dim" not in changed and {"hidden_size", "num_heads"} & changed.keys():
             heads, hidden = changed.get("num_heads", base.num_heads), changed.get("hidden_size", base.hidden_size)
             if hidden % heads:
-                raise UserError(f"config.model: hidden_size={hidden} does not divide by num_heads={heads}; set head_dim")
+                raise UserError(f"config.model: hidden_size={hidden}, num_heads={heads}: not divisible; set head_dim")
             changed["head_dim"] = hidden // heads
         cfg = check(
             dataclasses.replace(
@@ -218,14 +218,23 @@ def check_finite(step: int, metrics: dict[str, Any], stream: Any) -> None:
         )
 
 
+# What collectives say when a peer has died: gloo on CPUs, NCCL, the coordination service.
+_LOST = ("Gloo", "NCCL", "Connection reset", "Connection closed", "UNAVAILABLE", "coordination service", "heartbeat")
+
+
 @contextlib.contextmanager
-def out_of_memory_hint(config: ConfigDict) -> Iterator[None]:
-    """Turns a device's out-of-memory error into one line with what to try next."""
+def device_failures(config: ConfigDict) -> Iterator[None]:
+    """Turns a device's out-of-memory error and the loss of another process into one line with what to do next."""
     import jax
 
     try:
         yield
     except jax.errors.JaxRuntimeError as e:
+        if jax.process_count() > 1 and any(word in str(e) for word in _LOST):
+            raise WorkError(
+                f"process {jax.process_index()}: another process of the run is gone ({one_line(e)[:200]}); its own "
+                "message says why. Start all of them again to continue from the newest checkpoint"
+            ) from e
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         tries = []

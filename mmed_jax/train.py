@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     process, _ = distributed.initialize(config)
     main_process = process == 0
     say = print if main_process else _silent
-    prepared = prepare(config, tok, is_writer=main_process, say=say)
+    prepared = distributed.first_process_first(
+        lambda: prepare(config, tok, is_writer=main_process, timeout_s=120, say=say)
+    )
     if main_process:
         print_report(prepared.report)
     steps = start.total_steps(config, len(prepared.train))
@@ -128,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     meter.tokens_seen = data_state["tokens_seen"]
     with (
         jax.set_mesh(mesh),
-        start.out_of_memory_hint(config),
+        start.device_failures(config),
         CompileCounter() as compiles,
         checkpointer,
         MetricsLogger(
@@ -191,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
             if stop:
-                log.event("stopped", number, signal=guard.signal_name)
+                log.event("stopped", number, signal=guard.signal_name or "SIGTERM")
                 break
         record(delayed.flush())
         checkpointer.wait()
