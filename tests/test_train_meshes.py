@@ -1,18 +1,87 @@
-"""The same losses on every mesh."""
+"""The same losses on every mesh, from one process or two, and two processes that start, save and stop together."""
+
+import signal
 
 import numpy as np
 import pytest
-from train_helpers import bench, losses, metrics  # noqa: F401
+from train_helpers import (
+    STEPS,
+    bench,  # noqa: F401
+    files,
+    finish,
+    last_step,
+    losses,
+    metrics,
+    saved,
+    wait_for,
+)
 
 MESHES = {
-    "fsdp8": {"mesh__devices": 8},
     "fsdp4-tensor2": {"mesh__devices": 8, "mesh__fsdp": 4, "mesh__tensor": 2},
     "context2": {"mesh__devices": 2, "mesh__context": 2},
 }
 
 
+def assert_same_losses(run_dir, bench):  # noqa: F811
+    np.testing.assert_allclose(losses(run_dir), losses(bench.reference), rtol=1e-5)
+
+
+def test_eight_devices_have_the_losses_of_one(bench):  # noqa: F811
+    assert_same_losses(bench.fsdp8, bench)
+
+
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES.keys())
-def test_a_run_has_the_same_losses_on_every_mesh(bench, tmp_path, mesh):  # noqa: F811
+def test_every_mesh_has_the_losses_of_one_device(bench, tmp_path, mesh):  # noqa: F811
     outcome = bench.train(tmp_path / "run", **mesh)
     assert outcome.code == 0, outcome.err
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(bench.reference), rtol=1e-5)
+    assert_same_losses(tmp_path / "run", bench)
+    compiled = [e for e in metrics(tmp_path / "run").events if e["event"] == "compiled"]
+    assert [e["compile_count"] for e in compiled] == [1]
+
+
+@pytest.mark.multidevice
+def test_two_processes_stop_resume_and_end_together(bench, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    # SIGTERM to one: both save and leave.
+    first, second = bench.start_two(run, checkpoint__every_steps=0)
+    wait_for(lambda: last_step(run) >= 2, first)
+    second.send_signal(signal.SIGTERM)
+    outcomes = finish(first, second)
+    assert [o.code for o in outcomes] == [0, 0], outcomes
+    (stopped,) = saved(run)
+    assert f"stopped    at step {stopped} of {STEPS}" in outcomes[0].out
+
+    # Resumed with the tensors split over both processes, so that each reads the whole batch. One is killed: the other
+    # says so and ends.
+    first, second = bench.start_two(run, mesh__fsdp=1, mesh__tensor=8)
+    wait_for(lambda: last_step(run) >= stopped + 2, first)
+    second.kill()
+    lost, _ = finish(first, second)
+    assert f"resumed    step {stopped} of" in lost.out
+    assert lost.code == 1 and "another process of the run is gone" in lost.err.splitlines()[-1]
+
+    # The rest in one process, on a third mesh.
+    outcome = bench.train(run, **MESHES["fsdp4-tensor2"])
+    assert outcome.code == 0, outcome.err
+    assert [e["devices"] for e in metrics(run).events if e["event"] == "start"] == [8, 8, 8]
+    assert_same_losses(run, bench)
+
+
+@pytest.mark.multidevice
+def test_bad_records_end_both_processes_with_the_same_line(bench, tmp_path):  # noqa: F811
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"id": \n')
+    outcomes = finish(*bench.start_two(tmp_path / "run", data__train=bad))
+    assert [o.code for o in outcomes] == [2, 2], outcomes
+    assert all(o.error.startswith(f"{bad}:1: ") for o in outcomes)
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("alone", [0, 1], ids=["first", "second"])
+def test_a_process_left_alone_says_so(bench, tmp_path, alone):  # noqa: F811
+    run = tmp_path / "run"
+    mine, other = bench.start_two(run, distributed__timeout_seconds=4)[:: 1 if alone == 0 else -1]
+    other.kill()
+    outcome, _ = finish(mine, other)
+    assert outcome.code == 1 and "the other processes did not answer within 4 s" in outcome.error
+    assert not files(run)

@@ -16,6 +16,7 @@ from train_helpers import (  # noqa: F401
     damage,
     files,
     finish,
+    last_step,
     losses,
     metrics,
     reproduced,
@@ -24,17 +25,10 @@ from train_helpers import (  # noqa: F401
     wait_for,
 )
 
-from mmed_jax.metrics import read_metrics
-
 
 def assert_as_uninterrupted(bench, run_dir):  # noqa: F811
     assert reproduced(run_dir) == reproduced(bench.reference)
     assert_same_state(state_of(run_dir, STEPS), state_of(bench.reference, STEPS))
-
-
-def last_step(run_dir) -> int:
-    """The newest step in metrics.jsonl of a run that is going on, 0 before the first."""
-    return max((r["step"] for r in read_metrics(run_dir).train), default=0)
 
 
 def unlocked(contents: dict[str, bytes]) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -154,6 +155,15 @@ class Bench:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*command, *self.argv(run_dir, stage, **changes)], cwd=self.folder, env=env, **pipes)
 
+    def start_two(self, run_dir: Path, **changes: object) -> list[subprocess.Popen]:
+        """A run of two processes with four simulated devices each, joined over gloo."""
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        joined = {"mesh__devices": 0, "distributed__coordinator": f"127.0.0.1:{port}", "distributed__num_processes": 2}
+        joined |= {"distributed__expect_processes": 2, "distributed__timeout_seconds": WAIT}
+        return [self.start(run_dir, devices=4, **joined | changes, distributed__process_id=i) for i in (0, 1)]
+
     @functools.cached_property
     def reference(self) -> Path:
         """24 uninterrupted steps on one device, with checkpoints at 6, 12, 18 and 24."""
@@ -211,6 +221,11 @@ def metrics(run_dir: Path) -> Records:
     records = read_metrics(run_dir)
     assert records.train, records.notes
     return records
+
+
+def last_step(run_dir: Path) -> int:
+    """The newest step in metrics.jsonl of a run that is going on, 0 before the first."""
+    return max((r["step"] for r in read_metrics(run_dir).train), default=0)
 
 
 def losses(run_dir: Path) -> list[float]:
