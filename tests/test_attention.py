@@ -1,6 +1,6 @@
 """Attention backends against an independent float64 oracle; documents of a packed row never see each other; meshes."""
 
-import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -76,20 +76,20 @@ def test_query_that_sees_nothing_is_finite():
     assert np.isfinite(out).all()
 
 
-@pytest.mark.parametrize("length, block", [(40, 16), (48, 16)])
-def test_query_blocks_change_nothing(length, block):
+@pytest.mark.parametrize("length, block, parts", [(40, 16, 1), (48, 16, 1), (48, 8, 2), (42, 8, 2)])
+def test_query_blocks_change_nothing(length, block, parts):
     q, k, v = random_qkv(2, length, length, 4, 2, 8)
     segments, positions = packed_rows(2, length)
 
-    def both(block):
+    def both(block, parts):
         def loss(q, k, v):
-            out = att.reference(q, k, v, positions, positions, segments, segments, block=block)
+            out = att.reference(q, k, v, positions, positions, segments, segments, block=block, parts=parts)
             return (out**2).sum(), out
 
         (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
         return [out, *grads]
 
-    for a, b in zip(both(block), both(length), strict=True):
+    for a, b in zip(both(block, parts), both(length, 1), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -176,6 +176,15 @@ REFUSED = [
 def test_refused(args, kwargs, message):
     with pytest.raises(UserError, match=message):
         att.resolve_backend(*args, **kwargs)
+
+
+def test_platform_is_that_of_the_mesh():
+    """A program may be compiled for TPUs that are not here."""
+    device = types.SimpleNamespace(device_kind="TPU v5 lite")
+    assert att._platform(types.SimpleNamespace(empty=False, abstract_device=device)) == "tpu"
+    with jax.set_mesh(make_mesh()):
+        assert att._platform(jax.sharding.get_abstract_mesh()) == "cpu"
+    assert att._platform(jax.sharding.get_abstract_mesh()) == "cpu"
 
 
 def test_a_backend_without_segments_refuses_packed_rows_in_the_model(monkeypatch):
@@ -281,14 +290,17 @@ def test_meshes_give_the_same_logits(sizes):
 
 def test_splash_on_a_mesh():
     """Each device runs the kernel on its own rows and heads; a split row is refused."""
-    cfg = dataclasses.replace(ph.tiny_config(num_layers=1), vocab_size=96)
-    params = llama.init_params(cfg, jax.random.key(1))
-    tokens = ph.random_tokens(cfg, 4, 128)
-    segments, positions = packed_rows(4, 128)
-    kwargs = {"segment_ids_bt": jnp.asarray(segments), "positions_bt": jnp.asarray(positions)}
-    expected = ph.logits(params, cfg, tokens, **kwargs)
-    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
-        got = ph.logits(params, cfg, tokens, attention="splash", **kwargs)
-    np.testing.assert_allclose(got[segments > 0], expected[segments > 0], atol=5e-5)
+    q, k, v = random_qkv(2, 128, 128, 4, 2, 16)
+    segments, positions = packed_rows(2, 128)
+
+    def run(backend):
+        return att.attention(
+            q, k, v, q_positions=positions, kv_positions=positions, q_segments=segments, kv_segments=segments,
+            backend=backend,
+        )  # fmt: skip
+
+    with jax.set_mesh(make_mesh(data=2, fsdp=1, tensor=2, devices=jax.devices()[:4])):
+        got = jax.jit(lambda: run("splash"))()
+    np.testing.assert_allclose(got[segments > 0], run("reference")[segments > 0], atol=1e-5)
     with jax.set_mesh(make_mesh(fsdp=4, context=2)), pytest.raises(UserError, match="context"):
-        ph.logits(params, cfg, tokens, attention="splash", **kwargs)
+        run("splash")

@@ -90,15 +90,15 @@ def attention(
     if (q_segments is None) != (kv_segments is None):
         raise ValueError("q_segments and kv_segments go together")
     same_rows = q_btnh.shape[1] == k_bskh.shape[1]
-    platform = jax.default_backend()
     mesh = jax.sharding.get_abstract_mesh()
     context = 1 if mesh.empty else mesh.shape.get("context", 1)
+    platform = _platform(mesh)
     if backend == "auto" and not same_rows:
         backend = "reference"
     packed, seq_len = q_segments is not None, q_btnh.shape[1]
     backend = resolve_backend(backend, platform, packed, seq_len=seq_len, context=context)
     if backend == "reference":
-        return reference(q_btnh, k_bskh, v_bskh, q_positions, kv_positions, q_segments, kv_segments)
+        return reference(q_btnh, k_bskh, v_bskh, q_positions, kv_positions, q_segments, kv_segments, parts=context)
     if not same_rows:
         raise ValueError(f"attention='{backend}' is for whole rows: as many queries as keys")
     if backend == "cudnn":
@@ -106,42 +106,54 @@ def attention(
     return splash(q_btnh, k_bskh, v_bskh, q_segments, kv_segments, interpret=platform == "cpu")
 
 
-def reference(q, k, v, q_pos, kv_pos, q_seg=None, kv_seg=None, block: int = QUERY_BLOCK) -> jax.Array:
-    """The einsum form: exact on every platform. Shapes as in `attention`."""
+def _platform(mesh: jax.sharding.AbstractMesh) -> str:
+    """Where the traced program will run: on the mesh's devices, which need not be here when a program is compiled."""
+    device = None if mesh.empty else getattr(mesh, "abstract_device", None)
+    return "tpu" if device is not None and device.device_kind.startswith("TPU") else jax.default_backend()
+
+
+def reference(q, k, v, q_pos, kv_pos, q_seg=None, kv_seg=None, block: int = QUERY_BLOCK, parts: int = 1) -> jax.Array:
+    """The einsum form: exact on every platform. Shapes as in `attention`.
+
+    Args:
+      block: queries worked on at a time (in each part).
+      parts: the mesh splits a row's queries into this many parts; each works through its own blocks.
+    """
     b, t, n, h = q.shape
     if q_seg is None:
         q_seg = jnp.zeros_like(q_pos)
         kv_seg = jnp.zeros_like(kv_pos)
     # The backward pass computes probabilities again: [T, S] arrays kept for every layer cost more than that, in memory
     # and on a CPU in time.
-    if t <= block:
+    if t <= block * parts:
         return jax.checkpoint(_block)(q, q_pos, q_seg, k, v, kv_pos, kv_seg)
     # The last block is padded; padded queries are cut off again.
-    blocks = -(-t // block)
-    pad = blocks * block - t
+    blocks = -(-t // (block * parts))
+    pad = blocks * block * parts - t
 
     def split(x):
         x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(b, blocks, block, *x.shape[2:]), 1, 0)
+        x = x.reshape(b, parts, blocks, block, *x.shape[2:])
+        return jnp.moveaxis(x, 2, 0).reshape(blocks, b, parts * block, *x.shape[4:])
 
     step = jax.checkpoint(lambda _, xs: (None, _block(*xs, k, v, kv_pos, kv_seg)), prevent_cse=False)
     _, out = jax.lax.scan(step, None, (split(q), split(q_pos), split(q_seg)))
-    return jnp.moveaxis(out, 0, 1).reshape(b, blocks * block, n, h)[:, :t]
+    out = jnp.moveaxis(out.reshape(blocks, b, parts, block, n, h), 0, 2)
+    return out.reshape(b, parts * blocks * block, n, h)[:, :t]
 
 
 def _block(q, q_pos, q_seg, k, v, kv_pos, kv_seg) -> jax.Array:
     b, t, n, h = q.shape
-    s, kv_heads = k.shape[1:3]
-    # The query heads of a kv head are stacked along its queries, [B, K, G*T, H]: one plain batched product each way, no
+    kv_heads = k.shape[2]
+    # The query heads of a kv head stand beside its queries, [B, K, G, T, H]: one plain batched product each way, no
     # copy of K/V per query head, and no transposed [T, S] array, which is what costs time on a CPU.
-    q = q.reshape(b, t, kv_heads, n // kv_heads, h).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, -1, h)
+    q = q.reshape(b, t, kv_heads, n // kv_heads, h).transpose(0, 2, 3, 1, 4)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    scores = einsum_f32("bkqh,bksh->bkqs", q, k)
+    scores = einsum_f32("bkgth,bksh->bkgts", q, k) / math.sqrt(h)
     visible = (kv_pos[:, None, :] <= q_pos[:, :, None]) & (kv_seg[:, None, :] == q_seg[:, :, None])
-    scores = scores.reshape(b, kv_heads, -1, t, s) / math.sqrt(h)
     probs = jax.nn.softmax(jnp.where(visible[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkqs,bksh->bkqh", probs.reshape(b, kv_heads, -1, s), v, precision=precision(v.dtype))
-    return out.reshape(b, kv_heads, -1, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+    out = jnp.einsum("bkgts,bksh->bkgth", probs, v, precision=precision(v.dtype))
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
 def splash(q, k, v, q_seg=None, kv_seg=None, *, interpret: bool = False) -> jax.Array:
