@@ -11,7 +11,7 @@ from hf_helpers import hf_folder
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.hf.source import open_model
 from mmed_jax.inference import programs
-from mmed_jax.inference.engine import Completion, Engine, size_class
+from mmed_jax.inference.engine import Completion, Engine, check_prompts, size_class
 from mmed_jax.inference.sampling import Sampling, row_keys, sample
 from mmed_jax.model import llama
 from mmed_jax.sharding import make_mesh, param_shardings
@@ -157,7 +157,7 @@ def test_model_positions_are_the_limit(engine):
     prompt = list(range(250))
     assert len(engine.generate([prompt], max_new_tokens=64)[0].ids) == 6
     with pytest.raises(UserError, match=r"q7: has 256 tokens.*max_position_embeddings is 256"):
-        engine.check([[1], [1] * 256], 8, names=["q6", "q7"])
+        check_prompts(engine.cfg, [[1], [1] * 256], 8, names=["q6", "q7"])
     with pytest.raises(UserError, match="prompt 2: is empty"):
         engine.generate([[1], []], max_new_tokens=3)
     with pytest.raises(UserError, match="max_new_tokens=0"):

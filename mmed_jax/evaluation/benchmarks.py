@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.data import jsonl
-from mmed_jax.data.chat import chat_format, chat_pieces, encode_pieces
+from mmed_jax.data.chat import Piece, chat_format, chat_pieces, encode_pieces
 from mmed_jax.data.files import locate
 from mmed_jax.data.prompts import mcq_prompt_pieces
 from mmed_jax.data.schema import KINDS, kind_of, load_files, read_records
@@ -49,10 +49,10 @@ def from_files(paths: Iterable[str]) -> list[Benchmark]:
     for path in paths:
         real, _ = locate(path)
         name = real.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".zip")
+        if name in [b.name for b in found] and path not in [b.path for b in found]:
+            name = f"{real.resolve().parent.name}/{name}"
         if name in [b.name for b in found]:
-            name = f"{real.parent.name}/{name}"
-        if name in [b.name for b in found]:
-            raise UserError(f"--data: two files are called '{name}'; rename one")
+            raise UserError(f"--data: '{name}' is named twice")
         found.append(Benchmark(name, path))
     return found
 
@@ -89,7 +89,8 @@ def _find(name: str, folder: Path) -> Benchmark:
         return Benchmark(name, str(same[0]))
     known = {p.name.removesuffix(".gz").removesuffix(".jsonl") for p in files} | {s for s in sources.values() if s}
     known |= {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    raise UserError(f"--benchmark={name}: not in {folder}{nearest(name, sorted(known)) or ', which holds no record file'}")
+    hint = nearest(name, sorted(known)) or ", which holds no record file"
+    raise UserError(f"--benchmark={name}: not in {folder}{hint}")
 
 
 def _source(path: Path) -> str | None:
@@ -154,8 +155,6 @@ def make_items(
 
 
 def _conversation(tok: Any, messages: list[dict], system_prompt: str) -> list:
-    from mmed_jax.data.chat import Piece
-
     if system_prompt and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system_prompt}, *messages]
     return [*chat_pieces(tok, messages), Piece(ids=chat_format(tok).headers["assistant"])]

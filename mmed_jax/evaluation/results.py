@@ -100,7 +100,8 @@ def rows(results: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
 def table(results: dict[str, Any]) -> str:
     """The results as lines of text."""
     parsed = "parse_rate" in results["overall"]
-    head = ["benchmark", "language", "items", "accuracy", "95 % interval", *(["chance", "parsed"] if parsed else []), "cut"]
+    head = ["benchmark", "language", "items", "accuracy", "95 % interval"]
+    head += [*(["chance", "parsed"] if parsed else []), "cut"]
     lines = [head]
     for name, language, c in rows(results):
         low, high = c["interval95"]

@@ -57,6 +57,26 @@ def size_class(n: int) -> int:
     return size
 
 
+def check_prompts(
+    cfg: LlamaConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int, names: Sequence[str] | None = None
+) -> None:
+    """Raises UserError for prompts that a model can't continue; `names` says what to call them. Uses no device."""
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+    limit = cfg.max_position_embeddings
+    for i, prompt in enumerate(prompts):
+        name = names[i] if names else f"prompt {i + 1}"
+        if not len(prompt):
+            raise UserError(f"{name}: is empty")
+        if len(prompt) >= limit:
+            long = sum(len(p) >= limit for p in prompts) - 1
+            more = f"; {long} more are as long" if long else ""
+            raise UserError(
+                f"{name}: has {len(prompt)} tokens, and the model's max_position_embeddings is {limit} (prompt and "
+                f"answer together){more}"
+            )
+
+
 class Engine:
     """Generates with one model on one device, or on a mesh.
 
@@ -118,27 +138,12 @@ class Engine:
           WorkError: the model gives NaN.
         """
         sampling = Sampling(temperature, top_p, top_k)
-        self.check(prompts, max_new_tokens)
+        check_prompts(self.cfg, prompts, max_new_tokens)
         if not prompts:
             return []
         run = _Run(self, prompts, max_new_tokens, sampling, seed, items, on_token, on_done)
         with self._on_mesh():
             return run.results()
-
-    def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, names: Sequence[str] | None = None) -> None:
-        """Raises UserError for prompts that can't be continued; `names` says what to call them."""
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-        limit = self.cfg.max_position_embeddings
-        for i, prompt in enumerate(prompts):
-            name = names[i] if names else f"prompt {i + 1}"
-            if not len(prompt):
-                raise UserError(f"{name}: is empty")
-            if len(prompt) >= limit:
-                raise UserError(
-                    f"{name}: has {len(prompt)} tokens, and the model's max_position_embeddings is {limit} (prompt and "
-                    "answer together)"
-                )
 
     def rows(self, prompts: int) -> int:
         """Rows used for so many prompts: no more than needed, a multiple of the mesh's row shards."""

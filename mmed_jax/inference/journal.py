@@ -20,11 +20,12 @@ class Journal:
     """An append-only file of results; a context manager.
 
     Args:
-      path: the .jsonl file. settings: JSON values that decide the results.
+      path: the .jsonl file. settings: JSON values that decide the results; None = not known yet, and not compared.
       key: fields that identify a result. flag: what the user calls `path`, for messages.
 
     Attributes:
       done: {key values: record} of what is in the file.
+      settings: as given, with what was not known taken from the file.
 
     Raises:
       UserError: the file holds results of other settings, is in use, or can't be written.
@@ -33,13 +34,16 @@ class Journal:
     def __init__(self, path: Path, settings: dict[str, Any], key: tuple[str, ...] = ("id",), flag: str = "--output"):
         self.path, self.key, self._flag = path, key, flag
         self.done: dict[tuple, dict] = {}
-        self._settings = json.loads(json.dumps(settings, default=str))
+        self.settings = json.loads(json.dumps(settings, default=str))
         self._file = None
         self.settings_path = path.with_name(path.name.removesuffix(".jsonl") + ".settings.json")
         self.check()
 
     def check(self) -> None:
         """Reads what is there and refuses results of other settings; writes nothing."""
+        folder = next(p for p in self.path.parents if p.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{self._flag}={self.path}: cannot be written: {folder} is not a folder one may write to")
         self.done = self._read()
         if not self.done:
             return
@@ -50,7 +54,7 @@ class Journal:
                 f"{self._flag}={self.path}: exists and {self.settings_path.name} does not, so nobody knows what it "
                 "holds; name another output"
             ) from None
-        now = self._settings
+        now = self.settings = {k: saved.get(k) if v is None else v for k, v in self.settings.items()}
         differing = [k for k in {**now, **saved} if now.get(k) != saved.get(k)]
         if differing:
             shown = "; ".join(f"{k}: {_short(saved.get(k))} there, {_short(now.get(k))} now" for k in differing[:3])
@@ -73,7 +77,7 @@ class Journal:
         except OSError:
             pass  # a file system without locks
         self.check()
-        write_json(self.settings_path, self._settings)
+        write_json(self.settings_path, self.settings)
         self._drop_torn_line()
         return self
 
@@ -87,9 +91,14 @@ class Journal:
         self.done[self._key(record)] = record
 
     def arrange(self, order: Iterable[tuple]) -> list[dict]:
-        """Rewrites the finished file in the given order of keys; the same results then give the same bytes."""
-        records = [self.done[k] for k in order]
-        jsonl.write_lines(self.path, map(jsonl.dump_line, records))
+        """Rewrites the finished file in the given order of keys, others after them, and returns the ordered records.
+
+        The same results then give the same bytes, in whatever order they came.
+        """
+        keys = list(order)
+        records = [self.done[k] for k in keys]
+        others = [r for k, r in self.done.items() if k not in set(keys)]
+        jsonl.write_lines(self.path, map(jsonl.dump_line, records + others))
         return records
 
     def _key(self, record: dict) -> tuple:

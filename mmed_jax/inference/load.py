@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="run directory or Hugging Face folder")
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
     dtypes = ("float32", "bfloat16")
-    parser.add_argument("--dtype", choices=dtypes, help="compute and weights (default: float32 on a CPU, else bfloat16)")
+    parser.add_argument("--dtype", choices=dtypes, help="of compute (default: float32 on a CPU, else bfloat16)")
     parser.add_argument("--batch_size", type=int, default=16, help="answers written at a time; changes speed only")
     parser.add_argument("--mesh_data", type=int, default=1, help="devices over which answers are spread")
     parser.add_argument("--mesh_tensor", type=int, default=1, help="devices over which the weights are spread")
