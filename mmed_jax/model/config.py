@@ -135,12 +135,7 @@ def from_hf(d: dict) -> LlamaConfig:
     if values["num_kv_heads"] is None:
         values["num_kv_heads"] = values["num_heads"]
     if values["head_dim"] is None:
-        if values["hidden_size"] % values["num_heads"]:
-            raise UserError(
-                f"config.json: hidden_size={values['hidden_size']} is not a multiple of "
-                f"num_attention_heads={values['num_heads']} and head_dim is not given"
-            )
-        values["head_dim"] = values["hidden_size"] // values["num_heads"]
+        values["head_dim"] = values["hidden_size"] // max(values["num_heads"], 1)
     theta, scaling = _rope(d)
     cfg = LlamaConfig(
         **values,
@@ -167,6 +162,8 @@ def check(cfg: LlamaConfig, where: str = "config.json") -> LlamaConfig:
 
     for field in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
         need(getattr(cfg, field) >= 1, field, "must be at least 1")
+    # transformers refuses such a config even when head_dim is given.
+    need(cfg.hidden_size % cfg.num_heads == 0, "hidden_size", f"must be a multiple of the {cfg.num_heads} heads")
     need(cfg.head_dim >= 2 and cfg.head_dim % 2 == 0, "head_dim", "must be even (rotary embeddings turn pairs)")
     divisors = [k for k in range(1, cfg.num_heads + 1) if cfg.num_heads % k == 0]
     need(cfg.num_kv_heads in divisors, "num_kv_heads", f"must divide the {cfg.num_heads} heads: one of {divisors}")
