@@ -195,26 +195,28 @@ def enable_compile_cache(folder: str) -> None:
     except OSError as e:
         raise UserError(f"config.compile_cache={folder}: cannot be written ({e.strerror}); set another or ''") from e
     jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def check_finite(step: int, metrics: dict[str, Any], stream: Any) -> None:
+def check_finite(step: int, metrics: dict[str, Any], stream: Any, log: Any) -> None:
     """Ends the run when a number of the step is NaN or infinite, naming the samples of its batch.
 
     Args:
-      metrics: fetched from the devices. stream: the BatchStream of the run.
+      metrics: fetched from the devices. stream: the BatchStream of the run. log: its MetricsLogger, which gets an event
+        with all the samples.
 
     Raises:
-      WorkError: which number, at which step, in which batch. No checkpoint is written after that step.
+      WorkError: which number, at which step, in which batch. No checkpoint is written of that step or a later one.
     """
     bad = [k for k, v in metrics.items() if not np.all(np.isfinite(v))]
     if bad:
         names = stream.names(step - 1)
+        log.event("not_finite", step, numbers=bad, samples=names)
         shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
         raise WorkError(
-            f"step {step}: {', '.join(bad)} not finite; nothing was saved from it and the checkpoints before it are "
-            f"good. Samples in the batch: {shown}. Usual causes: optim.lr too high, damaged weights"
+            f"step {step}: {', '.join(bad)} not finite; nothing is saved from this step on. Samples in its batch: "
+            f"{shown}. Usual causes: optim.lr too high, damaged weights"
         )
 
 

@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
             if held is None:
                 return
             number, m, host = held
-            start.check_finite(number, m, stream)
+            start.check_finite(number, m, stream, log)
             languages = by_language(m.pop("language_nll"), m.pop("language_count"), "loss")
             values = {k: float(v) for k, v in m.items()}
             speed = meter.step(
