@@ -96,6 +96,7 @@ def test_killed_at_random_moments_and_in_the_middle_of_a_save(bench, tmp_path): 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_signal_saves_and_leaves_and_the_next_call_goes_on(bench, tmp_path, number):  # noqa: F811
     run = tmp_path / "run"
+    assert bench.reference.is_dir()
     p = bench.start(run, checkpoint__every_steps=0)
     wait_for(lambda: last_step(run) >= 2, p)
     p.send_signal(number)
@@ -105,6 +106,9 @@ def test_a_signal_saves_and_leaves_and_the_next_call_goes_on(bench, tmp_path, nu
     assert 2 <= stopped < STEPS
     assert f"stopped    at step {stopped} of {STEPS}" in outcome.out
     assert [e["signal"] for e in metrics(run).events if e["event"] == "stopped"] == [signal.Signals(number).name]
+    # A process of its own, it found the programs that the reference run had compiled.
+    (compiled,) = (e for e in metrics(run).events if e["event"] == "compiled")
+    assert compiled["compile_count"] == 1 and compiled["compile_cache_hits"] >= 1
     outcome = bench.train(run)
     assert outcome.code == 0 and f"resumed    step {stopped} of" in outcome.out, outcome.err
     assert_as_uninterrupted(bench, run)

@@ -34,10 +34,10 @@ STEPS = 24
 # Divides over 8 devices along every axis.
 MODEL = {
     "model.hidden_size": 32, "model.num_layers": 2, "model.num_heads": 8, "model.num_kv_heads": 8, "model.head_dim": 4,
-    "model.intermediate_size": 64, "model.vocab_size": 400, "model.max_position_embeddings": 128,
+    "model.intermediate_size": 64, "model.vocab_size": 400, "model.max_position_embeddings": 256,
 }  # fmt: skip
 RUN = {
-    "data.seq_len": 64, "batch_size": 8, "epochs": 0, "steps": STEPS, "optim.lr": 1e-2, "log_every": 1,
+    "data.seq_len": 128, "batch_size": 8, "epochs": 0, "steps": STEPS, "optim.lr": 1e-2, "log_every": 1,
     "checkpoint.every_steps": 6, "checkpoint.every_minutes": 0, "checkpoint.keep_last": 10, "tensorboard": False,
 }  # fmt: skip
 
