@@ -101,6 +101,18 @@ def model_config(
     return cfg
 
 
+def describe_source(source: "ModelSource") -> str:
+    """Where the weights came from, after they were loaded; of a run that did not reach its end, a warning too."""
+    from mmed_jax.metrics import read_metrics
+
+    text = f"weights    {source.path}" + (f", step {source.step:,}" if source.step is not None else "")
+    if source.kind == "run":
+        planned = [e["steps"] for e in read_metrics(source.path).events if e.get("event") == "start" and "steps" in e]
+        if planned and source.step is not None and source.step < planned[-1]:
+            text += f"\nwarning    that run stopped at step {source.step:,} of {planned[-1]:,}; it has not been finished"
+    return text
+
+
 def total_steps(config: ConfigDict, rows: int) -> int:
     """Optimizer steps of the run: config.steps, or as many as show every row config.epochs times."""
     if config.steps:

@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             shardings = jax.tree.map(lambda x: x.sharding, abstract["params"])
             params = source.load_params(shardings=shardings, dtype=config.param_dtype)
-            say(f"weights    {source.path}" + (f", step {source.step}" if source.step is not None else ""), flush=True)
+            say(start.describe_source(source), flush=True)
         state = placement.fresh_state(params, tx, abstract)
         del params
     first = int(state["step"])
