@@ -56,9 +56,8 @@ class BatchPlacer:
         self._sharding = sharding.batch_sharding(mesh)
         self.batch_size = batch
         self._shape = (batch, length)
-        spans = {
-            index[0].indices(batch)[:2] for index in self._sharding.addressable_devices_indices_map(self._shape).values()
-        }
+        parts = self._sharding.addressable_devices_indices_map(self._shape).values()
+        spans = {index[0].indices(batch)[:2] for index in parts}
         self.rows = np.unique(np.concatenate([np.arange(a, b) for a, b in spans]))
         self._where = {int(r): i for i, r in enumerate(self.rows)}
 

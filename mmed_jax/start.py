@@ -109,7 +109,7 @@ def describe_source(source: "ModelSource") -> str:
     if source.kind == "run":
         planned = [e["steps"] for e in read_metrics(source.path).events if e.get("event") == "start" and "steps" in e]
         if planned and source.step is not None and source.step < planned[-1]:
-            text += f"\nwarning    that run stopped at step {source.step:,} of {planned[-1]:,}; it has not been finished"
+            text += f"\nwarning    that run stopped at step {source.step:,} of {planned[-1]:,}; it is not finished"
     return text
 
 

@@ -22,7 +22,7 @@ def repo() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """A folder with public data sets and the Llama-3 vocabulary beside the checkout; tests that need it skip without it."""
+    """Public data sets and the Llama-3 vocabulary in a folder beside the checkout; tests that need it skip without."""
     path = Path(os.environ.get("MMED_JAX_SHARED", REPO.parent / "shared"))
     if not path.is_dir():
         pytest.skip("no shared data folder beside the checkout (set MMED_JAX_SHARED)")
