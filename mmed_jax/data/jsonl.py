@@ -4,6 +4,7 @@ Tolerated: a UTF-8 byte-order mark, CRLF line ends, blank lines, a missing last 
 message: other encodings, broken JSON, a key given twice, NaN and Infinity (not JSON), lines that are not objects.
 """
 
+import contextlib
 import gzip
 import json
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mmed_jax.errors import UserError
+from mmed_jax.errors import UserError, WorkError
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -81,24 +82,42 @@ def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> int:
     """Writes lines to `path` (gzip when it ends in .gz) under a temporary name, then renames. Returns the count.
 
     A failure of any kind, the iterable's own included, leaves an older file at `path` as it was and no temporary.
+
+    Raises:
+        UserError: there is no place for it. WorkError: writing failed (disk full, ...).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raw = open(temporary, "wb")
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror or e})") from e
     count = 0
     try:
-        with open(temporary, "wb") as raw:
+        with raw:
             # mtime=0 and no name: the same records give the same bytes.
             packed = gzip.GzipFile("", "wb", 6, raw, mtime=0) if path.name.endswith(".gz") else None
             out = packed or raw
             for line in lines:
-                out.write(line.encode("utf-8") + b"\n")
+                with _naming(path):
+                    out.write(line.encode("utf-8") + b"\n")
                 count += 1
-            if packed:
-                packed.close()
-            raw.flush()
-            os.fsync(raw.fileno())
+            with _naming(path):
+                if packed:
+                    packed.close()
+                raw.flush()
+                os.fsync(raw.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return count
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Names the file that cannot be written."""
+    try:
+        yield
+    except OSError as e:
+        raise WorkError(f"{path}: cannot be written ({e.strerror or e})") from e
