@@ -3,6 +3,7 @@
 import errno
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,19 @@ def quiet_orbax() -> None:
     logger = logging.getLogger("absl")
     if not any(isinstance(f, _OrbaxTracebacks) for f in logger.filters):
         logger.addFilter(_OrbaxTracebacks())
+    if not isinstance(sys.unraisablehook, _LateWrites):
+        sys.unraisablehook = _LateWrites(sys.unraisablehook)
+
+
+class _LateWrites:
+    """Passes over what array writes report to the event loop of a save that has failed already."""
+
+    def __init__(self, before: Callable[[Any], object]):
+        self._before = before
+
+    def __call__(self, problem: Any) -> None:
+        if not (isinstance(problem.exc_value, RuntimeError) and "Event loop is closed" in str(problem.exc_value)):
+            self._before(problem)
 
 
 class _OrbaxTracebacks(logging.Filter):
