@@ -14,6 +14,7 @@ import sys
 import time
 from typing import Any
 
+from mmed_jax.config import Parser
 from mmed_jax.errors import UserError, run_command
 
 DTYPES = ("bfloat16", "float32", "float16", "source")
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mmed_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="run directory or Hugging Face folder")

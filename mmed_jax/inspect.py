@@ -27,6 +27,7 @@ FLAGS = {
     "split": ("train", "train or validation"),
     "tokens": (False, "one line per token instead of running text"),
 }
+SPLITS = ("train", "validation")
 # Green on a terminal; in a file brackets that no record uses (guillemets stand in French, Spanish and Russian text).
 COLOR, PLAIN = ("\033[32m", "\033[0m"), ("⟦", "⟧")
 
@@ -92,6 +93,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("rows", "first"):
         if getattr(flags, name) < 0:
             raise UserError(f"--{name}={getattr(flags, name)}: must not be negative")
+    if flags.split not in SPLITS:
+        raise UserError(f"--split={flags.split}{nearest(flags.split, SPLITS)}")
     tok = start.open_tokenizer(config, None if config.tokenizer else start.open_init(config))
     prepared = prepare(config, tok)
     tables = {"train": prepared.train, **prepared.validation}
