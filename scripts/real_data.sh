@@ -78,7 +78,7 @@ common=(
   --config.model.vocab_size=12288 --config.model.hidden_size=256 --config.model.intermediate_size=768 \
   --config.model.num_layers=9 --config.model.num_heads=8 --config.model.num_kv_heads=4 "${common[@]}"
 "$python" -m mmed_jax.train --config=stage2 --config.run_dir="$out/stage2" --config.init_from="$out/stage1" \
-  --config.data.train="$stage2" --config.data.validation="$dev" --config.steps="${STAGE2_STEPS:-200}" "${common[@]}"
+  --config.data.train="$stage2" --config.data.validation="$dev" --config.steps="${STAGE2_STEPS:-150}" "${common[@]}"
 
 "$python" -m mmed_jax.evaluate --model="$out/stage2" --data="$dev" --mode=direct --output="$out/evaluation"
 "$python" -m mmed_jax.export --model="$out/stage2" --output="$out/export" --overwrite
