@@ -1,5 +1,6 @@
 """Tiny random Llamas in both worlds: a `transformers` model in float32, and its weights as our tree (plain numpy)."""
 
+import copy
 import dataclasses
 import functools
 
@@ -55,7 +56,8 @@ LLAMA3_ROPE = {
 def torch_llama(hf: dict, seed: int = 0) -> transformers.LlamaForCausalLM:
     """A random float32 model whose norms and biases are away from 1 and 0."""
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(**{k: v for k, v in hf.items() if k != "model_type"})
+    # A copy, because transformers writes rope_theta into the rope_scaling it is given.
+    config = transformers.LlamaConfig(**copy.deepcopy({k: v for k, v in hf.items() if k != "model_type"}))
     config._attn_implementation = "eager"
     model = transformers.LlamaForCausalLM(config).to(torch.float32).eval()
     with torch.no_grad():
