@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mmed_jax.data.prompts import answer_text
+from mmed_jax.data.schema import read_records
 from mmed_jax.evaluation.answers import Extraction, extract, is_correct, normalise
 
 DRUGS = {"A": "Aspirin", "B": "Warfarin", "C": "Heparin", "D": "Clopidogrel", "E": "None of the above"}
@@ -42,6 +44,10 @@ WITH_OPTIONS = [
     ("ru", DA_NET, "Нет, разрыв происходит в другой фазе.", "B", "yes_no"),
     ("ru", DA_NET, "Ответ: нет", "B", "mark:ru:text"),
     ("zh", {"A": "肝硬化", "B": "肝癌"}, "答案：肝癌", "B", "mark:zh:text"),
+    ("zh", {"A": "肝炎", "B": "肝癌", "C": "A和B"}, "A和B", "C", "option_text"),
+    ("fr", {"A": "B.C.G", "B": "Hépatite B"}, "A. B.C.G", "A", "leading"),
+    ("fr", {"A": "Une hémophilie B.", "B": "Autre"}, "La bonne réponse est A. Une hémophilie B.", "A", "sentence:fr"),
+    ("en", {"A": "# 1-2", "B": "# 5-16"}, "# 5-16", "B", "option_text"),
     ("en", {"A": "x", "B": "y"}, "Answer: C", None, "none"),
     ("en", dict.fromkeys("ABCDEFGH", "t"), "The answer is H.", "H", "sentence:en"),
     ("en", {"A": "ACE inhibitors", "B": "beta blockers", "C": "c", "D": "d", "E": "e"}, "ACE", None, "none"),
@@ -94,3 +100,14 @@ def test_long_repetitive_output_is_read_in_time(filler):
     start = time.perf_counter()
     extract(filler * 2000, DRUGS, "en")
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("family", ["llama3", "mmedbench"])
+@pytest.mark.parametrize("mode", ["direct", "rationale"])
+def test_every_trained_answer_is_read_back(repo, family, mode):
+    """What stage 2 trains the model to write is what extraction reads, for every record of the embedded demo."""
+    records = list(read_records(repo / "data_gen" / "handcrafted" / "mcq.jsonl", "mcq"))
+    assert len(records) >= 140
+    for record in records:
+        found = extract(answer_text(record, mode, family), record["options"], record["language"])
+        assert found.letters == record["answer_idx"], (record["id"], found)

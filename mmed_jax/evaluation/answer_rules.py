@@ -21,10 +21,10 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     ("boxed", r"⟦boxed⟧\s*"),
     (
         "mark:en",
-        r"\b(?:answers?|ans\.?|(?:correct|final|best|right|chosen|selected|my)\s+(?:option|choice|response))"
-        r"(?:\s+(?:letter|choice|option|index))?\s*(?:[:=→]|\s[-–—]+\s|(?<=ans\.))",
+        r"\b(?:answers?|ans(?=\s*[:=])|(?:correct|final|best|right|chosen|selected|my)\s+(?:option|choice|response))"
+        r"(?:\s+(?:letter|choice|option|index))?\s*(?:[:=→]|\s[-–—]+\s)",
     ),
-    ("mark:en", r"(?:^|\n)\W*(?:final\s+|correct\s+)?answer\s+(?=\S)"),
+    ("mark:en", r"(?:^|\n)\W*(?:(?:final\s+|correct\s+)?answer\s+|ans\.\s*)(?=\S)"),
     (
         "sentence:en",
         rf"\b(?:answers?|{_EN_GOOD}\s+(?:option|choice|response|statement|one)s?)"
@@ -72,7 +72,7 @@ ANCHORS: tuple[tuple[str, str], ...] = (
         "sentence:zh",
         r"(?:正确|最佳|合适|可能|恰当|适合|适当|准确)的?(?:选项|选择|说法|一项)\s*(?:应该|应)?(?:是|为|:)",
     ),
-    ("choose:zh", r"(?<![不未可首备待若如误])(?:选择|选)\s*:?"),
+    ("choose:zh", r"(?<![不未可首备待若如误])(?:选择|选)(?!\s*\n)\s*:?"),
     (
         "mark:ja",
         r"(?:正解|正答|答え|解答|回答|(?<![解回])答)\s*[】\]]?\s*(?:の選択肢)?(?:として)?(?:は[,、]?|が|:|=|→)?"

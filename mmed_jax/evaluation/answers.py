@@ -5,7 +5,8 @@ Order (the first stage that finds something decides):
      "Respuesta: B", "Ответ: В", "###Answer: OPTION A,C IS CORRECT.", "B is the correct answer", \\boxed{B}, or the same
      with an option's text in place of its letter. The LAST one in the text wins, so a restated option list or an
      earlier guess never does; if the last one hedges ("A or B"), there is no answer.
-  2. the reply is nothing but letters; its first line is; it opens with "B. ..." (and is not a restated list)
+  2. the reply is an option's text that itself speaks of options ("A and D"); it is nothing but letters; its first
+     line is; it opens with "B. ..." (and is not a restated list)
   3. verdicts, "B is correct", all of them together
   4. the last line is nothing but letters
   5. the reply, or its first line, is exactly one option's text
@@ -80,13 +81,19 @@ class _Reader:
         for rule, anchor in _anchors():
             for m in anchor.finditer(text):
                 hit = self._after_anchor(text, m.end(), self.russian or rule in R.RUSSIAN)
-                if hit and not (rule == "conclusion" and hit[2]):
+                if hit and not (rule == "conclusion" and not self._closes(text, hit)):
                     found.append((hit[0], hit[1], "ambiguous" if hit[1] is None else rule + hit[2]))
         found += [(m.end(), self._join(m["s"]), "is_answer") for m in self._suffixed(text, R.ANSWER_AFTER)]
         if not found:
             return None
         _, letters, rule = max(found, key=lambda f: f[0])
         return Extraction(letters, rule)
+
+    def _closes(self, text: str, hit: tuple[int, str | None, str]) -> bool:
+        """After "therefore" only letters that end the line, or their option's text, are a statement."""
+        after, own = text[hit[0] :], self.texts.get(hit[1] or "", "")
+        ends = re.match(r"\W*(?:$|\n)", after) or (own and _fold(after.lstrip(" .:)-")).startswith(own))
+        return not hit[2] and bool(ends)
 
     def _after_anchor(self, text: str, pos: int, russian: bool) -> tuple[int, str | None, str] | None:
         """What stands at `pos`: (end, letters or None for a hedge, "" or ":text"); None if it is no answer."""
@@ -103,6 +110,9 @@ class _Reader:
 
     def opening(self, text: str) -> Extraction | None:
         """Stage 2: the whole reply, its first line, or its opening is letters."""
+        same = [k for k, v in self.texts.items() if v == _fold(text) and len(re.findall(r"\w", v)) > 1]
+        if len(same) == 1:
+            return Extraction(same[0], "option_text")
         if letters := self._bare(text):
             return Extraction(letters, "bare")
         first, _, rest = text.partition("\n")
@@ -169,6 +179,8 @@ class _Reader:
         following = _fold(re.sub(r"^[\s.:)、-]+", "", after))
         if (own and following.startswith(own)) or m["s"].rstrip()[-1:] in tuple(")]】」"):
             return True
+        if re.match(r"\. ?[^\W\d_]\.", after):  # initials: "A. C., 45 years old"
+            return False
         if re.match(r"\.\s?[^\W\d_]", after) and after[1:].lstrip()[:1].islower():
             return bool(_CONNECTIVE.match(after))  # otherwise "C. difficile"
         return _FOLLOWS.match(after) is not None
@@ -179,14 +191,19 @@ class _Reader:
         marked = re.match(r"\s*[.:、)]", after) or m["s"].rstrip()[-1:] in ")]"
         if letters != self.letters[0] or not marked:
             return False
+        own = self.texts.get(letters, "")
+        rest = _fold(re.sub(r"^[\s.:)、-]+", "", after))
+        if own and rest.startswith(own) and not re.match(r"\W*\w", rest[len(own) :]):
+            return False  # "A. <text of A>" and nothing more
         window = "\n".join(after.lstrip("\n").split("\n")[:2])
         second = self.letters[1]
-        return re.search(rf"(?:^|[\s(\[]){second}\s*[.:、)\]]\s*\S", window) is not None
+        return re.search(rf"(?:^|[\s(\[]){second}\s*[.:、)\]](?!(?<=\.)[A-Za-z])\s*\S", window) is not None
 
     def _option_at(self, text: str, pos: int) -> str | None:
         """The letter of the one option whose whole text stands at `pos` (longest wins); None otherwise."""
         here = _fold(re.sub(rf"^[\s{R.OPEN}]+", "", text[pos : pos + 400]))
-        fits = [k for k, v in self.texts.items() if v and re.match(re.escape(v) + r"(?![\w-])", here)]
+        texts = {k: v for k, v in self.texts.items() if len(v) > 1}
+        fits = [k for k, v in texts.items() if re.match(re.escape(v) + r"(?![\w-])", here)]
         if not fits:
             return None
         longest = max(len(self.texts[k]) for k in fits)
@@ -245,5 +262,6 @@ def _prepare(text: str) -> str:
 
 def _fold(text: str) -> str:
     """Casefolded NFKC, whitespace squeezed, outer quotes and end punctuation removed: for comparing option texts."""
-    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    text = re.sub(r"[*`$#]|__", "", unicodedata.normalize("NFKC", text).casefold())
+    text = " ".join(text.split())
     return text.strip(" .。,;:!\"'“”「」«»")

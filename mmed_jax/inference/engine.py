@@ -169,7 +169,9 @@ class _Run:
         self.items = np.asarray(range(len(prompts)) if items is None else items, np.int32)
         self.pending = deque(sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)))
         self.static = {"cfg": engine.cfg, "dtype": engine.dtype, "kind": sampling.kind}
-        self.stops = np.asarray(engine.stop_ids or (-1,), np.int32)
+        stops = engine.stop_ids
+        # Filled up with -1, which no token is: the number of stop ids then does not decide what is compiled.
+        self.stops = np.asarray(stops + (-1,) * (max(4, -(-len(stops) // 4) * 4) - len(stops)), np.int32)
         self.draw = {
             "seed": jax.random.key(seed),
             "temperature": np.float32(sampling.temperature or 1), "top_p": np.float32(sampling.top_p),
