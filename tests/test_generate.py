@@ -1,5 +1,6 @@
 """The generate command: streaming whole characters, files of prompts, resuming, refusals."""
 
+import argparse
 import gzip
 import json
 import random
@@ -15,7 +16,7 @@ from mmed_jax.data.prompts import mcq_prompt_ids
 from mmed_jax.errors import UserError
 from mmed_jax.generate import TextStream
 from mmed_jax.hf.source import open_model
-from mmed_jax.inference.load import identity
+from mmed_jax.inference.load import check_mesh, identity
 from mmed_jax.inference.prompts import Format, prompt_ids, read_prompts
 
 MCQ = {"id": "q", "language": "fr", "question": "Quoi ?", "options": {"A": "a", "B": "b"}, "answer_idx": "A"}
@@ -231,3 +232,15 @@ def test_mistakes_are_one_line_before_any_device(model, tmp_path, monkeypatch, f
     with pytest.raises(UserError, match=message) as caught:
         generate.main([f"--model={model}", *flags])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [((1, 3), "--mesh_tensor=3: does not divide the model's num_heads=4; try"), ((4, 4), "16 devices asked for"),
+     ((0, 1), "must be at least 1")],
+)  # fmt: skip
+def test_mesh_flags(model, sizes, message):
+    flags = argparse.Namespace(mesh_data=sizes[0], mesh_tensor=sizes[1])
+    with pytest.raises(UserError, match=message):
+        check_mesh(flags, open_model(model).cfg, 8)
+    check_mesh(argparse.Namespace(mesh_data=4, mesh_tensor=2), open_model(model).cfg, 8)
