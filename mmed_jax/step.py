@@ -33,6 +33,9 @@ class StepOptions:
     attention: str = "auto"
     loss_chunk: int = 1024
     grad_accum: int = 1
+    # False: one example a row from position 0, padded on the right; attention then needs no segment ids. (The padding's
+    # own positions are 0: without segment ids every query would see them.)
+    packing: bool = True
 
 
 def init_state(params: Any, tx: optax.GradientTransformation) -> State:
@@ -55,8 +58,8 @@ def batch_sums(params: Any, cfg: LlamaConfig, options: StepOptions, batch: Batch
         params,
         cfg,
         batch["tokens"],
-        positions_bt=batch["positions"],
-        segment_ids_bt=batch["segment_ids"],
+        positions_bt=batch["positions"] if options.packing else None,
+        segment_ids_bt=batch["segment_ids"] if options.packing else None,
         compute_dtype=jnp.dtype(options.compute_dtype),
         remat=options.remat,
         attention=options.attention,

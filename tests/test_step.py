@@ -142,3 +142,11 @@ def test_language_slots_cover_the_schema():
     from mmed_jax.data.schema import LANGUAGES
 
     assert step.LANGUAGE_SLOTS == len(LANGUAGES) + 1
+
+
+def test_unpacked_rows_need_no_segment_ids(params, batch):
+    """One example a row, padding on the right: the same numbers with and without segment ids."""
+    rows = dict(batch, segment_ids=(np.arange(LENGTH) < 20).astype(np.int32)[None].repeat(ROWS, 0))
+    rows["positions"] = np.where(rows["segment_ids"] > 0, np.arange(LENGTH, dtype=np.int32), 0)
+    rows["loss_mask"] = batch["loss_mask"] * rows["segment_ids"]
+    assert_same(gradient_of(params, rows), gradient_of(params, rows, packing=False))
