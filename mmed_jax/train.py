@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.flops import train_flops_per_token
     from mmed_jax.metrics import DelayedMetrics, MetricsLogger
     from mmed_jax.model.attention import resolve_backend
+    from mmed_jax.model.remat import check_remat
     from mmed_jax.progress import Progress
     from mmed_jax.report import make_report
     from mmed_jax.telemetry import CompileCounter, SpeedMeter, memory
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     backend = resolve_backend(
         config.attention, devices[0].platform, config.data.packing, seq_len=seq_len, context=mesh.shape["context"]
     )
+    check_remat(config.remat, devices[0])
     facts = {
         "attention": backend,
         "data": f"{len(prepared.train):,} rows of {seq_len} tokens, {rows} rows a step in {config.grad_accum} part(s)",
@@ -114,10 +116,13 @@ def main(argv: list[str] | None = None) -> None:
     # ---- The steps -------------------------------------------------------------------------------------------------
     options = step.StepOptions(
         compute_dtype=config.compute_dtype, remat=config.remat, attention=backend, loss_chunk=config.loss_chunk,
-        grad_accum=config.grad_accum,
+        grad_accum=config.grad_accum, packing=config.data.packing,
     )  # fmt: skip
-    train_step = jax.jit(step.make_train_step(cfg, tx, schedule, options), donate_argnums=0)
-    eval_step = jax.jit(step.make_eval_step(cfg, options))
+    # The state stays where it is, and every process can read the numbers.
+    everywhere = sharding.replicated(mesh)
+    stays = (jax.tree.map(lambda x: x.sharding, abstract), everywhere)
+    train_step = jax.jit(step.make_train_step(cfg, tx, schedule, options), donate_argnums=0, out_shardings=stays)
+    eval_step = jax.jit(step.make_eval_step(cfg, options), out_shardings=everywhere)
     placer = placement.BatchPlacer(mesh, rows, seq_len)
     stream = BatchStream(prepared.train, rows, config.seed, first, local_rows=placer.rows)
     validation = prepared.validation.get("validation")
