@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from train_helpers import (  # noqa: F401
+    SLOWLY,
     STEPS,
     assert_same_state,
     bench,
@@ -25,10 +26,17 @@ from train_helpers import (  # noqa: F401
     wait_for,
 )
 
+from mmed_jax.metrics import read_metrics
+
 
 def assert_as_uninterrupted(bench, run_dir):  # noqa: F811
     assert reproduced(run_dir) == reproduced(bench.reference)
     assert_same_state(state_of(run_dir, STEPS), state_of(bench.reference, STEPS))
+
+
+def starts_of(run_dir) -> list[int]:
+    """The steps from which the run was started or resumed."""
+    return [e["step"] for e in read_metrics(run_dir).events if e["event"] == "start"]
 
 
 def unlocked(contents: dict[str, bytes]) -> dict[str, bytes]:
@@ -41,7 +49,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(bench, tmp_path)
     outcome = bench.train(run)
     assert outcome.code == 0, outcome.err
     assert f"resumed    step 12 of {STEPS}" in outcome.out
-    assert [e["step"] for e in metrics(run).events if e["event"] == "start"] == [0, 12]
+    assert starts_of(run) == [0, 12]
     assert_as_uninterrupted(bench, run)
 
 
@@ -82,13 +90,14 @@ def test_killed_at_random_moments_and_in_the_middle_of_a_save(bench, tmp_path): 
     assert saved(run) == [] and list((run / "checkpoints").glob("6.*tmp*"))
 
     rng = random.Random(0)
-    for _ in range(2):
-        p, step = bench.start(run), rng.randint(2, STEPS - 2)
-        wait_for(lambda p=p, step=step: last_step(run) >= step or p.poll() is not None, p)
+    for starts in (2, 3):
+        p, step = bench.start(run, command=SLOWLY), rng.randint(2, STEPS - 2)
+        wait_for(lambda n=starts, step=step: len(starts_of(run)) == n and last_step(run) >= step, p)
         p.kill()
         finish(p)
     outcome = bench.train(run)
     assert outcome.code == 0, outcome.err
+    assert starts_of(run)[:2] == [0, 0] and len(starts_of(run)) == 4
     assert_as_uninterrupted(bench, run)
     assert not list((run / "checkpoints").glob("*tmp*"))
 
@@ -97,7 +106,7 @@ def test_killed_at_random_moments_and_in_the_middle_of_a_save(bench, tmp_path): 
 def test_a_signal_saves_and_leaves_and_the_next_call_goes_on(bench, tmp_path, number):  # noqa: F811
     run = tmp_path / "run"
     assert bench.reference.is_dir()
-    p = bench.start(run, checkpoint__every_steps=0)
+    p = bench.start(run, command=SLOWLY, checkpoint__every_steps=0)
     wait_for(lambda: last_step(run) >= 2, p)
     p.send_signal(number)
     (outcome,) = finish(p)

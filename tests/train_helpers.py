@@ -40,6 +40,21 @@ RUN = {
     "data.seq_len": 128, "batch_size": 8, "epochs": 0, "steps": STEPS, "optim.lr": 1e-2, "log_every": 1,
     "checkpoint.every_steps": 6, "checkpoint.every_minutes": 0, "checkpoint.keep_last": 10, "tensorboard": False,
 }  # fmt: skip
+# Training in a process of its own, a tenth of a second a step, so that a test can hit the step it means.
+SLOWLY = (
+    sys.executable,
+    "-c",
+    """
+import time
+from mmed_jax import errors, start, train
+check = start.check_finite
+def slow_check(*args):
+    time.sleep(0.1)
+    check(*args)
+start.check_finite = slow_check
+errors.run_command(train.main)
+""",
+)
 
 FINDINGS = {
     "en": ("fever", "cough", "pain", "rash", "nausea", "thirst", "fatigue", "pallor"),
