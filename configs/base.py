@@ -12,7 +12,7 @@ def base() -> ConfigDict:
     # What this run is called; set by the stage files.
     c.name = ""
     c.variant = ""
-    # Seeds parameter initialisation and the order of the data.
+    # Seeds parameter initialisation and the order of the data; 0 to 2**32 - 1.
     c.seed = 0
     # Everything the run writes goes here. Running again continues from here.
     c.run_dir = ""

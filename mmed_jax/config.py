@@ -7,14 +7,16 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import math
 import sys
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.errors import UserError, nearest, one_line
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG_DIR = REPO / "configs"
@@ -33,24 +35,58 @@ def load_config(name: str) -> ConfigDict:
     """Loads `configs/NAME.py` or a path to a config file, with an optional `:VARIANT`.
 
     Raises:
-      UserError: no such config or variant; the nearest valid name is given.
+      UserError: no such config or variant (the nearest valid name is given), or a mistake in the config file: broken
+        code, a value of another type, a key that configs/base.py does not have or that was taken away.
     """
     stem, _, variant = name.partition(":")
     path = Path(stem) if stem.endswith(".py") or "/" in stem else CONFIG_DIR / f"{stem}.py"
+    names = sorted(p.stem for p in CONFIG_DIR.glob("*.py") if p.stem not in ("__init__", "base", "hardware"))
     if not path.is_file():
-        names = sorted(p.stem for p in CONFIG_DIR.glob("*.py") if p.stem not in ("__init__", "base", "hardware"))
         raise UserError(f"--config={name}: no config '{stem}'{nearest(stem, names)}")
     if str(REPO) not in sys.path:
         sys.path.insert(0, str(REPO))  # so that a config can say `from configs.base import base`
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as e:
+        raise _mistake(name, path, e) from e
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={name}: {path} has no get_config; recipes: {', '.join(names)}")
     variants = tuple(getattr(module, "VARIANTS", ()))
     if variant and variants and variant not in variants:
         raise UserError(f"--config={name}: {stem} has no variant '{variant}'{nearest(variant, variants)}")
-    config = module.get_config(variant) if variant else module.get_config()
+    try:
+        config = module.get_config(variant) if variant else module.get_config()
+    except Exception as e:
+        raise _mistake(name, path, e) from e
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={name}: get_config must return a ConfigDict, got {type(config).__name__}")
+    _check_keys(name, config)
     config.lock()
     return config
+
+
+def _mistake(name: str, path: Path, error: Exception) -> UserError:
+    """What went wrong in a config file, with the line of that file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    at = f"line {line}: " if line else ""
+    return UserError(f"--config={name}: {at}{type(error).__name__}: {one_line(error)}")
+
+
+def _check_keys(name: str, config: ConfigDict) -> None:
+    """A config file may change values only: a misspelt key would be a value that nothing reads."""
+    from configs.base import base
+
+    known, found = flatten(base()), flatten(config)
+    for key in found:
+        if key not in known:
+            raise UserError(f"--config={name}: {key}: no such key{_nearest_key(key, known)}")
+    for key in known:
+        if key not in found:
+            raise UserError(f"--config={name}: {key} is missing; begin with configs.base.base() and change values")
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -200,15 +236,22 @@ CHOICES = {
     "optim.schedule": ("cosine", "linear", "wsd", "constant"),
     "optim.mu_dtype": ("float32", "bfloat16"),
 }
-POSITIVE = ("grad_accum", "loss_chunk", "optim.lr", "optim.eps", "log_every", "checkpoint.keep_last", "data.seq_len")
+POSITIVE = (
+    "grad_accum", "loss_chunk", "optim.lr", "optim.eps", "log_every", "checkpoint.keep_last", "data.seq_len",
+    "distributed.timeout_seconds",
+)  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "batch_size", "batch_tokens", "steps", "epochs", "eval_every", "eval_rows", "profile_start",
     "profile_steps", "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_best",
-    "optim.warmup_steps", "optim.weight_decay", "optim.clip_norm",
+    "optim.warmup_steps", "optim.weight_decay", "optim.clip_norm", "mesh.devices",
 )  # fmt: skip
 RATIOS = (
     "optim.warmup_ratio", "optim.end_lr_ratio", "optim.decay_ratio", "data.validation_fraction", "optim.b1", "optim.b2",
 )  # fmt: skip
+
+
+# jax.random.key reads 32 bits of a seed: a larger one would silently give the weights of a smaller one.
+MAX_SEED = 2**32 - 1
 
 
 def validate(config: ConfigDict) -> None:
@@ -221,6 +264,11 @@ def validate(config: ConfigDict) -> None:
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
             raise UserError(f"config.{key}={flat[key]!r}{nearest(flat[key], choices)}")
+    for key, value in flat.items():
+        if isinstance(value, float) and math.isinf(value):
+            raise UserError(f"config.{key}={value}: must be a finite number")
+    if flat["seed"] > MAX_SEED:
+        raise UserError(f"config.seed={flat['seed']}: must be at most {MAX_SEED}")
     for key in POSITIVE:
         if not flat[key] > 0:
             raise UserError(f"config.{key}={flat[key]}: must be greater than 0")
@@ -239,6 +287,8 @@ def validate(config: ConfigDict) -> None:
     for m in modes:
         if m not in ("rationale", "direct"):
             raise UserError(f"config.data.modes: '{m}'{nearest(m, ('rationale', 'direct'))}")
+        if list(modes).count(m) > 1:
+            raise UserError(f"config.data.modes: '{m}' is named twice")
     if flat["data.kind"] == "mcq" and not modes:
         raise UserError("config.data.modes is empty: name rationale, direct or both")
     _exactly_one(flat, "batch_size", "batch_tokens", "8 sequences, or --config.batch_tokens=131072")
@@ -255,8 +305,12 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"config.batch of {batch_rows(config)} sequences does not divide by grad_accum={flat['grad_accum']}"
         )
-    if flat["init_from"] and any(v for k, v in flat.items() if k.startswith("model.") and k != "model.preset"):
-        raise UserError("config.model.*: read only for random weights, init_from brings its own sizes; set them to 0")
+    sizes = any(v for k, v in flat.items() if k.startswith("model.") and k != "model.preset")
+    if flat["init_from"] and (sizes or flat["model.preset"] != "demo"):
+        raise UserError(
+            "config.model.*: read only for random weights, init_from brings its own sizes; set them to 0 and preset to "
+            "its default, or set --config.init_from="
+        )
     for key in MAPPINGS:
         for name, weight in flat[f"data.{key}"].items():
             if weight < 0:

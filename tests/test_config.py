@@ -50,6 +50,42 @@ def test_a_config_is_also_a_path(tmp_path):
     assert load_config(str(path)).seed == 7
 
 
+CONFIG_FILES = {
+    "misspelt key": ("c = stage1.get_config()\n    c.optim.learning_rate = 1.0\n    return c", ["optim.learning_rate: no such key"]),
+    "wrong type": ("c = stage1.get_config()\n    c.batch_size = 'many'\n    return c", ["line 5: TypeError", "batch_size", "many"]),
+    "text for a list": ("c = stage1.get_config()\n    c.data.train = 'a.jsonl'\n    return c", ["train", "a.jsonl"]),
+    "nothing returned": ("stage1.get_config()", ["get_config", "NoneType"]),
+    "broken code": ("return stage1.get_config(", ["line 4", "SyntaxError"]),
+    "removed key": ("c = stage1.get_config()\n    del c.optim.lr\n    return c", ["optim.lr", "missing"]),
+}
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_a_mistake_in_a_config_file_is_one_line_too(tmp_path, name):
+    body, words = CONFIG_FILES[name]
+    path = tmp_path / "mine.py"
+    path.write_text(f"from configs import stage1\n\ndef get_config(variant=''):\n    {body}\n")
+    with pytest.raises(UserError) as e:
+        parse_args([f"--config={path}"])
+    message = " ".join(str(e.value).split())
+    assert message.startswith(f"--config={path}: ")
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize("name", ["base", "hardware"])
+def test_the_parts_of_configs_are_no_recipes(name):
+    with pytest.raises(UserError, match="no get_config.*stage1, stage2"):
+        load_config(name)
+
+
+def test_a_variant_for_a_config_file_without_variants(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from configs import stage1\n\ndef get_config():\n    return stage1.get_config()\n")
+    with pytest.raises(UserError, match=r"mine.py:8b: TypeError: get_config\(\) takes 0"):
+        load_config(f"{path}:8b")
+
+
 def test_hash_follows_every_value():
     config = load_config("stage1").to_dict()
     changed = load_config("stage1").to_dict()
@@ -82,6 +118,16 @@ MISTAKES = {
     "batch tokens": ([*DEMO, "--config.batch_size=0", "--config.batch_tokens=1000"], ["multiple of data.seq_len"]),
     "accumulation": ([*DEMO, "--config.grad_accum=3"], ["does not divide by grad_accum=3"]),
     "two warm-ups": ([*DEMO, "--config.optim.warmup_steps=5"], ["warmup_steps", "warmup_ratio"]),
+    "infinite": ([*DEMO, "--config.optim.lr=inf"], ["optim.lr=inf", "finite"]),
+    "endless": ([*DEMO, "--config.epochs=inf"], ["epochs=inf", "finite"]),
+    "negative devices": ([*DEMO, "--config.mesh.devices=-1"], ["mesh.devices=-1", "negative"]),
+    "no time": ([*DEMO, "--config.distributed.timeout_seconds=0"], ["timeout_seconds=0", "greater than 0"]),
+    # jax would take the lower 32 bits: the weights of seed 0.
+    "seed": ([*DEMO, "--config.seed=4294967296"], ["config.seed=4294967296", "4294967295"]),
+    "mode twice": ([*DEMO, "--config.data.modes=direct,direct"], ["data.modes", "'direct' is named twice"]),
+    "preset of a given model": (
+        ["--config=stage1:8b", "--config.model.preset=llama3-70b"], ["init_from brings its own"],
+    ),
     "sizes of a given model": (
         ["--config=stage1:8b", "--config.model.num_layers=2"], ["init_from brings its own"],
     ),
