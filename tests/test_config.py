@@ -50,13 +50,14 @@ def test_a_config_is_also_a_path(tmp_path):
     assert load_config(str(path)).seed == 7
 
 
+GIVEN = "c = stage1.get_config()\n    "
 CONFIG_FILES = {
-    "misspelt key": ("c = stage1.get_config()\n    c.optim.learning_rate = 1.0\n    return c", ["optim.learning_rate: no such key"]),
-    "wrong type": ("c = stage1.get_config()\n    c.batch_size = 'many'\n    return c", ["line 5: TypeError", "batch_size", "many"]),
-    "text for a list": ("c = stage1.get_config()\n    c.data.train = 'a.jsonl'\n    return c", ["train", "a.jsonl"]),
+    "misspelt key": (GIVEN + "c.optim.learning_rate = 1.0\n    return c", ["optim.learning_rate: no such key"]),
+    "wrong type": (GIVEN + "c.batch_size = 'many'\n    return c", ["line 5: TypeError", "batch_size", "many"]),
+    "text for a list": (GIVEN + "c.data.train = 'a.jsonl'\n    return c", ["train", "a.jsonl"]),
     "nothing returned": ("stage1.get_config()", ["get_config", "NoneType"]),
     "broken code": ("return stage1.get_config(", ["line 4", "SyntaxError"]),
-    "removed key": ("c = stage1.get_config()\n    del c.optim.lr\n    return c", ["optim.lr", "missing"]),
+    "removed key": (GIVEN + "del c.optim.lr\n    return c", ["optim.lr", "missing"]),
 }
 
 
