@@ -192,3 +192,39 @@ class CompileCounter:
                 f"{name} was compiled {count} times instead of once: shapes, dtypes or shardings of its arguments "
                 f"changed between steps (JAX_EXPLAIN_CACHE_MISSES=1 shows which)"
             )
+
+
+class Profiler:
+    """Context that writes a profile of `steps` steps after step `start` to `folder`; of none when `steps` is 0.
+
+    A run that ends before that writes what it has.
+    """
+
+    def __init__(self, folder: str | os.PathLike, start: int, steps: int):
+        self._folder, self._start, self._steps = str(folder), start, steps
+        self._running = False
+
+    def after(self, step: int, state: Any) -> None:
+        """Call after every step with its number and its result, on the devices."""
+        import jax
+
+        if self._steps and step == self._start:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif self._running and step == self._start + self._steps:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        import jax
+
+        self._running = False
+        jax.profiler.stop_trace()
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:
+            self._stop()

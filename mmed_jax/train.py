@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.model.remat import check_remat
     from mmed_jax.progress import Progress
     from mmed_jax.report import make_report
-    from mmed_jax.telemetry import CompileCounter, SpeedMeter, memory
+    from mmed_jax.telemetry import CompileCounter, Profiler, SpeedMeter, memory
     from mmed_jax.validation import by_language, validation_losses
 
     start.enable_compile_cache(config.compile_cache)
@@ -142,6 +142,7 @@ def main(argv: list[str] | None = None) -> None:
             run_dir, tensorboard=config.tensorboard, wandb=config.wandb, is_main=main_process, config=config.to_dict()
         ) as log,
         Progress(steps, start=first, every=config.log_every, label=config.name, is_main=main_process) as progress,
+        Profiler(run_dir / "profile", first + config.profile_start, config.profile_steps) as profiler,
         PreemptionGuard() as guard,
     ):
         log.start(first, steps=steps, devices=len(devices), platform=devices[0].platform, **meter.describe())
@@ -192,11 +193,7 @@ def main(argv: list[str] | None = None) -> None:
                 # Nothing is written from a state whose numbers have not been looked at.
                 before=lambda: record(delayed.flush()),
             )  # fmt: skip
-            if number == first + config.profile_start and config.profile_steps:
-                jax.profiler.start_trace(str(run_dir / "profile"))
-            if number == first + config.profile_start + config.profile_steps and config.profile_steps:
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
+            profiler.after(number, state)
             if stop:
                 log.event("stopped", number, signal=guard.signal_name or "SIGTERM")
                 break

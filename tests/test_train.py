@@ -86,6 +86,13 @@ def test_saves_by_the_clock_and_keeps_the_newest(bench, tmp_path):  # noqa: F811
     assert reproduced(run) == reproduced(bench.reference)
 
 
+@pytest.mark.parametrize("after", [2, STEPS - 1], ids=["within the run", "cut short by its end"])
+def test_a_profile_is_written(bench, tmp_path, after):  # noqa: F811
+    outcome = bench.train(tmp_path / "run", profile_start=after, profile_steps=2)
+    assert outcome.code == 0, outcome.err
+    assert any(p.stat().st_size for p in (tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
 @pytest.fixture(scope="module")
 def validated(bench, tmp_path_factory):  # noqa: F811
     """A run whose validation loss rises at some time: it asks for answers that no training record gives."""
