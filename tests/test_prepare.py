@@ -261,6 +261,8 @@ def test_what_is_wrong_with_the_data_is_said(files, tok):
         prepare(config_of(files, **{"data.train": files / "trian.jsonl"}), tok)
     with pytest.raises(UserError, match="did you mean 'src1'"):
         prepare(config_of(files, **{"data.source_weights": "scr1=2"}), tok)
+    with pytest.raises(UserError, match="src1=1e\\+09 .*at most 1000"):
+        prepare(config_of(files, **{"data.source_weights": "src1=1e9"}), tok)
     with pytest.raises(UserError, match="90 records give no sample at data.seq_len=8: 90 too long"):
         prepare(config_of(files, **{"data.seq_len": 8, "data.validation_fraction": 0}), tok)
     (files / "file").write_text("")

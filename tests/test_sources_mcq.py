@@ -150,6 +150,16 @@ def test_jmmlu_zip_with_header(tmp_path):
     assert record["license"] == "CC BY-SA 4.0" and run.report.read == 2
 
 
+def test_mmlu_and_its_translation_are_not_mistaken_for_each_other(tmp_path):
+    english = table(tmp_path / "en" / "anatomy.csv", [], ["What?", "one", "two", "three", "four", "B"])
+    japanese = table(tmp_path / "ja" / "anatomy.csv", [], ["何か？", "一", "二", "三", "四", "B"])
+    formula = table(tmp_path / "x" / "anatomy.csv", [], ["何か？", "1", "2", "3", "4", "B"])
+    for name, wrong in (("mmlu_medical", japanese), ("jmmlu_medical", english), ("mmlu_medical", formula)):
+        with pytest.raises(UserError, match=f"{name} expects|not in (English|Japanese)"):
+            convert(name, wrong)
+    assert len(convert("jmmlu_medical", formula)[0]) == 1
+
+
 def test_frenchmedmcqa(tmp_path):
     row = {
         "id": "f1",

@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import json
 import os
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -48,6 +49,8 @@ def parse_json(text: str, where: str) -> object:
     except json.JSONDecodeError as e:
         at = f"line {e.lineno} column {e.colno}" if "\n" in text.rstrip() else f"column {e.colno}"
         raise UserError(f"{where}: broken JSON at {at}: {e.msg}") from None
+    except ValueError:  # Python's guard against huge integers; every other one is a JSONDecodeError
+        raise UserError(f"{where}: a number of more than {sys.get_int_max_str_digits()} digits") from None
     except RecursionError:
         raise UserError(f"{where}: JSON nested too deeply") from None
 
@@ -65,8 +68,8 @@ def read_objects(stream: BinaryIO, label: str) -> Iterator[tuple[str, dict]]:
                 raise UserError(f"{where}: the file is one JSON array; write one JSON object a line (JSON Lines)")
             value = parse_json(text, where)
             if not isinstance(value, dict):
-                kind = "array" if isinstance(value, list) else type(value).__name__
-                raise UserError(f"{where}: expected a JSON object, got a {kind}; write one object a line (JSON Lines)")
+                kind = "an array" if isinstance(value, list) else f"a {type(value).__name__}"
+                raise UserError(f"{where}: expected a JSON object, got {kind}; write one object a line (JSON Lines)")
             yield where, value
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise UserError(f"{label}: damaged gzip file after line {number}: {e}") from None

@@ -9,6 +9,9 @@ import numpy as np
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.errors import UserError, nearest
 
+# Copies are written out; what repeats a record more often than this is a slip of the pen.
+MAX_WEIGHT = 1000
+
 
 def uniform(*key: object) -> float:
     """A number in [0, 1) that is a pure function of `key`, the same on every machine."""
@@ -29,8 +32,8 @@ def copies(
     is decided by a hash of (seed, id), so it does not change when other records come or go.
 
     Raises:
-        UserError: a weight for an unknown language or a source that no record has, a negative or infinite weight, or
-            weights that leave nothing.
+        UserError: a weight for an unknown language or a source that no record has, a weight below 0 or above
+            MAX_WEIGHT, or weights that leave nothing.
     """
     sources = sorted({r["source"] for r in records})
     for name in source_weights:
@@ -41,8 +44,10 @@ def copies(
             raise UserError(f"config.data.language_weights: language '{name}' is unknown{nearest(name, LANGUAGES)}")
     for group, weights in (("source_weights", source_weights), ("language_weights", language_weights)):
         for name, weight in weights.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise UserError(f"config.data.{group}: {name}={weight} must be a number of at least 0")
+            if not 0 <= weight <= MAX_WEIGHT:
+                raise UserError(
+                    f"config.data.{group}: {name}={weight:g} must be a number of at least 0 and at most {MAX_WEIGHT}"
+                )
     counts = np.ones(len(records), np.int64)
     for i, record in enumerate(records):
         weight = source_weights.get(record["source"], 1.0) * language_weights.get(record["language"], 1.0)

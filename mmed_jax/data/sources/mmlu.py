@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from mmed_jax.data.schema import LANGUAGE_NAMES
 from mmed_jax.data.sources.base import (
     Drop,
     Hub,
@@ -59,6 +60,10 @@ def _convert(name: str, language: str, license: str, row: Row) -> dict | Drop:
     subject = text(raw["subject"])
     if subject not in SUBJECTS:
         return Drop("not one of the nine medical subjects")
+    # The two sets share one form: the wrong adapter would give records of the wrong language and licence.
+    spoken = " ".join([text(raw["question"]), *map(text, raw["choices"])])
+    if bool(re.search(r"[\u3040-\u30ff\u4e00-\u9fff]", spoken)) != (language == "ja"):
+        raise WrongForm(f"{row.where}: not in {LANGUAGE_NAMES[language]}")
     key = text(raw["answer"]).upper()
     answer = [key] if key in ("A", "B", "C", "D") else letters_at([key], 0)
     options = lettered(raw["choices"])
