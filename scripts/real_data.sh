@@ -80,5 +80,5 @@ common=(
 "$python" -m mmed_jax.train --config=stage2 --config.run_dir="$out/stage2" --config.init_from="$out/stage1" \
   --config.data.train="$stage2" --config.data.validation="$dev" --config.steps="${STAGE2_STEPS:-150}" "${common[@]}"
 
-"$python" -m mmed_jax.evaluate --model="$out/stage2" --data="$dev" --mode=direct --output="$out/evaluation"
+"$python" -m mmed_jax.evaluate --model="$out/stage2" --data="$dev" --mode=direct --limit="${LIMIT:-150}" --output="$out/evaluation"
 "$python" -m mmed_jax.export --model="$out/stage2" --output="$out/export" --overwrite
