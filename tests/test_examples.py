@@ -143,7 +143,7 @@ def test_wrong_weights_name_the_nearest():
     keys=st.lists(
         st.tuples(st.integers(0, 30), st.integers(0, 40), st.sampled_from(LANGUAGES)), min_size=2, max_size=60
     ),
-    fraction=st.sampled_from([0.0, 0.02, 0.2, 0.5]),
+    fraction=st.sampled_from([0.0, 0.02, 0.2, 0.5, 0.9]),
     seed=st.integers(0, 9),
 )
 def test_split_keeps_questions_together(keys, fraction, seed):

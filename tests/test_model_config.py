@@ -111,6 +111,7 @@ def test_preset_scaling():
         "llama3.2-1b": 32, "llama3.2-3b": 32,
     }  # fmt: skip
     assert all(c == check(c) for c in PRESETS.values())
+    assert PRESETS["llama3.3-70b"].eos_token_id == (128001, 128008, 128009)  # generation_config of the instruct model
 
 
 @pytest.mark.parametrize("tied, bias", [(False, False), (True, False), (False, True)])

@@ -104,6 +104,13 @@ def test_mfds_product_names_and_particles(name, short, closed):
     assert question_about("이 약은 어떻게 보관해야 합니까?", name) == f"{short}{particle} 어떻게 보관해야 합니까?"
 
 
+def test_mfds_digits_as_they_are_read():
+    # 영 일 이 삼 사 오 육 칠 팔 구
+    assert [ends_in_consonant(f"정{digit}") for digit in range(10)] == [
+        (ord(name) - ord("가")) % 28 != 0 for name in "영일이삼사오육칠팔구"
+    ]
+
+
 def test_covid_faq_licences_groups_and_languages(tmp_path):
     header = ["question", "answer", "url", "language", "source", "section", "wrong_answer"]
     rows = [
