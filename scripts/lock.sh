@@ -11,7 +11,7 @@ printf 'pytest>=8,<10\nhypothesis>=6.100,<7\nruff>=0.9,<1\ntiktoken>=0.9,<1\n' >
   echo "# Exact versions that scripts/quickstart.sh and scripts/test.sh install. Made by scripts/lock.sh from requirements.txt and the"
   echo "# test extra; do not edit by hand."
   uv pip compile --quiet --universal --no-annotate --no-header --python-version 3.11 requirements.txt "$tools"
-  echo "# Tests only. On Linux the package index may offer a CUDA build of several gigabytes under this version; see README, Tests."
+  echo "# Tests only. On Linux the package index may offer a CUDA build of several gigabytes under this version; see README."
   echo "torch==2.13.0"
 } > constraints.txt.new
 mv constraints.txt.new constraints.txt

@@ -21,6 +21,10 @@ if [ -z "$python" ]; then
   echo "error: no Python 3.11 or newer found; install one or set PYTHON=/path/to/python" >&2
   exit 2
 fi
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+  echo "error: PYTHON=$python is not a Python 3.11 or newer" >&2
+  exit 2
+fi
 
 # The stamp says what the environment was made from; anything else means: make it again.
 stamp="$("$python" -c 'import sys; print(sys.version)') $(cat requirements.txt constraints.txt pyproject.toml | cksum)"
