@@ -11,13 +11,12 @@ from train_helpers import (
     call,
     cut_back,
     damage,
-    instructions,
     losses,
     metrics,
     reproduced,
     saved,
     state_of,
-    write_jsonl,
+    unseen,
 )
 
 from mmed_jax import export
@@ -97,12 +96,7 @@ def test_a_profile_is_written(bench, tmp_path, after):  # noqa: F811
 def validated(bench, tmp_path_factory):  # noqa: F811
     """A run whose validation loss rises at some time: it asks for answers that no training record gives."""
     folder = tmp_path_factory.mktemp("validated")
-    run, odd = folder / "run", instructions()
-    for r in odd:
-        r["id"] += "-held-out"
-        r["messages"][0]["content"] += " 73?"
-        r["messages"][1]["content"] = "@@ 0x19 ##"
-    odd = write_jsonl(folder / "validation.jsonl", odd)
+    run, odd = folder / "run", unseen(folder / "validation.jsonl")
     outcome = bench.train(
         run, data__validation=odd, eval_every=4, optim__lr=3e-2, optim__schedule="wsd", tensorboard=True,
         checkpoint__every_steps=0, checkpoint__keep_last=1,

@@ -91,6 +91,16 @@ def questions() -> list[dict]:
     ]  # fmt: skip
 
 
+def unseen(path: Path) -> Path:
+    """A file of validation records whose questions and answers no training record gives."""
+    records = instructions()
+    for r in records:
+        r["id"] += "-held-out"
+        r["messages"][0]["content"] += " 73?"
+        r["messages"][1]["content"] = "@@ 0x19 ##"
+    return write_jsonl(path, records)
+
+
 def write_jsonl(path: Path, records: list[dict]) -> Path:
     """Records as JSON lines, unchecked."""
     path.parent.mkdir(parents=True, exist_ok=True)
