@@ -229,6 +229,7 @@ CHOICES = {
     "platform": ("any", "accelerator"),
     "compute_dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
+    "remat": ("none", "full", "qkv", "minimal", "minimal_ctx", "offload"),
     "attention": ("auto", "reference", "splash", "cudnn"),
     "data.kind": ("instruction", "mcq"),
     "data.overlong": ("drop", "truncate_prompt"),

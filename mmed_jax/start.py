@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,10 +115,10 @@ def describe_source(source: "ModelSource") -> str:
 
 
 def total_steps(config: ConfigDict, rows: int) -> int:
-    """Optimizer steps of the run: config.steps, or as many as show every row config.epochs times."""
+    """Optimizer steps of the run: config.steps, or as many as show every row at least config.epochs times."""
     if config.steps:
         return config.steps
-    return max(1, -(-round(config.epochs * rows) // batch_rows(config)))
+    return max(1, math.ceil(config.epochs * rows / batch_rows(config) - 1e-9))
 
 
 def check_platform(config: ConfigDict, platform: str) -> None:

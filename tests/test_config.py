@@ -156,3 +156,12 @@ def test_exit_code_is_two_and_no_device_is_touched(repo):
     assert done.returncode == 2
     assert done.stdout.strip() == "False"
     assert done.stderr.strip() == "error: --config.sed: no such key, did you mean 'seed'?"
+
+
+def test_choices_named_here_are_those_of_the_model():
+    from mmed_jax.config import CHOICES
+    from mmed_jax.model.attention import BACKENDS
+    from mmed_jax.model.remat import POLICIES
+
+    assert set(CHOICES["remat"]) == set(POLICIES)
+    assert set(CHOICES["attention"]) == set(BACKENDS)

@@ -26,6 +26,12 @@ def test_steps_follow_epochs_rounded_up():
         config.epochs, config.batch_size = 1.5, 4
     assert start.total_steps(config, 10) == 4
     with config.unlocked():
+        config.batch_size = 10
+        counts = []
+        for config.epochs in (0.01, 1.0, 2.0, 10.0, 100.0, 0.51):
+            counts.append(start.total_steps(config, 23))
+    assert counts == [1, 3, 5, 23, 230, 2]
+    with config.unlocked():
         config.steps, config.epochs = 7, 0.0
     assert start.total_steps(config, 10) == 7
 

@@ -1,6 +1,5 @@
 """Batches from a packed table; their order is arithmetic: a pure function of (seed, step), on any number of hosts."""
 
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -60,10 +59,6 @@ class BatchStream:
         self._prefetch, self._threads = prefetch, threads
         self._lock = threading.Lock()
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(table), (seed, epoch)))
-
-    def steps(self, epochs: float) -> int:
-        """Steps that see every row at least `epochs` times."""
-        return max(1, math.ceil(epochs * len(self.table) / self.batch_size - 1e-9))
 
     def row_ids(self, step: int) -> np.ndarray:
         """Rows of the global batch of `step`, int64 [batch_size]."""
