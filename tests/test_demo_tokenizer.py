@@ -58,7 +58,7 @@ def test_too_little_text_is_refused(monkeypatch, repo):
     monkeypatch.syspath_prepend(repo)
     from scripts.make_tokenizer import train
 
-    with pytest.raises(WorkError, match="lower VOCAB_SIZE"):
+    with pytest.raises(WorkError, match="lower --vocab_size"):
         train(["one short line"], VOCAB_SIZE)
 
 

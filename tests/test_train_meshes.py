@@ -62,8 +62,9 @@ def test_two_processes_stop_resume_and_end_together(bench, tmp_path):  # noqa: F
     second.kill()
     lost, _ = finish(first, second)
     assert f"resumed    step {stopped} of" in lost.out
-    last = lost.err.splitlines()[-1]
-    assert "another process of the run is gone" in last if lost.code == 1 else "another task died" in lost.err
+    # Whichever of its calls noticed first (a step, an evaluation, a save) says it, in one line of ours.
+    assert lost.code != 0, lost
+    assert lost.err.splitlines()[-1].startswith("error: ") if lost.code == 1 else "another task died" in lost.err
     seen = {e["step"]: e["validation/loss"] for e in metrics(run).evals}
     assert list(seen) == [stopped + 1]
 
