@@ -16,6 +16,7 @@ from train_helpers import (
     reproduced,
     saved,
     state_of,
+    train_here,
     unseen,
 )
 
@@ -214,11 +215,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(bench, 
 
 
 def test_the_loss_falls_on_the_demo_data(bench, tmp_path):  # noqa: F811
-    from mmed_jax import train
-
     keys = {"run_dir": tmp_path / "run", "data.cache_dir": bench.folder / "packed", "epochs": 0, "steps": 60}
     keys |= {"compile_cache": bench.folder / "compiled", "tensorboard": False}
-    outcome = call(train.main, "--config=stage1", *(f"--config.{k}={v}" for k, v in keys.items()))
+    outcome = train_here("--config=stage1", *(f"--config.{k}={v}" for k, v in keys.items()))
     assert outcome.code == 0, outcome.err
     found = losses(tmp_path / "run")
     assert np.mean(found[-10:]) < np.mean(found[:3]) - 1
