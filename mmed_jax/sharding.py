@@ -124,9 +124,11 @@ def make_mesh(
             (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True
         )
         return Mesh(grid, MESH_AXES, axis_types=axis_types)
-    if len(devices) == len(jax.devices()):
-        return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types)
-    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=axis_types)
+    if set(devices) < set(jax.devices()):
+        return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=axis_types)
+    # Along the torus, also when the devices are only a compiler's target: in list order the TPU compiler makes
+    # all-gathers into all-reduces of twice the bytes (docs/collectives.md).
+    return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=axis_types)
 
 
 def param_shardings(mesh: Mesh, logical_axes: Any) -> Any:
