@@ -42,7 +42,7 @@ def base() -> ConfigDict:
     c.param_dtype = "float32"
     # What the backward pass recomputes: see mmed_jax/model/remat.py.
     c.remat = "none"
-    # Attention backend: auto, reference, splash, cudnn.
+    # Attention backend: auto, reference, splash (TPU), triton (GPU), cudnn (GPU, data.packing=False).
     c.attention = "auto"
     # Tokens whose logits exist at one time in the loss.
     c.loss_chunk = 1024
@@ -84,6 +84,10 @@ def base() -> ConfigDict:
     c.epochs = 0.0
 
     c.optim = ConfigDict()
+    # Bytes a parameter that stay on the devices with float32 weights (4): adamw 12, or 10 with mu_dtype=bfloat16;
+    # adafactor 4 (no first moment, second moment factored: a few thousandths of the weights). With bfloat16 weights
+    # 2 less. Gradients take 4 more while a step runs.
+    c.optim.name = "adamw"
     c.optim.lr = 1e-5
     # cosine, linear, wsd (warm-up, stable, decay), constant.
     c.optim.schedule = "cosine"
@@ -93,6 +97,7 @@ def base() -> ConfigDict:
     # The last learning rate as a share of lr; for wsd also the share of the run that decays.
     c.optim.end_lr_ratio = 0.0
     c.optim.decay_ratio = 0.1
+    # b1, eps and mu_dtype are adamw's. b2 bounds the memory of the second moment in both.
     c.optim.b1 = 0.9
     c.optim.b2 = 0.95
     c.optim.eps = 1e-8
@@ -100,7 +105,7 @@ def base() -> ConfigDict:
     # Norms and biases never decay; embeddings only when asked.
     c.optim.decay_embeddings = False
     c.optim.clip_norm = 1.0
-    # First moment: float32 or bfloat16.
+    # First moment: float32 or bfloat16. The second is float32.
     c.optim.mu_dtype = "float32"
 
     # Devices: sizes of the mesh axes, one may be -1 (what is left).
@@ -129,9 +134,6 @@ def base() -> ConfigDict:
     c.wandb = ""
     # XLA's persistent cache; "" = off. Several hosts: a shared folder.
     c.compile_cache = "~/.cache/mmed_jax/compile"
-    # Writes a profile of `profile_steps` steps from step `profile_start` to <run_dir>/profile; 0 = off.
-    c.profile_start = 10
-    c.profile_steps = 0
 
     # Several hosts. On TPU pods and under Slurm everything is found by itself.
     c.distributed = ConfigDict()

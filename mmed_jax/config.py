@@ -230,10 +230,11 @@ CHOICES = {
     "compute_dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "qkv", "minimal", "minimal_ctx", "offload"),
-    "attention": ("auto", "reference", "splash", "cudnn"),
+    "attention": ("auto", "reference", "splash", "triton", "cudnn"),
     "data.kind": ("instruction", "mcq"),
     "data.overlong": ("drop", "truncate_prompt"),
     "data.prompt_family": ("llama3", "mmedbench"),
+    "optim.name": ("adamw", "adafactor"),
     "optim.schedule": ("cosine", "linear", "wsd", "constant"),
     "optim.mu_dtype": ("float32", "bfloat16"),
 }
@@ -242,14 +243,16 @@ POSITIVE = (
     "distributed.timeout_seconds",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "batch_size", "batch_tokens", "steps", "epochs", "eval_every", "eval_rows", "profile_start",
-    "profile_steps", "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_best",
-    "optim.warmup_steps", "optim.weight_decay", "optim.clip_norm", "mesh.devices",
+    "seed", "batch_size", "batch_tokens", "steps", "epochs", "eval_every", "eval_rows", "checkpoint.every_steps",
+    "checkpoint.every_minutes", "checkpoint.keep_best", "optim.warmup_steps", "optim.weight_decay", "optim.clip_norm",
+    "mesh.devices",
 )  # fmt: skip
 RATIOS = (
     "optim.warmup_ratio", "optim.end_lr_ratio", "optim.decay_ratio", "data.validation_fraction", "optim.b1", "optim.b2",
 )  # fmt: skip
 
+# Keys that Adafactor does not read, with the only value they may then have: that of configs/base.py.
+ADAMW_ONLY = {"optim.b1": 0.9, "optim.eps": 1e-8, "optim.mu_dtype": "float32"}
 
 # jax.random.key reads 32 bits of a seed: a larger one would silently give the weights of a smaller one.
 MAX_SEED = 2**32 - 1
@@ -296,6 +299,9 @@ def validate(config: ConfigDict) -> None:
     _exactly_one(flat, "steps", "epochs", "1000, or --config.epochs=3")
     if flat["optim.warmup_steps"] and flat["optim.warmup_ratio"]:
         raise UserError("config.optim: set warmup_steps or warmup_ratio to 0; both are given")
+    for key, default in ADAMW_ONLY.items():
+        if flat["optim.name"] == "adafactor" and flat[key] != default:
+            raise UserError(f"config.{key}={flat[key]}: adafactor has none; leave it at {default}")
     seq_len = flat["data.seq_len"]
     if flat["batch_tokens"] and flat["batch_tokens"] % seq_len:
         lower = max(1, flat["batch_tokens"] // seq_len) * seq_len

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and AdamW by optax."""
+"""Learning-rate schedules, AdamW and Adafactor."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from mmed_jax.adafactor import scale_by_adafactor
 from mmed_jax.errors import UserError
 
 
@@ -70,18 +71,32 @@ def decay_mask(params: Any, *, embeddings: bool = False) -> Any:
 
 
 def make_optimizer(optim: ConfigDict, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Clipping by global norm, then AdamW (arXiv 1711.05101). Returns (transformation, schedule)."""
+    """The optimizer of a run. Returns (transformation, schedule).
+
+    Both divide gradients by the root of their second moment and share everything else:
+      gradient -> clip by global norm -> AdamW's or Adafactor's scaling -> + weight_decay x parameter -> x -lr
+    Decay is decoupled (arXiv 1711.05101) and follows the schedule. Adafactor takes no first moment and no scaling by
+    the size of the parameter: an update then has a root mean square of at most lr, and a learning rate means what it
+    means for AdamW. (optax.adafactor's own weight decay is not multiplied by the learning rate.)
+
+    Moments are float32 (AdamW's first: mu_dtype), whatever the dtype of the parameters: in bfloat16 a second moment
+    could not take a step smaller than 1/256 of itself and would stand still with b2 near 1.
+    """
     schedule = make_schedule(optim, total_steps)
+    if optim.name == "adamw":
+        scale = _float32_moments(optax.scale_by_adam(optim.b1, optim.b2, optim.eps, mu_dtype=jnp.dtype(optim.mu_dtype)))
+    elif optim.name == "adafactor":
+        scale = scale_by_adafactor(optim.b2)
+    else:
+        raise UserError(f"config.optim.name={optim.name!r}: not one of adamw, adafactor")
     steps = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
-    steps.append(
-        optax.adamw(
-            schedule,
-            b1=optim.b1,
-            b2=optim.b2,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            mask=lambda params: decay_mask(params, embeddings=optim.decay_embeddings),
-            mu_dtype=jnp.dtype(optim.mu_dtype),
-        )
-    )
+    steps += [
+        scale,
+        optax.add_decayed_weights(optim.weight_decay, lambda p: decay_mask(p, embeddings=optim.decay_embeddings)),
+        optax.scale_by_learning_rate(schedule),
+    ]
     return optax.chain(*steps), schedule
+
+
+def _float32_moments(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    return optax.GradientTransformation(lambda params: tx.init(optax.tree.cast(params, jnp.float32)), tx.update)

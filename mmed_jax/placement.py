@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmed_jax import sharding
 from mmed_jax.model import llama
@@ -18,14 +18,21 @@ from mmed_jax.step import init_state
 def abstract_state(cfg: LlamaConfig, tx: optax.GradientTransformation, mesh: Mesh, dtype: str) -> dict[str, Any]:
     """The training state as jax.ShapeDtypeStruct leaves that carry their sharding.
 
-    Optimizer moments take the sharding of the parameter at the same tree path; counters are replicated.
+    Optimizer moments are sharded as the parameter at the same tree path, along the dimensions they share with it (a
+    factored moment has some of size 1); counters are replicated.
     """
     params = llama.abstract_params(cfg, jnp.dtype(dtype))
     param_shardings = sharding.param_shardings(mesh, llama.logical_axes(cfg))
     state = jax.eval_shape(lambda p: init_state(p, tx), params)
     everywhere = sharding.replicated(mesh)
+
+    def like_param(moment: jax.ShapeDtypeStruct, param: jax.ShapeDtypeStruct, s: NamedSharding) -> NamedSharding:
+        axes = s.spec + (None,) * (param.ndim - len(s.spec))
+        kept = (a if n == m else None for a, n, m in zip(axes, moment.shape, param.shape, strict=True))
+        return NamedSharding(mesh, PartitionSpec(*kept))
+
     opt_shardings = optax.tree_map_params(
-        tx, lambda _, s: s, state["opt_state"], param_shardings, transform_non_params=lambda _: everywhere
+        tx, like_param, state["opt_state"], params, param_shardings, transform_non_params=lambda _: everywhere
     )
     shardings = {"params": param_shardings, "opt_state": opt_shardings, "step": everywhere}
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)

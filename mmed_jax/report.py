@@ -2,7 +2,10 @@
 
     python -m mmed_jax.report --run=RUN_DIR
 
-Writes RUN_DIR/plots/*.png and RUN_DIR/report.html (one self-contained file). No accelerator, no jax.
+    python -m mmed_jax.report --run=RUN_DIR --profile
+
+Writes RUN_DIR/plots/*.png and RUN_DIR/report.html (one self-contained file). No accelerator, no jax. With --profile it
+prints the most expensive operations of the steps that `train --profile=START:STOP` recorded (read by jax; no device).
 """
 
 import base64
@@ -214,6 +217,7 @@ def _final_numbers(run_dir: Path, records: Records) -> list[tuple[str, str]]:
         ("tokens_seen", "tokens seen (no padding)"), ("device_memory_peak_gib", "device memory, peak (GiB)"),
         ("host_memory_gib", "host memory (GiB)"), ("compile_count", "compilations of the step"),
         ("compile_seconds", "seconds of compiling it"), ("compile_cache_hits", "programs from the compile cache"),
+        ("startup_seconds", "seconds from the start of the process to the first step"),
     ]:  # fmt: skip
         values = records.series(key)[1] or [e[key] for e in records.events if isinstance(e.get(key), (int, float))]
         if values:
@@ -229,6 +233,9 @@ def _final_numbers(run_dir: Path, records: Records) -> list[tuple[str, str]]:
         if values:
             middle = statistics.median(values)
             rows.append((text, f"{middle:.1%}" if key == "mfu" else _number(middle)))
+    waited, seconds = (sum(records.series(k)[1]) for k in ("data_wait_seconds", "step_seconds"))
+    if seconds:
+        rows.append(("share of all steps' time waiting for data", f"{waited / seconds:.2%}"))
     if start.get("mfu_formula") and records.series("mfu")[1]:
         peak = f"; {start.get('peak_device', '')}, peak {_number(start.get('peak_flops_per_device') or 0.0)} each"
         rows.append(("how MFU is computed", f"{start['mfu_formula']}{peak}"))
@@ -314,7 +321,13 @@ def main(argv: list[str] | None = None) -> None:
     """Command line: see the module."""
     parser = Parser(prog="python -m mmed_jax.report", description=__doc__.split("\n\n")[0])
     parser.add_argument("--run", required=True, metavar="RUN_DIR", help="a run directory (config.json, metrics.jsonl)")
+    parser.add_argument("--profile", action="store_true", help="print the ten most expensive operations of its profile")
     args = parser.parse_args(argv)
+    if args.profile:
+        from mmed_jax.profiling import top_operations
+
+        print(top_operations(args.run))
+        return
     page = make_report(args.run)
     print(f"{page}\n{page.parent / 'plots'}/")
 

@@ -5,10 +5,9 @@ import os
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from mmed_jax.errors import WorkError
 from mmed_jax.flops import mfu, peak_flops
 
 MFU_FORMULA = (
@@ -33,6 +32,7 @@ class SpeedMeter:
         self._seconds: deque[float] = deque(maxlen=window)
         self._last: float | None = None
         self._waited = 0.0
+        self._total_seconds = self._total_waited = 0.0
         self.tokens_seen = 0
 
     def describe(self) -> dict[str, Any]:
@@ -47,7 +47,11 @@ class SpeedMeter:
 
     @contextlib.contextmanager
     def data_wait(self) -> Iterator[None]:
-        """Around the call that gets the next batch."""
+        """Around the call that gets the next batch.
+
+        All of it counts, also what the devices do not notice because they are still at an earlier step. (Copying the
+        batch to the devices is no waiting: it happens beside that step.)
+        """
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
@@ -62,11 +66,12 @@ class SpeedMeter:
 
         Args:
           real_tokens: tokens that are not padding. supervised_tokens: those with a loss.
-          compiled: this step's time includes compilation; it is left out of the median and of tokens/s.
+          compiled: this step's time includes compilation; it is left out of the median, of tokens/s and of totals.
 
         Returns:
-          tokens_seen and, unless compiled, step_seconds, step_seconds_median, data_wait_seconds (since the last call),
-          tokens_per_second, supervised_tokens_per_second, mfu (0..1; only where the device's peak is known).
+          tokens_seen and, unless compiled, step_seconds, step_seconds_median, data_wait_seconds (since the last call)
+          and data_wait_share (of step_seconds), tokens_per_second, supervised_tokens_per_second, mfu (0..1; only where
+          the device's peak is known).
         """
         now, self.tokens_seen = time.perf_counter(), self.tokens_seen + int(real_tokens)
         seconds = None if self._last is None else now - self._last
@@ -74,17 +79,25 @@ class SpeedMeter:
         if seconds is None or compiled:
             return {"tokens_seen": self.tokens_seen}
         self._seconds.append(seconds)
+        self._total_seconds += seconds
+        self._total_waited += waited
         rate = real_tokens / max(seconds, 1e-9)
         out = {
             "step_seconds": seconds,
             "step_seconds_median": statistics.median(self._seconds),
             "data_wait_seconds": waited,
+            "data_wait_share": waited / max(seconds, 1e-9),
             "tokens_per_second": rate,
             "supervised_tokens_per_second": supervised_tokens / max(seconds, 1e-9),
             "tokens_seen": self.tokens_seen,
         }
         used = mfu(rate, self._flops, self._kind, self._devices)
         return out if used is None else out | {"mfu": used}
+
+    def totals(self) -> dict[str, float]:
+        """Of all steps so far but those that compiled: their seconds, and the share of these spent on getting data."""
+        seconds = self._total_seconds
+        return {"train_seconds": seconds, "data_wait_share": self._total_waited / seconds if seconds else 0.0}
 
 
 def memory() -> dict[str, float]:
@@ -106,6 +119,19 @@ def _memory_stats(device: Any) -> dict[str, int] | None:
         return None
 
 
+_IMPORTED = time.monotonic()
+
+
+def process_seconds() -> float:
+    """Seconds since this process was started; where there is no /proc, since this module was imported."""
+    try:
+        with open("/proc/self/stat", encoding="ascii") as f:
+            ticks = int(f.read().rpartition(")")[2].split()[19])  # field 22 of proc(5), since the machine was booted
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.monotonic() - _IMPORTED
+
+
 def host_memory_bytes() -> int:
     """Resident memory of this process."""
     try:
@@ -122,7 +148,7 @@ class CompileCounter:
 
         with CompileCounter() as compiles:
             ...
-            compiles.expect_one("train_step")     # after the run, or at any time
+            compiles.count("train_step")     # after the run, or at any time
 
     An executable that comes from the persistent cache counts as a compilation and as a hit. Listens to jax.monitoring;
     an event without a function name (a later jax) is counted under "".
@@ -184,47 +210,52 @@ class CompileCounter:
             "compile_cache_misses": self.cache_misses,
         }
 
-    def expect_one(self, name: str) -> None:
-        """Raises WorkError unless `name` was compiled exactly once; says nothing when jax gives no names."""
-        count = self.count(name)
-        if count != 1 and (count or not self.by_name[""]):
-            raise WorkError(
-                f"{name} was compiled {count} times instead of once: shapes, dtypes or shardings of its arguments "
-                f"changed between steps (JAX_EXPLAIN_CACHE_MISSES=1 shows which)"
-            )
 
+class CompileWatch:
+    """A jitted function that says after a call, in `changed`, why it had to be compiled again.
 
-class Profiler:
-    """Context that writes a profile of `steps` steps after step `start` to `folder`; of none when `steps` is 0.
+    `changed` is empty after a call that compiled nothing, and after the first. Else it tells how the arguments differ
+    from those of the last compilation, "batch/tokens: int32[8,128] -> int32[8,256]", one string for each change of a
+    leaf's shape and dtype or of its sharding; or it says that these are as they were.
 
-    A run that ends before that writes what it has.
+    Costs a comparison of two numbers while nothing is compiled. Arguments may be donated.
+
+    Args:
+      compiles: counts the compilations of the function under `name`. argument_names: of its positional arguments.
     """
 
-    def __init__(self, folder: str | os.PathLike, start: int, steps: int):
-        self._folder, self._start, self._steps = str(folder), start, steps
-        self._running = False
+    def __init__(
+        self, compiles: CompileCounter, name: str, function: Callable[..., Any], argument_names: tuple[str, ...]
+    ):
+        self._compiles, self._name, self._function, self._names = compiles, name, function, argument_names
+        self._count = compiles.count(name)
+        self._known: dict[str, tuple[str, str]] = {}
+        self.changed: list[str] = []
 
-    def after(self, step: int, state: Any) -> None:
-        """Call after every step with its number and its result, on the devices."""
+    def __call__(self, *arguments: Any) -> Any:
+        out = self._function(*arguments)
+        count = self._compiles.count(self._name)
+        self.changed = self._differences(arguments) if count != self._count else []
+        self._count = count
+        return out
+
+    def _differences(self, arguments: tuple) -> list[str]:
         import jax
 
-        if self._steps and step == self._start:
-            jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder)
-            self._running = True
-        elif self._running and step == self._start + self._steps:
-            jax.block_until_ready(state)
-            self._stop()
+        leaves = jax.tree_util.tree_leaves_with_path(dict(zip(self._names, arguments, strict=True)))
+        now = {jax.tree_util.keystr(p, simple=True, separator="/"): _signature(x) for p, x in leaves}
+        before, self._known = self._known, now
+        if not before:
+            return []
+        absent = ("absent", "")
+        lines = []
+        for path in dict.fromkeys([*before, *now]):
+            pairs = zip(before.get(path, absent), now.get(path, absent), strict=True)
+            lines += [f"{path}: {old} -> {new}" for old, new in pairs if old != new and old and new]
+        return lines or [f"{self._name}: the same shapes, dtypes and shardings (JAX_EXPLAIN_CACHE_MISSES=1 says why)"]
 
-    def _stop(self) -> None:
-        import jax
 
-        self._running = False
-        jax.profiler.stop_trace()
-
-    def __enter__(self) -> "Profiler":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._running:
-            self._stop()
+def _signature(x: Any) -> tuple[str, str]:
+    shape = f"{getattr(x, 'dtype', type(x).__name__)}[{','.join(map(str, getattr(x, 'shape', ())))}]"
+    weak = " (weak type)" if getattr(x, "weak_type", False) else ""
+    return shape + weak, str(getattr(x, "sharding", "on the host"))

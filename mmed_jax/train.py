@@ -18,14 +18,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from mmed_jax import start
 from mmed_jax.config import batch_rows, parse_args
-from mmed_jax.errors import run_command
+from mmed_jax.errors import UserError, run_command
 from mmed_jax.host_memory import keep_freed_memory
+from mmed_jax.manifest import shorten
+from mmed_jax.profiling import FOLDER, Profiler, parse_steps
 from mmed_jax.run_dir import guard_run_dir
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the training that the command line describes; see the module's docstring and --help."""
-    config, _ = parse_args(argv, description=__doc__)
+    config, flags = parse_args(argv, description=__doc__, extra={"profile": ("", "START:STOP, steps to profile")})
+    profiled = parse_steps(flags.profile)
 
     # ---- What is asked for: small files only, no device -----------------------------------------------------------
     source = start.open_init(config)
@@ -46,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     if main_process:
         print_report(prepared.report)
     steps = start.total_steps(config, len(prepared.train))
+    if profiled and profiled[0] > steps:
+        raise UserError(f"--profile={flags.profile}: the run has {steps:,} steps")
 
     # ---- Devices ---------------------------------------------------------------------------------------------------
     import jax
@@ -59,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.model.remat import check_remat
     from mmed_jax.progress import Progress
     from mmed_jax.report import make_report
-    from mmed_jax.telemetry import CompileCounter, Profiler, SpeedMeter, memory
+    from mmed_jax.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
     from mmed_jax.validation import by_language, validation_losses
 
     start.enable_compile_cache(config.compile_cache)
@@ -73,8 +78,9 @@ def main(argv: list[str] | None = None) -> None:
     dims = {k: getattr(cfg, k) for k in ("num_heads", "num_kv_heads", "intermediate_size", "vocab_size", "hidden_size")}
     sharding.check_divisible(dict(mesh.shape), dims, rows // config.grad_accum, seq_len)
     backend = resolve_backend(
-        config.attention, devices[0].platform, config.data.packing, seq_len=seq_len, context=mesh.shape["context"]
-    )
+        config.attention, devices[0].platform, config.data.packing, seq_len=seq_len, context=mesh.shape["context"],
+        head_dim=cfg.head_dim, dtype=config.compute_dtype,
+    )  # fmt: skip
     check_remat(config.remat, devices[0])
     facts = {
         "attention": backend,
@@ -110,6 +116,8 @@ def main(argv: list[str] | None = None) -> None:
             make_report(run_dir)
         checkpointer.close()
         return
+    if profiled and profiled[1] <= first:
+        say(f"warning    --profile={flags.profile}: nothing is profiled, step {first:,} was reached before")
     # Only now is it sure that the run is ours and goes on.
     start.write_run_files(run_dir, config, cfg, tok, source)
 
@@ -142,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
             run_dir, tensorboard=config.tensorboard, wandb=config.wandb, is_main=main_process, config=config.to_dict()
         ) as log,
         Progress(steps, start=first, every=config.log_every, label=config.name, is_main=main_process) as progress,
-        Profiler(run_dir / "profile", first + config.profile_start, config.profile_steps) as profiler,
+        Profiler(run_dir / FOLDER, profiled) as profiler,
         PreemptionGuard() as guard,
     ):
         log.start(first, steps=steps, devices=len(devices), platform=devices[0].platform, **meter.describe())
@@ -157,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
             values = {k: float(v) for k, v in m.items()}
             speed = meter.step(
                 real_tokens=values["real_tokens"], supervised_tokens=values["supervised_tokens"],
-                compiled=number == first + 1,
+                compiled=host.pop("compiled"),
             )  # fmt: skip
             data_state["tokens_seen"] = meter.tokens_seen
             log.train(number, {**values, **languages, **speed, **memory(), **host})
@@ -165,16 +173,23 @@ def main(argv: list[str] | None = None) -> None:
             progress.update(number, shown)
 
         batches = iter(stream)
+        train_step = CompileWatch(compiles, "train_step", train_step, ("state", "batch"))
         meter.restart()
         for index in range(first, steps):
+            number = index + 1
+            profiler.before(number, state)
             with meter.data_wait():
                 batch = next(batches)
             state, metrics = train_step(state, placer(batch))
-            number = index + 1
-            # While this step runs on the devices, the numbers of the one before are written.
-            record(delayed.push(number, metrics, batch=f"{zlib.crc32(stream.row_ids(index).tobytes()):08x}"))
+            changed = train_step.changed
             if number == first + 1:
-                log.event("compiled", number, **compiles.summary("train_step"))
+                log.event("compiled", number, startup_seconds=process_seconds(), **compiles.summary("train_step"))
+            elif changed:
+                log.event("recompiled", number, changed=changed, **compiles.summary("train_step"))
+                progress.note(f"warning: step {number} was compiled anew, which costs time: {shorten(changed)}")
+            # While this step runs on the devices, the numbers of the one before are written.
+            rows_hash = f"{zlib.crc32(stream.row_ids(index).tobytes()):08x}"
+            record(delayed.push(number, metrics, batch=rows_hash, compiled=number == first + 1 or bool(changed)))
             stop = guard.should_stop(number)
 
             losses = None
@@ -193,18 +208,19 @@ def main(argv: list[str] | None = None) -> None:
                 # Nothing is written from a state whose numbers have not been looked at.
                 before=lambda: record(delayed.flush()),
             )  # fmt: skip
-            profiler.after(number, state)
+            if profiler.after(number, state):
+                progress.note(f"profile    python -m mmed_jax.report --run={config.run_dir} --profile")
             if stop:
                 log.event("stopped", number, signal=guard.signal_name or "SIGTERM")
                 break
         record(delayed.flush())
         checkpointer.wait()
-        if first < steps:
-            compiles.expect_one("train_step")
+        log.event("end", number, **meter.totals())
 
     # ---- What came of it -------------------------------------------------------------------------------------------
     if main_process:
         make_report(run_dir)
+        say(f"data wait  {meter.totals()['data_wait_share']:.2%} of the training time")
         say(start.closing(config, int(state["step"]), steps))
 
 

@@ -54,7 +54,7 @@ def test_every_step_is_written_down_completely(bench):  # noqa: F811
         "supervised_tokens", "tokens_seen", "host_memory_gib", "batch",
     }  # fmt: skip
     timed = {
-        "step_seconds", "step_seconds_median", "data_wait_seconds", "tokens_per_second",
+        "step_seconds", "step_seconds_median", "data_wait_seconds", "data_wait_share", "tokens_per_second",
         "supervised_tokens_per_second",
     }  # fmt: skip
     assert always <= records.train[0].keys()
@@ -64,10 +64,14 @@ def test_every_step_is_written_down_completely(bench):  # noqa: F811
         assert r["supervised_tokens_per_second"] == pytest.approx(r["supervised_tokens"] / r["step_seconds"])
         assert 0 <= r["data_wait_seconds"] <= r["step_seconds"]
     assert np.cumsum([r["real_tokens"] for r in records.train]).tolist() == [r["tokens_seen"] for r in records.train]
-    start, compiled = records.events
+    start, compiled, end = records.events
     assert (start["event"], start["devices"], start["platform"]) == ("start", 1, "cpu")
     assert "real tokens/s" in start["mfu_formula"] and start["flops_per_token"] > 0
     assert (compiled["event"], compiled["compile_count"]) == ("compiled", 1) and compiled["compile_seconds"] > 0
+    assert compiled["startup_seconds"] > compiled["compile_seconds"]
+    waited, seconds = (sum(r[k] for r in records.train[1:]) for k in ("data_wait_seconds", "step_seconds"))
+    assert (end["event"], end["step"]) == ("end", STEPS) and end["data_wait_share"] == pytest.approx(waited / seconds)
+    assert f"{waited / seconds:.2%}" in (bench.reference / "report.html").read_text()
 
 
 def test_the_run_directory_holds_what_comes_after_training_needs(bench):  # noqa: F811
@@ -84,13 +88,6 @@ def test_saves_by_the_clock_and_keeps_the_newest(bench, tmp_path):  # noqa: F811
     assert bench.train(run, **changes, checkpoint__keep_last=3).code == 0
     assert len(saved(run)) == 3 and saved(run)[-1] == STEPS
     assert reproduced(run) == reproduced(bench.reference)
-
-
-@pytest.mark.parametrize("after", [2, STEPS - 1], ids=["within the run", "cut short by its end"])
-def test_a_profile_is_written(bench, tmp_path, after):  # noqa: F811
-    outcome = bench.train(tmp_path / "run", profile_start=after, profile_steps=2)
-    assert outcome.code == 0, outcome.err
-    assert any(p.stat().st_size for p in (tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
 @pytest.fixture(scope="module")
