@@ -140,11 +140,9 @@ class Collectives:
         size = len(groups[0]) if groups else self.module.num_devices
         sent, received = sum(s.bytes for s in operands), sum(s.bytes for s in results)
         payload = max(sent, received)
-        share = (size - 1) / size if size else 0.0
-        factor = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}.get(kind, share)
         dims = inner.attribute(r"active_dims:([01]+)")
         return Collective(
-            instruction.name, kind, payload, factor * payload, times, event.kind != "blocking", size,
+            instruction.name, kind, payload, ring_bytes(kind, payload, size), times, event.kind != "blocking", size,
             max(results or operands, key=lambda s: s.bytes).dtype, self.scope(instruction, inner), groups,
             dims.count("1") if dims else 0,
             disguised=_disguised(self.module, _sources(instruction, inner)) if kind == "all-reduce" else 0.0,
@@ -152,13 +150,13 @@ class Collectives:
 
     def _between_slices(self, recv: Instruction, times: float) -> Collective:
         kind = (recv.attribute(r'transfer_type="(\w+)"') or "").lower().replace("_", "-")
+        kind = "collective-permute" if kind == "one-to-one" else kind
         slices = _count(recv.attribute(r'megascale_target="\{([^}]*)\}') or "0,1")
         payload = recv.shapes[0].bytes
-        share = (slices - 1) / slices
-        factor = {"all-reduce": 2 * share, "all-gather": slices - 1, "reduce-scatter": slices - 1}.get(kind, 1.0)
-        named = self.scope(recv, recv)
-        return Collective(recv.name, kind, payload, factor * payload, times, True, slices, recv.shapes[0].dtype, named,
-                          dcn=True)
+        # An all-gather receives the whole, a reduce-scatter the part that stays.
+        whole = payload * slices if kind == "reduce-scatter" else payload
+        return Collective(recv.name, kind, whole, ring_bytes(kind, whole, slices), times, True, slices,
+                          recv.shapes[0].dtype, self.scope(recv, recv), dcn=True)
 
     def scope(self, instruction: Instruction, inner: Instruction) -> Scope:
         """The scope it carries; what the compiler added has none and takes that of what uses it, or of the loop."""
@@ -181,6 +179,13 @@ class Collectives:
             if event and event.kind in ("start", "blocking"):
                 found.append(self.describe(instruction, event, times))
         return found
+
+
+def ring_bytes(kind: str, payload_bytes: float, size: int) -> float:
+    """Bytes that each of `size` devices sends for a collective over `payload_bytes` (the whole array), by a ring."""
+    share = (size - 1) / size
+    factor = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}.get(kind, share)
+    return factor * payload_bytes
 
 
 def _results(inner: Instruction, operands: Sequence[Shape]) -> list[Shape]:

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from mmed_jax.planning.hlo_collectives import Collective, Collectives
 from mmed_jax.planning.hlo_flops import KernelFlops, Scope, instruction_flops, is_kernel, scope_of
 from mmed_jax.planning.hlo_text import Computation, Instruction, Module
-from mmed_jax.planning.links import Topology, transfer
+from mmed_jax.planning.links import transfer
+from mmed_jax.planning.topology import Topology
 
 # Share of peak FLOP/s of a splash attention kernel: an assumption, not measured here.
 KERNEL_EFFICIENCY = 0.5
@@ -164,8 +165,9 @@ class _Walk:
                                instruction.op_name, seconds * times, times))
         for instruction, times in self.module.executed(fused=True):
             sums["flops"] += (instruction_flops(instruction, self.kernel_flops) or 0.0) * times
-        schedule = self.duration(self.module.entry)
         parts = (sums["compute"], sums["ici"], sums["dcn"])
+        # A loop is walked apart from the transfers that run across it: they can't both have the links.
+        schedule = max(self.duration(self.module.entry), *parts)
         return Estimate(
             sums["compute"], sums["kernel"], sums["ici"], sums["dcn"], max(parts), schedule, sum(parts), sums["flops"],
             dict(by_kind.most_common()), sums["blocking"], sums["disguised"], sums["dcn_bytes"],
@@ -173,18 +175,18 @@ class _Walk:
         )
 
     def _count_transfer(self, c: Collective, scopes, sums, by_kind, hot: list[Hot], op_name: str) -> None:
-        ici, dcn, between = transfer(c, self.topology)
-        sums["ici"] += ici * c.executions
-        sums["dcn"] += dcn * c.executions
-        scopes[c.scope][1] += (ici + dcn) * c.executions
-        what = f"{c.kind} between slices" if c.dcn else c.kind
-        hot.append(Hot(c.name, what, c.scope, op_name, (ici + dcn) * c.executions, c.executions, c.asynchronous))
-        if dcn:
-            sums["dcn_bytes"] += between * c.executions
-        if ici:
-            by_kind[c.kind] += c.total_bytes
-            sums["blocking"] += 0.0 if c.asynchronous else c.total_bytes
-            sums["disguised"] += c.total_bytes * c.disguised
+        one, what = transfer(c, self.topology), f"{c.kind} between slices" if c.dcn else c.kind
+        seconds = (one.ici_s + one.dcn_s) * c.executions
+        sums["ici"] += one.ici_s * c.executions
+        sums["dcn"] += one.dcn_s * c.executions
+        scopes[c.scope][1] += seconds
+        hot.append(Hot(c.name, what, c.scope, op_name, seconds, c.executions, c.asynchronous))
+        sums["dcn_bytes"] += one.dcn_bytes * c.executions
+        sent = one.ici_bytes * c.executions
+        if sent:
+            by_kind[c.kind] += sent
+            sums["blocking"] += 0.0 if c.asynchronous else sent
+            sums["disguised"] += sent * c.disguised
 
     def notes(self, sums: Counter) -> tuple[str, ...]:
         notes = list(self.module.notes)
@@ -262,9 +264,9 @@ class _Walk:
     def _step(self, instruction: Instruction, clock: _Clock) -> None:
         event = self.collectives.event(instruction)
         if event and event.kind in ("start", "blocking"):
-            ici, dcn, _ = transfer(self.collectives.describe(instruction, event, 1.0), self.topology)
+            one = transfer(self.collectives.describe(instruction, event, 1.0), self.topology)
             end = clock.core
-            for network, taken in (("ici", ici), ("dcn", dcn)):
+            for network, taken in (("ici", one.ici_s), ("dcn", one.dcn_s)):
                 if taken:
                     end = max(end, clock.free[network]) + taken
                     clock.free[network] = end
