@@ -11,11 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mmed_jax.planning import topology
 
 
-def tpu_devices() -> list[jax.Device]:
-    """The four chips of a v5e 2x2 slice, which exist for the compiler only; skips where libtpu is not installed."""
+def tpu_devices(name: str = "v5e-4") -> list[jax.Device]:
+    """The chips of a topology, by default a v5e 2x2 slice, which exist for the compiler only; skips without libtpu."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("no libtpu (scripts/setup.sh test installs it)")
-    return topology.devices(topology.parse("v5e-4"))
+    return topology.devices(topology.parse(name))
 
 
 def compiled_text(function: Callable, *shapes: jax.ShapeDtypeStruct, devices: list | None = None) -> str:

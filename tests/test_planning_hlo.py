@@ -211,6 +211,21 @@ def test_splash_formula_and_kernels_without_one(kind, suffix, result, products):
     assert told.kernels == counted.kernels + 1 and told.unknown == ()
 
 
+LIBRARY = """HloModule library
+ENTRY %main (a: bf16[3,64,32]) -> bf16[3,64,16] {
+  %a = bf16[3,64,32]{2,1,0} parameter(0)
+  %b = bf16[3,32,16]{2,1,0} parameter(1)
+  %one = (bf16[3,64,16]{2,1,0}, s8[4096]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":["0"]}}}
+  ROOT %two = bf16[3,64,16]{2,1,0} custom-call(%a, %b), custom_call_target="__onednn$matmul"
+}
+"""  # noqa: E501
+
+
+def test_products_that_a_library_computes_count_as_products():
+    counted = hlo.flops(hlo.parse_module(LIBRARY))
+    assert (counted.matmul, counted.kernels, counted.unknown) == (2 * 2 * 3 * 64 * 16 * 32, 0, ())
+
+
 FUSED = """HloModule overlap, is_scheduled=true, num_partitions=4
 
 %start (p: bf16[64,64]) -> (bf16[64,64], bf16[256,64], u32[]) {

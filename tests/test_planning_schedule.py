@@ -4,10 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hlo_cases import compiled_text, tpu_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmed_jax.planning import hlo, links, schedule, topology
 
@@ -225,3 +227,29 @@ def test_the_tpu_compilers_cycles_give_a_large_product_near_the_peak():
     e = schedule.estimate(module, V5E)
     assert e.flops == 2 * 4096 * 4096 * 14336
     assert 0.95 < e.flops / e.compute_s / V5E.peak_flops < 1.0
+
+
+def test_gradients_of_two_slices_cross_once_per_slice_in_a_tpu_program():
+    """Weights split over 4 chips, data over 2 slices: a chip exchanges its quarter of each layer's gradient."""
+    devices, layers, width = tpu_devices("2xv5e-4"), 5, 1024
+    mesh = Mesh(np.asarray(devices).reshape(2, 4), ("data", "fsdp"))
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((None, "fsdp"), ()))
+
+    def loss(weights_ldd, x_nd):
+        def layer(h_nd, w_dd):
+            return jnp.tanh(h_nd @ jax.lax.with_sharding_constraint(w_dd.astype(jnp.bfloat16), whole)), None
+
+        return jnp.sum(jax.lax.scan(layer, x_nd, weights_ldd)[0].astype(jnp.float32))
+
+    def step(weights_ldd, x_nd):
+        return jax.lax.with_sharding_constraint(weights_ldd - jax.grad(loss)(weights_ldd, x_nd), split)
+
+    weights = jax.ShapeDtypeStruct((layers, width, width), jnp.float32, sharding=split)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    x = jax.ShapeDtypeStruct((4096, width), jnp.bfloat16, sharding=rows)
+    module = hlo.parse_module(compiled_text(step, weights, x, devices=devices))
+    e = schedule.estimate(module, topology.parse("2xv5e-4"))
+    assert e.dcn_bytes == layers * (width * width * 2 / 4) * 2 / 2
+    assert e.flops == layers * 3 * 2 * (4096 / 8) * width * width
+    assert e.collective_bytes["all-gather"] == layers * width * width * 2 * 3 / 4
+    assert e.low_s <= e.schedule_s <= e.high_s and e.dcn_s == pytest.approx(e.dcn_bytes / V5E.dcn_bandwidth)
