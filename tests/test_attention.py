@@ -10,10 +10,10 @@ import pytest
 
 from mmed_jax.errors import UserError
 from mmed_jax.model import attention as att
-from mmed_jax.model import llama
+from mmed_jax.model import attention_reference, llama
 from mmed_jax.sharding import batch_sharding, make_mesh, param_shardings
 
-RUNNABLE = ("reference", "splash")  # splash runs in the Pallas interpreter here
+RUNNABLE = ("reference", "splash", "triton")  # the kernels run in the Pallas interpreter here
 
 
 def oracle(q, k, v, q_pos, kv_pos, q_seg, kv_seg):
@@ -93,46 +93,28 @@ def test_query_blocks_change_nothing(length, block, parts):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_long_rows_never_hold_all_scores():
-    """Compiled temporary memory of the gradient grows with one block of queries, not with all."""
-    length = 2 * att.QUERY_BLOCK
+def temporary_bytes(length, **kwargs):
+    """Compiled temporary memory of the reference's gradient, one row."""
     x = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
     pos = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
-    def temporary(run):
-        grad = jax.jit(jax.grad(lambda q, k, v, pos: run(q, k, v, pos).sum(), argnums=(0, 1, 2)))
-        return grad.lower(x, x, x, pos).compile().memory_analysis().temp_size_in_bytes
+    def loss(q, k, v, pos):
+        return att.reference(q, k, v, pos, pos, pos, pos, **kwargs).sum()
 
-    default = temporary(
-        lambda q, k, v, pos: att.attention(q, k, v, q_positions=pos, kv_positions=pos, backend="reference")
-    )
-    half = temporary(lambda q, k, v, pos: att.reference(q, k, v, pos, pos, block=att.QUERY_BLOCK // 2))
-    whole = temporary(lambda q, k, v, pos: att.reference(q, k, v, pos, pos, block=length))
-    assert half < 0.6 * default < 0.5 * whole
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x, pos).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("kv_heads", [2, 1])
-def test_splash_is_the_reference(kv_heads):
-    """Values and gradients, packed rows, grouped heads."""
-    q, k, v = random_qkv(2, 256, 256, 2, kv_heads, 16)
-    segments, positions = packed_rows(2, 256)
+def test_memory_grows_with_the_row_not_with_its_square():
+    short, long = temporary_bytes(8192), temporary_bytes(16384)
+    assert long < 2.2 * short
+    # All scores would be more than this, for one of the two heads.
+    assert long < 4 * 16384**2
 
-    def run(q, k, v, backend):
-        out = att.attention(
-            q, k, v, q_positions=positions, kv_positions=positions, q_segments=segments, kv_segments=segments,
-            backend=backend,
-        )  # fmt: skip
-        # Padding means nothing, and its positions do not rise: only the reference lets it see itself both ways.
-        out = jnp.where((segments > 0)[..., None, None], out, 0)
-        return (out**2).sum(), out
 
-    def both(backend):
-        f = jax.jit(jax.value_and_grad(lambda *x: run(*x, backend), argnums=(0, 1, 2), has_aux=True))
-        (_, out), grads = f(q, k, v)
-        return [out, *grads]
-
-    for a, b in zip(both("splash"), both("reference"), strict=True):
-        np.testing.assert_allclose(a, b, atol=5e-5)
+def test_memory_grows_with_the_block():
+    length = 2 * attention_reference.QUERY_BLOCK
+    half = temporary_bytes(length, block=attention_reference.QUERY_BLOCK // 2)
+    assert half < 0.6 * temporary_bytes(length) < 0.5 * temporary_bytes(length, block=length)
 
 
 def test_cudnn_call_is_the_reference():
@@ -143,15 +125,28 @@ def test_cudnn_call_is_the_reference():
     np.testing.assert_allclose(att.cudnn(q, k, v, implementation="xla"), expected, atol=2e-6)
 
 
+HALF = {"seq_len": 2048, "head_dim": 128, "dtype": "bfloat16"}
 RESOLVED = [
-    (("auto", "cpu", True), {}, "reference"),
+    (("auto", "cpu", True), HALF, "reference"),
+    (("auto", "gpu", True), HALF, "triton"),
     (("auto", "gpu", True), {}, "reference"),
+    (("auto", "gpu", True), HALF | {"seq_len": 2000}, "reference"),
+    (("auto", "gpu", True), HALF | {"head_dim": 80}, "reference"),
+    (("auto", "gpu", True), HALF | {"dtype": "float32"}, "reference"),
+    (("auto", "gpu", True), HALF | {"context": 2}, "reference"),
+    (("auto", "cuda", False), HALF, "cudnn"),
+    (("auto", "gpu", False), HALF | {"seq_len": 2001}, "reference"),
+    (("auto", "gpu", False), HALF | {"head_dim": 256}, "reference"),
+    (("auto", "gpu", False), HALF | {"dtype": "float32"}, "reference"),
     (("auto", "tpu", True), {"seq_len": 2048}, "splash"),
-    (("auto", "tpu", True), {"seq_len": 2000}, "reference"),
+    (("auto", "tpu", False), {"seq_len": 2000}, "splash"),
     (("auto", "tpu", True), {"seq_len": 2048, "context": 2}, "reference"),
+    (("auto", "tpu", True), {"seq_len": 64}, "reference"),
     (("auto", "tpu", True), {}, "reference"),
-    (("splash", "tpu", True), {"seq_len": 2048}, "splash"),
-    (("cudnn", "gpu", False), {"seq_len": 2048}, "cudnn"),
+    (("splash", "tpu", True), {"seq_len": 2000}, "splash"),
+    (("triton", "gpu", True), HALF, "triton"),
+    (("triton", "cpu", True), HALF | {"dtype": "float32"}, "triton"),
+    (("cudnn", "gpu", False), HALF, "cudnn"),
     (("reference", "tpu", True), {"seq_len": 2000, "context": 2}, "reference"),
 ]
 
@@ -162,12 +157,19 @@ def test_resolved(args, kwargs, backend):
 
 
 REFUSED = [
-    (("cudnn", "gpu", True), {}, "packed documents"),
-    (("cudnn", "cpu", False), {}, "GPUs only"),
-    (("cudnn", "gpu", False), {"context": 2}, "context"),
+    (("cudnn", "gpu", True), HALF, "packed documents"),
+    (("cudnn", "cpu", False), HALF, "GPUs only"),
+    (("cudnn", "gpu", False), HALF | {"context": 2}, "context"),
+    (("cudnn", "gpu", False), HALF | {"dtype": jnp.float32}, "bfloat16.*float32"),
+    (("cudnn", "gpu", False), HALF | {"seq_len": 2001}, r"2001.*\[2000, 2002\]"),
+    (("cudnn", "gpu", False), HALF | {"head_dim": 256}, "256"),
     (("splash", "gpu", True), {}, "TPU kernel"),
-    (("splash", "tpu", True), {"seq_len": 2000}, r"2000.*\[1920, 2048\]"),
     (("splash", "tpu", True), {"seq_len": 2048, "context": 2}, "context"),
+    (("triton", "tpu", True), HALF, "GPU kernel"),
+    (("triton", "gpu", True), HALF | {"seq_len": 2000}, r"2000.*\[1984, 2048\]"),
+    (("triton", "gpu", True), HALF | {"head_dim": 80}, "head_dim.*80"),
+    (("triton", "gpu", True), HALF | {"dtype": "float32"}, "bfloat16.*float32"),
+    (("triton", "gpu", True), HALF | {"context": 2}, "context"),
     (("spalsh", "tpu", True), {}, "did you mean 'splash'"),
 ]
 
@@ -180,8 +182,9 @@ def test_refused(args, kwargs, message):
 
 def test_platform_is_that_of_the_mesh():
     """A program may be compiled for TPUs that are not here."""
-    device = types.SimpleNamespace(device_kind="TPU v5 lite")
-    assert att._platform(types.SimpleNamespace(empty=False, abstract_device=device)) == "tpu"
+    for kind, platform in (("TPU v5 lite", "tpu"), ("NVIDIA H200", "gpu")):
+        device = types.SimpleNamespace(device_kind=kind)
+        assert att._platform(types.SimpleNamespace(empty=False, abstract_device=device)) == platform
     with jax.set_mesh(make_mesh()):
         assert att._platform(jax.sharding.get_abstract_mesh()) == "cpu"
     assert att._platform(jax.sharding.get_abstract_mesh()) == "cpu"
@@ -250,23 +253,57 @@ def test_no_leak_between_documents(model, backend):
         assert (np.abs(before[b, own] - after[b, own]).max(-1) > 0).all()
 
 
-def test_no_gradient_flows_between_documents(model):
+@pytest.mark.parametrize("backend", RUNNABLE)
+def test_no_gradient_flows_between_documents(model, backend):
+    """The gradient of one document's loss is exactly 0 at every token of the others."""
     cfg, params = model
-    segments, positions = packed_rows(1, 64, seed=7)
-    tokens = jnp.asarray(ph.random_tokens(cfg, 1, 64))
+    length = 128
+    segments, positions = packed_rows(1, length, seed=7)
+    tokens = jnp.asarray(ph.random_tokens(cfg, 1, length))
     table = params["embed"]["weight"]
 
     def loss(inputs_btd):
         # Tokens are looked up in a table of their own, one row a place, to see each place's gradient.
         own = params | {"embed": {"weight": inputs_btd}}
         hidden = llama.forward(
-            own, cfg, jnp.arange(64)[None], segment_ids_bt=jnp.asarray(segments), positions_bt=jnp.asarray(positions)
-        )
+            own, cfg, jnp.arange(length)[None], segment_ids_bt=jnp.asarray(segments),
+            positions_bt=jnp.asarray(positions), attention=backend,
+        )  # fmt: skip
         return (hidden[0, segments[0] == 2] ** 3).sum()
 
     grad = np.asarray(jax.jit(jax.grad(loss))(table[tokens[0]]))
     touched = np.abs(grad).max(-1) > 0
     np.testing.assert_array_equal(touched, segments[0] == 2)
+
+
+@pytest.mark.parametrize("backend", RUNNABLE)
+def test_a_changed_document_leaves_all_gradients_of_the_others(backend):
+    """Queries, keys, values and the gradient from above change in one document: bit for bit, the others' stay."""
+    length = 256
+    segments, positions = packed_rows(1, length, seed=8)
+    here = (segments == 2)[..., None, None]
+    before, other = random_qkv(1, length, length, 2, 1, 16), random_qkv(1, length, length, 2, 1, 16, seed=1)
+    rng = np.random.default_rng(2)
+    do, do_other = rng.normal(size=(2, *before[0].shape)).astype(np.float32)
+
+    @jax.jit
+    def run(q, k, v, do):
+        def f(q, k, v):
+            return att.attention(
+                q, k, v, q_positions=positions, kv_positions=positions, q_segments=segments, kv_segments=segments,
+                backend=backend,
+            )  # fmt: skip
+
+        out, vjp = jax.vjp(f, q, k, v)
+        return (out, *vjp(do))
+
+    first = run(*before, do)
+    second = run(*(np.where(here, b, a) for a, b in zip(before, other)), np.where(here, do_other, do))
+    for name, a, b in zip(("out", "dq", "dk", "dv"), first, second):
+        same = (np.asarray(a) == np.asarray(b)).all(axis=(2, 3))
+        assert same[segments != 2].all(), name
+        # dq of a document's first token is 0: it sees nothing but itself.
+        assert same[segments == 2].sum() <= (name == "dq"), name
 
 
 MESHES = [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 2, "context": 2}, {"fsdp": 8}]
@@ -288,10 +325,14 @@ def test_meshes_give_the_same_logits(sizes):
     np.testing.assert_allclose(got, expected, atol=5e-5)
 
 
-def test_splash_on_a_mesh():
+@pytest.mark.parametrize("backend", ["splash", "triton"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_kernels_on_a_mesh(backend, packed):
     """Each device runs the kernel on its own rows and heads; a split row is refused."""
     q, k, v = random_qkv(2, 128, 128, 4, 2, 16)
     segments, positions = packed_rows(2, 128)
+    segments = segments if packed else None
+    real = slice(None) if segments is None else segments > 0
 
     def run(backend):
         return att.attention(
@@ -299,8 +340,10 @@ def test_splash_on_a_mesh():
             backend=backend,
         )  # fmt: skip
 
+    if not packed:
+        positions = np.broadcast_to(np.arange(128, dtype=np.int32), (2, 128))
     with jax.set_mesh(make_mesh(data=2, fsdp=1, tensor=2, devices=jax.devices()[:4])):
-        got = jax.jit(lambda: run("splash"))()
-    np.testing.assert_allclose(got[segments > 0], run("reference")[segments > 0], atol=1e-5)
+        got = jax.jit(lambda: run(backend))()
+    np.testing.assert_allclose(got[real], run("reference")[real], atol=1e-5)
     with jax.set_mesh(make_mesh(fsdp=4, context=2)), pytest.raises(UserError, match="context"):
-        run("splash")
+        run(backend)

@@ -1,32 +1,45 @@
 """Causal grouped-query attention within segments: one function, several backends.
 
 A query sees a key when both have the same segment id and the key's position is not after the query's.
+
+  reference  einsum, any platform           model/attention_reference.py
+  splash     TPU; packed rows               model/attention_splash.py
+  triton     NVIDIA GPU; packed rows        model/attention_triton.py
+  cudnn      NVIDIA GPU; one document a row, through jax.nn.dot_product_attention
 """
 
-import math
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from mmed_jax.errors import UserError, nearest
-from mmed_jax.model.precision import einsum_f32, precision
+from mmed_jax.model.attention_reference import reference
+from mmed_jax.model.attention_splash import LANES, splash_attention
 from mmed_jax.sharding import ACTIVATION_RULES, spec
 
-BACKENDS = ("auto", "reference", "splash", "cudnn")
-# Width of a TPU vector register: splash works on blocks of a multiple of it.
-LANES = 128
-# Longer query rows are worked through in blocks, so that memory grows with block x keys, not queries x keys.
-QUERY_BLOCK = 1024
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+BACKENDS = ("auto", "reference", "splash", "triton", "cudnn")
+# What Triton and cuDNN multiply: float32 would be rounded to TF32, or is refused.
+HALF = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 
 
-def resolve_backend(name: str, platform: str, packed: bool, *, seq_len: int = 0, context: int = 1) -> str:
+def resolve_backend(
+    name: str, platform: str, packed: bool, *, seq_len: int = 0, context: int = 1, head_dim: int = 0, dtype: Any = None
+) -> str:
     """The backend that `name` means, never "auto"; what a run prints and passes on.
 
+    "auto" is the fastest that can do this: on a TPU splash, on a GPU triton for packed rows and cudnn for others, and
+    reference where those can't, or where it is not known whether they can.
+
     Args:
-      platform: "cpu", "gpu" or "tpu", where it will run.
+      platform: "cpu", "gpu" or "tpu", where it will run. On a CPU splash and triton are interpreted, slowly, for tests.
       packed: rows hold several documents (segment ids are given).
       seq_len: tokens in a row; 0 = not known; context: size of the mesh axis `context`.
+      head_dim, dtype: of queries, keys and values; 0 and None = not known.
 
     Raises:
       UserError: unknown name, a backend that the platform lacks, or one that can't do this.
@@ -35,28 +48,55 @@ def resolve_backend(name: str, platform: str, packed: bool, *, seq_len: int = 0,
         raise UserError(f"attention='{name}': no such backend{nearest(name, BACKENDS)}")
     gpu = platform in ("gpu", "cuda", "rocm")
     if name == "auto":
-        return "splash" if platform == "tpu" and context == 1 and seq_len and seq_len % LANES == 0 else "reference"
-    if name == "splash":
-        if gpu:
-            raise UserError("attention='splash' is a TPU kernel and this is a GPU; use attention='auto'")
-        if context > 1:
-            raise UserError("attention='splash' can't split a row over mesh.context; use attention='reference'")
-        if seq_len % LANES:
-            near = sorted({max(LANES, seq_len // LANES * LANES), -(-seq_len // LANES) * LANES})
-            raise UserError(
-                f"attention='splash' needs rows of a multiple of {LANES} tokens, got {seq_len}; nearest: {near}"
-            )
-    if name == "cudnn":
-        if not gpu:
-            raise UserError(f"attention='cudnn' runs on GPUs only and this is {platform}; use attention='auto'")
-        if packed:
-            raise UserError(
-                "attention='cudnn' has no segment ids: packed documents would see each other; "
-                "use attention='auto' or data.packing=False"
-            )
-        if context > 1:
-            raise UserError("attention='cudnn' can't split a row over mesh.context; use attention='reference'")
+        if platform == "tpu":
+            return "splash" if context == 1 and seq_len >= LANES else "reference"
+        kernel = "triton" if packed else "cudnn"
+        known = seq_len and head_dim and dtype is not None
+        can = gpu and known and not _obstacle(kernel, packed, seq_len, head_dim, dtype, context)
+        return kernel if can else "reference"
+    if name == "splash" and gpu:
+        raise UserError("attention='splash' is a TPU kernel and this is a GPU; use attention='auto'")
+    if name == "triton" and platform == "tpu":
+        raise UserError("attention='triton' is a GPU kernel and this is a TPU; use attention='auto'")
+    if name == "cudnn" and not gpu:
+        raise UserError(f"attention='cudnn' runs on GPUs only and this is {platform}; use attention='auto'")
+    # Interpreted on a CPU, float32 is float32.
+    obstacle = _obstacle(name, packed, seq_len, head_dim, None if platform == "cpu" else dtype, context)
+    if obstacle:
+        raise UserError(f"attention='{name}' {obstacle}")
     return name
+
+
+def _obstacle(name: str, packed: bool, seq_len: int, head_dim: int, dtype: Any, context: int) -> str:
+    """Why this backend can't do this, in words that follow its name; "" when nothing known speaks against it."""
+    if name == "reference":
+        return ""
+    if context > 1:
+        return "can't split a row over mesh.context; use attention='reference'"
+    if name == "splash":
+        return ""
+    if name == "cudnn" and packed:
+        return (
+            "has no segment ids: packed documents would see each other; use attention='auto' or data.packing=False"
+        )
+    if dtype is not None and jnp.dtype(dtype) not in HALF:
+        return f"needs compute_dtype='bfloat16', got '{jnp.dtype(dtype)}'; use attention='reference' or bfloat16"
+    if name == "cudnn":
+        if seq_len % 2:
+            return f"needs rows of an even number of tokens, got {seq_len}; nearest: {[seq_len - 1, seq_len + 1]}"
+        if head_dim % 8 or head_dim > 128:
+            return f"needs a head_dim that is a multiple of 8 up to 128, got {head_dim}; use attention='reference'"
+        return ""
+    if importlib.util.find_spec("jax.experimental.pallas.triton") is None:
+        return "needs Pallas for Triton, which this version of jax does not have; use attention='reference'"
+    from mmed_jax.model.attention_triton import BLOCK, HEAD_DIMS
+
+    if seq_len % BLOCK:
+        near = sorted({max(BLOCK, seq_len // BLOCK * BLOCK), -(-seq_len // BLOCK) * BLOCK})
+        return f"needs rows of a multiple of {BLOCK} tokens, got {seq_len}; nearest: {near}"
+    if head_dim and head_dim not in HEAD_DIMS:
+        return f"needs a head_dim of {HEAD_DIMS}, got {head_dim}; use attention='reference'"
+    return ""
 
 
 def attention(
@@ -95,115 +135,46 @@ def attention(
     platform = _platform(mesh)
     if backend == "auto" and not same_rows:
         backend = "reference"
-    packed, seq_len = q_segments is not None, q_btnh.shape[1]
-    backend = resolve_backend(backend, platform, packed, seq_len=seq_len, context=context)
+    packed = q_segments is not None
+    backend = resolve_backend(
+        backend, platform, packed, seq_len=q_btnh.shape[1], context=context, head_dim=q_btnh.shape[3],
+        dtype=q_btnh.dtype,
+    )  # fmt: skip
     if backend == "reference":
-        return reference(q_btnh, k_bskh, v_bskh, q_positions, kv_positions, q_segments, kv_segments, parts=context)
+        out = reference(q_btnh, k_bskh, v_bskh, q_positions, kv_positions, q_segments, kv_segments, parts=context)
+        return checkpoint_name(out, "context")
     if not same_rows:
         raise ValueError(f"attention='{backend}' is for whole rows: as many queries as keys")
     if backend == "cudnn":
-        return cudnn(q_btnh, k_bskh, v_bskh)
-    return splash(q_btnh, k_bskh, v_bskh, q_segments, kv_segments, interpret=platform == "cpu")
+        return checkpoint_name(cudnn(q_btnh, k_bskh, v_bskh), "context")
+    # These name their own residuals: naming the output again would keep it twice.
+    if backend == "triton":
+        from mmed_jax.model.attention_triton import flash_attention as kernel
+    else:
+        kernel = splash_attention
+    return _on_each_device(functools.partial(kernel, interpret=platform == "cpu"), q_btnh, k_bskh, v_bskh, q_segments)
 
 
 def _platform(mesh: jax.sharding.AbstractMesh) -> str:
     """Where the traced program will run: on the mesh's devices, which need not be here when a program is compiled."""
     device = None if mesh.empty else getattr(mesh, "abstract_device", None)
-    return "tpu" if device is not None and device.device_kind.startswith("TPU") else jax.default_backend()
+    if device is not None and device.device_kind.startswith("TPU"):
+        return "tpu"
+    return "gpu" if device is not None and device.device_kind.startswith("NVIDIA") else jax.default_backend()
 
 
-def reference(q, k, v, q_pos, kv_pos, q_seg=None, kv_seg=None, block: int = QUERY_BLOCK, parts: int = 1) -> jax.Array:
-    """The einsum form: exact on every platform. Shapes as in `attention`.
-
-    Args:
-      block: queries worked on at a time (in each part).
-      parts: the mesh splits a row's queries into this many parts; each works through its own blocks.
-    """
-    b, t, n, h = q.shape
-    if q_seg is None:
-        q_seg = jnp.zeros_like(q_pos)
-        kv_seg = jnp.zeros_like(kv_pos)
-    # The backward pass computes probabilities again: [T, S] arrays kept for every layer cost more than that, in memory
-    # and on a CPU in time.
-    if t <= block * parts:
-        return jax.checkpoint(_block)(q, q_pos, q_seg, k, v, kv_pos, kv_seg)
-    # The last block is padded; padded queries are cut off again.
-    blocks = -(-t // (block * parts))
-    pad = blocks * block * parts - t
-
-    def split(x):
-        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        x = x.reshape(b, parts, blocks, block, *x.shape[2:])
-        return jnp.moveaxis(x, 2, 0).reshape(blocks, b, parts * block, *x.shape[4:])
-
-    step = jax.checkpoint(lambda _, xs: (None, _block(*xs, k, v, kv_pos, kv_seg)), prevent_cse=False)
-    _, out = jax.lax.scan(step, None, (split(q), split(q_pos), split(q_seg)))
-    out = jnp.moveaxis(out.reshape(blocks, b, parts, block, n, h), 0, 2)
-    return out.reshape(b, parts * blocks * block, n, h)[:, :t]
-
-
-def _block(q, q_pos, q_seg, k, v, kv_pos, kv_seg) -> jax.Array:
-    b, t, n, h = q.shape
-    kv_heads = k.shape[2]
-    # The query heads of a kv head stand beside its queries, [B, K, G, T, H]: one plain batched product each way, no
-    # copy of K/V per query head, and no transposed [T, S] array, which is what costs time on a CPU.
-    q = q.reshape(b, t, kv_heads, n // kv_heads, h).transpose(0, 2, 3, 1, 4)
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    scores = einsum_f32("bkgth,bksh->bkgts", q, k) / math.sqrt(h)
-    visible = (kv_pos[:, None, :] <= q_pos[:, :, None]) & (kv_seg[:, None, :] == q_seg[:, :, None])
-    probs = jax.nn.softmax(jnp.where(visible[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgts,bksh->bkgth", probs, v, precision=precision(v.dtype))
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
-
-
-def splash(q, k, v, q_seg=None, kv_seg=None, *, interpret: bool = False) -> jax.Array:
-    """JAX's TPU flash attention that skips blocks above the diagonal. Shapes as in `attention`, T = S = 128 * i.
-
-    The kernel's own residuals carry the name "context", so that a remat policy can keep them.
-    `interpret` runs it without a TPU, slowly, for tests.
-    """
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        BlockSizes,
-        CausalMask,
-        MultiHeadMask,
-        SegmentIds,
-        make_splash_mha,
-    )
-
-    t, h = q.shape[1], q.shape[3]
-    block = next(size for size in (1024, 512, 256, LANES) if t % size == 0)
-    sizes = BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block,
-        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
-    )  # fmt: skip
-    q = (q.astype(jnp.float32) / math.sqrt(h)).astype(q.dtype)
-
-    def local(q, k, v, *segments):
-        heads = q.shape[2]
-        kernel = make_splash_mha(
-            mask=MultiHeadMask([CausalMask((t, t))] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
-            residual_checkpoint_name="context", interpret=interpret,
-        )  # fmt: skip
-        ids = SegmentIds(*segments) if segments else None
-        out = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (q, k, v)), ids)
-        return out.swapaxes(1, 2)
-
-    segments = () if q_seg is None else (q_seg, kv_seg)
+def _on_each_device(kernel: Callable[..., jax.Array], q, k, v, segments) -> jax.Array:
+    """kernel(q, k, v, segments) on the rows and heads of each device: the compiler does not split a kernel."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return local(q, k, v, *segments)
-    # A kernel is not split by the compiler: every device runs it on its own rows and heads.
+        return kernel(q, k, v, segments)
     rows = spec(("batch", None), ACTIVATION_RULES)
     heads = spec(("batch", None, "act_heads", None), ACTIVATION_RULES)
     kv_heads = spec(("batch", None, "act_kv_heads", None), ACTIVATION_RULES)
-    mapped = jax.shard_map(
-        local, in_specs=(heads, kv_heads, kv_heads, *[rows] * len(segments)), out_specs=heads, check_vma=False
-    )
-    return mapped(q, k, v, *segments)
+    mapped = jax.shard_map(kernel, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False)
+    return mapped(q, k, v, segments)
 
 
 def cudnn(q, k, v, implementation: str = "cudnn") -> jax.Array:
     """NVIDIA's fused attention, causal, one document a row, bfloat16 or float16. Shapes as in `attention`."""
-    if implementation == "cudnn" and q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise UserError(f"attention='cudnn' needs compute_dtype='bfloat16', got '{q.dtype}'")
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)

@@ -114,7 +114,8 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
         v = constrain(v, "batch", None, "act_kv_heads", None)
         q, k, v = (checkpoint_name(a, "qkv") for a in (q, k, v))
         context, extra = mix(q, k, v)
-        context = checkpoint_name(constrain(context, "batch", "length", "act_heads", None), "context")
+        # Named "context" by attention, which knows what its backward pass needs.
+        context = constrain(context, "batch", "length", "act_heads", None)
         attn_out = _linear(context.reshape(b, t, -1), p["o"])
         attn_out = checkpoint_name(constrain(attn_out, "batch", "length", "act_embed"), "attn_out")
     x_btd = x_btd + attn_out

@@ -1,0 +1,86 @@
+"""Causal attention within segments on a TPU: JAX's splash kernel, with grouped heads and blocks to suit the row."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+# Width of a TPU vector register: blocks are a multiple of it.
+LANES = 128
+# Larger blocks do not fit the 16 MiB of VMEM that a kernel gets by default on v5e and v5p, where the scores of a
+# 2048 x 2048 block alone are that much.
+LARGEST_BLOCK = 1024
+# Keys worked on at one time in the forward kernel: 512 of a 1024 block take 4 to 8 % fewer instructions than all
+# (v5e, v5p, v6e). In the backward kernel that gains nothing, and needs another buffer.
+COMPUTE_BLOCK = 512
+# Instruction bundles, forward and backward, as compiled for v5e and v5p at head_dim 128: of one 128 x 128 tile in a
+# block of 512 or 1024, and of a step from block to block (with its share of the empty steps above the diagonal, which
+# the backward kernel takes too).
+TILE_COST = 220
+STEP_COST = 1200
+
+
+def block_size(length: int) -> tuple[int, int]:
+    """The block that takes least time for rows of `length` tokens, and the length to which rows are padded for it.
+
+    Blocks on and below the diagonal are worked through whole: large blocks waste more at the diagonal, small ones spend
+    more on steps (2048 rows: 1024; 1024: 512), and what does not divide the length is padded (640: 640; 1664: 2 x 896).
+
+    Returns:
+      (block, padded length), both multiples of 128, block at most LARGEST_BLOCK.
+    """
+
+    def cost(blocks: int) -> tuple[float, int]:
+        tiles = -(-length // (blocks * LANES))
+        # Equal costs: fewer blocks, since the backward kernel writes a dq for every block of keys.
+        return blocks * (blocks + 1) / 2 * (tiles * tiles * TILE_COST + STEP_COST), blocks
+
+    fewest = -(-length // LARGEST_BLOCK)
+    blocks = min(range(fewest, -(-length // LANES) + 1), key=cost)
+    block = -(-length // (blocks * LANES)) * LANES
+    return block, block * -(-length // block)
+
+
+def splash_attention(q, k, v, segments=None, *, interpret: bool = False) -> jax.Array:
+    """Attention of every query to the keys not after it in its row with its segment id; scale 1/sqrt(H).
+
+    Grouped heads are the kernel's own: its grid runs over query heads and picks their kv head, and in the fused
+    backward kernel the query heads of a kv head are summed in float32. The kernel's residuals carry the name "context",
+    so that a remat policy can keep them.
+
+    Args:
+      q, k, v: [B, T, N, H] and [B, T, K, H]; K divides N.
+      segments: int32 [B, T] not negative, or None = one segment.
+      interpret: runs without a TPU, slowly, for tests.
+
+    Returns:
+      [B, T, N, H] in the dtype of q.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        BlockSizes,
+        CausalMask,
+        MultiHeadMask,
+        SegmentIds,
+        make_splash_mha,
+    )
+
+    t, heads, h = q.shape[1:]
+    block, padded = block_size(t)
+    compute = COMPUTE_BLOCK if block % COMPUTE_BLOCK == 0 else block
+    sizes = BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=compute,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
+    )  # fmt: skip
+    q = (q.astype(jnp.float32) / math.sqrt(h)).astype(q.dtype)
+    # Padding comes last: no query that is kept sees it.
+    q, k, v = (jnp.pad(x, ((0, 0), (0, padded - t), (0, 0), (0, 0))) for x in (q, k, v))
+    ids = None
+    if segments is not None:
+        segments = jnp.pad(segments, ((0, 0), (0, padded - t)), constant_values=-1)
+        ids = SegmentIds(segments, segments)
+    kernel = make_splash_mha(
+        mask=MultiHeadMask([CausalMask((padded, padded))] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
+        residual_checkpoint_name="context", interpret=interpret,
+    )  # fmt: skip
+    out = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (q, k, v)), ids)
+    return out.swapaxes(1, 2)[:, :t]
