@@ -231,6 +231,7 @@ CHOICES = {
     "param_dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "qkv", "minimal", "minimal_ctx", "offload"),
     "attention": ("auto", "reference", "splash", "triton", "cudnn"),
+    "xla_flags": ("auto", "none"),
     "data.kind": ("instruction", "mcq"),
     "data.overlong": ("drop", "truncate_prompt"),
     "data.prompt_family": ("llama3", "mmedbench"),

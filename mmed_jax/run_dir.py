@@ -22,8 +22,8 @@ META_ITEM, META_FILE = "meta", "meta.json"
 # Keys that do not change what is trained beyond rounding: where things lie, what is logged and saved, and how the work
 # is spread over devices. Everything else is part of the run. A name ending in "." stands for the whole group.
 NOT_COMPARED = (
-    "run_dir", "platform", "remat", "attention", "loss_chunk", "grad_accum", "data.cache_dir", "mesh.", "log_every",
-    "eval_every", "eval_rows", "checkpoint.", "tensorboard", "wandb", "compile_cache", "distributed.",
+    "run_dir", "platform", "remat", "xla_flags", "attention", "loss_chunk", "grad_accum", "data.cache_dir", "mesh.",
+    "log_every", "eval_every", "eval_rows", "checkpoint.", "tensorboard", "wandb", "compile_cache", "distributed.",
 )  # fmt: skip
 # Mappings that are values, not groups of keys.
 _WHOLE = ("source_weights", "language_weights")

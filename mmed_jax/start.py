@@ -17,9 +17,11 @@ from mmed_jax.model.config import PRESETS, LlamaConfig, check, num_params
 from mmed_jax.run_dir import guard_run_dir
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from transformers import PreTrainedTokenizerFast
 
     from mmed_jax.hf.source import ModelSource
+    from mmed_jax.planning.program import Program
 
 # Fields of config.model that replace the preset's when they are not 0.
 SIZES = (
@@ -73,25 +75,9 @@ def model_config(
     if source is not None:
         cfg = source.cfg
     else:
-        preset = config.model.preset
-        if preset not in PRESETS:
-            raise UserError(f"config.model.preset={preset!r}{nearest(preset, PRESETS)}")
-        changed = {name: config.model[name] for name in SIZES if config.model[name]}
-        base = PRESETS[preset]
-        if "head_dim" not in changed and {"hidden_size", "num_heads"} & changed.keys():
-            heads, hidden = changed.get("num_heads", base.num_heads), changed.get("hidden_size", base.hidden_size)
-            if hidden % heads:
-                raise UserError(f"config.model: hidden_size={hidden}, num_heads={heads}: not divisible; set head_dim")
-            changed["head_dim"] = hidden // heads
-        cfg = check(
-            dataclasses.replace(
-                base,
-                bos_token_id=tok.bos_token_id,
-                eos_token_id=stop_ids(tok),
-                pad_token_id=tok.pad_token_id,
-                **changed,
-            ),
-            "config.model",
+        base = preset_config(config.model.preset, config.model)
+        cfg = dataclasses.replace(
+            base, bos_token_id=tok.bos_token_id, eos_token_id=stop_ids(tok), pad_token_id=tok.pad_token_id
         )
     check_vocab(tok, cfg.vocab_size)
     if config.data.seq_len > cfg.max_position_embeddings:
@@ -100,6 +86,24 @@ def model_config(
             f"{cfg.max_position_embeddings}"
         )
     return cfg
+
+
+def preset_config(preset: str, sizes: ConfigDict | None = None) -> LlamaConfig:
+    """The architecture of a preset, with the sizes of config.model that are not 0.
+
+    Raises:
+      UserError: unknown preset, impossible sizes.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"config.model.preset={preset!r}{nearest(preset, PRESETS)}")
+    changed = {name: sizes[name] for name in SIZES if sizes[name]} if sizes else {}
+    base = PRESETS[preset]
+    if "head_dim" not in changed and {"hidden_size", "num_heads"} & changed.keys():
+        heads, hidden = changed.get("num_heads", base.num_heads), changed.get("hidden_size", base.hidden_size)
+        if hidden % heads:
+            raise UserError(f"config.model: hidden_size={hidden}, num_heads={heads}: not divisible; set head_dim")
+        changed["head_dim"] = hidden // heads
+    return check(dataclasses.replace(base, **changed), "config.model")
 
 
 def describe_source(source: "ModelSource") -> str:
@@ -238,8 +242,9 @@ _LOST = ("Gloo", "NCCL", "Connection reset", "Connection closed", "UNAVAILABLE",
 
 
 @contextlib.contextmanager
-def device_failures(config: ConfigDict) -> Iterator[None]:
-    """Turns a device's out-of-memory error and the loss of another process into one line with what to do next."""
+def device_failures(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> Iterator[None]:
+    """Turns the loss of another process into one line, and a device's out-of-memory error into a table of what fills
+    it, with what to try next."""
     import jax
 
     try:
@@ -252,16 +257,25 @@ def device_failures(config: ConfigDict) -> Iterator[None]:
             ) from e
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        tries = []
-        if config.remat != "full":
-            tries.append("--config.remat=full")
-        if batch_rows(config) > config.grad_accum:
-            tries.append(f"--config.grad_accum={config.grad_accum * 2}")
-        if config.loss_chunk > 512:
-            tries.append("--config.loss_chunk=512")
-        tries.append("more devices")
+        from mmed_jax.planning.advice import out_of_memory
+
+        stats = mesh.devices.flat[0].memory_stats() if mesh.devices.flat[0].platform != "cpu" else None
+        lines = out_of_memory(config, cfg, dict(mesh.shape), (stats or {}).get("bytes_limit", 0))
+        print("\n".join(lines), flush=True)
         detail = str(e).splitlines()[0][:200]
-        raise WorkError(f"out of device memory ({detail}); try in this order: {', '.join(tries)}") from e
+        raise WorkError(f"out of device memory ({detail}); what fills it and what to try next stands above") from e
+
+
+def plan_here(program: "Program", config: ConfigDict, cfg: LlamaConfig, *, tokens: int) -> str:
+    """The plan of a run's own program on the devices present, as text. Compiles it; nothing is placed on a device.
+
+    Args:
+      tokens: that the whole run shows the model, padding included.
+    """
+    from mmed_jax.planning import report
+    from mmed_jax.planning.planner import plan_devices
+
+    return report.table(plan_devices(program, config, cfg), run_tokens=tokens)
 
 
 def banner(config: ConfigDict, cfg: LlamaConfig, mesh: Any, facts: dict[str, str]) -> str:

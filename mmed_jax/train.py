@@ -24,10 +24,15 @@ from mmed_jax.manifest import shorten
 from mmed_jax.profiling import FOLDER, Profiler, parse_steps
 from mmed_jax.run_dir import guard_run_dir
 
+FLAGS = {
+    "profile": ("", "START:STOP, steps to profile"),
+    "plan_only": (False, "compile the step for the devices here, print what it needs and stop"),
+}
+
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the training that the command line describes; see the module's docstring and --help."""
-    config, flags = parse_args(argv, description=__doc__, extra={"profile": ("", "START:STOP, steps to profile")})
+    config, flags = parse_args(argv, description=__doc__, extra=FLAGS)
     profiled = parse_steps(flags.profile)
 
     # ---- What is asked for: small files only, no device -----------------------------------------------------------
@@ -55,13 +60,14 @@ def main(argv: list[str] | None = None) -> None:
     # ---- Devices ---------------------------------------------------------------------------------------------------
     import jax
 
-    from mmed_jax import optim, placement, sharding, step
+    from mmed_jax import placement, sharding
     from mmed_jax.checkpoint import Checkpointer, PreemptionGuard
     from mmed_jax.data.loader import BatchStream
     from mmed_jax.flops import train_flops_per_token
     from mmed_jax.metrics import DelayedMetrics, MetricsLogger
     from mmed_jax.model.attention import resolve_backend
     from mmed_jax.model.remat import check_remat
+    from mmed_jax.planning.program import train_program
     from mmed_jax.progress import Progress
     from mmed_jax.report import make_report
     from mmed_jax.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
@@ -89,9 +95,13 @@ def main(argv: list[str] | None = None) -> None:
     }
     say(start.banner(config, cfg, mesh, facts), flush=True)
 
+    program = train_program(config, cfg, mesh, steps=steps, attention=backend)
+    if flags.plan_only:
+        say(start.plan_here(program, config, cfg, tokens=steps * rows * seq_len))
+        return
+
     # ---- State: the newest good checkpoint, or step 0 --------------------------------------------------------------
-    tx, schedule = optim.make_optimizer(config.optim, steps)
-    abstract = placement.abstract_state(cfg, tx, mesh, config.param_dtype)
+    abstract = program.state
     checkpointer = Checkpointer(run_dir, **config.checkpoint.to_dict())
     restored = checkpointer.restore_latest(abstract)
     data_state = {"table": prepared.train.fingerprint, "seed": config.seed, "tokens_seen": 0}
@@ -107,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
             shardings = jax.tree.map(lambda x: x.sharding, abstract["params"])
             params = source.load_params(shardings=shardings, dtype=config.param_dtype)
             say(start.describe_source(source), flush=True)
-        state = placement.fresh_state(params, tx, abstract)
+        state = placement.fresh_state(params, program.tx, abstract)
         del params
     first = int(state["step"])
     if first >= steps:
@@ -122,15 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     start.write_run_files(run_dir, config, cfg, tok, source)
 
     # ---- The steps -------------------------------------------------------------------------------------------------
-    options = step.StepOptions(
-        compute_dtype=config.compute_dtype, remat=config.remat, attention=backend, loss_chunk=config.loss_chunk,
-        grad_accum=config.grad_accum, packing=config.data.packing,
-    )  # fmt: skip
-    # The state stays where it is, and every process can read the numbers.
-    everywhere = sharding.replicated(mesh)
-    stays = (jax.tree.map(lambda x: x.sharding, abstract), everywhere)
-    train_step = jax.jit(step.make_train_step(cfg, tx, schedule, options), donate_argnums=0, out_shardings=stays)
-    eval_step = jax.jit(step.make_eval_step(cfg, options), out_shardings=everywhere)
+    eval_step = program.eval_step
     placer = placement.BatchPlacer(mesh, rows, seq_len)
     stream = BatchStream(prepared.train, rows, config.seed, first, local_rows=placer.rows)
     validation = prepared.validation.get("validation")
@@ -143,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     meter.tokens_seen = data_state["tokens_seen"]
     with (
         jax.set_mesh(mesh),
-        start.device_failures(config),
+        start.device_failures(config, cfg, mesh),
         CompileCounter() as compiles,
         checkpointer,
         MetricsLogger(
@@ -173,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
             progress.update(number, shown)
 
         batches = iter(stream)
-        train_step = CompileWatch(compiles, "train_step", train_step, ("state", "batch"))
+        train_step = CompileWatch(compiles, "train_step", program.train_step, ("state", "batch"))
         meter.restart()
         for index in range(first, steps):
             number = index + 1

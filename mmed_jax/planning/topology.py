@@ -135,12 +135,18 @@ def parse(name: str) -> Topology:
             )
         raise UserError(f"--topology={name}: no such slice{nearest(text, names())}")
     chip, shape = match[2], SHAPES[match[2]][int(match[3])]
+    return _topology(text, "tpu", chip, CHIPS[chip], slices, shape, torus_axes(shape))
+
+
+def torus_axes(shape: tuple[int, ...]) -> tuple[bool, ...]:
+    """Which axes of a slice wrap around.
+
+    Cubes of 4 x 4 x 4 are joined by optical switches into a torus, smaller slices are open on every axis; flat slices
+    wrap on axes of 16.
+    """
     if len(shape) == 3:
-        # Cubes of 4 x 4 x 4 are joined by optical switches into a torus; smaller slices are open on every axis.
-        wrap = (all(n % 4 == 0 for n in shape),) * 3
-    else:
-        wrap = tuple(n == 16 for n in shape)
-    return _topology(text, "tpu", chip, CHIPS[chip], slices, shape, wrap)
+        return (all(n % 4 == 0 for n in shape),) * 3
+    return tuple(n == 16 for n in shape)
 
 
 def _topology(
@@ -203,3 +209,31 @@ def quiet_stderr() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(saved, 2)
             os.close(saved)
+
+
+def chip_of(device_kind: str) -> str:
+    """The chip ("v4", "v5p", "v5e", "v6e") of a jax.Device.device_kind; "" for anything else."""
+    kind = device_kind.lower()
+    known = {"tpu v4": "v4", "tpu v5": "v5p", "tpu v5p": "v5p", "tpu v5 lite": "v5e", "tpu v5e": "v5e"}
+    return (known | {"tpu v6 lite": "v6e", "tpu v6e": "v6e"}).get(kind, "")
+
+
+def of_devices(found: "list[jax.Device]") -> Topology | None:
+    """The topology of devices that are here; None for CPUs and for chips without figures."""
+    first, slices = found[0], len({getattr(d, "slice_index", 0) or 0 for d in found})
+    chip = chip_of(first.device_kind)
+    if chip and first.platform == "tpu":
+        coords = [d.coords for d in found]
+        extent = tuple(max(c[i] for c in coords) - min(c[i] for c in coords) + 1 for i in range(3))
+        shape = extent if chip in ("v4", "v5p") else extent[:2]
+        return _topology(
+            f"{chip}, {len(found)} chips here", "tpu", chip, CHIPS[chip], slices, shape, torus_axes(shape)
+        )  # fmt: skip
+    kind = first.device_kind.lower()
+    gpu = next((g for g in sorted(GPUS, reverse=True) if first.platform == "gpu" and g.split("-")[0] in kind), None)
+    if gpu is None:
+        return None
+    nodes = len({d.process_index for d in found})
+    return _topology(
+        f"{len(found)} GPUs here", "gpu", gpu, GPUS[gpu], nodes, (max(1, len(found) // nodes),), (False,)
+    )  # fmt: skip

@@ -1,0 +1,123 @@
+"""Says whether a run fits and how fast it is on chips that are not here, by compiling its step for them.
+
+    python -m mmed_jax.plan --config=stage1:8b --topology=v5p-128 [--config.KEY=VALUE ...]
+    python -m mmed_jax.plan --config=stage1:8b --topology=v6e-64 --price=2.7 --json=plan.json
+
+TPU slices by their cloud names (v4-32, v5p-128, v5e-64, v6e-256, 2xv5p-128) are compiled by the real TPU compiler,
+which needs no TPU (extra `plan`: libtpu, Linux x86-64). GPUs (gpu:8xh100-80g) are planned by arithmetic. Weights,
+tokenizer and records need not be there. Exit code 1: it does not fit; the last lines say what to change.
+"""
+
+import json
+import os
+from pathlib import Path
+
+# Only the compiler is used: a TPU of this machine stays free for others.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+from ml_collections import ConfigDict
+
+from mmed_jax import start
+from mmed_jax.config import batch_rows, parse_args, resolve_path
+from mmed_jax.errors import UserError, WorkError, run_command
+from mmed_jax.model.config import LlamaConfig
+from mmed_jax.planning import advice, report, topology
+from mmed_jax.planning.planner import CACHE, plan
+
+FLAGS = {
+    "topology": ("", "slice by its cloud name: v5p-128, v6e-64, 2xv5e-256, gpu:8xh100-80g"),
+    "json": ("", "also write the plan to this file"),
+    "price": (0.0, "of one chip and hour: adds the cost of the run"),
+    "tokens": (0.0, "tokens of one epoch, padding included; without, the record files are packed and counted if there"),
+    "no_verify": (False, "advice for a configuration that does not fit: by arithmetic only"),
+    "no_cache": (False, "compile even if this configuration was compiled before"),
+    "search": (False, "try settings by compiling and print the frontier of memory against speed"),
+    "output": ("", "with --search: write the winner as a config file that train takes"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Plans what the command line describes; see the module's docstring and --help."""
+    config, flags = parse_args(argv, description=__doc__, extra=FLAGS)
+    if not flags.topology:
+        raise UserError(f"--topology is missing: name a slice, for example {', '.join(topology.names()[8:40:9])}")
+    for name in ("price", "tokens"):
+        if not 0 <= getattr(flags, name) < float("inf"):
+            raise UserError(f"--{name}={getattr(flags, name)}: must be a number of at least 0")
+    if flags.output and not flags.search:
+        raise UserError("--output goes with --search")
+    target = topology.parse(flags.topology)
+    if flags.json and not Path(flags.json).absolute().parent.is_dir():
+        raise UserError(f"--json={flags.json}: there is no folder {Path(flags.json).absolute().parent}")
+    cfg = architecture(config)
+    options = {"cache_dir": None if flags.no_cache else CACHE, "say": lambda line: print(line, flush=True)}
+    tokens = run_tokens(config, flags.tokens)
+    if flags.search:
+        from mmed_jax.planning.search import search
+
+        search(config, cfg, target, output=flags.output, run_tokens=tokens, price=flags.price, **options)
+        return
+
+    result = plan(config, cfg, target, **options)
+    print(report.table(result, run_tokens=tokens, price=flags.price))
+    found = None
+    if not result.fits:
+        found = advice.advise(config, cfg, target, result, verify=not flags.no_verify, **options)
+        print("\n".join(found.lines()))
+    if flags.json:
+        content = result.to_json() | {"run_tokens": tokens, "price": flags.price}
+        content["advice"] = found.changes if found else None
+        Path(flags.json).write_text(json.dumps(content, indent=2) + "\n")
+    if not result.fits:
+        most = result.terms[0]
+        raise WorkError(
+            f"{config.name}:{config.variant} does not fit on {target.name}: most goes to {most['name']} "
+            f"({most['bytes'] / topology.GIB:.1f} GiB a chip by arithmetic)"
+        )
+
+
+def architecture(config: ConfigDict) -> LlamaConfig:
+    """The architecture to plan for: that of init_from when it is there, else of the variant's preset.
+
+    Raises:
+      UserError: neither is known.
+    """
+    from configs import hardware
+
+    if config.init_from and resolve_path(config.init_from).exists():
+        return start.open_init(config).cfg
+    if config.init_from:
+        if config.variant in hardware.PRESETS:
+            return start.preset_config(hardware.PRESETS[config.variant])
+        if config.variant != "demo":
+            raise UserError(
+                f"config.init_from={config.init_from} is not there, and variant '{config.variant}' has no preset in "
+                "configs/hardware.py: nothing says which architecture to plan for"
+            )
+    return start.preset_config(config.model.preset, config.model)
+
+
+def run_tokens(config: ConfigDict, epoch_tokens: float) -> float | None:
+    """Tokens of rows, padding included, that the whole run shows the model; None when nothing tells."""
+    a_step = batch_rows(config) * config.data.seq_len
+    if config.steps:
+        return float(config.steps * a_step)
+    if epoch_tokens:
+        return config.epochs * epoch_tokens
+    if not all(resolve_path(p).exists() for p in config.data.train):
+        return None
+    try:
+        tok = start.open_tokenizer(config, start.open_init(config) if config.init_from else None)
+    except UserError:
+        return None
+    from mmed_jax.data.prepare import prepare
+
+    rows = len(prepare(config, tok).train)
+    return float(start.total_steps(config, rows) * a_step)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,128 @@
+"""What fills a chip's memory, by arithmetic: term by term, without a compiler.
+
+Used to name the biggest terms beside the compiler's totals, to say what to change when a program does not fit, to plan
+for GPUs (for which nothing can be compiled here) and to prune a search.
+"""
+
+from dataclasses import dataclass
+
+from ml_collections import ConfigDict
+
+from mmed_jax.config import batch_rows
+from mmed_jax.model.config import LlamaConfig, num_params
+
+GIB = 2**30
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Term:
+    """Bytes on the fullest chip. kind: "state" lives always, "step" while a step runs."""
+
+    name: str
+    bytes: float
+    kind: str
+
+
+def saved_per_token(cfg: LlamaConfig, remat: str, width: int, *, tensor: int = 1) -> float:
+    """Bytes a token and layer that the forward pass keeps for the backward pass.
+
+    Args:
+      remat: policy of mmed_jax.model.remat. width: bytes of a value of compute_dtype. tensor: size of that mesh axis,
+        over which heads and feed-forward values are split.
+    """
+    d, f = cfg.hidden_size, cfg.intermediate_size / tensor
+    qkv = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim / tensor
+    context = cfg.num_heads * cfg.head_dim / tensor
+    # The kernel's row sums (float32, a number a head) are kept with its output.
+    sums = 4 * cfg.num_heads / tensor
+    values = {
+        "offload": 0.0,
+        "full": d,
+        "qkv": d + qkv,
+        "minimal": d + qkv + d + 2 * f,
+        "minimal_ctx": d + qkv + d + 2 * f + context,
+        # Nothing is computed again: also both norms in float32 and what they were made of, and the gated product.
+        "none": d + qkv + d + 4 * f + context + 6 * d,
+    }[remat]
+    return values * width + (sums if remat in ("minimal_ctx", "none") else 0.0)
+
+
+def memory_terms(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> list[Term]:
+    """Every large thing on a chip, the biggest first.
+
+    Args:
+      config: of the run. mesh: size of every mesh axis, resolved.
+
+    An estimate of 10 to 20 % either way: the compiler shares buffers and keeps copies as it likes.
+    """
+    width = _BYTES[config.compute_dtype]
+    weight = _BYTES[config.param_dtype]
+    shards = mesh["fsdp"] * mesh["context"] * mesh["tensor"]
+    params = num_params(cfg) / shards
+    rows = max(1.0, batch_rows(config) / config.grad_accum / (mesh["data"] * mesh["fsdp"]))
+    tokens = rows * config.data.seq_len / mesh["context"]
+    layer = (num_params(cfg) - _outside_layers(cfg)) / cfg.num_layers
+    head = cfg.vocab_size * cfg.hidden_size / mesh["tensor"]
+    split = mesh["fsdp"] * mesh["context"] > 1
+    chunk = min(config.loss_chunk, tokens)
+    f, d = cfg.intermediate_size / mesh["tensor"], cfg.hidden_size
+
+    terms = [
+        Term("weights", params * weight, "state"),
+        Term("gradients", params * 4, "step"),
+        Term("saved activations", cfg.num_layers * tokens
+             * saved_per_token(cfg, config.remat, width, tensor=mesh["tensor"]), "step"),
+        # One layer forward and backward: gated feed-forward values and their gradients, the residual beside them.
+        Term("one layer's values", tokens * (4 * f + 6 * d) * width, "step"),
+        Term("logits of a chunk", 2 * chunk * cfg.vocab_size / mesh["tensor"] * 4, "step"),
+        # Summed in float32 on every chip before it is shared out.
+        Term("output head and its gradient", head * (width + 4) if split else head * 4, "step"),
+    ]  # fmt: skip
+    if split:
+        # The next layer's weights arrive while one is at work; gradients of a layer leave in full size.
+        terms.append(Term("gathered layers", layer / mesh["tensor"] * (2 * width + 4), "step"))
+    if config.optim.name == "adafactor":
+        rows_and_columns = params * (1 / cfg.hidden_size + 1 / cfg.intermediate_size)
+        terms.append(Term("second moment (factored)", rows_and_columns * 4, "state"))
+    else:
+        terms.append(Term("first moment", params * _BYTES[config.optim.mu_dtype], "state"))
+        terms.append(Term("second moment", params * 4, "state"))
+    return sorted(terms, key=lambda t: -t.bytes)
+
+
+def _outside_layers(cfg: LlamaConfig) -> int:
+    tables = 1 if cfg.tie_word_embeddings else 2
+    return cfg.hidden_size * (tables * cfg.vocab_size + 1)
+
+
+def total(terms: list[Term], kind: str | None = None) -> float:
+    """Bytes of all terms, or of those of a kind."""
+    return sum(t.bytes for t in terms if kind in (None, t.kind))
+
+
+# Cheaper policies first to last: each keeps less than the one before.
+_LESS_REMAT = ("none", "minimal_ctx", "minimal", "qkv", "full")
+
+
+def smaller(config: ConfigDict, mesh: dict[str, int]) -> list[dict[str, object]]:
+    """Changes of a config that need less memory, the cheapest in speed first: {key: value} each.
+
+    They do not change what is learned, but for the last (first moment in bfloat16), which changes it slightly.
+    """
+    changes: list[dict[str, object]] = []
+    rows = batch_rows(config) // config.grad_accum // (mesh["data"] * mesh["fsdp"])
+    chunks = [{"loss_chunk": c} for c in (1024, 512) if c < config.loss_chunk]
+    policies = _LESS_REMAT[_LESS_REMAT.index(config.remat) + 1 :] if config.remat in _LESS_REMAT else ()
+    changes += chunks[:1]
+    changes += [{"remat": p} for p in policies]
+    accumulated = [config.grad_accum * n for n in (2, 4, 8, 16, 32) if rows % n == 0]
+    changes += [{"grad_accum": n} for n in accumulated]
+    least: dict[str, object] = {"remat": "full"} if policies else {}
+    changes += [{**least, "grad_accum": n} for n in accumulated if least]
+    if accumulated:
+        least["grad_accum"] = accumulated[-1]
+    changes += [{**least, **c} for c in chunks]
+    if config.optim.name == "adamw" and config.optim.mu_dtype == "float32":
+        changes.append({**least, "optim.mu_dtype": "bfloat16"})
+    return changes

@@ -1,0 +1,82 @@
+"""The training step as one jitted program, built here and nowhere else: what `train` runs is what `plan` compiles."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mmed_jax import optim, placement, sharding, step
+from mmed_jax.config import batch_rows
+from mmed_jax.model.config import LlamaConfig
+from mmed_jax.planning.flags import compiler_options
+from mmed_jax.planning.topology import chip_of
+
+# Everything in a batch that is placed on the devices; all [B, T].
+BATCH_DTYPES = {
+    "tokens": jnp.int32, "targets": jnp.int32, "segment_ids": jnp.int32, "positions": jnp.int32, "language": jnp.int32,
+    "loss_mask": jnp.float32,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Program:
+    """The steps of a run on a mesh.
+
+    state: the training state as jax.ShapeDtypeStruct leaves with their shardings; batch: a global batch likewise.
+    train_step(state, batch) -> (state, metrics), with the state donated; eval_step(params, batch) -> sums.
+    """
+
+    mesh: Mesh
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    options: step.StepOptions
+    state: dict[str, Any]
+    batch: dict[str, jax.ShapeDtypeStruct]
+    train_step: Any
+    eval_step: Any
+    compiler_options: dict[str, str]
+
+    def lower(self) -> jax.stages.Lowered:
+        """The training step for the mesh's platform, which need not be this machine's."""
+        platform = self.mesh.devices.flat[0].platform
+        with jax.set_mesh(self.mesh):
+            traced = self.train_step.trace(self.state, self.batch)
+            return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
+
+
+def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: int, attention: str) -> Program:
+    """The program of a run.
+
+    Args:
+      steps: length of the run, for the learning-rate schedule. attention: a backend, resolved.
+    """
+    tx, schedule = optim.make_optimizer(config.optim, steps)
+    state = placement.abstract_state(cfg, tx, mesh, config.param_dtype)
+    options = step.StepOptions(
+        compute_dtype=config.compute_dtype, remat=config.remat, attention=attention, loss_chunk=config.loss_chunk,
+        grad_accum=config.grad_accum, packing=config.data.packing,
+    )  # fmt: skip
+    flags = compiler_options(chip_of(mesh.devices.flat[0].device_kind)) if config.xla_flags == "auto" else {}
+    # The state stays where it is, and every process can read the numbers.
+    everywhere = sharding.replicated(mesh)
+    stays = (jax.tree.map(lambda x: x.sharding, state), everywhere)
+    rows = sharding.batch_sharding(mesh)
+    shape = (batch_rows(config), config.data.seq_len)
+    return Program(
+        mesh=mesh,
+        tx=tx,
+        schedule=schedule,
+        options=options,
+        state=state,
+        batch={k: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for k, dtype in BATCH_DTYPES.items()},
+        train_step=jax.jit(
+            step.make_train_step(cfg, tx, schedule, options), donate_argnums=0, out_shardings=stays,
+            compiler_options=flags or None,
+        ),  # fmt: skip
+        eval_step=jax.jit(step.make_eval_step(cfg, options), out_shardings=everywhere, compiler_options=flags or None),
+        compiler_options=flags,
+    )
