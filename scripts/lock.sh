@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes constraints.txt again from requirements.txt and the test tools: newest versions inside their bounds, for Python 3.11 and
+# Makes constraints.txt again from requirements.txt, the TPU compiler and the test tools: newest versions inside their bounds, for Python 3.11 and
 # later on every platform. Needs uv (pip install uv). Run the tests afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tools=$(mktemp)
 trap 'rm -f "$tools"' EXIT
-printf 'pytest>=8,<10\nhypothesis>=6.100,<7\nruff>=0.9,<1\ntiktoken>=0.9,<1\n' > "$tools"
+printf 'pytest>=8,<10\nhypothesis>=6.100,<7\nruff>=0.9,<1\ntiktoken>=0.9,<1\njax[tpu]; sys_platform == "linux" and platform_machine == "x86_64"\n' > "$tools"
 {
   echo "# Exact versions that scripts/quickstart.sh and scripts/test.sh install. Made by scripts/lock.sh from requirements.txt and the"
   echo "# test extra; do not edit by hand."

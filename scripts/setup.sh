@@ -35,7 +35,11 @@ if ! have "$extra" && ! { [ "$extra" = run ] && have test; }; then
     "$python" -m venv --clear "$venv" >&2
   fi
   packages=(-r requirements.txt)
-  [ "$extra" = test ] && packages+=(pytest hypothesis ruff tiktoken torch)
+  if [ "$extra" = test ]; then
+    packages+=(pytest hypothesis ruff tiktoken torch)
+    # The TPU compiler, for the tests of mmed_jax.plan; there are wheels for Linux on x86-64 only.
+    [ "$(uname -sm)" = "Linux x86_64" ] && packages+=("jax[tpu]")
+  fi
   "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt "${packages[@]}" >&2
   echo "$stamp" > "$venv/.made-for-$extra"
   echo "setup: done" >&2
