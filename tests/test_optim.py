@@ -1,13 +1,28 @@
 """Schedules, masks and the optimizer."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from train_helpers import (
+    STEPS,
+    assert_same_state,
+    bench,  # noqa: F401
+    cut_back,
+    losses,
+    reproduced,
+    state_of,
+)
 
+from mmed_jax import placement, sharding, step
+from mmed_jax.adafactor import scale_by_adafactor
 from mmed_jax.config import load_config
 from mmed_jax.errors import UserError
+from mmed_jax.model import llama
+from mmed_jax.model.config import PRESETS, num_params
 from mmed_jax.optim import decay_mask, make_optimizer, make_schedule
 
 PARAMS = {
@@ -19,6 +34,13 @@ PARAMS = {
     "final_norm": {"weight": jnp.ones(4)},
     "head": {"weight": jnp.ones((5, 4))},
 }
+
+
+NAMES = ("adamw", "adafactor")
+
+
+def is_adam(node):
+    return isinstance(node, optax.ScaleByAdamState)
 
 
 def optim(**values):
@@ -62,18 +84,22 @@ def test_decay_leaves_out_norms_biases_and_embeddings():
     assert decay_mask(PARAMS, embeddings=True)["embed"]["weight"] is True
 
 
-def test_decay_moves_only_the_matrices():
-    tx, _ = make_optimizer(optim(weight_decay=0.1, warmup_steps=0, schedule="constant"), 10)
+@pytest.mark.parametrize("name", NAMES)
+def test_decay_moves_only_the_matrices_and_follows_the_schedule(name):
+    tx, lr = make_optimizer(optim(name=name, weight_decay=0.1, warmup_steps=0, lr=0.5, schedule="linear"), 10)
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
-    updates, _ = tx.update(zero, tx.init(PARAMS), PARAMS)
-    moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
-    assert moved == decay_mask(PARAMS)
-    np.testing.assert_allclose(updates["layers"]["q"]["weight"], -0.1, rtol=1e-6)
+    state = tx.init(PARAMS)
+    for i in range(3):
+        updates, state = tx.update(zero, state, PARAMS)
+        moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
+        assert moved == decay_mask(PARAMS)
+        np.testing.assert_allclose(updates["layers"]["q"]["weight"], -0.1 * lr(i), rtol=1e-6)
 
 
-def test_small_learning_rates_move_float32_weights():
+@pytest.mark.parametrize("name", NAMES)
+def test_small_learning_rates_move_float32_weights(name):
     """lr 1e-6 must not vanish: the reason for float32 master weights."""
-    tx, _ = make_optimizer(optim(lr=1e-6, warmup_steps=0, schedule="constant", clip_norm=0.0), 10)
+    tx, _ = make_optimizer(optim(name=name, lr=1e-6, warmup_steps=0, schedule="constant", clip_norm=0.0), 10)
     p, state = jnp.full(3, 0.5), None
     state = tx.init({"q": {"weight": p}})
     params = {"q": {"weight": p}}
@@ -91,7 +117,153 @@ def test_clipping_bounds_the_global_norm():
     np.testing.assert_allclose(-updates["q"]["weight"], [0.6 / 1.6, 0.8 / 1.8], rtol=1e-5)
 
 
-def test_first_moment_dtype():
-    tx, _ = make_optimizer(optim(mu_dtype="bfloat16"), 100)
-    dtypes = {str(x.dtype) for x in jax.tree.leaves(tx.init(PARAMS)) if x.ndim}
-    assert dtypes == {"bfloat16", "float32"}
+@pytest.mark.parametrize("mu_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_only_the_first_moment_may_be_bfloat16(mu_dtype, param_dtype):
+    tx, _ = make_optimizer(optim(mu_dtype=mu_dtype), 100)
+    params = optax.tree.cast(PARAMS, param_dtype)
+    state = tx.init(params)
+    for _ in range(2):  # the same before and after an update: else the step would be compiled again
+        (adam,) = (s for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s))
+        assert {str(x.dtype) for x in jax.tree.leaves(adam.mu)} == {mu_dtype}
+        assert {str(x.dtype) for x in jax.tree.leaves(adam.nu)} == {"float32"}
+        _, state = tx.update(jax.tree.map(lambda p: jnp.ones(p.shape), params), state, params)
+
+
+def test_gradients_are_summed_in_float32():
+    """With bfloat16 weights the micro-batches' gradients are bfloat16; their sum is not."""
+    cfg = dataclasses.replace(PRESETS["demo"], vocab_size=64, num_layers=2, hidden_size=32, intermediate_size=32)
+    cfg = dataclasses.replace(cfg, num_heads=2, num_kv_heads=2, head_dim=16)
+    params = llama.init_params(cfg, jax.random.key(0), jnp.bfloat16)
+    tokens = np.asarray(jax.random.randint(jax.random.key(1), (32, 16), 0, 64))
+    batch = {"tokens": tokens, "targets": np.roll(tokens, -1, 1), "segment_ids": np.ones_like(tokens),
+             "positions": np.tile(np.arange(16, dtype=np.int32), (32, 1)), "language": np.ones_like(tokens),
+             "loss_mask": np.ones(tokens.shape, np.float32)}  # fmt: skip
+    # An optimizer that keeps the gradients as its state and moves nothing.
+    keep = optax.GradientTransformation(
+        lambda p: jax.tree.map(lambda x: jnp.zeros(x.shape), p),
+        lambda g, s, p: (jax.tree.map(jnp.zeros_like, p), g),
+    )
+
+    def gradient_of(grad_accum):
+        options = step.StepOptions(grad_accum=grad_accum, compute_dtype="float32")
+        fn = jax.jit(step.make_train_step(cfg, keep, lambda _: 0.0, options))
+        begin = step.init_state(params, keep)
+        return lambda rows: fn(begin, {k: v[rows] for k, v in batch.items()})[0]["opt_state"]["embed"]["weight"]
+
+    summed, one = gradient_of(32)(slice(None)), gradient_of(1)
+    assert summed.dtype == jnp.float32
+    exact = np.mean([np.asarray(one(slice(i, i + 1)), np.float64) for i in range(32)], axis=0)
+    # A few micro-gradients round to the other side; a bfloat16 sum would be off by some 1e-3.
+    assert np.abs(summed - exact).mean() < 1e-5 * np.abs(exact).mean()
+
+
+def optax_adafactor(b2):
+    """The same by optax, whose transformations take every leaf for one parameter."""
+    decay = lambda i, exponent: jnp.minimum(1 - (i + 1.0) ** -exponent, b2)  # noqa: E731
+    return optax.chain(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=1, decay_rate_fn=decay), optax.clip_by_block_rms(1.0)
+    )
+
+
+@pytest.mark.parametrize("b2", [0.999, 0.5])
+def test_adafactor_is_optax_on_unstacked_layers(b2):
+    layers = {"up": {"weight": (3, 6, 4), "bias": (3, 6)}, "down": {"weight": (3, 4, 6)}, "norm": {"weight": (3, 4)}}
+    shapes = {"embed": {"weight": (7, 4)}, "final_norm": {"weight": (4,)}, "layers": layers}
+    shapes = jax.tree.map(lambda s: jnp.zeros(s), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    rng = np.random.default_rng(0)
+
+    def unstack(tree):
+        stacked = tree["layers"]
+        layers = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(3)]
+        return {**{k: v for k, v in tree.items() if k != "layers"}, "layers": layers}
+
+    ours, theirs = scale_by_adafactor(b2), optax_adafactor(b2)
+    state, expected_state = ours.init(shapes), theirs.init(unstack(shapes))
+    for i in range(6):
+        # Of rising size, and once very large in one layer, so that clipping sets in and not everywhere.
+        grads = jax.tree.map(lambda x, size=3.0**i: np.float32(rng.standard_normal(x.shape) * size), shapes)
+        grads["layers"]["up"]["weight"][1] *= 30.0 ** (i == 4)
+        updates, state = jax.jit(ours.update)(grads, state, shapes)
+        expected, expected_state = jax.jit(theirs.update)(unstack(grads), expected_state, unstack(shapes))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), unstack(updates), expected)
+
+
+def test_an_adafactor_update_is_at_most_the_learning_rate():
+    tx, _ = make_optimizer(optim(name="adafactor", lr=1e-3, warmup_steps=0, schedule="constant", clip_norm=0.0), 10)
+    state = tx.init(PARAMS)
+    for size in (1e-9, 1.0, 1e6):
+        grads = jax.tree.map(lambda p, s=size: s * jax.random.normal(jax.random.key(3), p.shape), PARAMS)
+        updates, state = tx.update(grads, state, PARAMS)
+        for u in jax.tree.leaves(updates):
+            assert 2e-4 < float(jnp.sqrt((u * u).mean())) <= 1e-3 * 1.4  # by layer: a stack may have some more
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(8, 1), (2, 4)])
+def test_moments_take_the_shards_and_bytes_they_should(fsdp, tensor):
+    cfg = dataclasses.replace(PRESETS["demo"], num_heads=8, num_kv_heads=8)
+    mesh = sharding.make_mesh(fsdp=fsdp, tensor=tensor)
+    weights = num_params(cfg)
+
+    def bytes_of(leaves):
+        return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(leaves))
+
+    by_name = {}
+    for name, changes in {"adamw": {}, "bf16": {"mu_dtype": "bfloat16"}, "adafactor": {"name": "adafactor"}}.items():
+        tx, _ = make_optimizer(optim(**changes), 100)
+        state = placement.abstract_state(cfg, tx, mesh, "float32")
+        shapes = jax.eval_shape(tx.init, state["params"])
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), state["opt_state"]) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), shapes
+        )
+        by_name[name] = bytes_of(state["opt_state"])
+    assert by_name["adamw"] == pytest.approx(8 * weights / 8, rel=0.01)
+    assert by_name["bf16"] == pytest.approx(6 * weights / 8, rel=0.01)
+    assert by_name["adafactor"] < 0.1 * by_name["bf16"]
+
+    row, col = state["opt_state"][1].row["layers"], state["opt_state"][1].col["layers"]
+    assert row["up"]["weight"].shape == (4, 384, 1) and col["up"]["weight"].shape == (4, 1, 128)
+    for axis, moment in ((1, row["up"]), (2, col["up"]), (1, row["down"]), (2, col["down"])):
+        whole, part = moment["weight"].shape, moment["weight"].sharding.shard_shape(moment["weight"].shape)
+        split = tensor if whole[axis] == 384 else fsdp
+        assert part[axis] == whole[axis] // split and part[0] == whole[0]
+
+
+ADAFACTOR = {"optim__name": "adafactor", "optim__weight_decay": 0.1}
+
+
+@pytest.fixture(scope="module")
+def adafactor_run(bench):  # noqa: F811
+    run = bench.folder / "adafactor"
+    assert bench.train(run, **ADAFACTOR).code == 0
+    return run
+
+
+def test_adafactor_trains_and_resumes_bit_for_bit(bench, adafactor_run, tmp_path):  # noqa: F811
+    assert losses(adafactor_run)[-1] < 0.8 * losses(adafactor_run)[0]
+    run = cut_back(adafactor_run, tmp_path / "run", 12)
+    outcome = bench.train(run, **ADAFACTOR)
+    assert outcome.code == 0 and f"resumed    step 12 of {STEPS}" in outcome.out, outcome.err
+    assert reproduced(run) == reproduced(adafactor_run)
+    assert_same_state(state_of(run, STEPS), state_of(adafactor_run, STEPS))
+
+
+def test_adafactor_resumes_on_another_mesh(bench, adafactor_run, tmp_path):  # noqa: F811
+    run = cut_back(adafactor_run, tmp_path / "run", 12)
+    outcome = bench.train(run, mesh__devices=8, mesh__fsdp=4, mesh__tensor=2, **ADAFACTOR)
+    assert outcome.code == 0, outcome.err
+    np.testing.assert_allclose(losses(run), losses(adafactor_run), rtol=1e-5)
+    ours, theirs = state_of(run, STEPS), state_of(adafactor_run, STEPS)
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_the_other_optimizers_checkpoint_is_refused(bench, adafactor_run):  # noqa: F811
+    assert "optim.name" in bench.train(adafactor_run).error
+
+
+@pytest.mark.parametrize("key", ["b1=0.8", "eps=0.1", "mu_dtype=bfloat16"])
+def test_adafactor_refuses_what_it_has_not(key, bench, tmp_path):  # noqa: F811
+    name, value = key.split("=")
+    outcome = bench.train(tmp_path / "run", **{"optim__name": "adafactor", f"optim__{name}": value})
+    assert outcome.code == 2 and outcome.error.startswith(f"config.optim.{name}={value}: adafactor has none")
