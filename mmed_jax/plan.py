@@ -6,6 +6,11 @@
 TPU slices by their cloud names (v4-32, v5p-128, v5e-64, v6e-256, 2xv5p-128) are compiled by the real TPU compiler,
 which needs no TPU (extra `plan`: libtpu, Linux x86-64). GPUs (gpu:8xh100-80g) are planned by arithmetic. Weights,
 tokenizer and records need not be there. Exit code 1: it does not fit; the last lines say what to change.
+
+    python -m mmed_jax.plan --config=stage1:8b --topology=v5p-128 --search --output=found.py
+    python -m mmed_jax.train --config=found.py
+
+looks for the fastest setting that fits. Ctrl-C keeps what was found; the same command goes on from there.
 """
 
 import json
@@ -25,6 +30,7 @@ from mmed_jax.config import batch_rows, parse_args, resolve_path
 from mmed_jax.errors import UserError, WorkError, run_command
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning import advice, report, topology
+from mmed_jax.planning.override import check_output
 from mmed_jax.planning.planner import CACHE, plan
 
 FLAGS = {
@@ -36,6 +42,8 @@ FLAGS = {
     "no_cache": (False, "compile even if this configuration was compiled before"),
     "search": (False, "try settings by compiling and print the frontier of memory against speed"),
     "output": ("", "with --search: write the winner as a config file that train takes"),
+    "max_compiles": (8, "with --search: settings to compile"),
+    "batches": ("", "with --search: other global batches to try, as 64,256 sequences; they change what is learned"),
 }
 
 
@@ -47,18 +55,29 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("price", "tokens"):
         if not 0 <= getattr(flags, name) < float("inf"):
             raise UserError(f"--{name}={getattr(flags, name)}: must be a number of at least 0")
-    if flags.output and not flags.search:
-        raise UserError("--output goes with --search")
+    for name in ("output", "batches"):
+        if getattr(flags, name) and not flags.search:
+            raise UserError(f"--{name} goes with --search")
+    if flags.json and flags.search:
+        raise UserError("--json is for one plan; --search writes --output=FILE.py")
+    if flags.max_compiles < 1:
+        raise UserError(f"--max_compiles={flags.max_compiles}: must be at least 1")
+    batches = parse_batches(flags.batches)
     target = topology.parse(flags.topology)
-    if flags.json and not Path(flags.json).absolute().parent.is_dir():
-        raise UserError(f"--json={flags.json}: there is no folder {Path(flags.json).absolute().parent}")
+    if flags.json:
+        check_writable(flags.json)
+    if flags.output:
+        check_output(flags.output)
     cfg = architecture(config)
     options = {"cache_dir": None if flags.no_cache else CACHE, "say": lambda line: print(line, flush=True)}
     tokens = run_tokens(config, flags.tokens)
     if flags.search:
         from mmed_jax.planning.search import search
 
-        search(config, cfg, target, output=flags.output, run_tokens=tokens, price=flags.price, **options)
+        search(
+            config, cfg, target, recipe=flags.config, output=flags.output, batches=batches,
+            max_compiles=flags.max_compiles, run_tokens=tokens, price=flags.price, **options,
+        )  # fmt: skip
         return
 
     result = plan(config, cfg, target, **options)
@@ -68,8 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         found = advice.advise(config, cfg, target, result, verify=not flags.no_verify, **options)
         print("\n".join(found.lines()))
     if flags.json:
-        content = result.to_json() | {"run_tokens": tokens, "price": flags.price}
-        content["advice"] = found.changes if found else None
+        content = report.to_json(result, run_tokens=tokens, price=flags.price, advice=found)
         Path(flags.json).write_text(json.dumps(content, indent=2) + "\n")
     if not result.fits:
         most = result.terms[0]
@@ -77,6 +95,31 @@ def main(argv: list[str] | None = None) -> None:
             f"{config.name}:{config.variant} does not fit on {target.name}: most goes to {most['name']} "
             f"({most['bytes'] / topology.GIB:.1f} GiB a chip by arithmetic)"
         )
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """Global batches of --batches=64,256.
+
+    Raises:
+      UserError: not positive whole numbers.
+    """
+    parts = [p.strip() for p in text.split(",") if p.strip()]
+    if not all(p.isdecimal() and int(p) for p in parts):
+        raise UserError(f"--batches={text}: whole numbers of sequences, for example 64,256")
+    return tuple(int(p) for p in parts)
+
+
+def check_writable(path: str) -> None:
+    """Refuses a --json file that cannot be written, before anything is compiled.
+
+    Raises:
+      UserError: no such folder, a folder of that name, or no right to write there.
+    """
+    file = Path(path).absolute()
+    if not file.parent.is_dir():
+        raise UserError(f"--json={path}: there is no folder {file.parent}")
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UserError(f"--json={path}: can't be written")
 
 
 def architecture(config: ConfigDict) -> LlamaConfig:

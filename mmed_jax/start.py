@@ -258,9 +258,14 @@ def device_failures(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> Itera
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         from mmed_jax.planning.advice import out_of_memory
+        from mmed_jax.planning.program import attention_backend
+        from mmed_jax.planning.settings import changed
 
-        stats = mesh.devices.flat[0].memory_stats() if mesh.devices.flat[0].platform != "cpu" else None
-        lines = out_of_memory(config, cfg, dict(mesh.shape), (stats or {}).get("bytes_limit", 0))
+        device, shape = mesh.devices.flat[0], dict(mesh.shape)
+        stats = device.memory_stats() if device.platform != "cpu" else None
+        backend = attention_backend(config, cfg, device.platform, shape["context"])
+        ran = changed(config, {"attention": backend})
+        lines = out_of_memory(ran, cfg, shape, (stats or {}).get("bytes_limit", 0))
         print("\n".join(lines), flush=True)
         detail = str(e).splitlines()[0][:200]
         raise WorkError(f"out of device memory ({detail}); what fills it and what to try next stands above") from e

@@ -65,9 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.data.loader import BatchStream
     from mmed_jax.flops import train_flops_per_token
     from mmed_jax.metrics import DelayedMetrics, MetricsLogger
-    from mmed_jax.model.attention import resolve_backend
     from mmed_jax.model.remat import check_remat
-    from mmed_jax.planning.program import train_program
+    from mmed_jax.planning.program import attention_backend, train_program
     from mmed_jax.progress import Progress
     from mmed_jax.report import make_report
     from mmed_jax.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
@@ -83,10 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     rows, seq_len = batch_rows(config), config.data.seq_len
     dims = {k: getattr(cfg, k) for k in ("num_heads", "num_kv_heads", "intermediate_size", "vocab_size", "hidden_size")}
     sharding.check_divisible(dict(mesh.shape), dims, rows // config.grad_accum, seq_len)
-    backend = resolve_backend(
-        config.attention, devices[0].platform, config.data.packing, seq_len=seq_len, context=mesh.shape["context"],
-        head_dim=cfg.head_dim, dtype=config.compute_dtype,
-    )  # fmt: skip
+    backend = attention_backend(config, cfg, devices[0].platform, mesh.shape["context"])
     check_remat(config.remat, devices[0])
     facts = {
         "attention": backend,

@@ -1,15 +1,16 @@
 """What to change when a program does not fit: tried by arithmetic first, then checked by compiling."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mmed_jax.config import flatten
+from mmed_jax.errors import UserError
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning.memory import memory_terms, smaller, total
-from mmed_jax.planning.planner import PlanResult, mesh_sizes, plan
+from mmed_jax.planning.planner import GPU_ROOM, PlanResult, mesh_sizes, plan
+from mmed_jax.planning.settings import as_flags, changed
 from mmed_jax.planning.topology import GPUS_A_NODE, SHAPES, Topology, parse
 
 GIB = 2**30
@@ -42,23 +43,6 @@ class Advice:
         return out
 
 
-def as_flags(changes: dict[str, Any]) -> str:
-    """Changes as command-line flags."""
-    return " ".join(f"--config.{key}={value}" for key, value in changes.items())
-
-
-def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
-    """A copy of the config with other values, in the types it has."""
-    out = ConfigDict(copy.deepcopy(config.to_dict()))
-    for key, value in changes.items():
-        *parents, leaf = key.split(".")
-        node = out
-        for parent in parents:
-            node = node[parent]
-        node[leaf] = value
-    return out
-
-
 def advise(
     config: ConfigDict,
     cfg: LlamaConfig,
@@ -70,35 +54,52 @@ def advise(
 ) -> Advice:
     """The smallest change after which a configuration that does not fit does.
 
-    The arithmetic is shifted by what it was off for the configuration that failed, as far as the compiler said so.
+    The arithmetic is scaled by what it was off for the configurations that did not fit, as the compiler said.
 
     Args:
-      result: of `plan`, not fitting. verify: compile the candidates (TPUs only) until one fits, at most TRIES.
+      result: of `plan`, not fitting. verify: compile the candidates (TPUs only) until one fits; after TRIES the next
+        is taken unchecked.
       plan_options: as for `plan`.
     """
     mesh = result.mesh
-    state = total(memory_terms(config, cfg, mesh), "state")
-    step = total(memory_terms(config, cfg, mesh), "step")
-    # What is kept is known exactly; what a step takes is scaled by what the compiler said of this one.
-    factor = max(0.5, (result.alloc_bytes - state) / step) if result.alloc_bytes > state else 1.0
-    room = topology.hbm_bytes * (0.97 if topology.kind == "tpu" else 0.92)
-
+    config = changed(config, {"attention": result.settings["attention"]})
+    factor = off_by(config, cfg, result)
+    slice_name = larger_slice(config, cfg, topology, factor)
     tries = 0
     for changes in smaller(config, mesh):
         new = changed(config, changes)
-        terms = memory_terms(new, cfg, mesh)
-        needed = total(terms, "state") + factor * total(terms, "step")
-        if needed > room:
+        needed = scaled(new, cfg, mesh, factor)
+        if needed > room(topology):
             continue
-        if not verify or topology.kind != "tpu":
-            return Advice(changes, needed, False, larger_slice(config, cfg, topology, factor))
+        if not verify or topology.kind != "tpu" or tries == TRIES:
+            return Advice(changes, needed, False, slice_name)
         tries += 1
-        if tries > TRIES:
-            break
         checked = plan(new, cfg, topology, **plan_options)
         if checked.fits:
-            return Advice(changes, checked.alloc_bytes, True, larger_slice(config, cfg, topology, factor))
-    return Advice({}, 0.0, False, larger_slice(config, cfg, topology, factor))
+            return Advice(changes, checked.alloc_bytes, True, slice_name)
+        factor = max(factor, off_by(new, cfg, checked))
+    return Advice({}, 0.0, False, slice_name)
+
+
+def off_by(config: ConfigDict, cfg: LlamaConfig, result: PlanResult) -> float:
+    """What the compiler wants for a step over what the arithmetic says; 1 for a plan by arithmetic.
+
+    What lives always is known exactly; only the rest is scaled.
+    """
+    terms = memory_terms(config, cfg, result.mesh)
+    wanted = result.alloc_bytes - total(terms, "state")
+    return max(0.5, wanted / total(terms, "step")) if wanted > 0 else 1.0
+
+
+def scaled(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], factor: float) -> float:
+    """Bytes of a chip by arithmetic, what a step takes times `factor` (off_by)."""
+    terms = memory_terms(config, cfg, mesh)
+    return total(terms, "state") + factor * total(terms, "step")
+
+
+def room(topology: Topology) -> float:
+    """Bytes of a chip that a configuration may take by arithmetic to be tried."""
+    return topology.hbm_bytes * (0.97 if topology.kind == "tpu" else GPU_ROOM)
 
 
 def larger_slice(config: ConfigDict, cfg: LlamaConfig, topology: Topology, factor: float = 1.0) -> str:
@@ -113,10 +114,9 @@ def larger_slice(config: ConfigDict, cfg: LlamaConfig, topology: Topology, facto
             continue
         try:
             mesh = mesh_sizes(config, cfg, candidate)
-        except Exception:  # the batch does not divide there
+        except UserError:  # the batch or the model does not divide there
             continue
-        terms = memory_terms(config, cfg, mesh)
-        if total(terms, "state") + factor * total(terms, "step") <= 0.9 * candidate.hbm_bytes:
+        if scaled(config, cfg, mesh, factor) <= 0.9 * candidate.hbm_bytes:
             return name
     return ""
 

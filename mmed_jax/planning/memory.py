@@ -12,6 +12,8 @@ from mmed_jax.config import batch_rows
 from mmed_jax.model.config import LlamaConfig, num_params
 
 GIB = 2**30
+# Queries at a time in model.attention_reference, which needs jax to import.
+QUERY_BLOCK = 1024
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -42,8 +44,8 @@ def saved_per_token(cfg: LlamaConfig, remat: str, width: int, *, tensor: int = 1
         "qkv": d + qkv,
         "minimal": d + qkv + d + 2 * f,
         "minimal_ctx": d + qkv + d + 2 * f + context,
-        # Nothing is computed again: also both norms in float32 and what they were made of, and the gated product.
-        "none": d + qkv + d + 4 * f + context + 6 * d,
+        # Nothing is computed again: also what both norms keep, mostly in float32, and the parts of the gated product.
+        "none": 13 * d + qkv + 5 * f + context,
     }[remat]
     return values * width + (sums if remat in ("minimal_ctx", "none") else 0.0)
 
@@ -52,7 +54,7 @@ def memory_terms(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> 
     """Every large thing on a chip, the biggest first.
 
     Args:
-      config: of the run. mesh: size of every mesh axis, resolved.
+      config: of the run, attention resolved ("auto" is taken for a kernel). mesh: size of every mesh axis, resolved.
 
     An estimate of 10 to 20 % either way: the compiler shares buffers and keeps copies as it likes.
     """
@@ -70,7 +72,8 @@ def memory_terms(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> 
 
     terms = [
         Term("weights", params * weight, "state"),
-        Term("gradients", params * 4, "step"),
+        # Of several micro-batches: the sum, and those of the one at work.
+        Term("gradients", params * (4 if config.grad_accum == 1 else 8), "step"),
         Term("saved activations", cfg.num_layers * tokens
              * saved_per_token(cfg, config.remat, width, tensor=mesh["tensor"]), "step"),
         # One layer forward and backward: gated feed-forward values and their gradients, the residual beside them.
@@ -82,6 +85,11 @@ def memory_terms(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> 
     if split:
         # The next layer's weights arrive while one is at work; gradients of a layer leave in full size.
         terms.append(Term("gathered layers", layer / mesh["tensor"] * (2 * width + 4), "step"))
+    if config.attention == "reference":
+        # Scores and probabilities of a block of queries (model.attention_reference), and their gradients.
+        queries = min(QUERY_BLOCK, config.data.seq_len / mesh["context"])
+        scores = rows * cfg.num_heads / mesh["tensor"] * queries * config.data.seq_len
+        terms.append(Term("attention scores", 3 * 4 * scores, "step"))
     if config.optim.name == "adafactor":
         rows_and_columns = params * (1 / cfg.hidden_size + 1 / cfg.intermediate_size)
         terms.append(Term("second moment (factored)", rows_and_columns * 4, "state"))

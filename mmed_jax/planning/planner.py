@@ -4,7 +4,7 @@
     result.fits, result.alloc_bytes, result.schedule_s, ...; report.table(result)
 
 What is fact and what is estimate: memory and FLOPs are the compiler's; seconds are of its schedule (planning.schedule);
-everything about GPUs is arithmetic (planning.memory, and shares of peak rates).
+everything about GPUs is arithmetic (planning.memory, planning.arithmetic).
 """
 
 import dataclasses
@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from mmed_jax.config import batch_rows, flatten
-from mmed_jax.errors import UserError
+from mmed_jax.config import batch_rows
+from mmed_jax.errors import UserError, WorkError, one_line
 from mmed_jax.flops import train_flops_per_token
 from mmed_jax.model.config import LlamaConfig, num_params
+from mmed_jax.planning import arithmetic
+from mmed_jax.planning.links import ICI_EFFICIENCY
 from mmed_jax.planning.memory import memory_terms, total
+from mmed_jax.planning.settings import changed, relevant
 from mmed_jax.planning.topology import Topology
 
 if TYPE_CHECKING:
@@ -32,17 +35,17 @@ if TYPE_CHECKING:
 
     from mmed_jax.planning.program import Program
 
-# Keys of a config that decide what is compiled.
-RELEVANT = (
-    "compute_dtype", "param_dtype", "remat", "attention", "loss_chunk", "data.seq_len", "data.packing", "batch_size",
-    "batch_tokens", "grad_accum", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "xla_flags",
-    "optim.name", "optim.mu_dtype", "optim.clip_norm", "optim.weight_decay", "optim.decay_embeddings",
-)  # fmt: skip
-# GPUs: share of the peak that large bfloat16 products reach, low and high, and of NVLink that rings reach. Published
-# runs of 8B models lie within (JAX-Toolbox, torchtitan: 33 to 51 % MFU).
-GPU_EFFICIENCY = (0.40, 0.65)
-GPU_LINK_EFFICIENCY = 0.8
 CACHE = "~/.cache/mmed_jax/plan"
+# Share of a GPU's memory that a run may take: the runtime and its communication buffers need the rest.
+GPU_ROOM = 0.92
+# Learning-rate schedules need a length; no compiled size or speed depends on it.
+ANY_LENGTH = 1000
+# Our own sources that decide a result, relative to the package.
+SOURCES = (
+    "model/*.py", "step.py", "loss.py", "optim.py", "adafactor.py", "placement.py", "sharding.py", "flops.py",
+    "planning/planner.py", "planning/program.py", "planning/flags.py", "planning/topology.py", "planning/memory.py",
+    "planning/hlo*.py", "planning/links.py", "planning/schedule.py",
+)  # fmt: skip
 
 
 @dataclass
@@ -93,28 +96,22 @@ class PlanResult:
         """Tokens a second and chip of a step of so many seconds."""
         return self.tokens_per_step / (seconds * self.chips) if seconds else 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields, with MFU and tokens a second and chip for the three step times."""
-        derived = {
-            "mfu": {k: self.mfu(getattr(self, f"{k}_s")) for k in ("low", "schedule", "high")},
-            "tokens_per_second_chip": {
-                k: self.tokens_per_second_chip(getattr(self, f"{k}_s")) for k in ("low", "schedule", "high")
-            },
-            "hlo_over_model_flops": self.hlo_flops / self.model_flops if self.model_flops else 0.0,
-        }
-        return dataclasses.asdict(self) | derived
-
 
 def mesh_sizes(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> dict[str, int]:
-    """The mesh of the config on the topology, checked; no jax.
+    """The mesh of the config on the topology, checked; no device is touched.
 
-    Several slices (nodes): `data` runs over them unless the config sets it.
+    On several TPU slices `data` runs over them unless the config sets it.
 
     Raises:
       UserError: it does not divide the chips, the model or the batch.
     """
     from mmed_jax import sharding
 
+    if config.mesh.devices not in (0, topology.chips):
+        raise UserError(
+            f"config.mesh.devices={config.mesh.devices} but {topology.name} has {topology.chips} chips: set "
+            "--config.mesh.devices=0 to use them all, or name a smaller slice"
+        )
     sizes = {a: config.mesh[a] for a in sharding.MESH_AXES}
     if topology.slices > 1 and topology.kind == "tpu" and sizes["data"] == 1:
         sizes["data"] = topology.slices
@@ -143,31 +140,27 @@ def plan(
 
     Raises:
       UserError: a mesh that does not divide, an attention backend the chip lacks, libtpu is missing.
+      WorkError: the compiler failed for another reason than memory.
     """
+    from mmed_jax.planning.program import attention_backend
+
     mesh = mesh_sizes(config, cfg, topology)
-    tokens = batch_rows(config) * config.data.seq_len
-    result = PlanResult(
-        topology=dataclasses.asdict(topology) | {"text": topology.describe()},
-        mesh=mesh,
-        settings=relevant(config),
-        parameters=num_params(cfg),
-        tokens_per_step=tokens,
-        method="compiled" if topology.kind == "tpu" else "arithmetic",
-        fits=True,
-        capacity_bytes=topology.hbm_bytes,
-        terms=[dataclasses.asdict(t) for t in memory_terms(config, cfg, mesh)],
-        model_flops=train_flops_per_token(cfg, config.data.seq_len) * tokens / topology.chips,
-    )
+    config = changed(config, {"attention": attention_backend(config, cfg, topology.kind, mesh["context"])})
+    result = _begin(config, cfg, mesh, dataclasses.asdict(topology) | {"text": topology.describe()})
+    result.capacity_bytes = topology.hbm_bytes
+    if config.mesh.data != mesh["data"] and config.mesh.data != -1:
+        result.notes.append(
+            f"mesh.data={mesh['data']}, over the slices: train needs --config.mesh.data={mesh['data']} there"
+        )
     if topology.kind != "tpu":
-        return _by_arithmetic(result, config, cfg, topology)
-    key = cache_key(config, cfg, topology)
-    path = Path(cache_dir).expanduser() / f"{key}.json" if cache_dir else None
-    if path and path.is_file():
-        result = PlanResult(**json.loads(path.read_text()))
-        result.cached = True
-        say(f"cached     {path}")
+        _by_arithmetic(result, config, cfg, topology)
         return result
-    _by_compiler(result, config, cfg, topology, mesh, say)
+    path = Path(cache_dir).expanduser() / f"{cache_key(config, cfg, topology)}.json" if cache_dir else None
+    if path and (found := _read(path)):
+        say(f"cached     {path}")
+        return found
+    say(f"compiling  {topology.describe()}; a large model takes one to five minutes")
+    _by_compiler(result, config, cfg, topology, mesh)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -176,52 +169,60 @@ def plan(
     return result
 
 
+def _begin(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], topology: dict[str, Any]) -> PlanResult:
+    """What is known before anything is compiled; config.attention is resolved."""
+    tokens = batch_rows(config) * config.data.seq_len
+    return PlanResult(
+        topology=topology,
+        mesh=mesh,
+        settings=relevant(config),
+        parameters=num_params(cfg),
+        tokens_per_step=tokens,
+        method="compiled",
+        fits=True,
+        capacity_bytes=0,
+        terms=[dataclasses.asdict(t) for t in memory_terms(config, cfg, mesh)],
+        model_flops=train_flops_per_token(cfg, config.data.seq_len) * tokens / topology["chips"],
+    )
+
+
+def _read(path: Path) -> PlanResult | None:
+    """A result that was kept; None when there is none, or none that can be read."""
+    try:
+        return dataclasses.replace(PlanResult(**json.loads(path.read_text())), cached=True)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def plan_devices(program: "Program", config: ConfigDict, cfg: LlamaConfig) -> PlanResult:
     """The plan of a run's program on the devices of its mesh.
 
     Memory and FLOPs are the compiler's; seconds are estimated where the chip's rates are known (not for CPUs).
+
+    Raises:
+      WorkError: the compiler failed for another reason than memory.
     """
     from mmed_jax.planning import topology as topologies
 
     found = list(program.mesh.devices.flat)
     topology = topologies.of_devices(found)
     stats = found[0].memory_stats() if found[0].platform != "cpu" else None
-    tokens = batch_rows(config) * config.data.seq_len
     described = dataclasses.asdict(topology) if topology else {"chips": len(found), "peak_flops": 0.0}
-    mesh = dict(program.mesh.shape)
-    result = PlanResult(
-        topology=described | {"text": f"{len(found)} x {found[0].device_kind}, the devices here"},
-        mesh=mesh,
-        settings=relevant(config) | {"attention": program.options.attention},
-        parameters=num_params(cfg),
-        tokens_per_step=tokens,
-        method="compiled",
-        fits=True,
-        capacity_bytes=(stats or {}).get("bytes_limit") or (topology.hbm_bytes if topology else 0),
-        terms=[dataclasses.asdict(t) for t in memory_terms(config, cfg, mesh)],
-        model_flops=train_flops_per_token(cfg, config.data.seq_len) * tokens / len(found),
-        flags=program.compiler_options,
-    )
+    described["text"] = f"{len(found)} x {found[0].device_kind}, the devices here"
+    config = changed(config, {"attention": program.options.attention})
+    result = _begin(config, cfg, dict(program.mesh.shape), described)
+    result.capacity_bytes = (stats or {}).get("bytes_limit") or (topology.hbm_bytes if topology else 0)
+    result.flags = program.compiler_options
     _compile(result, program.lower(), topology)
     return result
-
-
-def relevant(config: ConfigDict) -> dict[str, Any]:
-    """The keys of a config that decide what is compiled."""
-    flat = flatten(config)
-    return {key: flat[key] for key in RELEVANT}
 
 
 def cache_key(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> str:
     """A hash of everything that decides the result: settings, model, topology, flags, compiler, and our own sources."""
     root = Path(__file__).resolve().parents[1]
-    sources = sorted([*root.glob("model/*.py"), *root.glob("planning/*.py"), *(root / f"{n}.py" for n in (
-        "step", "loss", "optim", "adafactor", "placement", "sharding", "flops",
-    ))])  # fmt: skip
     digest = hashlib.sha256()
-    for source in sources:
-        if source.is_file():
-            digest.update(source.read_bytes())
+    for source in sorted(path for pattern in SOURCES for path in root.glob(pattern)):
+        digest.update(source.read_bytes())
     versions = {}
     for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
         try:
@@ -232,59 +233,33 @@ def cache_key(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()[:24]
 
 
-def _by_arithmetic(result: PlanResult, config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> PlanResult:
+def _by_arithmetic(result: PlanResult, config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> None:
+    result.method = "arithmetic"
     terms = memory_terms(config, cfg, result.mesh)
     result.argument_bytes, result.temporary_bytes = total(terms, "state"), total(terms, "step")
     result.alloc_bytes = result.peak_bytes = total(terms)
-    # The runtime and its communication buffers take their share.
-    result.fits = result.alloc_bytes <= 0.92 * result.capacity_bytes
-    recompute = {"none": 0.0, "minimal_ctx": 0.0, "minimal": 0.02, "qkv": 0.22, "full": 1 / 3, "offload": 1 / 3}
-    result.hlo_flops = result.model_flops * (1 + recompute[config.remat])
-    sent = _gathered_and_reduced(config, cfg, result.mesh)
-    rate = topology.link_bandwidth if result.mesh["fsdp"] <= topology.shape[0] else topology.dcn_bandwidth
-    result.collective_bytes = {"all-gather and reduce-scatter": sent}
-    result.ici_s = sent / (rate * GPU_LINK_EFFICIENCY)
-    slow, fast = GPU_EFFICIENCY
-    result.compute_s = result.hlo_flops / topology.peak_flops / fast
-    result.low_s = max(result.compute_s, result.ici_s)
-    result.high_s = result.hlo_flops / topology.peak_flops / slow + result.ici_s
-    result.schedule_s = (result.low_s + result.high_s) / 2
+    result.fits = result.alloc_bytes <= GPU_ROOM * result.capacity_bytes
+    for name, value in vars(arithmetic.speed(config, cfg, topology, result.mesh)).items():
+        setattr(result, name, value)
+    slow, fast = arithmetic.EFFICIENCY[topology.kind]
     result.notes.append(
-        f"arithmetic: {slow:.0%} to {fast:.0%} of peak FLOP/s and {GPU_LINK_EFFICIENCY:.0%} of the links are assumed, "
+        f"arithmetic: {slow:.0%} to {fast:.0%} of peak FLOP/s and {ICI_EFFICIENCY:.0%} of the links are assumed, "
         "nothing was compiled or measured; memory may be 20 % off"
     )
-    return result
-
-
-def _gathered_and_reduced(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> float:
-    """Bytes one device sends in a step under FSDP: weights twice, gradients once (arXiv 1910.02054)."""
-    shards = mesh["fsdp"] * mesh["context"]
-    width = 2 if config.compute_dtype == "bfloat16" else 4
-    weights = num_params(cfg) / mesh["tensor"] * (shards - 1) / shards
-    return weights * width * (2 + 1) * config.grad_accum
 
 
 def _by_compiler(
-    result: PlanResult, config: ConfigDict, cfg: LlamaConfig, topology: Topology, mesh: dict[str, int],
-    say: Callable[[str], None],
-) -> None:  # fmt: skip
+    result: PlanResult, config: ConfigDict, cfg: LlamaConfig, topology: Topology, mesh: dict[str, int]
+) -> None:
     from mmed_jax import sharding
-    from mmed_jax.model.attention import resolve_backend
     from mmed_jax.planning import topology as topologies
     from mmed_jax.planning.program import train_program
 
-    backend = resolve_backend(
-        config.attention, "tpu", config.data.packing, seq_len=config.data.seq_len, context=mesh["context"],
-        head_dim=cfg.head_dim, dtype=config.compute_dtype,
-    )  # fmt: skip
     grid = sharding.make_mesh(**mesh, devices=topologies.devices(topology))
-    program = train_program(config, cfg, grid, steps=1000, attention=backend)
+    program = train_program(config, cfg, grid, steps=ANY_LENGTH, attention=config.attention)
     result.flags = program.compiler_options
-    result.settings["attention"] = backend
-    say(f"compiling  {topology.describe()}; a large model takes one to five minutes")
     with topologies.quiet_stderr():
-        lowered = program.lower()
-        _compile(result, lowered, topology)
+        _compile(result, program.lower(), topology)
 
 
 def _compile(result: PlanResult, lowered: "jax.stages.Lowered", topology: Topology | None) -> None:
@@ -295,15 +270,17 @@ def _compile(result: PlanResult, lowered: "jax.stages.Lowered", topology: Topolo
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
-        compiled, result.failure = None, str(e)
-    result.compile_seconds = time.perf_counter() - start
-    if compiled is None:
-        result.fits = False
-        result.alloc_bytes = result.peak_bytes = _used_bytes(result.failure)
-        result.failure = result.failure.splitlines()[0][:300]
+        sizes = no_room(str(e))
+        if sizes is None:
+            raise WorkError(f"the compiler failed on this configuration: {one_line(e)[:300]}") from e
+        result.compile_seconds = time.perf_counter() - start
+        result.fits, result.failure = False, str(e).splitlines()[0][:300]
+        wanted, result.capacity_bytes = sizes
+        if "temporaries" in result.failure:
+            wanted += sum(t["bytes"] for t in result.terms if t["kind"] == "state")
+        result.alloc_bytes = result.peak_bytes = wanted
         return
+    result.compile_seconds = time.perf_counter() - start
     fill_from_compiled(result, compiled, topology)
 
 
@@ -316,7 +293,9 @@ def fill_from_compiled(result: PlanResult, compiled: Any, topology: Topology | N
     result.temporary_bytes = memory.temp_size_in_bytes
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
     result.alloc_bytes = result.argument_bytes + result.temporary_bytes + fresh
-    result.peak_bytes = getattr(memory, "peak_memory_in_bytes", 0) or result.alloc_bytes
+    # The CPU compiler's figure leaves the temporaries out.
+    peak = getattr(memory, "peak_memory_in_bytes", 0) if topology else 0
+    result.peak_bytes = peak or result.alloc_bytes
     result.fits = result.alloc_bytes <= result.capacity_bytes if result.capacity_bytes else True
     module = hlo.parse_module(compiled.as_text())
     result.hlo_flops = hlo.flops(module).total
@@ -334,7 +313,19 @@ def fill_from_compiled(result: PlanResult, compiled: Any, topology: Topology | N
     result.notes += e.notes
 
 
-def _used_bytes(message: str) -> float:
-    """What the compiler says a program that does not fit would use: "Used 24.51G of 15.75G hbm"."""
-    match = re.search(r"Used ([\d.]+)([KMGT]) of", message)
-    return float(match[1]) * 1024.0 ** " KMGT".index(match[2]) if match else 0.0
+# The TPU compiler, of a program that does not fit: "Used 24.51G of 15.75G hbm." or "... the total memory required for
+# HLO temporaries (27.44G) exceeds available HBM (15.75G)". Running out of VMEM, which is no matter of batch or model
+# size, is not meant.
+_NO_ROOM = (
+    r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm",
+    r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)",
+)
+
+
+def no_room(message: str) -> tuple[float, float] | None:
+    """(bytes wanted, bytes there are) of a compiler's message that device memory is too small; None for others."""
+    for pattern in _NO_ROOM:
+        if m := re.search(pattern, message):
+            wanted, there = (float(n) * 1024.0 ** " KMGT".index(unit) for n, unit in (m.group(1, 2), m.group(3, 4)))
+            return wanted, there
+    return None

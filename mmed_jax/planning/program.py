@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mmed_jax import optim, placement, sharding, step
 from mmed_jax.config import batch_rows
+from mmed_jax.model.attention import resolve_backend
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning.flags import compiler_options
 from mmed_jax.planning.topology import chip_of
@@ -46,6 +47,18 @@ class Program:
         with jax.set_mesh(self.mesh):
             traced = self.train_step.trace(self.state, self.batch)
             return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
+
+
+def attention_backend(config: ConfigDict, cfg: LlamaConfig, platform: str, context: int) -> str:
+    """The attention backend of a run on a platform ("cpu", "gpu", "tpu") with a mesh axis `context` of that size.
+
+    Raises:
+      UserError: config.attention can't be had there.
+    """
+    return resolve_backend(
+        config.attention, platform, config.data.packing, seq_len=config.data.seq_len, context=context,
+        head_dim=cfg.head_dim, dtype=config.compute_dtype,
+    )  # fmt: skip
 
 
 def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: int, attention: str) -> Program:

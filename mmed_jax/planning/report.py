@@ -1,9 +1,54 @@
-"""A plan as a table for people."""
+"""A plan as a table for people and as JSON.
+
+JSON (bytes are of one chip, seconds of one optimizer step):
+
+  schema                    1
+  topology                  name, kind, chip, chips, slices, shape and wrap of a slice, rates of a chip, text
+  mesh, settings            size of every mesh axis; the config keys that decide what is compiled, attention resolved
+  parameters, tokens_per_step
+  method                    "compiled" (TPUs, devices present) or "arithmetic" (GPUs that are not here)
+  fits, capacity_bytes
+  argument_bytes            weights, moments and batch, which live always; temporary_bytes: while a step runs
+  alloc_bytes, peak_bytes   all that is allocated, and the most in use at one time, by the compiler's memory_analysis
+  terms                     [{name, bytes, kind}]: what fills the memory, by arithmetic; kind "state" or "step"
+  failure                   the compiler's message where it found no room, else ""; alloc_bytes is then what it wanted
+  hlo_flops, model_flops    of a chip: with what remat computes again; by formula (mmed_jax.flops); hlo_over_model_flops
+  compute_s, kernel_s       computing; attention kernels' part of it, which is an assumption
+  ici_s, dcn_s              transfers within a slice (node) and between slices (nodes)
+  low_s, schedule_s, high_s all transfers hidden; as scheduled (arithmetic: the middle); none hidden
+  mfu, tokens_per_second_chip   {low, schedule, high}: for these three step times
+  collective_bytes          {kind: bytes a chip sends within its slice}; blocking_bytes: those that nothing hides
+  scopes                    [{scope, direction, compute_s, transfer_s}]
+  flags                     XLA flags used; compile_seconds; cached: compiled at an earlier call
+  notes                     what the numbers rest on
+  run_tokens, price         as given or counted, null if not known
+  advice                    {changes: {config key: value}, alloc_bytes, checked, slice}, null when it fits
+"""
+
+import dataclasses
+from typing import Any
 
 from mmed_jax.planning.planner import PlanResult
 
-GIB = 2**30
-HOURS = 3600.0
+GIB, MIB = 2**30, 2**20
+SCHEMA = 1
+
+
+def to_json(
+    r: PlanResult, *, run_tokens: float | None = None, price: float = 0.0, advice: Any = None
+) -> dict[str, Any]:
+    """The plan as the module's docstring describes it; advice: planning.advice.Advice."""
+    times = {k: getattr(r, f"{k}_s") for k in ("low", "schedule", "high")}
+    return {
+        "schema": SCHEMA,
+        **dataclasses.asdict(r),
+        "mfu": {k: r.mfu(s) for k, s in times.items()},
+        "tokens_per_second_chip": {k: r.tokens_per_second_chip(s) for k, s in times.items()},
+        "hlo_over_model_flops": r.hlo_flops / r.model_flops if r.model_flops else 0.0,
+        "run_tokens": run_tokens,
+        "price": price or None,
+        "advice": dataclasses.asdict(advice) if advice else None,
+    }
 
 
 def table(r: PlanResult, *, run_tokens: float | None = None, price: float = 0.0) -> str:
@@ -21,7 +66,7 @@ def table(r: PlanResult, *, run_tokens: float | None = None, price: float = 0.0)
         f"step       {r.tokens_per_step:,} tokens ({r.tokens_per_step // r.chips:,} a chip) in rows of "
         f"{r.settings['data.seq_len']}, remat {r.settings['remat']}, attention {r.settings['attention']}, "
         f"loss_chunk {r.settings['loss_chunk']}, grad_accum {r.settings['grad_accum']}",
-        *memory_lines(r),
+        *_memory(r),
     ]
     if r.failure:
         lines.append(f"compiler   {r.failure}")
@@ -36,33 +81,41 @@ def table(r: PlanResult, *, run_tokens: float | None = None, price: float = 0.0)
     return "\n".join(lines)
 
 
-def memory_lines(r: PlanResult, biggest: int = 6) -> list[str]:
+def size(count: float) -> str:
+    """Bytes in GiB, or in MiB below a tenth of one."""
+    return f"{count / GIB:.2f} GiB" if count >= 0.1 * GIB else f"{count / MIB:.1f} MiB"
+
+
+def _memory(r: PlanResult, biggest: int = 6) -> list[str]:
     """Memory of a chip against its capacity, and its biggest terms."""
-    room = f" of {r.capacity_bytes / GIB:.1f}" if r.capacity_bytes else ""
+    room = f" of {r.capacity_bytes / GIB:.1f} GiB" if r.capacity_bytes else ""
     verdict = "fits" if r.fits else "DOES NOT FIT"
     if not r.capacity_bytes:
         verdict = "capacity not known"
+    detail = "wanted by the compiler"
     if r.argument_bytes:
-        detail = f"state {r.argument_bytes / GIB:.2f}, while stepping {r.temporary_bytes / GIB:.2f}"
-        detail += f", peak {r.peak_bytes / GIB:.2f}" if r.peak_bytes != r.alloc_bytes else ""
-    else:
-        detail = "as far as the compiler came"
-    lines = [f"memory     {r.alloc_bytes / GIB:.2f}{room} GiB a chip: {verdict} ({detail}; {r.method})"]
-    for term in r.terms[:biggest]:
-        lines.append(f"             {term['bytes'] / GIB:8.2f} GiB  {term['name']} (arithmetic)")
+        detail = f"state {size(r.argument_bytes)}, while stepping {size(r.temporary_bytes)}"
+        detail += f", peak {size(r.peak_bytes)}" if r.peak_bytes != r.alloc_bytes else ""
+    lines = [f"memory     {size(r.alloc_bytes)}{room} a chip: {verdict} ({detail}; {r.method})"]
+    lines += [f"           {size(term['bytes']):>12}  {term['name']} (arithmetic)" for term in r.terms[:biggest]]
     return lines
 
 
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
+
+
 def _speed(r: PlanResult) -> list[str]:
-    sent = ", ".join(f"{k} {b / GIB:.1f}" for k, b in r.collective_bytes.items() if b)
-    ms = 1e3
-    middle = "as scheduled" if r.method == "compiled" else "in the middle"
-    hidden = f"; {r.blocking_bytes / GIB:.1f} GiB block" if r.method == "compiled" else ""
+    sent = ", ".join(f"{k} {size(b)}" for k, b in r.collective_bytes.items() if b)
+    compiled = r.method == "compiled"
+    middle = "as scheduled" if compiled else "in the middle"
+    hidden = f"; {size(r.blocking_bytes)} of it block" if compiled and sent else ""
+    network = "slices" if r.topology["kind"] == "tpu" else "nodes"
     return [
         f"FLOPs      {r.hlo_flops:.3e} a chip, {r.hlo_flops / r.model_flops:.3f} x the model's (6N + causal attention)",
-        f"estimate   computing {r.compute_s * ms:,.0f} ms, interconnect {r.ici_s * ms:,.0f} ms, between slices "
-        f"{r.dcn_s * ms:,.0f} ms (GiB sent: {sent or 'none'}{hidden})",
-        f"step time  {r.low_s * ms:,.0f} to {r.high_s * ms:,.0f} ms, {middle} {r.schedule_s * ms:,.0f} ms; "
+        f"estimate   computing {_ms(r.compute_s)} ms, interconnect {_ms(r.ici_s)} ms, between {network} "
+        f"{_ms(r.dcn_s)} ms (a chip sends {sent or 'nothing'}{hidden})",
+        f"step time  {_ms(r.low_s)} to {_ms(r.high_s)} ms, {middle} {_ms(r.schedule_s)} ms; "
         f"MFU {r.mfu(r.high_s):.0%} to {r.mfu(r.low_s):.0%}, {middle} {r.mfu(r.schedule_s):.0%}",
         f"speed      {r.tokens_per_second_chip(r.schedule_s):,.0f} tokens/s a chip "
         f"({r.tokens_per_second_chip(r.high_s):,.0f} to {r.tokens_per_second_chip(r.low_s):,.0f})",
@@ -70,13 +123,16 @@ def _speed(r: PlanResult) -> list[str]:
 
 
 def _run(r: PlanResult, run_tokens: float | None, price: float) -> list[str]:
+    """Time and cost of the run's steps, by the three step times."""
     known = run_tokens is not None
     tokens = run_tokens if known else 1e9
-    slow, fast = (tokens / (r.tokens_per_second_chip(s) * r.chips) / HOURS for s in (r.high_s, r.low_s))
-    middle = tokens / (r.tokens_per_second_chip(r.schedule_s) * r.chips) / HOURS
+    fast, middle, slow = (tokens / r.tokens_per_step * s / 3600 for s in (r.low_s, r.schedule_s, r.high_s))
     what = f"{tokens:,.0f} tokens" if known else "a billion tokens (the run's length is not known: give --tokens)"
-    cost = f"; cost {middle * r.chips * price:,.2f} ({fast * r.chips * price:,.2f} to {slow * r.chips * price:,.2f})"
+    cost = ""
+    if price:
+        money = [hours * r.chips * price for hours in (middle, fast, slow)]
+        cost = "; cost {:,.2f} ({:,.2f} to {:,.2f})".format(*money)
     return [
-        f"run        {what}: {middle:,.2f} h ({fast:,.2f} to {slow:,.2f}), {middle * r.chips:,.1f} chip hours"
-        + (cost if price else "")
+        f"run        {what}: {middle:,.2f} h ({fast:,.2f} to {slow:,.2f}), {middle * r.chips:,.1f} chip hours{cost}; "
+        "steps alone, without start, evaluation and checkpoints"
     ]
