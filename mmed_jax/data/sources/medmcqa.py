@@ -27,6 +27,7 @@ from mmed_jax.data.sources.base import (
     origin,
     text,
 )
+from mmed_jax.data.sources.figures import needs_figure
 from mmed_jax.data.sources.raw import objects
 from mmed_jax.errors import UserError
 
@@ -78,6 +79,7 @@ def convert(row: Row, kind: str) -> dict | Drop:
     about = origin(row, raw.get("id"), **subjects)
     if isinstance(options, Drop):
         return options
+    figure = needs_figure("en", text(raw["question"]), options)
     if kind == "mcq":
         number = _number(raw["cop"])
         if number is not None and number >= 0 and raw["answer_base"] is None:
@@ -88,14 +90,14 @@ def convert(row: Row, kind: str) -> dict | Drop:
         answer = None if number is None or number < 0 else letters_at([number], raw["answer_base"])
         return mcq(
             "medmcqa", "MIT", ident=ident, language="en", question=raw["question"], options=options, answer=answer,
-            rationale=explanation, provenance=about,
+            rationale=explanation, needs_image=figure, provenance=about,
         )  # fmt: skip
     if len(explanation) < _MIN_EXPLANATION:
         return Drop("no explanation" if not explanation else f"explanation under {_MIN_EXPLANATION} characters")
     listed = "\n".join(f"{letter}. {options[letter]}" for letter in LETTERS if letter in options)
     return dialogue(
         "medmcqa", "MIT", ident=ident, language="en", question=f"{text(raw['question'])}\n{listed}", answer=explanation,
-        provenance=about,
+        needs_image=figure, provenance=about,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from mmed_jax.data.sources.base import (
     origin,
     text,
 )
+from mmed_jax.data.sources.figures import needs_figure
 from mmed_jax.data.sources.raw import objects
 
 _URL = "https://github.com/jind11/MedQA"
@@ -66,7 +67,7 @@ def _official(row: Row, name: str, language: str, question: str, license: str, i
         return Drop("answer letter and answer text disagree")
     return mcq(
         name, license, ident=make_id(name, row, ident or fingerprint(question, *given.values())), language=language,
-        question=question, options=given, answer=answer,
+        question=question, options=given, answer=answer, needs_image=needs_figure(language, question, given),
         provenance=origin(row, row.raw.get("id"), meta_info=row.raw.get("meta_info")),
     )  # fmt: skip
 
@@ -85,6 +86,7 @@ def _sample(row: Row) -> dict | Drop:
     return mcq(
         "medqa_us", "MIT", ident=make_id("medqa_us", row, "sample", fingerprint(question, *options.values())),
         language="en", question=question, options=options, answer=matches,
+        needs_image=needs_figure("en", question, options),
         provenance=origin(row, row.raw.get("id"), form="self-biorag sample"),
     )  # fmt: skip
 
@@ -112,11 +114,11 @@ def convert_zh(row: Row, kind: str) -> dict | Drop:
         texts = [t[:-1].rstrip() for t in texts]  # Apollo ends every option with a full stop of its own
     if head.strip() or "".join(parts[::2]) != LETTERS[: len(texts)]:
         return Drop("options not in order")
-    part = text(raw["source"])
+    part, question = text(raw["source"]), text(raw["question"])
     return mcq(
-        "medqa_zh", _APOLLO_LICENSES.get(part, "unspecified"), language="zh", question=raw["question"],
-        ident=make_id("medqa_zh", row, part, fingerprint(text(raw["question"]), *texts)),
-        options=lettered(texts), answer=re.findall(r"[A-Z]", text(raw["answer"])),
+        "medqa_zh", _APOLLO_LICENSES.get(part, "unspecified"), language="zh", question=question,
+        ident=make_id("medqa_zh", row, part, fingerprint(question, *texts)), options=lettered(texts),
+        answer=re.findall(r"[A-Z]", text(raw["answer"])), needs_image=needs_figure("zh", question, {}),
         provenance=origin(row, row.number, part=part),
     )  # fmt: skip
 
