@@ -116,6 +116,7 @@ def test_the_real_files(shared_dir, name, folder, kind, read, kept):
     assert (run.report.read, len(records)) == (read, kept)
     assert not any("\ufffd" in json.dumps(r, ensure_ascii=False) for r in records)
     assert run.report.renamed == 0
+    assert not any("nan" in r.get("options", {}).values() for r in records)
     if name == "mfds_edrug":  # every question stands alone, and names its product in plain Korean
         assert len({say(r)[0] for r in records}) == kept and not any("(는)" in say(r)[0] for r in records)
 

@@ -211,7 +211,7 @@ def test_headqa_languages_share_a_group(tmp_path):
 def test_casimedicos_both_forms_and_kinds(tmp_path):
     joined = {
         "id": "train-3", "lang": "en", "split": "train", "type": "X", "question": "What test?",
-        "options": {"2": "CT.", "1": "MRI.", "3": ""}, "answer": "2", "rationale": "Because 2 is right.",
+        "options": {"2": "CT.", "1": "MRI.", "3": "", "5": "nan"}, "answer": "2", "rationale": "Because 2 is right.",
     }  # fmt: skip
     put(tmp_path / "en_train.jsonl", [joined])
     put(tmp_path / "es_train.jsonl", [{**joined, "lang": "es", "question": "¿Qué prueba?"}, {**joined, "lang": "it"}])
@@ -223,6 +223,7 @@ def test_casimedicos_both_forms_and_kinds(tmp_path):
     (tmp_path / "fr_dev_casimedicos.jsonl").write_text(published + "\n", encoding="utf-8")
     records, run = convert("casimedicos", tmp_path)
     one = {r["language"]: r for r in records}
+    assert one["en"]["options"] == {"A": "MRI.", "B": "CT."}
     assert chosen(one["en"]) == ["CT."] and one["en"]["rationale"] == "Because 2 is right."
     assert (
         one["fr"]["options"] == {"A": "A1", "B": "A2"}

@@ -52,7 +52,9 @@ def convert(row: Row, kind: str) -> dict | Drop:
     plain = (re.sub(r"^(train|dev|test)-", "", p) for p in parts)
     ident = make_id("casimedicos", row, language, *plain)
     about = origin(row, original, group, type=text(raw.get("type")), year=text(raw.get("year")))
-    numbered = sorted(raw["options"].items(), key=lambda item: int(item[0]))
+    # Years with four options have the text "nan" for the fifth.
+    given = {number: "" if text(option) == "nan" else text(option) for number, option in raw["options"].items()}
+    numbered = sorted(given.items(), key=lambda item: int(item[0]))
     options = lettered(option for _, option in numbered)
     common = {"ident": ident, "language": language, "provenance": about}
     if kind == "mcq":
@@ -62,7 +64,7 @@ def convert(row: Row, kind: str) -> dict | Drop:
         )
     if isinstance(options, Drop):
         return options
-    listed = "\n".join(f"{number}. {text(option)}" for number, option in numbered if text(option))
+    listed = "\n".join(f"{number}. {option}" for number, option in numbered if option)
     return dialogue("casimedicos", "CC BY 4.0", question=f"{question}\n{listed}", answer=rationale, **common)
 
 
