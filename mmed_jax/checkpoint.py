@@ -22,8 +22,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from mmed_jax.agreement import agree_on, any_text, on_main, same_storage
-from mmed_jax.checkpoint_read import available_steps, quiet_orbax, reason, restore_params, say
-from mmed_jax.checkpoint_tree import compare, describe, from_dict, package_versions, targets, to_dict
+from mmed_jax.checkpoint_read import available_steps, quiet_orbax, read_item, reason, restore_params, say
+from mmed_jax.checkpoint_tree import compare, describe, from_dict, package_versions, to_dict
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.manifest import MANIFEST, shorten, verify_manifest, write_manifest
 from mmed_jax.preemption import PreemptionGuard
@@ -284,14 +284,12 @@ class Checkpointer:
             optimizer, params = _optimizer_item(abstract_state), to_dict(abstract_state["params"])
             compare(params, meta["leaves"]["params"], f"parameters of step {step} in {self._folder}")
             compare(optimizer, meta["leaves"]["opt_state"], f"optimizer state of step {step} in {self._folder}")
-            items = ocp.args.Composite(
-                params=ocp.args.StandardRestore(targets(params)), opt_state=ocp.args.StandardRestore(targets(optimizer))
-            )
-            restored = self._manager.restore(step, args=items)
+            folder = self._folder / str(step)
+            read = read_item(folder / "params", params), read_item(folder / "opt_state", optimizer)
             state = {
-                "params": from_dict(abstract_state["params"], restored["params"]),
-                "opt_state": from_dict(abstract_state["opt_state"], restored["opt_state"].get("opt_state", {})),
-                "step": restored["opt_state"]["step"],
+                "params": from_dict(abstract_state["params"], read[0]),
+                "opt_state": from_dict(abstract_state["opt_state"], read[1].get("opt_state", {})),
+                "step": read[1]["step"],
             }
         except UserError:
             raise

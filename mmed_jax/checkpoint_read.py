@@ -2,8 +2,9 @@
 
 import errno
 import logging
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from mmed_jax.checkpoint_tree import Described, compare, flatten, targets, to_di
 from mmed_jax.errors import UserError, WorkError, one_line
 from mmed_jax.manifest import shorten, verify_manifest
 from mmed_jax.run_dir import CHECKPOINTS, read_meta, step_folders
+
+IN_FLIGHT_BYTES = 2**30
 
 
 def available_steps(run_dir: str | Path) -> list[int]:
@@ -76,8 +79,19 @@ def _read_params(folder: Path, saved: Described, shardings: Any, dtype: Any, exp
         if missing := sorted(set(wanted) ^ set(by_path)):
             raise UserError(f"parameters in {folder}: not the leaves that were expected: {', '.join(missing)}")
         wanted = {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_path[p]) for p, x in wanted.items()}
-    with ocp.StandardCheckpointer() as reader:
-        return dict(reader.restore(folder.resolve() / "params", targets(unflatten(wanted))))
+    return read_item(folder / "params", unflatten(wanted))
+
+
+def read_item(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of one item of a checkpoint, placed as `wanted` says (a nested dict; see `targets`).
+
+    What is on its way through host memory at one time is the largest leaf, or IN_FLIGHT_BYTES of smaller ones. Orbax's
+    own bound, 96 GB, is a second copy of most models.
+    """
+    # A leaf can be stored wider than it is wanted, and orbax refuses one that alone reaches the bound.
+    largest = max(4 * math.prod(x.shape) for x in jax.tree.leaves(wanted))
+    with ocp.StandardCheckpointer(restore_concurrent_gb=max(IN_FLIGHT_BYTES, 1.1 * largest) / 1e9) as reader:
+        return dict(reader.restore(folder.resolve(), targets(wanted)))
 
 
 def reason(e: BaseException) -> str:
