@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     if flags.output:
         check_output(flags.output)
     cfg = architecture(config)
+    start.check_length(config, cfg)
     options = {"cache_dir": None if flags.no_cache else CACHE, "say": lambda line: print(line, flush=True)}
     tokens = run_tokens(config, flags.tokens)
     if flags.search:

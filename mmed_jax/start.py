@@ -80,12 +80,21 @@ def model_config(
             base, bos_token_id=tok.bos_token_id, eos_token_id=stop_ids(tok), pad_token_id=tok.pad_token_id
         )
     check_vocab(tok, cfg.vocab_size)
+    check_length(config, cfg)
+    return cfg
+
+
+def check_length(config: ConfigDict, cfg: LlamaConfig) -> None:
+    """Refuses rows longer than the model's positions.
+
+    Raises:
+      UserError: with both numbers.
+    """
     if config.data.seq_len > cfg.max_position_embeddings:
         raise UserError(
             f"config.data.seq_len={config.data.seq_len} is longer than the model's max_position_embeddings="
             f"{cfg.max_position_embeddings}"
         )
-    return cfg
 
 
 def preset_config(preset: str, sizes: ConfigDict | None = None) -> LlamaConfig:

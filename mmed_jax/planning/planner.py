@@ -144,11 +144,12 @@ def plan(
     """
     from mmed_jax.planning.program import attention_backend
 
-    mesh = mesh_sizes(config, cfg, topology)
-    config = changed(config, {"attention": attention_backend(config, cfg, topology.kind, mesh["context"])})
+    mesh, asked = mesh_sizes(config, cfg, topology), config.mesh.data
+    resolved = {"attention": attention_backend(config, cfg, topology.kind, mesh["context"])}
+    config = changed(config, resolved | {f"mesh.{axis}": size for axis, size in mesh.items()})
     result = _begin(config, cfg, mesh, dataclasses.asdict(topology) | {"text": topology.describe()})
     result.capacity_bytes = topology.hbm_bytes
-    if config.mesh.data != mesh["data"] and config.mesh.data != -1:
+    if asked not in (-1, mesh["data"]):
         result.notes.append(
             f"mesh.data={mesh['data']}, over the slices: train needs --config.mesh.data={mesh['data']} there"
         )

@@ -154,15 +154,15 @@ def _compile_best(
     say: Callable[[str], None], plan_options: dict[str, Any],
 ) -> None:  # fmt: skip
     """Compiles the most promising, and what varies the fastest of them, `limit` in all."""
-    refining = min(REFINING, max(0, limit - 2))
-    promising = _by_promise(candidates, state, topology)
-    for candidate in promising:
-        _try(candidate, state, cfg, topology, limit, say, plan_options)
-        if len(state.tried) >= limit - refining and (state.winner or len(state.tried) >= limit):
-            break
-    best = state.winner
-    for candidate in _refinements(best, config, cfg, topology) if best else ():
-        if len(state.tried) < limit:
+    promising, varied = _by_promise(candidates, state, topology), False
+    while len(state.tried) < limit:
+        if not varied and state.winner and len(state.tried) >= limit - REFINING:
+            varied, coming = True, list(_refinements(state, config, cfg, topology))
+        else:
+            coming = list(itertools.islice(promising, 1))
+            if not coming:
+                return
+        for candidate in coming[: limit - len(state.tried)]:
             _try(candidate, state, cfg, topology, limit, say, plan_options)
 
 
@@ -213,12 +213,16 @@ def _candidate(changes: dict[str, Any], config: ConfigDict, cfg: LlamaConfig, to
     return Candidate(changes, new, mesh, seconds, total(terms, "state"), total(terms, "step"))
 
 
-def _key(c: Candidate) -> tuple:
-    """Equal for settings that mean the same: a chunk cannot be larger than a micro-batch's tokens on a chip."""
+def _chunk(c: Candidate) -> int:
+    """loss_chunk, or the tokens that a chip has in a micro-batch if that is less."""
     tokens = batch_rows(c.config) // c.config.grad_accum * c.config.data.seq_len
-    here = max(1, tokens // (c.mesh["data"] * c.mesh["fsdp"] * c.mesh["context"]))
-    chunk = min(c.config.loss_chunk, here)
-    return (*c.mesh.values(), c.config.remat, c.config.grad_accum, chunk, batch_rows(c.config), c.config.xla_flags)
+    return min(c.config.loss_chunk, max(1, tokens // (c.mesh["data"] * c.mesh["fsdp"] * c.mesh["context"])))
+
+
+def _key(c: Candidate) -> tuple:
+    """Equal for settings that mean the same."""
+    fields = (c.config.remat, c.config.grad_accum, batch_rows(c.config), c.config.xla_flags)
+    return (*c.mesh.values(), _chunk(c), *fields)
 
 
 def _by_promise(candidates: list[Candidate], state: Search, topology: Topology) -> Iterator[Candidate]:
@@ -233,13 +237,14 @@ def _by_promise(candidates: list[Candidate], state: Search, topology: Topology) 
         yield c
 
 
-def _refinements(best: Candidate, config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> Iterator[Candidate]:
-    """The fastest so far with the compiler's own flags, and with half and twice its chunk."""
+def _refinements(state: Search, config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> Iterator[Candidate]:
+    """The fastest so far with the other flags, and with half and twice its chunk, as far as they should fit."""
+    best = state.winner
     other = "none" if best.config.xla_flags == "auto" else "auto"
-    chunk = best.config.loss_chunk
+    chunk = _chunk(best)
     for change in ({"xla_flags": other}, {"loss_chunk": chunk * 2}, {"loss_chunk": chunk // 2}):
         candidate = _candidate({**best.changes, **change}, config, cfg, topology)
-        if candidate:
+        if candidate and candidate.bytes(state.factor) <= advice.room(topology):
             yield candidate
 
 
