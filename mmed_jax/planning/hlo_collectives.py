@@ -3,7 +3,8 @@
 A collective appears as one instruction that blocks, as a start/done pair, or, on TPUs, fused into computations: a
 fusion that ends in the custom call AsyncCollectiveStart, fusions that carry it on beside a matrix product
 (continuation), and one that ends in AsyncCollectiveDone. All pieces repeat the instruction with the same channel; it is
-one transfer and counts once. Between slices a TPU program sends to and receives from the hosts' network (DCN): send and
+one transfer and counts once. A TPU's SparseCores take one over by call-start and call-done around a computation that
+holds it. Between slices a TPU program sends to and receives from the hosts' network (DCN): send and
 recv begin it, recv-done waits; such a module describes the devices of one slice.
 """
 
@@ -17,6 +18,8 @@ from math import prod
 from mmed_jax.planning.hlo_flops import Scope, scope_of
 from mmed_jax.planning.hlo_text import Instruction, Module, Shape
 
+# Both start a computation that runs beside what follows.
+ASYNC_STARTS = ("async-start", "call-start")
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
          "collective-broadcast")
 
@@ -83,7 +86,9 @@ class Collectives:
     def _find(self, instruction: Instruction) -> Event | None:
         name = instruction.opcode
         if name in KINDS:
-            return Event("blocking", instruction.name, instruction)
+            callers = self.module.callers.get(instruction.computation.name, ())
+            wrapped = any(c.opcode in ASYNC_STARTS for c in callers)
+            return Event("carry" if wrapped else "blocking", instruction.name, instruction)
         if name in ("send", "recv", "send-done", "recv-done"):
             start = instruction.operand(0) if name.endswith("-done") else instruction
             if start.attribute(r'transfer_type="(\w+)"') is None:
@@ -93,15 +98,15 @@ class Collectives:
             return Event("start", instruction.name, instruction)
         if name.endswith("-done") and name[: -len("-done")] in KINDS:
             return Event("done", instruction.operands[0], instruction.operand(0))
-        if name == "async-start":
+        if name in ASYNC_STARTS:
             inner = self._inner(instruction)
             return Event("start", instruction.name, inner) if inner else None
-        if name in ("async-done", "async-update"):
+        if name in ("async-done", "async-update", "call-done"):
             start = instruction.operand(0)
             while start.opcode == "async-update":
                 start = start.operand(0)
-            inner = self._inner(start) if start.opcode == "async-start" else None
-            return Event("done" if name == "async-done" else "carry", start.name, inner) if inner else None
+            inner = self._inner(start) if start.opcode in ASYNC_STARTS else None
+            return Event("carry" if name == "async-update" else "done", start.name, inner) if inner else None
         if name == "fusion":
             inner = self._inner(instruction)
             if inner is None:
@@ -141,10 +146,12 @@ class Collectives:
         sent, received = sum(s.bytes for s in operands), sum(s.bytes for s in results)
         payload = max(sent, received)
         dims = inner.attribute(r"active_dims:([01]+)")
+        # A SparseCore names its rings one by one: two of them, one in each direction, fill an axis.
+        rings = inner.attributes.count('"phase_rings"')
         return Collective(
             instruction.name, kind, payload, ring_bytes(kind, payload, size), times, event.kind != "blocking", size,
             max(results or operands, key=lambda s: s.bytes).dtype, self.scope(instruction, inner), groups,
-            dims.count("1") if dims else 0,
+            dims.count("1") if dims else -(-rings // 2),
             disguised=_disguised(self.module, _sources(instruction, inner)) if kind == "all-reduce" else 0.0,
         )
 

@@ -180,7 +180,7 @@ class Module:
                 trips = times * (1 if instruction.trips is None else instruction.trips)
                 for body in self.called(instruction, "body"):
                     yield from self._executed(body, trips, fused)
-            elif instruction.opcode in ("call", "conditional", "async-start") or (
+            elif instruction.opcode in ("call", "conditional", "async-start", "call-start") or (
                 fused and instruction.opcode == "fusion"
             ):
                 for inner in self.called(instruction):

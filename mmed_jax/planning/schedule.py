@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mmed_jax.planning.hlo_collectives import Collective, Collectives
+from mmed_jax.planning.hlo_collectives import ASYNC_STARTS, Collective, Collectives
 from mmed_jax.planning.hlo_flops import KernelFlops, Scope, instruction_flops, is_kernel, scope_of
 from mmed_jax.planning.hlo_text import Computation, Instruction, Module
 from mmed_jax.planning.links import transfer
@@ -33,8 +33,8 @@ TOP = 10
 # Instructions that take no time of their own, or whose parts are walked.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier add-dependency "
-    "domain while call conditional async-start async-update async-done copy-start copy-done slice-start slice-done "
-    "send recv send-done recv-done".split()
+    "domain while call conditional async-start async-update async-done call-start call-done copy-start copy-done "
+    "slice-start slice-done send recv send-done recv-done".split()
 )
 _PART = ("dynamic-slice", "slice", "gather", "broadcast", "iota")
 
@@ -280,7 +280,7 @@ class _Walk:
         if instruction.opcode == "while":
             trips = 1 if instruction.trips is None else instruction.trips
             clock.core += trips * sum(self.duration(b) for b in self.module.called(instruction, "body"))
-        elif instruction.opcode in ("call", "conditional") or (instruction.opcode == "async-start" and not event):
+        elif instruction.opcode in ("call", "conditional") or (instruction.opcode in ASYNC_STARTS and not event):
             clock.core += sum(self.duration(c) for c in self.module.called(instruction))
 
 
