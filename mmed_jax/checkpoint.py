@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from mmed_jax.agreement import agree_on, any_text, on_main, same_storage
+from mmed_jax.checkpoint_keep import Keep, space_problem
 from mmed_jax.checkpoint_read import available_steps, quiet_orbax, read_item, reason, restore_params, say
 from mmed_jax.checkpoint_tree import compare, describe, from_dict, package_versions, to_dict
 from mmed_jax.errors import UserError, WorkError
@@ -84,7 +85,7 @@ class Checkpointer:
         same_storage(self.run_dir)
         recorded = {step: self._metric(step) for step in available_steps(self.run_dir)}
         self._best = {step: value for step, value in recorded.items() if value is not None}
-        self._keep = _Keep(max(1, keep_last), keep_best, self._best)
+        self._keep = Keep(max(1, keep_last), keep_best, self._best)
         self._async = async_
         self._manager = self._make_manager()
         self._pending: int | None = None  # the step being written
@@ -252,8 +253,12 @@ class Checkpointer:
         Raises:
           UserError: the checkpoint is whole but of another model or optimizer; every differing leaf is named.
           WorkError: checkpoints exist and none can be read. Nothing is renamed then, and nothing starts at step 0.
+
+        Warns when the disk cannot hold the checkpoints that the run will keep.
         """
         self.wait()
+        if jax.process_index() == 0 and (problem := space_problem(self.run_dir, abstract_state, self._keep.most)):
+            say(f"warning: {problem}")
         damaged: dict[int, str] = {}
         # Process 0 says what there is: another process's view of shared storage may lag.
         steps = agree_on(available_steps(self.run_dir))
@@ -327,20 +332,6 @@ class Checkpointer:
             return float(read_meta(self.run_dir, step)["best_metric"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-
-
-class _Keep(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the newest `last` checkpoints, and the `best` ones with the lowest recorded number."""
-
-    def __init__(self, last: int, best: int, metric: Mapping[int, float]):
-        self._last, self._best, self._metric = last, best, metric
-
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        steps = [c.step for c in checkpoints]
-        # Of two equally good ones the older: a later tie is no improvement.
-        ranked = sorted((self._metric[s], s) for s in steps if s in self._metric)
-        kept = set(steps[-self._last :]) | {s for _, s in ranked[: self._best]}
-        return [s in kept for s in steps]
 
 
 def _optimizer_item(state: State) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import errno
 import logging
 import math
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,10 @@ def say(line: str) -> None:
 
 def quiet_orbax() -> None:
     """Failures of a save are raised by us in one line; orbax would print its own traceback of each before that."""
-    logger = logging.getLogger("absl")
-    if not any(isinstance(f, _OrbaxTracebacks) for f in logger.filters):
-        logger.addFilter(_OrbaxTracebacks())
+    for name in ("absl", "asyncio"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(f, _OrbaxTracebacks) for f in logger.filters):
+            logger.addFilter(_OrbaxTracebacks())
     if not isinstance(sys.unraisablehook, _LateWrites):
         sys.unraisablehook = _LateWrites(sys.unraisablehook)
 
@@ -128,4 +130,6 @@ class _LateWrites:
 
 class _OrbaxTracebacks(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and "orbax" in record.pathname)
+        frames = traceback.walk_tb(record.exc_info[2]) if record.exc_info else ()
+        files = (frame.f_code.co_filename for frame, _ in frames)
+        return not (record.exc_info and any("orbax" in name for name in (record.pathname, *files)))

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ NOT_COMPARED = (
     "run_dir", "platform", "remat", "xla_flags", "attention", "loss_chunk", "grad_accum", "data.cache_dir", "mesh.",
     "log_every", "eval_every", "eval_rows", "checkpoint.", "tensorboard", "wandb", "compile_cache", "distributed.",
 )  # fmt: skip
+# What orbax calls a finished checkpoint.
+_STEP = re.compile("0|[1-9][0-9]*")
 # Mappings that are values, not groups of keys.
 _WHOLE = ("source_weights", "language_weights")
 
@@ -57,7 +60,7 @@ def training_hash(config: Mapping[str, Any]) -> str:
 def step_folders(run_dir: str | os.PathLike) -> dict[int, Path]:
     """{step: folder} of the finished checkpoints of a run, ascending (unfinished ones have another name)."""
     try:
-        entries = [p for p in (Path(run_dir) / CHECKPOINTS).iterdir() if p.name.isdigit() and p.is_dir()]
+        entries = [p for p in (Path(run_dir) / CHECKPOINTS).iterdir() if _STEP.fullmatch(p.name) and p.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return {}
     return {int(p.name): p for p in sorted(entries, key=lambda p: int(p.name))}

@@ -1,8 +1,10 @@
 """Checkpoints: exact on any mesh, damage found and survived, nothing lost, nothing silent."""
 
 import json
+import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmed_jax.checkpoint import available_steps, restore_params
+from mmed_jax.checkpoint_read import quiet_orbax
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.run_dir import read_meta, training_hash
 
@@ -207,3 +210,47 @@ def test_restore_params(tmp_path, capfd):
         restore_params(tmp_path, 1, expected=wrong)
     for text in ("head/weight is missing", "norm/weight is not expected", "embed/weight has shape [32,16], expected"):
         assert text in str(e.value)
+
+
+def test_folders_that_orbax_did_not_name_are_no_checkpoints(tmp_path):
+    with checkpointer(tmp_path) as c:
+        save(c, 1, 2)
+    folder = tmp_path / "checkpoints"
+    (folder / "2").rename(folder / "02")
+    (folder / "²").mkdir()
+    assert available_steps(tmp_path) == [1]
+    with checkpointer(tmp_path) as c:
+        assert_same(c.restore_latest(abstract(make_state()))[0], make_state(1))
+    assert (folder / "02").is_dir()
+
+
+def test_warns_before_training_when_the_disk_cannot_hold_the_checkpoints(tmp_path, capfd, monkeypatch):
+    state = make_state()
+    size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(state))
+    room = {}
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=room["total"], free=room["free"]))
+
+    def warning(total: int, free: int) -> str:
+        room.update(total=total, free=free)
+        with checkpointer(tmp_path, keep_last=2, keep_best=1) as c:
+            c.restore_latest(abstract(state))
+            save(c, *([] if available_steps(tmp_path) else [1]))
+        return capfd.readouterr().err
+
+    assert f"warning: {tmp_path / 'checkpoints'} has" in warning(10 * size, 4 * size - 1)
+    there = sum(p.stat().st_size for p in (tmp_path / "checkpoints/1").rglob("*") if p.is_file())
+    assert warning(10 * size, 4 * size - there) == ""
+    said = warning(10 * size, 4 * size - there - 1)
+    assert len(said.splitlines()) == 1 and "up to 3 are kept while" in said
+    assert warning(0, 0) == ""  # a file system that does not say
+
+
+def test_what_orbax_logs_of_a_failed_save_is_not_printed(caplog):
+    quiet_orbax()
+    for file, printed in (("/x/orbax/writer.py", 0), ("/x/other.py", 1)):
+        caplog.clear()
+        try:
+            exec(compile("1 / 0", file, "exec"))
+        except ZeroDivisionError as e:
+            logging.getLogger("asyncio").error("Future exception was never retrieved", exc_info=e)
+        assert len(caplog.records) == printed
