@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -280,16 +280,28 @@ def device_failures(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> Itera
         raise WorkError(f"out of device memory ({detail}); what fills it and what to try next stands above") from e
 
 
-def plan_here(program: "Program", config: ConfigDict, cfg: LlamaConfig, *, tokens: int) -> str:
-    """The plan of a run's own program on the devices present, as text. Compiles it; nothing is placed on a device.
+def plan_here(
+    program: "Program", config: ConfigDict, cfg: LlamaConfig, *, tokens: int, say: Callable[[str], None]
+) -> None:
+    """Says the plan of a run's own program on the devices present. Compiles it; nothing is placed on a device.
 
     Args:
       tokens: that the whole run shows the model, padding included.
-    """
-    from mmed_jax.planning import report
-    from mmed_jax.planning.planner import plan_devices
 
-    return report.table(plan_devices(program, config, cfg), run_tokens=tokens)
+    Raises:
+      WorkError: it does not fit; what fills the memory and what to try next is said before.
+    """
+    from mmed_jax.planning import advice, report
+    from mmed_jax.planning.planner import plan_devices
+    from mmed_jax.planning.settings import changed
+
+    result = plan_devices(program, config, cfg)
+    say(report.table(result, run_tokens=tokens))
+    if not result.fits:
+        ran = changed(config, {"attention": program.options.attention})
+        factor = advice.off_by(ran, cfg, result)
+        say("\n".join(advice.out_of_memory(ran, cfg, result.mesh, result.capacity_bytes, factor)))
+        raise WorkError("the step does not fit on the devices here; what to try next stands above")
 
 
 def banner(config: ConfigDict, cfg: LlamaConfig, mesh: Any, facts: dict[str, str]) -> str:

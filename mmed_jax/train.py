@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
 
     program = train_program(config, cfg, mesh, steps=steps, attention=backend)
     if flags.plan_only:
-        say(start.plan_here(program, config, cfg, tokens=steps * rows * seq_len))
+        start.plan_here(program, config, cfg, tokens=steps * rows * seq_len, say=say)
         return
 
     # ---- State: the newest good checkpoint, or step 0 --------------------------------------------------------------

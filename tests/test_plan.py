@@ -64,6 +64,15 @@ def test_plan_only_says_what_train_compiles(bench, tmp_path):  # noqa: F811
     assert float(state) * MIB == pytest.approx(m.argument_size_in_bytes, abs=0.06 * MIB)
 
 
+def test_plan_only_exits_1_where_the_step_does_not_fit(bench, tmp_path):  # noqa: F811
+    failure = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory. Used 2.5M of 2.0M hbm.\nmore")
+    with mock.patch.object(jax.stages.Lowered, "compile", side_effect=failure):
+        outcome = train_here(*bench.argv(tmp_path / "run"), "--plan_only")
+    assert outcome.code == 1 and "the step does not fit on the devices here" in outcome.error
+    assert "2.5 MiB of 2.0 MiB a chip: DOES NOT FIT" in outcome.out
+    assert re.search(r"next +--config.remat=\w+", outcome.out)
+
+
 def test_out_of_device_memory_is_a_table_and_the_next_thing_to_try(capsys):
     config, mesh = load_config("stage1:8b"), sharding.make_mesh(devices=jax.devices()[:4])
     config = changed(config, {"remat": "minimal_ctx"})

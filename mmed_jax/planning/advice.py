@@ -121,20 +121,23 @@ def larger_slice(config: ConfigDict, cfg: LlamaConfig, topology: Topology, facto
     return ""
 
 
-def out_of_memory(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], capacity: float) -> list[str]:
+def out_of_memory(
+    config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], capacity: float, factor: float = 1.0
+) -> list[str]:
     """Lines for a run that ran out of memory: the biggest terms, and what to try next. Arithmetic only.
 
     Args:
-      mesh: size of every mesh axis. capacity: bytes of a device, 0 = not known.
+      mesh: size of every mesh axis. capacity: bytes of a device, 0 = not known. factor: what a step really takes over
+        what arithmetic says (off_by), where the compiler told.
     """
     terms = memory_terms(config, cfg, mesh)
-    needed = total(terms)
+    needed = scaled(config, cfg, mesh, factor)
     of = f" of {capacity / GIB:.1f}" if capacity else ""
     lines = [f"memory     about {needed / GIB:.2f}{of} GiB a device by arithmetic"]
     lines += [f"             {t.bytes / GIB:8.2f} GiB  {t.name}" for t in terms[:6]]
     flat = flatten(config)
     for changes in smaller(config, mesh):
-        new = total(memory_terms(changed(config, changes), cfg, mesh))
+        new = scaled(changed(config, changes), cfg, mesh, factor)
         if new < 0.85 * needed and (not capacity or new < 0.85 * capacity):
             was = ", ".join(f"{k} is {flat[k]}" for k in changes)
             lines.append(f"next       {as_flags(changes)}   (about {new / GIB:.2f} GiB; now {was})")

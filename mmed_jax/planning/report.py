@@ -88,7 +88,7 @@ def size(count: float) -> str:
 
 def _memory(r: PlanResult, biggest: int = 6) -> list[str]:
     """Memory of a chip against its capacity, and its biggest terms."""
-    room = f" of {r.capacity_bytes / GIB:.1f} GiB" if r.capacity_bytes else ""
+    room = f" of {size(r.capacity_bytes)}" if r.capacity_bytes else ""
     verdict = "fits" if r.fits else "DOES NOT FIT"
     if not r.capacity_bytes:
         verdict = "capacity not known"

@@ -155,8 +155,9 @@ def _compile_best(
 ) -> None:  # fmt: skip
     """Compiles the most promising, and what varies the fastest of them, `limit` in all."""
     promising, varied = _by_promise(candidates, state, topology), False
+    refining = max(0, min(REFINING, limit - 2))
     while len(state.tried) < limit:
-        if not varied and state.winner and len(state.tried) >= limit - REFINING:
+        if not varied and state.winner and len(state.tried) >= limit - refining:
             varied, coming = True, list(_refinements(state, config, cfg, topology))
         else:
             coming = list(itertools.islice(promising, 1))
