@@ -154,7 +154,8 @@ def run_tokens(config: ConfigDict, epoch_tokens: float) -> float | None:
     if not all(resolve_path(p).exists() for p in config.data.train):
         return None
     try:
-        tok = start.open_tokenizer(config, start.open_init(config) if config.init_from else None)
+        # Weights need not be there when the config names a tokenizer.
+        tok = start.open_tokenizer(config, None if config.tokenizer else start.open_init(config))
     except UserError:
         return None
     from mmed_jax.data.prepare import prepare

@@ -10,6 +10,7 @@ everything about GPUs is arithmetic (planning.memory, planning.arithmetic).
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -163,10 +164,7 @@ def plan(
     say(f"compiling  {topology.describe()}; a large model takes one to five minutes")
     _by_compiler(result, config, cfg, topology, mesh)
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(result)))
-        partial.replace(path)
+        _keep(path, result, say)
     return result
 
 
@@ -185,6 +183,18 @@ def _begin(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], topology:
         terms=[dataclasses.asdict(t) for t in memory_terms(config, cfg, mesh)],
         model_flops=train_flops_per_token(cfg, config.data.seq_len) * tokens / topology["chips"],
     )
+
+
+def _keep(path: Path, result: PlanResult, say: Callable[[str], None]) -> None:
+    """Keeps a result for the next call. A folder that can't be written costs that call its time, not this one."""
+    # Several processes may come to the same result at a time.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(dataclasses.asdict(result)))
+        partial.replace(path)
+    except OSError as e:
+        say(f"warning    this result is not kept: {path.parent}: {e.strerror}")
 
 
 def _read(path: Path) -> PlanResult | None:
