@@ -105,12 +105,23 @@ GOOD = json.dumps(MCQ, ensure_ascii=False).encode() + b"\n"
     ("a.jsonl.gz", GOOD, "a.jsonl.gz: damaged gzip file"),
     ("a.csv", GOOD, "expected a .jsonl or .jsonl.gz file"),
     ("a.zip", GOOD, "a.zip: damaged zip file"),
+    ("a.jsonl", b"[" + GOOD.strip() + b",\n" + GOOD.strip() + b"]", "a.jsonl:1: the file is one JSON array"),
 ])  # fmt: skip
 def test_unreadable_files_say_where_and_what(tmp_path, name, data, says):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as caught:
         list(read_records(tmp_path / name))
     assert says in str(caught.value)
+
+
+def test_a_flipped_bit_in_a_zip_is_said(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jsonl", GOOD)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[data.index(b"{")] ^= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match="a.zip/a.jsonl: damaged"):
+        load_files([tmp_path / "a.zip"], "mcq")
 
 
 def test_missing_file_names_the_nearest(tmp_path):

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import sys
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -64,13 +65,15 @@ def read_objects(stream: BinaryIO, label: str) -> Iterator[tuple[str, dict]]:
             text = decode(raw, where).strip()
             if not text:
                 continue
-            if number == 1 and text == "[":
+            if number == 1 and text.startswith("[") and not text.endswith("]"):
                 raise UserError(f"{where}: the file is one JSON array; write one JSON object a line (JSON Lines)")
             value = parse_json(text, where)
             if not isinstance(value, dict):
                 kind = "an array" if isinstance(value, list) else f"a {type(value).__name__}"
                 raise UserError(f"{where}: expected a JSON object, got {kind}; write one object a line (JSON Lines)")
             yield where, value
+    except zipfile.BadZipFile as e:
+        raise UserError(f"{label}: damaged in its zip file: {e}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise UserError(f"{label}: damaged gzip file after line {number}: {e}") from None
 
