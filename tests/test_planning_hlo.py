@@ -194,6 +194,10 @@ SCOPES = {
     "jit(f)/jvp()/shard_map/loss/while/body/closed_call/cd,vd->cv/dot_general": ("loss", "forward"),
     "jit(f)/jvp(layers)/while/body/attention/shard_map/vmap(kernel)/jit(_k)/splash_fwd/pallas_call":
         ("layers/attention", "forward"),
+    # As jax 0.12 names them.
+    "jit(f)/transpose(jvp(layers))/while/body/eval_jaxpr/checkpoint/rematted_computation/mlp/dot_general":
+        ("layers/mlp", "recompute"),
+    "jit(f)/transpose(jvp(layers))/while/body/eval_jaxpr/remat2": ("layers", "recompute"),
     "jit(f)/jvp(jit(_where))/select_n": ("", "forward"),
     "jit(f)/sqrt": ("", "step"),
     "": ("", "step"),

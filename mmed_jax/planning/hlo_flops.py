@@ -43,8 +43,8 @@ class Flops:
 
 # Components of an op_name that are no named scopes.
 _WRAPPERS = re.compile(
-    r"^(while|body|cond|closed_call|checkpoint|rematted_computation|shard_map|pallas_call|core_call|remat2?|"
-    r"custom_[jv][vj]p_call(_jaxpr)?|branch_\d+_fun)$"
+    r"^(while|body|cond|closed_call|eval_jaxpr|checkpoint|rematted_computation|shard_map|pallas_call|core_call|"
+    r"remat2?|custom_[jv][vj]p_call(_jaxpr)?|branch_\d+_fun)$"
 )
 _TRANSFORMED = re.compile(r"\b(?:transpose|jvp|checkpoint|remat)\(([^()]*)\)")
 _FUNCTION = re.compile(r"\b(?:p?jit|vmap|custom_[jv][vj]p)\([^()]*\)")
@@ -57,7 +57,9 @@ def scope_of(op_name: str, depth: int = 2) -> Scope:
     """
     direction = "step"
     if "transpose(" in op_name:
-        direction = "recompute" if "rematted_computation" in op_name else "backward"
+        # What is named by the call itself brings its arguments: weights that are gathered again.
+        again = "rematted_computation" in op_name or op_name.endswith(("/remat2", "/checkpoint"))
+        direction = "recompute" if again else "backward"
     elif "jvp(" in op_name:
         direction = "forward"
     # Transformations wrap scopes: transpose(jvp(layers)) is the scope "layers", jvp() none.
