@@ -15,6 +15,8 @@ from mmed_jax.planning import topology
     ("v5e-64", "v5e", 64, (8, 8), (False,) * 2),
     ("v6e-128", "v6e", 128, (8, 16), (False, True)),
     ("V6E-256", "v6e", 256, (16, 16), (True,) * 2),
+    ("v5litepod-16", "v5e", 16, (4, 4), (False,) * 2),
+    ("2xv5litepod-256", "v5e", 512, (16, 16), (True,) * 2),
     ("2xv5p-128", "v5p", 128, (4, 4, 4), (True,) * 3),
     ("gpu:8xh100-80g", "h100-80g", 8, (8,), (False,)),
     ("gpu:16xh200", "h200", 16, (8,), (False,)),

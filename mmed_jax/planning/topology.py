@@ -4,7 +4,7 @@
     parse("2xv5e-256")      two slices of 16 x 16
     parse("gpu:8xh100-80g") by arithmetic only: no compiler target exists without the card
 
-v4-N and v5p-N count TensorCores (two a chip), v5e-N and v6e-N count chips.
+v4-N and v5p-N count TensorCores (two a chip), v5e-N (also v5litepod-N) and v6e-N count chips.
 """
 
 import contextlib
@@ -124,6 +124,7 @@ def parse(name: str) -> Topology:
             )
         nodes = max(1, count // GPUS_A_NODE)
         return _topology(text, "gpu", match[2], GPUS[match[2]], nodes, (count // nodes,), (False,))
+    text = text.replace("v5litepod-", "v5e-")
     match = re.fullmatch(r"(?:(\d+)x)?(v\d[a-z]?)-(\d+)", text)
     slices = int(match[1] or 1) if match else 0
     if not match or match[2] not in SHAPES or int(match[3]) not in SHAPES[match[2]] or slices < 1:
