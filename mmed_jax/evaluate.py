@@ -44,7 +44,10 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.inference.engine import check_prompts
 
     # ---- What is asked, with what; no device yet --------------------------------------------------------------------
-    found = B.from_files(_list(args.data)) if args.data else B.find(_list(args.benchmark), args.data_dir)
+    if args.data:
+        found = B.from_files(_list(args.data, "--data"))
+    else:
+        found = B.find(_list(args.benchmark, "--benchmark"), args.data_dir)
     kind = B.kind_in(found, args.kind)
     source = open_model(args.model, args.step)
     trained = trained_prompts(source)
@@ -58,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.limit < 0:
         raise UserError(f"--limit={args.limit}: must be 0 (all) or more")
     new_tokens = MAX_NEW_TOKENS[mode] if args.max_new_tokens is None else args.max_new_tokens
-    languages = _list(args.languages) if args.languages else None
+    languages = _list(args.languages, "--languages") if args.languages else None
     tok = source.tokenizer
     items, data = [], {}
     for b in found:
@@ -137,8 +140,11 @@ def main(argv: list[str] | None = None) -> None:
     print(f"written    {output}/results.json, predictions.jsonl, report.html")
 
 
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _list(text: str, flag: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not parts:
+        raise UserError(f"{flag}={text}: names nothing")
+    return parts
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

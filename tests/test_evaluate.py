@@ -333,3 +333,49 @@ def test_chance_and_fold():
     item = Item("b", "i", "en", [], "A", dict.fromkeys("ABCDE", "x"))
     assert chance(item) == 0.2 and chance(Item("b", "i", "en", [], "A,B", item.options)) == 0
     assert fold("  Ｔhe\n answer ") == fold("the ANSWER") != fold("the answer.")
+
+
+@pytest.fixture
+def mmedbench(tmp_path):
+    """A folder as MMedBench's, three questions to learn from and one to be asked."""
+    for split, numbers in (("Train", (0, 1, 2)), ("Test", (3,))):
+        made = [{k: v for k, v in question(n, "en", "B").items() if k not in ("id", "language")} for n in numbers]
+        folder = tmp_path / "data" / "MMedBench" / split
+        folder.mkdir(parents=True)
+        (folder / "English.jsonl").write_text("".join(json.dumps(q) + "\n" for q in made))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("flags", [["--data={0}/MMedBench"], ["--benchmark=other", "--data_dir={0}"]])
+def test_training_data_is_never_asked_unless_said(run, mmedbench, flags):
+    """A folder of several splits is read as its training split elsewhere; here it must be named."""
+    (mmedbench / "other").symlink_to(mmedbench / "MMedBench")
+    with pytest.raises(UserError, match=r"holds several splits \(test, train\); say which.*:test"):
+        run(say("B"), *(f.format(mmedbench) for f in flags))
+
+
+@pytest.mark.parametrize("name", ["mmedbench", "MMedBench"])
+def test_mmedbench_is_its_test_split_in_any_spelling(run, mmedbench, name):
+    asked = run(say("B"), f"--benchmark={name}", f"--data_dir={mmedbench}").asked
+    assert len(asked) == 1 and "Question 3?" in asked[0]
+
+
+def test_splits_of_one_folder_are_told_apart(run, mmedbench, tmp_path):
+    folder = mmedbench / "MMedBench"
+    run(say("B"), f"--data={folder}:test,{folder}:train")
+    counts = {name: b["overall"]["count"] for name, b in read(tmp_path / "out")["benchmarks"].items()}
+    assert counts == {"MMedBench:test": 1, "MMedBench:train": 3}
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--benchmark=quiz,quiz", "--data_dir={0}"], "--benchmark: 'quiz' is named twice"),
+        (["--benchmark=,", "--data_dir={0}"], "--benchmark=,: names nothing"),
+        (["--data=, ,"], "--data=, ,: names nothing"),
+        (["--data={0}/quiz.jsonl", "--languages=,"], "--languages=,: names nothing"),
+    ],
+)
+def test_names_given_twice_or_not_at_all(run, records, flags, message):
+    with pytest.raises(UserError, match=message):
+        run(say("B"), *(f.format(records.parent) for f in flags))

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmed_jax.data import jsonl
 from mmed_jax.data.chat import Piece, chat_format, chat_pieces, encode_pieces
-from mmed_jax.data.files import locate
+from mmed_jax.data.files import locate, members
 from mmed_jax.data.prompts import mcq_prompt_pieces
 from mmed_jax.data.schema import KINDS, kind_of, load_files, read_records
 from mmed_jax.errors import UserError, nearest
@@ -44,17 +44,21 @@ class Item:
 
 
 def from_files(paths: Iterable[str]) -> list[Benchmark]:
-    """Benchmarks named by their files: --data=a.jsonl,b.jsonl -> a, b. Raises UserError (missing, a name twice)."""
-    found = []
-    for path in paths:
-        real, _ = locate(path)
+    """Benchmarks named by their files: --data=a.jsonl,b.jsonl -> a, b; splits of one folder by name and split.
+
+    Raises:
+      UserError: a file that is missing or named twice, or that holds several splits and none is named.
+    """
+    found: list[Benchmark] = []
+    places = [(path, *locate(path)) for path in paths]
+    for path, real, split in places:
         name = real.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".zip")
+        if split and [r for _, r, _ in places].count(real) > 1:
+            name = f"{name}:{split}"
         if name in [b.name for b in found] and path not in [b.path for b in found]:
             name = f"{real.resolve().parent.name}/{name}"
-        if name in [b.name for b in found]:
-            raise UserError(f"--data: '{name}' is named twice")
         found.append(Benchmark(name, path))
-    return found
+    return _checked(found, "--data")
 
 
 def find(names: Iterable[str], data_dir: str) -> list[Benchmark]:
@@ -62,16 +66,45 @@ def find(names: Iterable[str], data_dir: str) -> list[Benchmark]:
     records say `source: NAME`. "mmedbench" is the test split of an MMedBench folder or zip.
 
     Raises:
-      UserError: no such folder, no such benchmark (with the nearest), several files of one source.
+      UserError: no such folder, no such benchmark (with the nearest), several files of one source, one named twice, or
+        one that holds several splits.
     """
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
         raise UserError(f"--data_dir={data_dir}: no such folder")
-    return [_find(name, folder) for name in names]
+    return _checked([_find(name, folder) for name in names], "--benchmark")
+
+
+def _checked(found: list[Benchmark], flag: str) -> list[Benchmark]:
+    """`found`, when nothing is asked twice and no training data in silence. Raises UserError."""
+    names, places = set(), set()
+    for b in found:
+        real, split = locate(b.path)
+        if b.name in names or (real.resolve(), split) in places:
+            raise UserError(f"{flag}: '{b.name}' is named twice ({b.path})")
+        names.add(b.name)
+        places.add((real.resolve(), split))
+        # Without a word, read_records would take the training split.
+        if split is None and len(present := _splits(real)) > 1:
+            like = f"--data={b.path}:{'test' if 'test' in present else present[0]}"
+            raise UserError(f"{b.path}: holds several splits ({', '.join(present)}); say which, as {like}")
+    return found
+
+
+def _splits(path: Path) -> list[str]:
+    """Names of the splits in a folder or zip, sorted; [] for a file or what has none."""
+    if path.is_dir():
+        from mmed_jax.data import tfds_io
+
+        if (version := tfds_io.version_folder(path)) is not None:
+            return sorted(tfds_io.splits(version))
+    elif path.suffix.lower() != ".zip":
+        return []
+    return sorted({m.split for m in members(path, ".jsonl") if m.split})
 
 
 def _find(name: str, folder: Path) -> Benchmark:
-    if name == "mmedbench":
+    if name.lower() == "mmedbench":
         for place in _MMEDBENCH:
             path = folder / place
             if path.exists() and (path.is_file() or any((path / n).is_dir() for n in ("Test", "test"))):
