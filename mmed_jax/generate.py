@@ -55,9 +55,10 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.data.tokenizer import stop_ids
     from mmed_jax.hf.source import open_model
     from mmed_jax.inference.engine import check_prompts
-    from mmed_jax.inference.sampling import Sampling
+    from mmed_jax.inference.sampling import Sampling, check_seed
 
     Sampling(args.temperature, args.top_p, args.top_k)
+    check_seed(args.seed)
     given = [("--prompt", "1", {"prompt": args.prompt})] if args.prompt is not None else list(read_prompts(args.input))
     given = given[: args.limit or None]
     source = open_model(args.model, args.step)

@@ -164,6 +164,9 @@ def test_model_positions_are_the_limit(engine):
         engine.generate([[1], []], max_new_tokens=3)
     with pytest.raises(UserError, match="max_new_tokens=0"):
         engine.generate([[1]], max_new_tokens=0)
+    for seed in (-1, 2**32, 10**30):  # a key has 32 bits: others would draw like a smaller seed, or fail
+        with pytest.raises(UserError, match=f"seed={seed}"):
+            engine.generate([[1]], max_new_tokens=1, temperature=1.0, seed=seed)
 
 
 def test_few_programs_for_many_lengths(model):
@@ -260,7 +263,13 @@ def test_greedy_takes_the_first_maximum():
     assert dataclasses.astuple(Sampling()) == (0.0, 1.0, 0) and Sampling(0.0, 0.5, 3).kind == "greedy"
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 1.1}, {"top_k": -1}])
+BAD = [
+    {"temperature": -1}, {"temperature": float("nan")}, {"temperature": 1e-60}, {"temperature": 1e300},
+    {"top_p": 1.1}, {"top_k": -1}, {"top_k": 2**31},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_senseless_settings(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         Sampling(**bad)

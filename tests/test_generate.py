@@ -4,6 +4,7 @@ import argparse
 import gzip
 import json
 import random
+import resource
 
 import pytest
 from helpers_inference import TableEngine
@@ -13,7 +14,7 @@ from hf_helpers import hf_folder
 from mmed_jax import generate
 from mmed_jax.data.chat import chat_prompt_ids
 from mmed_jax.data.prompts import mcq_prompt_ids
-from mmed_jax.errors import UserError
+from mmed_jax.errors import UserError, WorkError
 from mmed_jax.generate import TextStream
 from mmed_jax.hf.source import open_model
 from mmed_jax.inference.load import check_mesh, identity
@@ -244,3 +245,40 @@ def test_mesh_flags(model, sizes, message):
     with pytest.raises(UserError, match=message):
         check_mesh(flags, open_model(model).cfg, 8)
     check_mesh(argparse.Namespace(mesh_data=4, mesh_tensor=2), open_model(model).cfg, 8)
+
+
+def test_lines_of_text_end_where_editors_end_them(tmp_path):
+    """Line separators inside a prompt (U+2028, form feed, NEL) do not cut it in two."""
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffone\u2028still one\r\n\r\ntwo\x0cstill two\x85\nthree".encode())
+    found = [(name, value["prompt"]) for _, name, value in read_prompts(str(file))]
+    assert found == [("1", "one\u2028still one"), ("3", "two\x0cstill two\x85"), ("4", "three")]
+
+
+def test_a_file_that_is_no_output_of_ours_is_left_alone(run, tmp_path):
+    """Also when it has a single line without an end, which looks like one torn by a kill."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "Why?"}')
+    with pytest.raises(UserError, match="in.settings.json does not"):
+        run(f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'in.jsonl'}")
+    assert (tmp_path / "in.jsonl").read_text() == '{"prompt": "Why?"}'
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_a_full_disk_is_one_line_and_the_rest_follows_later(run, tmp_path):
+    (tmp_path / "in.txt").write_text("one\ntwo and more\nthree and much more")
+    flags = [f"--input={tmp_path / 'in.txt'}", f"--output={tmp_path / 'out.jsonl'}"]
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, old[1]))
+    try:
+        with pytest.raises(WorkError, match=r"out.jsonl: cannot be written \(File too large\).*2 results are safe"):
+            run(*flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert len(run(*flags).asked) == 1
+    assert [r["id"] for r in lines(tmp_path / "out.jsonl")] == ["1", "2", "3"]
+
+
+def test_a_seed_of_more_than_32_bits_is_refused_before_any_device(model, monkeypatch):
+    monkeypatch.setattr(generate, "load_engine", lambda *_: pytest.fail("a device was asked for"))
+    with pytest.raises(UserError, match="seed=4294967296"):
+        generate.main([f"--model={model}", "--prompt=x", "--temperature=1", "--seed=4294967296"])

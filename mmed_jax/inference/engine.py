@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.inference import programs
 from mmed_jax.inference.programs import STEPS
-from mmed_jax.inference.sampling import Sampling
+from mmed_jax.inference.sampling import Sampling, check_seed
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
 
@@ -138,6 +138,7 @@ class Engine:
           WorkError: the model gives NaN.
         """
         sampling = Sampling(temperature, top_p, top_k)
+        check_seed(seed)
         check_prompts(self.cfg, prompts, max_new_tokens)
         if not prompts:
             return []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.data import jsonl
-from mmed_jax.errors import UserError
+from mmed_jax.errors import UserError, WorkError
 from mmed_jax.manifest import write_json
 
 
@@ -36,6 +36,7 @@ class Journal:
         self.done: dict[tuple, dict] = {}
         self.settings = json.loads(json.dumps(settings, default=str))
         self._file = None
+        self._torn = False
         self.settings_path = path.with_name(path.name.removesuffix(".jsonl") + ".settings.json")
         self.check()
 
@@ -45,7 +46,8 @@ class Journal:
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"{self._flag}={self.path}: cannot be written: {folder} is not a folder one may write to")
         self.done = self._read()
-        if not self.done:
+        # A torn line alone is ours if settings lie beside it, which are written first; else it is somebody's file.
+        if not self.done and (not self._torn or self.settings_path.exists()):
             return
         try:
             saved = json.loads(self.settings_path.read_text(encoding="utf-8"))
@@ -81,13 +83,23 @@ class Journal:
         self._drop_torn_line()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            self._file.close()
+        except OSError:  # what could not be written is tried once more, in vain; that failure is already on its way
+            if kind is None:
+                raise
 
     def append(self, record: dict) -> None:
-        """Writes one result; it is in the file when this returns."""
-        self._file.write(jsonl.dump_line(record).encode() + b"\n")
-        self._file.flush()
+        """Writes one result; it is in the file when this returns. Raises WorkError when it cannot be."""
+        try:
+            self._file.write(jsonl.dump_line(record).encode() + b"\n")
+            self._file.flush()
+        except OSError as e:
+            raise WorkError(
+                f"{self.path}: cannot be written ({e.strerror or e}); its {len(self.done)} results are safe, and the "
+                "same command makes the others"
+            ) from e
         self.done[self._key(record)] = record
 
     def arrange(self, order: Iterable[tuple]) -> list[dict]:
@@ -112,7 +124,8 @@ class Journal:
             return done
         except OSError as e:
             raise UserError(f"{self._flag}={self.path}: cannot be read ({e.strerror or e})") from e
-        for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is torn
+        self._torn = bool(lines[-1])  # what follows the last line end
+        for number, line in enumerate(lines[:-1], 1):
             try:
                 record = json.loads(line)
                 done[self._key(record)] = record

@@ -48,9 +48,10 @@ def _read(path: str) -> Iterator[tuple[str, str, dict]]:
     file = Path(path).expanduser()
     locate(file)
     if file.is_file() and file.name.endswith(".txt"):
-        for number, line in enumerate(jsonl.decode(file.read_bytes(), path).splitlines(), 1):
+        # Not splitlines(), which also ends a line at separators that may stand inside a text (U+2028, form feed).
+        for number, line in enumerate(jsonl.decode(file.read_bytes(), path).split("\n"), 1):
             if line.strip():
-                yield f"{path}:{number}", str(number), {"prompt": line}
+                yield f"{path}:{number}", str(number), {"prompt": line.removesuffix("\r")}
     elif file.is_file() and file.name.endswith(jsonl.SUFFIXES) and language_of(file.name) is None:
         with members(file, ".jsonl")[0].open() as stream:
             for where, value in jsonl.read_objects(stream, path):

@@ -5,12 +5,21 @@ the batch it is in nor on its place there.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 
 from mmed_jax.errors import UserError
+
+# Logits divided by less would overflow float32, and by more would all be one.
+TEMPERATURES = (1e-6, 1e6)
+MAX_SEED = 2**32 - 1  # jax.random.key reads 32 bits: a larger seed would draw like a smaller one
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that a random key cannot hold."""
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"seed={seed}: must be from 0 to {MAX_SEED}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +31,13 @@ class Sampling:
     top_k: int = 0
 
     def __post_init__(self):
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UserError(f"temperature={self.temperature}: must be 0 (greedy) or more")
+        low, high = TEMPERATURES
+        if self.temperature != 0 and not low <= self.temperature <= high:
+            raise UserError(f"temperature={self.temperature}: must be 0 (greedy), or from {low:g} to {high:g}")
         if not 0 <= self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}: must be from 0 to 1 (1 = off)")
-        if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k}: must be 0 (off) or more")
+        if not 0 <= self.top_k < 2**31:
+            raise UserError(f"top_k={self.top_k}: must be 0 (off) or more, and no more than a vocabulary can have")
 
     @property
     def kind(self) -> str:
