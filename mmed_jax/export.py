@@ -84,8 +84,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m mmed_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        prog="python -m mmed_jax.export", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--model", required=True, metavar="DIR", help="run directory or Hugging Face folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")

@@ -201,3 +201,18 @@ def test_exit_code_and_single_line(repo, tmp_path):
     assert out.stderr.startswith("error: model: ") and out.stderr.count("\n") == 1
     out = subprocess.run([*command, "--model=x", "--dtype=int8"], cwd=repo, env=env, capture_output=True, text=True)
     assert out.returncode == 2 and "invalid choice: 'int8'" in out.stderr
+
+
+def test_what_an_interrupted_export_left_is_said_once(source, tmp_path, capsys):
+    for name in ("out.tmp-7", "out.old-7", "outer.tmp-8"):
+        (tmp_path / name).mkdir()
+    main([f"--model={source}", f"--output={tmp_path / 'out'}"])
+    err = capsys.readouterr().err
+    assert err.count(f"{tmp_path / 'out.tmp-7'} is what an interrupted export left") == 1
+    assert err.count(f"{tmp_path / 'out.old-7'} is the earlier export") == 1
+    assert "outer" not in err and (tmp_path / "out.old-7").is_dir()
+
+
+def test_flags_are_not_guessed(source, tmp_path):
+    with pytest.raises(UserError, match="unrecognized arguments: --over.*--overwrite|required: --output"):
+        main([f"--model={source}", f"--out={tmp_path / 'out'}", "--over"])

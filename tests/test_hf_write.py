@@ -360,7 +360,7 @@ def test_an_existing_folder_is_kept(tmp_path, tok, params, capsys):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     assert capsys.readouterr().err == ""
     (tmp_path / "new.tmp-123").mkdir()
-    write.check_output(tmp_path / "new")
+    save_pretrained(tmp_path / "new", params, CFG, tok)
     assert "new.tmp-123 is what an interrupted export left" in capsys.readouterr().err
 
 

@@ -74,7 +74,7 @@ def save_pretrained(
     """
     path = output_folder(path)
     check_vocab(tokenizer, cfg.vocab_size)
-    on_main(lambda: check_output(path, overwrite))
+    on_main(lambda: (check_output(path, overwrite), _say_leftovers(path)))
     tree = params() if callable(params) else params
     flat = flatten(tree)
     kinds = {leaf: np.dtype(dtype) if dtype is not None else leaf_dtype(array) for leaf, array in flat.items()}
@@ -158,11 +158,19 @@ def check_output(path: Path, overwrite: bool = False, needed: int = 0) -> None:
         raise UserError(f"--output={path}: {above} is a file")
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"--output={path}: {above} cannot be written")
-    for left in above.glob(f"{path.name}.tmp-*") if above == path.parent else ():
-        warn(f"{left} is what an interrupted export left; remove it when none is running")
     free = shutil.disk_usage(above).free
     if needed > free:
         raise UserError(f"--output={path}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+
+
+def _say_leftovers(path: Path) -> None:
+    """Warns of what a killed export left beside `path`; removes nothing, since another may be at work."""
+    beside = [p for p in path.parent.iterdir() if p.name.startswith(f"{path.name}.")] if path.parent.is_dir() else []
+    for left in sorted(beside):
+        if left.name.startswith(f"{path.name}.tmp-"):
+            warn(f"{left} is what an interrupted export left; remove it when none is running")
+        elif left.name.startswith(f"{path.name}.old-"):
+            warn(f"{left} is the earlier export, which an interrupted --overwrite moved away; remove it or keep it")
 
 
 def plan_files(
