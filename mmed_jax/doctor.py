@@ -53,7 +53,15 @@ class Findings:
         rows = [f"{name:16s}{line}" for name, text in self.lines for line in (text.splitlines() or [""])]
         rows += [f"{'warning':16s}{w}" for w in self.warnings] + [f"{'BROKEN':16s}{p}" for p in self.problems]
         ok = "all fine" if not self.warnings and not self.problems else None
-        return "\n".join(["```", "mmed_jax doctor", *rows, *([ok] if ok else []), "```"]).replace(str(Path.home()), "~")
+        return _short_home("\n".join(["```", "mmed_jax doctor", *rows, *([ok] if ok else []), "```"]))
+
+
+def _short_home(text: str) -> str:
+    """The home folder as ~; none that is "/" or unknown, as in containers."""
+    home = os.path.expanduser("~")
+    if not home.startswith("/") or not home.strip("/"):
+        return text
+    return re.sub(rf"(?<![\w.-]){re.escape(home.rstrip('/'))}(?![\w.-])", "~", text)
 
 
 def check_python(out: Findings) -> None:
@@ -283,7 +291,7 @@ def _read(path: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: see the module."""
-    parser = Parser(prog="python -m mmed_jax.doctor", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m mmed_jax.doctor", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--run_dir", default="runs", metavar="DIR", help="where runs will be written (default: runs)")
     parser.add_argument("--probe", action="store_true", help="only what jax finds, as one line of JSON")
     args = parser.parse_args(argv)
@@ -298,7 +306,8 @@ def main(argv: list[str] | None = None) -> None:
     check_host(out)
     check_tpu_lock(out)
     check_jax(out, find_accelerators())
-    check_storage(out, Path(args.run_dir).expanduser().absolute(), Path(base().compile_cache).expanduser())
+    run_dir, cache = (Path(os.path.expanduser(p)).absolute() for p in (args.run_dir, base().compile_cache))
+    check_storage(out, run_dir, cache)
     check_environment(out, os.environ)
     print(out.block())
     if out.problems:

@@ -19,6 +19,7 @@ from mmed_jax.data.prepare import prepare, print_report
 from mmed_jax.data.report import print_histograms
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.data.table import Table
+from mmed_jax.data.tokenizer import warn
 from mmed_jax.errors import UserError, nearest, run_command
 
 FLAGS = {
@@ -87,6 +88,21 @@ def show_row(table: Table, row: int, tok, *, marks: tuple[str, str], tokens: boo
         at += slots
 
 
+def _tokenizer(config):
+    """The run's tokenizer, checked with its model. With config.tokenizer the weights of init_from need not be there."""
+    source = None
+    try:
+        source = start.open_init(config)
+    except UserError as e:
+        if not config.tokenizer:
+            raise
+        warn(f"{e} (the data can be looked at without it)")
+    tok = start.open_tokenizer(config, source)
+    if source is not None or not config.init_from:
+        start.model_config(config, source, tok)
+    return tok
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the inspection that the command line describes. Raises UserError for a wrong flag, config or record."""
     config, flags = parse_args(argv, description=__doc__, extra=FLAGS)
@@ -95,8 +111,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--{name}={getattr(flags, name)}: must not be negative")
     if flags.split not in SPLITS:
         raise UserError(f"--split={flags.split}{nearest(flags.split, SPLITS)}")
-    tok = start.open_tokenizer(config, None if config.tokenizer else start.open_init(config))
-    prepared = prepare(config, tok)
+    prepared = prepare(config, tok := _tokenizer(config))
     tables = {"train": prepared.train, **prepared.validation}
     if flags.split not in tables:
         raise UserError(f"--split={flags.split}: no such split{nearest(flags.split, tables)}")

@@ -292,9 +292,9 @@ def _resumes(records: Records) -> list[int]:
 def _read_config(run_dir: Path, notes: list[str]) -> dict[str, Any] | None:
     try:
         config = json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
-        if isinstance(config, dict):
+        if isinstance(config, dict) and "model_type" not in config:
             return config
-        notes.append(f"{CONFIG_FILE}: not an object")
+        notes.append(f"{CONFIG_FILE}: {'of a model, not of a run' if isinstance(config, dict) else 'not an object'}")
     except (OSError, ValueError) as e:
         notes.append(f"{CONFIG_FILE}: not readable ({type(e).__name__})")
     return None
@@ -319,7 +319,7 @@ def _now() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: see the module."""
-    parser = Parser(prog="python -m mmed_jax.report", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m mmed_jax.report", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--run", required=True, metavar="RUN_DIR", help="a run directory (config.json, metrics.jsonl)")
     parser.add_argument("--profile", action="store_true", help="print the ten most expensive operations of its profile")
     args = parser.parse_args(argv)

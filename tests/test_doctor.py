@@ -146,3 +146,12 @@ def test_tpu_lockfile(tmp_path):
         assert holder.stdout.readline() == b"held\n"
         doctor.check_tpu_lock(out, path)
     assert "is held" in out.warnings[0]
+
+
+@pytest.mark.parametrize("home", ["/", "", "/home/someone"])
+def test_only_a_whole_home_folder_is_shortened(monkeypatch, home):
+    monkeypatch.setenv("HOME", home)
+    out = Findings()
+    out.add("run dir", "/data/runs, /home/someone/runs and /home/someone.else at 3.5 MiB/s")
+    own = "~/runs" if home == "/home/someone" else "/home/someone/runs"
+    assert f"/data/runs, {own} and /home/someone.else at 3.5 MiB/s" in out.block()

@@ -123,7 +123,7 @@ def test_wrong_flags(folder, flags, message):
 
 def test_no_device_is_touched(folder, repo):
     # With a platform that does not exist, any look at a device fails.
-    run = [sys.executable, "-m", "mmed_jax.inspect", *arguments(folder)]
+    run = [sys.executable, "-m", "mmed_jax.inspect", *arguments(folder), "--config.model.vocab_size=512"]
     env = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}
     done = subprocess.run(run, cwd=repo, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -131,3 +131,13 @@ def test_no_device_is_touched(folder, repo):
     bad = subprocess.run([*run, "--config.data.train=none.jsonl"], cwd=repo, env=env, capture_output=True, text=True)
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1
     assert bad.stderr.startswith("error: none.jsonl: no such file")
+
+
+def test_the_model_is_checked_with_a_tokenizer_of_its_own(folder, capsys):
+    with pytest.raises(UserError, match="config.model.preset='lama'"):
+        command.main(arguments(folder, "stage1", "talks", "--config.model.preset=lama"))
+    with pytest.raises(UserError, match="they do not fit"):
+        command.main(arguments(folder, "stage1", "talks", "--config.model.vocab_size=100"))
+    # Data may be looked at before the weights are there, but not without a word.
+    command.main(arguments(folder, "stage1", "talks", f"--config.init_from={folder / 'later'}"))
+    assert f"'{folder / 'later'}' does not exist" in capsys.readouterr().err

@@ -134,3 +134,11 @@ def test_command_needs_no_jax(tmp_path, repo):
     out = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     assert out.stdout.splitlines() == [f"{tmp_path}/report.html", f"{tmp_path}/plots/"]
+
+
+def test_a_model_folder_is_no_run(tmp_path):
+    """Its config.json is a model's: a page written into it would pass for a part of the model."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
+    with pytest.raises(UserError, match="is it a run directory"):
+        make_report(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
