@@ -1,4 +1,7 @@
-"""Plans where something is missing: weights, a folder for what is kept."""
+"""Plans where something is missing: weights, a folder for what is kept, the compiler."""
+
+import sys
+from unittest import mock
 
 from plan_helpers import arithmetic_compiler, run_plan
 from train_helpers import bench  # noqa: F401
@@ -37,3 +40,11 @@ def test_the_runs_tokens_are_counted_without_its_weights(bench, tmp_path):  # no
     with arithmetic_compiler():
         unknown = run_plan("v5p-128", config="stage1:8b", **keys | {"tokenizer": ""})
     assert unknown.code == 0 and "the run's length is not known" in unknown.out
+
+
+def test_without_libtpu_gpus_are_planned_and_tpus_say_what_to_install():
+    with mock.patch.dict(sys.modules, {"libtpu": None}):
+        tpu = run_plan("v5p-128", config="stage1:8b")
+        gpu = run_plan("gpu:8xh100-80g", config="stage1:8b")
+    assert tpu.code == 2 and 'pip install -c constraints.txt -e ".[plan]"' in tpu.error
+    assert gpu.code == 0 and ": fits (" in gpu.out
