@@ -44,7 +44,7 @@ def make_report(run_dir: str | Path) -> Path:
     records, notes = read_metrics(run_dir), []
     config = _read_config(run_dir, notes)
     if config is None and not (records.train or records.evals or records.events):
-        raise UserError(f"--run={run_dir}: holds neither metrics nor config.json; is it a run directory?")
+        raise UserError(f"--run={run_dir}: holds neither metrics nor a run's config.json; is it a run directory?")
     notes = [*records.notes, *notes]
     try:
         plots = write_plots(run_dir / "plots", records)
