@@ -113,7 +113,7 @@ def test_damaged_files_are_said(tmp_path):
 
 
 def test_not_a_run_is_a_user_error(tmp_path):
-    for path, message in [(tmp_path / "no", "no such folder"), (tmp_path, "neither metrics nor config.json")]:
+    for path, message in [(tmp_path / "no", "no such folder"), (tmp_path, "neither metrics nor a run.s config.json")]:
         with pytest.raises(UserError, match=message):
             make_report(path)
     with pytest.raises(UserError, match="--run"):
