@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mmed_jax.model.attention import attention as attend
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.model.precision import precision
+from mmed_jax.model.precision import linear, precision
 from mmed_jax.model.remat import rematerialise
 from mmed_jax.model.rope import apply_rope, rope_tables
 from mmed_jax.sharding import constrain
@@ -91,7 +91,7 @@ def init_cache(cfg: LlamaConfig, batch: int, max_len: int, dtype: Any = jnp.floa
 
 
 def _linear(x: jax.Array, p: Params) -> jax.Array:
-    y = jnp.einsum("...i,oi->...o", x, p["weight"].astype(x.dtype), precision=precision(x.dtype))
+    y = linear(x, p["weight"].astype(x.dtype))
     return y + p["bias"].astype(x.dtype) if "bias" in p else y
 
 
