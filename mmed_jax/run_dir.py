@@ -25,6 +25,7 @@ META_ITEM, META_FILE = "meta", "meta.json"
 NOT_COMPARED = (
     "run_dir", "platform", "remat", "xla_flags", "attention", "loss_chunk", "grad_accum", "data.cache_dir", "mesh.",
     "log_every", "eval_every", "eval_rows", "checkpoint.", "tensorboard", "wandb", "compile_cache", "distributed.",
+    "profile_start", "profile_steps",  # of earlier versions
 )  # fmt: skip
 # What orbax calls a finished checkpoint.
 _STEP = re.compile("0|[1-9][0-9]*")
@@ -80,7 +81,8 @@ def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any], *, writ
 
     Writes config.json, unless `write` is False: before the directory is locked, another run may be at work in it.
     While a directory holds no checkpoint its config may still change (there is nothing to lose); from the first
-    checkpoint on, keys that change the training must stay (NOT_COMPARED lists those that may differ).
+    checkpoint on, keys that change the training must stay (NOT_COMPARED lists those that may differ). A key that a run
+    of an earlier version does not have counts as having had the neutral value of configs/base.py.
 
     Raises:
       UserError: not a directory, not writable, full, an object-store address, or a run of another config (with the
@@ -148,9 +150,19 @@ def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, 
     def show(value: Any) -> str:
         return "not set" if value is missing else json.dumps(value, ensure_ascii=False)
 
+    neutral = _neutral()
     keys = list(now) + [k for k in saved if k not in now]
-    pairs = [(k, saved.get(k, missing), now.get(k, missing)) for k in keys]
+    pairs = [(k, saved.get(k, neutral.get(k, missing)), now.get(k, missing)) for k in keys]
     return [(k, show(a), show(b)) for k, a, b in pairs if a != b]
+
+
+def _neutral() -> dict[str, Any]:
+    """The values of configs/base.py, {} where that is not at hand (the package alone)."""
+    try:
+        from configs.base import base
+    except ImportError:
+        return {}
+    return training_keys(base())
 
 
 def _other_config(path: Path, newest: int, differences: list[tuple[str, str, str]]) -> str:

@@ -34,6 +34,23 @@ def test_guard_run_dir(tmp_path):
     assert json.loads((run / "config.json").read_text()) == CONFIG
 
 
+def test_a_key_that_is_newer_than_the_run_counts_as_its_neutral_value(tmp_path):
+    from configs.base import base
+
+    now = base().to_dict()
+    old = {k: v for k, v in now.items() if k != "optim"} | {"profile_start": 10, "profile_steps": 0}
+    old["optim"] = {k: v for k, v in now["optim"].items() if k != "name"}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    (tmp_path / "checkpoints/3").mkdir(parents=True)
+    guard_run_dir(tmp_path, now)  # optim.name is new, and adamw is what every run before it had
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match='optim.name: "adamw" in the run, "adafactor" now'):
+        guard_run_dir(tmp_path, now | {"optim": now["optim"] | {"name": "adafactor"}})
+    (tmp_path / "config.json").write_text(json.dumps(old | {"unknown": 1}))
+    with pytest.raises(UserError, match="unknown: 1 in the run, not set now"):
+        guard_run_dir(tmp_path, now)
+
+
 @pytest.mark.parametrize("where, text", [("file", "is a file"), ("file/in", "cannot be"), ("gs://b/run", "mount")])
 def test_guard_run_dir_refuses(tmp_path, monkeypatch, where, text):
     monkeypatch.chdir(tmp_path)
