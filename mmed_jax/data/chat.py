@@ -7,7 +7,11 @@ for every content that is free of control strings.
 
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
 
 from mmed_jax.data.schema import ROLES
 from mmed_jax.data.tokenizer import BOS, END_HEADER, EOT, START_HEADER, encode_texts
@@ -29,8 +33,7 @@ class Example:
         return len(self.ids) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A stretch of a sample: control ids, or text that is encoded as plain content.
 
     `cut` is the range of characters that may be shortened, from its beginning, when the sample is too long, and
@@ -55,6 +58,15 @@ class ChatFormat:
     bos: int
     eot: int
     headers: dict[str, tuple[int, ...]]
+    # The pieces that are the same in every conversation: its beginning, and what stands around a role's text.
+    begin: Piece = field(init=False)
+    around: dict[str, tuple[Piece, Piece]] = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "begin", Piece(ids=(self.bos,)))
+        end = (self.eot,)
+        around = {r: (Piece(ids=h), Piece(ids=end, trained=r == "assistant")) for r, h in self.headers.items()}
+        object.__setattr__(self, "around", around)
 
 
 _FORMATS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -96,17 +108,14 @@ def _check_template(tok, fmt: ChatFormat) -> None:
 
 
 def _pieces(fmt: ChatFormat, messages: Messages) -> list[Piece]:
-    pieces = [Piece(ids=(fmt.bos,))]
+    pieces = [fmt.begin]
     for message in messages:
         role, text = message["role"], message["content"].strip()
-        if role not in fmt.headers:
+        if role not in fmt.around:
             raise UserError(f"chat role '{role}' is unknown{nearest(role, ROLES)}")
-        answer = role == "assistant"
-        pieces += (
-            Piece(ids=fmt.headers[role]),
-            Piece(text=text, trained=answer, cut=(0, len(text)) if role == "user" else None, keep=MIN_KEPT),
-            Piece(ids=(fmt.eot,), trained=answer),
-        )
+        before, after = fmt.around[role]
+        cut = (0, len(text)) if role == "user" else None
+        pieces += (before, Piece((), text, role == "assistant", cut, MIN_KEPT), after)
     return pieces
 
 
@@ -132,6 +141,23 @@ def encode_pieces(tok, samples: Sequence[Sequence[Piece]]) -> list[Example]:
     """Encodes many samples with one call of the tokenizer's batch encoder; order kept."""
     encoded = iter(encode_texts(tok, [p.text for pieces in samples for p in pieces if p.text]))
     return [_join(pieces, encoded) for pieces in samples]
+
+
+def encode_arrays(tok, samples: Sequence[Sequence[Piece]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `encode_pieces` gives, as flat arrays and without a step of Python per token.
+
+    Returns:
+        (ids int32 [total], trained bool [total], offsets int64 [n + 1]); sample i has ids[offsets[i]:offsets[i+1]].
+    """
+    pieces = list(chain.from_iterable(samples))
+    encoded = iter(encode_texts(tok, [p.text for p in pieces if p.text]))
+    parts = [next(encoded) if p.text else p.ids for p in pieces]
+    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.fromiter(chain.from_iterable(parts), np.int32, ends[-1])
+    trained = np.repeat(np.fromiter((p.trained for p in pieces), bool, len(pieces)), lengths)
+    counts = np.fromiter(map(len, samples), np.int64, len(samples))
+    return ids, trained, ends[np.concatenate([[0], np.cumsum(counts)])]
 
 
 def encode_chat(tok, messages: Messages) -> Example:

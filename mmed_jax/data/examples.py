@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from mmed_jax.data.chat import Piece, chat_pieces, encode_pieces, shorten
+from mmed_jax.data.chat import Piece, chat_pieces, encode_arrays, shorten
 from mmed_jax.data.prompts import mcq_pieces
 from mmed_jax.data.schema import LANGUAGES, kind_of
 
@@ -59,8 +59,13 @@ class Samples:
     @property
     def supervised(self) -> np.ndarray:
         """int64 [n], trained targets of each sample (the first id is never a target)."""
-        total = np.concatenate([[0], np.cumsum(self.trained, dtype=np.int64)])
-        return total[self.offsets[1:]] - total[self.offsets[:-1]] - self.trained[self.offsets[:-1]]
+        return trained_targets(self.trained, self.offsets)
+
+
+def trained_targets(trained: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """int64 [n], trained targets of samples that lie behind one another; none of them is empty."""
+    total = np.concatenate([[0], np.cumsum(trained, dtype=np.int64)])
+    return total[offsets[1:]] - total[offsets[:-1]] - trained[offsets[:-1]]
 
 
 def drafts(
@@ -106,20 +111,25 @@ def build_samples(
     for start in range(0, len(which), CHUNK):
         part = [(int(i), records[i]) for i in which[start : start + CHUNK]]
         batch = list(drafts(tok, part, settings, out.left_out))
-        encoded = encode_pieces(tok, [pieces for *_, pieces in batch])
-        for (index, record, kind, pieces), sample in zip(batch, encoded):
-            if sample.slots > settings.seq_len:
-                sample = shorten(tok, pieces, settings.seq_len) if settings.overlong == "truncate_prompt" else None
-                if sample is None:
+        flat_ids, flat_trained, offsets = encode_arrays(tok, [pieces for *_, pieces in batch])
+        supervised = trained_targets(flat_trained, offsets).tolist()
+        for i, (index, record, kind, pieces) in enumerate(batch):
+            span = slice(offsets[i], offsets[i + 1])
+            sample_ids, sample_trained, targets = flat_ids[span], flat_trained[span], supervised[i]
+            if len(sample_ids) - 1 > settings.seq_len:
+                short = shorten(tok, pieces, settings.seq_len) if settings.overlong == "truncate_prompt" else None
+                if short is None:
                     out.left_out["too_long"] += 1
                     continue
                 out.shortened += 1
-            if not any(sample.trained[1:]):
+                sample_ids, sample_trained = np.array(short.ids, np.int32), np.array(short.trained, bool)
+                targets = sample_trained[1:].sum()
+            if not targets:
                 out.left_out["nothing_trained"] += 1
                 continue
-            flat.append(np.array(sample.ids, np.int32))
-            trained.append(np.array(sample.trained, bool))
-            lengths.append(len(sample.ids))
+            flat.append(sample_ids)
+            trained.append(sample_trained)
+            lengths.append(len(sample_ids))
             indices.append(index)
             languages.append(LANGUAGES.index(record["language"]) + 1)
             out.names.append(record["id"] if kind == "instruction" else f"{record['id']}:{kind}")
