@@ -101,7 +101,7 @@ REAL = [
     ("casimedicos", "casimedicos_en_es_fr", "mcq", 1308, 1308),
     ("casimedicos", "casimedicos_en_es_fr", "instruction", 1308, 1308),
     ("medquad", "medquad_en", "instruction", 3000, 2997),
-    ("xlinghealth", "xlinghealth_en_zh_es", "instruction", 14040, 2795),
+    ("xlinghealth", "xlinghealth_en_zh_es", "instruction", 14040, 2759),
     ("toyhom", "toyhom_zh", "instruction", 7644, 7266),
     ("cmb_clin", "cmb_clin_zh", "instruction", 208, 208),
     ("mfds_edrug", "mfds_edrug_ko", "instruction", 32984, 10268),

@@ -42,10 +42,11 @@ def test_xlinghealth_one_row_per_language_true_pairs_only(tmp_path):
         for part in ("question", "answer")
     ]
     good = [5, 1, 5, "q en", "a en", "问", "答", "q es", None, "h", "h"]
-    path = table(tmp_path / "LiveQA.xlsx", header, good, [5, 0, 9, *["x"] * 8])
+    nothing = [7, 1, 7, "q2 en", "No answers", "问二", "没有答案", "q2 es", "No hay respuestas", "h", "h"]
+    path = table(tmp_path / "LiveQA.xlsx", header, good, [5, 0, 9, *["x"] * 8], nothing)
     records, run = convert("xlinghealth", path)
     assert [(r["language"], *say(r)) for r in records] == [("en", "q en", "a en"), ("zh", "问", "答")]
-    assert run.report.read == 6 and run.report.dropped == {"wrong pairing (label 0)": 3, "no answer": 1}
+    assert run.report.read == 9 and run.report.dropped == {"wrong pairing (label 0)": 3, "no answer": 4}
     assert group_ids(records) == [0, 0] and records[1]["id"] == "xlinghealth-all-LiveQA-zh-5"
 
 

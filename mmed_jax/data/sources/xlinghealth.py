@@ -13,6 +13,8 @@ from mmed_jax.data.sources.base import Drop, Hub, Row, Source, dialogue, make_id
 from mmed_jax.data.sources.raw import objects
 
 _LANGUAGES = ("en", "zh", "es")
+# What MedicationQA's annotators wrote where they found nothing; the other languages have it translated.
+_NOTHING = ("no answer", "no answers", "unanswerable")
 
 
 def rows(path: Path) -> Iterator[Row]:
@@ -23,9 +25,11 @@ def by_language(found: Iterator[Row]) -> Iterator[Row]:
     """One row per language of each sheet row."""
     for row in found:
         need(row, "id", "label", "question_English", "answer_English")
+        nothing = text(row.raw["answer_English"]).casefold().rstrip(".") in _NOTHING
         for language in _LANGUAGES:
             name = LANGUAGE_NAMES[language]
-            part = {"question": row.raw.get(f"question_{name}"), "answer": row.raw.get(f"answer_{name}")}
+            answer = "" if nothing else row.raw.get(f"answer_{name}")
+            part = {"question": row.raw.get(f"question_{name}"), "answer": answer}
             yield row._replace(raw={"id": row.raw["id"], "label": row.raw["label"], "language": language, **part})
 
 
