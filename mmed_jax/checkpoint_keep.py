@@ -35,10 +35,13 @@ def space_problem(run_dir: str | Path, state: Any, kept: int) -> str:
         there already count as room.
     """
     folder = Path(run_dir) / CHECKPOINTS
-    disk = shutil.disk_usage(folder)
+    try:
+        disk = shutil.disk_usage(folder)
+        there = sum(p.stat().st_size for f in step_folders(run_dir).values() for p in f.rglob("*") if p.is_file())
+    except OSError:
+        return ""
     if disk.total == 0:  # some network file systems do not say
         return ""
-    there = sum(p.stat().st_size for f in step_folders(run_dir).values() for p in f.rglob("*") if p.is_file())
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
     wanted = (kept + 1) * size
     if disk.free + there >= wanted:
