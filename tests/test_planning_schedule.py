@@ -122,6 +122,8 @@ def test_what_has_no_cycles_takes_flops_or_bytes():
               "%d = f32[250]{0} dynamic-update-slice(%p, %u, %z)")  # fmt: skip
     assert schedule.estimate(program(*update), SLOW).compute_s == pytest.approx(2 * 40 / 1e9)
     assert schedule.estimate(program("%v = f32[250]{0:S(1)} negate(%p)"), SLOW).compute_s == pytest.approx(1e-6)
+    # An estimate that is none: the largest 64-bit number.
+    assert schedule.estimate(program(work("a", 2**63 - 1)), SLOW).compute_s == pytest.approx(2000e-9)
 
 
 RATES = [

@@ -72,9 +72,10 @@ class Instruction:
 
     @cached_property
     def cycles(self) -> int | None:
-        """The TPU compiler's estimate of one execution, in clock cycles of the core."""
+        """The TPU compiler's estimate of one execution, in clock cycles of the core; None where it has none."""
         found = self.attribute(r'"estimated_cycles":"?(\d+)')
-        return int(found) if found else None
+        # The largest 64-bit number stands for no estimate: what SparseCores do, as of libtpu 0.0.50.
+        return int(found) if found and int(found) < 2**63 - 1 else None
 
     @cached_property
     def called(self) -> dict[str, tuple[str, ...]]:
