@@ -33,8 +33,8 @@ TOP = 10
 # Instructions that take no time of their own, or whose parts are walked.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier add-dependency "
-    "domain while call conditional async-start async-update async-done call-start call-done copy-start copy-done "
-    "slice-start slice-done send recv send-done recv-done".split()
+    "domain while call conditional async-start async-update async-done call-start call-update call-done "
+    "copy-start copy-done slice-start slice-done send recv send-done recv-done".split()
 )
 _PART = ("dynamic-slice", "slice", "gather", "broadcast", "iota")
 
