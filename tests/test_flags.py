@@ -42,6 +42,12 @@ def test_sparse_cores_gather_weights_and_reduce_scatter_gradients(name):
     assert {c.wire_bytes for c in with_flags} == {2 * WIDTH * WIDTH * (chips - 1) / chips}
 
 
+def test_gathers_run_beside_the_work_on_a_v4():
+    gathers = [[c.asynchronous for c in large(fsdp_module("v4-16", flags)) if c.kind == "all-gather"]
+               for flags in ({}, compiler_options("v4"))]  # fmt: skip
+    assert gathers == [[False], [True]]
+
+
 def test_without_flags_the_gradient_is_all_reduced():
     """Why the table is needed; when this fails the compiler has learnt it, and the table may shrink."""
     (reduce,) = [c for c in large(fsdp_module("v6e-16", {})) if "reduce" in c.kind]

@@ -16,13 +16,16 @@ _SPARSE_CORES = {
         "the bytes"),
     _OFFLOAD + "all_reduce": ("true", "what stays an all-reduce runs beside the TensorCore too"),
 }  # fmt: skip
-# For chips without such SparseCores: transfers are fused with matrix products.
+# For chips without such SparseCores.
+_ASYNCHRONOUS = {"xla_enable_async_all_gather": ("true", "hides the gathering of weights")}
+# Transfers are fused with matrix products. libtpu 0.0.50 refuses that on other chips than v5e, for it may give wrong
+# results there.
 _FUSED = {
+    **_ASYNCHRONOUS,
     "xla_tpu_enable_async_collective_fusion": ("true", "transfers run beside products"),
     "xla_tpu_enable_async_collective_fusion_multiple_steps": ("true", "a transfer may span several products"),
     "xla_tpu_overlap_compute_collective_tc": ("true", "the core works while a transfer runs"),
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": ("true", "hides the gathering of weights"),
-    "xla_enable_async_all_gather": ("true", "hides the gathering of weights"),
 }
 _VMEM = {
     "xla_tpu_scoped_vmem_limit_kib": (
@@ -31,7 +34,7 @@ _VMEM = {
 
 # chip -> flag -> (value, reason)
 FLAGS: dict[str, dict[str, tuple[str, str]]] = {
-    "v4": _FUSED,
+    "v4": _ASYNCHRONOUS,
     "v5p": {**_SPARSE_CORES, **_VMEM},
     "v5e": _FUSED,
     "v6e": {**_SPARSE_CORES, **_VMEM},
