@@ -1,7 +1,8 @@
 """Records -> tokenized samples in flat arrays; every record that gives no sample is counted with its reason."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,10 @@ from mmed_jax.data.schema import LANGUAGES, kind_of
 
 # Records that are tokenized with one call; large enough for the encoder's threads, small enough for steady progress.
 CHUNK = 1024
+# Calls under way while others are rendered and assembled.
+AHEAD = 2
+
+Draft = tuple[int, dict, str, list[Piece]]  # record index, record, kind, pieces
 
 LEFT_OUT = {
     "needs_image": "need an image",
@@ -70,7 +75,7 @@ def trained_targets(trained: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 def drafts(
     tok, records: Iterable[tuple[int, dict]], settings: RenderSettings, left_out: Counter
-) -> Iterator[tuple[int, dict, str, list[Piece]]]:
+) -> Iterator[Draft]:
     """Yields (record index, record, kind, pieces): one sample of an instruction, one per mode of a question."""
     for index, record in records:
         if record.get("needs_image"):
@@ -87,6 +92,23 @@ def drafts(
                     continue
                 family, system = settings.prompt_family, settings.system_prompt
                 yield index, record, mode, mcq_pieces(tok, record, mode, family, system_prompt=system)
+
+
+def _encoded(tok, batches: Iterable[list[Draft]]) -> Iterator[tuple[list[Draft], tuple[np.ndarray, ...]]]:
+    """Each batch with its arrays (chat.encode_arrays), in order.
+
+    Two batches are under way in threads: the encoder does not hold the interpreter, so the next batch is rendered and
+    the last one assembled meanwhile.
+    """
+    with ThreadPoolExecutor(AHEAD) as threads:
+        waiting: deque = deque()
+        for batch in batches:
+            waiting.append((batch, threads.submit(encode_arrays, tok, [pieces for *_, pieces in batch])))
+            if len(waiting) > AHEAD:
+                batch, future = waiting.popleft()
+                yield batch, future.result()
+        for batch, future in waiting:
+            yield batch, future.result()
 
 
 def build_samples(
@@ -108,10 +130,10 @@ def build_samples(
     out = Samples(None, None, None, None, None, [], [], [])
     indices, languages = [], []
     bar = tqdm(total=len(which), desc=progress, unit="rec", disable=None if progress else True, leave=False)
-    for start in range(0, len(which), CHUNK):
-        part = [(int(i), records[i]) for i in which[start : start + CHUNK]]
-        batch = list(drafts(tok, part, settings, out.left_out))
-        flat_ids, flat_trained, offsets = encode_arrays(tok, [pieces for *_, pieces in batch])
+    starts = range(0, len(which), CHUNK)
+    chunks = ([(int(i), records[i]) for i in which[start : start + CHUNK]] for start in starts)
+    batches = (list(drafts(tok, part, settings, out.left_out)) for part in chunks)
+    for batch, (flat_ids, flat_trained, offsets) in _encoded(tok, batches):
         supervised = trained_targets(flat_trained, offsets).tolist()
         for i, (index, record, kind, pieces) in enumerate(batch):
             span = slice(offsets[i], offsets[i + 1])
@@ -135,7 +157,7 @@ def build_samples(
             out.names.append(record["id"] if kind == "instruction" else f"{record['id']}:{kind}")
             out.sources.append(record["source"])
             out.kinds.append(kind)
-        bar.update(len(part))
+        bar.update(min(CHUNK, bar.total - bar.n))
     bar.close()
     out.ids = np.concatenate(flat) if flat else np.zeros(0, np.int32)
     out.trained = np.concatenate(trained) if trained else np.zeros(0, bool)
