@@ -1,87 +1,153 @@
 """Negative log-likelihood of targets, computed in chunks of tokens so that [batch, length, vocabulary] never exists."""
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from mmed_jax.model.precision import einsum_f32
-from mmed_jax.sharding import ACTIVATION_RULES
+from mmed_jax.model.precision import precision, sum_product
+from mmed_jax.sharding import ACTIVATION_RULES, PARAM_RULES
 
 
-def token_nll(
+@dataclass(frozen=True)
+class _How:
+    chunk: int
+    dtype: str
+
+
+def weighted_nll(
     hidden_btd: jax.Array,
     head_vd: jax.Array,
     targets_bt: jax.Array,
+    weights_bt: jax.Array,
     *,
     chunk: int = 1024,
     compute_dtype: Any = jnp.float32,
-) -> jax.Array:
-    """-log softmax(hidden @ head^T)[target] of every token.
+) -> tuple[jax.Array, jax.Array]:
+    """-log softmax(hidden @ head^T)[target] of every token, and its weighted sum.
 
-    Logits exist for `chunk` tokens (per device) at a time and are computed again in the backward pass.
+    Logits exist for `chunk` tokens (per device) at a time, once: the gradients of the sum are computed with them, in
+    the forward pass, because they need only a factor afterwards. The head is gathered once and its gradient summed over
+    devices once.
 
     Args:
       hidden_btd: [B, T, D], after the final norm.
       head_vd: [V, D].
       targets_bt: int32 [B, T], in 0..V-1.
+      weights_bt: float32 [B, T], at least 0; a token of weight 0 adds nothing, whatever its likelihood.
       compute_dtype: of the products; they are summed, and logsumexp is taken, in float32.
 
     Returns:
-      float32 [B, T]. Masking and averaging are the caller's.
+      (the sum, float32; float32 [B, T] of every token). Gradients flow to hidden and head, and from the sum only.
     """
+    how = _How(chunk, jnp.dtype(compute_dtype).name)
+    total, nll_bt = _weighted_nll(hidden_btd, head_vd, targets_bt, weights_bt, how)
+    return total, jax.lax.stop_gradient(nll_bt)
 
-    # Cast before the head is gathered from other devices, not after.
-    hidden_btd, head_vd = hidden_btd.astype(compute_dtype), head_vd.astype(compute_dtype)
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _weighted_nll(hidden, head, targets, weights, how):
+    (nll,) = _over_devices(hidden, head, targets, weights, how, gradients=False)
+    return _sum(nll, weights), nll
+
+
+def _forward(hidden, head, targets, weights, how):
+    nll, d_hidden, d_head = _over_devices(hidden, head, targets, weights, how, gradients=True)
+    # An empty array carries the dtype in which the gradient is wanted.
+    return (_sum(nll, weights), nll), (d_hidden, d_head, jnp.zeros(0, hidden.dtype), jnp.zeros(0, head.dtype))
+
+
+def _backward(how, residuals, cotangents):
+    d_hidden, d_head, like_hidden, like_head = residuals
+    factor = cotangents[0]
+    d_hidden = (d_hidden.astype(jnp.float32) * factor).astype(like_hidden.dtype)
+    return d_hidden, (d_head.astype(jnp.float32) * factor).astype(like_head.dtype), None, None
+
+
+_weighted_nll.defvjp(_forward, _backward)
+
+
+def _sum(nll, weights):
+    # Selected, not multiplied: 0 x inf from a padding row would be NaN.
+    return jnp.where(weights > 0, nll * weights, 0.0).sum()
+
+
+def _over_devices(hidden, head, targets, weights, how: _How, *, gradients: bool) -> tuple[jax.Array, ...]:
+    """(nll,) or (nll, d_hidden, d_head); every device works on its own tokens and its part of the vocabulary."""
     mesh = jax.sharding.get_abstract_mesh()
+    # Cast before the head is gathered from other devices, not after.
+    hidden, head = hidden.astype(how.dtype), head.astype(how.dtype)
     if mesh.empty or mesh.size == 1:
-        return _local_nll(hidden_btd, head_vd, targets_bt, chunk, None)
-    # Every device works on its own tokens and its part of the vocabulary. The head is gathered once, and gradients are
-    # summed over devices once, where pcast stands, instead of once per chunk.
+        return _chunks(hidden, head, targets, weights, how.chunk, None, gradients)
     batch, length, vocab = (ACTIVATION_RULES[name] for name in ("batch", "length", "act_vocab"))
+    shards = PARAM_RULES["embed"]
+    split_vocab = vocab if mesh.shape[vocab] > 1 else None
 
-    def local(hidden, head, targets):
-        hidden = jax.lax.pcast(hidden, vocab, to="varying")
-        head = jax.lax.pcast(head, (*batch, length), to="varying")
-        return _local_nll(hidden, head, targets, chunk, vocab)
+    def local(hidden, head, targets, weights):
+        head = jax.lax.all_gather(head, shards, axis=1, tiled=True)
+        out = _chunks(hidden, head, targets, weights, how.chunk, split_vocab, gradients)
+        if not gradients:
+            return out
+        nll, d_hidden, d_head = out
+        d_head = jax.lax.psum_scatter(d_head.astype(how.dtype), shards, scatter_dimension=1, tiled=True)
+        if mesh.shape["data"] > 1:
+            # Only now: between slices nothing but parts is sent.
+            d_head = jax.lax.psum(d_head, "data")
+        if split_vocab is not None:
+            d_hidden = jax.lax.psum(d_hidden, split_vocab).astype(how.dtype)
+        return nll, d_hidden, d_head
 
-    rows = P(batch, length)
-    mapped = jax.shard_map(local, in_specs=(P(batch, length, None), P(vocab, None), rows), out_specs=rows)
-    return mapped(hidden_btd, head_vd, targets_bt)
+    rows, wide, table = P(batch, length), P(batch, length, None), P(vocab, shards)
+    mapped = jax.shard_map(
+        local, in_specs=(wide, table, rows, rows), out_specs=(rows, wide, table) if gradients else (rows,),
+        check_vma=False,
+    )  # fmt: skip
+    return mapped(hidden, head, targets, weights)
 
 
-def _local_nll(
-    hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array, chunk: int, vocab_axis: str | None
-) -> jax.Array:
-    """token_nll on one device, which holds all of the vocabulary or its part along the mesh axis `vocab_axis`."""
+def _chunks(hidden_btd, head_vd, targets_bt, weights_bt, chunk: int, vocab_axis: str | None, gradients: bool):
+    """nll [B, T] and, if asked, d_hidden [B, T, D] and d_head [V, D] of the weighted sum, float32, on one device.
+
+    The device holds all of the vocabulary or its part along the mesh axis `vocab_axis`; then d_hidden is a part too.
+    """
     b, t, d = hidden_btd.shape
-    tokens, vocab = b * t, head_vd.shape[0]
+    dtype, tokens, vocab = hidden_btd.dtype, b * t, head_vd.shape[0]
     chunk = min(chunk, tokens)
     chunks = -(-tokens // chunk)
     pad = chunks * chunk - tokens
-    hidden = jnp.pad(hidden_btd.reshape(tokens, d), ((0, pad), (0, 0))).reshape(chunks, chunk, d)
-    targets = jnp.pad(targets_bt.reshape(tokens), (0, pad)).reshape(chunks, chunk)
-    # einsum_f32 casts the head back: its values are rounded already, its gradient is summed over chunks in float32.
-    head = head_vd.astype(jnp.float32)
+    summed_in = {"precision": precision(dtype), "preferred_element_type": jnp.float32}
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def step(_, xs):
-        h, y = xs
-        logits = einsum_f32("cd,vd->cv", h, head)
-        top = jax.lax.stop_gradient(logits.max(axis=-1))
+    def split(x: jax.Array) -> jax.Array:
+        x = x.reshape(tokens, *x.shape[2:])
+        return jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, chunk, *x.shape[1:])
+
+    def step(d_head: jax.Array | None, xs: tuple[jax.Array, ...]) -> tuple[jax.Array | None, tuple[jax.Array, ...]]:
+        h, y, w = xs
+        logits = jnp.einsum("cd,vd->cv", h, head_vd, **summed_in)
+        top = logits.max(axis=-1)
         if vocab_axis is not None:
             top = jax.lax.pmax(top, vocab_axis)
             y = y - jax.lax.axis_index(vocab_axis) * vocab
             here = (0 <= y) & (y < vocab)
-            y = jnp.clip(y, 0, vocab - 1)
-        total = jnp.exp(logits - top[:, None]).sum(axis=-1)
+        exps = jnp.exp(logits - top[:, None])
+        total = exps.sum(axis=-1)
         at_target = jnp.take_along_axis(logits, y[:, None], axis=-1)[:, 0]
         if vocab_axis is not None:
-            total, at_target = jax.lax.psum((total, jnp.where(here, at_target, 0)), vocab_axis)
-        return None, jnp.log(total) + top - at_target
+            total, at_target = jax.lax.psum((total, jnp.where(here, at_target, 0.0)), vocab_axis)
+        nll = jnp.log(total) + top - at_target
+        if not gradients:
+            return None, (nll,)
+        is_target = jnp.arange(vocab) == y[:, None]
+        d_logits = jnp.where(w[:, None] > 0, (exps / total[:, None] - is_target) * w[:, None], 0.0).astype(dtype)
+        d_head = d_head + sum_product("cv,cd->vd", d_logits, h, **summed_in)
+        d_h = jnp.einsum("cv,vd->cd", d_logits, head_vd, **summed_in)
+        return d_head, (nll, d_h if vocab_axis is not None else d_h.astype(dtype))
 
     with jax.named_scope("loss"):
-        _, nll = jax.lax.scan(step, None, (hidden, targets))
-    return nll.reshape(-1)[:tokens].reshape(b, t)
+        start = jnp.zeros((vocab, d), jnp.float32) if gradients else None
+        d_head, outs = jax.lax.scan(step, start, (split(hidden_btd), split(targets_bt), split(weights_bt)))
+    outs = [x.reshape(chunks * chunk, *x.shape[2:])[:tokens].reshape(b, t, *x.shape[2:]) for x in outs]
+    return (*outs, d_head) if gradients else tuple(outs)

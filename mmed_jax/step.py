@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmed_jax.loss import token_nll
+from mmed_jax.loss import weighted_nll
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
 
@@ -64,22 +64,22 @@ def batch_sums(params: Any, cfg: LlamaConfig, options: StepOptions, batch: Batch
         remat=options.remat,
         attention=options.attention,
     )
-    nll_bt = token_nll(
+    mask_bt = batch["loss_mask"]
+    total, nll_bt = weighted_nll(
         hidden_btd,
         head_weight(params),
         batch["targets"],
+        mask_bt,
         chunk=options.loss_chunk,
         compute_dtype=jnp.dtype(options.compute_dtype),
     )
-    mask_bt = batch["loss_mask"]
-    # Selected, not multiplied: 0 x inf from a padding row would be NaN.
     nll_bt = jnp.where(mask_bt > 0, nll_bt * mask_bt, 0.0)
     by_language = jax.nn.one_hot(batch["language"], LANGUAGE_SLOTS, dtype=jnp.float32)
     sums = {
-        "nll": jnp.einsum("bt,btk->k", jax.lax.stop_gradient(nll_bt), by_language),
+        "nll": jnp.einsum("bt,btk->k", nll_bt, by_language),
         "count": jnp.einsum("bt,btk->k", mask_bt, by_language),
     }
-    return nll_bt.sum(), sums
+    return total, sums
 
 
 def make_train_step(

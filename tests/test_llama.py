@@ -9,7 +9,7 @@ import parity_helpers as ph
 import pytest
 
 from mmed_jax.errors import UserError
-from mmed_jax.loss import token_nll
+from mmed_jax.loss import weighted_nll
 from mmed_jax.model import llama
 from mmed_jax.model.remat import POLICIES, check_remat
 
@@ -23,7 +23,7 @@ def model():
 def loss_fn(cfg, tokens, **kwargs):
     def loss(params):
         hidden = llama.forward(params, cfg, tokens, **kwargs)
-        return token_nll(hidden, llama.head_weight(params, cfg), tokens, chunk=20).mean()
+        return weighted_nll(hidden, llama.head_weight(params, cfg), tokens, jnp.ones(tokens.shape), chunk=20)[0]
 
     return loss
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mmed_jax.loss import token_nll
+from mmed_jax.loss import weighted_nll
 from mmed_jax.model.precision import einsum_f32
 from mmed_jax.sharding import batch_sharding, make_mesh
 
@@ -30,12 +30,17 @@ def plain(hidden, head, targets):
     return -(log_probs * jax.nn.one_hot(targets, VOCAB)).sum(-1)
 
 
+def plain_sum(hidden, head, targets, weights):
+    values = plain(hidden, head, targets)
+    return (values * weights).sum(), values
+
+
 def loss_of(nll, **kwargs):
     """Masked mean loss, its per-token values and its gradients, compiled."""
 
     def loss(hidden, head, targets, weights):
-        values = nll(hidden, head, targets, **kwargs)
-        return (values * weights).sum() / jnp.maximum(weights.sum(), 1), values
+        total, values = nll(hidden, head, targets, weights, **kwargs)
+        return total / jnp.maximum(weights.sum(), 1), values
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
@@ -43,8 +48,8 @@ def loss_of(nll, **kwargs):
 @pytest.mark.parametrize("batch, length, chunk", [(3, 40, 32), (2, 16, 1024), (1, 7, 7), (2, 33, 1)])
 def test_chunks_change_nothing(batch, length, chunk):
     args = inputs(batch, length)
-    (loss, values), grads = loss_of(token_nll, chunk=chunk)(*args)
-    (expected, expected_values), expected_grads = loss_of(plain)(*args)
+    (loss, values), grads = loss_of(weighted_nll, chunk=chunk)(*args)
+    (expected, expected_values), expected_grads = loss_of(plain_sum)(*args)
     assert values.dtype == jnp.float32 and values.shape == (batch, length)
     np.testing.assert_allclose(values, expected_values, atol=2e-5)
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
@@ -55,14 +60,14 @@ def test_chunks_change_nothing(batch, length, chunk):
 def test_masked_tokens_carry_no_gradient():
     hidden, head, targets, weights = inputs(3, 40)
     weights = weights.at[1].set(0)
-    _, (d_hidden, _) = loss_of(token_nll, chunk=16)(hidden, head, targets, weights)
+    _, (d_hidden, _) = loss_of(weighted_nll, chunk=16)(hidden, head, targets, weights)
     touched = np.abs(d_hidden).max(-1) > 0
     np.testing.assert_array_equal(touched, np.asarray(weights) > 0)
 
 
 def test_all_masked_is_zero_not_nan():
     hidden, head, targets, weights = inputs(2, 20)
-    (loss, _), grads = loss_of(token_nll, chunk=16)(hidden, head, targets, weights * 0)
+    (loss, _), grads = loss_of(weighted_nll, chunk=16)(hidden, head, targets, weights * 0)
     assert float(loss) == 0
     for g in grads:
         np.testing.assert_array_equal(g, 0)
@@ -70,15 +75,15 @@ def test_all_masked_is_zero_not_nan():
 
 def test_huge_logits_do_not_overflow():
     hidden, head, targets, weights = inputs(1, 12)
-    (loss, values), grads = loss_of(token_nll, chunk=5)(hidden * 1e3, head * 1e3, targets, weights)
+    (loss, values), grads = loss_of(weighted_nll, chunk=5)(hidden * 1e3, head * 1e3, targets, weights)
     assert np.isfinite(loss) and np.isfinite(values).all() and all(np.isfinite(g).all() for g in grads)
     reference = plain(np.asarray(hidden, np.float64) * 1e3, np.asarray(head, np.float64) * 1e3, targets)
     np.testing.assert_allclose(values, reference, rtol=1e-4)
 
 
 def test_target_outside_the_vocabulary_is_loud():
-    hidden, head, targets, _ = inputs(1, 4)
-    values = token_nll(hidden, head, targets.at[0, 1].set(VOCAB))
+    hidden, head, targets, weights = inputs(1, 4)
+    _, values = weighted_nll(hidden, head, targets.at[0, 1].set(VOCAB), weights)
     np.testing.assert_array_equal(np.isnan(values), [[False, True, False, False]])
 
 
@@ -87,7 +92,7 @@ def test_memory_is_one_chunk_of_logits():
     tokens, vocab, chunk = 4096, 8192, 256
 
     def loss(h, w, y):
-        return token_nll(h, w, y, chunk=chunk).mean()
+        return weighted_nll(h, w, y, jnp.ones(y.shape), chunk=chunk)[0]
 
     args = (
         jax.ShapeDtypeStruct((4, tokens // 4, HIDDEN), jnp.float32),
@@ -112,14 +117,14 @@ def on_mesh(sizes, dtype, batch=8, length=32, chunk=16):
             jax.device_put(targets, rows),
             jax.device_put(weights, rows),
         )
-        compiled = loss_of(token_nll, chunk=chunk, compute_dtype=dtype).lower(*args).compile()
+        compiled = loss_of(weighted_nll, chunk=chunk, compute_dtype=dtype).lower(*args).compile()
         return compiled(*args), compiled.as_text(), (hidden, head, targets, weights)
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_meshes_give_the_same(sizes):
     ((loss, values), grads), _, args = on_mesh(sizes, jnp.float32)
-    (expected, expected_values), expected_grads = loss_of(token_nll)(*args)
+    (expected, expected_values), expected_grads = loss_of(weighted_nll)(*args)
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     np.testing.assert_allclose(values, expected_values, atol=1e-5)
     for a, b in zip(grads, expected_grads, strict=True):
@@ -127,13 +132,16 @@ def test_meshes_give_the_same(sizes):
 
 
 def test_head_moves_once_whatever_the_number_of_chunks():
-    """One gather of the head and one sum of its gradient in the compiled program, outside the loop over chunks."""
+    """One gather of the head and one reduce-scatter of its gradient in the program, outside the loop over chunks."""
     _, text, _ = on_mesh({"fsdp": 4, "tensor": 2}, jnp.float32, chunk=16)
-    part = rf"f32\[{VOCAB // 2},{HIDDEN}\]"
-    lines = [line for line in text.splitlines() if re.search(r" (all-gather|all-reduce|all-to-all)\(", line)]
+    part = rf"f32\[{VOCAB // 2},({HIDDEN}|{HIDDEN // 4})\]"
+    lines = [
+        line for line in text.splitlines() if re.search(r" (all-gather|all-reduce|reduce-scatter|all-to-all)\(", line)
+    ]
     moved = [line for line in lines if re.search(part, line.split("(%")[0])]
     assert len([line for line in moved if " all-gather(" in line]) == 1
-    assert len([line for line in moved if " all-reduce(" in line]) == 1
+    assert len([line for line in moved if " reduce-scatter(" in line]) == 1
+    assert len(moved) == 2
     assert not [line for line in lines if re.search(r"while/body", line) and re.search(part, line)]
     # Logits are never put together across the vocabulary.
     assert not [line for line in lines if re.search(rf"\[\d+,{VOCAB}\]", line)]
@@ -142,11 +150,11 @@ def test_head_moves_once_whatever_the_number_of_chunks():
 def test_bfloat16_products_over_a_float32_head():
     """bfloat16 rounding of hidden and head, float32 after it; the head's gradient is summed over chunks in float32."""
     hidden, head, targets, weights = inputs(4, 64)
-    (loss, values), (d_hidden, d_head) = loss_of(token_nll, chunk=8, compute_dtype=jnp.bfloat16)(
+    (loss, values), (d_hidden, d_head) = loss_of(weighted_nll, chunk=8, compute_dtype=jnp.bfloat16)(
         hidden.astype(jnp.bfloat16), head, targets, weights
     )
     rounded = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in (hidden, head)]
-    (expected, expected_values), (e_hidden, e_head) = loss_of(plain)(*rounded, targets, weights)
+    (expected, expected_values), (e_hidden, e_head) = loss_of(plain_sum)(*rounded, targets, weights)
     np.testing.assert_allclose(values, expected_values, atol=2e-5)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     assert d_hidden.dtype == jnp.bfloat16 and d_head.dtype == jnp.float32
@@ -157,8 +165,15 @@ def test_bfloat16_products_over_a_float32_head():
 
 def test_bfloat16_on_a_mesh():
     ((loss, _), _), _, args = on_mesh({"fsdp": 4, "tensor": 2}, jnp.bfloat16)
-    (expected, _), _ = loss_of(token_nll, compute_dtype=jnp.bfloat16)(*args)
+    (expected, _), _ = loss_of(weighted_nll, compute_dtype=jnp.bfloat16)(*args)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_logits_product_runs_once():
+    """Value and gradient together take three products: logits, and one for each gradient."""
+    args = inputs(2, 16)
+    text = loss_of(weighted_nll, chunk=8).lower(*args).as_text()
+    assert len([line for line in text.splitlines() if "dot_general" in line]) == 3
 
 
 def test_einsum_f32_is_einsum():
@@ -177,7 +192,7 @@ def test_einsum_f32_is_einsum():
 
 def test_no_product_runs_at_float32_in_bfloat16_compute():
     hidden, head, targets, weights = inputs(2, 16)
-    fn = loss_of(token_nll, chunk=8, compute_dtype=jnp.bfloat16)
+    fn = loss_of(weighted_nll, chunk=8, compute_dtype=jnp.bfloat16)
     text = fn.lower(hidden.astype(jnp.bfloat16), head, targets, weights).as_text()
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert len(products) >= 3

@@ -13,7 +13,7 @@ import parity_helpers as ph
 import pytest
 import torch
 
-from mmed_jax.loss import token_nll
+from mmed_jax.loss import weighted_nll
 from mmed_jax.model import llama
 from mmed_jax.model.config import RopeScaling
 
@@ -60,7 +60,8 @@ def test_gradients(name):
 
     def ours(params):
         hidden = llama.forward(params, cfg, jnp.asarray(inputs))
-        return token_nll(hidden, llama.head_weight(params, cfg), jnp.asarray(targets), chunk=50).mean()
+        weights = jnp.full(targets.shape, 1 / targets.size)
+        return weighted_nll(hidden, llama.head_weight(params, cfg), jnp.asarray(targets), weights, chunk=50)[0]
 
     value, grads = jax.jit(jax.value_and_grad(ours))(params)
     assert float(value) == pytest.approx(loss.item(), abs=1e-5)
