@@ -89,13 +89,14 @@ def make_optimizer(optim: ConfigDict, total_steps: int) -> tuple[optax.GradientT
         scale = scale_by_adafactor(optim.b2)
     else:
         raise UserError(f"config.optim.name={optim.name!r}: not one of adamw, adafactor")
-    steps = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
-    steps += [
+    clip = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
+    # Nested as optax.adamw is: the state's paths, by which checkpoints are read, are those of its chain.
+    scaled = optax.chain(
         scale,
         optax.add_decayed_weights(optim.weight_decay, lambda p: decay_mask(p, embeddings=optim.decay_embeddings)),
         optax.scale_by_learning_rate(schedule),
-    ]
-    return optax.chain(*steps), schedule
+    )
+    return optax.chain(*clip, scaled), schedule
 
 
 def _float32_moments(tx: optax.GradientTransformation) -> optax.GradientTransformation:

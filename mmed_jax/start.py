@@ -30,8 +30,15 @@ SIZES = (
 )  # fmt: skip
 
 
+# The step counter is an int32.
+MAX_STEPS = 2**31 - 1
+
+
 def open_init(config: ConfigDict) -> "ModelSource | None":
     """The model that config.init_from names, or None for random weights. Reads small files only.
+
+    A run that has checkpoints continues from them and holds all the rest in its hf_assets/: it needs what it started
+    from no longer, and is itself the model when that is gone.
 
     Raises:
       UserError: nothing there; for a stage that follows another, with the command that makes it.
@@ -43,6 +50,8 @@ def open_init(config: ConfigDict) -> "ModelSource | None":
     try:
         return open_model(resolve_path(config.init_from))
     except UserError as e:
+        with contextlib.suppress(UserError):
+            return open_model(config.run_dir)
         if config.name == "stage2" and config.init_from == f"runs/stage1-{config.variant}":
             variant = "" if config.variant == "demo" else f":{config.variant}"
             raise UserError(
@@ -53,15 +62,37 @@ def open_init(config: ConfigDict) -> "ModelSource | None":
 
 
 def open_tokenizer(config: ConfigDict, source: "ModelSource | None") -> "PreTrainedTokenizerFast":
-    """The tokenizer of the run: config.tokenizer, else that of the model it starts from."""
+    """The tokenizer of the run: config.tokenizer, else that of the model it starts from.
+
+    Raises:
+      UserError: none named; no tokenizer there; or ids mean other tokens than those the model was trained with.
+    """
     if config.tokenizer:
-        return load_tokenizer(ASSETS / "demo" if config.tokenizer == "demo" else resolve_path(config.tokenizer))
+        tok = load_tokenizer(ASSETS / "demo" if config.tokenizer == "demo" else resolve_path(config.tokenizer))
+        if source is not None:
+            _check_same_tokens(config.tokenizer, tok, source)
+        return tok
     if source is None:
         raise UserError(
             "config.tokenizer is empty and there is no init_from to take it from: name an HF folder, a tokenizer.model "
             "or demo"
         )
     return source.tokenizer
+
+
+def _check_same_tokens(name: str, tok: "PreTrainedTokenizerFast", source: "ModelSource") -> None:
+    try:
+        known = source.tokenizer
+    except UserError:  # weights without a tokenizer: then config.tokenizer is how one is named
+        return
+    ours, theirs = ({i: t for t, i in x.get_vocab().items()} for x in (tok, known))
+    different = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
+    if different:
+        i = different[0]
+        raise UserError(
+            f"config.tokenizer={name}: {len(different):,} ids mean other tokens than in {source.path} (the first is "
+            f"{i}: {ours.get(i)!r} here, {theirs.get(i)!r} there); the model's own is taken with --config.tokenizer="
+        )
 
 
 def model_config(
@@ -128,10 +159,16 @@ def describe_source(source: "ModelSource") -> str:
 
 
 def total_steps(config: ConfigDict, rows: int) -> int:
-    """Optimizer steps of the run: config.steps, or as many as show every row at least config.epochs times."""
-    if config.steps:
-        return config.steps
-    return max(1, math.ceil(config.epochs * rows / batch_rows(config) - 1e-9))
+    """Optimizer steps of the run: config.steps, or as many as show every row at least config.epochs times.
+
+    Raises:
+      UserError: more than the step counter can hold.
+    """
+    steps = config.steps or max(1, math.ceil(config.epochs * rows / batch_rows(config) - 1e-9))
+    if steps > MAX_STEPS:
+        key = "steps" if config.steps else "epochs"
+        raise UserError(f"config.{key}={config[key]}: {steps:,} steps; must be at most {MAX_STEPS:,}")
+    return steps
 
 
 def check_platform(config: ConfigDict, platform: str) -> None:

@@ -3,6 +3,7 @@
 Exit code 2: the input or the config is wrong. Exit code 1: the work itself failed.
 """
 
+import json
 import os
 import resource
 import shutil
@@ -68,6 +69,12 @@ def bad(bench, tmp_path_factory) -> Path:  # noqa: F811
     config.write_text(config.read_text().replace('"llama"', '"mistral"'))
     for p in (folder / "tokenless").glob("*token*"):
         p.unlink()
+    # Of the same size as the model's own tokenizer, with two tokens' ids exchanged.
+    shutil.copytree(model, folder / "exchanged", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    tokenizer = json.loads((folder / "exchanged" / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (folder / "exchanged" / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
 
 
@@ -98,6 +105,8 @@ TRAIN = {
     "no length": ({"steps": 0}, "config.steps and config.epochs: neither is set"),
     "batch and micro-batches": ({"grad_accum": 3}, "8 sequences does not divide by grad_accum=3"),
     "batch in tokens": ({"batch_size": 0, "batch_tokens": 1000}, "not a multiple of data.seq_len=128", "896"),
+    "more steps than can be counted": ({"steps": 2**31}, "config.steps=2147483648", "at most 2,147,483,647"),
+    "epochs without end": ({"steps": 0, "epochs": 1e12}, "config.epochs=1000000000000.0", "at most 2,147,483,647"),
     "warm-up longer than the run": ({"optim__warmup_ratio": 0, "optim__warmup_steps": 30}, "warm-up of 30 steps"),
     "rows longer than the model": ({"data__seq_len": 512}, "max_position_embeddings=256"),
     "heads that do not divide": ({"model__hidden_size": 36, "model__head_dim": 0}, "hidden_size=36, num_heads=8"),
@@ -118,6 +127,9 @@ TRAIN = {
     "vocabulary mismatch": ({"model__vocab_size": 300}, "ids up to 399", "ends at 299"),
     "missing tokenizer": ({"tokenizer": "BAD/none"}, "none"),
     "not a tokenizer": ({"tokenizer": "BAD/junk"}, "junk"),
+    "another tokenizer of the same size": (
+        FROM_MODEL | {"tokenizer": "BAD/exchanged"}, "2 ids mean other tokens than in", "'b' here, 'a' there",
+    ),
     "no tokenizer named": ({"tokenizer": ""}, "config.tokenizer is empty"),
     # records
     "missing records": ({"data__train": "BAD/goood.jsonl"}, "goood.jsonl: no such file", "did you mean"),

@@ -109,6 +109,17 @@ def test_small_learning_rates_move_float32_weights(name):
     np.testing.assert_allclose(params["q"]["weight"], 0.5 - 5e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_the_states_paths_are_those_of_optax_adamw(clip_norm):
+    """Checkpoints are read by path."""
+    params = {"q": {"weight": jnp.ones((2, 3))}}
+    clip = [optax.clip_by_global_norm(1.0)] if clip_norm else []
+    theirs = optax.chain(*clip, optax.adamw(optax.constant_schedule(1e-3))).init(params)
+    ours = make_optimizer(optim(clip_norm=clip_norm), 100)[0].init(params)
+    paths = [[jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)] for state in (ours, theirs)]
+    assert paths[0] == paths[1]
+
+
 def test_clipping_bounds_the_global_norm():
     tx, _ = make_optimizer(optim(clip_norm=1.0, warmup_steps=0, schedule="constant", b1=0.0, b2=0.0, eps=1.0), 10)
     params = {"q": {"weight": jnp.zeros(2)}}
@@ -221,7 +232,7 @@ def test_moments_take_the_shards_and_bytes_they_should(fsdp, tensor):
     assert by_name["bf16"] == pytest.approx(6 * weights / 8, rel=0.01)
     assert by_name["adafactor"] < 0.1 * by_name["bf16"]
 
-    row, col = state["opt_state"][1].row["layers"], state["opt_state"][1].col["layers"]
+    row, col = state["opt_state"][1][0].row["layers"], state["opt_state"][1][0].col["layers"]
     assert row["up"]["weight"].shape == (4, 384, 1) and col["up"]["weight"].shape == (4, 1, 128)
     for axis, moment in ((1, row["up"]), (2, col["up"]), (1, row["down"]), (2, col["down"])):
         whole, part = moment["weight"].shape, moment["weight"].sharding.shard_shape(moment["weight"].shape)

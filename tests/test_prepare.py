@@ -71,6 +71,13 @@ def test_tables_hold_every_record_once_and_questions_stay_together(files, tok, c
     assert "en 27, ja 27, zh 27" in said
 
 
+def test_a_fraction_that_holds_nothing_out_is_said(files, tok, capsys):
+    write_records(files / "train.jsonl", talks(1))
+    prepared = prepare(config_of(files, **{"data.validation_fraction": 0.5}), tok)
+    assert not prepared.validation and len(prepared.train)
+    assert "validation_fraction=0.5: no question of the 3 records can be spared" in capsys.readouterr().err
+
+
 def test_cache_is_used_only_when_nothing_changed(files, tok, monkeypatch):
     base = prepare(config_of(files), tok)
     assert not base.report["cached"]

@@ -317,7 +317,12 @@ def test_broken_ranks(tmp_path, name):
         T.load_tokenizer(tmp_path)
 
 
-def test_hub_name_says_how_to_download():
+def test_hub_name_says_how_to_download(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="`hf download meta-llama/Llama-3.2-1B --local-dir models/Llama-3.2-1B`"):
+        T.load_tokenizer("models/Llama-3.2-1B")
+    with pytest.raises(UserError, match="'runs/stage1-8b' does not exist"):
+        T.load_tokenizer("runs/stage1-8b")
     with pytest.raises(UserError, match="hf download meta-llama/Llama-3.1-8B --local-dir"):
         T.load_tokenizer("meta-llama/Llama-3.1-8B")
     with pytest.raises(UserError, match="does not exist"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -185,6 +186,18 @@ def test_stage_2_takes_weights_only(bench, stage2, tmp_path):  # noqa: F811
     assert outcome.code == 0, outcome.err
     assert bench.train(tmp_path / "run", "stage2", init_from=folder, **STAGE2).code == 0
     assert reproduced(tmp_path / "run") == reproduced(stage2[0])
+
+
+def test_stage_2_goes_on_without_the_folder_it_started_from(bench, stage2, tmp_path):  # noqa: F811
+    folder, run = tmp_path / "stage1", tmp_path / "run"
+    shutil.copytree(bench.reference, folder)
+    assert bench.train(run, "stage2", init_from=folder, **STAGE2).code == 0
+    cut_back(run, run := tmp_path / "cut", 6)
+    shutil.rmtree(folder)
+    outcome = bench.train(run, "stage2", init_from=folder, **STAGE2)
+    assert outcome.code == 0, outcome.err
+    assert f"resumed    step 6 of {STEPS}" in outcome.out
+    assert reproduced(run) == reproduced(stage2[0])
 
 
 def test_stage_2_passes_over_a_damaged_newest_checkpoint(bench, tmp_path):  # noqa: F811

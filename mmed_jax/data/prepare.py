@@ -132,6 +132,11 @@ def _records(
     else:
         kept, held = by_question(read, data.validation_fraction, config.seed)
         held_out = [read[i] for i in held]
+        if data.validation_fraction and not held_out:
+            warn(
+                f"config.data.validation_fraction={data.validation_fraction}: no question of the {len(read)} records "
+                "can be spared; all are trained on and nothing is validated"
+            )
     train = [read[i] for i in kept]
     if not train:
         raise UserError("config.data.train: no record is left to train on, validation asks all of its questions")

@@ -56,12 +56,23 @@ def special_token_names() -> list[str]:
     return [named.get(i) or next(reserved) for i in range(NUM_SPECIAL)]
 
 
+# Folders of the default paths; no account of the hub's.
+_OUR_FOLDERS = ("runs", "models", "exports", "records", "results")
+
+
 def local_path(path: str | os.PathLike, what: str) -> Path:
     """`path` as an existing file or folder; UserError otherwise, with the download command when it is a hub name."""
     found = Path(path).expanduser()
     if found.exists():
         return found
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)) and not found.parent.exists():
+    owner, _, name = str(path).partition("/")
+    if owner == "models" and re.fullmatch(r"(Meta-)?Llama-3[\w.-]*", name):  # a folder that configs/hardware.py names
+        raise UserError(
+            f"{what}: no folder '{path}': accept the licence of meta-llama/{name} on huggingface.co and run "
+            f"`hf download meta-llama/{name} --local-dir {path}`"
+        )
+    is_hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)) and owner not in _OUR_FOLDERS
+    if is_hub_name and not found.parent.exists():
         raise UserError(
             f"{what}: no folder '{path}', and nothing is fetched from the hub here. If it is a hub name: accept its "
             f"licence on huggingface.co, run `hf download {path} --local-dir DIR` and give DIR"
