@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save, leave. Every process of a run leaves after the same step."""
+"""SIGTERM, Ctrl-C and a closed terminal: finish the step, save, leave. Every process of a run leaves after the same step."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class PreemptionGuard:
-    """Context in which SIGTERM and the first Ctrl-C only set a flag.
+    """Context in which SIGTERM, SIGHUP and the first Ctrl-C only set a flag.
 
         with PreemptionGuard() as guard:
             for step in ...:
@@ -24,7 +24,7 @@ class PreemptionGuard:
     One process: the flag is looked at after every step. Several processes: a signal reaches them at different times,
     and a process that left alone would hang the others in the next collective. jax's preemption service (started by
     jax.distributed.initialize, which handles SIGTERM itself) then agrees on one step without touching the devices;
-    Ctrl-C is handed to it as a SIGTERM. Where the service is switched off the flags are gathered every `sync_every`
+    the others are handed to it as a SIGTERM. Where the service is switched off the flags are gathered every `sync_every`
     steps, because gathering waits for the devices. A second Ctrl-C interrupts at once.
     """
 
@@ -39,7 +39,10 @@ class PreemptionGuard:
         self._service = self._several and bool(getattr(jax.config, "jax_enable_preemption_service", False))
         if threading.current_thread() is threading.main_thread():
             # With the service, SIGTERM keeps the handler that the service installed.
-            for number in (signal.SIGINT,) if self._service else (signal.SIGTERM, signal.SIGINT):
+            numbers = [signal.SIGINT] if self._service else [signal.SIGTERM, signal.SIGINT]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup the run outlives its terminal
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -55,6 +58,8 @@ class PreemptionGuard:
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
         self._flag.set()
+        if number == signal.SIGHUP:
+            _leave_terminal()
         # os.write: a handler must not wait for a lock that the interrupted code holds.
         os.write(2, f"\n{self.signal_name}: saving after this step, then leaving\n".encode())
         if self._service:
@@ -76,3 +81,19 @@ class PreemptionGuard:
         if step % self.sync_every:
             return False
         return bool(multihost_utils.process_allgather(np.int32(self._flag.is_set())).any())
+
+
+def _leave_terminal() -> None:
+    """Output to a terminal that is gone would be an error in the midst of saving."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if os.isatty(stream) or not _writable(stream):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
+def _writable(stream: int) -> bool:
+    try:
+        return os.write(stream, b"") == 0
+    except OSError:
+        return False

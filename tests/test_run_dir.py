@@ -74,3 +74,17 @@ def test_signals_set_a_flag():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert signal.getsignal(signal.SIGTERM) == before
+    with PreemptionGuard() as guard:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert guard.should_stop(1) and guard.signal_name == "SIGHUP"
+
+
+def test_under_nohup_a_closed_terminal_is_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with PreemptionGuard() as guard:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not guard.should_stop(1)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

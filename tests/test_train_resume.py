@@ -123,6 +123,35 @@ def test_a_signal_saves_and_leaves_and_the_next_call_goes_on(bench, tmp_path, nu
     assert_as_uninterrupted(bench, run)
 
 
+def test_a_terminal_that_is_closed_loses_nothing(bench, tmp_path):  # noqa: F811
+    """The process leads a session of its own on a terminal; when that hangs up, the kernel sends SIGHUP."""
+    run, hang_up = tmp_path / "run", tmp_path / "hang_up"
+    on_terminal = (
+        "import fcntl, os, pathlib, pty, termios, threading, time\n"
+        "os.setsid()\n"
+        "ours, theirs = pty.openpty()\n"
+        "fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)\n"
+        "os.dup2(theirs, 1), os.dup2(theirs, 2), os.close(theirs)\n"
+        f"hang_up = pathlib.Path({str(hang_up)!r})\n"
+        "def read():\n"
+        "    os.set_blocking(ours, False)\n"
+        "    while not hang_up.exists():\n"
+        "        time.sleep(0.01)\n"
+        "        try: os.read(ours, 100_000)\n"
+        "        except BlockingIOError: pass\n"
+        "    os.close(ours)\n"
+        "threading.Thread(target=read, daemon=True).start()\n"
+    )
+    p = bench.start(run, command=(*SLOWLY[:2], on_terminal + SLOWLY[2]), checkpoint__every_steps=0)
+    wait_for(lambda: last_step(run) >= 2, p)
+    hang_up.touch()
+    (outcome,) = finish(p)
+    assert outcome.code == 0, outcome.err
+    (stopped,) = saved(run)
+    assert 2 <= stopped < STEPS
+    assert [e["signal"] for e in metrics(run).events if e["event"] == "stopped"] == ["SIGHUP"]
+
+
 def test_resumed_on_other_meshes_the_losses_agree(bench, tmp_path):  # noqa: F811
     """8 devices, then 1, then 4 x 2 with the tensors split."""
     one = cut_back(bench.fsdp8, tmp_path / "one", 6)
