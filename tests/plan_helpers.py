@@ -44,8 +44,8 @@ def arithmetic_compiler(off: float = 1.2) -> Iterator[list[dict]]:
         compiled.append(result.settings | result.mesh)
         terms = memory_terms(config, cfg, mesh)
         result.argument_bytes, result.temporary_bytes = total(terms, "state"), off * total(terms, "step")
-        result.alloc_bytes = result.peak_bytes = result.argument_bytes + result.temporary_bytes
-        result.fits = result.alloc_bytes <= result.capacity_bytes
+        result.needed_bytes = result.summed_bytes = result.argument_bytes + result.temporary_bytes
+        result.fits = result.needed_bytes <= result.capacity_bytes
         for name, value in vars(arithmetic.speed(config, cfg, topology, mesh)).items():
             setattr(result, name, value)
 

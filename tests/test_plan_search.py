@@ -60,15 +60,15 @@ def test_the_fastest_that_fits_wins_and_nothing_on_the_frontier_is_beaten(tmp_pa
     fitting = [c for c in state.tried if c.works]
     assert state.winner.result.schedule_s == min(c.result.schedule_s for c in fitting)
     assert state.winner.result.schedule_s <= state.tried[0].result.schedule_s
-    frontier = [(c.result.schedule_s, c.result.alloc_bytes) for c in state.frontier()]
+    frontier = [(c.result.schedule_s, c.result.needed_bytes) for c in state.frontier()]
     assert len(set(frontier)) == len(frontier)
     for c in fitting:
         beaten = any(
-            o.result.schedule_s <= c.result.schedule_s and o.result.alloc_bytes < c.result.alloc_bytes
-            or o.result.schedule_s < c.result.schedule_s and o.result.alloc_bytes <= c.result.alloc_bytes
+            o.result.schedule_s <= c.result.schedule_s and o.result.needed_bytes < c.result.needed_bytes
+            or o.result.schedule_s < c.result.schedule_s and o.result.needed_bytes <= c.result.needed_bytes
             for o in fitting
         )  # fmt: skip
-        assert ((c.result.schedule_s, c.result.alloc_bytes) in frontier) is not beaten
+        assert ((c.result.schedule_s, c.result.needed_bytes) in frontier) is not beaten
     text = "\n".join(said)
     assert all(f"{k} of 6" in text for k in range(1, 7))
     assert "xla_flags=none" in text
@@ -157,7 +157,7 @@ def test_train_takes_the_file(tmp_path):
     assert planned.code == 0 and "cached" in planned.out
     result = json.loads((tmp_path / "plan.json").read_text())
     best = [float(x) for x in re.search(r"\* +([\d.]+) GiB +([\d,]+) ms", outcome.out.replace(",", "")).groups()]
-    assert [round(result["alloc_bytes"] / 2**30, 2), round(result["schedule_s"] * 1e3)] == best
+    assert [round(result["needed_bytes"] / 2**30, 2), round(result["schedule_s"] * 1e3)] == best
 
     given = {
         "batch_size": 256, "data.languages": ("en", "zh"), "data.source_weights": {"medqa": 2.0},

@@ -26,7 +26,7 @@ class Advice:
     """
 
     changes: dict[str, Any]
-    alloc_bytes: float
+    needed_bytes: float
     checked: bool
     slice: str
 
@@ -35,7 +35,7 @@ class Advice:
         out = []
         if self.changes:
             how = "compiled" if self.checked else "by arithmetic"
-            out.append(f"next       {as_flags(self.changes)}   ({self.alloc_bytes / GIB:.1f} GiB a chip, {how})")
+            out.append(f"next       {as_flags(self.changes)}   ({self.needed_bytes / GIB:.1f} GiB a chip, {how})")
         else:
             out.append("next       no setting makes it fit on this slice")
         if self.slice:
@@ -76,7 +76,7 @@ def advise(
         tries += 1
         checked = plan(new, cfg, topology, **plan_options)
         if checked.fits:
-            return Advice(changes, checked.alloc_bytes, True, slice_name)
+            return Advice(changes, checked.needed_bytes, True, slice_name)
         factor = max(factor, off_by(new, cfg, checked))
     return Advice({}, 0.0, False, slice_name)
 
@@ -87,7 +87,7 @@ def off_by(config: ConfigDict, cfg: LlamaConfig, result: PlanResult) -> float:
     What lives always is known exactly; only the rest is scaled.
     """
     terms = memory_terms(config, cfg, result.mesh)
-    wanted = result.alloc_bytes - total(terms, "state")
+    wanted = result.needed_bytes - total(terms, "state")
     return max(0.5, wanted / total(terms, "step")) if wanted > 0 else 1.0
 
 

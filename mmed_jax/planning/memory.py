@@ -19,7 +19,8 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Term:
-    """Bytes on the fullest chip. kind: "state" lives always, "step" while a step runs."""
+    """Bytes on the fullest chip. kind: "state" lives always, "step" while a step runs, "layer" while a layer is at
+    work and "loss" while the loss is: of these two only the larger counts."""
 
     name: str
     bytes: float
@@ -77,19 +78,19 @@ def memory_terms(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> 
         Term("saved activations", cfg.num_layers * tokens
              * saved_per_token(cfg, config.remat, width, tensor=mesh["tensor"]), "step"),
         # One layer forward and backward: gated feed-forward values and their gradients, the residual beside them.
-        Term("one layer's values", tokens * (4 * f + 6 * d) * width, "step"),
-        Term("logits of a chunk", 2 * chunk * cfg.vocab_size / mesh["tensor"] * 4, "step"),
+        Term("one layer's values", tokens * (4 * f + 6 * d) * width, "layer"),
+        Term("logits of a chunk", 2 * chunk * cfg.vocab_size / mesh["tensor"] * 4, "loss"),
         # Summed in float32 on every chip before it is shared out.
-        Term("output head and its gradient", head * (width + 4) if split else head * 4, "step"),
+        Term("output head and its gradient", head * (width + 4) if split else head * 4, "loss"),
     ]  # fmt: skip
     if split:
         # The next layer's weights arrive while one is at work; gradients of a layer leave in full size.
-        terms.append(Term("gathered layers", layer / mesh["tensor"] * (2 * width + 4), "step"))
+        terms.append(Term("gathered layers", layer / mesh["tensor"] * (2 * width + 4), "layer"))
     if config.attention == "reference":
         # Scores and probabilities of a block of queries (model.attention_reference), and their gradients.
         queries = min(QUERY_BLOCK, config.data.seq_len / mesh["context"])
         scores = rows * cfg.num_heads / mesh["tensor"] * queries * config.data.seq_len
-        terms.append(Term("attention scores", 3 * 4 * scores, "step"))
+        terms.append(Term("attention scores", 3 * 4 * scores, "layer"))
     if config.optim.name == "adafactor":
         rows_and_columns = params * (1 / cfg.hidden_size + 1 / cfg.intermediate_size)
         terms.append(Term("second moment (factored)", rows_and_columns * 4, "state"))
@@ -105,8 +106,10 @@ def _outside_layers(cfg: LlamaConfig) -> int:
 
 
 def total(terms: list[Term], kind: str | None = None) -> float:
-    """Bytes of all terms, or of those of a kind."""
-    return sum(t.bytes for t in terms if kind in (None, t.kind))
+    """Bytes of what lives at the fullest moment: of "state", of "step" (which is all else), or of both."""
+    of = {k: sum(t.bytes for t in terms if t.kind == k) for k in ("state", "step", "layer", "loss")}
+    stepping = of["step"] + max(of["layer"], of["loss"])
+    return {"state": of["state"], "step": stepping, None: of["state"] + stepping}[kind]
 
 
 # Cheaper policies first to last: each keeps less than the one before.

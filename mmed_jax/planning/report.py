@@ -8,10 +8,11 @@ JSON (bytes are of one chip, seconds of one optimizer step):
   parameters, tokens_per_step
   method                    "compiled" (TPUs, devices present) or "arithmetic" (GPUs that are not here)
   fits, capacity_bytes
-  argument_bytes            weights, moments and batch, which live always; temporary_bytes: while a step runs
-  alloc_bytes, peak_bytes   all that is allocated, and the most in use at one time, by the compiler's memory_analysis
-  terms                     [{name, bytes, kind}]: what fills the memory, by arithmetic; kind "state" or "step"
-  failure                   the compiler's message where it found no room, else ""; alloc_bytes is then what it wanted
+  argument_bytes            weights, moments and batch, which live always
+  needed_bytes              the most in use at one time, which is what has to fit (TPUs: the compiler's peak)
+  temporary_bytes, summed_bytes   values of a step, and these with arguments and results, each counted as if alone
+  terms                     [{name, bytes, kind}]: what fills the memory, by arithmetic; kind "state", "step", "layer" or "loss" (planning.memory)
+  failure                   the compiler's message where it found no room, else ""; needed_bytes is then what it wanted
   hlo_flops, model_flops    of a chip: with what remat computes again; by formula (mmed_jax.flops); hlo_over_model_flops
   compute_s, kernel_s       computing; attention kernels' part of it, which is an assumption
   ici_s, dcn_s              transfers within a slice (node) and between slices (nodes)
@@ -22,7 +23,7 @@ JSON (bytes are of one chip, seconds of one optimizer step):
   flags                     XLA flags used; compile_seconds; cached: compiled at an earlier call
   notes                     what the numbers rest on
   run_tokens, price         as given or counted, null if not known
-  advice                    {changes: {config key: value}, alloc_bytes, checked, slice}, null when it fits
+  advice                    {changes: {config key: value}, needed_bytes, checked, slice}, null when it fits
 """
 
 import dataclasses
@@ -94,9 +95,10 @@ def _memory(r: PlanResult, biggest: int = 6) -> list[str]:
         verdict = "capacity not known"
     detail = "wanted by the compiler"
     if r.argument_bytes:
-        detail = f"state {size(r.argument_bytes)}, while stepping {size(r.temporary_bytes)}"
-        detail += f", peak {size(r.peak_bytes)}" if r.peak_bytes != r.alloc_bytes else ""
-    lines = [f"memory     {size(r.alloc_bytes)}{room} a chip: {verdict} ({detail}; {r.method})"]
+        detail = f"state {size(r.argument_bytes)}, while stepping {size(r.needed_bytes - r.argument_bytes)}"
+        if r.summed_bytes > 1.01 * r.needed_bytes:
+            detail += f"; {size(r.summed_bytes)} if nothing shared its place"
+    lines = [f"memory     {size(r.needed_bytes)}{room} a chip: {verdict} ({detail}; {r.method})"]
     lines += [f"           {size(term['bytes']):>12}  {term['name']} (arithmetic)" for term in r.terms[:biggest]]
     return lines
 

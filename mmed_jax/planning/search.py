@@ -74,17 +74,17 @@ class Search:
         if not (fitting := self.fitting()):
             return None
         close = RESOLUTION[fitting[0].result.method] * seconds_a_token(fitting[0])
-        return min((c for c in fitting if seconds_a_token(c) <= close), key=lambda c: c.result.alloc_bytes)
+        return min((c for c in fitting if seconds_a_token(c) <= close), key=lambda c: c.result.needed_bytes)
 
     def fitting(self) -> list[Candidate]:
         """What fits, the fastest first."""
-        return sorted((c for c in self.tried if c.works), key=lambda c: (seconds_a_token(c), c.result.alloc_bytes))
+        return sorted((c for c in self.tried if c.works), key=lambda c: (seconds_a_token(c), c.result.needed_bytes))
 
     def frontier(self) -> list[Candidate]:
         """What fits and is not both slower and larger than another, the fastest first."""
         out: list[Candidate] = []
         for c in self.fitting():
-            if not out or c.result.alloc_bytes * RESOLUTION[c.result.method] < out[-1].result.alloc_bytes:
+            if not out or c.result.needed_bytes * RESOLUTION[c.result.method] < out[-1].result.needed_bytes:
                 out.append(c)
         return out
 
@@ -273,7 +273,7 @@ def _try(
 
 def _outcome(c: Candidate) -> str:
     r = c.result
-    memory = f"{r.alloc_bytes / GIB:6.2f} GiB"
+    memory = f"{r.needed_bytes / GIB:6.2f} GiB"
     if not r.fits:
         return f"{memory}  does not fit"
     return f"{memory}  {r.schedule_s * 1e3:8,.0f} ms  {r.mfu(r.schedule_s):4.0%}  " + (
