@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed terminal: finish the step, save, leave. Every process of a run leaves after the same step."""
+"""SIGTERM, Ctrl-C, a closed terminal: finish the step, save, leave. Every process leaves after the same step."""
 
 import os
 import signal
@@ -24,8 +24,8 @@ class PreemptionGuard:
     One process: the flag is looked at after every step. Several processes: a signal reaches them at different times,
     and a process that left alone would hang the others in the next collective. jax's preemption service (started by
     jax.distributed.initialize, which handles SIGTERM itself) then agrees on one step without touching the devices;
-    the others are handed to it as a SIGTERM. Where the service is switched off the flags are gathered every `sync_every`
-    steps, because gathering waits for the devices. A second Ctrl-C interrupts at once.
+    the others are handed to it as a SIGTERM. Where the service is switched off the flags are gathered every
+    `sync_every` steps, because gathering waits for the devices. A second Ctrl-C interrupts at once.
     """
 
     def __init__(self, sync_every: int = 10):

@@ -11,7 +11,7 @@ JSON (bytes are of one chip, seconds of one optimizer step):
   argument_bytes            weights, moments and batch, which live always
   needed_bytes              the most in use at one time, which is what has to fit (TPUs: the compiler's peak)
   temporary_bytes, summed_bytes   values of a step, and these with arguments and results, each counted as if alone
-  terms                     [{name, bytes, kind}]: what fills the memory, by arithmetic; kind "state", "step", "layer" or "loss" (planning.memory)
+  terms                     [{name, bytes, kind}]: what fills the memory, by arithmetic; kinds: planning.memory.Term
   failure                   the compiler's message where it found no room, else ""; needed_bytes is then what it wanted
   hlo_flops, model_flops    of a chip: with what remat computes again; by formula (mmed_jax.flops); hlo_over_model_flops
   compute_s, kernel_s       computing; attention kernels' part of it, which is an assumption
