@@ -1,0 +1,68 @@
+"""scripts/bench_train and scripts/bench_data, tiny and from end to end, and the arithmetic of their tables."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmed_jax.errors import UserError
+from scripts import bench_data, bench_train
+from scripts.bench_systems import IGNORED, PaddedSamples
+
+TINY = [
+    "--hidden_size=32", "--num_layers=2", "--num_heads=4", "--num_kv_heads=2", "--intermediate_size=64",
+    "--vocab_size=4096", "--seq_len=128", "--batch_size=2", "--rounds=1", "--seconds=0.1", "--tokenizer=demo",
+]  # fmt: skip
+
+
+def test_training_beside_two_systems(tmp_path, capsys):
+    bench_train.main([*TINY, "--against=transformers,nnx", f"--output={tmp_path}/out.json"])
+    found = json.loads((tmp_path / "out.json").read_text())
+    for name in ("mmed_jax", "transformers", "nnx"):
+        dense, real = (found["turns"][name][kind][0] for kind in ("dense", "real"))
+        # The same work: random weights of one spread, the same tokens, hardly trained.
+        assert dense["loss"] == pytest.approx(np.log(4096), rel=0.02)
+        assert dense["supervised"] == dense["slots"] == dense["steps"] * 2 * 128
+        assert 0 < real["supervised"] < real["tokens"] <= real["slots"]
+        assert found["summary"][name]["peak_mib"] > 100
+    table = capsys.readouterr().out
+    assert all(f"| {name} | " in table for name in found["turns"])
+    # Packed rows hold more trained targets than padded ones.
+    filled = {name: row["real"]["filled"] for name, row in found["summary"].items()}
+    assert found["data"]["efficiency"] > 0.7 and filled["nnx"] < filled["transformers"]
+
+
+def test_ratios_are_taken_turn_by_turn():
+    def system(*seconds: float) -> dict:
+        turn = {"steps": 2, "slots": 100, "tokens": 80, "supervised": 50, "cpu_seconds": 1.0, "peak_mib": 10.0}
+        turns = [{**turn, "seconds": s} for s in seconds]
+        return {"start": {"setup_seconds": 1.0, "first_step_seconds": {"real": 3.0}}, "real": turns}
+
+    rows = bench_train.summary({"mmed_jax": system(1.0, 10.0), "nnx": system(2.0, 20.0)}, ["real"])
+    assert rows["nnx"]["real"]["ratios"] == [2.0, 2.0] and rows["nnx"]["real"]["ours_over_it"] == 2.0
+    assert rows["mmed_jax"]["real"]["tokens_per_second"] == (50 + 5) / 2
+    assert "| nnx | 14 (2 to 25) | 2.00 |" in bench_train.markdown(rows, ["real"])
+
+
+def test_padded_batches_hold_every_sample_and_its_labels(tmp_path):
+    offsets = np.array([0, 3, 8, 9, 15])
+    ids, trained = np.arange(1, 16), np.arange(15) % 2 == 0
+    np.savez(tmp_path / "samples.npz", ids=ids, trained=trained, offsets=offsets)
+    batches = iter(PaddedSamples(tmp_path / "samples.npz", 2, bucket=4))
+    seen = [next(batches) for _ in range(2)]
+    assert all(batch_ids.shape[1] % 4 == 0 for batch_ids, _, _ in seen)
+    assert sorted(int(i) for batch_ids, _, mask in seen for i in batch_ids[mask > 0]) == ids.tolist()
+    assert sorted(int(x) for _, y, _ in seen for x in y[y != IGNORED]) == ids[trained].tolist()
+
+
+def test_the_input_side(tmp_path, capsys):
+    bench_data.main(["--examples=60", "--seq_len=256", "--rounds=1", "--tokenizer=demo", f"--output={tmp_path}/o.json"])
+    out = capsys.readouterr().out
+    assert "| mmed_jax |" in out and "| tokenizer |" in out
+    assert json.loads((tmp_path / "o.json").read_text())["machine"]["cores"] >= 1
+
+
+@pytest.mark.parametrize("module, argument", [(bench_train, "--against=transformer"), (bench_data, "--against=tlr")])
+def test_unknown_systems_are_refused(module, argument):
+    with pytest.raises(UserError, match="--against: .* did you mean '(transformers|trl)'"):
+        module.main([argument])
