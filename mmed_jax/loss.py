@@ -81,18 +81,19 @@ def _over_devices(hidden, head, targets, weights, how: _How, *, gradients: bool)
     # Cast before the head is gathered from other devices, not after.
     hidden, head = hidden.astype(how.dtype), head.astype(how.dtype)
     if mesh.empty or mesh.size == 1:
-        return _chunks(hidden, head, targets, weights, how.chunk, None, gradients)
+        return _chunks(hidden, head, targets, weights, how.chunk, None, gradients, "vd")
     batch, length, vocab = (ACTIVATION_RULES[name] for name in ("batch", "length", "act_vocab"))
     shards = PARAM_RULES["embed"]
     split_vocab = vocab if mesh.shape[vocab] > 1 else None
 
     def local(hidden, head, targets, weights):
-        head = jax.lax.all_gather(head, shards, axis=1, tiled=True)
-        out = _chunks(hidden, head, targets, weights, how.chunk, split_vocab, gradients)
+        # [D, V]: gathered and scattered along the first axis. Along the last one devices hold two copies at a time.
+        head = jax.lax.all_gather(head.T, shards, axis=0, tiled=True)
+        out = _chunks(hidden, head, targets, weights, how.chunk, split_vocab, gradients, "dv")
         if not gradients:
             return out
         nll, d_hidden, d_head = out
-        d_head = jax.lax.psum_scatter(d_head.astype(how.dtype), shards, scatter_dimension=1, tiled=True)
+        d_head = jax.lax.psum_scatter(d_head.astype(how.dtype), shards, scatter_dimension=0, tiled=True).T
         if mesh.shape["data"] > 1:
             # Only now: between slices nothing but parts is sent.
             d_head = jax.lax.psum(d_head, "data")
@@ -108,13 +109,16 @@ def _over_devices(hidden, head, targets, weights, how: _How, *, gradients: bool)
     return mapped(hidden, head, targets, weights)
 
 
-def _chunks(hidden_btd, head_vd, targets_bt, weights_bt, chunk: int, vocab_axis: str | None, gradients: bool):
-    """nll [B, T] and, if asked, d_hidden [B, T, D] and d_head [V, D] of the weighted sum, float32, on one device.
+def _chunks(
+    hidden_btd, head, targets_bt, weights_bt, chunk: int, vocab_axis: str | None, gradients: bool, order: str
+):  # fmt: skip
+    """nll [B, T] and, if asked, d_hidden [B, T, D] and d_head of the weighted sum, float32, on one device.
 
-    The device holds all of the vocabulary or its part along the mesh axis `vocab_axis`; then d_hidden is a part too.
+    The head and its gradient have the axes `order`, "vd" or "dv". The device holds all of the vocabulary or its part
+    along the mesh axis `vocab_axis`; then d_hidden is a part too.
     """
     b, t, d = hidden_btd.shape
-    dtype, tokens, vocab = hidden_btd.dtype, b * t, head_vd.shape[0]
+    dtype, tokens, vocab = hidden_btd.dtype, b * t, head.shape[order.index("v")]
     chunk = min(chunk, tokens)
     chunks = -(-tokens // chunk)
     pad = chunks * chunk - tokens
@@ -126,7 +130,7 @@ def _chunks(hidden_btd, head_vd, targets_bt, weights_bt, chunk: int, vocab_axis:
 
     def step(d_head: jax.Array | None, xs: tuple[jax.Array, ...]) -> tuple[jax.Array | None, tuple[jax.Array, ...]]:
         h, y, w = xs
-        logits = jnp.einsum("cd,vd->cv", h, head_vd, **summed_in)
+        logits = jnp.einsum(f"cd,{order}->cv", h, head, **summed_in)
         top = logits.max(axis=-1)
         if vocab_axis is not None:
             top = jax.lax.pmax(top, vocab_axis)
@@ -142,12 +146,13 @@ def _chunks(hidden_btd, head_vd, targets_bt, weights_bt, chunk: int, vocab_axis:
             return None, (nll,)
         is_target = jnp.arange(vocab) == y[:, None]
         d_logits = jnp.where(w[:, None] > 0, (exps / total[:, None] - is_target) * w[:, None], 0.0).astype(dtype)
-        d_head = d_head + sum_product("cv,cd->vd", d_logits, h, **summed_in)
-        d_h = jnp.einsum("cv,vd->cd", d_logits, head_vd, **summed_in)
+        parts = {"v": d_logits, "d": h}
+        d_head = d_head + sum_product(f"c{order[0]},c{order[1]}->{order}", *(parts[x] for x in order), **summed_in)
+        d_h = jnp.einsum(f"cv,{order}->cd", d_logits, head, **summed_in)
         return d_head, (nll, d_h if vocab_axis is not None else d_h.astype(dtype))
 
     with jax.named_scope("loss"):
-        start = jnp.zeros((vocab, d), jnp.float32) if gradients else None
+        start = jnp.zeros(head.shape, jnp.float32) if gradients else None
         d_head, outs = jax.lax.scan(step, start, (split(hidden_btd), split(targets_bt), split(weights_bt)))
     outs = [x.reshape(chunks * chunk, *x.shape[2:])[:tokens].reshape(b, t, *x.shape[2:]) for x in outs]
     return (*outs, d_head) if gradients else tuple(outs)
