@@ -1,0 +1,93 @@
+"""Families of rows: a question, its parallel versions, and all that was made from them. A family is never divided.
+
+Rows belong together when they share provenance.group, an id and a parent, or the normalised question, directly or
+through others: the rules of mmed_jax.data.schema.group_ids and parentage, on arrays, so that millions of rows fit.
+"""
+
+from array import array
+from hashlib import blake2b
+
+import numpy as np
+
+from mmed_jax.data.schema import LANGUAGES, question_key
+
+
+def stable_hash(*parts: object) -> int:
+    """A number of 64 bits that is a pure function of `parts`, the same on every machine."""
+    return int.from_bytes(blake2b("\0".join(map(str, parts)).encode("utf-8"), digest_size=8).digest(), "big")
+
+
+class Families:
+    """Takes rows with `add`, in order; `numbers` gives the family of each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._keys, self._rows = array("Q"), array("I")
+
+    def add(self, record: dict) -> None:
+        """Takes one row: a record, or a passage with an id and provenance."""
+        self.link(*family_keys(record))
+
+    def link(self, *keys: tuple[str, str]) -> None:
+        """Takes one row that belongs to whatever else has one of `keys`."""
+        for key in keys:
+            self._keys.append(stable_hash(*key))
+            self._rows.append(self.count)
+        self.count += 1
+
+    def numbers(self) -> np.ndarray:
+        """The family of each row, int32 [rows], counting up from 0 in order of first appearance."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        keys, rows = np.frombuffer(self._keys, np.uint64), np.frombuffer(self._rows, np.uint32)
+        order = np.argsort(keys, kind="stable")
+        keys, rows = keys[order], rows[order]
+        same = np.flatnonzero(keys[1:] == keys[:-1])
+        links = coo_array((np.ones(len(same), np.int8), (rows[same], rows[same + 1])), shape=(self.count, self.count))
+        _, labels = connected_components(links, directed=False)
+        _, first, where = np.unique(labels, return_index=True, return_inverse=True)
+        rank = np.empty(len(first), np.int32)
+        rank[np.argsort(first)] = np.arange(len(first))
+        return rank[where]
+
+
+def family_keys(record: dict) -> list[tuple[str, str]]:
+    """What a row is tied to others by: its id and parent, group, and normalised question."""
+    about = record.get("provenance", {})
+    # A group is often named after the record it comes from: ids, parents and groups are one space of names.
+    keys = [("id", str(name)) for name in (record["id"], about.get("parent"), about.get("group")) if name]
+    if "messages" in record or "question" in record:
+        keys.append(("question", question_key(record)))
+    return keys
+
+
+def validation_rows(
+    families: np.ndarray, languages: np.ndarray, hashes: np.ndarray, fraction: float, largest: int = 50
+) -> np.ndarray:
+    """Which rows are held out, bool [rows]: about `fraction` of each language, in whole families.
+
+    Args:
+      families: int [rows]. languages: index into LANGUAGES, int [rows].
+      hashes: uint64 [rows] of (seed, id); families are taken in the order of their smallest.
+      largest: families of more rows stay in training, lest one of them be the whole validation set.
+    A family is taken while one of its languages still lacks rows, so a few more than asked may be held out.
+    """
+    held = np.zeros(len(families), bool)
+    if fraction <= 0 or len(families) < 2:
+        return held
+    size = np.bincount(families)
+    smallest = np.full(len(size), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(smallest, families, hashes)
+    counts = np.bincount(languages, minlength=len(LANGUAGES))
+    lacking = np.where(counts > 1, np.maximum(1, np.round(fraction * counts)), 0).astype(np.int64)
+    order = np.argsort(families, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(size)])
+    for family in np.argsort(smallest, kind="stable")[1:]:  # the first is always trained on
+        if not (lacking > 0).any():
+            break
+        rows = order[starts[family] : starts[family + 1]]
+        if size[family] <= largest and (lacking[languages[rows]] > 0).any():
+            held[rows] = True
+            np.subtract.at(lacking, languages[rows], 1)
+    return held
