@@ -1,5 +1,7 @@
 """Records -> tokenized samples in flat arrays; every record that gives no sample is counted with its reason."""
 
+import contextlib
+import gc
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -111,6 +113,17 @@ def _encoded(tok, batches: Iterable[list[Draft]]) -> Iterator[tuple[list[Draft],
             yield batch, future.result()
 
 
+@contextlib.contextmanager
+def _heap_at_rest() -> Iterator[None]:
+    """Garbage collection passes over what is there already: all libraries' objects and the records, again and again."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_heap_at_rest()
 def build_samples(
     tok, records: Sequence[dict], settings: RenderSettings, *, which: Sequence[int] | None = None, progress: str = ""
 ) -> Samples:
