@@ -57,8 +57,6 @@ def language_problem(text: str, language: str, foreign: float = 0.25) -> str | N
     if not shares or not enough and letters["latin"] >= sum(letters.values()):
         return None
     strange = {n: s for n, s in shares.items() if n not in own and n != "latin"}
-    if language == "ko":
-        strange["han"] /= 2  # Sino-Korean terms are glossed in Han
     worst = max(strange, key=strange.get)
     if strange[worst] > foreign:
         return f"{strange[worst]:.0%} {worst}"

@@ -1,0 +1,76 @@
+"""Gates: each takes (job, record), raises Reject(reason code) or returns a soft finding for provenance.flags, or None.
+
+They see generated rows only; verdicts are never stored, they are found anew from the ledger's answers at every run, so
+that a changed threshold costs nothing. What needs the whole set (duplicates, contamination, balance of the letters) is
+in data_gen.dedup, data_gen.contamination and data_gen.gates.balance.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from data_gen.gates import matter, text
+from data_gen.types import Job
+from mmed_jax.errors import UserError, nearest
+
+Gate = Callable[[Job, dict], None | str]
+
+# Every threshold, with the value used where a recipe says nothing.
+THRESHOLDS = {
+    # Share of letters in scripts of other languages from which a text counts as mixed.
+    "foreign_script": 0.25,
+    # An answer that is this share of its passage, or more, is a copy of it.
+    "quoted_passage": 0.9,
+    # Letters (a Han, kana or hangul character counts 2.5), by method, of the answer or rationale.
+    "shortest": {"answer_expanding": 60, "qa_generation": 8, "translation": 1, "rationale": 80, "original": 2},
+    "longest": {
+        "answer_expanding": 4000, "qa_generation": 4000, "translation": 40000, "rationale": 6000, "original": 40000,
+    },
+    # Length of a translation by that of its source, both counted as above.
+    "length_ratio": (0.35, 2.8),
+    # Less than this share of different n-grams is a loop.
+    "distinct_ngrams": 0.35,
+    # Share of a right option's text that a rationale without letters must hold, and whether it must.
+    "key_stated": 0.6,
+    "key_required": True,
+    # Share of the given answer's wording that an expanded one must hold.
+    "facts_kept": 0.5,
+    # Numbers that a long translated text may lack, flagged.
+    "numbers_tolerated": 1,
+}  # fmt: skip
+
+
+def default_gates(method: str, thresholds: dict | None = None) -> list[Gate]:
+    """The gates of a method ("answer_expanding", "qa_generation", "translation", "rationale", "topics", "original").
+
+    `thresholds` replaces values of THRESHOLDS. Raises UserError for an unknown method or threshold.
+    """
+    if method not in GATES:
+        raise UserError(f"gates: no method '{method}'{nearest(method, GATES)}")
+    for name in thresholds or {}:
+        if name not in THRESHOLDS:
+            raise UserError(f"gates: no threshold '{name}'{nearest(name, THRESHOLDS)}")
+    t = {**THRESHOLDS, **(thresholds or {})}
+    for name in ("shortest", "longest"):
+        t[name] = {**THRESHOLDS[name], **t[name]}
+    settings = {
+        text.language: {"foreign": t["foreign_script"]},
+        text.copy: {"quoted": t["quoted_passage"]},
+        text.length: {"shortest": t["shortest"], "longest": t["longest"], "ratio": tuple(t["length_ratio"])},
+        text.repetition: {"distinct": t["distinct_ngrams"]},
+        matter.key: {"stated": t["key_stated"], "required": t["key_required"]},
+        matter.facts: {"kept": t["facts_kept"]},
+        matter.numbers: {"tolerated": t["numbers_tolerated"]},
+    }
+    return [partial(gate, **settings[gate]) if gate in settings else gate for gate in GATES[method]]
+
+
+# What explains more comes first: a refusal in English is a refusal, not a wrong language.
+_TEXT = (text.refusal, text.boilerplate, text.copy, text.language, text.length, text.repetition)
+GATES: dict[str, tuple[Callable, ...]] = {
+    "answer_expanding": (*_TEXT, matter.facts),
+    "qa_generation": (*_TEXT, matter.facts),
+    "translation": (*_TEXT, matter.options, matter.numbers),
+    "rationale": (*_TEXT, matter.key),
+    "topics": (),
+    "original": (text.language, text.length),
+}

@@ -1,0 +1,111 @@
+"""Gates on the matter: the key a rationale argues for, what a translation must keep, facts of an expanded answer."""
+
+from data_gen.gates.parts import named_texts, parts_of
+from data_gen.gates.quantities import Quantity, missing, other_units, quantities
+from data_gen.shingles import is_dense, normal_text, shingles
+from data_gen.types import Job, Reject
+from mmed_jax.evaluation.answers import extract, is_correct
+
+
+def key(job: Job, record: dict, *, stated: float, required: bool) -> str | None:
+    """A rationale leads to the keyed option(s). Reason "key".
+
+    The letters that mmed_jax.evaluation.answers reads out of it must be the key. Where it names no letter, `stated` of
+    the n-grams of a right option's text must stand in it; else it is rejected (`required`) or flagged "key_unstated".
+    """
+    text, options, answer = record["rationale"], record["options"], record["answer_idx"]
+    found = extract(text, options, job.target.get("language", record["language"]))
+    if found.letters is not None and found.rule != "ambiguous":
+        if is_correct(found.letters, answer):
+            return None
+        # "A is correct" of a key A,C names a part of it.
+        if not set(found.letters.split(",")) < set(answer.split(",")):
+            raise Reject("key", f"argues for {found.letters}, the key is {answer}")
+    if job.target.get("language", record["language"]) != record["language"]:
+        return "key_unstated"  # the options are in another language than the rationale
+    if max(contained(options[letter], text) for letter in answer.split(",")) >= stated:
+        return None
+    if required:
+        raise Reject("key", f"names neither {answer} nor the text of it")
+    return "key_unstated"
+
+
+def contained(small: str, large: str) -> float:
+    """Share of the short character n-grams of `small` that stand in `large`, 0 to 1."""
+    size = 2 if is_dense(small) else 4
+    wanted = set(shingles(small, size, size).tolist())
+    return len(wanted & set(shingles(large, size, size).tolist())) / len(wanted) if wanted else 1.0
+
+
+def options(job: Job, record: dict) -> None:
+    """A translation has its parent's letters, order and key, and options that differ as far as the parent's do.
+
+    Reason "options".
+    """
+    parent = job.parent
+    if "options" not in parent:
+        return
+    if list(record["options"]) != list(parent["options"]):
+        raise Reject("options", f"letters {','.join(record['options'])}, parent {','.join(parent['options'])}")
+    if record["answer_idx"] != parent["answer_idx"]:
+        raise Reject("options", f"key {record['answer_idx']}, parent {parent['answer_idx']}")
+    ours, theirs = ([" ".join(t.split()).casefold() for t in r["options"].values()] for r in (record, parent))
+    if len(set(ours)) < len(set(theirs)):
+        raise Reject("options", "two options became the same")
+
+
+def numbers(job: Job, record: dict, *, tolerated: int) -> str | None:
+    """A translation keeps the numbers and units of each of its texts. Reason "numbers".
+
+    Bare whole numbers up to twelve may have become words (flag "number_words"); up to `tolerated` others may be missing
+    from long texts (one in twenty), flagged "number_missing". Numbers that the source has not: flag "number_added".
+    """
+    flags = []
+    theirs = dict(named_texts(job.parent))
+    for name, text in named_texts(record):
+        wanted, present = quantities(theirs.get(name, "")), quantities(text)
+        lost = missing(wanted, present)
+        if big := [q for q in lost if not q.small]:
+            if len(big) > min(tolerated, len(wanted) // 20):
+                raise Reject("numbers", f"{name}: {_shown(big)} missing")
+            flags.append("number_missing")
+        if len(lost) > len(big):
+            flags.append("number_words")
+        if [q for q in missing(present, wanted) if not q.small]:
+            flags.append("number_added")
+        for quantity, unit in other_units(wanted, present)[:1]:
+            raise Reject("numbers", f"{name}: {quantity.text} {quantity.unit} became {unit}")
+    return ",".join(sorted(set(flags))) or None
+
+
+def facts(job: Job, record: dict, *, kept: float) -> str | None:
+    """An expanded answer says what the given one said; an answer from a passage invents no figures. Reason "facts".
+
+    Expansion: all numbers of the given answer, and `kept` of the n-grams of each given text (long given texts: half of
+    that, since they are reworded); letters it names are the key's (reason "key"). Answers from a passage: each number
+    stands in the passage, but for bare ones up to twelve.
+    """
+    text = parts_of(job, record).long[-1].text
+    if job.method == "qa_generation":
+        invented = [q for q in missing(quantities(text), quantities(job.target.get("passage", ""))) if not q.small]
+        if invented:
+            raise Reject("facts", f"{_shown(invented)} not in the passage")
+        return None
+    for given in job.target.get("given", []):
+        lost = [q for q in missing(quantities(given), quantities(text)) if not q.small]
+        if lost:
+            raise Reject("facts", f"{_shown(lost)} of the given answer missing")
+        share = contained(given, text)
+        if len(normal_text(given)) > 3 and share < (kept if len(given) < 120 else kept / 2):
+            raise Reject("facts", f"{share:.0%} of the given answer's wording, at least {kept:.0%}")
+    if job.target.get("letters"):
+        found = extract(text, job.parent["options"], record["language"])
+        ours, theirs = set(job.target["letters"].split(",")), set((found.letters or "").split(",")) - {""}
+        if theirs - ours:
+            raise Reject("key", f"argues for {found.letters}, the key is {job.target['letters']}")
+    invented = [q for q in missing(quantities(text), quantities("\n".join(parts_of(job, record).sources))) if q.unit]
+    return "number_added" if invented else None
+
+
+def _shown(found: list[Quantity]) -> str:
+    return ", ".join(f"{q.text} {q.unit}".strip() for q in found[:4]) + (", ..." if len(found) > 4 else "")

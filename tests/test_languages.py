@@ -1,0 +1,87 @@
+"""Which language a text is in: scripts first, then statistics; quantities as seven languages write them."""
+
+from decimal import Decimal
+
+import pytest
+
+from data_gen.gates.quantities import missing, other_units, quantities
+from data_gen.languages import language_problem
+from mmed_jax.data.sources import Conversion, get_source
+
+SAMPLES = {
+    "en": "Primary biliary cholangitis is treated with ursodeoxycholic acid, which slows the disease.",
+    "fr": "La cholangite biliaire primitive est traitée par l'acide ursodésoxycholique, qui ralentit la maladie.",
+    "es": "La colangitis biliar primaria se trata con ácido ursodesoxicólico, que retrasa la enfermedad.",
+    "zh": "原发性胆汁性胆管炎（PBC）的一线治疗药物是熊去氧胆酸，可延缓疾病进展。",
+    "ja": "原発性胆汁性胆管炎（PBC）の第一選択薬はウルソデオキシコール酸であり、進行を遅らせる。",
+    "ko": "원발 담즙성 담관염(PBC)의 일차 치료제는 우르소데옥시콜산이며 질병의 진행을 늦춘다.",
+    "ru": "Первичный билиарный холангит (ПБХ, PBC) лечат урсодезоксихолевой кислотой, она замедляет болезнь.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", SAMPLES)
+def test_each_language_is_itself_and_no_other(asked: str):
+    problems = {code: language_problem(text, asked) for code, text in SAMPLES.items()}
+    assert problems.pop(asked) is None
+    assert all(problems.values()), problems
+
+
+def test_short_names_and_formulas_pass_everywhere():
+    for code in SAMPLES:
+        for text in ("HIV", "5 mg/kg", "α-fetoprotein", "CO₂ > 45 mmHg", "—", "Plasmodium falciparum"):
+            assert language_problem(text, code) is None, (code, text)
+    assert language_problem("肝細胞癌", "ja") is None and language_problem("肝細胞癌", "zh") is None
+
+
+@pytest.mark.parametrize("text, asked", [
+    ("患者应立即接受手术治疗，术后给予抗生素治疗并密切观察生命体征的变化情况。", "ja"),  # Han without kana
+    ("患者は直ちに手術を受けるべきである。", "zh"),
+    ("The patient should 立即接受手术治疗并且给予抗生素 and be observed 密切观察生命体征", "en"),
+    ("환자는 즉시 手術을 받아야 하며 手術後 抗生物質을 投與하고 患者의 生命徵候를 密接히 觀察해야 한다.", "ko"),
+    ("Пацієнта слід негайно прооперувати, після операції призначити антибіотики.", "ru"),
+    ("Die primär biliäre Cholangitis wird mit Ursodeoxycholsäure behandelt, welche das Fortschreiten der Erkrankung "
+     "der Leber verlangsamt und die Überlebenszeit der Patienten deutlich verlängert.", "en"),
+    ("المريض يحتاج إلى عملية جراحية فورية", "fr"),
+])  # fmt: skip
+def test_mixtures_and_neighbours_are_found(text: str, asked: str):
+    assert language_problem(text, asked)
+
+
+def test_real_texts_are_in_their_language(shared_dir):
+    wrong = checked = 0
+    for source, path in (
+        ("casimedicos", "casimedicos_en_es_fr"), ("rumeddanet", "rumeddanet_ru/dev_v1.jsonl"),
+        ("jmmlu_medical", "jmmlu_medical_ja"), ("frenchmedmcqa", "frenchmedmcqa_fr/dev.json"),
+    ):  # fmt: skip
+        for r in Conversion(get_source(source), shared_dir / "data" / path):
+            checked += 1
+            wrong += language_problem(f"{r['question']}\n{r['rationale']}", r["language"]) is not None
+    assert checked > 2000 and wrong == 0
+
+
+def values(text: str) -> list[set[Decimal]]:
+    return [set(q.values) for q in quantities(text)]
+
+
+def test_numbers_in_the_writings_of_seven_languages():
+    def d(*numbers: str) -> set[Decimal]:
+        return {Decimal(n) for n in numbers}
+
+    assert values("1,000 and 1.500 and 36,6 and .05") == [d("1000", "1"), d("1500", "1.5"), d("36.6"), d("0.05")]
+    assert values("1\u202f000 mg, 12 000,5 et 1.234.567,89") == [d("1000"), d("12000.5"), d("1234567.89")]
+    assert values("３万人、５．５％") == [d("3", "30000"), d("5.5")]
+    assert values("250万, 2 млн, 2 million") == [d("250", "2500000"), d("2", "2000000"), d("2", "2000000")]
+    units = "5 mg 5мг 5毫克 5ミリグラム 5밀리그램 5 µg 5мкг 120 мм рт. ст. 37℃ 5 mmHg 10%"
+    assert [q.unit for q in quantities(units)] == [
+        "mg", "mg", "mg", "mg", "mg", "ug", "ug", "mmhg", "c", "mmhg", "%",
+    ]  # fmt: skip
+    assert [q.unit for q in quantities("5 men, 3 little, 7 gatos, 4 г., 10⁹/L")] == ["", "", "", "g", ""]
+
+
+def test_missing_numbers_and_changed_units():
+    source = quantities("Give 1,500 mg in 0.5 L over 2 hours, then 37.5 °C.")
+    assert missing(source, quantities("Donner 1500 mg dans 0,5 L en 2 heures, puis 37,5 °C.")) == []
+    assert [q.text for q in missing(source, quantities("150 mg, 0.5 L, two hours, 37.5"))] == ["1,500", "2"]
+    assert [u for _, u in other_units(source, quantities("1500 g, 0,5 L, 2 h, 37,5 °C"))] == ["g"]
+    assert other_units(source, quantities("1500 тыс. ЕД")) == []  # a unit not known here proves nothing
+    assert [q.small for q in quantities("two 2 and 12 and 13 and 5 mg")] == [True, True, False, False]
