@@ -23,6 +23,7 @@ REASONS: dict[str, str] = {
     "key": "the explanation does not lead to the right option",
     "options": "options or letters were not kept",
     "numbers": "numbers or units were not kept",
+    "repetition": "the text goes round in circles",
     "facts": "facts of the source were not kept",
     "duplicate": "the same text as an earlier row",
     "near_duplicate": "almost the same text as an earlier row",
