@@ -12,6 +12,8 @@ A passage is {"id", "language", "text", "source", "license", "provenance"} and p
 import csv
 import gzip
 import re
+import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,10 +137,13 @@ def _sheet(file: Path) -> Iterator[tuple]:
     import openpyxl
 
     try:
-        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-    except Exception as e:  # openpyxl has no exception of its own for damaged files
-        raise UserError(f"{file}: not a readable .xlsx file ({type(e).__name__})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # styles openpyxl does not know
+            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+    except (zipfile.BadZipFile, KeyError, ValueError, openpyxl.utils.exceptions.InvalidFileException) as e:
+        raise UserError(f"{file}: not a readable .xlsx file: {e}") from None
     try:
+        book.worksheets[0].reset_dimensions()  # some writers state a wrong sheet size
         yield from book.worksheets[0].iter_rows(values_only=True)
     finally:
         book.close()

@@ -1,0 +1,160 @@
+"""What the methods share: the request for a piece of data, provenance of what comes back, and when to ask again."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from data_gen.answers import read_answer
+from data_gen.fence import steers
+from data_gen.prompts import load_prompt
+from data_gen.types import Job, Reject, Request
+from mmed_jax.data.schema import LANGUAGE_NAMES, LANGUAGES, RecordError, kind_of, validate_record
+from mmed_jax.errors import UserError, nearest
+
+TEXT = {"type": "string"}
+BOOL = {"type": "boolean"}
+# Answers that another draw may mend. Not "length" (needs room) and not a fault of the input.
+REDRAWN = (
+    "schema", "language", "refusal", "boilerplate", "control", "copy", "too_short", "too_long", "key", "options",
+    "numbers", "facts",
+)  # fmt: skip
+# What a step of the history keeps when a generated record is the parent of another.
+_STEP = ("model", "prompt", "key", "temperature", "seed")
+
+
+class Skip(Exception):
+    """An input that a method has nothing to do with; `str()` is the class of reason, counted in Method.skipped."""
+
+
+class MethodBase:
+    """A way to make records from inputs through one request each. Subclasses set `name`, `max_tokens`, job_for, made.
+
+    Attributes:
+      name: the `method` of jobs and, where the schema knows it, of records.
+      max_tokens: room for an answer (max_completion_tokens) unless the settings say otherwise; doubled, at most to four
+        times, when an answer was cut.
+      skipped: reasons and counts of inputs that became no job, of the last iteration of `jobs`.
+    """
+
+    name: str
+    max_tokens: int = 1024
+
+    def __init__(self, *, structured: bool = True, redraws: int = 1):
+        """`structured` False: no JSON schema in the request, for endpoints that have none; answers are then read
+        tolerantly. `redraws`: how often an unusable answer is asked for again, with another seed."""
+        self.structured, self.redraws = structured, redraws
+        self.skipped: Counter[str] = Counter()
+
+    def jobs(self, inputs: Iterable[dict], settings) -> Iterator[Job]:
+        """One job per usable input, lazily and in order; `settings` has `model` and `params`."""
+        self.skipped.clear()
+        for parent in inputs:
+            for language in self.languages_for(parent):
+                try:
+                    yield self.job_for(parent, language, settings)
+                except Skip as e:
+                    self.skipped[str(e)] += 1
+
+    def languages_for(self, parent: dict) -> tuple[str, ...]:
+        """The languages that are made from `parent`; by default its own."""
+        return (parent["language"],)
+
+    def job_for(self, parent: dict, language: str, settings) -> Job:
+        """The job for one input. Raises Skip."""
+        raise NotImplementedError
+
+    def made(self, job: Job, found: dict) -> list[dict]:
+        """Records out of a checked answer. Raises Reject."""
+        raise NotImplementedError
+
+    def answer_schema(self, job: Job) -> dict:
+        """The JSON schema of the answer to `job`, also where the request carries none."""
+        raise NotImplementedError
+
+    def parse(self, job: Job, answer: dict | str) -> list[dict]:
+        """Records, each valid by mmed_jax.data.schema. Raises Reject("schema", ...) and other codes of REASONS."""
+        records = self.made(job, read_answer(answer, self.answer_schema(job)))
+        try:
+            return [validate_record(r, job.row_id) for r in records]
+        except RecordError as e:
+            raise Reject("schema", str(e)[:200]) from None
+
+    def retry(self, job: Job, reason: str, attempt: int) -> Job | None:
+        """The job to run instead after failed attempt number `attempt` (from 1), with a new key; None: give up."""
+        params = dict(job.request.params)
+        if reason == "length":
+            limit = "max_tokens" if "max_tokens" in params else "max_completion_tokens"
+            if attempt > 2 or limit not in params:
+                return None
+            params[limit] *= 2
+        elif reason in REDRAWN and attempt <= self.redraws:
+            params["seed"] = params.get("seed", 0) + 1
+        else:
+            return None
+        return replace(job, request=replace(job.request, params=params))
+
+    def new_job(self, row_id: str, parent: dict, target: dict, settings, data: object, schema: dict, **values) -> Job:
+        """A job whose prompt is this method's in target["language"]; `values` fill the prompt's places."""
+        prompt = load_prompt(self.name, target["language"])
+        params = dict(settings.params)
+        if not {"max_tokens", "max_completion_tokens"} & set(params):
+            params["max_completion_tokens"] = self.max_tokens
+        request = Request(
+            model=settings.model, messages=prompt.messages(data, **values), params=params,
+            schema={"name": self.name, "schema": schema} if self.structured else None, prompt_version=prompt.version,
+        )  # fmt: skip
+        return Job(row_id=row_id, method=self.name, request=request, parent=parent, target=target)
+
+
+def provenance(job: Job, flags: Iterable[str] = (), **more: object) -> dict:
+    """Where a generated record comes from: parent and family, model, prompt, request key, parameters, soft findings.
+
+    A parent that was generated itself leaves its own steps in `history`, so that no request behind a row is lost.
+    """
+    before = job.parent.get("provenance", {})
+    request = job.request
+    made = {
+        "parent": job.parent["id"], "group": before.get("group") or job.parent["id"], "model": request.model,
+        "prompt": request.prompt_version, "key": request.key, "temperature": request.params.get("temperature"),
+        "seed": request.params.get("seed"), "flags": sorted({*before.get("flags", ()), *flags}),
+    }  # fmt: skip
+    history = list(before.get("history", ()))
+    if "prompt" in before:
+        history.append({k: before[k] for k in _STEP if k in before})
+    kept = {k: before[k] for k in ("split", "original_id", "topic", "license_note", "notice") if k in before}
+    return {**made, **kept, **more, **({"history": history} if history else {})}
+
+
+def source_flags(*texts: str) -> list[str]:
+    """Findings about the source text itself."""
+    return ["source_instructs"] if any(steers(t) for t in texts) else []
+
+
+def numbered_options(options: dict[str, str]) -> str:
+    """Options as lines "A. text"."""
+    return "\n".join(f"{letter}. {text.strip()}" for letter, text in options.items())
+
+
+def checked_language(code: str) -> str:
+    """`code` if it is one of the seven languages; raises UserError."""
+    if code not in LANGUAGES:
+        names = {v.lower(): k for k, v in LANGUAGE_NAMES.items()}
+        hint = f", did you mean '{names[code.lower()]}'?" if code.lower() in names else nearest(code, LANGUAGES)
+        raise UserError(f"language '{code}' is not supported{hint}")
+    return code
+
+
+def single_turn(record: dict) -> tuple[str, str]:
+    """Question and answer of an instruction record of one turn. Raises Skip for longer dialogues."""
+    turns = [m for m in record["messages"] if m["role"] != "system"]
+    if len(turns) != 2:
+        raise Skip("a dialogue of several turns")
+    return turns[0]["content"], turns[1]["content"]
+
+
+def needs(record: dict, kind: str) -> None:
+    """Raises Skip unless the record is of `kind` and can be understood without an image."""
+    if kind_of(record) != kind:
+        raise Skip(f"not a record of kind {kind}")
+    if record.get("needs_image"):
+        raise Skip("needs an image")

@@ -1,0 +1,102 @@
+"""Question-answer pairs from passages, grounded in them: every pair quotes the words of the passage that prove it.
+
+A pair whose quotation does not stand in the passage is left out and counted in a flag of its siblings; where none is
+left, the row is rejected. Passages: see data_gen.passages; records are taken for their passage (`context`) or answer.
+"""
+
+import re
+import unicodedata
+
+from data_gen.answers import object_schema
+from data_gen.fence import neutralise
+from data_gen.methods.base import TEXT, MethodBase, Skip, checked_language, provenance, source_flags
+from data_gen.types import Job, Reject
+from mmed_jax.errors import UserError
+
+PAIR = object_schema({"question": TEXT, "answer": TEXT, "evidence": TEXT})
+SCHEMA = object_schema({"pairs": {"type": "array", "items": PAIR}})
+_SHORTEST_EVIDENCE = 6  # characters without spaces and punctuation; less proves nothing
+
+
+class QA(MethodBase):
+    """`pairs` pairs a passage, in its language or in `language`; passages below `min_chars` are left out."""
+
+    name = "qa_generation"
+
+    def __init__(
+        self, *, pairs: int = 3, language: str | None = None, min_chars: int = 80, structured: bool = True,
+        redraws: int = 1,
+    ):  # fmt: skip
+        super().__init__(structured=structured, redraws=redraws)
+        if not 1 <= pairs <= 20:
+            raise UserError(f"qa: {pairs} pairs a passage; valid: 1 to 20")
+        self.pairs, self.min_chars = pairs, min_chars
+        self.language = None if language is None else checked_language(language)
+        self.max_tokens = 384 * pairs + 128
+
+    def languages_for(self, parent: dict) -> tuple[str, ...]:
+        return (self.language or parent["language"],)
+
+    def job_for(self, parent: dict, language: str, settings) -> Job:
+        text = passage_text(parent)
+        if not text:
+            raise Skip("holds no passage")
+        if len(text) * (3 if parent["language"] in ("zh", "ja", "ko") else 1) < self.min_chars:
+            raise Skip("the passage is too short")
+        data = {"title": parent["title"], "passage": text} if parent.get("title") else {"passage": text}
+        row_id = parent["id"] + (f"@{language}" if language != parent["language"] else "")
+        target = {"language": language, "pairs": self.pairs, "passage": text}
+        return self.new_job(row_id, parent, target, settings, data, SCHEMA, pairs=self.pairs)
+
+    def answer_schema(self, job: Job) -> dict:
+        return SCHEMA
+
+    def made(self, job: Job, found: dict) -> list[dict]:
+        parent, passage = job.parent, job.target["passage"]
+        pairs = found["pairs"][: job.target["pairs"]]
+        if not pairs:
+            raise Reject("refusal", "the model finds no fact to ask for")
+        kept, seen = [], set()
+        for pair in pairs:
+            key = _bare(pair["question"])
+            if pair["answer"] and key and key not in seen and grounded(pair["evidence"], passage):
+                seen.add(key)
+                kept.append(pair)
+        if not kept:
+            raise Reject("facts", f"none of {len(pairs)} quotations stands in the passage")
+        flags = source_flags(passage)
+        if len(kept) < len(pairs):
+            flags.append(f"pairs_left_out:{len(pairs) - len(kept)}")
+        return [
+            {
+                "id": f"{job.row_id}#{number}", "language": job.target["language"],
+                "messages": [
+                    {"role": "user", "content": pair["question"]}, {"role": "assistant", "content": pair["answer"]},
+                ],
+                "source": parent["source"], "license": parent["license"], "method": "qa_generation",
+                "provenance": provenance(job, flags, evidence=pair["evidence"]),
+            }
+            for number, pair in enumerate(kept, 1)
+        ]  # fmt: skip
+
+
+def passage_text(parent: dict) -> str:
+    """The passage of an input: `text` of a passage, `context` of an mcq record, the answer of an instruction record."""
+    if "text" in parent:
+        return parent["text"].strip()
+    if "messages" in parent:
+        return parent["messages"][-1]["content"].strip()
+    return parent.get("context", "").strip()
+
+
+def grounded(evidence: str, passage: str) -> bool:
+    """Whether a quotation stands in the passage: the same letters and digits in the same order, each part of "a ... b"
+    for itself; spaces, punctuation and case are free."""
+    text = _bare(neutralise(passage))
+    parts = [_bare(part) for part in re.split(r"\.{3,}|…+", neutralise(evidence))]
+    parts = [p for p in parts if p]
+    return sum(map(len, parts)) >= _SHORTEST_EVIDENCE and all(p in text for p in parts)
+
+
+def _bare(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())

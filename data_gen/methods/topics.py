@@ -1,0 +1,44 @@
+"""The 21 topics of MMedBench (arXiv 2402.13963): one label a record, kept in provenance.topic."""
+
+from data_gen.answers import object_schema
+from data_gen.methods.base import MethodBase, Skip
+from data_gen.prompts import TOPICS
+from data_gen.types import Job
+from mmed_jax.data.schema import kind_of
+
+OTHER = "Other"
+SCHEMA = object_schema({"topic": {"type": "string", "enum": [*TOPICS, OTHER]}})
+
+
+class Topics(MethodBase):
+    """The same record with provenance.topic, one of TOPICS or "Other".
+
+    Records with a topic are left out unless `replace`.
+    """
+
+    name = "topics"
+    max_tokens = 32
+
+    def __init__(self, *, replace: bool = False, structured: bool = True, redraws: int = 1):
+        super().__init__(structured=structured, redraws=redraws)
+        self.replace = replace
+
+    def job_for(self, parent: dict, language: str, settings) -> Job:
+        if parent["provenance"].get("topic") in TOPICS and not self.replace:
+            raise Skip("has a topic")
+        if kind_of(parent) == "mcq":
+            data = {"question": parent["question"], "options": parent["options"]}
+        else:
+            data = {"question": next(m["content"] for m in parent["messages"] if m["role"] == "user")}
+        return self.new_job(parent["id"], parent, {"language": language}, settings, data, SCHEMA)
+
+    def answer_schema(self, job: Job) -> dict:
+        return SCHEMA
+
+    def made(self, job: Job, found: dict) -> list[dict]:
+        """The record as it was; who gave the label stands beside it, so that what made the record stays known."""
+        request = job.request
+        label = {"model": request.model, "prompt": request.prompt_version, "key": request.key}
+        old = job.parent["provenance"]
+        group = {"group": old.get("group") or job.parent["id"]}
+        return [{**job.parent, "provenance": {**old, **group, "topic": found["topic"], "topic_by": label}}]

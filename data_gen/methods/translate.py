@@ -1,0 +1,75 @@
+"""Cross-lingual translation of instruction and multiple-choice records to any of the seven languages.
+
+The key never travels: options are translated under their letters and answer_idx is the parent's, so letters, order and
+key can't change. Numbers, units and drug names are asked for in the prompt and checked by the gates.
+"""
+
+from collections.abc import Iterable
+
+from data_gen.answers import object_schema
+from data_gen.methods.base import BOOL, TEXT, MethodBase, Skip, checked_language, provenance, source_flags
+from data_gen.types import Job, Reject
+from mmed_jax.data.schema import kind_of
+from mmed_jax.errors import UserError
+
+
+class Translate(MethodBase):
+    """Records in `languages`; a record that is in a target language already is left out for that language."""
+
+    name = "translation"
+    max_tokens = 2048
+
+    def __init__(self, languages: Iterable[str], *, structured: bool = True, redraws: int = 1):
+        super().__init__(structured=structured, redraws=redraws)
+        self.languages = tuple(dict.fromkeys(checked_language(code) for code in languages))
+        if not self.languages:
+            raise UserError("translation: no target language given")
+
+    def languages_for(self, parent: dict) -> tuple[str, ...]:
+        return self.languages
+
+    def job_for(self, parent: dict, language: str, settings) -> Job:
+        if parent["language"] == language:
+            raise Skip(f"is in {language} already")
+        if parent.get("needs_image"):
+            raise Skip("needs an image")
+        data = texts_of(parent)
+        target = {"language": language, "from": parent["language"]}
+        return self.new_job(f"{parent['id']}@{language}", parent, target, settings, data, _schema(data))
+
+    def answer_schema(self, job: Job) -> dict:
+        return _schema(texts_of(job.parent))
+
+    def made(self, job: Job, found: dict) -> list[dict]:
+        if found["untranslatable"]:
+            raise Reject("refusal", "the model calls the text untranslatable")
+        parent = job.parent
+        common = {
+            "id": job.row_id, "language": job.target["language"], "source": parent["source"],
+            "license": parent["license"], "method": "translation",
+            "provenance": provenance(job, source_flags(*_flat(texts_of(parent))), parent_language=parent["language"]),
+        }  # fmt: skip
+        if kind_of(parent) == "instruction":
+            contents = [found[name] for name in texts_of(parent)]
+            messages = [{"role": m["role"], "content": c} for m, c in zip(parent["messages"], contents)]
+            return [{**common, "messages": messages}]
+        fields = {k: found[k] for k in ("context", "question", "options", "rationale") if k in found}
+        return [{**common, **fields, "answer_idx": parent["answer_idx"]}]
+
+
+def texts_of(record: dict) -> dict:
+    """What of a record is translated, as the prompt shows it: {"question", "options": {"A": ...}, ...} or
+    {"1_user", "2_assistant", ...}."""
+    if kind_of(record) == "instruction":
+        return {f"{i}_{m['role']}": m["content"] for i, m in enumerate(record["messages"], 1)}
+    shown = {k: record[k] for k in ("context", "question", "options") if k in record}
+    return shown | ({"rationale": record["rationale"]} if record["rationale"].strip() else {})
+
+
+def _schema(data: dict) -> dict:
+    fields = {k: object_schema(dict.fromkeys(v, TEXT)) if isinstance(v, dict) else TEXT for k, v in data.items()}
+    return object_schema({**fields, "untranslatable": BOOL})
+
+
+def _flat(data: dict) -> list[str]:
+    return [t for v in data.values() for t in (v.values() if isinstance(v, dict) else (v,))]

@@ -1,0 +1,79 @@
+"""Reading answers: what may surround JSON is tolerated, what would change its meaning is not repaired."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_gen.answers import object_schema, read_answer
+from data_gen.types import Reject
+
+TEXT = {"type": "string"}
+SCHEMA = object_schema({
+    "answer": TEXT, "letters": {"type": "array", "items": TEXT}, "doubt": {"type": "boolean"},
+    "options": object_schema({"A": TEXT, "B": TEXT}), "topic": {"type": "string", "enum": ["x", "y"]},
+})  # fmt: skip
+GOOD = {
+    "answer": 'He said "5 {mg}, ] }".', "letters": ["A"], "doubt": False, "options": {"A": "1", "B": "é"}, "topic": "x",
+}  # fmt: skip
+PLAIN = json.dumps(GOOD, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN, json.dumps(GOOD), json.dumps(GOOD, indent=2), f"```json\n{PLAIN}\n```", f"Here it is:\n\n{PLAIN}\nDone.",
+        f"<think>Maybe {{B}}?</think>\n{PLAIN}", PLAIN.replace('"x"}', '"x",}').replace('["A"]', '["A" ,\n]'),
+        f"\ufeff{PLAIN}", PLAIN.replace("é", "e\u0301").replace('"1"', '" 1\u200b\\n"'), GOOD,
+    ],
+)  # fmt: skip
+def test_tolerated(text):
+    assert read_answer(text, SCHEMA) == GOOD
+
+
+def test_a_raw_newline_in_a_string():
+    assert read_answer(PLAIN.replace("He said", "He\nsaid"), SCHEMA)["answer"].startswith("He\nsaid")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, len(PLAIN) - 1))
+def test_a_cut_answer_never_passes(length):
+    """Finishing cut JSON would pass half an answer as whole."""
+    with pytest.raises(Reject) as e:
+        read_answer(PLAIN[:length], SCHEMA)
+    assert e.value.reason == "schema"
+
+
+@pytest.mark.parametrize(
+    "change,problem",
+    [
+        ({"doubt": "false"}, "answer.doubt: expected boolean, got str"), ({"letters": "A"}, "expected array"),
+        ({"letters": [1]}, r"answer.letters\[0\]: expected string"), ({"topic": "z"}, "'z' is not one of"),
+        ({"options": {"A": "1"}}, "answer.options: field 'B' is missing"),
+        ({"options": {"A": "1", "B": "2", "C": "3"}}, "field 'C' was not asked for"), ({"note": "x"}, "'note' was not"),
+        ({"answer": None}, "expected string, got NoneType"),
+    ],
+)  # fmt: skip
+def test_wrong_forms(change, problem):
+    with pytest.raises(Reject, match=problem) as e:
+        read_answer(json.dumps(GOOD | change), SCHEMA)
+    assert e.value.reason == "schema"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "no", "[]", f"[{PLAIN}, {PLAIN}]", PLAIN + PLAIN, PLAIN.replace('"doubt"', '"answer"'), "{" * 9999 + "}"],
+)
+def test_no_single_object(text):
+    with pytest.raises(Reject) as e:
+        read_answer(text, SCHEMA)
+    assert e.value.reason == "schema" and len(e.value.detail) < 200
+
+
+@pytest.mark.parametrize("leak", ["<|eot_id|>", "DATA>>> 0123456789ab", "<<<DATA 01", "[/INST]", "a\u0000b", "</s>"])
+def test_marks_and_control_tokens_are_refused_wherever_they_stand(leak):
+    for change in ({"answer": f"x {leak}"}, {"letters": [leak]}, {"options": {"A": leak, "B": "2"}}):
+        with pytest.raises(Reject) as e:
+            read_answer(json.dumps(GOOD | change), SCHEMA)
+        assert e.value.reason == "control"
