@@ -1,0 +1,165 @@
+"""What the method commands share: flags, inputs, the run, the output files and the table of what became of the rows."""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from mmed_jax.data import jsonl
+from mmed_jax.data.schema import LANGUAGES, read_records
+from mmed_jax.errors import UserError, WorkError, nearest
+
+_ORDER = ("accepted", "rejected", "failed", "pending")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one-line UserErrors with the nearest flag."""
+
+    def error(self, message: str) -> None:
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else ""
+        flags = [f for f in self._option_string_actions if f.startswith("--")]
+        raise UserError(f"{self.prog}: {message}{nearest(unknown.partition('=')[0], flags) if unknown else ''}")
+
+
+def parser_for(command: str, doc: str) -> Parser:
+    """Flags that every method command has: --input, --output, --rejects, --only, --limit, and those of a run."""
+    from data_gen.runner import add_run_flags
+
+    parser = Parser(
+        prog=f"python -m data_gen {command}", description=doc.partition("\n")[0], allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=doc.partition("\n")[2],
+    )  # fmt: skip
+    parser.add_argument("--input", metavar="PATHS", help="files or folders, with commas")
+    parser.add_argument("--output", metavar="FILE", help="records to write: a name ending in .jsonl or .jsonl.gz")
+    parser.add_argument("--rejects", metavar="FILE", help="rows that became no record (default: beside it)")
+    parser.add_argument("--only", metavar="CODES", help=f"inputs in these languages: {','.join(LANGUAGES)}")
+    parser.add_argument("--limit", metavar="N", type=int, help="only the first N inputs: a sample before a full run")
+    parser.add_argument("--no_schema", action="store_true", help="for endpoints without structured output")
+    parser.add_argument("--redraws", metavar="N", type=int, default=1, help="ask again N times for unusable answers")
+    add_run_flags(parser)
+    return parser
+
+
+def check(args: argparse.Namespace, command: str) -> None:
+    """What can be told wrong before anything is read or sent. Raises UserError."""
+    for name in ("input", "output"):
+        if not getattr(args, name):
+            raise UserError(f"{command}: --{name} is missing (--help shows the flags)")
+    if not args.output.endswith(jsonl.SUFFIXES):
+        raise UserError(f"--output={args.output}: must end in {' or '.join(jsonl.SUFFIXES)}")
+    args.rejects = args.rejects or _beside(args.output)
+    if not args.rejects.endswith(jsonl.SUFFIXES):
+        raise UserError(f"--rejects={args.rejects}: must end in {' or '.join(jsonl.SUFFIXES)}")
+    written = [Path(args.output).resolve(), Path(args.rejects).resolve()]
+    if written[0] == written[1]:
+        raise UserError(f"--rejects={args.rejects}: is the --output file")
+    for path in _paths(args):
+        if Path(path).resolve() in written:
+            raise UserError(f"--output={path}: is an input itself")
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit={args.limit}: must be 1 or more")
+    if args.redraws < 0:
+        raise UserError(f"--redraws={args.redraws}: must be 0 or more")
+    for code in codes(args.only or ""):
+        if code not in LANGUAGES:
+            raise UserError(f"--only={code}: not a language{nearest(code, LANGUAGES)}")
+
+
+def _beside(output: str) -> str:
+    suffix = next(s for s in (".jsonl.gz", ".jsonl") if output.endswith(s))
+    return f"{output.removesuffix(suffix)}.rejects{suffix}"
+
+
+def _paths(args: argparse.Namespace) -> list[str]:
+    return [p.strip() for p in args.input.split(",") if p.strip()]
+
+
+def codes(text: str) -> list[str]:
+    """Language codes out of "ko, ja"."""
+    return [c.strip() for c in text.split(",") if c.strip()]
+
+
+def inputs(args: argparse.Namespace, read: Callable[[str], Iterable[dict]] | None = None) -> Iterator[dict]:
+    """The inputs of a command, streaming; `read` reads one path (default: records of any kind).
+
+    Raises UserError for an id that stands twice: its rows could not be told apart.
+    """
+    read = read or (lambda path: read_any(path))
+    only, seen = set(codes(args.only or "")), set()
+
+    def each() -> Iterator[dict]:
+        for path in _paths(args):
+            for item in read(path):
+                if only and item["language"] not in only:
+                    continue
+                if item["id"] in seen:
+                    raise UserError(f"{path}: id '{item['id']}' stands twice in the input")
+                seen.add(item["id"])
+                yield item
+
+    return islice(each(), args.limit)
+
+
+def read_any(path: str) -> Iterator[dict]:
+    """Records of either kind."""
+    return read_records(path, None)
+
+
+def run_command_of(method, args: argparse.Namespace, items: Iterable[dict]) -> None:
+    """Runs a method over `items`, writes records and rejects, prints the table.
+
+    Raises WorkError when rows are left pending (a stop by --max_usd, --max_requests or the endpoint): the same command
+    goes on. Both files are written atomically.
+    """
+    from data_gen.gates import default_gates
+    from data_gen.runner import run, settings_from
+
+    settings = settings_from(args)
+    counts: Counter[tuple[str, str]] = Counter()
+    flags: Counter[str] = Counter()
+    made = 0
+    rejects: list[str] = []
+
+    def accepted() -> Iterator[str]:
+        nonlocal made
+        for outcome in run(method, items, settings, default_gates(method.name, {})):
+            counts[outcome.state, outcome.reason] += 1
+            if outcome.state != "accepted":
+                rejects.append(jsonl.dump_line(_reject(outcome)))
+                continue
+            flags.update(set(outcome.flags))
+            for record in outcome.records:
+                made += 1
+                yield jsonl.dump_line(record)
+
+    jsonl.write_lines(args.output, accepted())
+    jsonl.write_lines(args.rejects, rejects)
+    print(summary(method.skipped, counts, flags, made))
+    print(f"written: {args.output}, {args.rejects}")
+    pending = sum(n for (state, _), n in counts.items() if state == "pending")
+    if pending:
+        raise WorkError(f"{pending} rows are pending; the same command goes on where this one stopped")
+
+
+def _reject(outcome) -> dict:
+    job = outcome.job
+    return {
+        "row_id": job.row_id, "method": job.method, "state": outcome.state, "reason": outcome.reason,
+        "detail": outcome.detail, "key": job.request.key,
+    }  # fmt: skip
+
+
+def summary(skipped: Counter, counts: Counter, flags: Counter, made: int) -> str:
+    """The table: inputs left out, rows by state and reason (they add up), flags, records."""
+    lines = [(f"left out: {why}", n) for why, n in skipped.most_common()]
+    lines.append(("rows", sum(counts.values())))
+    for state in _ORDER:
+        of_state = {reason: n for (s, reason), n in counts.items() if s == state}
+        if of_state or state == "accepted":
+            lines.append((f"  {state}", sum(of_state.values())))
+        lines += [(f"    {reason}", n) for reason, n in sorted(of_state.items(), key=lambda x: -x[1]) if reason]
+    lines.append(("records", made))
+    lines += [(f"  flagged {name}", n) for name, n in flags.most_common()]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {n:>9,}" for name, n in lines)
