@@ -6,7 +6,7 @@ import sys
 from mmed_jax.errors import UserError, nearest, run_command
 
 # Order of use. A new command is a new module and a new name here.
-COMMANDS = ("convert",)
+COMMANDS = ("convert", "handcraft", "expand", "qa", "translate", "rationale", "topics")
 
 
 def _help() -> str:
