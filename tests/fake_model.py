@@ -37,19 +37,26 @@ WRONG = {
     "ungrounded": "quotations that are not in the passage (qa)",
     "doubt": "a good answer with its doubt said",
 }
-_UNITS = (
-    "µg|μg|mcg|mmHg|mmol|µmol|mEq|mg|kg|ml|mL|dl|dL|cm|mm|IU|UI|°C|℃|g|l|L|мг|мкг|мл|кг|г|см|мм"
-    "|毫克|微克|毫升|公斤|克|ミリ|グラム|밀리그램|그램|万|億|亿|千|만|천"
+# Units in other scripts become the common symbol, multipliers stay.
+_SYMBOLS = {
+    "мкг": "µg", "мг": "mg", "мл": "ml", "кг": "kg", "г": "g", "см": "cm", "мм": "mm", "微克": "µg", "毫克": "mg",
+    "毫升": "ml", "公斤": "kg", "克": "g", "ミリグラム": "mg", "グラム": "g", "밀리그램": "mg", "밀리그람": "mg",
+    "그램": "g", "밀리리터": "ml",
+}  # fmt: skip
+_UNITS = "|".join(
+    ["%", "µg", "μg", "mcg", "mmHg", "mmol", "µmol", "mEq", "mg", "kg", "ml", "mL", "dl", "dL", "cm", "mm", "IU"]
+    + ["UI", "°C", "℃", "g", "l", "L", "万", "億", "亿", "千", "만", "천", *_SYMBOLS]
 )
 _KEPT = re.compile(
-    rf"\d[\d.,:/×x^%‰°-]*(?:\s?(?:{_UNITS})(?![A-Za-zа-я]))?(?:/(?:dL|dl|L|l|ml|mL|kg|h|min|day))?"
+    rf"(?:(?<![\d.,])\.)?\d[\d.,:/×x^%‰°~〜～–-]*(?:\s?(?:{_UNITS})(?![A-Za-zа-я]))?"
+    r"(?:/(?:dL|dl|L|l|ml|mL|kg|h|min|day))?"
     r"|(?<![\w])[A-J](?![\w'’])"
 )
 _TOKEN = re.compile(
     _KEPT.pattern + r"|\n+|[\u3040-\u30ff\u3400-\u9fff]{1,3}|[^\W\d_]+(?:[-'’][^\W\d_]+)*"
     r"|[.?!;:。？！；：](?=\s|$|\W)|[,，、]"
 )
-_SENTENCE = re.compile(r"[^.!?。！？\n]{12,}(?:[.!?。！？]|(?=\n|$))")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 _STOPS = {"zh": "。", "ja": "。"}
 _WORDS_FROM = Path(__file__).resolve().parents[1] / "data_gen" / "handcrafted" / "instructions.jsonl"
 _SAY = {
@@ -112,20 +119,29 @@ class FakeModel:
 def foreign_text(text: str, language: str) -> str:
     """Words of `language` in place of those of `text`; numbers, units, single capitals, punctuation and lines stay."""
     words, space = _lexicon(language), "" if language in ("zh", "ja") else " "
+    tokens = [m[0] for m in _TOKEN.finditer(text)]
+    short = sum(t[0].isalpha() for t in tokens) <= 2  # one word for one would make options equal
     out, previous = [], ""
-    for match in _TOKEN.finditer(text):
-        token = match[0]
+    for token in tokens:
         if token.startswith("\n"):
             out.append(token)
         elif token in ".?!;:。？！；：,，、":
             out.append(_mark(token, language))
         else:
             kept = _KEPT.fullmatch(token)
-            word = token if kept else words[_hash(f"{language} {previous} {token}") % len(words)]
+            key = f"{language} {previous} {token}"
+            word = _symbols(token) if kept else words[_hash(key) % len(words)]
+            if short and not kept:
+                word += space + words[_hash(key[::-1]) % len(words)]
             between = space or (" " if kept or _KEPT.fullmatch(previous or "-") else "")
             out.append((between if out and not out[-1].endswith("\n") else "") + word)
             previous = token
     return "".join(out).strip()
+
+
+def _symbols(token: str) -> str:
+    unit = re.search(r"[^\W\d_]+$", token)
+    return token[: unit.start()] + _SYMBOLS[unit[0]] if unit and unit[0] in _SYMBOLS else token
 
 
 def _mark(token: str, language: str) -> str:
@@ -146,10 +162,13 @@ def _good(method: str, language: str, data: dict, count: int, wrong: str) -> dic
     if method == "topics":
         return {"topic": TOPICS[_hash(data["question"]) % len(TOPICS)]}
     if method == "qa_generation":
-        sentences = [s.strip() for s in _SENTENCE.findall(data["passage"])][:count] or [data["passage"].strip()]
+        sentences = [s.strip() for s in _SENTENCE.split(data["passage"]) if len(s) > 12] or [data["passage"].strip()]
         own = _reads_as(data["passage"]) == tongue
-        return {"pairs": [_pair(s, tongue, own, say) for s in sentences]}
-    pseudo = foreign_text(data["question"], tongue).rstrip("?？.。:：") + stop
+        return {"pairs": [_pair(s, tongue, own, say) for s in sentences[:count]]}
+    pseudo, more = "", data["question"]
+    while len(pseudo) < 100:
+        more = foreign_text(more, tongue).rstrip("?？.。:：") + stop
+        pseudo = f"{pseudo}{space}{more}".strip()
     if method == "answer_expanding":
         given = data["given_answer"]
         given = given if isinstance(given, str) else ("、" if tongue in ("zh", "ja") else "; ").join(given)

@@ -49,6 +49,8 @@ class Expand(MethodBase):
             data["context"] = parent["context"]
         if not verdict:
             data["options"] = options
+        if parent["rationale"].strip():
+            data["explanation"] = parent["rationale"]
         data["given_answer"] = right[0] if len(right) == 1 else right
         shown = parent["question"] if verdict else f"{parent['question']}\n{base.numbered_options(options)}"
         return data, "\n\n".join(filter(None, (parent.get("context", ""), shown)))

@@ -1,7 +1,7 @@
 """Question-answer pairs from passages, grounded in them: every pair quotes the words of the passage that prove it.
 
-A pair whose quotation does not stand in the passage is left out and counted in a flag of its siblings; where none is
-left, the row is rejected. Passages: see data_gen.passages; records are taken for their passage (`context`) or answer.
+A pair whose quotation does not stand in the passage, or that asks or answers nothing new, is left out and counted in a
+flag of its siblings; where none is left, the row is rejected. Passages: see data_gen.passages; records are taken for their passage (`context`) or answer.
 """
 
 import re
@@ -59,11 +59,12 @@ class QA(MethodBase):
         kept, seen = [], set()
         for pair in pairs:
             key = _bare(pair["question"])
-            if pair["answer"] and key and key not in seen and grounded(pair["evidence"], passage):
+            new = key and key not in seen and _bare(pair["answer"]) not in ("", key)
+            if new and grounded(pair["evidence"], passage):
                 seen.add(key)
                 kept.append(pair)
         if not kept:
-            raise Reject("facts", f"none of {len(pairs)} quotations stands in the passage")
+            raise Reject("facts", f"none of {len(pairs)} pairs has a quotation that stands in the passage")
         flags = source_flags(passage)
         if len(kept) < len(pairs):
             flags.append(f"pairs_left_out:{len(pairs) - len(kept)}")
