@@ -201,7 +201,7 @@ def _reads_as(text: str) -> str:
 def _spoil(found: dict, language: str, data: dict, wrong: str) -> str:
     say = _SAY[language]
     if wrong == "refusal":
-        found = _each(found, lambda t: say[5])
+        found = _each(found, lambda t: say[5], skip=("evidence", "question") if "pairs" in found else ("topic",))
     elif wrong == "prose":
         return say[5]
     elif wrong == "copy":

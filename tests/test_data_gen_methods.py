@@ -117,7 +117,7 @@ def test_jobs_are_the_same_every_time_and_differ_by_what_is_asked(mcq):
 def test_expand_shows_options_only_where_they_mean_something(mcq):
     verdict = {
         **mcq[0], "question": "Помогает ли метформин?", "options": {"A": "да", "B": "нет"}, "answer_idx": "B",
-        "language": "ru", "context": "Метформин снижает глюкозу.",
+        "language": "ru", "context": "Метформин снижает глюкозу.", "rationale": "",
     }  # fmt: skip
     (job, (record,)), (other, (with_options,)) = run(Expand(), [verdict, {**mcq[0], "id": "x"}])
     assert data_of(job) == {
@@ -125,6 +125,7 @@ def test_expand_shows_options_only_where_they_mean_something(mcq):
     }  # fmt: skip
     assert record["messages"][0]["content"] == "Метформин снижает глюкозу.\n\nПомогает ли метформин?"
     assert data_of(other)["given_answer"] == mcq[0]["options"][mcq[0]["answer_idx"]]
+    assert data_of(other)["explanation"] == mcq[0]["rationale"]
     assert "\nB. " in with_options["messages"][0]["content"]
     several = {**mcq[0], "answer_idx": "A,C"}
     (job, _), = run(Expand(), [several])  # fmt: skip

@@ -1,7 +1,8 @@
 """Question-answer pairs from passages, grounded in them: every pair quotes the words of the passage that prove it.
 
-A pair whose quotation does not stand in the passage, or that asks or answers nothing new, is left out and counted in a
-flag of its siblings; where none is left, the row is rejected. Passages: see data_gen.passages; records are taken for their passage (`context`) or answer.
+A pair whose quotation does not stand in the passage, or that asks or answers nothing new, is left out and counted in
+a flag of its siblings; where none is left, the row is rejected.
+Passages: see data_gen.passages; records are taken for their passage (`context`) or answer.
 """
 
 import re
