@@ -19,7 +19,7 @@ from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.errors import UserError, run_command
 
 FOLDER = Path(__file__).parent / "prompts"
-NAMES = ("answer_expanding", "qa_generation", "translation", "rationale", "topics")
+NAMES = ("answer_expanding", "qa_generation", "translation", "rationale", "topics", "reanswer")
 # The 21 topics of MMedBench, arXiv 2402.13963, by their share of its test set.
 TOPICS = (
     "Internal Medicine", "Biochemistry", "Pharmacology", "Psychiatry", "Pediatrics", "Microbiology", "Physiology",
@@ -58,7 +58,7 @@ def _file(name: str) -> dict:
 
 @cache
 def load_prompt(method: str, language: str) -> Prompt:
-    """The current prompt of a method. Methods with one wording for all languages (topics) give the English one.
+    """The current prompt of a method; methods with one wording for all languages (topics, reanswer) give the English.
 
     Raises KeyError for a method or language that there is not.
     """

@@ -8,7 +8,7 @@ import pytest
 from data_gen.fence import inside
 from data_gen.gates.quantities import quantities
 from data_gen.languages import language_problem
-from data_gen.methods import METHODS, QA, Expand, Rationale, Topics, Translate, make_method
+from data_gen.methods import METHODS, QA, Expand, Rationale, Reanswer, Topics, Translate, make_method
 from data_gen.methods.qa import grounded
 from data_gen.prompts import TOPICS
 from data_gen.types import REASONS, Reject
@@ -217,6 +217,26 @@ def test_rationale_in_another_language_says_so(mcq):
     assert job.request.messages[0]["content"].startswith("You are a medical teacher")
 
 
+def test_a_blind_answer_changes_nothing_but_flags_or_rejects(mcq):
+    record = {**mcq[0], "options": {"A": "x", "B": "y", "C": "z"}, "answer_idx": "A,C", "context": "Known."}
+    for strict in (False, True):
+        method = Reanswer(strict=strict)
+        (job,) = method.jobs([record], SETTINGS)
+        assert sorted(data_of(job)) == ["context", "options", "question", "right"]
+        assert data_of(job)["right"] == "one or more"
+        (same,) = method.parse(job, {"answer": ["c", "A"], "sure": True})
+        assert same["provenance"]["reanswer"]["agrees"] and same["provenance"]["flags"] == []
+        assert {**same, "provenance": 0} == {**record, "provenance": 0}
+        (unsure,) = method.parse(job, {"answer": ["B"], "sure": False})
+        assert unsure["provenance"]["reanswer"]["letters"] == "B" and unsure["provenance"]["flags"] == []
+        with pytest.raises(Reject, match="D, options A,B,C"):
+            method.parse(job, {"answer": ["D"], "sure": True})
+    with pytest.raises(Reject, match="answered blind: B, the key is A,C"):
+        method.parse(job, {"answer": ["B"], "sure": True})
+    (flagged,) = Reanswer().parse(job, {"answer": ["B"], "sure": True})
+    assert flagged["provenance"]["flags"] == ["reanswer_differs"]
+
+
 # --- qa
 
 
@@ -301,7 +321,7 @@ def test_retries_are_new_requests_and_end(mcq):
 
 
 def test_methods_by_name():
-    assert set(METHODS) == {"answer_expanding", "qa_generation", "translation", "rationale", "topics"}
+    assert set(METHODS) == {"answer_expanding", "qa_generation", "translation", "rationale", "topics", "reanswer"}
     assert make_method("qa_generation", pairs=2).pairs == 2
     for name, options, message in (
         ("translate", {}, "did you mean 'translation'"), ("topics", {"pairs": 1}, "unexpected keyword argument"),

@@ -14,6 +14,7 @@ from mmed_jax.errors import UserError
 FIELDS = {
     "answer_expanding": ("answer", "doubt"), "qa_generation": ("pairs", "question", "answer", "evidence"),
     "translation": ("untranslatable",), "rationale": ("rationale", "answer", "doubt"), "topics": ("topic",),
+    "reanswer": ("answer", "sure"),
 }  # fmt: skip
 
 
@@ -27,8 +28,8 @@ def test_every_prompt_is_complete(method, language):
     for name in FIELDS[method]:
         assert f'"{name}"' in prompt.system or f"« {name} »" in prompt.system, name
     words = re.sub(r"<<<DATA|DATA>>>|\{.*?\}|\"\w+\"", " ", prompt.system)
-    assert language_problem(words, "en" if method == "topics" else language) is None
-    rules = {"topics": 4, "answer_expanding": 6, "rationale": 6}.get(method, 7)
+    assert language_problem(words, "en" if method in ("topics", "reanswer") else language) is None
+    rules = {"topics": 4, "reanswer": 3, "answer_expanding": 6, "rationale": 6}.get(method, 7)
     assert re.findall(r"^(\d)\. ", prompt.system, re.MULTILINE) == [str(i) for i in range(1, rules + 1)]
 
 

@@ -9,15 +9,16 @@ from data_gen.methods.base import MethodBase
 from data_gen.methods.expand import Expand
 from data_gen.methods.qa import QA
 from data_gen.methods.rationale import Rationale
+from data_gen.methods.reanswer import Reanswer
 from data_gen.methods.topics import Topics
 from data_gen.methods.translate import Translate
 from mmed_jax.errors import UserError, nearest
 
-METHODS: dict[str, type[MethodBase]] = {m.name: m for m in (Expand, QA, Translate, Rationale, Topics)}
+METHODS: dict[str, type[MethodBase]] = {m.name: m for m in (Expand, QA, Translate, Rationale, Topics, Reanswer)}
 
 
 def make_method(name: str, **options: object) -> MethodBase:
-    """The method `name` ("answer_expanding", "qa_generation", "translation", "rationale", "topics").
+    """The method `name` ("answer_expanding", "qa_generation", "translation", "rationale", "topics", "reanswer").
 
     Raises UserError for a name or an option that there is not.
     """

@@ -21,6 +21,8 @@ REDRAWN = (
 # What a step of the history keeps when a generated record is the parent of another.
 _STEP = ("model", "prompt", "key", "temperature", "seed")
 
+_LOOKALIKES = str.maketrans("АВСЕНКМОРТХавсенкмортх", "ABCEHKMOPTX" * 2)
+
 
 class Skip(Exception):
     """An input that a method has nothing to do with; `str()` is the class of reason, counted in Method.skipped."""
@@ -133,6 +135,12 @@ def source_flags(*texts: str) -> list[str]:
 def numbered_options(options: dict[str, str]) -> str:
     """Options as lines "A. text"."""
     return "\n".join(f"{letter}. {text.strip()}" for letter, text in options.items())
+
+
+def letters_named(entries: list[str], language: str) -> list[str]:
+    """Option letters out of ["a,C", "B"], sorted; in Russian, Cyrillic letters that look like Latin ones count."""
+    entries = [e.translate(_LOOKALIKES) if language == "ru" else e for e in entries]
+    return sorted({part.strip().upper() for entry in entries for part in entry.split(",")} - {""})
 
 
 def checked_language(code: str) -> str:

@@ -5,14 +5,11 @@ rationale for another option is worse than none (research on such sets finds one
 """
 
 from data_gen.answers import object_schema
-from data_gen.methods.base import BOOL, TEXT, MethodBase, Skip, checked_language, needs, provenance, source_flags
+from data_gen.methods import base
+from data_gen.methods.base import BOOL, TEXT, MethodBase, Skip, needs
 from data_gen.types import Job, Reject
 
 SCHEMA = object_schema({"rationale": TEXT, "answer": {"type": "array", "items": TEXT}, "doubt": BOOL})
-
-# Cyrillic letters that look like Latin ones, which Russian answers mix up.
-_LOOKALIKES = str.maketrans("АВСЕНКМОРТХ", "ABCEHKMOPTX")
-
 
 class Rationale(MethodBase):
     """The same record with a rationale. `language`: write it in this language instead of the record's own.
@@ -27,7 +24,7 @@ class Rationale(MethodBase):
         self, *, language: str | None = None, replace: bool = False, structured: bool = True, redraws: int = 1
     ):
         super().__init__(structured=structured, redraws=redraws)
-        self.language = None if language is None else checked_language(language)
+        self.language = None if language is None else base.checked_language(language)
         self.replace = replace
 
     def languages_for(self, parent: dict) -> tuple[str, ...]:
@@ -49,12 +46,11 @@ class Rationale(MethodBase):
 
     def made(self, job: Job, found: dict) -> list[dict]:
         parent, letters = job.parent, job.target["letters"]
-        entries = [e.translate(_LOOKALIKES) if job.target["language"] == "ru" else e for e in found["answer"]]
-        named = sorted({part.strip().upper() for entry in entries for part in entry.split(",")} - {""})
+        named = base.letters_named(found["answer"], job.target["language"])
         if named != letters:
             raise Reject("key", f"it argues for {','.join(named) or 'nothing'}, the key is {','.join(letters)}")
         texts = (parent["question"], parent.get("context", ""), *parent["options"].values())
-        flags = [*source_flags(*texts), *(["key_doubted"] if found["doubt"] else [])]
+        flags = [*base.source_flags(*texts), *(["key_doubted"] if found["doubt"] else [])]
         more = {"rationale_language": job.target["language"]} if job.target["language"] != parent["language"] else {}
         fields = {**parent, "rationale": found["rationale"], "human_checked": False, "human_check_passed": False}
-        return [{**fields, "provenance": {**parent["provenance"], **provenance(job, flags, **more)}}]
+        return [{**fields, "provenance": {**parent["provenance"], **base.provenance(job, flags, **more)}}]
