@@ -4,7 +4,7 @@
     python -m data_gen expand --input=faq.jsonl --output=faq_full.jsonl --max_chars=120 --limit=20
 """
 
-from data_gen.method_command import check, inputs, parser_for, run_command_of
+from data_gen.method_command import check, inputs, parser_for, run_method
 from data_gen.methods import Expand
 from mmed_jax.errors import run_command
 
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check(args, "expand")
     method = Expand(max_chars=args.max_chars, structured=not args.no_schema, redraws=args.redraws)
-    run_command_of(method, args, inputs(args))
+    run_method(method, args, lambda: inputs(args))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -106,40 +107,51 @@ def read_any(path: str) -> Iterator[dict]:
     return read_records(path, None)
 
 
-def run_command_of(method, args: argparse.Namespace, items: Iterable[dict]) -> None:
-    """Runs a method over `items`, writes records and rejects, prints the table.
+def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], then: tuple = ()) -> None:
+    """Runs a method over the inputs that `items()` gives anew each time, and the methods `then` over its records.
 
-    Raises WorkError when rows are left pending (a stop by --max_usd, --max_requests or the endpoint): the same command
-    goes on. Both files are written atomically.
+    Writes records and rejects, prints tables. What an enriching method leaves out follows its records unchanged.
+    Files are written atomically. Raises WorkError when rows are left pending (a stop by --max_usd, --max_requests or
+    the endpoint): the same command goes on.
     """
-    from data_gen.gates import default_gates
+    rejects: list[str] = []
+    for number, one in enumerate((method, *then)):
+        if number:
+            items = partial(read_any, args.output)
+        pending = _pass(one, args, items, rejects)
+        jsonl.write_lines(args.rejects, rejects)
+        print(f"written: {args.output}, {args.rejects}", flush=True)
+        if pending:
+            raise WorkError(f"{pending} rows are pending; the same command goes on where this one stopped")
+
+
+def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], rejects: list[str]) -> int:
+    """One method from its inputs to the output file; adds lines to `rejects`. Returns how many rows are pending."""
+    from data_gen.gates import GATES, default_gates
     from data_gen.runner import run, settings_from
 
     settings = settings_from(args)
+    gates = default_gates(method.name) if method.name in GATES else []
     counts: Counter[tuple[str, str]] = Counter()
     flags: Counter[str] = Counter()
     made = 0
-    rejects: list[str] = []
 
-    def accepted() -> Iterator[str]:
+    def lines() -> Iterator[str]:
         nonlocal made
-        for outcome in run(method, items, settings, default_gates(method.name, {})):
+        for outcome in run(method, items(), settings, gates):
             counts[outcome.state, outcome.reason] += 1
             if outcome.state != "accepted":
                 rejects.append(jsonl.dump_line(_reject(outcome)))
-                continue
-            flags.update(set(outcome.flags))
-            for record in outcome.records:
+            for record in outcome.records if outcome.state == "accepted" else ():
                 made += 1
+                flags.update(record["provenance"].get("flags", ()))
                 yield jsonl.dump_line(record)
+        if method.skipped_ids:
+            yield from (jsonl.dump_line(r) for r in items() if r["id"] in method.skipped_ids)
 
-    jsonl.write_lines(args.output, accepted())
-    jsonl.write_lines(args.rejects, rejects)
-    print(summary(method.skipped, counts, flags, made))
-    print(f"written: {args.output}, {args.rejects}")
-    pending = sum(n for (state, _), n in counts.items() if state == "pending")
-    if pending:
-        raise WorkError(f"{pending} rows are pending; the same command goes on where this one stopped")
+    jsonl.write_lines(args.output, lines())
+    print(f"{method.name}\n{summary(method.skipped, counts, flags, made, method.enriches)}", flush=True)
+    return sum(n for (state, _), n in counts.items() if state == "pending")
 
 
 def _reject(outcome) -> dict:
@@ -150,9 +162,9 @@ def _reject(outcome) -> dict:
     }  # fmt: skip
 
 
-def summary(skipped: Counter, counts: Counter, flags: Counter, made: int) -> str:
+def summary(skipped: Counter, counts: Counter, flags: Counter, made: int, enriches: bool = False) -> str:
     """The table: inputs left out, rows by state and reason (they add up), flags, records."""
-    lines = [(f"left out: {why}", n) for why, n in skipped.most_common()]
+    lines = [(f"{'left as it is' if enriches else 'left out'}: {why}", n) for why, n in skipped.most_common()]
     lines.append(("rows", sum(counts.values())))
     for state in _ORDER:
         of_state = {reason: n for (s, reason), n in counts.items() if s == state}

@@ -6,7 +6,7 @@
 
 from collections.abc import Iterator
 
-from data_gen.method_command import check, inputs, parser_for, run_command_of
+from data_gen.method_command import check, inputs, parser_for, run_method
 from data_gen.methods import QA
 from data_gen.passages import read_passages
 from mmed_jax.errors import UserError, run_command
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
             path, language=args.from_language, license=args.license, field=args.field, max_chars=args.max_chars
         )
 
-    run_command_of(method, args, inputs(args, read))
+    run_method(method, args, lambda: inputs(args, read))
 
 
 if __name__ == "__main__":

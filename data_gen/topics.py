@@ -3,7 +3,7 @@
     python -m data_gen topics --input=mcq.jsonl --output=mcq_topics.jsonl
 """
 
-from data_gen.method_command import check, inputs, parser_for, run_command_of
+from data_gen.method_command import check, inputs, parser_for, run_method
 from data_gen.methods import Topics
 from mmed_jax.errors import run_command
 
@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check(args, "topics")
     method = Topics(replace=args.replace, structured=not args.no_schema, redraws=args.redraws)
-    run_command_of(method, args, inputs(args))
+    run_method(method, args, lambda: inputs(args))
 
 
 if __name__ == "__main__":

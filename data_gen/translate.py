@@ -3,7 +3,7 @@
     python -m data_gen translate --input=casimedicos_es.jsonl --language=ko,ja --output=casimedicos_ko_ja.jsonl
 """
 
-from data_gen.method_command import check, codes, inputs, parser_for, run_command_of
+from data_gen.method_command import check, codes, inputs, parser_for, run_method
 from data_gen.methods import Translate
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.errors import UserError, run_command
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.language:
         raise UserError("translate: --language is missing (the languages to translate into, with commas)")
     method = Translate(codes(args.language), structured=not args.no_schema, redraws=args.redraws)
-    run_command_of(method, args, inputs(args))
+    run_method(method, args, lambda: inputs(args))
 
 
 if __name__ == "__main__":

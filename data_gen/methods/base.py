@@ -35,10 +35,13 @@ class MethodBase:
       name: the `method` of jobs and, where the schema knows it, of records.
       max_tokens: room for an answer (max_completion_tokens) unless the settings say otherwise; doubled, at most to four
         times, when an answer was cut.
-      skipped: reasons and counts of inputs that became no job, of the last iteration of `jobs`.
+      enriches: the method gives its inputs back with something added; what it leaves out stays as it is.
+      skipped, skipped_ids: reasons and counts of inputs that became no job, of the last iteration of `jobs`; their ids
+        where the method enriches.
     """
 
     name: str
+    enriches: bool = False
     max_tokens: int = 1024
 
     def __init__(self, *, structured: bool = True, redraws: int = 1):
@@ -46,16 +49,20 @@ class MethodBase:
         tolerantly. `redraws`: how often an unusable answer is asked for again, with another seed."""
         self.structured, self.redraws = structured, redraws
         self.skipped: Counter[str] = Counter()
+        self.skipped_ids: set[str] = set()
 
     def jobs(self, inputs: Iterable[dict], settings) -> Iterator[Job]:
         """One job per usable input, lazily and in order; `settings` has `model` and `params`."""
         self.skipped.clear()
+        self.skipped_ids.clear()
         for parent in inputs:
             for language in self.languages_for(parent):
                 try:
                     yield self.job_for(parent, language, settings)
                 except Skip as e:
                     self.skipped[str(e)] += 1
+                    if self.enriches:
+                        self.skipped_ids.add(parent["id"])
 
     def languages_for(self, parent: dict) -> tuple[str, ...]:
         """The languages that are made from `parent`; by default its own."""

@@ -18,6 +18,7 @@ class Rationale(MethodBase):
     """
 
     name = "rationale"
+    enriches = True
     max_tokens = 1024
 
     def __init__(

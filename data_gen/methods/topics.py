@@ -17,6 +17,7 @@ class Topics(MethodBase):
     """
 
     name = "topics"
+    enriches = True
     max_tokens = 32
 
     def __init__(self, *, replace: bool = False, structured: bool = True, redraws: int = 1):
