@@ -9,7 +9,7 @@ import json
 import re
 import unicodedata
 
-from data_gen.fence import leaks
+from data_gen.fence import INVISIBLE, leaks
 from data_gen.types import Reject
 
 _THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
@@ -89,7 +89,7 @@ def _clean(value: object) -> object:
     if isinstance(value, str):
         text = value.replace("\r\n", "\n")
         if not text.isascii():
-            text = unicodedata.normalize("NFC", "".join(c for c in text if unicodedata.category(c) != "Cf"))
+            text = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
         text = text.strip()
         if found := leaks(text):
             raise Reject("control", f"the answer holds {found!r}")

@@ -19,6 +19,12 @@ _MARK = re.compile(r"<<<\s*DATA|DATA\s*>>>", re.IGNORECASE)
 _NEWLINES = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 # Control characters but tab and newline, halves of surrogate pairs, noncharacters.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+# Unicode category Cf, format characters: zero width, direction marks, soft hyphen, tags.
+INVISIBLE = re.compile(
+    "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f"
+    "\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0001\U000e0020-\U000e007f]"
+)
 # A variation selector means something after a Han character only; runs of them elsewhere carry hidden bytes.
 _SELECTORS = re.compile("(?<![\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])[\U000e0100-\U000e01ef]")
 
@@ -58,8 +64,7 @@ def neutralise(text: str) -> str:
     """
     text = _CONTROLS.sub("", _NEWLINES.sub("\n", text))
     if not text.isascii():
-        text = "".join(c for c in text if unicodedata.category(c) != "Cf")
-        text = unicodedata.normalize("NFC", _SELECTORS.sub("", text))
+        text = unicodedata.normalize("NFC", _SELECTORS.sub("", INVISIBLE.sub("", text)))
     text = re.sub(r"<{3,}|>{3,}", lambda m: " ".join(m[0]), text)
     return _CONTROL.sub(lambda m: m[0] + " ", text)
 

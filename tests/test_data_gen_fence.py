@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_gen.fence import CLOSE, OPEN, fence, inside, leaks, neutralise, outside, steers
+from data_gen.fence import CLOSE, INVISIBLE, OPEN, fence, inside, leaks, neutralise, outside, steers
 from data_gen.prompts import NAMES, load_prompt
 from mmed_jax.data.schema import LANGUAGES, read_records
 
@@ -71,6 +71,13 @@ def test_the_instructions_of_a_prompt_do_not_depend_on_the_source(text, other, m
         assert data["question"] == data["options"]["A"] == neutralise(source)
         shown.append((messages[0]["content"], outside(messages[1]["content"])))
     assert shown[0] == shown[1]
+
+
+def test_all_format_characters_are_known():
+    """Cn: assigned in a later version of Unicode than this Python's."""
+    for c in map(chr, range(0x110000)):
+        category = unicodedata.category(c)
+        assert category == "Cn" or (category == "Cf") == bool(INVISIBLE.match(c)), hex(ord(c))
 
 
 def test_the_marks_follow_from_the_text():

@@ -7,6 +7,7 @@ Passages: see data_gen.passages; records are taken for their passage (`context`)
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from data_gen.answers import object_schema
 from data_gen.fence import neutralise
@@ -16,6 +17,7 @@ from mmed_jax.errors import UserError
 
 PAIR = object_schema({"question": TEXT, "answer": TEXT, "evidence": TEXT})
 SCHEMA = object_schema({"pairs": {"type": "array", "items": PAIR}})
+_NOT_WORD = re.compile(r"[\W_]+")
 _SHORTEST_EVIDENCE = 6  # characters without spaces and punctuation; less proves nothing
 
 
@@ -94,11 +96,17 @@ def passage_text(parent: dict) -> str:
 def grounded(evidence: str, passage: str) -> bool:
     """Whether a quotation stands in the passage: the same letters and digits in the same order, each part of "a ... b"
     for itself; spaces, punctuation and case are free."""
-    text = _bare(neutralise(passage))
+    text = _bare_passage(passage)
     parts = [_bare(part) for part in re.split(r"\.{3,}|…+", neutralise(evidence))]
     parts = [p for p in parts if p]
     return sum(map(len, parts)) >= _SHORTEST_EVIDENCE and all(p in text for p in parts)
 
 
+@lru_cache(maxsize=8)
+def _bare_passage(passage: str) -> str:
+    """Of the passage as the prompt showed it; its pairs come one after another."""
+    return _bare(neutralise(passage))
+
+
 def _bare(text: str) -> str:
-    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
+    return _NOT_WORD.sub("", unicodedata.normalize("NFKC", text).casefold())
