@@ -1,8 +1,9 @@
 """What the method commands share: flags, inputs, the run, the output files and the table of what became of the rows."""
 
 import argparse
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -131,6 +132,9 @@ def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]],
     from data_gen.runner import run, settings_from
 
     settings = settings_from(args)
+    # The whole input is read before the first request, so that a fault in its last line costs nothing.
+    total = sum(len(method.languages_for(item)) for item in items())
+    settings = replace(settings, total=total)
     gates = default_gates(method.name) if method.name in GATES else []
     counts: Counter[tuple[str, str]] = Counter()
     flags: Counter[str] = Counter()
@@ -149,6 +153,8 @@ def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]],
         if method.skipped_ids:
             yield from (jsonl.dump_line(r) for r in items() if r["id"] in method.skipped_ids)
 
+    if settings.dry_run:
+        deque(lines(), maxlen=0)  # prints the estimate and leaves
     jsonl.write_lines(args.output, lines())
     print(f"{method.name}\n{summary(method.skipped, counts, flags, made, method.enriches)}", flush=True)
     return sum(n for (state, _), n in counts.items() if state == "pending")

@@ -15,8 +15,8 @@ TEXT = {"type": "string"}
 BOOL = {"type": "boolean"}
 # Answers that another draw may mend. Not "length" (needs room) and not a fault of the input.
 REDRAWN = (
-    "schema", "language", "refusal", "boilerplate", "control", "copy", "too_short", "too_long", "key", "options",
-    "numbers", "facts",
+    "schema", "language", "refusal", "boilerplate", "control", "copy", "too_short", "too_long", "repetition", "key",
+    "options", "numbers", "facts",
 )  # fmt: skip
 # What a step of the history keeps when a generated record is the parent of another.
 _STEP = ("model", "prompt", "key", "temperature", "seed")
