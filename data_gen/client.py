@@ -1,0 +1,196 @@
+"""One request to an OpenAI-compatible endpoint, and what its reply means.
+
+The `openai` package does the talking (no retries of its own: those are ours, so that each is counted and priced). The
+API key comes from the environment alone and is cut out of every text that is stored or shown.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from data_gen.ledger import Answer
+from data_gen.prices import Price
+from data_gen.types import Request
+from mmed_jax.errors import UserError, one_line
+
+OPENAI_URL = "https://api.openai.com/v1"
+_KEY_LIKE = re.compile(r"\b(?:sk|pk|rk)-[\w*-]{4,}|(?i:bearer)\s+\S+")
+_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated")
+_FILTERS = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
+
+
+class Stop(UserError):
+    """Nothing can be had from this endpoint until the user changes something; the message says what."""
+
+
+@dataclass
+class Again(Exception):
+    """This attempt failed and another may succeed. uncertain: it may have been billed. limited: the server said 429."""
+
+    detail: str
+    uncertain: bool = False
+    limited: bool = False
+    headers: Mapping[str, str] | None = None
+    wait: float | None = None
+
+
+@dataclass
+class Reply:
+    """A reply that settles the request."""
+
+    answer: Answer
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def shown_url(url: str) -> str:
+    """An address without a user name and password in it."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+
+
+def redact(text: str) -> str:
+    """`text` on one line, short, without anything that is or looks like an API key."""
+    for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"):
+        key = os.environ.get(name, "")
+        if len(key) >= 4:
+            text = text.replace(key, "***")
+    return " ".join(_KEY_LIKE.sub("***", text).split())[:300]
+
+
+def make_client(base_url: str | None, timeout_s: float, connections: int, *, asynchronous: bool = True) -> Any:
+    """A client of the `openai` package: Azure when AZURE_OPENAI_ENDPOINT is set and no other address, else `base_url`,
+    OPENAI_BASE_URL or OpenAI's own. Raises Stop where a key is needed and there is none."""
+    import httpx2
+    import openai
+
+    limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+    timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, 15.0), pool=None)
+    if asynchronous:
+        common = {"http_client": openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout)}
+    else:
+        common = {"http_client": openai.DefaultHttpxClient(limits=limits, timeout=timeout)}
+    common |= {"max_retries": 0, "timeout": timeout}
+    url = base_url or os.environ.get("OPENAI_BASE_URL")
+    azure = os.environ.get("AZURE_OPENAI_ENDPOINT")
+    if azure and not url:
+        if not (os.environ.get("AZURE_OPENAI_API_KEY") or os.environ.get("AZURE_OPENAI_AD_TOKEN")):
+            raise Stop("AZURE_OPENAI_ENDPOINT is set, but neither AZURE_OPENAI_API_KEY nor AZURE_OPENAI_AD_TOKEN is")
+        kind = openai.AsyncAzureOpenAI if asynchronous else openai.AzureOpenAI
+        return kind(api_version=os.environ.get("OPENAI_API_VERSION") or "2024-10-21", **common)
+    if url and urlsplit(url).scheme not in ("http", "https"):
+        raise UserError(f"--base_url={shown_url(url)}: must start with http:// or https:// (and mostly end in /v1)")
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key and (not url or urlsplit(url).hostname == urlsplit(OPENAI_URL).hostname):
+        raise Stop("OPENAI_API_KEY is not set; export it (or name a server of your own with --base_url)")
+    kind = openai.AsyncOpenAI if asynchronous else openai.OpenAI
+    # Servers of one's own often ask for no key; the client wants one all the same.
+    return kind(api_key=key or "none", base_url=url or OPENAI_URL, **common)
+
+
+def endpoint_name(base_url: str | None) -> str:
+    """The address that make_client would use, for messages and the ledger."""
+    url = base_url or os.environ.get("OPENAI_BASE_URL")
+    return shown_url(url or os.environ.get("AZURE_OPENAI_ENDPOINT") or OPENAI_URL)
+
+
+def body_of(request: Request) -> dict:
+    """The JSON body of a chat completion."""
+    body = {"model": request.model, "messages": list(request.messages), **request.params}
+    if request.schema is not None:
+        asked = {"name": request.schema["name"], "schema": request.schema["schema"], "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": asked}
+    return body
+
+
+async def ask(client: Any, request: Request, price: Price | None) -> Reply:
+    """Sends `request` once. Raises Again for what may pass, Stop for what will not until the user acts."""
+    import openai
+
+    body = body_of(request)
+    known = {"model": body.pop("model"), "messages": body.pop("messages")}
+    try:
+        raw = await client.chat.completions.with_raw_response.create(**known, extra_body=body)
+    except openai.APITimeoutError:
+        raise Again("timed out", uncertain=True) from None
+    except openai.APIStatusError as e:
+        return _status_error(e.status_code, _error_body(e), e.response.headers, _request_id(e.response.headers))
+    except openai.APIConnectionError as e:
+        cause = e.__cause__
+        detail = f"connection failed: {redact(one_line(cause or e))}"
+        # Without a connection nothing was sent; after one nobody knows.
+        raise Again(detail, uncertain="Connect" not in type(cause).__name__) from None
+    try:
+        reply = json.loads(raw.content)
+        return Reply(read_completion(reply, price, request_id=_request_id(raw.headers)), raw.headers)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise Again("the reply is not a chat completion", uncertain=True, headers=raw.headers) from None
+
+
+def read_completion(reply: dict, price: Price | None, *, request_id: str = "", batch: bool = False) -> Answer:
+    """What a chat completion (parsed JSON) says. Raises KeyError and the like when it is none."""
+    choice = reply["choices"][0]
+    message, finish = choice["message"], choice.get("finish_reason")
+    usage = reply.get("usage") or {}
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    cost = None
+    if price is not None and prompt is not None:
+        cost = price.cost(prompt, completion or 0, cached, batch=batch)
+    text = message.get("content")
+    state, reason, detail = "done", "", ""
+    if finish == "length":
+        state, reason, detail = "rejected", "length", f"cut off after {completion} tokens"
+    elif finish == "content_filter":
+        state, reason = "rejected", "content_filter"
+    elif message.get("refusal"):
+        state, reason, detail, text = "rejected", "refusal", redact(message["refusal"]), message["refusal"]
+    elif not isinstance(text, str) or not text.strip():
+        state, reason, detail = "rejected", "schema", f"an empty answer (finish_reason {finish})"
+    return Answer(state, reason, detail, text, request_id, prompt, cached, completion, cost)
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    return redact(headers.get("x-request-id") or headers.get("apim-request-id") or "")
+
+
+def _error_body(error: Any) -> dict:
+    """{"message", "code", "type"} of an API error, whatever form the server gave it."""
+    body = error.body if isinstance(error.body, dict) else {}
+    body = body["error"] if isinstance(body.get("error"), dict) else body
+    return {**body, "message": str(body.get("message") or error.response.text or error.message)}
+
+
+def _status_error(status: int, body: dict, headers: Mapping[str, str], request_id: str) -> Reply:
+    """An HTTP status that is not success, as a settled reply; raises Again or Stop."""
+    said = redact(body["message"])
+    codes = {str(body.get("code")), str(body.get("type"))} | {str((body.get("innererror") or {}).get("code"))}
+    if status == 401:
+        # The server's own words would repeat parts of the key.
+        raise Stop("the endpoint does not accept the API key (401); check OPENAI_API_KEY and --base_url")
+    if status == 402 or codes & set(_QUOTA):
+        raise Stop(f"the account has no credit or quota left ({status}): {said}; add credit, then run the same command")
+    if status == 403:
+        raise Stop(f"the API key may not use this model or endpoint (403): {said}")
+    if status == 404:
+        raise Stop(f"no such model or address (404): {said}; check --model and --base_url (it mostly ends in /v1)")
+    if status == 429:
+        raise Again(f"429: {said}", limited=True, headers=headers)
+    if status in (408, 409) or status >= 500:
+        raise Again(f"{status}: {said}", headers=headers, uncertain=status in (408, 504))
+    if codes & set(_FILTERS):
+        return Reply(Answer("rejected", "content_filter", said, request_id=request_id), headers)
+    return Reply(Answer("failed", "bad_request", f"{status}: {said}", request_id=request_id), headers)
+
+
+def status_answer(status: int, body: Any, request_id: str) -> Answer | None:
+    """The same for one line of a batch's results: None where it may be asked again. Raises Stop."""
+    error = body.get("error", body) if isinstance(body, dict) else {}
+    error = error if isinstance(error, dict) else {}
+    try:
+        return _status_error(status, {**error, "message": str(error.get("message", ""))}, {}, request_id).answer
+    except Again:
+        return None

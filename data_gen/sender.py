@@ -1,0 +1,176 @@
+"""Sends requests from a thread of its own: claims, limits, attempts, and what stops a run."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from data_gen import client as api
+from data_gen.ledger import Answer, Ledger
+from data_gen.limits import Limiter, backoff, retry_after
+from data_gen.prices import Price
+from data_gen.tokens import answer_limit, prompt_tokens
+from data_gen.types import Request
+from mmed_jax.errors import WorkError
+
+ATTEMPTS = 8  # of a request that fails; a server that says 429 is asked more often
+ATTEMPTS_LIMITED = 40
+_POLL = 0.5  # seconds between looks at a request that another process has claimed
+_QUIET = 60.0  # seconds without one success after which a failing endpoint is given up
+_REFUSED = 20  # requests refused as malformed, before any is accepted
+
+
+class Sender:
+    """Sends what `submit` gives; `events` holds the key of each settled request, or an exception that ends the run.
+
+    Settled is: answered, failed, or left pending by a limit (`capped`). Answers are in the ledger before their event.
+    """
+
+    def __init__(self, ledger: Ledger, settings, price: Price | None):
+        self.ledger, self.settings, self.price = ledger, settings, price
+        self.events: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
+        self.capped = False
+        self._work: asyncio.Queue[Request] = asyncio.Queue()
+        self._stopping, self._busy = False, 0
+        self._succeeded = self._began = time.monotonic()
+        self._any, self._refused = False, 0
+        self._client = api.make_client(settings.base_url, settings.timeout_s, settings.concurrency)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Has a request sent; it must be in the ledger."""
+        self._loop.call_soon_threadsafe(self._work.put_nowait, request)
+
+    def close(self, say: Callable[[str], None], wait_s: float) -> None:
+        """Sends no more; answers under way are paid for and waited for, at most `wait_s` seconds."""
+        self._stopping = True
+        try:
+            if self._busy and self._thread.is_alive():
+                say(f"waiting for up to {self._busy} answers under way (Ctrl-C again: leave them)")
+                end = time.monotonic() + wait_s
+                while self._busy and time.monotonic() < end:
+                    time.sleep(0.02)
+        finally:
+            if self._thread.is_alive():
+                self._loop.call_soon_threadsafe(self._stop_tasks)
+                self._thread.join(10)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        except asyncio.CancelledError:
+            pass
+        except Exception as e:
+            self.events.put(e)
+        finally:
+            self._loop.run_until_complete(self._client.close())
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        self._limiter = Limiter(self.settings.concurrency)
+        self._tasks = [asyncio.ensure_future(self._worker()) for _ in range(self.settings.concurrency)]
+        await asyncio.gather(*self._tasks)
+
+    def _stop_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _worker(self) -> None:
+        while True:
+            request = await self._work.get()
+            if self._stopping:
+                continue
+            try:
+                await self._settle(request)
+            except (api.Stop, WorkError) as e:
+                self._stopping = True
+                self.events.put(e)
+
+    async def _settle(self, request: Request) -> None:
+        """One request to its end: claimed, sent as often as it takes, stored."""
+        limit = answer_limit(request) or 0
+        most = prompt_tokens(request)
+        reserve = self.price.cost(most, limit) if self.price is not None else 0.0
+        # The server's own count of a request before it knows: about four bytes a token, and all of the answer's room.
+        size = most / 4 + (limit or 1000)
+        attempt = 0
+        while True:
+            await self._limiter.enter(size)
+            headers, failure = None, None
+            try:
+                if attempt == 0 and not await self._claimed(request, reserve):
+                    return
+                attempt += 1
+                headers, failure = await self._attempt(request)
+            finally:
+                self._limiter.leave(size, headers, limited=failure is not None and failure.limited)
+            if failure is None or not await self._another(request, failure, attempt):
+                return
+
+    async def _claimed(self, request: Request, reserve: float) -> bool:
+        """Whether the request is ours to send now; otherwise it is settled, or comes again later."""
+        claim = "" if self._stopping else await asyncio.wrap_future(self.ledger.claim(request.key, reserve))
+        if claim == "busy" or (claim == "full" and self._busy):
+            self._loop.call_later(_POLL, self._work.put_nowait, request)
+        elif claim in ("cap", "full"):
+            self.capped = True
+        if claim in ("cap", "full", "final"):
+            self.events.put(request.key)
+        return claim == "go"
+
+    async def _attempt(self, request: Request) -> tuple[Mapping[str, str] | None, api.Again | None]:
+        """Sends once and stores the answer: (headers, None), or what went wrong when another attempt may succeed."""
+        self._busy += 1
+        try:
+            reply = await api.ask(self._client, request, self.price)
+            self._learn(reply.answer)
+            await asyncio.wrap_future(self.ledger.finish(request.key, reply.answer))
+        except api.Stop:
+            await asyncio.wrap_future(self.ledger.release(request.key, uncertain=False))
+            raise
+        except api.Again as failure:
+            return failure.headers, failure
+        finally:
+            self._busy -= 1
+        self.events.put(request.key)
+        return reply.headers, None
+
+    async def _another(self, request: Request, failure: api.Again, attempt: int) -> bool:
+        """Waits before the next attempt; False when there is none, and the request is settled then."""
+        quiet = time.monotonic() - max(self._succeeded, self._began)
+        most = ATTEMPTS_LIMITED if failure.limited else ATTEMPTS
+        if quiet > max(_QUIET, 2 * self.settings.timeout_s) and not failure.limited:
+            await asyncio.wrap_future(self.ledger.release(request.key, uncertain=failure.uncertain))
+            raise WorkError(f"the endpoint has answered nothing for {quiet:.0f} seconds; the last: {failure.detail}")
+        if attempt >= most:
+            # A last attempt that may have been billed stays in the books.
+            await asyncio.wrap_future(self.ledger.fail(request.key, failure.detail, uncertain=failure.uncertain))
+            self.events.put(request.key)
+            return False
+        if not self._stopping:
+            asked = retry_after(failure.headers or {})
+            await asyncio.sleep(max(asked or 0.0, backoff(attempt, self.settings.backoff_s)))
+        if self._stopping:
+            await asyncio.wrap_future(self.ledger.release(request.key, uncertain=failure.uncertain))
+            return False
+        if await asyncio.wrap_future(self.ledger.again(request.key, uncertain=failure.uncertain)):
+            return True
+        self.capped = True
+        self.events.put(request.key)
+        return False
+
+    def _learn(self, answer: Answer) -> None:
+        self._succeeded = time.monotonic()
+        if answer.reason != "bad_request":
+            self._any = True
+        elif not self._any:
+            self._refused += 1
+            if self._refused >= _REFUSED:
+                raise api.Stop(
+                    f"the endpoint refused the first {_REFUSED} requests ({answer.detail}); check --params, and "
+                    "--no_schema if it has no structured output"
+                )
