@@ -42,6 +42,8 @@ def _parse(text: str) -> object:
     start, end = text.find("{"), text.rfind("}")
     if start < 0:
         raise Reject("schema", "no JSON object in the answer")
+    if end < start:
+        raise Reject("schema", "the JSON object does not end")
     body = text[start : end + 1]
     for candidate in (body, _without_commas(body)):
         try:

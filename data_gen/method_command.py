@@ -112,22 +112,24 @@ def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[di
     """Runs a method over the inputs that `items()` gives anew each time, and the methods `then` over its records.
 
     Writes records and rejects, prints tables. What an enriching method leaves out follows its records unchanged.
-    Files are written atomically. Raises WorkError when rows are left pending (a stop by --max_usd, --max_requests or
-    the endpoint): the same command goes on.
+    Files are written atomically. Raises WorkError when rows are left pending (a stop by --max_usd, --max_requests) or
+    failed (the endpoint would not answer them): the same command goes on.
     """
     rejects: list[str] = []
     for number, one in enumerate((method, *then)):
         if number:
             items = partial(read_any, args.output)
-        pending = _pass(one, args, items, rejects)
+        unfinished = _pass(one, args, items, rejects)
         jsonl.write_lines(args.rejects, rejects)
         print(f"written: {args.output}, {args.rejects}", flush=True)
-        if pending:
-            raise WorkError(f"{pending} rows are pending; the same command goes on where this one stopped")
+        if any(unfinished.values()):
+            said = ", ".join(f"{n} rows {state}" for state, n in unfinished.items() if n)
+            raise WorkError(f"{said}; the same command goes on where this one stopped")
 
 
-def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], rejects: list[str]) -> int:
-    """One method from its inputs to the output file; adds lines to `rejects`. Returns how many rows are pending."""
+def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], rejects: list[str]) -> dict[str, int]:
+    """One method from its inputs to the output file; adds lines to `rejects`. Returns the numbers of rows that are
+    pending and failed."""
     from data_gen.gates import GATES, default_gates
     from data_gen.runner import run, settings_from
 
@@ -157,7 +159,7 @@ def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]],
         deque(lines(), maxlen=0)  # prints the estimate and leaves
     jsonl.write_lines(args.output, lines())
     print(f"{method.name}\n{summary(method.skipped, counts, flags, made, method.enriches)}", flush=True)
-    return sum(n for (state, _), n in counts.items() if state == "pending")
+    return {state: sum(n for (s, _), n in counts.items() if s == state) for state in ("pending", "failed")}
 
 
 def _reject(outcome) -> dict:

@@ -259,6 +259,13 @@ def test_pairs_are_grounded_and_numbered():
     assert [r["id"] for r in method.parse(job, {"pairs": many})] == ["p1#1", "p1#2", "p1#3"]
 
 
+def test_a_passage_is_asked_about_once():
+    method = QA()
+    for _ in range(2):
+        jobs = list(method.jobs([PASSAGE, {**PASSAGE, "id": "p2"}], SETTINGS))
+        assert [j.row_id for j in jobs] == ["p1"] and method.skipped == {"the same passage again": 1}
+
+
 @pytest.mark.parametrize(
     "evidence,stands",
     [

@@ -5,8 +5,10 @@ a flag of its siblings; where none is left, the row is rejected.
 Passages: see data_gen.passages; records are taken for their passage (`context`) or answer.
 """
 
+import hashlib
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from data_gen.answers import object_schema
@@ -35,7 +37,12 @@ class QA(MethodBase):
             raise UserError(f"qa: {pairs} pairs a passage; valid: 1 to 20")
         self.pairs, self.min_chars = pairs, min_chars
         self.language = None if language is None else checked_language(language)
+        self._seen: set[bytes] = set()
         self.max_tokens = 384 * pairs + 128
+
+    def jobs(self, inputs: Iterable[dict], settings) -> Iterator[Job]:
+        self._seen = set()
+        return super().jobs(inputs, settings)
 
     def languages_for(self, parent: dict) -> tuple[str, ...]:
         return (self.language or parent["language"],)
@@ -46,6 +53,10 @@ class QA(MethodBase):
             raise Skip("holds no passage")
         if len(text) * (3 if parent["language"] in ("zh", "ja", "ko") else 1) < self.min_chars:
             raise Skip("the passage is too short")
+        digest = hashlib.blake2b(f"{language}\n{text}".encode(), digest_size=8).digest()
+        if digest in self._seen:  # several questions of a source share a passage
+            raise Skip("the same passage again")
+        self._seen.add(digest)
         data = {"title": parent["title"], "passage": text} if parent.get("title") else {"passage": text}
         row_id = parent["id"] + (f"@{language}" if language != parent["language"] else "")
         target = {"language": language, "pairs": self.pairs, "passage": text}
