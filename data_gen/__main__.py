@@ -6,13 +6,19 @@ import sys
 from mmed_jax.errors import UserError, nearest, run_command
 
 # Order of use. A new command is a new module and a new name here.
-COMMANDS = ("convert", "handcraft", "expand", "qa", "translate", "rationale", "topics")
+COMMANDS = ("convert", "handcraft", "expand", "qa", "translate", "rationale", "topics", "estimate", "ledger")
+# Commands whose module has another name.
+_MODULES = {"ledger": "ledger_command"}
+
+
+def _module(name: str):
+    return importlib.import_module(f"data_gen.{_MODULES.get(name, name)}")
 
 
 def _help() -> str:
     lines = ["usage: python -m data_gen COMMAND [--help] ...", "", "commands:"]
     for name in COMMANDS:
-        lines.append(f"  {name:<12} {importlib.import_module(f'data_gen.{name}').SUMMARY}")
+        lines.append(f"  {name:<12} {_module(name).SUMMARY}")
     return "\n".join(lines)
 
 
@@ -23,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args[0] not in COMMANDS:
         raise UserError(f"data_gen: no command '{args[0]}'{nearest(args[0], COMMANDS)}")
-    importlib.import_module(f"data_gen.{args[0]}").main(args[1:])
+    _module(args[0]).main(args[1:])
 
 
 if __name__ == "__main__":
