@@ -20,6 +20,8 @@ from mmed_jax.errors import UserError, nearest, one_line
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG_DIR = REPO / "configs"
+# Recipes of data sets lie beside those of training; data_gen reads them.
+DATA_RECIPES = ("mmed_ift", "mmed_ift_mc")
 ASSETS = Path(__file__).resolve().parent / "assets"
 
 
@@ -40,7 +42,10 @@ def load_config(name: str) -> ConfigDict:
     """
     stem, _, variant = name.partition(":")
     path = Path(stem) if stem.endswith(".py") or "/" in stem else CONFIG_DIR / f"{stem}.py"
-    names = sorted(p.stem for p in CONFIG_DIR.glob("*.py") if p.stem not in ("__init__", "base", "hardware"))
+    others = ("__init__", "base", "hardware", *DATA_RECIPES)
+    names = sorted(p.stem for p in CONFIG_DIR.glob("*.py") if p.stem not in others)
+    if stem in DATA_RECIPES:
+        raise UserError(f"--config={name}: is a recipe of a data set, for `python -m data_gen build --recipe={name}`")
     if not path.is_file():
         raise UserError(f"--config={name}: no config '{stem}'{nearest(stem, names)}")
     if str(REPO) not in sys.path:

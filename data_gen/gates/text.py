@@ -8,6 +8,8 @@ from data_gen.types import Job, Reject
 
 # A Han, kana or hangul character says as much as this many letters of an alphabet.
 DENSITY = 2.5
+# Letters by which a translation may be longer (half of it: shorter) beside the ratio: short texts vary more.
+SLACK = 100
 
 
 def volume(text: str) -> float:
@@ -88,11 +90,11 @@ def length(job: Job, record: dict, *, shortest: dict, longest: dict, ratio: tupl
     parts = parts_of(job, record)
     low, high = shortest.get(job.method, 0), longest.get(job.method, float("inf"))
     if job.method == "translation":
-        whole = sum(volume(p.text) for p in parts.all) / max(1.0, sum(volume(p.source) for p in parts.all))
-        if not ratio[0] <= whole:
-            raise Reject("too_short", f"{whole:.2f} of the source's length")
-        if whole > ratio[1]:
-            raise Reject("too_long", f"{whole:.2f} of the source's length")
+        ours, theirs = (sum(volume(t) for t in texts) for texts in zip(*((p.text, p.source) for p in parts.all)))
+        if ours + SLACK / 2 < ratio[0] * theirs:
+            raise Reject("too_short", f"{ours:.0f} letters for the source's {theirs:.0f}")
+        if ours - SLACK > ratio[1] * theirs:
+            raise Reject("too_long", f"{ours:.0f} letters for the source's {theirs:.0f}")
     size = volume(parts.long[-1].text)
     if size < low:
         raise Reject("too_short", f"{parts.long[-1].name}: {size:.0f} letters, at least {low}")

@@ -1,0 +1,266 @@
+"""Builds a whole set by a recipe: sources, methods, gates, benchmarks, duplicates, split, files, card, report.
+
+    python -m data_gen build --recipe=mmed_ift --data_dir=raw --output=sets/mmed_ift --model=gpt-4o-mini --max_usd=20
+    python -m data_gen build --recipe=mmed_ift_mc:open --data_dir=raw --benchmarks=test_sets --output=sets/mc ...
+    python -m data_gen build --recipe=mmed_ift:demo --recipe.languages=en,ko --output=sets/demo --base_url=...
+
+Stop it at any time; the same command goes on and pays only for what the ledger lacks. The same recipe and the same
+ledger give the same bytes. The output: jsonl/, tfds/, parquet/, README.md (the card), report.html, build.json,
+recipe.json, rejects.jsonl, contaminated.jsonl.
+"""
+
+import json
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_gen import publish
+from data_gen.build_report import page
+from data_gen.cards import card
+from data_gen.collect import Inputs, collect, read_benchmarks
+from data_gen.contamination import Benchmarks
+from data_gen.facts import Facts, gather, loss_rows
+from data_gen.generate import Generator, Rows
+from data_gen.method_command import Parser
+from data_gen.recipes import FILTERS, as_dict, load_recipe, recipe_hash
+from data_gen.selection import KEPT, VALIDATION, Selection, Selector
+from mmed_jax.errors import UserError, WorkError, nearest, run_command
+
+SUMMARY = "a whole set by a recipe: MMed-IFT, MMed-IFT-MC or your own"
+_FILES = (
+    "jsonl", "tfds", "parquet", "README.md", "report.html", "build.json", "recipe.json", "rejects.jsonl",
+    "contaminated.jsonl",
+)  # fmt: skip
+
+
+class Build:
+    """One build. `run(method, inputs, settings, gates)` is data_gen.runner.run, `settings` its settings."""
+
+    def __init__(
+        self, recipe: Any, data_dir: str, output: str, *, run: Callable, settings: Any, licenses: str = "open",
+        benchmarks: str = "", partial: bool = False, say: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
+        if licenses not in FILTERS:
+            raise UserError(f"--licenses={licenses}: unknown{nearest(licenses, FILTERS)}")
+        self.recipe, self.data_dir, self.output, self.run, self.settings = recipe, data_dir, Path(output), run, settings
+        self.licenses, self.folder, self.partial, self.say = licenses, benchmarks, partial, say
+        self.benchmarks: dict[str, int] = {}
+        self.inputs: Inputs
+        self.rows: Rows
+        self.selection: Selection
+        self.splits: list[str] = [KEPT]
+
+    def __call__(self) -> Facts | None:
+        """Builds and writes the set; None after a dry run. Raises WorkError while requests are pending."""
+        if self.output.is_file():
+            raise UserError(f"--output={self.output}: is a file; name a folder")
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=".build-", dir=self.output))
+        except OSError as e:
+            raise UserError(f"--output={self.output}: cannot be written ({e.strerror or e})") from e
+        try:
+            return self._build(work)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _build(self, work: Path) -> Facts | None:
+        tests = Benchmarks(self.recipe.contamination, self.recipe.contamination_question)
+        if self.folder:
+            self.benchmarks = read_benchmarks(self.folder, tests)
+            self.say(f"benchmarks: {', '.join(f'{name} {n:,}' for name, n in self.benchmarks.items())}")
+        with _bar("inputs") as bar:
+            self.inputs = collect(self.recipe, self.data_dir, self.licenses, tests, work, bar.update)
+        self.say(f"inputs: {len(self.inputs.entry):,}, of families with a test item {int(self.inputs.blocked.sum()):,}")
+        for name, why in self.inputs.missing.items():
+            self.say(f"not read: {name}: {why}")
+        if not self.inputs.entry:
+            raise UserError(f"--data_dir={self.data_dir}: no source of the recipe gave a row")
+        self.rows = Generator(self.recipe, self.inputs, work, self.run, self.settings)()
+        if self.settings.dry_run:
+            self.say("a step that reads another's rows is not in the estimate; nothing was sent, nothing written")
+            return None
+        if self.rows.pending() and not self.partial:
+            raise WorkError(f"{self.rows.pending():,} requests are pending; the same command goes on (--partial builds "
+                            "a set of what is there)")  # fmt: skip
+        with _bar("selection") as bar:
+            selector = Selector(self.recipe, self.inputs, self.rows, tests, bar.update)
+            self.selection = selector()
+        if not self.selection.where:
+            raise WorkError("no row is left for the set; see the reasons: " + self._reasons())
+        self.splits = [s for s in (KEPT, VALIDATION) if s in self.selection.split]
+        return self._publish(work / "new", selector.records)
+
+    def _publish(self, new: Path, read: publish.Read) -> Facts:
+        new.mkdir()
+        recipe = self.recipe
+        counts = publish.write_jsonl(new, read, self.splits, tuple(recipe.languages))
+        publish.write_tfds_set(new, recipe, read, self.splits)
+        publish.write_parquet(new, recipe.kind, read, self.splits)
+        facts = gather(recipe, read, self.splits)
+        if facts.total != sum(counts.values()):
+            raise AssertionError(f"{facts.total} rows gathered, {sum(counts.values())} written")
+        lost = [*self.inputs.rejects, *self.rows.rejects, *self.selection.rejects]
+        publish.write_rejects(new / "rejects.jsonl", lost)
+        publish.write_rejects(new / "contaminated.jsonl", self._contaminated())
+        (new / "README.md").write_text(card(self, facts), encoding="utf-8")
+        (new / "report.html").write_text(page(self, facts), encoding="utf-8")
+        (new / "recipe.json").write_text(json.dumps(as_dict(recipe), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        (new / "build.json").write_text(json.dumps(self.summary(facts), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        for name in _FILES:
+            target = self.output / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(new / name, target)
+        return facts
+
+    def _contaminated(self) -> list[dict]:
+        """Every row and input that gives a test item away, and the rows that fell with their families."""
+        keeps = {i for i, name in enumerate(self.recipe.sources) if self.recipe.source[name].keep}
+        inputs = [
+            {"id": self.inputs.spool[i]["id"], "stage": f"source {self.recipe.sources[self.inputs.entry[i]]}",
+             "reason": "contamination", "detail": f"{hit.benchmark}: {hit.item}", "how": hit.how,
+             "score": hit.score}
+            for i, hit in sorted(self.inputs.hits.items()) if self.inputs.entry[i] not in keeps
+        ]  # fmt: skip
+        return inputs + self.selection.contaminated
+
+    # What card and report ask.
+
+    def hits_by_benchmark(self) -> Counter:
+        """Rows and inputs with a hit, by benchmark; those that fell with their family are not counted."""
+        return Counter(row["detail"].partition(":")[0] for row in self._contaminated() if row["how"] != "family")
+
+    def short_of_target(self, facts: Facts) -> list[tuple[str, int]]:
+        """(language, rows) of the languages with fewer rows than wanted."""
+        have = {code: sum(n for (_, c), n in facts.rows.items() if c == code) for code in self.recipe.languages}
+        return [(c, have[c]) for c in self.recipe.languages if have[c] < self.recipe.targets.get(c, 0)]
+
+    def cost(self) -> dict[str, float]:
+        """{"requests", "usd", "unpriced"} of the answers behind this build, cut ones included, by the ledger."""
+        found = {"requests": 0, "usd": 0.0, "unpriced": 0}
+        ledger = self.settings.ledger_file
+        if not self.rows.keys or not ledger.is_file():
+            return found
+        connection = sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)
+        try:
+            seen, keys = set(), sorted(self.rows.keys)
+            while keys:
+                seen.update(keys)
+                earlier = set()
+                for start in range(0, len(keys), 500):
+                    part = keys[start : start + 500]
+                    sql = f"SELECT retry_of, cost, state FROM requests WHERE key IN ({','.join('?' * len(part))})"
+                    for before, cost, state in connection.execute(sql, part):
+                        found["requests"] += state in ("done", "rejected")
+                        found["usd"] += cost or 0.0
+                        found["unpriced"] += state == "done" and cost is None
+                        earlier |= {before} - {""}
+                keys = sorted(earlier - seen)
+        except sqlite3.Error as e:
+            raise WorkError(f"--ledger={ledger}: cannot be read ({e})") from e
+        finally:
+            connection.close()
+        return {**found, "usd": round(found["usd"], 6)}
+
+    def cost_text(self) -> str:
+        """One sentence on requests and money."""
+        cost = self.cost()
+        unpriced = f"; {cost['unpriced']:,} answers have no known price" if cost["unpriced"] else ""
+        answered = f"{cost['requests']:,} answered requests stand behind this build"
+        return f"{answered}, for {cost['usd']:.2f} US dollars{unpriced}."
+
+    def _reasons(self) -> str:
+        rows = loss_rows(self.recipe, self.inputs, self.rows, self.selection)
+        return ", ".join(f"{reason} {n:,}" for _, _, reason, n in sorted(rows, key=lambda r: -r[3])[:6]) or "no input"
+
+    def summary(self, facts: Facts) -> dict:
+        """build.json: the counts, so that nothing has to be read out of the card."""
+        outcomes = {
+            name: {f"{state}/{reason}" if reason else state: n for (state, reason), n in sorted(counts.items())}
+            for name, counts in self.rows.outcomes.items()
+        }  # fmt: skip
+        return {
+            "name": self.recipe.name, "version": self.recipe.version, "recipe": recipe_hash(self.recipe),
+            "licenses": self.licenses, "rows": {f"{s}/{c}": n for (s, c), n in sorted(facts.rows.items())},
+            "inputs": dict(self.inputs.read), "dropped": {k: dict(v) for k, v in self.inputs.dropped.items() if v},
+            "missing": self.inputs.missing, "steps": outcomes,
+            "skipped": {k: dict(v) for k, v in self.rows.skipped.items() if v},
+            "candidates": self.selection.candidates,
+            "removed": {k: dict(v) for k, v in self.selection.removed.items() if v},
+            "benchmarks": self.benchmarks, "hits": dict(self.hits_by_benchmark()), "flags": dict(facts.flags),
+            "cost": self.cost(),
+        }  # fmt: skip
+
+
+def _bar(what: str) -> tqdm:
+    return tqdm(desc=what, unit=" rows", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
+
+
+def _parser() -> Parser:
+    from data_gen.runner import add_run_flags
+
+    parser = Parser(
+        prog="python -m data_gen build", description=__doc__.partition("\n")[0], allow_abbrev=False,
+        epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/recipes.py explains each.",
+    )  # fmt: skip
+    parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmed_ift, mmed_ift_mc, or a .py file")
+    parser.add_argument("--data_dir", metavar="DIR", default=".", help="where the published sources lie")
+    parser.add_argument("--output", metavar="DIR", help="folder of the set")
+    parser.add_argument("--benchmarks", metavar="DIR", default="", help="test sets that no row may give away")
+    parser.add_argument("--licenses", metavar="|".join(FILTERS), default="open", help="which licences to let in")
+    parser.add_argument("--partial", action="store_true", help="build although requests are pending")
+    add_run_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; raises UserError for wrong flags, recipe or input, WorkError when work is left."""
+    from data_gen.runner import run, settings_from
+
+    plain, overrides = [], {}
+    for arg in sys.argv[1:] if argv is None else argv:
+        if arg.startswith("--recipe."):
+            key, eq, value = arg.removeprefix("--recipe.").partition("=")
+            if not eq:
+                raise UserError(f"{arg}: give a value, as --recipe.{key}=VALUE")
+            overrides[key] = value
+        else:
+            plain.append(arg)
+    args = _parser().parse_args(plain)
+    for name in ("recipe", "output"):
+        if not getattr(args, name):
+            raise UserError(f"build: --{name} is missing (--help shows the flags)")
+    recipe = load_recipe(args.recipe, overrides)
+    build = Build(
+        recipe, args.data_dir, args.output, run=run, settings=settings_from(args), licenses=args.licenses,
+        benchmarks=args.benchmarks, partial=args.partial, say=lambda text: print(text, flush=True),
+    )  # fmt: skip
+    facts = build()
+    if facts is None:
+        return
+    losses = Counter()
+    for stage, _, reason, n in loss_rows(recipe, build.inputs, build.rows, build.selection):
+        losses[f"{stage}: {reason}"] += n
+    width = max(map(len, (*losses, "rows in the set")))
+    print(f"{'rows in the set':<{width}}  {facts.total:>9,}")
+    for code in recipe.languages:
+        print(f"{'  ' + code:<{width}}  {sum(n for (_, c), n in facts.rows.items() if c == code):>9,}")
+    for reason, n in losses.most_common():
+        print(f"{reason:<{width}}  {n:>9,}")
+    print(build.cost_text())
+    print(f"written: {args.output} (README.md, report.html, jsonl/, tfds/, parquet/)")
+    stage = "stage1" if recipe.kind == "instruction" else "stage2"
+    print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={args.output}/tfds/{recipe.name}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,257 @@
+"""The inputs of a build: every row of every source is spooled or counted with the reason why not."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from data_gen.contamination import Benchmarks, Hit
+from data_gen.families import Families, family_keys, stable_hash
+from data_gen.gates import default_gates
+from data_gen.licenses import allowed
+from data_gen.passages import read_passages
+from data_gen.spool import Spool
+from data_gen.types import Reject
+from mmed_jax.data.files import SPLIT_NAMES
+from mmed_jax.data.schema import kind_of, read_records
+from mmed_jax.data.sources import SOURCES, Conversion, get_source
+from mmed_jax.errors import UserError, nearest
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Inputs:
+    """What was read: rows in `spool`, `entry[i]` the index of row i's source in the recipe's `sources`.
+
+    `dropped[name][reason]` counts what was left out, `missing[name]` says why a source was not read; `hits[i]` tells
+    which benchmark item row i gives away, `blocked[i]` whether its family has such a row.
+    """
+
+    spool: Spool
+    entry: list[int] = field(default_factory=list)
+    read: Counter = field(default_factory=Counter)
+    dropped: dict[str, Counter] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    hits: dict[int, Hit] = field(default_factory=dict)
+    blocked: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    rejects: list[dict] = field(default_factory=list)
+
+    def rows_of(self, index: int) -> Iterator[int]:
+        """Numbers of the rows of one source that are not blocked."""
+        return (i for i, e in enumerate(self.entry) if e == index and not self.blocked[i])
+
+
+def collect(recipe, data_dir: str, licenses: str, benchmarks: Benchmarks, folder: Path, progress) -> Inputs:
+    """Reads all sources of a recipe. `progress(n)` is called as rows come.
+
+    Raises UserError for a source that is not there (unless recipe.missing is "skip") or breaks its form.
+    """
+    inputs = Inputs(Spool(folder / "inputs.jsonl"))
+    lineage = Families()
+    kept_ids: dict[int, str] = {}
+    for index, name in enumerate(recipe.sources):
+        entry = recipe.source[name]
+        inputs.dropped[name] = Counter()
+        try:
+            rows = _sample(recipe, name, _rows(entry, data_dir, inputs, name))
+            for row in rows:
+                progress(1)
+                reason = _left_out(recipe, entry, row, licenses)
+                if reason:
+                    inputs.dropped[name][reason.reason] += 1
+                    _list(inputs, name, row, reason)
+                    continue
+                if entry.keep:
+                    _unique(kept_ids, row["id"], name)
+                number = inputs.spool.add(row)
+                inputs.entry.append(index)
+                lineage.link(*(k for k in family_keys(row) if k[0] == "id"))
+                hit = benchmarks.check(as_record(row))
+                if hit:
+                    inputs.hits[number] = hit
+        except UserError as e:
+            if recipe.missing != "skip" or inputs.read[name] and "holds no rows" not in str(e):
+                raise
+            inputs.missing[name] = str(e)
+    inputs.blocked = blocked_families(lineage, inputs.hits) >= 0
+    return inputs
+
+
+def blocked_families(lineage: Families, hits: Iterable[int]) -> np.ndarray:
+    """For each row the first of `hits` in its family (by id, parent, group), or -1 where there is none; int [rows]."""
+    if not lineage.count:
+        return np.zeros(0, np.int64)
+    families = lineage.numbers()
+    guilty = np.full(families.max() + 1, -1, np.int64)
+    for row in sorted(hits, reverse=True):
+        guilty[families[row]] = row
+    return guilty[families]
+
+
+def as_record(row: dict) -> dict:
+    """A passage in the form of a record, for looks that only read text."""
+    if "text" not in row:
+        return row
+    content = f"{row.get('title', '')}\n{row['text']}"
+    return {**row, "messages": [{"role": "user", "content": content}]}
+
+
+def _rows(entry, data_dir: str, inputs: Inputs, name: str) -> Iterator[dict]:
+    """All rows of one source as they come; what its adapter drops is counted."""
+    place = _place(entry, data_dir)
+    if entry.kind == "passage":
+        for row in read_passages(str(place), language=entry.language or None, license=entry.license or None):
+            inputs.read[name] += 1
+            yield {**row, "source": name}
+        return
+    if not entry.adapter:
+        for row in read_records(f"{place}:{entry.split}" if entry.split else place, entry.kind or None):
+            inputs.read[name] += 1
+            yield row
+        return
+    conversion = Conversion(get_source(entry.adapter), place, kind=entry.kind or None, split=entry.split or None)
+    for row in conversion:
+        inputs.read[name] += 1
+        yield row
+    for reason, count in conversion.report.dropped.items():
+        if reason != "another split":
+            inputs.read[name] += count
+            inputs.dropped[name][reason] += count
+
+
+def _place(entry, data_dir: str) -> Path | str:
+    """Where a source lies. Raises UserError when it is not there or is not one place."""
+    if entry.path.startswith("@"):
+        return HERE / entry.path[1:]
+    if entry.path.startswith("hub"):
+        return entry.path
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"--data_dir={data_dir}: no such folder")
+    found = sorted(root.glob(entry.path)) if entry.path else _by_name(root, entry.adapter)
+    if len(found) == 1:
+        return found[0]
+    wanted = entry.path or f"{entry.adapter}*"
+    if found:
+        raise UserError(f"{root}: several places match '{wanted}' ({', '.join(p.name for p in found[:4])}); set path")
+    hub = f"; or set its path to hub, which reads {SOURCES[entry.adapter].hub.repo}" if _on_hub(entry) else ""
+    raise UserError(f"{root}: nothing here is named '{wanted}'{hub}")
+
+
+def _on_hub(entry) -> bool:
+    return bool(entry.adapter and SOURCES[entry.adapter].hub.repo)
+
+
+def _by_name(root: Path, adapter: str) -> list[Path]:
+    """Folders and files called after an adapter; those that another adapter's longer name fits better do not count."""
+    same = [p for p in sorted(root.iterdir()) if p.name.lower().startswith(adapter)]
+    longer = [other for other in SOURCES if other != adapter and other.startswith(adapter)]
+    return [p for p in same if not any(p.name.lower().startswith(other) for other in longer)]
+
+
+def _sample(recipe, name: str, rows: Iterator[dict]) -> Iterator[dict]:
+    """The first rows by hash when there is a limit, in their own order; memory is that of the sample."""
+    limit = recipe.source[name].limit
+    if not limit:
+        yield from rows
+        return
+    import heapq
+
+    best: list[tuple[int, int, dict]] = []
+    for number, row in enumerate(rows):
+        item = (-stable_hash(recipe.seed, name, row["id"]), number, row)
+        if len(best) < limit:
+            heapq.heappush(best, item)
+        elif item[:2] > best[0][:2]:
+            heapq.heapreplace(best, item)
+    yield from (row for _, _, row in sorted(best, key=lambda item: item[1]))
+
+
+def _left_out(recipe, entry, row: dict, licenses: str) -> Reject | None:
+    if row["language"] not in (entry.languages or recipe.languages):
+        # Material for translation may be in any language; what is kept may not.
+        if entry.languages or entry.keep:
+            return Reject("another_language", row["language"])
+    if not allowed(row["license"], licenses, tuple(recipe.licenses_also)):
+        return Reject("license", row["license"])
+    if row.get("needs_image"):
+        return Reject("needs_image")
+    if "text" in row:
+        return None
+    if entry.keep and kind_of(row) != recipe.kind:
+        raise UserError(f"source of kind {kind_of(row)} where the recipe keeps {recipe.kind}; set keep to False")
+    job = SimpleNamespace(method="original", parent=row, target={"language": row["language"]})
+    for gate in default_gates("original", dict(recipe.gates)):
+        try:
+            gate(job, row)
+        except Reject as e:
+            return e
+    return None
+
+
+def _list(inputs: Inputs, name: str, row: dict, reason: Reject) -> None:
+    if reason.reason not in ("another_language", "license", "needs_image"):
+        listed = {"id": row["id"], "stage": f"source {name}", "reason": reason.reason, "detail": reason.detail}
+        inputs.rejects.append(listed)
+
+
+def _unique(kept: dict[int, str], ident: str, name: str) -> None:
+    earlier = kept.setdefault(stable_hash(ident), name)
+    if earlier != name:
+        raise UserError(f"source.{name}: id '{ident}' is also in source.{earlier}; keep only one of them")
+
+
+def read_benchmarks(folder: str, benchmarks: Benchmarks) -> dict[str, int]:
+    """Adds every test set in a folder; returns {name: items}.
+
+    Record files (.jsonl, .jsonl.gz), MMedBench folders and zips, TFDS folders (the test split where there are several),
+    and published files or folders whose name begins with that of an adapter (see `python -m data_gen convert --list`).
+    Raises UserError when one of them can't be read: a test set that is not looked at would be no check.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"--benchmarks={folder}: no such folder")
+    found: dict[str, int] = {}
+    for path in sorted(p for p in root.iterdir() if not p.name.startswith(".")):
+        name = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".zip")
+        adapters = [a for a in SOURCES if path.name.lower().startswith(a)]
+        if path.name.endswith((".jsonl", ".jsonl.gz")) and not adapters or path.is_dir() and (path / "Test").is_dir():
+            rows = read_records(f"{path}:test" if path.is_dir() else path)
+        elif adapters:
+            rows = _test_rows(path, max(adapters, key=len))
+        elif path.suffix.lower() in (".md", ".txt"):
+            continue
+        elif path.is_dir() or path.suffix.lower() == ".zip":
+            rows = _with_test_split(path)
+        else:
+            raise UserError(f"--benchmarks: {path.name} is neither records nor named after a source"
+                            f"{nearest(path.name, SOURCES)}")  # fmt: skip
+        found[name] = benchmarks.add(name, rows)
+    if not sum(found.values()):
+        raise UserError(f"--benchmarks={folder}: holds no test items")
+    return found
+
+
+def _test_rows(path: Path, adapter: str) -> Iterator[dict]:
+    """Records of that name, or published files of that adapter; the test split where they name it."""
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        try:
+            yield from list(read_records(path))
+            return
+        except UserError:
+            pass  # published files may be JSON lines as well
+    conversion = Conversion(get_source(adapter), path)
+    rows = list(conversion)
+    splits = {SPLIT_NAMES.get(r["provenance"].get("split", ""), "") for r in rows}
+    yield from (r for r in rows if "test" not in splits or r["provenance"].get("split") == "test")
+
+
+def _with_test_split(path: Path) -> Iterator[dict]:
+    try:
+        yield from read_records(f"{path}:test")
+    except UserError:
+        yield from read_records(path)

@@ -1,0 +1,180 @@
+"""The steps of a build: which inputs each method gets, and what came back."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from data_gen.collect import Inputs
+from data_gen.families import stable_hash
+from data_gen.gates import default_gates
+from data_gen.methods import make_method
+from data_gen.spool import Spool
+from mmed_jax.data.schema import kind_of
+
+ROUNDS = 4  # how often a language that lacks rows after rejections is given further inputs
+
+
+@dataclass
+class Rows:
+    """Generated rows: `spool`, `step[i]` the index of row i's step. `outcomes[step][state, reason]` counts jobs,
+    `skipped[step][why]` inputs that became no job; `replaced[input]` is the row that stands for an input now."""
+
+    spool: Spool
+    step: list[int] = field(default_factory=list)
+    outcomes: dict[str, Counter] = field(default_factory=dict)
+    skipped: dict[str, Counter] = field(default_factory=dict)
+    replaced: dict[int, int] = field(default_factory=dict)
+    rejects: list[dict] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)  # ledger keys of all jobs: what the set has cost
+
+    def pending(self) -> int:
+        """Jobs without an answer yet."""
+        return sum(n for counts in self.outcomes.values() for (state, _), n in counts.items() if state == "pending")
+
+
+class Generator:
+    """Runs the steps of `recipe` over `inputs`. `run(method, inputs, settings, gates)` is data_gen.runner.run or a
+    function like it; `settings` its settings, whose params the recipe's complete."""
+
+    def __init__(self, recipe: Any, inputs: Inputs, folder: Path, run: Callable, settings: Any) -> None:
+        self.recipe, self.inputs, self.run = recipe, inputs, run
+        self.settings = replace(settings, params={**dict(recipe.params), **settings.params})
+        self.rows = Rows(Spool(folder / "rows.jsonl"))
+        self.gates = dict(recipe.gates)
+
+    def __call__(self) -> Rows:
+        for number, name in enumerate(self.recipe.steps):
+            entry = self.recipe.step[name]
+            self.rows.outcomes[name], self.rows.skipped[name] = Counter(), Counter()
+            if entry.method == "translation":
+                for language in entry.languages or self.recipe.languages:
+                    self._translate(number, name, language)
+            else:
+                self._run(number, name, self._method(entry), self._chosen(name, entry))
+        return self.rows
+
+    def _method(self, entry: Any, **options: object):
+        given = {"redraws": self.recipe.redraws, "structured": self.recipe.structured, **dict(entry.options)}
+        return make_method(entry.method, **given, **options)
+
+    def get(self, place: tuple[str, int]) -> dict:
+        """The record at ("input", i), in its newest form, or ("row", i)."""
+        kind, number = place
+        if kind == "input" and number not in self.rows.replaced:
+            return self.inputs.spool[number]
+        return self.rows.spool[self.rows.replaced[number] if kind == "input" else number]
+
+    def _places(self, entry: Any) -> Iterator[tuple[str, str, int]]:
+        """(source or step, "input" or "row", number) of all a step may read, in the recipe's order."""
+        for origin in entry.sources:
+            if origin in self.recipe.sources:
+                for i in self.inputs.rows_of(self.recipe.sources.index(origin)):
+                    yield origin, "input", i
+            else:
+                step = self.recipe.steps.index(origin)
+                yield from ((origin, "row", i) for i, s in enumerate(self.rows.step) if s == step)
+
+    def _chosen(self, name: str, entry: Any) -> list[tuple[str, int]]:
+        """Inputs of a step that writes in its inputs' language: those of the languages, at most `limit` a source and
+        language, chosen by hash and kept in their order."""
+        languages = set(entry.languages or self.recipe.languages)
+        groups: dict[tuple[str, str], list[tuple[int, int, tuple[str, int]]]] = {}
+        for order, (origin, kind, number) in enumerate(self._places(entry)):
+            row = self.get((kind, number))
+            if entry.options.get("language") or row["language"] in languages:
+                rank = stable_hash(self.recipe.seed, name, row["id"]) if entry.limit else order
+                groups.setdefault((origin, row["language"]), []).append((rank, order, (kind, number)))
+        chosen = [item for group in groups.values() for item in sorted(group)[: entry.limit or None]]
+        return [place for _, _, place in sorted(chosen, key=lambda item: item[1])]
+
+    def _run(self, step: int, name: str, method: Any, places: list[tuple[str, int]], language: str = "") -> int:
+        """Runs one method over its inputs; returns how many rows came of it."""
+        outcomes, made = self.rows.outcomes[name], 0
+        by_id: dict[str, int] = {}
+
+        def records() -> Iterator[dict]:
+            for kind, number in places:
+                record = self.get((kind, number))
+                if kind == "input":
+                    by_id[record["id"]] = number
+                yield record
+
+        label = "/".join(filter(None, (self.settings.run, self.recipe.name, name, language)))
+        settings = replace(self.settings, run=label, total=len(places))
+        if settings.dry_run:
+            from data_gen.estimate import estimate
+
+            print(f"{label}:\n{estimate(method, records(), settings)}", flush=True)
+            return 0
+        for outcome in self.run(method, records(), settings, default_gates(method.name, self.gates)):
+            outcomes[outcome.state, outcome.reason] += 1
+            self.rows.keys.add(outcome.job.request.key)
+            if outcome.state != "accepted":
+                if outcome.state != "pending":
+                    self.rows.rejects.append({
+                        "id": outcome.job.row_id, "stage": f"step {name}", "reason": outcome.reason,
+                        "detail": outcome.detail, **({"language": language} if language else {}),
+                    })  # fmt: skip
+                continue
+            for record in outcome.records:
+                about = record["provenance"]
+                flags = sorted({*about.get("flags", ()), *outcome.flags})
+                number = self.rows.spool.add({**record, "provenance": {**about, "flags": flags}})
+                self.rows.step.append(step)
+                made += 1
+                if method.name in ("rationale", "topics"):  # the same record, completed
+                    self.rows.replaced[by_id[outcome.job.parent["id"]]] = number
+        self.rows.skipped[name].update(method.skipped)
+        return made
+
+    # Translation
+
+    def _translate(self, step: int, name: str, language: str) -> None:
+        entry = self.recipe.step[name]
+        candidates = self._candidates(name, entry, language)
+        if entry.limit:
+            candidates = candidates[: entry.limit]
+        if not entry.fill:
+            self._run(step, name, self._method(entry, languages=(language,)), sorted(candidates), language)
+            return
+        target = self.recipe.targets.get(language, 0)
+        for _ in range(ROUNDS):
+            lacking = target - self.count(language)
+            before = self.rows.pending()
+            if lacking <= 0 or not candidates:
+                return
+            now, candidates = sorted(candidates[:lacking]), candidates[lacking:]
+            self._run(step, name, self._method(entry, languages=(language,)), now, language)
+            if self.rows.pending() > before or self.settings.dry_run:
+                return
+
+    def _candidates(self, name: str, entry: Any, language: str) -> list[tuple[str, int]]:
+        """Inputs to translate into `language`, by hash: of each family one, and none where the language is there."""
+        present: set[int] = set()
+        found: list[tuple[int, int, str, int]] = []
+        for _, kind, number in self._places(entry):
+            row = self.get((kind, number))
+            about = row["provenance"]
+            family = stable_hash(about.get("group") or row["id"])
+            if kind == "row":  # a passage gives several rows of one family: each may be translated
+                family = stable_hash(row["id"])
+            if row["language"] == language:
+                present.add(family)
+            elif "text" not in row and kind_of(row) == self.recipe.kind:
+                found.append((stable_hash(self.recipe.seed, name, language, row["id"]), family, kind, number))
+        chosen: list[tuple[str, int]] = []
+        for _, family, kind, number in sorted(found):
+            if family not in present:
+                present.add(family)
+                chosen.append((kind, number))
+        return chosen
+
+    def count(self, language: str) -> int:
+        """Rows of a language so far: kept inputs and generated rows that stand beside them."""
+        keeps = {i for i, s in enumerate(self.recipe.sources) if self.recipe.source[s].keep}
+        inputs = (i for i, e in enumerate(self.inputs.entry) if e in keeps and not self.inputs.blocked[i])
+        own = sum(self.inputs.spool[i]["language"] == language for i in inputs)
+        instead = set(self.rows.replaced.values())
+        return own + sum(r["language"] == language for i, r in enumerate(self.rows.spool) if i not in instead)

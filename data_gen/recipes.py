@@ -1,0 +1,230 @@
+"""Recipes: what a set is built from and how. configs/mmed_ift.py and configs/mmed_ift_mc.py are two of them.
+
+A recipe is an ml_collections ConfigDict with every key of `base()`; --recipe.KEY=VALUE sets any of them:
+    --recipe.languages=en,ko   --recipe.source.medquad.limit=500   --recipe.targets=ko=20000,fr=20000
+"""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from data_gen.gates import THRESHOLDS
+from data_gen.licenses import FILTERS
+from data_gen.methods import METHODS
+from mmed_jax.config import CONFIG_DIR, DATA_RECIPES, REPO, flatten, set_override
+from mmed_jax.data.schema import KINDS, LANGUAGES
+from mmed_jax.data.sources import SOURCES
+from mmed_jax.errors import UserError, nearest, one_line
+
+# Values that are a mapping with names of its own.
+_FREE = ("targets", "gates", "params", "options")
+MISSING = ("error", "skip")
+
+
+def base() -> ConfigDict:
+    """Every key of a recipe, with its meaning and neutral value."""
+    c = ConfigDict()
+    # Name of the set (lower case, digits, _), its version (three numbers) and kind ("instruction" or "mcq").
+    c.name, c.version, c.kind = "", "1.0.0", "instruction"
+    # For the card: a title, a paragraph, BibTeX.
+    c.title, c.description, c.citation = "", "", ""
+    # Decides samples, order of selection and the split; together with the ledger it determines every byte.
+    c.seed = 0
+    # Languages of the set, in the order of the tables.
+    c.languages = LANGUAGES
+    # Names of the entries of `source`, in the order in which duplicates are resolved (the earlier row stays).
+    c.sources = ()
+    c.source = ConfigDict()
+    # Names of the entries of `step`, in the order in which they run.
+    c.steps = ()
+    c.step = ConfigDict()
+    # Rows wanted of each language; absent = all there are. Steps with `fill` make what is missing.
+    c.targets = ConfigDict()
+    # Share of the families (a question with all its translations and expansions) held out, by language.
+    c.validation_fraction = 0.01
+    # Near duplicates: Jaccard similarity of n-grams; 0 = exact copies only.
+    c.near_duplicates = 0.85
+    # Benchmark items: weight of n-grams found in a row from which it is contaminated (all of an item; its question).
+    c.contamination, c.contamination_question = 0.5, 0.9
+    # How far above an even share one letter of right answers may be before the report says so.
+    c.letter_excess = 0.15
+    # Multiple choice: what becomes of questions that got no rationale, "keep" or "drop".
+    c.without_rationale = "keep"
+    # Values that replace those of data_gen.gates.THRESHOLDS.
+    c.gates = ConfigDict()
+    # Licence texts that are let in although the filter would not.
+    c.licenses_also = ()
+    # A source that is not in --data_dir: "error", or "skip" (said in the card).
+    c.missing = "error"
+    # Parameters of every request; what the command line gives wins.
+    c.params = ConfigDict({"temperature": 0.3, "seed": 0})
+    # How often an unusable answer is asked for again; whether the endpoint is given a JSON schema.
+    c.redraws, c.structured = 1, True
+    # Random rows shown per language in the report.
+    c.samples = 4
+    return c
+
+
+def source(adapter: str = "", path: str = "", **more: object) -> ConfigDict:
+    """One entry of `source`. Keys:
+
+    adapter   name of mmed_jax.data.sources ("" = files of records, or passages)
+    path      file or folder below --data_dir, * allowed; "" = the one whose name begins with the adapter's
+    kind      "instruction" or "mcq"; "" = the adapter's first; "passage" = texts for question-answer generation
+    split     keep this split only; files that name none count as it. "" = everything
+    languages keep these; () = the recipe's
+    keep      whether the rows themselves belong into the set, or are material for steps only
+    limit     at most so many rows (chosen by hash, not the first ones); 0 = all
+    language, license   of passages whose files do not say it
+    """
+    entry = {
+        "adapter": adapter, "path": path, "kind": "", "split": "train", "languages": (), "keep": True, "limit": 0,
+        "language": "", "license": "",
+    }  # fmt: skip
+    return ConfigDict(_known(entry, more, "source"))
+
+
+def step(method: str, sources: tuple[str, ...], **more: object) -> ConfigDict:
+    """One entry of `step`. Keys:
+
+    method    "answer_expanding", "qa_generation", "translation", "rationale" or "topics"
+    sources   names of sources, or of earlier steps, whose rows are its inputs
+    languages translation: into these; other methods: inputs of these only; () = the recipe's
+    limit     at most so many inputs of a source and language (chosen by hash); 0 = all
+    fill      translation: only as many as the language lacks to its target
+    options   the method's own (pairs, max_chars, ...)
+    """
+    entry = {"method": method, "sources": tuple(sources), "languages": (), "limit": 0, "fill": False, "options": {}}
+    return ConfigDict(_known(entry, more, "step"))
+
+
+def _known(entry: dict, more: dict, what: str) -> dict:
+    for key in more:
+        if key not in entry:
+            raise UserError(f"{what}: no key '{key}'{nearest(key, entry)}")
+    return {**entry, **more}
+
+
+def load_recipe(name: str, overrides: dict[str, str]) -> ConfigDict:
+    """The recipe `name` ("mmed_ift", "mmed_ift_mc:open", or a path to a .py file) with overrides, checked.
+
+    Raises UserError: no such recipe, variant or key; a value of another type; a contradiction.
+    """
+    stem, _, variant = name.partition(":")
+    path = Path(stem) if stem.endswith(".py") or "/" in stem else CONFIG_DIR / f"{stem}.py"
+    if not path.is_file() or path.parent == CONFIG_DIR and stem not in DATA_RECIPES:
+        raise UserError(f"--recipe={name}: no recipe '{stem}'{nearest(stem, DATA_RECIPES)}")
+    if str(REPO) not in sys.path:
+        sys.path.insert(0, str(REPO))
+    spec = importlib.util.spec_from_file_location(f"_recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        variants = tuple(getattr(module, "VARIANTS", ("",)))
+        if variant not in variants:
+            raise UserError(f"--recipe={name}: no variant '{variant}'{nearest(variant, [v for v in variants if v])}")
+        recipe = module.get_config(variant)
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"--recipe={name}: {type(e).__name__}: {one_line(e)}") from e
+    for key, text in overrides.items():
+        _override(recipe, key, text)
+    check(recipe, name)
+    recipe.lock()
+    return recipe
+
+
+def _override(recipe: ConfigDict, key: str, text: str) -> None:
+    """Sets one key from its text; mappings with names of their own take name=value pairs beside what they hold."""
+    parent, _, leaf = key.rpartition(".")
+    if key in _FREE[:3] or leaf == "options":
+        node = recipe
+        for part in filter(None, parent.split(".")):
+            if part not in node:
+                raise UserError(f"--recipe.{key}: no such key{nearest(key, flatten(recipe))}")
+            node = node[part]
+        given = {} if not text else dict(node[leaf])  # nothing after the = empties the mapping
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            item, eq, value = part.partition("=")
+            if not eq:
+                raise UserError(f"--recipe.{key}={text}: must be name=value,name=value")
+            try:
+                given[item.strip()] = json.loads(value)
+            except ValueError:
+                given[item.strip()] = value
+        node[leaf] = ConfigDict(given)
+        return
+    try:
+        set_override(recipe, key, text)
+    except UserError as e:
+        raise UserError(str(e).replace("--config.", "--recipe.")) from None
+
+
+def check(recipe: ConfigDict, name: str) -> None:
+    """Raises UserError for a recipe that contradicts itself."""
+
+    def wrong(text: str) -> UserError:
+        return UserError(f"--recipe={name}: {text}")
+
+    for key in base():
+        if key not in recipe:
+            raise wrong(f"{key} is missing; begin with data_gen.recipes.base() and change values")
+    for key in recipe:
+        if key not in base():
+            raise wrong(f"{key}: no such key{nearest(key, base())}")
+    if recipe.kind not in KINDS:
+        raise wrong(f"kind '{recipe.kind}'{nearest(recipe.kind, KINDS)}")
+    entries = [*recipe.source.values(), *recipe.step.values()]
+    for code in (*recipe.languages, *recipe.targets, *(c for entry in entries for c in entry.languages)):
+        if code not in LANGUAGES:
+            raise wrong(f"language '{code}'{nearest(code, LANGUAGES)}")
+    for code, rows in recipe.targets.items():
+        if not isinstance(rows, int) or rows < 0:
+            raise wrong(f"targets.{code}={rows}: must be a whole number")
+    for key in recipe.gates:
+        if key not in THRESHOLDS:
+            raise wrong(f"gates.{key}: no such threshold{nearest(key, THRESHOLDS)}")
+    if recipe.missing not in MISSING:
+        raise wrong(f"missing '{recipe.missing}'{nearest(recipe.missing, MISSING)}")
+    for entry in recipe.sources:
+        if entry not in recipe.source:
+            raise wrong(f"sources names '{entry}'{nearest(entry, recipe.source)}")
+        s = recipe.source[entry]
+        if s.adapter and s.adapter not in SOURCES:
+            raise wrong(f"source.{entry}: no adapter '{s.adapter}'{nearest(s.adapter, SOURCES)}")
+        if s.kind not in ("", *KINDS, "passage"):
+            raise wrong(f"source.{entry}: kind '{s.kind}'{nearest(s.kind, (*KINDS, 'passage'))}")
+    known = list(recipe.sources)
+    for entry in recipe.steps:
+        if entry not in recipe.step:
+            raise wrong(f"steps names '{entry}'{nearest(entry, recipe.step)}")
+        t = recipe.step[entry]
+        if t.method not in METHODS:
+            raise wrong(f"step.{entry}: no method '{t.method}'{nearest(t.method, METHODS)}")
+        for origin in t.sources:
+            if origin not in known:
+                raise wrong(f"step.{entry}: '{origin}' is neither a source nor an earlier step{nearest(origin, known)}")
+        if t.fill and t.method != "translation":
+            raise wrong(f"step.{entry}: fill is for translation")
+        known.append(entry)
+    if not 0 <= recipe.validation_fraction < 1:
+        raise wrong(f"validation_fraction={recipe.validation_fraction}: must be 0 or more and below 1")
+
+
+def as_dict(recipe: ConfigDict) -> dict:
+    """The recipe as JSON can hold it."""
+    return json.loads(recipe.to_json())
+
+
+def recipe_hash(recipe: ConfigDict) -> str:
+    """16 hex digits that stand for all of a recipe."""
+    text = json.dumps(as_dict(recipe), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+__all__ = ["FILTERS", "as_dict", "base", "check", "load_recipe", "recipe_hash", "source", "step"]
