@@ -20,16 +20,27 @@ from mmed_jax.data import jsonl
 from mmed_jax.data.schema import kind_of, validate_record
 from mmed_jax.errors import UserError, nearest
 
-_TEXT_FEATURES = ("record", "id", "kind", "language", "source", "license", "method", "group")
+_TEXT_FEATURES = {
+    "record": "the whole record, one line of JSON (mmed_jax/data/schema.py)",
+    "id": "unique in the set",
+    "kind": "instruction or mcq",
+    "language": "en, zh, ja, ko, fr, es or ru",
+    "source": "the data set it comes from or was made of",
+    "license": "of that data set; it holds for derived rows too",
+    "method": "original, answer_expanding, qa_generation, translation or handcrafted",
+    "group": "shared by parallel versions of one question and all that was made of it",
+}
 
 
 def write_tfds(
-    path: str | os.PathLike, name: str, version: str, splits: dict[str, Iterable[dict]], description: str = ""
-) -> Path:
+    path: str | os.PathLike, name: str, version: str, splits: dict[str, Iterable[dict]], description: str = "",
+    citation: str = "",
+) -> Path:  # fmt: skip
     """Writes record sets as one TFDS set and returns its folder, `path`/`name`/`version`.
 
-    Records are checked and keep their order. Written under a temporary name and renamed when whole; an older set of the
-    same version is replaced. Raises UserError for a bad name or version, RecordError for a bad record.
+    Records are checked and keep their order; the same records give the same bytes. Written under a temporary name and
+    renamed when whole; an older set of the same version is replaced. Raises UserError for a bad
+    name or version, RecordError for a bad record.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"data set name '{name}': use lower-case letters, digits and _, for example mmed_ift")
@@ -39,9 +50,9 @@ def write_tfds(
     Path(path).mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{name}-{version}.", dir=path))
     try:
-        builder = _builder(temporary, name, version, splits, description)
+        builder = _builder(temporary, name, version, splits, description, citation)
         # Its progress texts go nowhere: the command that calls this has its own.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _ordered_fields():
             builder.download_and_prepare()
         folder.parent.mkdir(parents=True, exist_ok=True)
         old = temporary / "old"
@@ -53,7 +64,27 @@ def write_tfds(
     return folder
 
 
-def _builder(data_dir: Path, name: str, version: str, splits: dict[str, Iterable[dict]], description: str):
+@contextlib.contextmanager
+def _ordered_fields() -> Iterator[None]:
+    """Fields of an example are serialized in order, so that the same records give the same bytes.
+
+    protobuf leaves the order of a map open and changes it from process to process.
+    """
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    original = ExampleSerializer.serialize_example
+    ExampleSerializer.serialize_example = lambda self, example: self.get_tf_example(example).SerializeToString(
+        deterministic=True
+    )
+    try:
+        yield
+    finally:
+        ExampleSerializer.serialize_example = original
+
+
+def _builder(
+    data_dir: Path, name: str, version: str, splits: dict[str, Iterable[dict]], description: str, citation: str
+):  # fmt: skip
     import numpy as np
     import tensorflow_datasets as tfds
 
@@ -75,12 +106,13 @@ def _builder(data_dir: Path, name: str, version: str, splits: dict[str, Iterable
             VERSION = tfds.core.Version(version)
 
             def _info(self) -> tfds.core.DatasetInfo:
-                features = {key: tfds.features.Text() for key in _TEXT_FEATURES}
-                features["needs_image"] = tfds.features.Scalar(np.bool_)
+                features = {key: tfds.features.Text(doc=doc) for key, doc in _TEXT_FEATURES.items()}
+                features["needs_image"] = tfds.features.Scalar(np.bool_, doc="the question points at a figure")
                 return tfds.core.DatasetInfo(
                     builder=self,
                     description=description or "Records of mmed_jax; layout: mmed_jax/data/tfds_io.py.",
                     features=tfds.features.FeaturesDict(features),
+                    citation=citation or None,
                     disable_shuffling=True,
                 )
 
