@@ -6,7 +6,7 @@ import sys
 from mmed_jax.errors import UserError, nearest, run_command
 
 # Order of use. A new command is a new module and a new name here.
-COMMANDS = ("convert", "handcraft", "expand", "qa", "translate", "rationale", "topics", "estimate", "ledger")
+COMMANDS = ("convert", "handcraft", "expand", "qa", "translate", "rationale", "topics", "build", "estimate", "ledger")
 # Commands whose module has another name.
 _MODULES = {"ledger": "ledger_command"}
 
