@@ -111,7 +111,8 @@ def read_any(path: str) -> Iterator[dict]:
 def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], then: tuple = ()) -> None:
     """Runs a method over the inputs that `items()` gives anew each time, and the methods `then` over its records.
 
-    Writes records and rejects, prints tables. What an enriching method leaves out follows its records unchanged.
+    Writes records and rejects, prints tables. What an enriching method leaves out follows its records unchanged;
+    a record that got no label stays where it was.
     Files are written atomically. Raises WorkError when rows are left pending (a stop by --max_usd, --max_requests) or
     failed (the endpoint would not answer them): the same command goes on.
     """
@@ -140,14 +141,17 @@ def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]],
     gates = default_gates(method.name) if method.name in GATES else []
     counts: Counter[tuple[str, str]] = Counter()
     flags: Counter[str] = Counter()
-    made = 0
+    made = bare = 0
 
     def lines() -> Iterator[str]:
-        nonlocal made
+        nonlocal made, bare
         for outcome in run(method, items(), settings, gates):
             counts[outcome.state, outcome.reason] += 1
             if outcome.state != "accepted":
                 rejects.append(jsonl.dump_line(_reject(outcome)))
+                if method.labels and outcome.reason != "key":  # "key" is the label's verdict on the row
+                    bare += 1
+                    yield jsonl.dump_line(outcome.job.parent)
             for record in outcome.records if outcome.state == "accepted" else ():
                 made += 1
                 flags.update(record["provenance"].get("flags", ()))
@@ -158,7 +162,7 @@ def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]],
     if settings.dry_run:
         deque(lines(), maxlen=0)  # prints the estimate and leaves
     jsonl.write_lines(args.output, lines())
-    print(f"{method.name}\n{summary(method.skipped, counts, flags, made, method.enriches)}", flush=True)
+    print(f"{method.name}\n{summary(method, counts, flags, made, bare)}", flush=True)
     return {state: sum(n for (s, _), n in counts.items() if s == state) for state in ("pending", "failed")}
 
 
@@ -170,9 +174,10 @@ def _reject(outcome) -> dict:
     }  # fmt: skip
 
 
-def summary(skipped: Counter, counts: Counter, flags: Counter, made: int, enriches: bool = False) -> str:
-    """The table: inputs left out, rows by state and reason (they add up), flags, records."""
-    lines = [(f"{'left as it is' if enriches else 'left out'}: {why}", n) for why, n in skipped.most_common()]
+def summary(method, counts: Counter, flags: Counter, made: int, bare: int) -> str:
+    """The table: inputs left out, rows by state and reason (they add up), records made, kept without a label, flags."""
+    verb = "left as it is" if method.enriches else "left out"
+    lines = [(f"{verb}: {why}", n) for why, n in method.skipped.most_common()]
     lines.append(("rows", sum(counts.values())))
     for state in _ORDER:
         of_state = {reason: n for (s, reason), n in counts.items() if s == state}
@@ -180,6 +185,8 @@ def summary(skipped: Counter, counts: Counter, flags: Counter, made: int, enrich
             lines.append((f"  {state}", sum(of_state.values())))
         lines += [(f"    {reason}", n) for reason, n in sorted(of_state.items(), key=lambda x: -x[1]) if reason]
     lines.append(("records", made))
+    if bare:
+        lines.append(("records kept without a label", bare))
     lines += [(f"  flagged {name}", n) for name, n in flags.most_common()]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {n:>9,}" for name, n in lines)

@@ -36,12 +36,14 @@ class MethodBase:
       max_tokens: room for an answer (max_completion_tokens) unless the settings say otherwise; doubled, at most to four
         times, when an answer was cut.
       enriches: the method gives its inputs back with something added; what it leaves out stays as it is.
+      labels: what an enriching method adds is a label, without which the input is as good as it was.
       skipped, skipped_ids: reasons and counts of inputs that became no job, of the last iteration of `jobs`; their ids
         where the method enriches.
     """
 
     name: str
     enriches: bool = False
+    labels: bool = False
     max_tokens: int = 1024
 
     def __init__(self, *, structured: bool = True, redraws: int = 1):

@@ -5,6 +5,7 @@ Multiple-choice records become instruction records: the options stay part of the
 """
 
 from data_gen.answers import object_schema
+from data_gen.fence import leaks, neutralise
 from data_gen.methods import base
 from data_gen.methods.base import BOOL, TEXT, MethodBase, Skip, needs, single_turn
 from data_gen.types import Job
@@ -32,6 +33,8 @@ class Expand(MethodBase):
 
     def job_for(self, parent: dict, language: str, settings) -> Job:
         data, question = self._mcq(parent) if kind_of(parent) == "mcq" else self._instruction(parent)
+        if leaks(question):  # the question goes into the record; its control strings do not
+            question = neutralise(question)
         given = data["given_answer"]
         target = {
             "language": language, "question": question, "given": [given] if isinstance(given, str) else given,

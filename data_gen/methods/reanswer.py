@@ -18,7 +18,7 @@ class Reanswer(MethodBase):
     """
 
     name = "reanswer"
-    enriches = True
+    enriches = labels = True
     max_tokens = 64
 
     def __init__(self, *, strict: bool = False, structured: bool = True, redraws: int = 1):

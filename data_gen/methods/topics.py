@@ -17,7 +17,7 @@ class Topics(MethodBase):
     """
 
     name = "topics"
-    enriches = True
+    enriches = labels = True
     max_tokens = 32
 
     def __init__(self, *, replace: bool = False, structured: bool = True, redraws: int = 1):
