@@ -124,7 +124,7 @@ class Generator:
                 number = self.rows.spool.add({**record, "provenance": {**about, "flags": flags}})
                 self.rows.step.append(step)
                 made += 1
-                if method.name in ("rationale", "topics"):  # the same record, completed
+                if method.enriches:  # the same record, completed
                     self.rows.replaced[by_id[outcome.job.parent["id"]]] = number
         self.rows.skipped[name].update(method.skipped)
         return made

@@ -131,14 +131,14 @@ def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[di
 def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], rejects: list[str]) -> dict[str, int]:
     """One method from its inputs to the output file; adds lines to `rejects`. Returns the numbers of rows that are
     pending and failed."""
-    from data_gen.gates import GATES, default_gates
+    from data_gen.gates import default_gates
     from data_gen.runner import run, settings_from
 
     settings = settings_from(args)
     # The whole input is read before the first request, so that a fault in its last line costs nothing.
     total = sum(len(method.languages_for(item)) for item in items())
     settings = replace(settings, total=total)
-    gates = default_gates(method.name) if method.name in GATES else []
+    gates = default_gates(method.name)
     counts: Counter[tuple[str, str]] = Counter()
     flags: Counter[str] = Counter()
     made = bare = 0

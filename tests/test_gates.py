@@ -282,4 +282,4 @@ def test_thresholds_and_methods_are_checked():
         default_gates("rationale", {"key_state": 1})
     with pytest.raises(UserError, match="did you mean 'translation'"):
         default_gates("translate")
-    assert set(THRESHOLDS["longest"]) == set(GATES) - {"topics"}
+    assert set(THRESHOLDS["longest"]) == set(GATES) - {"topics", "reanswer"}

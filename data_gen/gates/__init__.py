@@ -72,5 +72,6 @@ GATES: dict[str, tuple[Callable, ...]] = {
     "translation": (*_TEXT, matter.options, matter.numbers),
     "rationale": (*_TEXT, matter.key),
     "topics": (),
+    "reanswer": (),
     "original": (text.language, text.length),
 }
