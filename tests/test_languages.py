@@ -3,6 +3,8 @@
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_gen.gates.quantities import missing, other_units, quantities
 from data_gen.languages import language_problem
@@ -69,6 +71,8 @@ def test_numbers_in_the_writings_of_seven_languages():
 
     assert values("1,000 and 1.500 and 36,6 and .05") == [d("1000", "1"), d("1500", "1.5"), d("36.6"), d("0.05")]
     assert values("1\u202f000 mg, 12 000,5 et 1.234.567,89") == [d("1000"), d("12000.5"), d("1234567.89")]
+    mixed = "1.234,567 1,234.56 100,200.5 12 345,678"
+    assert values(mixed) == [d("1234.567"), d("1234.56"), d("100200.5"), d("12345.678")]
     assert values("３万人、５．５％") == [d("3", "30000"), d("5.5")]
     assert values("250万, 2 млн, 2 million") == [d("250", "2500000"), d("2", "2000000"), d("2", "2000000")]
     units = "5 mg 5мг 5毫克 5ミリグラム 5밀리그램 5 µg 5мкг 120 мм рт. ст. 37℃ 5 mmHg 10%"
@@ -76,6 +80,13 @@ def test_numbers_in_the_writings_of_seven_languages():
         "mg", "mg", "mg", "mg", "mg", "ug", "ug", "mmhg", "c", "mmhg", "%",
     ]  # fmt: skip
     assert [q.unit for q in quantities("5 men, 3 little, 7 gatos, 4 г., 10⁹/L")] == ["", "", "", "g", ""]
+
+
+@given(st.text(alphabet="0123456789.,\u00a0 ３．万%mg-", max_size=24))
+def test_any_writing_is_read(text: str):
+    found = quantities(text)
+    assert all(q.values for q in found) and missing(found, found) == []
+    assert bool(found) == any(c.isdigit() for c in text)
 
 
 def test_missing_numbers_and_changed_units():

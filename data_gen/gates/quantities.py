@@ -80,11 +80,14 @@ def quantities(text: str) -> list[Quantity]:
 
 def _values(text: str) -> Iterable[Decimal]:
     if _GROUPED.match(text):
-        separator = _GROUPED.match(text).group(1)
-        whole = Decimal(text.replace(separator, "").replace(",", "."))
-        yield whole
-        if separator in ".," and text.count(separator) == 1:
-            yield Decimal(text.replace(separator, "."))
+        *groups, last = re.split(r"[.,\u00a0\u202f ]", text)
+        separators = re.sub(r"\d", "", text)
+        if separators[-1] in ".," and (len(last) != 3 or len(set(separators)) > 1):
+            yield Decimal(f"{''.join(groups)}.{last}")  # 1.234,5
+            return
+        yield Decimal("".join((*groups, last)))
+        if separators in (".", ","):
+            yield Decimal(f"{groups[0]}.{last}")
     else:
         one_point = text.count(",") + text.count(".") <= 1
         yield Decimal(text.replace(",", ".") if one_point else re.sub(r"\D", "", text))
