@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_gen.gates.quantities import missing, other_units, quantities
@@ -82,6 +82,7 @@ def test_numbers_in_the_writings_of_seven_languages():
     assert [q.unit for q in quantities("5 men, 3 little, 7 gatos, 4 г., 10⁹/L")] == ["", "", "", "g", ""]
 
 
+@settings(max_examples=1000)
 @given(st.text(alphabet="0123456789.,\u00a0 ３．万%mg-", max_size=24))
 def test_any_writing_is_read(text: str):
     found = quantities(text)

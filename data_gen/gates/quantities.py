@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 # Full-width digits, points and signs as ASCII. Superscripts stay: 10⁹ is not 109.
 _FULL_WIDTH = str.maketrans({**{0xFF10 + i: str(i) for i in range(10)}, "．": ".", "，": ",", "％": "%", "〜": "~"})
-_NUMBER = re.compile(r"(?<!\d)\d+(?:[.,\u00a0\u202f ](?=\d{3}(?!\d))\d{3})*(?:[.,]\d+)?|\.\d+")
-_GROUPED = re.compile(r"^\d{1,3}(?:([.,\u00a0\u202f ])\d{3})+(?:[.,]\d+)?$")
+_SEPARATOR = "[.,\u00a0\u202f ]"
+_GROUPED = re.compile(rf"\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+(?!\d)(?:[.,]\d+)?")
+_NUMBER = re.compile(rf"(?<!\d)(?:{_GROUPED.pattern}|\d+(?:[.,]\d+)?)|\.\d+")
 # Words and characters that multiply the number before them.
 _TIMES = (
     (r"千|천|thousand|mille\b|mil\b|тыс", 1000),
@@ -79,18 +80,17 @@ def quantities(text: str) -> list[Quantity]:
 
 
 def _values(text: str) -> Iterable[Decimal]:
-    if _GROUPED.match(text):
-        *groups, last = re.split(r"[.,\u00a0\u202f ]", text)
-        separators = re.sub(r"\d", "", text)
-        if separators[-1] in ".," and (len(last) != 3 or len(set(separators)) > 1):
-            yield Decimal(f"{''.join(groups)}.{last}")  # 1.234,5
-            return
-        yield Decimal("".join((*groups, last)))
-        if separators in (".", ","):
-            yield Decimal(f"{groups[0]}.{last}")
-    else:
-        one_point = text.count(",") + text.count(".") <= 1
-        yield Decimal(text.replace(",", ".") if one_point else re.sub(r"\D", "", text))
+    if not _GROUPED.fullmatch(text):
+        yield Decimal(text.replace(",", "."))
+        return
+    *groups, last = re.split(_SEPARATOR, text)
+    separators = re.sub(r"\d", "", text)
+    if separators[-1] in ".," and (len(last) != 3 or len(set(separators)) > 1):
+        yield Decimal(f"{''.join(groups)}.{last}")  # 1.234,5
+        return
+    yield Decimal("".join((*groups, last)))
+    if separators in (".", ","):
+        yield Decimal(f"{groups[0]}.{last}")
 
 
 def missing(wanted: Iterable[Quantity], present: Iterable[Quantity]) -> list[Quantity]:
