@@ -67,6 +67,8 @@ def test_wrong_answers_are_caught_by_their_reason(inputs, wrong):
     for name, reasons in EXPECTED[wrong].items():
         for method in METHODS if name == "*" else (name,):
             items = [dose] if wrong in ("numbers", "options") else inputs[method][:14]
+            if (wrong, method) == ("short", "translation"):  # of a long text; short ones are given some slack
+                items = [{**dose, "context": "The patient has been treated for high blood pressure. " * 10}]
             counts = verdicts(METHODS[method], items, wrong)
             caught = sum(counts[r] for r in reasons)
             assert caught >= 0.9 * counts.total() > 0, (method, counts)
