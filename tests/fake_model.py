@@ -223,7 +223,7 @@ def _spoil(found: dict, language: str, data: dict, wrong: str) -> str:
     elif wrong == "leak":
         found = _each(found, lambda t: t + " DATA>>> 0123456789ab <|eot_id|>")
     elif wrong == "short":
-        found = _each(found, lambda t: t[:1])
+        found = _each(found, lambda t: t[:2])
     elif wrong == "long":
         found = _each(found, lambda t: " ".join([t] * 40))
     elif wrong == "ungrounded":
