@@ -28,7 +28,7 @@ SHIPPED = [
     ("stage1:8b", "v5e-32", {}),
     ("stage1:8b", "v6e-16", {}),
     ("stage1:8b", "v5p-8", {}),
-    ("stage1:70b", "v5e-256", {}),
+    ("stage1:70b", "v5e-256", {"batch_size": 256}),
     ("stage1:70b", "v6e-128", {}),
     ("stage1:70b", "v5p-64", {}),
 ]
