@@ -19,15 +19,28 @@ ROUNDS = 4  # how often a language that lacks rows after rejections is given fur
 @dataclass
 class Rows:
     """Generated rows: `spool`, `step[i]` the index of row i's step. `outcomes[step][state, reason]` counts jobs,
-    `skipped[step][why]` inputs that became no job; `replaced[input]` is the row that stands for an input now."""
+    `skipped[step][why]` inputs that became no job; `replaced[input]` is the row that stands for an input now, and
+    `newer[row]` the one that stands for an earlier row (a rationale, a label was added)."""
 
     spool: Spool
     step: list[int] = field(default_factory=list)
     outcomes: dict[str, Counter] = field(default_factory=dict)
     skipped: dict[str, Counter] = field(default_factory=dict)
     replaced: dict[int, int] = field(default_factory=dict)
+    newer: dict[int, int] = field(default_factory=dict)
     rejects: list[dict] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)  # ledger keys of all jobs: what the set has cost
+
+    def standing(self) -> Iterator[int]:
+        """First forms of the rows that stand in the set beside the inputs."""
+        later = {*self.replaced.values(), *self.newer.values()}
+        return (i for i in range(len(self.step)) if i not in later)
+
+    def newest(self, row: int) -> int:
+        """The newest form of a row."""
+        while row in self.newer:
+            row = self.newer[row]
+        return row
 
     def pending(self) -> int:
         """Jobs without an answer yet."""
@@ -62,9 +75,11 @@ class Generator:
     def get(self, place: tuple[str, int]) -> dict:
         """The record at ("input", i), in its newest form, or ("row", i)."""
         kind, number = place
-        if kind == "input" and number not in self.rows.replaced:
-            return self.inputs.spool[number]
-        return self.rows.spool[self.rows.replaced[number] if kind == "input" else number]
+        if kind == "input":
+            if number not in self.rows.replaced:
+                return self.inputs.spool[number]
+            number = self.rows.replaced[number]
+        return self.rows.spool[self.rows.newest(number)]
 
     def _places(self, entry: Any) -> Iterator[tuple[str, str, int]]:
         """(source or step, "input" or "row", number) of all a step may read, in the recipe's order."""
@@ -73,8 +88,8 @@ class Generator:
                 for i in self.inputs.rows_of(self.recipe.sources.index(origin)):
                     yield origin, "input", i
             else:
-                step = self.recipe.steps.index(origin)
-                yield from ((origin, "row", i) for i, s in enumerate(self.rows.step) if s == step)
+                step, enriched = self.recipe.steps.index(origin), set(self.rows.newer.values())
+                yield from ((origin, "row", i) for i, s in enumerate(self.rows.step) if s == step and i not in enriched)
 
     def _chosen(self, name: str, entry: Any) -> list[tuple[str, int]]:
         """Inputs of a step that writes in its inputs' language: those of the languages, at most `limit` a source and
@@ -92,13 +107,13 @@ class Generator:
     def _run(self, step: int, name: str, method: Any, places: list[tuple[str, int]], language: str = "") -> int:
         """Runs one method over its inputs; returns how many rows came of it."""
         outcomes, made = self.rows.outcomes[name], 0
-        by_id: dict[str, int] = {}
+        by_id: dict[str, tuple[str, int]] = {}
 
         def records() -> Iterator[dict]:
             for kind, number in places:
                 record = self.get((kind, number))
-                if kind == "input":
-                    by_id[record["id"]] = number
+                if method.enriches:
+                    by_id[record["id"]] = kind, number
                 yield record
 
         label = "/".join(filter(None, (self.settings.run, self.recipe.name, name, language)))
@@ -125,9 +140,15 @@ class Generator:
                 self.rows.step.append(step)
                 made += 1
                 if method.enriches:  # the same record, completed
-                    self.rows.replaced[by_id[outcome.job.parent["id"]]] = number
+                    self._stands_for(*by_id[outcome.job.parent["id"]], number)
         self.rows.skipped[name].update(method.skipped)
         return made
+
+    def _stands_for(self, kind: str, old: int, new: int) -> None:
+        if kind == "input" and old not in self.rows.replaced:
+            self.rows.replaced[old] = new
+            return
+        self.rows.newer[self.rows.newest(self.rows.replaced[old] if kind == "input" else old)] = new
 
     # Translation
 
@@ -176,5 +197,4 @@ class Generator:
         keeps = {i for i, s in enumerate(self.recipe.sources) if self.recipe.source[s].keep}
         inputs = (i for i, e in enumerate(self.inputs.entry) if e in keeps and not self.inputs.blocked[i])
         own = sum(self.inputs.spool[i]["language"] == language for i in inputs)
-        instead = set(self.rows.replaced.values())
-        return own + sum(r["language"] == language for i, r in enumerate(self.rows.spool) if i not in instead)
+        return own + sum(self.get(("row", i))["language"] == language for i in self.rows.standing())

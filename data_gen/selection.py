@@ -82,16 +82,14 @@ class Selector:
     def _list(self) -> None:
         """All candidates: kept inputs, in their completed form, then generated rows."""
         recipe, inputs, rows = self.recipe, self.inputs, self.rows
-        instead = set(rows.replaced.values())
         for i, entry in enumerate(inputs.entry):
             name = recipe.sources[entry]
             if recipe.source[name].keep:
-                self._where.append((1, rows.replaced[i]) if i in rows.replaced else (0, i))
+                self._where.append((1, rows.newest(rows.replaced[i])) if i in rows.replaced else (0, i))
                 self._origin.append(name)
-        for i, step in enumerate(rows.step):
-            if i not in instead:
-                self._where.append((1, i))
-                self._origin.append(recipe.steps[step])
+        for i in rows.standing():
+            self._where.append((1, rows.newest(i)))
+            self._origin.append(recipe.steps[rows.step[i]])
         self.result.candidates = len(self._where)
         self.result.removed = {name: Counter() for name in (*recipe.sources, *recipe.steps)}
 

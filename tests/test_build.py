@@ -241,6 +241,21 @@ def test_rationales_complete_the_rows_and_several_answers_stay(tmp_path):
     assert facts.total == 1
 
 
+def test_rows_that_are_enriched_several_times_stand_once(tmp_path):
+    rows = [mcq("one", "en", QUESTIONS[0]), mcq("two", "en", QUESTIONS[1])]
+    recipe = own_recipe(tmp_path, rows, steps=("rationale", "translate", "topics", "again"))
+    recipe.step.rationale = step("rationale", ("mine",))
+    recipe.step.translate = step("translation", ("mine",), languages=("ko",))
+    recipe.step.topics = step("topics", ("mine", "translate"))
+    recipe.step.again = step("reanswer", ("mine", "translate"))
+    _, facts = build(recipe, tmp_path / "out", tmp_path)
+    found = {r["id"]: r for r in read_records(f"{tmp_path}/out/jsonl")}
+    assert set(found) == {"one", "two", "one@ko", "two@ko"} and facts.total == 4
+    for record in found.values():
+        assert record["rationale"] and record["provenance"]["topic"] and record["provenance"]["reanswer"]
+    assert sum(facts.topics.values()) == 4 and facts.how["en", "original + rationale"] == 2
+
+
 def test_targets_are_filled_and_not_exceeded(tmp_path):
     rows = [mcq(f"q{i}", "en", q) for i, q in enumerate(QUESTIONS)]
     recipe = own_recipe(tmp_path, rows, steps=("translate",), languages=("en", "fr", "ko"))

@@ -58,7 +58,8 @@ def numbers(job: Job, record: dict, *, tolerated: int) -> str | None:
     """A translation keeps the numbers and units of each of its texts. Reason "numbers".
 
     Bare whole numbers up to twelve may have become words (flag "number_words"); up to `tolerated` others may be missing
-    from long texts (one in twenty), flagged "number_missing". Numbers that the source has not: flag "number_added".
+    from long texts (one in twenty), flagged "number_missing". Numbers that the source has not: flag "number_added". Of
+    several flags the first of these three is returned: missing, added, words.
     """
     flags = []
     theirs = dict(named_texts(job.parent))
@@ -75,7 +76,7 @@ def numbers(job: Job, record: dict, *, tolerated: int) -> str | None:
             flags.append("number_added")
         for quantity, unit in other_units(wanted, present)[:1]:
             raise Reject("numbers", f"{name}: {quantity.text} {quantity.unit} became {unit}")
-    return ",".join(sorted(set(flags))) or None
+    return next((flag for flag in ("number_missing", "number_added", "number_words") if flag in flags), None)
 
 
 def facts(job: Job, record: dict, *, kept: float) -> str | None:
