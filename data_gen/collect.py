@@ -51,6 +51,8 @@ def collect(recipe, data_dir: str, licenses: str, benchmarks: Benchmarks, folder
     Raises UserError for a source that is not there (unless recipe.missing is "skip") or breaks its form.
     """
     inputs = Inputs(Spool(folder / "inputs.jsonl"))
+    if recipe.missing == "error":
+        _all_there(recipe, data_dir)
     lineage = Families()
     kept_ids: dict[int, str] = {}
     for index, name in enumerate(recipe.sources):
@@ -74,9 +76,11 @@ def collect(recipe, data_dir: str, licenses: str, benchmarks: Benchmarks, folder
                 if hit:
                     inputs.hits[number] = hit
         except UserError as e:
-            if recipe.missing != "skip" or inputs.read[name] and "holds no rows" not in str(e):
-                raise
-            inputs.missing[name] = str(e)
+            if recipe.missing == "skip" and not inputs.read[name]:
+                inputs.missing[name] = str(e)
+                continue
+            hint = "" if inputs.read[name] else " (--recipe.missing=skip builds without it)"
+            raise UserError(f"source.{name}: {e}{hint}") from None
     inputs.blocked = blocked_families(lineage, inputs.hits) >= 0
     return inputs
 
@@ -121,6 +125,19 @@ def _rows(entry, data_dir: str, inputs: Inputs, name: str) -> Iterator[dict]:
         if reason != "another split":
             inputs.read[name] += count
             inputs.dropped[name][reason] += count
+
+
+def _all_there(recipe, data_dir: str) -> None:
+    """Raises UserError that names every source which is not there, before the first is read."""
+    lacking = []
+    for name in recipe.sources:
+        try:
+            _place(recipe.source[name], data_dir)
+        except UserError as e:
+            lacking.append((name, str(e)))
+    if lacking:
+        more = f"; nor are {', '.join(n for n, _ in lacking[1:])}" if lacking[1:] else ""
+        raise UserError(f"source.{lacking[0][0]}: {lacking[0][1]}{more} (--recipe.missing=skip builds without)")
 
 
 def _place(entry, data_dir: str) -> Path | str:

@@ -272,8 +272,9 @@ def test_targets_are_filled_and_not_exceeded(tmp_path):
 def test_missing_sources_are_an_error_or_said(tmp_path):
     recipe = own_recipe(tmp_path, [mcq("a", "en", QUESTIONS[0]), mcq("b", "en", QUESTIONS[1])])
     recipe.source.medquad = source("medquad")
-    recipe.sources = ("mine", "medquad")
-    with pytest.raises(UserError, match=r"nothing here is named 'medquad\*'; or set its path to hub"):
+    recipe.source.toyhom = source("toyhom")
+    recipe.sources = ("mine", "medquad", "toyhom")
+    with pytest.raises(UserError, match=r"nothing here is named 'medquad\*'; or set its path to hub.*nor are toyhom"):
         build(recipe, tmp_path / "out", tmp_path)
     recipe.missing = "skip"
     build(recipe, tmp_path / "out", tmp_path)
