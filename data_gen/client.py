@@ -73,7 +73,8 @@ def make_client(base_url: str | None, timeout_s: float, connections: int, *, asy
         common = {"http_client": openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout)}
     else:
         common = {"http_client": openai.DefaultHttpxClient(limits=limits, timeout=timeout)}
-    common |= {"max_retries": 0, "timeout": timeout}
+    # Requests that cost are repeated by us, counted; the free steps of batches by the client.
+    common |= {"max_retries": 0 if asynchronous else 5, "timeout": timeout}
     url = base_url or os.environ.get("OPENAI_BASE_URL")
     azure = os.environ.get("AZURE_OPENAI_ENDPOINT")
     if azure and not url:
@@ -117,7 +118,7 @@ async def ask(client: Any, request: Request, price: Price | None) -> Reply:
     except openai.APITimeoutError:
         raise Again("timed out", uncertain=True) from None
     except openai.APIStatusError as e:
-        return _status_error(e.status_code, _error_body(e), e.response.headers, _request_id(e.response.headers))
+        return Reply(settled_status(e), e.response.headers)
     except openai.APIConnectionError as e:
         cause = e.__cause__
         detail = f"connection failed: {redact(one_line(cause or e))}"
@@ -164,8 +165,8 @@ def _error_body(error: Any) -> dict:
     return {**body, "message": str(body.get("message") or error.response.text or error.message)}
 
 
-def _status_error(status: int, body: dict, headers: Mapping[str, str], request_id: str) -> Reply:
-    """An HTTP status that is not success, as a settled reply; raises Again or Stop."""
+def _status_error(status: int, body: dict, headers: Mapping[str, str], request_id: str) -> Answer:
+    """What an HTTP status that is not success settles; raises Again or Stop."""
     said = redact(body["message"])
     codes = {str(body.get("code")), str(body.get("type"))} | {str((body.get("innererror") or {}).get("code"))}
     if status == 401:
@@ -182,8 +183,14 @@ def _status_error(status: int, body: dict, headers: Mapping[str, str], request_i
     if status in (408, 409) or status >= 500:
         raise Again(f"{status}: {said}", headers=headers, uncertain=status in (408, 504))
     if codes & set(_FILTERS):
-        return Reply(Answer("rejected", "content_filter", said, request_id=request_id), headers)
-    return Reply(Answer("failed", "bad_request", f"{status}: {said}", request_id=request_id), headers)
+        return Answer("rejected", "content_filter", said, request_id=request_id)
+    return Answer("failed", "bad_request", f"{status}: {said}", request_id=request_id)
+
+
+def settled_status(error: Any) -> Answer:
+    """What an openai.APIStatusError settles; raises Again or Stop."""
+    headers = error.response.headers
+    return _status_error(error.status_code, _error_body(error), headers, _request_id(headers))
 
 
 def status_answer(status: int, body: Any, request_id: str) -> Answer | None:
@@ -191,6 +198,6 @@ def status_answer(status: int, body: Any, request_id: str) -> Answer | None:
     error = body.get("error", body) if isinstance(body, dict) else {}
     error = error if isinstance(error, dict) else {}
     try:
-        return _status_error(status, {**error, "message": str(error.get("message", ""))}, {}, request_id).answer
+        return _status_error(status, {**error, "message": str(error.get("message", ""))}, {}, request_id)
     except Again:
         return None

@@ -21,20 +21,27 @@ class Slot:
 
 
 class Judge:
-    """Judges answers and keeps the ledger's table of jobs. Attribute `jobs`: how many were entered."""
+    """Judges answers and keeps the ledger's table of jobs.
+
+    Attributes:
+      jobs: how many were entered. again: ask once more for what failed in an earlier run.
+    """
 
     def __init__(self, method: Method, gates: list[Gate], settings, ledger: Ledger):
         self.method, self.gates, self.settings, self.ledger = method, gates, settings, ledger
-        self.jobs = 0
+        self.jobs, self.again = 0, True
         self._known: dict[str, tuple[str, str, str]] = {}
         self._verdicts: list[tuple] = []
 
-    def slots(self, jobs: Iterable[Job]) -> list[Slot]:
-        """Slots for jobs, which are entered in the ledger as pending unless they are there."""
+    def slots(self, jobs: Iterable[Job], *, again: bool = False) -> list[Slot]:
+        """Slots for jobs, which are entered in the ledger as pending unless they are there.
+
+        again: they were counted before.
+        """
         slots = [Slot(job) for job in jobs]
         if not slots:
             return slots
-        self.jobs += len(slots)
+        self.jobs += 0 if again else len(slots)
         label, name = self.settings.label, self.method.name
         known = self.ledger.verdicts(label, name, [s.job.row_id for s in slots])
         new = [s.job for s in slots if s.job.row_id not in known]
@@ -73,6 +80,10 @@ class Judge:
         if len(self._verdicts) >= _WRITE_EVERY:
             self.flush()
 
+    def forget(self) -> None:
+        """Drops what is remembered of jobs; slots() remembers anew."""
+        self._known.clear()
+
     def flush(self) -> None:
         """Writes the verdicts that wait."""
         rows, self._verdicts = self._verdicts, []
@@ -84,7 +95,7 @@ class Judge:
             return True
         # What failed for a reason that may pass costs nothing and is asked for once more in every run.
         transient = row.reason == "api_error" or self.settings.retry_failed
-        return row.state == "failed" and transient and not slot.asked
+        return row.state == "failed" and transient and self.again and not slot.asked
 
     def _judge(self, slot: Slot, row: Row) -> bool:
         """Sets the slot's outcome; False when another request is to be made instead, which is in the slot then."""

@@ -10,44 +10,21 @@ share a ledger; a request that one has claimed is not sent by another while its 
 
 import os
 import queue
-import socket
 import sqlite3
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_gen.claims import FINAL, LEASE_SECONDS, SCHEMA, Answer, Claims, Totals
 from data_gen.types import Request
 from mmed_jax.errors import UserError, WorkError
 
-LEASE_SECONDS = 90.0
-FINAL = ("done", "rejected")
+__all__ = ["FINAL", "Answer", "Ledger", "Row", "Totals"]
+
 _CHUNK = 500  # keys in one SELECT
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS requests (
-  key TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '',
-  attempts INTEGER NOT NULL DEFAULT 0, model TEXT NOT NULL, prompt TEXT NOT NULL, retry_of TEXT NOT NULL DEFAULT '',
-  owner TEXT NOT NULL DEFAULT '', reserved REAL NOT NULL DEFAULT 0, request_id TEXT NOT NULL DEFAULT '', response TEXT,
-  prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER, cost REAL,
-  created REAL NOT NULL, sent REAL, finished REAL);
-CREATE INDEX IF NOT EXISTS requests_sent ON requests(owner) WHERE state = 'sent';
-CREATE TABLE IF NOT EXISTS jobs (
-  run TEXT NOT NULL, method TEXT NOT NULL, row_id TEXT NOT NULL, key TEXT NOT NULL, state TEXT NOT NULL,
-  reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '', PRIMARY KEY (run, method, row_id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS owners (
-  owner TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, lease REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS batches (
-  id INTEGER PRIMARY KEY, state TEXT NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
-  endpoint TEXT NOT NULL, file_id TEXT NOT NULL DEFAULT '', batch_id TEXT NOT NULL DEFAULT '',
-  detail TEXT NOT NULL DEFAULT '', created REAL);
-CREATE TABLE IF NOT EXISTS totals (
-  id INTEGER PRIMARY KEY CHECK (id = 1), requests INTEGER NOT NULL, spent REAL NOT NULL, reserved REAL NOT NULL,
-  uncertain REAL NOT NULL);
-INSERT OR IGNORE INTO totals VALUES (1, 0, 0, 0, 0);
-"""
 
 
 class Row(NamedTuple):
@@ -64,30 +41,6 @@ class Row(NamedTuple):
     cost: float | None
 
 
-class Totals(NamedTuple):
-    """requests: attempts sent. spent: by the endpoint's usage. reserved: upper bound of what is under way.
-    uncertain: upper bound of attempts without an answer (time-outs, killed processes) that may have been billed."""
-
-    requests: int
-    spent: float
-    reserved: float
-    uncertain: float
-
-
-class Answer(NamedTuple):
-    """What an endpoint answered: state "done", "rejected" or "failed"; cost None where no price is known."""
-
-    state: str
-    reason: str = ""
-    detail: str = ""
-    response: str | None = None
-    request_id: str = ""
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    completion_tokens: int | None = None
-    cost: float | None = None
-
-
 class Ledger:
     """A ledger file, made when it is not there; a context manager.
 
@@ -98,19 +51,18 @@ class Ledger:
     """
 
     def __init__(self, path: str | os.PathLike, *, max_usd: float | None = None, max_requests: int | None = None):
-        self.path, self.max_usd, self.max_requests = Path(path), max_usd, max_requests
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+        self.path, self.claims = Path(path), Claims(max_usd, max_requests)
         self._work: queue.SimpleQueue = queue.SimpleQueue()
         self._broken: WorkError | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._reading, self._writing = self._connect(), self._connect()
-            self._writing.executescript(_SCHEMA)
+            self._writing.executescript(SCHEMA)
         except (sqlite3.Error, OSError) as e:
             raise UserError(f"--ledger={self.path}: cannot be used as a ledger ({e})") from None
         self._thread = threading.Thread(target=self._write_loop, name="ledger", daemon=True)
         self._thread.start()
-        self.write(self._enter).result()
+        self.write(self.claims.enter).result()
 
     def _connect(self) -> sqlite3.Connection:
         # One thread at a time uses each connection; the check of sqlite3 would forbid handing it over.
@@ -131,7 +83,7 @@ class Ledger:
         """Gives back what this process had claimed, waits for the last commit."""
         if self._thread.is_alive():
             if not self._broken:
-                self.write(self._leave)
+                self.write(self.claims.leave)
             self._work.put(None)
             self._thread.join()
         self._reading.close()
@@ -190,133 +142,45 @@ class Ledger:
         """Enters what became of jobs: (run, method, row_id, key, state, reason, detail)."""
         return self.write(lambda c: c.executemany("INSERT OR REPLACE INTO jobs VALUES (?,?,?,?,?,?,?)", rows) and None)
 
-    def claim(self, key: str, reserve: float) -> Future:
+    def claim(self, key: str, reserve: float, owner: str = "") -> Future:
         """Claims a request for sending: "go", "final" (answered), "busy" (another's), "cap" (a limit is reached) or
         "full" (a limit would be reached if all that is under way cost as much as it can).
 
-        reserve: upper bound of its price in dollars, held until it is finished.
+        reserve: upper bound of its price in dollars, held until it is finished. owner: this process, or "batch:3".
         """
-        return self.write(lambda c: self._claim(c, key, reserve))
+        return self.write(lambda c: self.claims.claim(c, key, reserve, owner or self.claims.owner))
 
     def again(self, key: str, *, uncertain: bool) -> Future:
         """Another attempt at a claimed request: True, or False where a limit forbids it (it is pending then).
 
         uncertain: the attempt before may have been billed.
         """
-
-        def operation(c: sqlite3.Connection) -> bool:
-            reserved = c.execute("SELECT reserved FROM requests WHERE key=?", (key,)).fetchone()[0]
-            if uncertain:
-                c.execute("UPDATE totals SET uncertain = uncertain + ?", (reserved,))
-            if self._capped(c, 0.0) == "cap":
-                self._release(c, "key = ?", key)
-                return False
-            c.execute("UPDATE requests SET attempts = attempts + 1, sent = ? WHERE key = ?", (time.time(), key))
-            c.execute("UPDATE totals SET requests = requests + 1")
-            return True
-
-        return self.write(operation)
+        return self.write(lambda c: self.claims.again(c, key, uncertain))
 
     def finish(self, key: str, answer: Answer) -> Future:
         """Stores an answer (or a failure) and what it cost."""
-        return self.write(lambda c: self._finish(c, key, answer))
+        return self.write(lambda c: self.claims.finish(c, key, answer))
 
     def fail(self, key: str, detail: str, *, uncertain: bool) -> Future:
         """Gives a request up for this time; `uncertain` as in again()."""
 
         def operation(c: sqlite3.Connection) -> None:
-            self._release(c, "key = ?", key, uncertain=uncertain)
-            self._finish(c, key, Answer("failed", "api_error", detail))
+            self.claims.release(c, "key = ?", key, uncertain=uncertain)
+            self.claims.finish(c, key, Answer("failed", "api_error", detail))
 
         return self.write(operation)
 
     def release(self, key: str, *, uncertain: bool) -> Future:
         """Makes a claimed request pending again; `uncertain` as in again()."""
-        return self.write(lambda c: self._release(c, "key = ?", key, uncertain=uncertain))
+        return self.write(lambda c: self.claims.release(c, "key = ?", key, uncertain=uncertain))
 
-    # Inside transactions.
+    def release_owner(self, owner: str) -> Future:
+        """Makes all that `owner` has claimed pending again; none of it was billed."""
+        return self.write(lambda c: self.claims.release(c, "owner = ?", owner))
 
-    def _claim(self, c: sqlite3.Connection, key: str, reserve: float) -> str:
-        state, owner = c.execute("SELECT state, owner FROM requests WHERE key=?", (key,)).fetchone()
-        if state in FINAL:
-            return "final"
-        if state == "sent":
-            if owner == self.owner or owner.startswith("batch:") or self._lives(c, owner):
-                return "busy"
-            self._release(c, "key = ?", key, uncertain=True)
-        if capped := self._capped(c, reserve):
-            return capped
-        self.mark_sent(c, key, reserve, self.owner)
-        return "go"
-
-    def mark_sent(self, c: sqlite3.Connection, key: str, reserve: float, owner: str) -> None:
-        """Inside a transaction: a pending request is under way, and counted."""
-        sql = "UPDATE requests SET state='sent', owner=?, reserved=?, attempts=attempts+1, sent=? WHERE key=?"
-        c.execute(sql, (owner, reserve, time.time(), key))
-        c.execute("UPDATE totals SET requests = requests + 1, reserved = reserved + ?", (reserve,))
-
-    def _capped(self, c: sqlite3.Connection, reserve: float) -> str:
-        t = Totals(*c.execute("SELECT requests, spent, reserved, uncertain FROM totals").fetchone())
-        if self.max_requests is not None and t.requests + 1 > self.max_requests:
-            return "cap"
-        if self.max_usd is None or t.spent + t.uncertain + t.reserved + reserve <= self.max_usd:
-            return ""
-        return "cap" if t.spent + t.uncertain + reserve > self.max_usd else "full"
-
-    def _finish(self, c: sqlite3.Connection, key: str, a: Answer) -> None:
-        state, reserved = c.execute("SELECT state, reserved FROM requests WHERE key=?", (key,)).fetchone()
-        c.execute("UPDATE totals SET spent = spent + ?", (a.cost or 0.0,))
-        if state in FINAL:  # the same answer came twice (a lease ran out meanwhile): both are paid, the first stays
-            return
-        if state == "sent":
-            c.execute("UPDATE totals SET reserved = max(0, reserved - ?)", (reserved,))
-        c.execute(
-            "UPDATE requests SET state=?, reason=?, detail=?, response=?, request_id=?, prompt_tokens=?, "
-            "cached_tokens=?, completion_tokens=?, cost=?, owner='', reserved=0, finished=? WHERE key=?",
-            (*a, time.time(), key),
-        )
-
-    def _release(self, c: sqlite3.Connection, where: str, *values: object, uncertain: bool = False) -> None:
-        held = c.execute(f"SELECT total(reserved) FROM requests WHERE state='sent' AND {where}", values).fetchone()[0]
-        c.execute(f"UPDATE requests SET state='pending', owner='', reserved=0 WHERE state='sent' AND {where}", values)
-        c.execute(
-            "UPDATE totals SET reserved = max(0, reserved - ?), uncertain = uncertain + ?",
-            (held, held if uncertain else 0.0),
-        )
-
-    def _lives(self, c: sqlite3.Connection, owner: str) -> bool:
-        row = c.execute("SELECT host, pid, lease FROM owners WHERE owner=?", (owner,)).fetchone()
-        if row is None or row[2] < time.time():
-            return False
-        host, pid, _ = row
-        if host != socket.gethostname():
-            return True
-        if pid == os.getpid():
-            return owner == self.owner or owner in _OWNERS_HERE
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return True
-
-    def _enter(self, c: sqlite3.Connection) -> None:
-        for (owner,) in c.execute("SELECT DISTINCT owner FROM requests WHERE state='sent'").fetchall():
-            if not owner.startswith("batch:") and not self._lives(c, owner):
-                self._release(c, "owner = ?", owner, uncertain=True)
-        c.execute("DELETE FROM owners WHERE lease < ?", (time.time() - 86400,))
-        _OWNERS_HERE.add(self.owner)
-        self._renew(c)
-
-    def _leave(self, c: sqlite3.Connection) -> None:
-        self._release(c, "owner = ?", self.owner, uncertain=True)
-        c.execute("DELETE FROM owners WHERE owner=?", (self.owner,))
-        _OWNERS_HERE.discard(self.owner)
-
-    def _renew(self, c: sqlite3.Connection) -> None:
-        row = (self.owner, socket.gethostname(), os.getpid(), time.time() + LEASE_SECONDS)
-        c.execute("INSERT OR REPLACE INTO owners VALUES (?,?,?,?)", row)
+    def finish_in(self, c: sqlite3.Connection, key: str, answer: Answer) -> None:
+        """finish(), inside an operation of write()."""
+        self.claims.finish(c, key, answer)
 
     def _write_loop(self) -> None:
         c, renewed, closing = self._writing, time.monotonic(), False
@@ -325,7 +189,7 @@ class Ledger:
             closing = None in items
             items = [i for i in items if i is not None]
             if time.monotonic() - renewed > LEASE_SECONDS / 3:
-                items.append((self._renew, Future()))
+                items.append((self.claims.renew, Future()))
                 renewed = time.monotonic()
             if not items:
                 continue
@@ -354,7 +218,3 @@ class Ledger:
                 items.append(self._work.get_nowait())
         except queue.Empty:
             return items
-
-
-# Owners of this process that live: two ledgers may be open in one process.
-_OWNERS_HERE: set[str] = set()

@@ -32,7 +32,7 @@ class Sender:
         self.events: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
         self.capped = False
         self._work: asyncio.Queue[Request] = asyncio.Queue()
-        self._stopping, self._busy = False, 0
+        self._stopping, self._busy, self._held = False, 0, 0
         self._succeeded = self._began = time.monotonic()
         self._any, self._refused = False, 0
         self._client = api.make_client(settings.base_url, settings.timeout_s, settings.concurrency)
@@ -98,28 +98,32 @@ class Sender:
         # The server's own count of a request before it knows: about four bytes a token, and all of the answer's room.
         size = most / 4 + (limit or 1000)
         attempt = 0
-        while True:
-            await self._limiter.enter(size)
-            headers, failure = None, None
-            try:
-                if attempt == 0 and not await self._claimed(request, reserve):
+        try:
+            while True:
+                await self._limiter.enter(size)
+                headers, failure = None, None
+                try:
+                    if attempt == 0 and not await self._claimed(request, reserve):
+                        return
+                    attempt += 1
+                    headers, failure = await self._attempt(request)
+                finally:
+                    self._limiter.leave(size, headers, limited=failure is not None and failure.limited)
+                if failure is None or not await self._another(request, failure, attempt):
                     return
-                attempt += 1
-                headers, failure = await self._attempt(request)
-            finally:
-                self._limiter.leave(size, headers, limited=failure is not None and failure.limited)
-            if failure is None or not await self._another(request, failure, attempt):
-                return
+        finally:
+            self._held -= attempt > 0
 
     async def _claimed(self, request: Request, reserve: float) -> bool:
         """Whether the request is ours to send now; otherwise it is settled, or comes again later."""
         claim = "" if self._stopping else await asyncio.wrap_future(self.ledger.claim(request.key, reserve))
-        if claim == "busy" or (claim == "full" and self._busy):
+        if claim == "busy" or (claim == "full" and self._held):
             self._loop.call_later(_POLL, self._work.put_nowait, request)
         elif claim in ("cap", "full"):
             self.capped = True
         if claim in ("cap", "full", "final"):
             self.events.put(request.key)
+        self._held += claim == "go"
         return claim == "go"
 
     async def _attempt(self, request: Request) -> tuple[Mapping[str, str] | None, api.Again | None]:

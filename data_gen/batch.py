@@ -1,0 +1,292 @@
+"""The Batch API, one step at a time: each is in the ledger before the next begins, so that any of them can be resumed.
+
+    open (requests are claimed, their file grows) -> ready (it is whole) -> uploaded -> created -> done
+    void: given up before anything was sent, or refused as a whole; its requests are pending again
+
+Between two steps lies either nothing that costs, or something that can be found again: a batch that was created just
+before a kill is recognised by its input file. Results are joined by custom_id, which is the request's key.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from data_gen import client as api
+from data_gen.ledger import Answer, Ledger
+from data_gen.prices import Price
+from data_gen.sender import ATTEMPTS
+from data_gen.tokens import answer_limit, counter_for, prompt_tokens
+from data_gen.types import Request
+from mmed_jax.data import jsonl
+from mmed_jax.errors import UserError, WorkError, one_line
+
+# The endpoint's limits of one batch (50,000 requests, 200 MB), with some air in the bytes.
+MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000
+_PATH = "/v1/chat/completions"
+_ENDED = ("completed", "expired", "cancelled", "failed")
+_LINES = 500  # results a transaction
+
+
+class Batch(NamedTuple):
+    """A row of the ledger's table of batches; `tokens` of the prompts, an upper bound."""
+
+    id: int
+    state: str
+    requests: int
+    tokens: int
+    file_id: str
+    batch_id: str
+
+
+class _File:
+    """The file of an open batch: lines whose requests are being claimed wait, so that many claims share a commit."""
+
+    def __init__(self, batch: Batch, out: BinaryIO):
+        self.batch, self.out = batch, out
+        self.requests = self.tokens = self._planned = self._bytes = self._planned_tokens = 0
+        self.capped = False
+        self._waiting: list[tuple[Future, bytes, int]] = []
+
+    def holds(self, size: int, tokens: int, most_tokens: int) -> bool:
+        """Whether one more request fits."""
+        fits = self._planned < MAX_REQUESTS and self._bytes + size <= MAX_BYTES
+        return fits and self._planned_tokens + tokens <= most_tokens
+
+    def add(self, claim: Future, data: bytes, tokens: int) -> None:
+        """A line to write once its claim is granted."""
+        self._waiting.append((claim, data, tokens))
+        self._planned, self._bytes = self._planned + 1, self._bytes + len(data)
+        self._planned_tokens += tokens
+        if len(self._waiting) >= _LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the lines whose claims were granted."""
+        for claim, data, tokens in self._waiting:
+            said = claim.result()
+            self.capped = self.capped or said in ("cap", "full")
+            if said == "go":
+                self.out.write(data)
+                self.requests, self.tokens = self.requests + 1, self.tokens + tokens
+        self._waiting.clear()
+        self.out.flush()
+
+
+class Batches:
+    """The batches of one ledger and endpoint; a context manager, one process at a time.
+
+    Attributes:
+      capped: a limit (max_usd, max_requests) kept requests out. most_tokens: prompt tokens of one batch at most.
+    """
+
+    def __init__(self, ledger: Ledger, settings, price: Price | None):
+        self.ledger, self.settings, self.price = ledger, settings, price
+        self.endpoint = api.endpoint_name(settings.base_url)
+        self.client = api.make_client(settings.base_url, settings.timeout_s, 4, asynchronous=False)
+        self.folder = ledger.path.with_name(ledger.path.name + ".batches")
+        self.most_tokens = settings.enqueued_tokens or 10**12
+        self.capped = False
+
+    def __enter__(self) -> "Batches":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / "lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise UserError(f"{self.ledger.path}: another process works on the batches of this ledger") from None
+        for batch in self.all("open"):  # killed while its file was written: nothing was sent
+            self._give_up(batch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self._lock.close()
+
+    def all(self, *states: str) -> list[Batch]:
+        """Batches of this endpoint in these states."""
+        marks = ",".join("?" * len(states))
+        sql = f"SELECT {','.join(Batch._fields)} FROM batches WHERE endpoint=? AND state IN ({marks}) ORDER BY id"
+        return [Batch(*row) for row in self.ledger.query(sql, self.endpoint, *states)]
+
+    def file(self, batch: Batch) -> Path:
+        """Where the requests of a batch lie."""
+        return self.folder / f"{batch.id:06d}.jsonl"
+
+    # Building.
+
+    def build(self, requests: Iterable[Request]) -> int:
+        """Claims the requests (all are in the ledger) and writes them to files of ready batches; returns how many."""
+        count = counter_for(self.settings.model).count
+        file: _File | None = None
+        claimed = 0
+        for request in requests:
+            line = {"custom_id": request.key, "method": "POST", "url": _PATH, "body": api.body_of(request)}
+            data, tokens = jsonl.dump_line(line).encode() + b"\n", prompt_tokens(request, count)
+            if file is not None and not file.holds(len(data), tokens, self.most_tokens):
+                claimed, file = claimed + self._close_file(file), None
+            if file is None:
+                batch = self.ledger.write(self._new).result()
+                file = _File(batch, open(self.file(batch), "wb"))
+            file.add(self._claim(request, file.batch), data, tokens)
+        return claimed + (self._close_file(file) if file is not None else 0)
+
+    def _new(self, c: sqlite3.Connection) -> Batch:
+        sql = "INSERT INTO batches (state, requests, tokens, endpoint, created) VALUES ('open', 0, 0, ?, ?)"
+        return Batch(c.execute(sql, (self.endpoint, time.time())).lastrowid, "open", 0, 0, "", "")
+
+    def _claim(self, request: Request, batch: Batch) -> Future:
+        reserve = 0.0
+        if self.price is not None:
+            reserve = self.price.cost(prompt_tokens(request), answer_limit(request) or 0, batch=True)
+        return self.ledger.claim(request.key, reserve, f"batch:{batch.id}")
+
+    def _close_file(self, file: "_File") -> int:
+        file.flush()
+        os.fsync(file.out.fileno())
+        file.out.close()
+        self.capped = self.capped or file.capped
+        if file.requests:
+            self._set(file.batch, state="ready", requests=file.requests, tokens=file.tokens)
+        else:
+            self._give_up(file.batch)
+        return file.requests
+
+    def _give_up(self, batch: Batch) -> None:
+        self.ledger.release_owner(f"batch:{batch.id}").result()
+        self._set(batch, state="void")
+        self.file(batch).unlink(missing_ok=True)
+
+    def _set(self, batch: Batch, **values: object) -> Batch:
+        names = ", ".join(f"{name} = ?" for name in values)
+        row = (*values.values(), batch.id)
+        self.ledger.write(lambda c: c.execute(f"UPDATE batches SET {names} WHERE id = ?", row) and None).result()
+        return batch._replace(**{k: v for k, v in values.items() if k in Batch._fields})
+
+    # Sending and fetching.
+
+    def step(self) -> list[str]:
+        """One look at every batch under way: uploads, creates, polls, fetches. Returns a line on each that is open.
+
+        Raises Stop for what the user has to mend, WorkError when the endpoint does not answer.
+        """
+        with _plain_errors():
+            said = [self._look(batch) for batch in self.all("created")]
+            queued = sum(b.tokens for b in self.all("created"))
+            limit = self.settings.enqueued_tokens
+            for batch in self.all("ready", "uploaded"):
+                if limit is not None and queued and queued + batch.tokens > limit:
+                    said.append(f"batch {batch.id}: waits for room ({queued:,} tokens enqueued)")
+                    continue
+                queued += batch.tokens
+                said.append(self._send(batch))
+        return [line for line in said if line]
+
+    def _send(self, batch: Batch) -> str:
+        if batch.state == "ready":
+            with open(self.file(batch), "rb") as f:
+                batch = self._set(batch, file_id=self.client.files.create(file=f, purpose="batch").id, state="uploaded")
+            found = None
+        else:  # perhaps created by a process that was killed before it could say so
+            recent = islice(self.client.batches.list(limit=100), 500)
+            made = (b for b in recent if b.input_file_id == batch.file_id)
+            found = next((b for b in made if b.status != "failed"), None)
+        if found is None:
+            # A creation that is repeated blindly could be billed twice; it is looked for at the next step instead.
+            once = self.client.with_options(max_retries=0).batches
+            found = once.create(input_file_id=batch.file_id, endpoint=_PATH, completion_window="24h")
+        self._set(batch, batch_id=found.id, state="created")
+        return f"batch {batch.id}: {batch.requests:,} requests sent ({found.id})"
+
+    def _look(self, batch: Batch) -> str:
+        found = self.client.batches.retrieve(batch.batch_id)
+        if found.status not in _ENDED:
+            counts = found.request_counts
+            done = f", {counts.completed:,} of {counts.total:,}" if counts else ""
+            return f"batch {batch.id}: {found.status}{done}"
+        if found.status == "failed":
+            return self._failed(batch, found)
+        for file_id in (found.output_file_id, found.error_file_id):
+            if file_id:
+                self._fetch(batch, file_id)
+        # What an expired or cancelled batch has not answered was not billed and is asked for again.
+        self.ledger.release_owner(f"batch:{batch.id}").result()
+        self._set(batch, state="done", detail=found.status)
+        self.file(batch).unlink(missing_ok=True)
+        return ""
+
+    def _failed(self, batch: Batch, found: Any) -> str:
+        errors = found.errors.data if found.errors and found.errors.data else []
+        said = api.redact("; ".join(f"{e.code}: {e.message}" for e in errors[:3]) or "no reason given")
+        if not any(e.code == "token_limit_exceeded" for e in errors):
+            self._give_up(batch)
+            raise api.Stop(f"the endpoint refused batch {found.id}: {said}")
+        if len(self.all("created")) > 1:  # room comes with the end of the others
+            self._set(batch, state="uploaded", batch_id="")
+            return f"batch {batch.id}: waits for room"
+        if batch.requests <= 1:
+            self._give_up(batch)
+            raise api.Stop(f"the account's limit of enqueued tokens does not hold one request: {said}")
+        self.most_tokens = max(1, batch.tokens // 2)
+        self._give_up(batch)
+        return f"batch {batch.id}: above the limit of enqueued tokens, cut into smaller ones"
+
+    def _fetch(self, batch: Batch, file_id: str) -> None:
+        path = self.folder / f"{batch.id:06d}.results"
+        with self.client.files.with_streaming_response.content(file_id) as reply, open(path, "wb") as out:
+            for data in reply.iter_bytes(1 << 20):
+                out.write(data)
+        with open(path, "rb") as lines:
+            while chunk := [line for _, line in zip(range(_LINES), lines)]:
+                answers = [a for line in chunk if line.strip() and (a := self._answer(line))]
+                self.ledger.write(lambda c, answers=answers: self._store(c, batch, answers)).result()
+        path.unlink()
+
+    def _answer(self, line: bytes) -> tuple[str, Answer | None] | None:
+        """(key, answer) of a line of results; None as answer: to be asked again; None: not to be read."""
+        try:
+            found = json.loads(line)
+            key, response = str(found["custom_id"]), found.get("response")
+            if not response:
+                return key, None
+            request_id, body = api.redact(str(response.get("request_id") or "")), response["body"]
+            if response["status_code"] == 200:
+                return key, api.read_completion(body, self.price, request_id=request_id, batch=True)
+            return key, api.status_answer(response["status_code"], body, request_id)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None
+
+    def _store(self, c: sqlite3.Connection, batch: Batch, answers: list[tuple[str, Answer | None]]) -> None:
+        """Only requests that this batch still holds take an answer: foreign, doubled and already stored ones do not."""
+        for key, answer in answers:
+            sql = "SELECT attempts FROM requests WHERE key=? AND state='sent' AND owner=?"
+            held = c.execute(sql, (key, f"batch:{batch.id}")).fetchone()
+            if held and answer is not None:
+                self.ledger.finish_in(c, key, answer)
+            elif held and held[0] >= ATTEMPTS:
+                self.ledger.finish_in(c, key, Answer("failed", "api_error", "failed in every batch"))
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors of the endpoint as ours."""
+    import openai
+
+    try:
+        yield
+    except openai.APIStatusError as e:
+        try:
+            answer = api.settled_status(e)
+        except api.Again as again:
+            raise WorkError(f"the endpoint failed ({again.detail}); the same command goes on") from None
+        raise api.Stop(f"the endpoint refused a step of the Batch API ({answer.detail})") from None
+    except openai.APIConnectionError as e:
+        raise WorkError(f"no connection to the endpoint ({api.redact(one_line(e.__cause__ or e))})") from None

@@ -1,0 +1,91 @@
+"""Outcomes by the Batch API: passes over the jobs, each sending what the answers so far leave to be asked."""
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_gen.batch import Batches
+from data_gen.judge import Judge, Slot
+from data_gen.ledger import Ledger
+from data_gen.settings import RunSettings
+from data_gen.spool import Spool
+from data_gen.types import Job, Outcome, Request
+from mmed_jax.errors import WorkError
+
+_CHUNK = 256
+_MOST_PASSES = 20  # answers, redraws, expired batches; a set that needs more does not converge
+
+
+def outcomes_by_batch(
+    jobs: Iterable[Job], settings: RunSettings, judge: Judge, ledger: Ledger
+) -> Iterator[Outcome]:  # fmt: skip
+    """Yields the outcome of every job, in order, once all batches are through. Raises as data_gen.runner.run.
+
+    The jobs wait on disk, beside the ledger, so that memory does not grow with their number.
+    """
+    with tempfile.TemporaryDirectory(prefix=".jobs", dir=ledger.path.parent) as folder:
+        spool = Spool(Path(folder) / "jobs.jsonl")
+        try:
+            with Batches(ledger, settings, settings.known_price) as batches:
+                _wait(batches, settings)  # those of an earlier process first: their answers are paid for
+                for number in range(_MOST_PASSES):
+                    source = _spooled(jobs, spool) if number == 0 else _jobs(spool)
+                    sent = batches.build(_missing(source, judge, enter=number == 0))
+                    judge.again = False
+                    _wait(batches, settings)
+                    if sent == 0:
+                        break
+                else:
+                    raise WorkError(f"requests are still without an answer after {_MOST_PASSES} rounds of batches")
+            for chunk in _chunks(_jobs(spool)):
+                slots = judge.slots(chunk, again=True)
+                judge.advance(slots, capped=True)
+                yield from (slot.outcome for slot in slots)
+        finally:
+            spool.close()
+
+
+def _missing(jobs: Iterable[Job], judge: Judge, *, enter: bool) -> Iterator[Request]:
+    """The requests that the jobs need next, each once."""
+    seen: set[str] = set()
+    for chunk in _chunks(jobs):
+        slots = judge.slots(chunk) if enter else [Slot(job) for job in chunk]
+        judge.forget()
+        for slot in judge.advance(slots):
+            if slot.job.request.key not in seen:
+                seen.add(slot.job.request.key)
+                yield slot.job.request
+
+
+def _wait(batches: Batches, settings: RunSettings) -> None:
+    """Takes the batches under way to their end; Ctrl-C leaves them to the endpoint, the same command finds them."""
+    if not batches.all("ready", "uploaded", "created"):
+        return
+    bar = tqdm(total=0, bar_format="{desc}", disable=not settings.progress)
+    with bar:
+        while said := batches.step() or batches.all("ready", "uploaded", "created"):
+            bar.set_description_str("; ".join(s for s in said[:3] if isinstance(s, str)))
+            time.sleep(settings.poll_s)
+
+
+def _spooled(jobs: Iterable[Job], spool: Spool) -> Iterator[Job]:
+    for job in jobs:
+        spool.add(asdict(job))
+        yield job
+
+
+def _jobs(spool: Spool) -> Iterator[Job]:
+    for row in spool:
+        request = row.pop("request")
+        yield Job(**row, request=Request(**{**request, "messages": tuple(request["messages"])}))
+
+
+def _chunks(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    jobs = iter(jobs)
+    while chunk := list(islice(jobs, _CHUNK)):
+        yield chunk

@@ -1,0 +1,167 @@
+"""What happens to requests inside the ledger's transactions: claims, answers, money, and which owners live."""
+
+import os
+import socket
+import sqlite3
+import time
+import uuid
+from typing import NamedTuple
+
+LEASE_SECONDS = 90.0
+FINAL = ("done", "rejected")
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS requests (
+  key TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '',
+  attempts INTEGER NOT NULL DEFAULT 0, model TEXT NOT NULL, prompt TEXT NOT NULL, retry_of TEXT NOT NULL DEFAULT '',
+  owner TEXT NOT NULL DEFAULT '', reserved REAL NOT NULL DEFAULT 0, request_id TEXT NOT NULL DEFAULT '', response TEXT,
+  prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER, cost REAL,
+  created REAL NOT NULL, sent REAL, finished REAL);
+CREATE INDEX IF NOT EXISTS requests_sent ON requests(owner) WHERE state = 'sent';
+CREATE TABLE IF NOT EXISTS jobs (
+  run TEXT NOT NULL, method TEXT NOT NULL, row_id TEXT NOT NULL, key TEXT NOT NULL, state TEXT NOT NULL,
+  reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '', PRIMARY KEY (run, method, row_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS owners (
+  owner TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, lease REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (
+  id INTEGER PRIMARY KEY, state TEXT NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL,
+  endpoint TEXT NOT NULL, file_id TEXT NOT NULL DEFAULT '', batch_id TEXT NOT NULL DEFAULT '',
+  detail TEXT NOT NULL DEFAULT '', created REAL);
+CREATE TABLE IF NOT EXISTS totals (
+  id INTEGER PRIMARY KEY CHECK (id = 1), requests INTEGER NOT NULL, spent REAL NOT NULL, reserved REAL NOT NULL,
+  uncertain REAL NOT NULL);
+INSERT OR IGNORE INTO totals VALUES (1, 0, 0, 0, 0);
+"""
+# Owners of this process that live: two ledgers may be open in one process.
+_OWNERS_HERE: set[str] = set()
+
+
+class Totals(NamedTuple):
+    """requests: attempts sent. spent: by the endpoint's usage. reserved: upper bound of what is under way.
+    uncertain: upper bound of attempts without an answer (time-outs, killed processes) that may have been billed."""
+
+    requests: int
+    spent: float
+    reserved: float
+    uncertain: float
+
+
+class Answer(NamedTuple):
+    """What an endpoint answered: state "done", "rejected" or "failed"; cost None where no price is known."""
+
+    state: str
+    reason: str = ""
+    detail: str = ""
+    response: str | None = None
+    request_id: str = ""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost: float | None = None
+
+
+class Claims:
+    """The rules, for one process; every method runs inside a transaction on the connection it is given.
+
+    Args:
+      max_usd, max_requests: no request is claimed beyond these totals of the ledger.
+    """
+
+    def __init__(self, max_usd: float | None, max_requests: int | None):
+        self.max_usd, self.max_requests = max_usd, max_requests
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+
+    def claim(self, c: sqlite3.Connection, key: str, reserve: float, owner: str) -> str:
+        """See Ledger.claim."""
+        state, holder = c.execute("SELECT state, owner FROM requests WHERE key=?", (key,)).fetchone()
+        if state in FINAL:
+            return "final"
+        if state == "sent":
+            if holder in (owner, self.owner) or holder.startswith("batch:") or self._lives(c, holder):
+                return "busy"
+            self.release(c, "key = ?", key, uncertain=True)
+        if capped := self._capped(c, reserve):
+            return capped
+        sql = "UPDATE requests SET state='sent', owner=?, reserved=?, attempts=attempts+1, sent=? WHERE key=?"
+        c.execute(sql, (owner, reserve, time.time(), key))
+        c.execute("UPDATE totals SET requests = requests + 1, reserved = reserved + ?", (reserve,))
+        return "go"
+
+    def again(self, c: sqlite3.Connection, key: str, uncertain: bool) -> bool:
+        """See Ledger.again."""
+        reserved = c.execute("SELECT reserved FROM requests WHERE key=?", (key,)).fetchone()[0]
+        if uncertain:
+            c.execute("UPDATE totals SET uncertain = uncertain + ?", (reserved,))
+        if self._capped(c, 0.0) == "cap":
+            self.release(c, "key = ?", key)
+            return False
+        c.execute("UPDATE requests SET attempts = attempts + 1, sent = ? WHERE key = ?", (time.time(), key))
+        c.execute("UPDATE totals SET requests = requests + 1")
+        return True
+
+    def _capped(self, c: sqlite3.Connection, reserve: float) -> str:
+        t = Totals(*c.execute("SELECT requests, spent, reserved, uncertain FROM totals").fetchone())
+        if self.max_requests is not None and t.requests + 1 > self.max_requests:
+            return "cap"
+        if self.max_usd is None or t.spent + t.uncertain + t.reserved + reserve <= self.max_usd:
+            return ""
+        return "cap" if t.spent + t.uncertain + reserve > self.max_usd else "full"
+
+    def finish(self, c: sqlite3.Connection, key: str, a: Answer) -> None:
+        """Stores an answer and what it cost."""
+        state, reserved = c.execute("SELECT state, reserved FROM requests WHERE key=?", (key,)).fetchone()
+        c.execute("UPDATE totals SET spent = spent + ?", (a.cost or 0.0,))
+        if state in FINAL:  # the same answer came twice (a lease ran out meanwhile): both are paid, the first stays
+            return
+        if state == "sent":
+            c.execute("UPDATE totals SET reserved = max(0, reserved - ?)", (reserved,))
+        c.execute(
+            "UPDATE requests SET state=?, reason=?, detail=?, response=?, request_id=?, prompt_tokens=?, "
+            "cached_tokens=?, completion_tokens=?, cost=?, owner='', reserved=0, finished=? WHERE key=?",
+            (*a, time.time(), key),
+        )
+
+    def release(self, c: sqlite3.Connection, where: str, *values: object, uncertain: bool = False) -> None:
+        """Sent requests `where` are pending again; uncertain: the attempt may have been billed."""
+        held = c.execute(f"SELECT total(reserved) FROM requests WHERE state='sent' AND {where}", values).fetchone()[0]
+        c.execute(f"UPDATE requests SET state='pending', owner='', reserved=0 WHERE state='sent' AND {where}", values)
+        c.execute(
+            "UPDATE totals SET reserved = max(0, reserved - ?), uncertain = uncertain + ?",
+            (held, held if uncertain else 0.0),
+        )
+
+    def _lives(self, c: sqlite3.Connection, owner: str) -> bool:
+        row = c.execute("SELECT host, pid, lease FROM owners WHERE owner=?", (owner,)).fetchone()
+        if row is None or row[2] < time.time():
+            return False
+        host, pid, _ = row
+        if host != socket.gethostname():
+            return True
+        if pid == os.getpid():
+            return owner == self.owner or owner in _OWNERS_HERE
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+
+    def enter(self, c: sqlite3.Connection) -> None:
+        """This process begins: what dead ones had claimed is free again."""
+        for (owner,) in c.execute("SELECT DISTINCT owner FROM requests WHERE state='sent'").fetchall():
+            if not owner.startswith("batch:") and not self._lives(c, owner):
+                self.release(c, "owner = ?", owner, uncertain=True)
+        c.execute("DELETE FROM owners WHERE lease < ?", (time.time() - 86400,))
+        _OWNERS_HERE.add(self.owner)
+        self.renew(c)
+
+    def leave(self, c: sqlite3.Connection) -> None:
+        """This process ends."""
+        self.release(c, "owner = ?", self.owner, uncertain=True)
+        c.execute("DELETE FROM owners WHERE owner=?", (self.owner,))
+        _OWNERS_HERE.discard(self.owner)
+
+    def renew(self, c: sqlite3.Connection) -> None:
+        """Says that this process lives."""
+        row = (self.owner, socket.gethostname(), os.getpid(), time.time() + LEASE_SECONDS)
+        c.execute("INSERT OR REPLACE INTO owners VALUES (?,?,?,?)", row)
