@@ -10,7 +10,7 @@ import numpy as np
 
 from data_gen.contamination import Benchmarks, Hit
 from data_gen.families import Families, family_keys, stable_hash
-from data_gen.gates import default_gates
+from data_gen.gates import Gate, default_gates
 from data_gen.licenses import allowed
 from data_gen.passages import read_passages
 from data_gen.spool import Spool
@@ -53,7 +53,7 @@ def collect(recipe, data_dir: str, licenses: str, benchmarks: Benchmarks, folder
     inputs = Inputs(Spool(folder / "inputs.jsonl"))
     if recipe.missing == "error":
         _all_there(recipe, data_dir)
-    lineage = Families()
+    lineage, gates = Families(), default_gates("original", dict(recipe.gates))
     kept_ids: dict[int, str] = {}
     for index, name in enumerate(recipe.sources):
         entry = recipe.source[name]
@@ -62,7 +62,7 @@ def collect(recipe, data_dir: str, licenses: str, benchmarks: Benchmarks, folder
             rows = _sample(recipe, name, _rows(entry, data_dir, inputs, name))
             for row in rows:
                 progress(1)
-                reason = _left_out(recipe, entry, row, licenses)
+                reason = _left_out(recipe, entry, row, licenses, gates)
                 if reason:
                     inputs.dropped[name][reason.reason] += 1
                     _list(inputs, name, row, reason)
@@ -188,7 +188,7 @@ def _sample(recipe, name: str, rows: Iterator[dict]) -> Iterator[dict]:
     yield from (row for _, _, row in sorted(best, key=lambda item: item[1]))
 
 
-def _left_out(recipe, entry, row: dict, licenses: str) -> Reject | None:
+def _left_out(recipe, entry, row: dict, licenses: str, gates: list[Gate]) -> Reject | None:
     if row["language"] not in (entry.languages or recipe.languages):
         # Material for translation may be in any language; what is kept may not.
         if entry.languages or entry.keep:
@@ -202,7 +202,7 @@ def _left_out(recipe, entry, row: dict, licenses: str) -> Reject | None:
     if entry.keep and kind_of(row) != recipe.kind:
         raise UserError(f"source of kind {kind_of(row)} where the recipe keeps {recipe.kind}; set keep to False")
     job = SimpleNamespace(method="original", parent=row, target={"language": row["language"]})
-    for gate in default_gates("original", dict(recipe.gates)):
+    for gate in gates:
         try:
             gate(job, row)
         except Reject as e:
