@@ -112,9 +112,10 @@ async def ask(client: Any, request: Request, price: Price | None) -> Reply:
     import openai
 
     body = body_of(request)
+    headers = {"X-Client-Request-Id": request.key}  # finds our row in the endpoint's logs
     known = {"model": body.pop("model"), "messages": body.pop("messages")}
     try:
-        raw = await client.chat.completions.with_raw_response.create(**known, extra_body=body)
+        raw = await client.chat.completions.with_raw_response.create(**known, extra_body=body, extra_headers=headers)
     except openai.APITimeoutError:
         raise Again("timed out", uncertain=True) from None
     except openai.APIStatusError as e:

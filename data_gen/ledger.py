@@ -123,6 +123,7 @@ class Ledger:
     def write(self, operation: Callable[[sqlite3.Connection], Any]) -> Future:
         """Has `operation` run inside the next transaction."""
         future: Future = Future()
+        future.set_running_or_notify_cancel()  # a waiter that is cancelled leaves the change to be made
         if self._broken:
             future.set_exception(self._broken)
         else:

@@ -97,7 +97,7 @@ class Sender:
         reserve = self.price.cost(most, limit) if self.price is not None else 0.0
         # The server's own count of a request before it knows: about four bytes a token, and all of the answer's room.
         size = most / 4 + (limit or 1000)
-        attempt = 0
+        attempt, flying, failure = 0, False, None
         try:
             while True:
                 await self._limiter.enter(size)
@@ -105,12 +105,18 @@ class Sender:
                 try:
                     if attempt == 0 and not await self._claimed(request, reserve):
                         return
-                    attempt += 1
+                    attempt, flying = attempt + 1, True
                     headers, failure = await self._attempt(request)
+                    flying = False
                 finally:
                     self._limiter.leave(size, headers, limited=failure is not None and failure.limited)
                 if failure is None or not await self._another(request, failure, attempt):
                     return
+                failure = None  # counted by now
+        except asyncio.CancelledError:
+            if attempt and not flying:  # what flies may be billed; the ledger counts that when it closes
+                self.ledger.release(request.key, uncertain=failure is not None and failure.uncertain)
+            raise
         finally:
             self._held -= attempt > 0
 
@@ -119,9 +125,8 @@ class Sender:
         claim = "" if self._stopping else await asyncio.wrap_future(self.ledger.claim(request.key, reserve))
         if claim == "busy" or (claim == "full" and self._held):
             self._loop.call_later(_POLL, self._work.put_nowait, request)
-        elif claim in ("cap", "full"):
-            self.capped = True
-        if claim in ("cap", "full", "final"):
+        elif claim in ("cap", "full", "final"):
+            self.capped = self.capped or claim != "final"
             self.events.put(request.key)
         self._held += claim == "go"
         return claim == "go"

@@ -92,7 +92,7 @@ class Batches:
             elif fault_of == "filter_400":
                 errors.append(_result(line, 400, n, error("The response was filtered", "content_filter")))
             else:
-                done.append(_result(line, 200, n, self.complete(line["body"], fault_of)))
+                done.append(_result(line, 200, n, self.complete(line["body"], fault_of, line["custom_id"])))
         for line in lines[cut:]:
             errors.append(
                 {

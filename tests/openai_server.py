@@ -65,7 +65,7 @@ class OpenAIServer(Batches):
 
     Attributes:
       billed: body hash -> how often it was answered and billed. asked: body hash -> how often it came.
-      log: (path, body hash) of every request.
+      billed_names: the same as billed, by the client's name of the request (X-Client-Request-Id, custom_id).
     """
 
     transient = TRANSIENT
@@ -85,6 +85,7 @@ class OpenAIServer(Batches):
         self.duplicate_results = duplicate_results
         self.billed: Counter[str] = Counter()
         self.asked: Counter[str] = Counter()
+        self.billed_names: Counter[str] = Counter()
         self.served, self.refused_429, self.under_way, self.most_under_way = 0, 0, 0, 0
         self.billed_usage = Counter()
         self.files: dict[str, bytes] = {}
@@ -166,7 +167,7 @@ class OpenAIServer(Batches):
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
             try:
-                return await self._completion(json.loads(body))
+                return await self._completion(json.loads(body), headers.get("x-client-request-id", ""))
             finally:
                 self.under_way -= 1
         parts = path.strip("/").split("/")
@@ -176,7 +177,7 @@ class OpenAIServer(Batches):
             return self._batches(method, parts[1:], body)
         return 404, {}, error(f"Invalid URL ({method} {path})", "unknown_url")
 
-    async def _completion(self, body: dict) -> tuple[int, dict, dict | bytes] | None:
+    async def _completion(self, body: dict, name: str) -> tuple[int, dict, dict | bytes] | None:
         key = body_key(body)
         times = self.asked[key]
         self.asked[key] += 1
@@ -201,15 +202,16 @@ class OpenAIServer(Batches):
         if fault == "timeout":
             await asyncio.sleep(self.timeout_s)
             return None
-        reply = self.complete(body, fault)
+        reply = self.complete(body, fault, name)
         if fault == "drop_late":
             return None
         return 200, headers | {"x-request-id": f"req_{self.served}"}, reply
 
-    def complete(self, body: dict, fault: str = "") -> dict:
-        """A chat completion, billed."""
+    def complete(self, body: dict, fault: str = "", name: str = "") -> dict:
+        """A chat completion, billed under `name` (the client's own name for the request)."""
         key = body_key(body)
         self.billed[key] += 1
+        self.billed_names[name] += 1
         self.served += 1
         text: str | None = self.model(body)
         finish, refusal = "stop", None

@@ -1,0 +1,132 @@
+"""Prices, token counts, estimates and limits in money."""
+
+import json
+
+import pytest
+
+from data_gen import tokens
+from data_gen.estimate import estimate
+from data_gen.prices import TABLE, price_of
+from data_gen.tokens import answer_limit, counter_for, prompt_tokens
+from data_gen.types import Request
+from mmed_jax.errors import UserError
+from tests.gen_helpers import SCHEMA, EchoMethod, balanced, echo_model, inputs, outcomes, settings, states
+from tests.openai_server import OpenAIServer
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-money")
+
+
+def test_prices_come_from_one_dated_table():
+    price = price_of("gpt-4o-mini")
+    assert (price.input, price.cached, price.output) == tuple(json.loads(TABLE.read_text())["models"]["gpt-4o-mini"])
+    assert price.date == json.loads(TABLE.read_text())["date"]
+    assert price_of("gpt-4o-mini-2024-07-18") == price
+    assert price_of("gpt-4o-mini-fine-tuned-by-us") is None and price_of("llama-3-8b") is None
+    # 1000 tokens in, 400 of them cached, 500 out.
+    assert price.cost(1000, 500, 400) == pytest.approx((600 * 0.15 + 400 * 0.075 + 500 * 0.6) / 1e6)
+    assert price.cost(1000, 500, batch=True) == pytest.approx(price.cost(1000, 500) / 2)
+
+
+def test_a_price_of_ones_own(tmp_path):
+    assert price_of("llama", given="0,0").cost(10**6, 10**6) == 0
+    assert price_of("llama", given="2,4").cost(10**6, 10**6) == 6
+    for wrong in ("2", "a,b", "-1,2", "nan,1"):
+        with pytest.raises(UserError, match="--price"):
+            price_of("llama", given=wrong)
+    table = tmp_path / "p.json"
+    for text in ("{", "{}", '{"date": "x", "models": {"m": [1, 2]}}'):
+        table.write_text(text)
+        with pytest.raises(UserError, match="not a price table"):
+            price_of("m", table)
+
+
+def test_unknown_prices_forbid_a_limit_in_money(tmp_path):
+    with pytest.raises(UserError, match="no price is known.*--price"):
+        settings(tmp_path, "http://127.0.0.1:9/v1", model="llama-3-8b", max_usd=1.0)
+
+
+def test_bytes_bound_tokens(monkeypatch):
+    request = Request("m", ({"role": "user", "content": "Тест é 漢字"},), {"max_completion_tokens": 7}, SCHEMA, "x/1")
+    size = len("user") + len("Тест é 漢字".encode()) + len(json.dumps(SCHEMA))
+    assert prompt_tokens(request) == size + 7
+    assert answer_limit(request) == 7
+    assert not counter_for("a-model-nobody-knows").exact
+
+    class Words:
+        name = "words"
+
+        def encode_ordinary(self, text):
+            return text.split()
+
+    import tiktoken
+
+    monkeypatch.setattr(tiktoken, "encoding_for_model", lambda model: Words())
+    tokens.counter_for.cache_clear()
+    counter = counter_for("gpt-4o-mini")
+    tokens.counter_for.cache_clear()
+    assert counter.exact and counter.name == "tiktoken words" and counter.count("a b c") == 3
+
+
+def test_the_estimate_bounds_the_cost_and_learns_from_a_sample(tmp_path):
+    rows = inputs(200)
+    with OpenAIServer(echo_model) as server:
+        given = settings(tmp_path, server.base_url)
+        before = estimate(EchoMethod(), rows, given)
+        assert not given.ledger_file.exists() and not server.billed, "an estimate leaves nothing"
+        assert (before.rows, before.requests, before.answered) == (200, 200, 0)
+        assert before.expected is None and "upper bound" in str(before)
+        sample = outcomes(given, rows[:100])
+        rest = estimate(EchoMethod(), rows, given)
+        assert len(sample) == 100 and rest.answered == 100 and rest.requests == 100
+        paid = balanced(given).totals.spent
+        # The other half is like the first, redraws included.
+        assert rest.expected == pytest.approx(paid, rel=0.15)
+        outcomes(given, rows)
+        total = balanced(given).totals.spent
+        assert rest.expected < rest.at_most and total < before.at_most
+        assert estimate(EchoMethod(), rows, given).requests == 0
+        assert estimate(EchoMethod(2), rows, given).requests == 200, "a changed prompt is another request"
+
+
+def test_dry_run_prints_and_ends(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        outcomes(settings(tmp_path, "http://127.0.0.1:9/v1", dry_run=True), inputs(5))
+    assert ended.value.code == 0 and "requests to send" in capsys.readouterr().out
+
+
+def test_max_usd_is_never_passed_and_the_run_goes_on_later(tmp_path):
+    rows = inputs(300)
+    with OpenAIServer(echo_model) as server:
+        whole = settings(tmp_path, server.base_url)
+        least = estimate(EchoMethod(), rows[:60], whole).at_most
+        given = settings(tmp_path, server.base_url, max_usd=least / 4)
+        found = states(outcomes(given, rows))
+        spent = balanced(given).totals.spent
+        assert 0 < spent <= least / 4 and found["pending", ""] > 0
+        # Room that requests under way had reserved and not used was used by others: it is nearly full.
+        assert spent > 0.6 * least / 4
+        billed = sum(server.billed.values())
+        assert states(outcomes(given, rows))["pending", ""] > 0
+        assert sum(server.billed.values()) - billed <= 3, "the limit holds over runs"
+        assert states(outcomes(whole, rows))["pending", ""] == 0
+        assert max(server.billed.values()) == 1
+
+
+def test_max_requests_counts_every_attempt_sent(tmp_path):
+    with OpenAIServer(echo_model) as server:
+        given = settings(tmp_path, server.base_url, max_requests=40)
+        found = states(outcomes(given, inputs(100)))
+        assert sum(server.asked.values()) == 40 == balanced(given).totals.requests
+        assert found["pending", ""] >= 60
+
+
+def test_cost_is_what_the_endpoint_counted(tmp_path):
+    with OpenAIServer(echo_model) as server:
+        given = settings(tmp_path, server.base_url)
+        outcomes(given, inputs(50))
+        usage, price = server.billed_usage, price_of("gpt-4o-mini")
+        expected = price.cost(usage["prompt_tokens"], usage["completion_tokens"])
+        assert balanced(given).totals.spent == pytest.approx(expected, rel=1e-9)
