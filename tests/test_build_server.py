@@ -22,7 +22,8 @@ def _key(monkeypatch):
 def build(output: Path, server: OpenAIServer, ledger: Path, *flags: str) -> None:
     main([
         "--recipe=mmed_ift:demo", "--recipe.languages=en,fr", "--recipe.redraws=0", f"--output={output}",
-        "--model=local", f"--base_url={server.base_url}", f"--ledger={ledger}", "--price=0.1,0.4", "--timeout_s=2", *flags,
+        "--model=local", f"--base_url={server.base_url}", f"--ledger={ledger}", "--price=0.1,0.4",
+        "--timeout_s=2", *flags,
     ])  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def test_a_disturbed_build_ends_as_an_undisturbed_one_and_pays_once(tmp_path, ca
     faults = Faults.mixed(0.2, names=names)
     with OpenAIServer(FakeModel({"language": 0.2}, seed=1), faults=faults) as wild:
         ledger = tmp_path / "wild.sqlite"
-        with pytest.raises(WorkError, match="pending; the same command goes on"):
+        with pytest.raises(WorkError, match="pending; the same command"):
             build(tmp_path / "wild", wild, ledger, "--max_requests=15")
         assert not files(tmp_path / "wild")
         build(tmp_path / "wild", wild, ledger)
