@@ -113,9 +113,10 @@ async def ask(client: Any, request: Request, price: Price | None) -> Reply:
 
     body = body_of(request)
     headers = {"X-Client-Request-Id": request.key}  # finds our row in the endpoint's logs
-    known = {"model": body.pop("model"), "messages": body.pop("messages")}
     try:
-        raw = await client.chat.completions.with_raw_response.create(**known, extra_body=body, extra_headers=headers)
+        # The body goes as it stands; as arguments it would be walked through by the client, a sixth of its time.
+        create = client.chat.completions.with_raw_response.create
+        raw = await create(model=request.model, messages=[], extra_body=body, extra_headers=headers)
     except openai.APITimeoutError:
         raise Again("timed out", uncertain=True) from None
     except openai.APIStatusError as e:

@@ -16,6 +16,7 @@ from mmed_jax.errors import WorkError
 
 ATTEMPTS = 8  # of a request that fails; a server that says 429 is asked more often
 ATTEMPTS_LIMITED = 40
+_CONNECTIONS = 12  # of one pool
 _POLL = 0.5  # seconds between looks at a request that another process has claimed
 _QUIET = 60.0  # seconds without one success after which a failing endpoint is given up
 _REFUSED = 20  # requests refused as malformed, before any is accepted
@@ -35,7 +36,9 @@ class Sender:
         self._stopping, self._busy, self._held = False, 0, 0
         self._succeeded = self._began = time.monotonic()
         self._any, self._refused = False, 0
-        self._client = api.make_client(settings.base_url, settings.timeout_s, settings.concurrency)
+        # The client looks at each of its connections for every request; many small pools are cheaper than one.
+        count = -(-settings.concurrency // _CONNECTIONS)
+        self._clients = [api.make_client(settings.base_url, settings.timeout_s, _CONNECTIONS) for _ in range(count)]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
@@ -67,30 +70,32 @@ class Sender:
         except Exception as e:
             self.events.put(e)
         finally:
-            self._loop.run_until_complete(self._client.close())
+            for client in self._clients:
+                self._loop.run_until_complete(client.close())
             self._loop.close()
 
     async def _serve(self) -> None:
         self._limiter = Limiter(self.settings.concurrency)
-        self._tasks = [asyncio.ensure_future(self._worker()) for _ in range(self.settings.concurrency)]
+        self._tasks = [asyncio.ensure_future(self._worker(n)) for n in range(self.settings.concurrency)]
         await asyncio.gather(*self._tasks)
 
     def _stop_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
 
-    async def _worker(self) -> None:
+    async def _worker(self, number: int) -> None:
+        client = self._clients[number % len(self._clients)]
         while True:
             request = await self._work.get()
             if self._stopping:
                 continue
             try:
-                await self._settle(request)
+                await self._settle(request, client)
             except (api.Stop, WorkError) as e:
                 self._stopping = True
                 self.events.put(e)
 
-    async def _settle(self, request: Request) -> None:
+    async def _settle(self, request: Request, client) -> None:
         """One request to its end: claimed, sent as often as it takes, stored."""
         limit = answer_limit(request) or 0
         most = prompt_tokens(request)
@@ -106,7 +111,7 @@ class Sender:
                     if attempt == 0 and not await self._claimed(request, reserve):
                         return
                     attempt, flying = attempt + 1, True
-                    headers, failure = await self._attempt(request)
+                    headers, failure = await self._attempt(request, client)
                     flying = False
                 finally:
                     self._limiter.leave(size, headers, limited=failure is not None and failure.limited)
@@ -131,11 +136,11 @@ class Sender:
         self._held += claim == "go"
         return claim == "go"
 
-    async def _attempt(self, request: Request) -> tuple[Mapping[str, str] | None, api.Again | None]:
+    async def _attempt(self, request: Request, client) -> tuple[Mapping[str, str] | None, api.Again | None]:
         """Sends once and stores the answer: (headers, None), or what went wrong when another attempt may succeed."""
         self._busy += 1
         try:
-            reply = await api.ask(self._client, request, self.price)
+            reply = await api.ask(client, request, self.price)
             self._learn(reply.answer)
             await asyncio.wrap_future(self.ledger.finish(request.key, reply.answer))
         except api.Stop:
@@ -152,7 +157,8 @@ class Sender:
         """Waits before the next attempt; False when there is none, and the request is settled then."""
         quiet = time.monotonic() - max(self._succeeded, self._began)
         most = ATTEMPTS_LIMITED if failure.limited else ATTEMPTS
-        if quiet > max(_QUIET, 2 * self.settings.timeout_s) and not failure.limited:
+        patience = _QUIET if self._any else _QUIET / 3
+        if quiet > max(patience, 2 * self.settings.timeout_s * failure.uncertain) and not failure.limited:
             await asyncio.wrap_future(self.ledger.release(request.key, uncertain=failure.uncertain))
             raise WorkError(f"the endpoint has answered nothing for {quiet:.0f} seconds; the last: {failure.detail}")
         if attempt >= most:
