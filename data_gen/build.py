@@ -64,7 +64,8 @@ class Build:
             raise UserError(f"--output={self.output}: is a file; name a folder")
         try:
             self.output.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=".build-", dir=self.output))
+            _clear(self.output)
+            work = Path(tempfile.mkdtemp(prefix=f".build-{os.getpid()}-", dir=self.output))
         except OSError as e:
             raise UserError(f"--output={self.output}: cannot be written ({e.strerror or e})") from e
         try:
@@ -199,6 +200,17 @@ class Build:
             "benchmarks": self.benchmarks, "hits": dict(self.hits_by_benchmark()), "flags": dict(facts.flags),
             "cost": self.cost(),
         }  # fmt: skip
+
+
+def _clear(output: Path) -> None:
+    """Removes what builds left that were killed; those of processes that live stay."""
+    for folder in output.glob(".build-*-*"):
+        try:
+            os.kill(int(folder.name.split("-")[1]), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+        except PermissionError:  # alive, another user's
+            pass
 
 
 def _bar(what: str) -> tqdm:

@@ -136,6 +136,19 @@ def test_rejected_rows_are_counted_and_listed(tmp_path):
     assert summary["candidates"] == facts.total + sum(n for c in summary["removed"].values() for n in c.values())
 
 
+def test_what_a_killed_build_left_is_removed(tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for pid in (gone.pid, os.getppid()):
+        (tmp_path / f".build-{pid}-x").mkdir()
+    build(demo(steps=""), tmp_path)
+    assert [p.name for p in tmp_path.glob(".build-*")] == [f".build-{os.getppid()}-x"]
+
+
 def test_pending_requests_stop_the_build_unless_a_part_is_wanted(tmp_path):
     with pytest.raises(WorkError, match="requests are pending; the same command goes on"):
         build(demo(), tmp_path, run=runner(limit=5))
