@@ -90,7 +90,7 @@ class Batches:
     def __init__(self, ledger: Ledger, settings, price: Price | None):
         self.ledger, self.settings, self.price = ledger, settings, price
         self.endpoint = api.endpoint_name(settings.base_url)
-        self.client = api.make_client(settings.base_url, settings.timeout_s, 4, asynchronous=False)
+        self.client = api.make_client(settings.base_url, settings.timeout_s, asynchronous=False)
         self.folder = ledger.path.with_name(ledger.path.name + ".batches")
         self.most_tokens = settings.enqueued_tokens or 10**12
         self.capped = False

@@ -76,7 +76,9 @@ class Claims:
         if state in FINAL:
             return "final"
         if state == "sent":
-            if holder in (owner, self.owner) or holder.startswith("batch:") or self._lives(c, holder):
+            if holder.startswith("batch:"):
+                return "batch"
+            if holder == self.owner or self._lives(c, holder):
                 return "busy"
             self.release(c, "key = ?", key, uncertain=True)
         if capped := self._capped(c, reserve):

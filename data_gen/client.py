@@ -61,20 +61,14 @@ def redact(text: str) -> str:
     return " ".join(_KEY_LIKE.sub("***", text).split())[:300]
 
 
-def make_client(base_url: str | None, timeout_s: float, connections: int, *, asynchronous: bool = True) -> Any:
+def make_client(base_url: str | None, timeout_s: float, *, asynchronous: bool = True) -> Any:
     """A client of the `openai` package: Azure when AZURE_OPENAI_ENDPOINT is set and no other address, else `base_url`,
     OPENAI_BASE_URL or OpenAI's own. Raises Stop where a key is needed and there is none."""
-    import httpx2
     import openai
 
-    limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-    timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, 15.0), pool=None)
-    if asynchronous:
-        common = {"http_client": openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout)}
-    else:
-        common = {"http_client": openai.DefaultHttpxClient(limits=limits, timeout=timeout)}
+    timeout = openai.Timeout(timeout_s, connect=min(timeout_s, 15.0), pool=None)
     # Requests that cost are repeated by us, counted; the free steps of batches by the client.
-    common |= {"max_retries": 0 if asynchronous else 5, "timeout": timeout}
+    common = {"max_retries": 0 if asynchronous else 5, "timeout": timeout}
     url = base_url or os.environ.get("OPENAI_BASE_URL")
     azure = os.environ.get("AZURE_OPENAI_ENDPOINT")
     if azure and not url:
@@ -117,20 +111,23 @@ async def ask(client: Any, request: Request, price: Price | None) -> Reply:
         # The body goes as it stands; as arguments it would be walked through by the client, a sixth of its time.
         create = client.chat.completions.with_raw_response.create
         raw = await create(model=request.model, messages=[], extra_body=body, extra_headers=headers)
-    except openai.APITimeoutError:
-        raise Again("timed out", uncertain=True) from None
+    except openai.APITimeoutError as e:
+        raise Again("timed out", uncertain=not _unconnected(e)) from None
     except openai.APIStatusError as e:
         return Reply(settled_status(e), e.response.headers)
     except openai.APIConnectionError as e:
-        cause = e.__cause__
-        detail = f"connection failed: {redact(one_line(cause or e))}"
-        # Without a connection nothing was sent; after one nobody knows.
-        raise Again(detail, uncertain="Connect" not in type(cause).__name__) from None
+        detail = f"connection failed: {redact(one_line(e.__cause__ or e))}"
+        raise Again(detail, uncertain=not _unconnected(e)) from None
     try:
         reply = json.loads(raw.content)
         return Reply(read_completion(reply, price, request_id=_request_id(raw.headers)), raw.headers)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise Again("the reply is not a chat completion", uncertain=True, headers=raw.headers) from None
+
+
+def _unconnected(error: BaseException) -> bool:
+    """Whether no connection was made, so that nothing can have been billed; after one nobody knows."""
+    return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
 
 
 def read_completion(reply: dict, price: Price | None, *, request_id: str = "", batch: bool = False) -> Answer:

@@ -144,8 +144,8 @@ class Ledger:
         return self.write(lambda c: c.executemany("INSERT OR REPLACE INTO jobs VALUES (?,?,?,?,?,?,?)", rows) and None)
 
     def claim(self, key: str, reserve: float, owner: str = "") -> Future:
-        """Claims a request for sending: "go", "final" (answered), "busy" (another's), "cap" (a limit is reached) or
-        "full" (a limit would be reached if all that is under way cost as much as it can).
+        """Claims a request for sending: "go", "final" (answered), "busy" (another's), "batch" (in a batch under way),
+        "cap" (a limit is reached) or "full" (a limit would be reached if all that is under way cost as much as it can).
 
         reserve: upper bound of its price in dollars, held until it is finished. owner: this process, or "batch:3".
         """

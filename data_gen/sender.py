@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,10 +36,10 @@ class Sender:
         self._work: asyncio.Queue[Request] = asyncio.Queue()
         self._stopping, self._busy, self._held = False, 0, 0
         self._succeeded = self._began = time.monotonic()
-        self._any, self._refused = False, 0
+        self._any, self._refused, self._told = False, 0, False
         # The client looks at each of its connections for every request; many small pools are cheaper than one.
         count = -(-settings.concurrency // _CONNECTIONS)
-        self._clients = [api.make_client(settings.base_url, settings.timeout_s, _CONNECTIONS) for _ in range(count)]
+        self._clients = [api.make_client(settings.base_url, settings.timeout_s) for _ in range(count)]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
@@ -130,8 +131,11 @@ class Sender:
         claim = "" if self._stopping else await asyncio.wrap_future(self.ledger.claim(request.key, reserve))
         if claim == "busy" or (claim == "full" and self._held):
             self._loop.call_later(_POLL, self._work.put_nowait, request)
-        elif claim in ("cap", "full", "final"):
-            self.capped = self.capped or claim != "final"
+        elif claim in ("cap", "full", "final", "batch"):
+            self.capped = self.capped or claim in ("cap", "full")
+            if claim == "batch" and not self._told:
+                self._told = True
+                print("some requests are in batches under way; --batch fetches their answers", file=sys.stderr)
             self.events.put(request.key)
         self._held += claim == "go"
         return claim == "go"

@@ -150,6 +150,23 @@ def test_stopped_at_any_step_it_goes_on_and_pays_once(tmp_path, monkeypatch, ste
         assert balanced(given).totals.reserved == 0
 
 
+def test_a_run_of_single_requests_leaves_what_is_in_a_batch(tmp_path, monkeypatch, capsys):
+    with OpenAIServer(echo_model, batch_s=100) as server, monkeypatch.context() as patch:
+        patch.setattr(batch.Batches, "_look", _raise_killed)
+        with pytest.raises(_Killed):
+            outcomes(settings(tmp_path, server.base_url, batch=True), inputs(20))
+        patch.undo()
+        found = outcomes(settings(tmp_path, server.base_url), inputs(30))
+        assert states(found)["pending", ""] == 20 and "--batch fetches" in capsys.readouterr().err
+        server.batches["batch_0"]["ready"] = 0.0
+        assert states(outcomes(settings(tmp_path, server.base_url, batch=True), inputs(30)))["accepted", ""] == 30
+        assert max(server.billed.values()) == 1
+
+
+def _raise_killed(*_):
+    raise _Killed
+
+
 def test_two_processes_do_not_drive_the_batches_of_one_ledger(tmp_path):
     from data_gen.ledger import Ledger
 

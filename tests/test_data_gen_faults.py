@@ -55,7 +55,7 @@ def _killed_run(tmp_path: Path, server: OpenAIServer, rows: int, batch: bool = F
     After each kill: the books balance, and what is finished then is never billed again.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["openai", "httpx2", "tests.gen_helpers", "data_gen.sender", "data_gen.batch_run"])
+    context.set_forkserver_preload(["openai", "tests.gen_helpers", "data_gen.sender", "data_gen.batch_run"])
     draw, finished, killed = random.Random(0), {}, 0
     given = settings(tmp_path, server.base_url)
     moments = sorted(draw.randrange(0, rows) for _ in range(KILLS))
