@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 LEASE_SECONDS = 90.0
 FINAL = ("done", "rejected")
-SCHEMA = """
+VERSION = 1
+SCHEMA = f"""
+PRAGMA user_version = {VERSION};
 CREATE TABLE IF NOT EXISTS requests (
   key TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '',
   attempts INTEGER NOT NULL DEFAULT 0, model TEXT NOT NULL, prompt TEXT NOT NULL, retry_of TEXT NOT NULL DEFAULT '',

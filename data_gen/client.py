@@ -52,12 +52,18 @@ def shown_url(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
-def redact(text: str) -> str:
-    """`text` on one line, short, without anything that is or looks like an API key."""
+def without_key(text: str) -> str:
+    """`text` without the API keys of the environment."""
     for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"):
         key = os.environ.get(name, "")
-        if len(key) >= 4:
+        if len(key) >= 12:  # a shorter one is no secret, and its letters may be in any answer
             text = text.replace(key, "***")
+    return text
+
+
+def redact(text: str) -> str:
+    """`text` on one line, short, without anything that is or looks like an API key."""
+    text = without_key(text)
     return " ".join(_KEY_LIKE.sub("***", text).split())[:300]
 
 
@@ -147,9 +153,10 @@ def read_completion(reply: dict, price: Price | None, *, request_id: str = "", b
     elif finish == "content_filter":
         state, reason = "rejected", "content_filter"
     elif message.get("refusal"):
-        state, reason, detail, text = "rejected", "refusal", redact(message["refusal"]), message["refusal"]
+        state, reason, detail, text = "rejected", "refusal", redact(message["refusal"]), without_key(message["refusal"])
     elif not isinstance(text, str) or not text.strip():
         state, reason, detail = "rejected", "schema", f"an empty answer (finish_reason {finish})"
+    text = without_key(text) if isinstance(text, str) else None
     return Answer(state, reason, detail, text, request_id, prompt, cached, completion, cost)
 
 

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_gen.claims import FINAL, LEASE_SECONDS, SCHEMA, Answer, Claims, Totals
+from data_gen.claims import FINAL, LEASE_SECONDS, SCHEMA, VERSION, Answer, Claims, Totals
 from data_gen.types import Request
 from mmed_jax.errors import UserError, WorkError
 
@@ -57,6 +57,7 @@ class Ledger:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._reading, self._writing = self._connect(), self._connect()
+            self._check_format()
             self._writing.executescript(SCHEMA)
         except (sqlite3.Error, OSError) as e:
             raise UserError(f"--ledger={self.path}: cannot be used as a ledger ({e})") from None
@@ -72,6 +73,14 @@ class Ledger:
         c.execute("PRAGMA synchronous=FULL")
         c.execute("PRAGMA cache_size=-32768")
         return c
+
+    def _check_format(self) -> None:
+        tables = {name for (name,) in self._writing.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        version = self._writing.execute("PRAGMA user_version").fetchone()[0]
+        if tables and not {"requests", "totals"} <= tables:
+            raise sqlite3.DatabaseError(f"it is another database, with tables {', '.join(sorted(tables)[:3])}")
+        if version > VERSION:
+            raise sqlite3.DatabaseError(f"it was made by a newer version, format {version}")
 
     def __enter__(self) -> "Ledger":
         return self

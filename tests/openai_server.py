@@ -153,7 +153,7 @@ class OpenAIServer(Batches):
     async def _answer(
         self, method: str, path: str, headers: dict, body: bytes
     ) -> tuple[int, dict, dict | bytes] | None:
-        sent = headers.get("authorization", "").removeprefix("Bearer ")
+        sent = headers.get("api-key") or headers.get("authorization", "").removeprefix("Bearer ")
         if self.key is not None and sent != self.key or self.faults.stop == "401":
             return 401, {}, error(f"Incorrect API key provided: {sent}. You can find yours at ...", "invalid_api_key")
         if self.faults.stop == "403":
@@ -162,7 +162,8 @@ class OpenAIServer(Batches):
             return 404, {}, error("The model `m` does not exist", "model_not_found")
         if self.faults.stop == "quota":
             return 429, {"retry-after": "1"}, error("You exceeded your current quota", "insufficient_quota")
-        path = path.removeprefix("/v1")
+        azure = path.startswith("/openai/deployments/") and path.endswith("/chat/completions")
+        path = "/chat/completions" if azure else path.removeprefix("/v1")
         if path == "/chat/completions" and method == "POST":
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,7 @@ import time
 import pytest
 
 from data_gen import ledger_command, sender
-from data_gen.claims import Answer
+from data_gen.claims import Answer, Claims
 from data_gen.client import redact, shown_url
 from data_gen.ledger import Ledger
 from data_gen.runner import run
@@ -296,6 +297,46 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_line(tmp_path):
     (tmp_path / "ledger.sqlite").write_text("not a database, and long enough to be looked at" * 100)
     with pytest.raises(UserError, match="cannot be used as a ledger"):
         outcomes(settings(tmp_path, "http://127.0.0.1:9/v1"), inputs(1))
+    other = sqlite3.connect(tmp_path / "other.sqlite")
+    other.execute("CREATE TABLE patients (name)")
+    other.close()
+    before = (tmp_path / "other.sqlite").read_bytes()[100:]
+    with pytest.raises(UserError, match="another database, with tables patients"):
+        Ledger(tmp_path / "other.sqlite")
+    assert (tmp_path / "other.sqlite").read_bytes()[100:] == before
+    with Ledger(tmp_path / "new.sqlite") as ledger:
+        ledger.write(lambda c: c.execute("PRAGMA user_version = 99") and None).result()
+    with pytest.raises(UserError, match="newer version"):
+        Ledger(tmp_path / "new.sqlite")
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_ledger_whole(tmp_path, monkeypatch):
+    with OpenAIServer(echo_model) as server:
+        given = settings(tmp_path, server.base_url)
+        outcomes(given, inputs(50))
+        pages = given.ledger_file.stat().st_size // 4096
+        enter = Claims.enter
+
+        def with_a_full_disk(self, c):
+            enter(self, c)
+            c.execute(f"PRAGMA max_page_count = {pages + 4}")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Claims, "enter", with_a_full_disk)
+            with pytest.raises(WorkError, match="cannot be written .*full"):
+                outcomes(given, inputs(2000))
+        balanced(given)
+        assert states(outcomes(given, inputs(300)))["accepted", ""] == 300
+
+
+def test_azure_by_its_own_variables(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with OpenAIServer(echo_model, key=CANARY) as server:
+        monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", server.base_url.removesuffix("/v1"))
+        with pytest.raises(UserError, match="AZURE_OPENAI_API_KEY"):
+            outcomes(settings(tmp_path, None), inputs(1))
+        monkeypatch.setenv("AZURE_OPENAI_API_KEY", CANARY)
+        assert states(outcomes(settings(tmp_path, None), inputs(5))) == {("accepted", ""): 5}
 
 
 def test_the_ledger_command_shows_rows_money_and_imbalance(tmp_path, capsys):
