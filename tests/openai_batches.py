@@ -34,6 +34,10 @@ class Batches:
         return 200, {"content-type": "application/octet-stream"}, self.files[parts[0]]
 
     def _batches(self, method: str, parts: list[str], body: bytes) -> tuple[int, dict, dict]:
+        # Batches do their work, and are billed, whether anybody looks or not.
+        for batch in self.batches.values():
+            if batch["status"] == "in_progress" and time.monotonic() >= batch["ready"]:
+                self._work_batch(batch)
         if method == "POST" and not parts:
             asked = json.loads(body)
             number = len(self.batches)
@@ -59,10 +63,7 @@ class Batches:
             )
         if parts[0] not in self.batches:
             return 404, {}, error("No batch found", "not_found")
-        batch = self.batches[parts[0]]
-        if batch["status"] == "in_progress" and time.monotonic() >= batch["ready"]:
-            self._work_batch(batch)
-        return 200, {}, _shown(batch)
+        return 200, {}, _shown(self.batches[parts[0]])
 
     def _work_batch(self, batch: dict) -> None:
         fault = self.batch_faults.get(batch["number"], "")

@@ -208,6 +208,9 @@ def test_claims_of_a_dead_process_are_free_and_of_a_living_one_are_not(tmp_path)
             assert ledger.claim(request.key, 0.25).result() == "busy"
             process.kill()
             process.wait()
+            with Ledger(tmp_path / "l.sqlite") as other:  # what the dead one held is free for everybody at once
+                assert other.rows([request.key])[request.key].state == "pending"
+                assert (other.totals().reserved, other.totals().uncertain) == (0, 0.25)
             assert ledger.claim(request.key, 0.25).result() == "go"
             totals = ledger.totals()
             assert (totals.requests, totals.reserved, totals.uncertain) == (2, 0.25, 0.25)
