@@ -411,7 +411,10 @@ tok = tiny_tokenizer(folder / "ranks")
 tree = jax.tree.map(lambda x: np.full(x.shape, 0.01, x.dtype), abstract_params(cfg, jnp.float32))
 tree = jax.device_put(tree, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 jax.block_until_ready(tree)
-write.gather(tree["layers"]["v"]["weight"], 0, np.dtype(np.float32))  # the compiler's own memory is not the point
+for name, stack in tree["layers"].items():  # the compiler's own memory is not the point
+    for leaf in jax.tree.leaves(stack):
+        write.gather(leaf, 0, np.dtype(np.float32))
+tok.save_pretrained(folder / "warm")
 gc.collect()
 peaks = []
 logits = write.prompt_logits

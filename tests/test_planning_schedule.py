@@ -47,6 +47,14 @@ def test_a_blocking_transfer_adds_to_the_step():
     assert e.collective_bytes == {"all-gather": 3000} and e.blocking_bytes == 3000 and e.dcn_s == 0
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_nothing_hidden_is_the_longest_to_the_last_bit(cycles):
+    """Sums of the same numbers in another order differ in their last bit; the range must hold all the same."""
+    e = schedule.estimate(program(GATHER, *(work(f"w{i}", n) for i, n in enumerate(cycles))), SLOW)
+    assert e.low_s <= e.schedule_s <= e.high_s and e.schedule_s == pytest.approx(e.high_s)
+
+
 def test_an_asynchronous_transfer_hides_behind_what_stands_between_its_ends():
     hidden = schedule.estimate(program(START, work("a", 7), DONE, work("b", 5)), SLOW)
     assert hidden.schedule_s == pytest.approx(12e-6) and hidden.blocking_bytes == 0

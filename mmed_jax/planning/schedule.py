@@ -167,7 +167,8 @@ class _Walk:
             sums["flops"] += (instruction_flops(instruction, self.kernel_flops) or 0.0) * times
         parts = (sums["compute"], sums["ici"], sums["dcn"])
         # A loop is walked apart from the transfers that run across it: they can't both have the links.
-        schedule = max(self.duration(self.module.entry), *parts)
+        # Its sum is in another order than theirs, so rounding is cut off at both ends.
+        schedule = min(max(self.duration(self.module.entry), *parts), sum(parts))
         return Estimate(
             sums["compute"], sums["kernel"], sums["ici"], sums["dcn"], max(parts), schedule, sum(parts), sums["flops"],
             dict(by_kind.most_common()), sums["blocking"], sums["disguised"], sums["dcn_bytes"],
