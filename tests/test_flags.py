@@ -48,6 +48,23 @@ def test_gathers_run_beside_the_work_on_a_v4():
     assert gathers == [[False], [True]]
 
 
+def test_products_are_not_cut_into_one_piece_a_chip():
+    """On few chips the partitioner's default passes weights round between small products; whole ones take less time."""
+    t = topology.parse("v5e-8")
+    devices = tpu_devices(t.name)
+    mesh = jax.make_mesh((len(devices),), ("fsdp",), devices=devices, axis_types=(AxisType.Auto,))
+    rows, inputs = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("fsdp",), (None, "fsdp")))
+    w = jax.ShapeDtypeStruct((4 * WIDTH, WIDTH), jnp.bfloat16, sharding=inputs)
+    x = jax.ShapeDtypeStruct((1024 * len(devices), WIDTH), jnp.bfloat16, sharding=rows)
+    lowered = jax.jit(lambda w, x: x @ w.T, out_shardings=rows).trace(w, x).lower(lowering_platforms=("tpu",))
+    cut, whole = (
+        hlo.parse_module(lowered.compile(compiler_options=flags).as_text()) for flags in ({}, compiler_options(t.chip))
+    )
+    assert {c.kind for c in hlo.collectives(cut)} == {"collective-permute"}
+    assert [c.kind for c in hlo.collectives(whole)] == ["all-gather"]
+    assert schedule.estimate(whole, t).compute_s < 0.8 * schedule.estimate(cut, t).compute_s
+
+
 def test_without_flags_the_gradient_is_all_reduced():
     """Why the table is needed; when this fails the compiler has learnt it, and the table may shrink."""
     (reduce,) = [c for c in large(fsdp_module("v6e-16", {})) if "reduce" in c.kind]
