@@ -2,13 +2,18 @@
 
 import json
 import time
+import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mmed_jax.data.prompts import answer_text
-from mmed_jax.data.schema import read_records
-from mmed_jax.evaluation.answers import Extraction, extract, is_correct, normalise
+from mmed_jax.data.prompts import answer_line, answer_text
+from mmed_jax.data.schema import LANGUAGES, read_records
+from mmed_jax.evaluation.answer_text import prepare
+from mmed_jax.evaluation.answers import Extraction, extract, is_correct, normalise, split_rationale
 
 DRUGS = {"A": "Aspirin", "B": "Warfarin", "C": "Heparin", "D": "Clopidogrel", "E": "None of the above"}
 BUGS = {"A": "S. aureus", "B": "Klebsiella pneumoniae", "C": "E. coli", "D": "C. difficile", "E": "B. fragilis"}
@@ -111,3 +116,128 @@ def test_every_trained_answer_is_read_back(repo, family, mode):
     for record in records:
         found = extract(answer_text(record, mode, family), record["options"], record["language"])
         assert found.letters == record["answer_idx"], (record["id"], found)
+
+
+# ---- The corpus: outputs as models write them, with the letters and the rule that have to come out ------------------
+
+CORPUS = [
+    {**json.loads(line), "language": file.stem}
+    for file in sorted((Path(__file__).parent / "answer_corpus").glob("*.jsonl"))
+    for line in file.open(encoding="utf-8")
+]
+STATED = [c for c in CORPUS if c["rule"].startswith(("mark:", "sentence:", "choose:", "boxed", "is_answer"))]
+MARKS = [answer_line(language, "{}") for language in LANGUAGES]
+
+
+def test_the_corpus_is_what_it_claims_to_be():
+    assert len(CORPUS) >= 300 and {c["language"] for c in CORPUS} == set(LANGUAGES)
+    assert len({(c["output"], str(c["options"])) for c in CORPUS}) == len(CORPUS)
+    kinds = {"right", "wrong", "hedged", "truncated", "contradictory", "multi", "list", "format", "none", "run_on"}
+    assert {c["kind"] for c in CORPUS} == kinds
+    for language in LANGUAGES:
+        assert {c["kind"] for c in CORPUS if c["language"] == language} >= kinds - {"run_on"}
+    for c in CORPUS:
+        assert {*(c["letters"] or "A").split(","), *c["key"].split(",")} <= set(c["options"])
+
+
+@pytest.mark.parametrize("case", CORPUS, ids=lambda c: f"{c['language']}-{c['kind']}")
+def test_corpus(case):
+    found = extract(case["output"], case["options"], case["language"])
+    assert (found.letters, found.rule) == (case["letters"], case["rule"]), case["output"]
+    right = is_correct(found.letters, case["key"])
+    if case["kind"] in ("right", "multi"):
+        assert right
+    if case["kind"] in ("wrong", "hedged", "truncated", "none"):
+        assert not right
+
+
+def test_a_restated_option_list_changes_no_statement():
+    """Neither before the output nor after it."""
+    for c in STATED:
+        lines = "\n".join(f"{k}. {v}" for k, v in c["options"].items())
+        for listed in (lines, " ".join(f"({k}) {v}" for k, v in c["options"].items())):
+            for text in (f"{listed}\n\n{c['output']}", f"{c['output']}\n\n{listed}"):
+                assert extract(text, c["options"], c["language"]) == (c["letters"], c["rule"]), text
+
+
+def test_the_last_mark_line_wins_over_everything_before_it():
+    for i, c in enumerate(c for c in CORPUS if c["kind"] != "run_on"):
+        letter, mark = list(c["options"])[i % len(c["options"])], MARKS[i % len(MARKS)]
+        text = f"{c['output']}\n\n{mark.format(letter)}"
+        assert extract(text, c["options"], c["language"]).letters == letter, text
+
+
+def test_full_width_letters_read_as_plain_ones():
+    wide = {ord(c): ord(c) + 0xFEE0 for c in "ABCDEabcde,:()"}
+    for c in CORPUS:
+        if c["rule"].startswith("mark:") and "<" not in c["output"]:
+            text = c["output"].translate(wide)
+            assert extract(text, c["options"], c["language"]) == (c["letters"], c["rule"]), text
+
+
+def test_none_of_these_is_no_answer():
+    """In any language and dress, where no option says so; letters alone or with texts."""
+    said = (
+        "none of these", "None of the above", "neither", "以上都不是", "以上皆非", "没有正确答案", "該当なし",
+        "どれも正しくない", "정답 없음", "해당 사항 없음", "aucune de ces réponses", "aucune proposition n'est exacte",
+        "ninguna de las anteriores", "ninguna es correcta", "ни один из вариантов", "ничего из перечисленного",
+        "нет верного ответа",
+    )  # fmt: skip
+    for text in said:
+        for dressed in (text, text.capitalize() + ".", f"**{text}**", *(m.format(text) for m in MARKS)):
+            for options in ("ABCDE", DRUGS | {"E": "Apixaban"}, DA_NET if "нет" not in text else YES_NO):
+                for language in LANGUAGES:
+                    assert extract(dressed, options, language).letters is None, (dressed, options)
+
+
+# ---- The rationale before the statement ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama3", "mmedbench"])
+def test_every_trained_rationale_comes_back_whole(repo, family):
+    records = list(read_records(repo / "data_gen" / "handcrafted" / "mcq.jsonl", "mcq"))
+    for r in records:
+        text = answer_text(r, "rationale", family)
+        assert split_rationale(text, r["options"], r["language"]) == r["rationale"].strip(), r["id"]
+
+
+SPLITS = [
+    ("en", "Wheeze and eczema.\n\n**Answer: B**", "Wheeze and eczema."),
+    ("en", "Wheeze and eczema. Therefore, the correct answer is B.", "Wheeze and eczema."),
+    ("en", "Wheeze and eczema.\n\nAnswer: B\n\nQuestion: what else?\nAnswer: C", "Wheeze and eczema."),
+    ("en", "I think A at first. The answer is A. No: the answer is B.", "I think A at first. The answer is A. No"),
+    ("en", "Answer: B\n\nBecause of the wheeze.", ""),
+    ("en", "B", ""),
+    ("en", "No statement here.", "No statement here."),
+    ("en", "A is false. B is true.", "A is false. B is true."),
+    ("en", "Cut off.\n\n### Question: a new one\nAnswer: C", "Cut off."),
+    ("en", "The answer is A or B.", ""),
+    ("zh", "血压为９０／６０ mmHg，①首先补液。因此，正确答案是Ｂ。", "血压为９０／６０ mmHg，①首先补液。"),
+    ("ja", "ＳＴ上昇（Ⅱ、Ⅲ）と㎎単位の投与。\n\n正解：Ｂ", "ＳＴ上昇（Ⅱ、Ⅲ）と㎎単位の投与。"),
+    ("ko", "혈압이 낮다. 따라서 정답은 B입니다.", "혈압이 낮다."),
+    ("fr", "Fièvre à 39 °C. La bonne réponse est donc la B.", "Fièvre à 39 °C."),
+    ("es", "Fiebre de 39 °C. Por lo tanto, la respuesta correcta es la B.", "Fiebre de 39 °C."),
+    ("ru", "Доза 5 µг. Следовательно, правильный ответ: В", "Доза 5 µг."),
+    ("en", "###Rationale: Text.\n###Answer: OPTION B IS CORRECT.</s>", "Text."),
+    ("en", "", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("language", "text", "rationale"), SPLITS)
+def test_split_rationale(language, text, rationale):
+    assert split_rationale(text, "ABCD", language) == rationale
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=60), st.sampled_from(MARKS))
+@settings(max_examples=300, deadline=None)
+def test_the_way_back_to_the_output_holds_for_any_text(text, mark):
+    """Whatever the rationale holds, ligatures, marks and half-width kana too, it comes back to the character."""
+    copy = prepare(text, aligned=True)
+    assert len(copy.offsets) >= len(copy.text) and all(a <= b for a, b in pairwise(copy.offsets))
+    if copy.end == len(text) and not set(text) & set("#*`$_<\\"):
+        assert split_rationale(f"0{text}.\n\n{mark.format('B')}") == f"0{text}."
+
+
+@pytest.mark.parametrize("text", ["ﾊﾞﾝｺﾏｲｼﾝ 5㎎", "e\u0301te\u0301", "\u1112\u1161\u11ab국", "Ａ①ﬁ℃ ½", "한국어 ガ ｶﾞ"])
+def test_both_ways_of_preparing_agree(text):
+    assert prepare(text, aligned=True).text == prepare(text).text == unicodedata.normalize("NFKC", text)

@@ -6,7 +6,7 @@ OPEN, CLOSE = r"(\[{【「『〈《<\"'“‘«|", r")\]}】」』〉》>\"'”�
 # Words that may stand between an anchor and the letter. Possessive (*+), like every loop here: no backtracking.
 NOISE = (
     r"(?:[\s:]|(?:the|options?|choice|letter|answer|la|le|les|el|los|las|lettre|réponses?|propositions?|items?|"
-    r"opción|opciones|letra|respuesta|alternativa|вариант(?:ы|ом|ами)?|ответ|буква|под буквой|пункт|опция)\b|"
+    r"opción|opciones|letra|número|respuesta|alternativa|вариант(?:ы|ом|ами)?|ответ|буква|под буквой|пункт|опция)\b|"
     r"l['’]|选项|答案|選択肢|선택지|보기|옵션)*+"
 )
 SEPARATOR = r"\s*+(?:[,、;&+]\s*+(?:(?:and|et|y|и)\b)?|(?:and|et|y|и)\b|和|与|及|と|および|및|과|와)\s*+"
@@ -22,37 +22,43 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     (
         "mark:en",
         r"\b(?:answers?|ans(?=\s*[:=])|(?:correct|final|best|right|chosen|selected|my)\s+(?:option|choice|response))"
-        r"(?:\s+(?:letter|choice|option|index))?\s*(?:[:=→]|\s[-–—]+\s)",
+        r"(?:\s+(?:letter|choice|option|index))?[\"']?\s*(?:[:=→]|\s[-–—]+\s)",
     ),
     ("mark:en", r"(?:^|\n)\W*(?:(?:final\s+|correct\s+)?answer\s+|ans\.\s*)(?=\S)"),
     (
         "sentence:en",
         rf"\b(?:answers?|{_EN_GOOD}\s+(?:option|choice|response|statement|one)s?)"
-        r"(?:\s+(?:to|for|in)\s+(?:this|the)\s+(?:question|case))?"
+        r"(?:\s+(?:to|for|in)\s+(?:this|the|your)\s+(?:\w+\s+)?(?:question|case)|\s+here)?"
         r"\s+(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be)\s*:?"
         r"\s*(?:therefore|thus|clearly|most\s+likely|probably|likely|definitely|indeed)?,?"
         r"(?:\s*not\s+[A-Z],?\s+but)?",
     ),
     (
         "choose:en",
-        r"\b(?:i|we)(?:\s+would|\s+will|['’]d|['’]ll)?\s+(?:choose|pick|select|chose|go\s+(?:with|for))\s",
+        r"\b(?:(?:i|we)(?:\s+would|\s+will|['’]d|['’]ll)?\s+(?:choose|pick|select|chose|say|go\s+(?:with|for))|it\s+must\s+be)\s",
     ),
-    ("mark:fr", rf"\br[ée]ponses?(?:\s+{_FR_GOOD})?\s*(?:[:=→]|[-–—])"),
+    (
+        "choose:en",
+        r"(?:^|\n)(?:so,?\s+)?(?:choose|select|pick)\s",
+    ),
+    ("mark:fr", rf"\br[ée]ponses?(?:\(s\))?(?:\s+{_FR_GOOD})?\s*(?:[:=→]|[-–—])"),
     (
         "sentence:fr",
         rf"\b(?:r[ée]ponses?(?:\s+{_FR_GOOD})?|(?:option|proposition|item|affirmation)s?\s+{_FR_GOOD}|bons?\s+choix)"
-        r"\s+(?:est|sont|serait|seraient)(?:\s+donc)?(?=[\s:])",
+        r"\s+(?:(?:est|sont|serait|seraient)(?:\s+donc)?(?=[\s:])|"
+        r"n['’]est\s+(?:donc\s+)?pas\s+(?:la\s+)?[A-Z]\s*,?\s*mais\b)",
     ),
     (
         "sentence:fr",
-        r"\b(?:c['’]est|il\s+s['’]agit\s+de)\s+(?:donc\s+)?(?:la\s+réponse|l['’]option|la\s+proposition)\s",
+        r"\b(?:c['’]est|il\s+s['’]agit\s+(?:donc\s+)?de)\s+(?:donc\s+)?(?:la\s+réponse|l['’]option|la\s+proposition)\s",
     ),
     ("choose:fr", r"\bje\s+(?:choisis|retiens|réponds|sélectionne)\s"),
-    ("mark:es", rf"\brespuestas?(?:\s+{_ES_GOOD})?\s*(?:[:=→]|[-–—])"),
+    ("mark:es", rf"\b(?:respuestas?(?:\(s\))?|soluci[óo]n)(?:\s+{_ES_GOOD})?\s*(?:[:=→]|[-–—])"),
     (
         "sentence:es",
-        rf"\b(?:respuestas?(?:\s+{_ES_GOOD})?|(?:opci[óo]n|alternativa|afirmaci[óo]n)(?:es|s)?\s+{_ES_GOOD})"
-        r"\s+(?:es|son|sería|serían)(?:,?\s+por\s+(?:lo\s+)?tanto,?)?(?=[\s:])",
+        rf"\b(?:respuestas?(?:\s+{_ES_GOOD})?|la\s+correcta|(?:opci[óo]n|alternativa|afirmaci[óo]n)(?:es|s)?\s+{_ES_GOOD})"
+        r"\s+(?:(?:es|son|sería|serían)(?:,?\s+por\s+(?:lo\s+)?tanto,?)?(?=[\s:])|"
+        r"no\s+es\s+(?:la\s+)?[A-Z]\s*,?\s*sino\b)",
     ),
     ("choose:es", r"\b(?:elijo|escojo|selecciono|elegiría)\s"),
     ("mark:ru", r"\bответы?\s*(?:[:=→]|[-–—])"),
@@ -64,8 +70,14 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     (
         "sentence:ru",
         r"\b(?:(?:правильн|верн)\w+\s+(?:(?:вариант|утвержден|ответ)\w*)(?:\s+ответа)?|ответом?)"
-        r"\s*(?:является|являются|будет|это|[:–—-])(?:\s+(?:это|является))?",
+        r"\s*(?:(?:является|являются|будет|это|[:–—-])(?:\s+(?:это|является))?|"
+        r"(?:[:–—-]\s*)?не\s+[A-ZАВСЕ]\s*,?\s*а\b)",
     ),
+    (
+        "sentence:ru",
+        r"\b(?:верн|правильн)\w+\s+(?:являются\s+)?(?:вариант|ответ|утвержден)\w*(?=\s+[A-ZАВСЕ]\b)",
+    ),
+    ("sentence:ru", r"\b(?:верн|правильн)\w+\s+(?:является|являются|будет|только)\s"),
     ("choose:ru", r"\bя\s+(?:выбираю|бы\s+выбрала?|выберу)\s"),
     (
         "mark:zh",
@@ -106,16 +118,18 @@ _BE_EN = r"\s+(?:is|are|would\s+be)\s+(?:therefore\s+|thus\s+|clearly\s+|indeed\
 ANSWER_AFTER = (
     rf"{_BE_EN}(?:the\s+|our\s+|my\s+)?(?:most\s+)?{_EN_GOOD}\s+(?:correct\s+)?(?:answer|option|choice|response)|"
     rf"{_BE_EN}(?:the|our|my)\s+answer|"
-    r"\s+(?:est|sont)\s+(?:donc\s+)?(?:la|les)\s+(?:bonnes?\s+)?réponses?|"
-    r"\s+(?:es|son)\s+(?:por\s+tanto\s+)?las?\s+respuestas?|"
+    r"\s+(?:est|sont)\s+(?:donc\s+)?(?:la|les)\s+(?:(?:bonnes?\s+)?réponses?|bonnes?(?=\W*(?:$|\n)))|"
+    r"\s+(?:es|son)\s+(?:por\s+tanto\s+)?las?\s+(?:respuestas?|(?:opci[óo]n(?:es)?\s+)?correctas?)|"
     r"\s*(?:—|-|является|являются)\s*(?:правильн|верн)\w+\s+(?:ответ|вариант)|"
     r"\s*(?:选项)?(?:是|为)(?:正确|最佳|最终)的?(?:答案|选项|选择)|"
     r"\s*(?:が|は)(?:正解|正答|答え)|\s*を(?:選択|選ぶ|選び|選ん)|"
-    r"\s*번?(?:가|이)\s*(?:정답|답)(?!이?\s*아)"
+    r"\s*번?(?:가|이)\s*(?:(?:가장\s*)?(?:적절한|올바른|옳은|맞는)\s*)?(?:정답|답)(?!이?\s*아)|"
+    r"\s*번?(?:를|을)\s*(?:선택|고르|고른|고릅)"
 )
 # ... or of correctness (a verdict on one option).
 VERDICT_AFTER = (
     rf"{_BE_EN}(?:correct|right|true)\b|"
+    r"\s*(?:[:–—-]\s*(?:correct|true|exacte?|verdader[oa]|correct[ao])|(?:[:–—-]\s*|\s)vraie?)\b|"
     r"\s+(?:est|sont)\s+(?:donc\s+)?(?:correct|exact|vrai|just)e?s?\b|"
     r"\s+(?:es|son)\s+(?:correct|verdader|ciert|adecuad)[oa]s?\b|"
     r"\s*(?:—|-|является)?\s*(?:верн|правильн)(?:ый|о|ая|ы|ым)\b|"
@@ -131,14 +145,15 @@ NEGATED_BEFORE = (
 )
 # "A or B": between two letters.
 HEDGE = (
-    r"\s*(?:\b(?:or|ou|o|u|или|либо)\b|或者?|または|もしくは|か|또는|혹은|이나|나|/)"
+    r"(?:\.{3}|…|,)?\s*(?:\b(?:or|ou|o|u|или|либо)\b|或者?|または|もしくは|か|또는|혹은|이나|나|/)"
+    r"(?:\s*(?:maybe|perhaps|possibly|even|peut-être|quizás?|возможно|может быть|可能是|是)\s)?"
     rf"\s*(?:option\s+|[{OPEN}]*)"
 )
 # What may follow an answer letter besides the option's own text.
 FOLLOWS = (
     r"\s*(?:$|\n|[.。,、;:!?…(\[【「『〈《|⟦]|\s[-–—→]\s|[–—→])|"
     r"\s+(?:because|since|as|due|given|which|based|for|is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best)|"
-    r"are\s+correct|car|parce|puisque|est\s+(?:la|correcte?|exacte?)|sont\s+(?:les|correct|exact|vrai)\w*|"
+    r"are\s+correct|car|parce|puisque|qui\s+(?:est|sont)|est\s+(?:la|correcte?|exacte?)|sont\s+(?:les|correct|exact|vrai)\w*|"
     r"porque|ya\s+que|pues|dado|debido|es\s+(?:la|correct[ao])|son\s+(?:las|correct[ao]s)|"
     r"так\s+как|потому|поскольку|является|верн\w+|"
     r"explanation|rationale|explication|explicación|объяснение|解析|解释|理由|分析|解説|説明|해설|설명)\b|"
@@ -153,3 +168,25 @@ RUN_ON = (
     r"<\|(?:start_header_id|begin_of_text)\|>)"
 )
 YES_NO = frozenset("yes no maybe да нет oui non sí si là 是 否 はい いいえ 예 네 아니오 아니요".split())
+# A verdict of falsehood right after a letter: "A - incorrect" opens a judgement of every option, not an answer.
+WRONG_AFTER = (
+    r"\W*(?:(?:is\s+|est\s+|es\s+)?(?:incorrect|wrong|false|faux|fausse|inexact|fals[oa]|неверн|неправильн)|错|不正确|"
+    r"誤|正しくない|틀리|틀렸|옳지)"
+)
+# What may follow an option's text where words are not set apart by spaces: the copula of a statement.
+COPULA = r"です|でし|である|であり|だ(?:[。、と]|$)|となる|と考え|と思|이다|입니다|이며|이고|임(?:\W|$)|이에요|예요"
+# Of YES_NO, those that answer also without punctuation after them ("Yes the trial ..."; but "No difference ...").
+YES = frozenset("yes да oui sí はい 예 네".split())
+# What stands before a statement and goes with it ("Therefore, the"), at the end of what is before its anchor.
+LEAD_IN = (
+    r"(?:(?:\b(?:therefore|thus|hence|so|and|in conclusion|in summary|finally|consequently|overall|based on this|"
+    r"i believe|i think|the|my|our|is|answers?|are|correct|right|final|best|most|options?|donc|ainsi|et|"
+    r"par conséquent|en conclusion|je pense que|la|le|les|l['’]|seule|bonnes?|réponses?|propositions?|y|"
+    r"por (?:lo )?(?:tanto|que)|así|en conclusión|creo que|el|los|las|opci[óo]n(?:es)?|следовательно|"
+    r"таким образом|поэтому|итак|значит|вариант|ответ|правильн\w+|верн\w+)(?!\w)|"
+    r"因此|所以|综上所述|综上|故|本题|的|应|正确|最佳|参考|选项|"
+    r"したがって|よって|以上より|ゆえに|最も|選択肢|따라서|그러므로|최종|가장 적절한|보기|"
+    r"[\s,:#*_`【\[(（{，、：\"']))*+$"
+)
+# The mark before a rationale in the mmedbench prompt family.
+RATIONALE_MARK = r"\s*(?:#+\s*)?rationale\s*:\s*"

@@ -4,11 +4,11 @@ Order (the first stage that finds something decides):
   1. statements: "Answer: B", "the correct answer is (B)", "答案：B", "正解はB", "정답은 B", "La réponse est la B",
      "Respuesta: B", "Ответ: В", "###Answer: OPTION A,C IS CORRECT.", "B is the correct answer", \\boxed{B}, or the same
      with an option's text in place of its letter. The LAST one in the text wins, so a restated option list or an
-     earlier guess never does; if the last one hedges ("A or B"), there is no answer.
+     earlier guess never does; if the last one hedges ("A or B", "yes or no"), there is no answer.
   2. the reply is an option's text that itself speaks of options ("A and D"); it is nothing but letters; its first
      line is; it opens with "B. ..." (and is not a restated list)
   3. verdicts, "B is correct", all of them together
-  4. the last line is nothing but letters
+  4. the last line is nothing but letters, or "yes", "no", "да", ... where those are the options
   5. the reply, or its first line, is exactly one option's text
 Nothing found is None: scored as wrong and counted as unparsed. There is no "any letter will do" rule.
 
@@ -16,21 +16,28 @@ A letter counts only where something that may follow an answer follows it: the e
 option's own text. "The answer is A patient...", "C. difficile", "B cell", "Réponse : C'est..." are not answers.
 NFKC is applied here only, to a copy. Cyrillic А В С Е are read as Latin in Russian context only. Several answers
 ("A,C", "A et C", "A、C", "ACD") are sets, returned sorted and joined by commas.
+
+split_rationale gives what was written before the statement that decided.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
+from mmed_jax.evaluation import answer_patterns as P
 from mmed_jax.evaluation import answer_rules as R
+from mmed_jax.evaluation.answer_text import fold as _fold
+from mmed_jax.evaluation.answer_text import prepare
 
-RULES_VERSION = 1  # goes into results; raise it when a rule changes
+RULES_VERSION = 2  # goes into results; raise it when a rule changes
 
-_NEGATED_BEFORE, _FOLLOWS, _CONNECTIVE, _RUN_ON, _NOISE = (
-    re.compile(p, re.IGNORECASE) for p in (R.NEGATED_BEFORE, R.FOLLOWS, R.CONNECTIVE, R.RUN_ON, rf"\W*{R.NOISE}")
-)
+_NEGATED_BEFORE, _FOLLOWS, _CONNECTIVE, _NOISE, _WRONG, _COPULA, _HEDGE, _LEAD_IN, _MARK = (
+    re.compile(p, re.IGNORECASE)
+    for p in (
+        R.NEGATED_BEFORE, R.FOLLOWS, R.CONNECTIVE, rf"\W*{R.NOISE}", R.WRONG_AFTER, R.COPULA, R.HEDGE, R.LEAD_IN,
+        R.RATIONALE_MARK,
+    )
+)  # fmt: skip
 
 
 class Extraction(NamedTuple):
@@ -48,15 +55,31 @@ def extract(text: str, options: Mapping[str, str] | Sequence[str] = "ABCDE", lan
       options: {"A": text, ...}, or only the letters; with texts, "E. coli" and "the answer is warfarin" can be read.
       language: of the question (schema.LANGUAGES); "ru" lets Cyrillic lookalikes stand for Latin letters anywhere.
     """
-    texts = {k: _fold(v) for k, v in options.items()} if isinstance(options, Mapping) else {}
-    reader = _Reader("".join(options), texts, language == "ru")
-    text = _prepare(text)
-    if not text:
-        return Extraction(None, "none")
-    return (
-        reader.statements(text) or reader.opening(text) or reader.verdicts(text) or reader.last_line(text)
-        or reader.option_text(text) or Extraction(None, "none")
-    )  # fmt: skip
+    found = _decide(prepare(text).text, options, language)
+    return Extraction(found.letters, found.rule) if found else Extraction(None, "none")
+
+
+def split_rationale(
+    text: str, options: Mapping[str, str] | Sequence[str] = "ABCDE", language: str | None = None
+) -> str:
+    """What was written before the statement that decides the answer, as it was written: the generated rationale.
+
+    "Therefore, the" and the like go with the statement; the mark "###Rationale:" of the mmedbench family is left out.
+    Where no statement decides (nothing found, or verdicts on one option after the other), it is the whole text up to an
+    invented next question; where the answer comes first, it is "".
+
+    Args: as of `extract`.
+    """
+    copy = prepare(text, aligned=True)
+    found = _decide(copy.text, options, language)
+    end = copy.end
+    if found and found.start is not None:
+        line = max(0, copy.text.rfind("\n", 0, found.start) + 1, found.start - 80)
+        at = line + _LEAD_IN.search(copy.text[line : found.start]).start()
+        end = copy.offsets[at] if at < len(copy.offsets) else end
+    text = re.sub(r"<\|[a-z_]+\|>|</s>", "", text[:end])
+    mark = _MARK.match(text)
+    return text[mark.end() if mark else 0 :].strip().rstrip("*#_` \n")
 
 
 def normalise(letters: str) -> str:
@@ -69,25 +92,49 @@ def is_correct(extracted: str | None, answer_idx: str) -> bool:
     return extracted is not None and normalise(extracted) == normalise(answer_idx)
 
 
+class _Found(NamedTuple):
+    """An answer in the prepared text: its letters (None for a hedge), the rule, and where its statement begins (None
+    where no one statement decides)."""
+
+    letters: str | None
+    rule: str
+    start: int | None = 0
+
+
+def _decide(text: str, options: Mapping[str, str] | Sequence[str], language: str | None) -> _Found | None:
+    """The first stage that finds something in the prepared text."""
+    texts = {k: _fold(v) for k, v in options.items()} if isinstance(options, Mapping) else {}
+    reader = _Reader("".join(options), texts, language == "ru")
+    if not text:
+        return None
+    return (
+        reader.statements(text) or reader.opening(text) or reader.verdicts(text) or reader.last_line(text)
+        or reader.option_text(text)
+    )  # fmt: skip
+
+
 class _Reader:
     """The rules for one item's letters and option texts (casefolded; empty when unknown)."""
 
     def __init__(self, letters: str, texts: dict[str, str], russian: bool):
         self.letters, self.texts, self.russian = letters, texts, russian
 
-    def statements(self, text: str) -> Extraction | None:
+    def statements(self, text: str) -> _Found | None:
         """Stage 1: the last statement of the answer."""
-        found: list[tuple[int, str | None, str]] = []  # (end position, letters, rule)
-        for rule, anchor in _anchors():
+        found: list[tuple[int, str | None, str, int]] = []  # (end position, letters, rule, start)
+        for rule, anchor in P.anchors():
             for m in anchor.finditer(text):
                 hit = self._after_anchor(text, m.end(), self.russian or rule in R.RUSSIAN)
                 if hit and not (rule == "conclusion" and not self._closes(text, hit)):
-                    found.append((hit[0], hit[1], "ambiguous" if hit[1] is None else rule + hit[2]))
-        found += [(m.end(), self._join(m["s"]), "is_answer") for m in self._suffixed(text, R.ANSWER_AFTER)]
+                    found.append((hit[0], hit[1], "ambiguous" if hit[1] is None else rule + hit[2], m.start()))
+        found += [(m.end(), self._join(m["s"]), "is_answer", m.start()) for m in self._suffixed(text, R.ANSWER_AFTER)]
+        if not found:  # weaker than a letter: "aspirin is the best choice in other patients"
+            spans = self._texts_suffixed(text, R.ANSWER_AFTER)
+            found = [(m.end(), k, "is_answer:text", m.start()) for k, m in spans]
         if not found:
             return None
-        _, letters, rule = max(found, key=lambda f: f[0])
-        return Extraction(letters, rule)
+        _, letters, rule, start = max(found, key=lambda f: f[0])
+        return _Found(letters, rule, start)
 
     def _closes(self, text: str, hit: tuple[int, str | None, str]) -> bool:
         """After "therefore" only letters that end the line, or their option's text, are a statement."""
@@ -98,78 +145,102 @@ class _Reader:
     def _after_anchor(self, text: str, pos: int, russian: bool) -> tuple[int, str | None, str] | None:
         """What stands at `pos`: (end, letters or None for a hedge, "" or ":text"); None if it is no answer."""
         by_text = self._option_at(text, pos)
-        m = _letter_set(self.letters, russian).match(text, pos)
+        m = P.letter_set(self.letters, russian).match(text, pos)
         if m and self._join(m["s"]):
-            if _hedge(self.letters, russian).match(text, m.end()):
+            if P.hedge(self.letters, russian).match(text, m.end()):
                 return m.end(), None, ""
             if self._may_end(text, m) and not self._restated(text, m):
                 return m.end(), self._join(m["s"]), ""
         if by_text:
-            return pos + 1, by_text, ":text"
+            letter, end = by_text
+            other = _HEDGE.match(text, end)
+            if other and (hedged := self._option_at(text, other.end())) and hedged[0] != letter:
+                return end, None, ""
+            return pos + 1, letter, ":text"
         return None
 
-    def opening(self, text: str) -> Extraction | None:
+    def opening(self, text: str) -> _Found | None:
         """Stage 2: the whole reply, its first line, or its opening is letters."""
         same = [k for k, v in self.texts.items() if v == _fold(text) and len(re.findall(r"\w", v)) > 1]
         if len(same) == 1:
-            return Extraction(same[0], "option_text")
+            return _Found(same[0], "option_text")
         if letters := self._bare(text):
-            return Extraction(letters, "bare")
+            return _Found(letters, "bare")
         first, _, rest = text.partition("\n")
         if (letters := self._bare(first)) and not self._bare(rest.strip().partition("\n")[0]):
-            return Extraction(letters, "first_line")
-        m = _letter_set(self.letters, self.russian).match(text, _NOISE.match(text).end())
+            return _Found(letters, "first_line")
+        m = P.letter_set(self.letters, self.russian).match(text, _NOISE.match(text).end())
         if m and self._join(m["s"]) and self._may_end(text, m) and not self._restated(text, m):
             after = text[m.end() :].lstrip()
             marked = after[:1] in tuple(".:)、-–—(,") or m["s"].strip()[-1:] in ")]】」"
-            if marked and self._option_at(text, 0) is None:
-                return Extraction(self._join(m["s"]), "leading")
+            if marked and self._option_at(text, 0) is None and not _WRONG.match(text, m.end()):
+                return _Found(self._join(m["s"]), "leading")
         return None
 
-    def verdicts(self, text: str) -> Extraction | None:
+    def verdicts(self, text: str) -> _Found | None:
         """Stage 3: "B is correct"; several of them make a set, since options are judged one by one."""
         found = [self._join(m["s"]) for m in self._suffixed(text, R.VERDICT_AFTER)]
-        return Extraction(normalise(",".join(found)), "verdict") if found else None
+        return _Found(normalise(",".join(found)), "verdict", None) if found else None
 
-    def last_line(self, text: str) -> Extraction | None:
-        """Stage 4: the last line is only letters, and not the torn end of a restated list."""
-        lines = [line for line in text.split("\n") if line.strip()]
-        letters = self._bare(lines[-1]) if len(lines) > 1 else None
-        if not letters or re.match(rf"\W*[{self.letters}]\W", lines[-2].strip() + " ", re.IGNORECASE):
+    def last_line(self, text: str) -> _Found | None:
+        """Stage 4: the last line is only letters (not the torn end of a restated list), or yes or no."""
+        lines = [m for m in re.finditer(r"[^\n]+", text) if m[0].strip()]
+        if len(lines) < 2:
             return None
-        return Extraction(letters, "last_line")
+        last, before = lines[-1][0].strip(), lines[-2][0].strip()
+        said = [k for k, v in self.texts.items() if v == _fold(last) and v in R.YES_NO]
+        if len(said) == 1:
+            return _Found(said[0], "last_line", lines[-1].start())
+        letters = self._bare(last)
+        if not letters or re.match(rf"\W*[{self.letters}]\W", before + " ", re.IGNORECASE):
+            return None
+        return _Found(letters, "last_line", lines[-1].start())
 
-    def option_text(self, text: str) -> Extraction | None:
+    def option_text(self, text: str) -> _Found | None:
         """Stage 5: the reply or its first line is one option's text; "yes, ..." for yes/no options."""
         for part in (text, text.partition("\n")[0]):
             same = [k for k, v in self.texts.items() if v == _fold(part)]
             if len(same) == 1:
-                return Extraction(same[0], "option_text")
-        word = _fold(re.split(r"[.,;:!\s。、，]", text, maxsplit=1)[0])
-        same = [k for k, v in self.texts.items() if v == word and v in R.YES_NO]
-        return Extraction(same[0], "yes_no") if len(same) == 1 else None
+                return _Found(same[0], "option_text")
+        m = re.match(r"\W*(\w+)(\W?)", text)
+        word, mark = (_fold(m[1]), m[2]) if m else ("", "")
+        # "No difference was seen" answers nothing.
+        said = word in R.YES_NO and (mark in ("", *".,;:!—–-。、\n)") or word in R.YES)
+        same = [k for k, v in self.texts.items() if said and v == word]
+        return _Found(same[0], "yes_no") if len(same) == 1 else None
 
     def _bare(self, line: str) -> str | None:
         ends = r"(?:\s*(?:번|项|选项|です|입니다|이다))?\W*$"
-        s = _letter_set(self.letters, self.russian).match(line, _NOISE.match(line).end())
+        s = P.letter_set(self.letters, self.russian).match(line, _NOISE.match(line).end())
         return self._join(s["s"]) if s and re.match(ends, line[s.end() :]) else None
 
     def _suffixed(self, text: str, suffix: str) -> Iterator[re.Match]:
-        for m in _suffix_pattern(self.letters, self.russian, suffix).finditer(text):
+        for m in P.letter_suffix(self.letters, self.russian, suffix).finditer(text):
             if self._join(m["s"]) and not _NEGATED_BEFORE.search(text[max(0, m.start() - 30) : m.start()]):
                 yield m
+
+    def _texts_suffixed(self, text: str, suffix: str) -> Iterator[tuple[str, re.Match]]:
+        """(letter, match) of option texts with `suffix` right after them, "warfarin is the correct answer"."""
+        words = {v: k for k, v in self.texts.items() if len(v) > 1 and v not in R.YES_NO}
+        if not words or len(words) < sum(len(v) > 1 and v not in R.YES_NO for v in self.texts.values()):
+            return
+        for m in P.text_suffix(tuple(sorted(words, key=len, reverse=True)), suffix).finditer(text):
+            if not _NEGATED_BEFORE.search(text[max(0, m.start() - 30) : m.start()]):
+                yield words[_fold(m["s"])], m
 
     def _join(self, span: str) -> str:
         """Letters of a matched span, sorted; "" when it is no set of letters ("CAD", "be", an option's acronym)."""
         found: list[str] = []
-        for part in re.split(R.SEPARATOR, span, flags=re.IGNORECASE):
+        for part in re.split(rf"{R.SEPARATOR}|\s[-–]\s", span, flags=re.IGNORECASE):
             run = "".join(R.LOOKALIKES.get(c, c) for c in re.sub(r"\W", "", part))
             if len(run) > 1:
                 acronym = any(re.search(rf"\b{run.lower()}\b", t) for t in self.texts.values())
                 if not run.isupper() or list(run) != sorted(set(run)) or acronym:
                     return ""
             found += run.upper()
-        return ",".join(sorted(set(found)))
+        if len(set(found)) < len(found):  # "of A, B, C and D, B is the best"
+            found = found[-1:]
+        return ",".join(sorted(found))
 
     def _may_end(self, text: str, m: re.Match) -> bool:
         """Whether the letters of `m` may be an answer, by what follows them (the option's text always may)."""
@@ -196,72 +267,15 @@ class _Reader:
         if own and rest.startswith(own) and not re.match(r"\W*\w", rest[len(own) :]):
             return False  # "A. <text of A>" and nothing more
         window = "\n".join(after.lstrip("\n").split("\n")[:2])
-        second = self.letters[1]
-        return re.search(rf"(?:^|[\s(\[]){second}\s*[.:、)\]](?!(?<=\.)[A-Za-z])\s*\S", window) is not None
+        second = f"[{P.capitals(self.letters[1], True)}]"
+        return re.search(rf"(?:^|[\s(\[。;,、.]){second}\s*[.:、)\]](?!(?<=\.)[A-Za-z])\s*\S", window) is not None
 
-    def _option_at(self, text: str, pos: int) -> str | None:
-        """The letter of the one option whose whole text stands at `pos` (longest wins); None otherwise."""
-        here = _fold(re.sub(rf"^[\s{R.OPEN}]+", "", text[pos : pos + 400]))
-        texts = {k: v for k, v in self.texts.items() if len(v) > 1}
-        fits = [k for k, v in texts.items() if re.match(re.escape(v) + r"(?![\w-])", here)]
-        if not fits:
-            return None
-        longest = max(len(self.texts[k]) for k in fits)
-        fits = [k for k in fits if len(self.texts[k]) == longest]
-        return fits[0] if len(fits) == 1 else None
-
-
-@lru_cache(maxsize=1)
-def _anchors() -> tuple[tuple[str, re.Pattern], ...]:
-    return tuple((rule, re.compile(pattern + R.NOISE, re.IGNORECASE)) for rule, pattern in R.ANCHORS)
-
-
-_WORD = "A-Za-zÀ-ÿА-яЁё0-9"  # what must not touch a letter; Chinese and Japanese characters may
-
-
-def _capitals(letters: str, russian: bool) -> str:
-    """The letters in capitals with their Cyrillic lookalikes, for a character class that minds case."""
-    return letters + "".join(c for c, latin in R.LOOKALIKES.items() if russian and latin in letters)
-
-
-def _one(letters: str, russian: bool) -> str:
-    """Pattern of one letter, or several capitals written together, as a word of its own."""
-    run = rf"(?:(?-i:[{_capitals(letters, russian)}]){{1,{len(letters)}}}|[{letters.lower()}])"
-    return rf"(?<![{_WORD}]){run}(?![{_WORD}]|['’][A-Za-zÀ-ÿА-я]|-[^\W\d]|\+)"
-
-
-@lru_cache(maxsize=64)
-def _hedge(letters: str, russian: bool) -> re.Pattern:
-    return re.compile(R.HEDGE + _one(letters, russian), re.IGNORECASE)
-
-
-@lru_cache(maxsize=64)
-def _letter_set(letters: str, russian: bool) -> re.Pattern:
-    one = rf"[{R.OPEN}]*+{_one(letters, russian)}(?:\s?[{R.CLOSE}])*+"
-    return re.compile(rf"(?P<s>{one}(?:{R.SEPARATOR}{one}){{0,25}}+)", re.IGNORECASE)
-
-
-@lru_cache(maxsize=128)
-def _suffix_pattern(letters: str, russian: bool, suffix: str) -> re.Pattern:
-    # Capitals only, but "bが正解" as Japanese examinations write it.
-    one = rf"(?:(?-i:[{_capitals(letters, russian)}])|[{letters.lower()}](?=\s*(?:が|は)(?:正|答)))"
-    one = rf"[{R.OPEN}]*(?<![{_WORD}'’-]){one}(?![{_WORD}])[{R.CLOSE}]*"
-    return re.compile(rf"(?P<s>{one}(?:{R.SEPARATOR}{one}){{0,25}}+)(?:{suffix})", re.IGNORECASE)
-
-
-def _prepare(text: str) -> str:
-    """NFKC copy without mark-up and control tokens, cut where the model begins to invent the next question."""
-    text = unicodedata.normalize("NFKC", text)
-    if cut := _RUN_ON.search(text):
-        text = text[: cut.start()]
-    text = re.sub(r"<\|[a-z_]+\|>|</s>|</?(?:b|i|u|p|em|br|strong)\s*/?>", " ", text)
-    text = re.sub(r"</?answer>", lambda m: "\n" if m[0][1] == "/" else "\nanswer: ", text)
-    text = re.sub(r"\\boxed\s*\{\s*(?:\\\w+\s*\{\s*)?([^{}]*)\}+", r" ⟦boxed⟧ \1 ", text)
-    return re.sub(r"[*`$#]|__", "", text).strip()
-
-
-def _fold(text: str) -> str:
-    """Casefolded NFKC, whitespace squeezed, outer quotes and end punctuation removed: for comparing option texts."""
-    text = re.sub(r"[*`$#]|__", "", unicodedata.normalize("NFKC", text).casefold())
-    text = " ".join(text.split())
-    return text.strip(" .。,;:!\"'“”「」«»")
+    def _option_at(self, text: str, pos: int) -> tuple[str, int] | None:
+        """(letter, end) of the one option whose whole text stands at `pos` (longest wins); None otherwise."""
+        fits: list[tuple[int, int, str]] = []  # (length, end, letter)
+        for k, v in self.texts.items():
+            m = P.text_pattern(v).match(text, pos) if len(v) > 1 else None
+            if m and (not re.match(r"[\w-]", text[m.end() :]) or _COPULA.match(text, m.end())):
+                fits.append((len(v), m.end(), k))
+        fits = [f for f in fits if f[0] == max(fits)[0]]
+        return (fits[0][2], fits[0][1]) if len(fits) == 1 else None

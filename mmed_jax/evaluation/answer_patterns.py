@@ -1,0 +1,65 @@
+"""The patterns of answer_rules.py, compiled for the letters and option texts of a question."""
+
+import re
+from functools import lru_cache
+
+from mmed_jax.evaluation import answer_rules as R
+
+
+@lru_cache(maxsize=1)
+def anchors() -> tuple[tuple[str, re.Pattern], ...]:
+    """(rule name, pattern) of what stands before an answer, with the words that may follow it."""
+    return tuple((rule, re.compile(pattern + R.NOISE, re.IGNORECASE)) for rule, pattern in R.ANCHORS)
+
+
+_WORD = "A-Za-zÀ-ÿА-яЁё0-9"  # what must not touch a letter; Chinese and Japanese characters may
+
+
+def capitals(letters: str, russian: bool) -> str:
+    """The letters in capitals with their Cyrillic lookalikes, for a character class that minds case."""
+    return letters + "".join(c for c, latin in R.LOOKALIKES.items() if russian and latin in letters)
+
+
+def _one(letters: str, russian: bool) -> str:
+    """Pattern of one letter, or several capitals written together, as a word of its own."""
+    run = rf"(?:(?-i:[{capitals(letters, russian)}]){{1,{len(letters)}}}|[{letters.lower()}])"
+    return rf"(?<![{_WORD}]){run}(?![{_WORD}]|['’][A-Za-zÀ-ÿА-я]|-[^\W\d]|\+)"
+
+
+@lru_cache(maxsize=64)
+def hedge(letters: str, russian: bool) -> re.Pattern:
+    """ "or B", right after a letter."""
+    return re.compile(R.HEDGE + _one(letters, russian), re.IGNORECASE)
+
+
+@lru_cache(maxsize=64)
+def letter_set(letters: str, russian: bool) -> re.Pattern:
+    """One letter or several, with what stands around and between them; group "s"."""
+    one = rf"[{R.OPEN}]*+{_one(letters, russian)}(?:\s?[{R.CLOSE}])*+"
+    # With dashes from three on: "A - C" may be a range.
+    dashed = rf"{one}(?:\s[-–]\s{one}){{2,25}}+"
+    return re.compile(rf"(?P<s>{dashed}|{one}(?:{R.SEPARATOR}{one}){{0,25}}+)", re.IGNORECASE)
+
+
+@lru_cache(maxsize=256)
+def text_pattern(folded: str) -> re.Pattern:
+    """Matches an option's text by its folded form, with what folding takes away around it and between words."""
+    words = r"\s+".join(re.escape(w) for w in folded.split())
+    return re.compile(rf"[\s.。,;:!{R.OPEN}]*{words}", re.IGNORECASE)
+
+
+@lru_cache(maxsize=64)
+def text_suffix(folded: tuple[str, ...], suffix: str) -> re.Pattern:
+    """One of the folded option texts (group "s"; longest first) with `suffix` after it."""
+    one = "|".join(r"\s+".join(re.escape(w) for w in f.split()) for f in folded)
+    return re.compile(rf"(?<![^\W_の]|-)(?P<s>{one})[{R.CLOSE}]*(?:{suffix})", re.IGNORECASE)
+
+
+@lru_cache(maxsize=128)
+def letter_suffix(letters: str, russian: bool, suffix: str) -> re.Pattern:
+    """Letters (group "s") with `suffix` after them."""
+    # Capitals only, but "bが正解" as Japanese examinations write it.
+    small = rf"[{letters.lower()}](?=(?:\s*[、,と]\s*[{letters.lower()}])*\s*(?:が|は)(?:正|答))"
+    one = rf"(?:(?-i:[{capitals(letters, russian)}])|{small})"
+    one = rf"[{R.OPEN}]*(?<![{_WORD}'’-]){one}(?![{_WORD}])[{R.CLOSE}]*"
+    return re.compile(rf"(?P<s>{one}(?:{R.SEPARATOR}{one}){{0,25}}+)(?:{suffix})", re.IGNORECASE)
