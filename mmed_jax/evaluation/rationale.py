@@ -2,9 +2,9 @@
 
 As in the MMedLM code (metrics/rationale_similarity.py): BLEU is NLTK's sentence_bleu with SmoothingFunction.method1,
 ROUGE the F-score of the `rouge` package, over the words of words.py; averages are over items, then over languages
-without weights. The tables print BLEU-1 and ROUGE-1, so those are weights (1, 0, 0, 0) and "rouge-1", although the code as
-published computes BLEU-4 and ROUGE-L. Two differences, on purpose: a text equal to its reference scores 1 (smoothing
-gives an equal text of three words 0.56 BLEU-4), and line breaks stay (the original deletes them and glues
+without weights. The tables print BLEU-1 and ROUGE-1, so those are weights (1, 0, 0, 0) and "rouge-1", although the
+code as published computes BLEU-4 and ROUGE-L. Two differences, on purpose: a text equal to its reference scores 1
+(smoothing gives an equal text of three words 0.56 BLEU-4), and line breaks stay (the original deletes them and glues
 words together). chrF is sacrebleu's chrF2 (character 6-grams, no words), the same in every language.
 """
 

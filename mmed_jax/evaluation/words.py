@@ -9,10 +9,11 @@
 rouge 1.0.1 (2021), jieba 0.42.1 (2020) and janome are old; they are what the papers used.
 
 Nothing is downloaded. nltk.word_tokenize cuts sentences with a Punkt model trained on English, a download; here the
-same class is used untrained (PunktSentenceTokenizer()), which knows no abbreviations: "Dr. Smith" becomes three words,
-not two. On 989 explanations of CasiMedicos (en, fr, es) 952 gave the same words as a Punkt that knows the common
-English abbreviations, and mean BLEU-1 differed by 0.0001 or less. Without sentences (word_tokenize with preserve_line=True) a
-full stop stays on the last word of every sentence but the last, and mean BLEU-1 is 0.0045 lower.
+same class is used untrained (PunktSentenceTokenizer()), which knows no abbreviations: "Dr. Smith" becomes three
+words, not two. On 989 explanations of CasiMedicos (en, fr, es) 952 gave the same words as a Punkt that knows the
+common English abbreviations, and mean BLEU-1 differed by 0.0001 or less. Without sentences (word_tokenize with
+preserve_line=True) a full stop stays on the last word of every sentence but the last, and mean BLEU-1 is 0.0045
+lower.
 """
 
 import logging
