@@ -1,0 +1,70 @@
+"""Places for results: looked at before the work that fills them, written whole or not at all."""
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from mmed_jax.errors import UserError
+
+
+def check_file(path: str | os.PathLike, flag: str) -> Path:
+    """Refuses a file that cannot be written; what is there stays as it is.
+
+    Args:
+      flag: what it was named by, as "--json".
+
+    Returns:
+      the file itself, where `path` is a link to it.
+
+    Raises:
+      UserError: no such folder, a folder or a device of that name, or no file can be made there.
+    """
+    file = Path(path).expanduser()
+    try:
+        file = file.resolve()
+        parent = file.parent
+        if not parent.is_dir():
+            raise UserError(f"{flag}={path}: there is no folder {parent}")
+        if file.is_dir():
+            raise UserError(f"{flag}={path}: is a folder; name a file")
+        if file.exists() and not stat.S_ISREG(file.stat().st_mode):
+            raise UserError(f"{flag}={path}: is not a regular file")
+        _probe(parent)
+    except (OSError, RuntimeError, ValueError) as e:  # a loop of links; a zero byte in the name
+        raise UserError(f"{flag}={path}: can't be written ({getattr(e, 'strerror', None) or e})") from e
+    return file
+
+
+def check_folder(path: str | os.PathLike, flag: str) -> Path:
+    """Makes a folder and refuses one that cannot be written; `flag` as in check_file.
+
+    Raises:
+      UserError: a file of that name, or no file can be made there.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{flag}={path}: is a file; name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _probe(folder)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{flag}={path}: can't be written ({getattr(e, 'strerror', None) or e})") from e
+    return folder
+
+
+def _probe(folder: Path) -> None:
+    """Makes a small file and removes it: rights alone say too little (root, /proc, a full disk). Raises OSError."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".write_test.") as f:
+        f.write(b"x" * 4096)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a file whole or not at all: a reader sees the old one or the new one. Raises OSError."""
+    file = Path(path).expanduser().resolve()
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
