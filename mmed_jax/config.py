@@ -5,23 +5,20 @@ An unknown key, a wrong type or an impossible combination is one line and exit c
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import math
 import sys
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmed_jax.errors import UserError, nearest, one_line
+from mmed_jax.errors import UserError, nearest
+from mmed_jax.recipe import CONFIG_DIR as CONFIG_DIR
+from mmed_jax.recipe import DATA_RECIPES as DATA_RECIPES
+from mmed_jax.recipe import MAPPINGS, REPO, flatten, load_config, nearest_key
 
-REPO = Path(__file__).resolve().parents[1]
-CONFIG_DIR = REPO / "configs"
-# Recipes of data sets lie beside those of training; data_gen reads them.
-DATA_RECIPES = ("mmed_ift", "mmed_ift_mc")
 ASSETS = Path(__file__).resolve().parent / "assets"
 
 
@@ -31,81 +28,6 @@ def resolve_path(path: str) -> Path:
     if not p.exists() and not p.is_absolute() and (REPO / p).exists():
         return REPO / p
     return p
-
-
-def load_config(name: str) -> ConfigDict:
-    """Loads `configs/NAME.py` or a path to a config file, with an optional `:VARIANT`.
-
-    Raises:
-      UserError: no such config or variant (the nearest valid name is given), or a mistake in the config file: broken
-        code, a value of another type, a key that configs/base.py does not have or that was taken away.
-    """
-    stem, _, variant = name.partition(":")
-    path = Path(stem) if stem.endswith(".py") or "/" in stem else CONFIG_DIR / f"{stem}.py"
-    others = ("__init__", "base", "hardware", *DATA_RECIPES)
-    names = sorted(p.stem for p in CONFIG_DIR.glob("*.py") if p.stem not in others)
-    if stem in DATA_RECIPES:
-        raise UserError(f"--config={name}: is a recipe of a data set, for `python -m data_gen build --recipe={name}`")
-    if not path.is_file():
-        raise UserError(f"--config={name}: no config '{stem}'{nearest(stem, names)}")
-    if str(REPO) not in sys.path:
-        sys.path.insert(0, str(REPO))  # so that a config can say `from configs.base import base`
-    module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as e:
-        raise _mistake(name, path, e) from e
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={name}: {path} has no get_config; recipes: {', '.join(names)}")
-    variants = tuple(getattr(module, "VARIANTS", ()))
-    if variant and variants and variant not in variants:
-        raise UserError(f"--config={name}: {stem} has no variant '{variant}'{nearest(variant, variants)}")
-    try:
-        config = module.get_config(variant) if variant else module.get_config()
-    except Exception as e:
-        raise _mistake(name, path, e) from e
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config={name}: get_config must return a ConfigDict, got {type(config).__name__}")
-    _check_keys(name, config)
-    config.lock()
-    return config
-
-
-def _mistake(name: str, path: Path, error: Exception) -> UserError:
-    """What went wrong in a config file, with the line of that file."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    at = f"line {line}: " if line else ""
-    return UserError(f"--config={name}: {at}{type(error).__name__}: {one_line(error)}")
-
-
-def _check_keys(name: str, config: ConfigDict) -> None:
-    """A config file may change values only: a misspelt key would be a value that nothing reads."""
-    from configs.base import base
-
-    known, found = flatten(base()), flatten(config)
-    for key in found:
-        if key not in known:
-            raise UserError(f"--config={name}: {key}: no such key{_nearest_key(key, known)}")
-    for key in known:
-        if key not in found:
-            raise UserError(f"--config={name}: {key} is missing; begin with configs.base.base() and change values")
-
-
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """{"optim.lr": 1e-5, ...}; mappings meant as values (source_weights, language_weights) stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict) and key not in MAPPINGS:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = dict(value) if isinstance(value, ConfigDict) else value
-    return flat
-
-
-MAPPINGS = ("source_weights", "language_weights")
 
 
 def set_override(config: ConfigDict, key: str, text: str) -> None:
@@ -119,7 +41,7 @@ def set_override(config: ConfigDict, key: str, text: str) -> None:
         groups = {k.rsplit(".", 1)[0] for k in flat if "." in k}
         if key in groups:
             raise UserError(f"--config.{key}: is a group of keys{nearest('', [k for k in flat if k.startswith(key)])}")
-        raise UserError(f"--config.{key}: no such key{_nearest_key(key, flat)}")
+        raise UserError(f"--config.{key}: no such key{nearest_key(key, flat)}")
     value = _parse(text, flat[key], key)
     node = config
     *parents, leaf = key.split(".")
@@ -127,11 +49,6 @@ def set_override(config: ConfigDict, key: str, text: str) -> None:
         node = node[p]
     with node.unlocked():
         node[leaf] = ConfigDict(value) if isinstance(value, dict) else value
-
-
-def _nearest_key(key: str, flat: dict[str, Any]) -> str:
-    same_leaf = [k for k in flat if k.split(".")[-1] == key.split(".")[-1]]
-    return nearest(key, flat) if not same_leaf else f", did you mean '{same_leaf[0]}'?"
 
 
 def _parse(text: str, default: Any, key: str) -> Any:

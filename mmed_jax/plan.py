@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     if flags.json:
         check_writable(flags.json)
     if flags.output:
-        check_output(flags.output)
+        check_output(flags.output, flags.config)
     cfg = architecture(config)
     start.check_length(config, cfg)
     options = {"cache_dir": None if flags.no_cache else CACHE, "say": lambda line: print(line, flush=True)}

@@ -83,7 +83,7 @@ def test_the_parts_of_configs_are_no_recipes(name):
 def test_a_variant_for_a_config_file_without_variants(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from configs import stage1\n\ndef get_config():\n    return stage1.get_config()\n")
-    with pytest.raises(UserError, match=r"mine.py:8b: TypeError: get_config\(\) takes 0"):
+    with pytest.raises(UserError, match="mine.py:8b: mine.py has no variants"):
         load_config(f"{path}:8b")
 
 

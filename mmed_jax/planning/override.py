@@ -1,36 +1,38 @@
 """Writes a setting that a search found as a config file that `train --config=FILE.py` takes."""
 
 import datetime
-import os
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmed_jax.config import MAPPINGS, flatten, load_config
 from mmed_jax.errors import UserError
+from mmed_jax.outputs import check_file, write_text
 from mmed_jax.planning.planner import PlanResult
 from mmed_jax.planning.topology import GIB
+from mmed_jax.recipe import MAPPINGS, flatten, load_config, recipe_files
 
 # Files that begin so are ours and may be replaced.
 MARK = '"""Found by mmed_jax.plan --search'
 
 
-def check_output(output: str) -> None:
+def check_output(output: str, recipe: str) -> None:
     """Refuses a place where no config file can be written, before anything is searched.
 
+    Args:
+      recipe: the --config value that the file will load.
+
     Raises:
-      UserError: not a .py file, no such folder, or a file that no search wrote.
+      UserError: not a .py file, no such folder, a folder, a file that `recipe` reads, or a file that no search wrote.
     """
-    path = Path(output).absolute()
+    path = Path(output)
     if path.suffix != ".py":
         raise UserError(f"--output={output}: must end with .py, for example {path.stem or 'found'}.py")
-    if not path.parent.is_dir():
-        raise UserError(f"--output={output}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--output={output}: {path.parent} is not writable")
-    if path.exists() and not path.read_text(errors="replace").startswith(MARK):
+    file = check_file(output, "--output")
+    if file in recipe_files(recipe):
+        raise UserError(f"--output={output}: is read by --config={recipe} and would load itself; name another")
+    if file.exists() and not file.read_text(errors="replace").startswith(MARK):
         raise UserError(f"--output={output}: there is a file that no search wrote; name another")
 
 
@@ -74,10 +76,7 @@ def write_override(output: str, recipe: str, config: ConfigDict, mesh: dict[str,
         *(f"    c.{key} = {_literal(key, value)}" for key, value in sorted(changes.items())),
         "    return c",
     ]
-    path = Path(output).absolute()
-    partial = path.with_suffix(".partial")
-    partial.write_text("\n".join(lines) + "\n")
-    partial.replace(path)
+    write_text(output, "\n".join(lines) + "\n")
 
 
 def _literal(key: str, value: Any) -> str:
