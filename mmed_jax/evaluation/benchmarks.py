@@ -1,46 +1,52 @@
-"""Which items are asked: benchmarks found by name or file, turned into prompts."""
+"""Which questions are asked: benchmarks found by name or file, read, counted and cut to what is wanted.
+
+A registered name (registry.py) is looked up as a record file, as a folder or zip of the published files, or on the hub;
+any other name as a record file. Published files are read as they are, by the adapters that make training records, but
+keep their duplicates: the published number counts them.
+"""
 
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mmed_jax.data import jsonl
-from mmed_jax.data.chat import Piece, chat_format, chat_pieces, encode_pieces
-from mmed_jax.data.files import locate, members
-from mmed_jax.data.prompts import mcq_prompt_pieces
+from mmed_jax.data.files import SPLIT_NAMES, locate, members
 from mmed_jax.data.schema import KINDS, kind_of, load_files, read_records
+from mmed_jax.data.sources import SOURCES
 from mmed_jax.errors import UserError, nearest
+from mmed_jax.evaluation.items import Item
+from mmed_jax.evaluation.registry import ENTRIES, GROUPS, Entry, expand, lookup
 
-# Folders and archives that MMedBench is handed out as; its test split is what the papers report.
-_MMEDBENCH = ("MMedBench", "MMedBench.zip", "mmedbench", "mmedbench.zip", "")
+__all__ = ["Benchmark", "Item", "Loaded", "file_hash", "find", "from_files", "kind_in", "load"]
+
+HUB = "hub"
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A named set of records: `path` as read_records takes it, with ":split" where there are several."""
+    """A named set of questions.
+
+    `path`: as read_records takes it, with ":split" where there are several; published files when `raw`; or "hub".
+    `entry` and `part` for a registered one.
+    """
 
     name: str
     path: str
+    entry: Entry | None = None
+    part: str = ""
+    raw: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
-    """One question. `prompt` are token ids; `options` is empty for instruction records, whose `answer` is a text."""
+class Loaded:
+    """`records` to ask; `pools` {split: records} that few-shot examples may come from; `info` for results.json."""
 
-    benchmark: str
-    id: str
-    language: str
-    prompt: list[int]
-    answer: str
-    options: dict[str, str]
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What identifies it among the results."""
-        return self.benchmark, self.id
+    records: list[dict]
+    pools: dict[str, list[dict]]
+    info: dict
 
 
 def from_files(paths: Iterable[str]) -> list[Benchmark]:
@@ -62,37 +68,115 @@ def from_files(paths: Iterable[str]) -> list[Benchmark]:
 
 
 def find(names: Iterable[str], data_dir: str) -> list[Benchmark]:
-    """Benchmarks by name in a folder: NAME.jsonl, NAME.jsonl.gz, NAME.zip, a folder NAME, or the one file whose
-    records say `source: NAME`. "mmedbench" is the test split of an MMedBench folder or zip.
+    """Benchmarks by name, or by a group's name ("papers"), in a folder or on the hub (data_dir "hub").
+
+    In a folder: NAME.jsonl, NAME.jsonl.gz, NAME.zip, a folder NAME (or NAME_anything, for registered names), or the one
+    file whose records say `source: NAME`.
 
     Raises:
       UserError: no such folder, no such benchmark (with the nearest), several files of one source, one named twice, or
         one that holds several splits.
     """
+    names = tuple(names)
+    wanted = [(name, lookup(name)) for name in expand(names)]
+    if data_dir == HUB:
+        return _checked([_on_hub(name, known) for name, known in wanted], "--benchmark")
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
         raise UserError(f"--data_dir={data_dir}: no such folder")
-    return _checked([_find(name, folder) for name in names], "--benchmark")
+    missing = [n for n, known in wanted if n not in map(str.lower, names) and known and locate_entry(known[0], folder) is None]
+    if missing:
+        group = next(n for n in names if n.lower() in GROUPS)
+        raise UserError(
+            f"--benchmark={group}: {', '.join(missing)} not found in {folder}; "
+            f"`python -m mmed_jax.evaluate list --data_dir={data_dir}` shows what is there"
+        )
+    return _checked([_find(name, known, folder) for name, known in wanted], "--benchmark")
+
+
+def _on_hub(name: str, known: tuple[Entry, str] | None) -> Benchmark:
+    with_copy = [e.name for e in ENTRIES.values() if e.source.hub.repo]
+    if known is None:
+        raise UserError(f"--benchmark={name}: no registered benchmark{nearest(name, with_copy)}")
+    entry, part = known
+    if not entry.source.hub.repo:
+        raise UserError(
+            f"--benchmark={name}: no hub copy of it is known; download it from {entry.source.url} and name its folder "
+            "with --data_dir=DIR"
+        )
+    return Benchmark(name, HUB, entry, part, raw=True)
+
+
+def locate_entry(entry: Entry, folder: Path) -> Benchmark | None:
+    """Where a registered benchmark lies in a folder; None when it does not. Raises UserError when several fit."""
+    names = {_plain(n) for n in (entry.name, *entry.aliases)}
+    for path in (folder / f"{entry.name}.jsonl", folder / f"{entry.name}.jsonl.gz"):
+        if path.is_file():
+            return Benchmark(entry.name, str(path), entry)
+    places = [p for p in sorted(folder.iterdir()) if p.is_dir() or p.suffix.lower() == ".zip"]
+    exact = [p for p in places if _plain(p.name.removesuffix(".zip")) in names]
+    like = [p for p in places if _plain(p.name).startswith(entry.name + "_") and not _is_other(p, entry)]
+    found = exact[:1] or like
+    if len(found) > 1:
+        shown = ", ".join(p.name for p in found)
+        raise UserError(f"--benchmark={entry.name}: several folders of that name ({shown}) in {folder}; keep one")
+    if not found and entry.name == "mmedbench" and any((folder / n).is_dir() for n in ("Test", "test")):
+        found = [folder]
+    if found:
+        path = found[0]
+        if path.is_dir() and entry.prefer:
+            path = next((p for p in sorted(path.rglob(entry.prefer)) if p.is_dir()), path)
+        return Benchmark(entry.name, str(path), entry, raw=not _holds_records(path))
+    return None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "_", name.lower())
+
+
+def _is_other(path: Path, entry: Entry) -> bool:
+    """Whether a folder is called by another set whose name begins like this one's."""
+    return any(_plain(path.name).startswith(n) for n in SOURCES if n != entry.name and n.startswith(entry.name))
+
+
+def _holds_records(path: Path) -> bool:
+    """Whether a folder or zip holds record files, and not published ones."""
+    if path.is_dir():
+        from mmed_jax.data import tfds_io
+
+        if tfds_io.version_folder(path) is not None:
+            return True
+    for member in members(path, ".jsonl")[:1]:
+        with member.open() as stream:
+            try:
+                _, first = next(iter(jsonl.read_objects(stream, member.label)))
+            except (UserError, StopIteration):
+                return False
+            return "language" in first and ("answer_idx" in first or "messages" in first)
+    return False
 
 
 def _checked(found: list[Benchmark], flag: str) -> list[Benchmark]:
     """`found`, when nothing is asked twice and no training data in silence. Raises UserError."""
     names, places = set(), set()
     for b in found:
-        real, split = locate(b.path)
-        if b.name in names or (real.resolve(), split) in places:
+        real, split = (b.path, b.name) if b.path == HUB else locate(b.path)
+        place = (real if b.path == HUB else real.resolve(), b.part or split)
+        if b.name in names or place in places:
             raise UserError(f"{flag}: '{b.name}' is named twice ({b.path})")
+        if b.part and any(o.entry is b.entry and not o.part for o in found):
+            raise UserError(f"{flag}: '{b.name}' is a part of '{b.entry.name}', which is named as well")
         names.add(b.name)
-        places.add((real.resolve(), split))
+        places.add(place)
         # Without a word, read_records would take the training split.
-        if split is None and len(present := _splits(real)) > 1:
+        if b.entry is None and split is None and len(present := splits_in(real)) > 1:
             like = f"--data={b.path}:{'test' if 'test' in present else present[0]}"
             raise UserError(f"{b.path}: holds several splits ({', '.join(present)}); say which, as {like}")
     return found
 
 
-def _splits(path: Path) -> list[str]:
-    """Names of the splits in a folder or zip, sorted; [] for a file or what has none."""
+def splits_in(path: Path) -> list[str]:
+    """Names of the splits in a folder or zip of records, sorted; [] for a file or what has none."""
     if path.is_dir():
         from mmed_jax.data import tfds_io
 
@@ -103,26 +187,29 @@ def _splits(path: Path) -> list[str]:
     return sorted({m.split for m in members(path, ".jsonl") if m.split})
 
 
-def _find(name: str, folder: Path) -> Benchmark:
-    if name.lower() == "mmedbench":
-        for place in _MMEDBENCH:
-            path = folder / place
-            if path.exists() and (path.is_file() or any((path / n).is_dir() for n in ("Test", "test"))):
-                return Benchmark(name, f"{path}:test")
+def _find(name: str, known: tuple[Entry, str] | None, folder: Path) -> Benchmark:
+    if known is not None and (there := locate_entry(known[0], folder)) is not None:
+        return dataclasses.replace(there, name=name, part=known[1])
     for path in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz", folder / f"{name}.zip", folder / name):
-        if path.exists():
+        if known is None and path.exists():
             return Benchmark(name, str(path))
     files = sorted(p for p in folder.iterdir() if p.name.endswith(jsonl.SUFFIXES))
     sources = {p: _source(p) for p in files}
-    same = [p for p, s in sources.items() if s == name]
+    same = [p for p, s in sources.items() if s == (known[0].name if known else name)]
     if len(same) > 1:
         shown = ", ".join(p.name for p in same)
         raise UserError(f"--benchmark={name}: several files of that source ({shown}); name one with --data=FILE")
     if same:
-        return Benchmark(name, str(same[0]))
-    known = {p.name.removesuffix(".gz").removesuffix(".jsonl") for p in files} | {s for s in sources.values() if s}
-    known |= {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    hint = nearest(name, sorted(known)) or ", which holds no record file"
+        return Benchmark(name, str(same[0]), *(known or ()))
+    if known is not None:
+        raise UserError(
+            f"--benchmark={name}: not in {folder}: neither a folder or zip '{known[0].name}' of the published files "
+            f"({known[0].source.expects}) nor {known[0].name}.jsonl"
+        )
+    there = {p.name.removesuffix(".gz").removesuffix(".jsonl") for p in files} | {s for s in sources.values() if s}
+    there |= {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    there |= {n for n, e in ENTRIES.items() if locate_entry(e, folder)}
+    hint = nearest(name, sorted(there)) or ", which holds no record file"
     raise UserError(f"--benchmark={name}: not in {folder}{hint}")
 
 
@@ -138,6 +225,9 @@ def kind_in(benchmarks: Iterable[Benchmark], kind: str = "auto") -> str:
     """The kind of record that all benchmarks hold. Raises UserError when they differ or are not `kind`."""
     kinds = {}
     for b in benchmarks:
+        if b.raw:
+            kinds[b.name] = "mcq"
+            continue
         first = next(read_records(b.path), None)
         if first is None:
             raise UserError(f"{b.path}: holds no records")
@@ -151,54 +241,65 @@ def kind_in(benchmarks: Iterable[Benchmark], kind: str = "auto") -> str:
     return found.pop()
 
 
-def load_records(
-    benchmark: Benchmark, kind: str, languages: tuple[str, ...] | None, limit: int
-) -> tuple[list[dict], int]:
-    """(records to ask, how many were left out because they need an image). `limit` is per language; 0 = all."""
-    records = load_files([benchmark.path], kind, languages)
-    kept, seen = [], {}
+def load(
+    benchmark: Benchmark, kind: str = "mcq", *, split: str = "", languages: tuple[str, ...] | None = None,
+    limit: int = 0, images: str = "", count_mismatch: bool = False, pools: bool = False,
+) -> Loaded:  # fmt: skip
+    """Reads a benchmark.
+
+    Args:
+      split: another one than the reported one; registered benchmarks only.
+      limit: at most so many a language and part; 0 = all.
+      images: "ask" or "skip" questions that need an image; "" = as the papers count: asked where the benchmark is a
+        registered one, left out of other files.
+      count_mismatch: go on when the number of questions is not the published one.
+      pools: also read the other splits.
+
+    Raises:
+      UserError: unreadable or malformed files, no such split, a count that is off, nothing left to ask.
+    """
+    from mmed_jax.evaluation import published
+
+    if benchmark.entry is not None and kind == "mcq":
+        records, others, info = published.load(benchmark, split, languages, count_mismatch)
+    else:
+        if split:
+            raise UserError(
+                f"--split={split}: is for registered benchmarks; say the split of {benchmark.name} as "
+                f"--data={locate(benchmark.path)[0]}:{split}"
+            )
+        records = load_files([benchmark.path], kind, languages)
+        others = _other_splits(benchmark.path, kind) if pools else {}
+        info = {
+            "split": locate(benchmark.path)[1], "expected": None, "counted": len(records), "dropped": {},
+            "licence": ", ".join(sorted({r["license"] for r in records})), "revision": None,
+            "sha256": file_hash(benchmark.path),
+        }  # fmt: skip
+    ask_images = (images or ("ask" if benchmark.entry else "skip")) == "ask"
+    field = benchmark.entry.part_field if benchmark.entry else ""
+    kept, seen, left = [], {}, 0
     for record in records:
-        language = record["language"]
-        if record.get("needs_image"):
+        if record.get("needs_image") and not ask_images:
+            left += 1
             continue
-        seen[language] = seen.get(language, 0) + 1
-        if not limit or seen[language] <= limit:
+        key = (record["language"], record["provenance"].get(field, ""))
+        seen[key] = seen.get(key, 0) + 1
+        if not limit or seen[key] <= limit:
             kept.append(record)
     if not kept:
         raise UserError(f"{benchmark.path}: every record needs an image; nothing is left to ask")
-    return kept, sum(bool(r.get("needs_image")) for r in records)
+    asked_images = sum(bool(r.get("needs_image")) for r in kept)
+    about = {"asked": len(kept), "needs_image": left, "needs_image_asked": asked_images, "path": benchmark.path}
+    return Loaded(kept, others, {**info, **about})
 
 
-def make_items(
-    tok: Any, benchmark: str, records: list[dict], *, mode: str, family: str, system_prompt: str = ""
-) -> list[Item]:
-    """The records as prompts, tokenized exactly as in training. `mode` and `family` concern multiple choice only."""
-    if "messages" in records[0]:
-        pieces = [_conversation(tok, r["messages"][:-1], system_prompt) for r in records]
-    else:
-        pieces = [mcq_prompt_pieces(tok, r, mode, family, system_prompt=system_prompt) for r in records]
-    prompts = [e.ids for e in encode_pieces(tok, pieces)]
-    return [
-        Item(
-            benchmark, r["id"], r["language"], ids,
-            r["messages"][-1]["content"] if "messages" in r else r["answer_idx"], r.get("options", {}),
-        )
-        for r, ids in zip(records, prompts)
-    ]  # fmt: skip
-
-
-def _conversation(tok: Any, messages: list[dict], system_prompt: str) -> list:
-    if system_prompt and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": system_prompt}, *messages]
-    return [*chat_pieces(tok, messages), Piece(ids=chat_format(tok).headers["assistant"])]
-
-
-def prompts_hash(items: Iterable[Item]) -> str:
-    """SHA-256 over benchmark, id, token ids and right answer of every item, in order."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(f"{item.benchmark}\0{item.id}\0{item.prompt}\0{item.answer}\n".encode())
-    return digest.hexdigest()
+def _other_splits(path: str, kind: str) -> dict[str, list[dict]]:
+    """Records of the training and validation splits beside the one that is asked, where the path has splits."""
+    real, split = locate(path)
+    present = splits_in(real)
+    asked = SPLIT_NAMES.get(split, split) if split and split not in present else split
+    others = [s for s in ("train", "validation") if s in present and s != asked] if split else []
+    return {s: load_files([f"{real}:{s}"], kind) for s in others}
 
 
 def file_hash(path: str) -> str:
@@ -213,3 +314,8 @@ def file_hash(path: str) -> str:
             while block := f.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def same_split(asked: str, present: Sequence[str]) -> str | None:
+    """The name of `present` that is meant by `asked` ("dev" is "validation" where there is no dev split); or None."""
+    return next((s for s in (asked, SPLIT_NAMES.get(asked.lower())) if s in present), None)

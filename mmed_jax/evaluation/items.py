@@ -1,0 +1,276 @@
+"""Records as prompts: zero-shot or after fixed examples, options in order or shuffled, with or without the passage.
+
+Examples are the same for every question of a benchmark, language and part (an MMLU subject, a KorMedMCQA exam: tasks of
+their own, as in lm-eval): those whose id has the smallest SHA-256 in a split that is not asked. They keep their options
+in order. In family llama3 an example is a turn of the conversation, in mmedbench a whole wrapped text with its answer.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mmed_jax.data.chat import Piece, chat_format, chat_pieces, encode_pieces
+from mmed_jax.data.prompts import answer_text, mcq_prompt_pieces, prompt_text
+from mmed_jax.data.schema import LANGUAGE_NAMES, question_key
+from mmed_jax.data.tokenizer import encode_texts
+from mmed_jax.errors import UserError
+
+MAX_EXAMPLES = 5
+_MARK = "###Answer:"  # of the mmedbench family
+Examples = dict[tuple[str, str], list[dict]]  # (language, part) -> records
+
+# Options that speak of the others' letters: such a question is not shuffled at all.
+_LETTERS = re.compile(
+    r"(?:both |either |neither |only |all )?(?:options? )?\(?[A-H]\)?"
+    r"(?:\s*(?:,|、|，|&|\+|and|or|nor|et|ou|y|o|и|или|と|和|及|및|과|와)\s*\(?[A-H]\)?)+(?: (?:only|both|are .*))?\W*",
+    re.IGNORECASE,
+)
+# Options that speak of those above them: they keep their place.
+_ABOVE = re.compile(
+    r"\b(?:all|none|any|both|neither|two|three|each) of (?:the (?:above|following|options|answers)|these|them)\b"
+    r"|\bnone (?:is|are) (?:correct|right|true)\b"
+    r"|\b(?:tod[ao]s?|ningun[ao]s?|amb[ao]s)\b.*\b(?:anterior(?:es)?|opcion(?:es)?|respuestas?)\b"
+    r"|\b(?:tod[ao]s|ningun[ao]|amb[ao]s)\b.*\bson (?:correct|ciert|fals)"
+    r"|\b(?:tou(?:te)?s|aucune?)\b.*\b(?:réponses?|propositions?|ci-dessus|précédentes?)\b"
+    r"|вс[её] (?:выше)?(?:перечисленн|указанн)|ни од(?:ин|но|на) из|ничего из"
+    r"|以上|上述|上記|すべて正しい|いずれも|위의|모두 (?:옳|맞|정답)|전부",
+    re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One question as it is asked.
+
+    Attributes:
+      prompt: token ids, examples included. prefix: leading ids that all items of its benchmark, language and part
+        share; 0 without examples.
+      answer: the right letters as shown ("A,C", sorted), or the reference text of an instruction record.
+      options: as shown; empty for instruction records. order: the original letters in shown order ("CABD"), "" when
+        they are not shuffled.
+      record: the record as published. part: a subject or exam of the benchmark, "" where it has none.
+      choices: loglikelihood only: the ids that continue the prompt, an option each, in the order of `options`.
+    """
+
+    benchmark: str
+    id: str
+    language: str
+    prompt: list[int]
+    answer: str
+    options: dict[str, str]
+    prefix: int = 0
+    record: dict = dataclasses.field(default_factory=dict)
+    order: str = ""
+    choices: tuple[tuple[int, ...], ...] = ()
+    part: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What identifies it among the results."""
+        return self.benchmark, self.id
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How questions are put: what decides a prompt beside the record. `score` "letter" or "option" makes choices."""
+
+    mode: str = "direct"
+    family: str = "llama3"
+    system_prompt: str = ""
+    shuffle_seed: int | None = None
+    score: str = ""
+
+    @property
+    def prompt_mode(self) -> str:
+        """The mode of mmed_jax.data.prompts whose words are used: log-likelihoods ask as "direct" does."""
+        return "rationale" if self.mode == "rationale" else "direct"
+
+
+def choose_examples(
+    benchmark: str, pools: dict[str, list[dict]], asked: Sequence[dict], count: int, mode: str, part_field: str = ""
+) -> Examples:
+    """`count` examples for each (language, part) of the asked records.
+
+    Args:
+      pools: {split: records} to choose from, the best split first; never the one that is asked.
+      mode: "rationale" takes examples that have a rationale.
+    Raises UserError when there are too few.
+    """
+    questions = {question_key(r) for r in asked}
+    groups = {r["provenance"].get("group") for r in asked} - {None}
+    found: Examples = {}
+    for key in dict.fromkeys((r["language"], _part(r, part_field)) for r in asked):
+        most = 0
+        for pool in pools.values():
+            fit = [
+                r for r in pool
+                if (r["language"], _part(r, part_field)) == key and not r.get("needs_image")
+                and (mode != "rationale" or r["rationale"].strip()) and question_key(r) not in questions
+                and r["provenance"].get("group") not in groups
+            ]  # fmt: skip
+            most = max(most, len(fit))
+            if len(fit) >= count:
+                found[key] = sorted(fit, key=lambda r: (hashlib.sha256(r["id"].encode()).digest(), r["id"]))[:count]
+                break
+        else:
+            name = " ".join(p for p in (benchmark, key[1], f"in {LANGUAGE_NAMES[key[0]]}") if p)
+            what = " with a rationale" if mode == "rationale" else ""
+            where = " and ".join(pools) or "no other split"
+            raise UserError(
+                f"--few_shot={count}: {where} {'has' if pools else 'holds examples, so there are'} {most} examples"
+                f"{what} for {name}; name a file of them with --few_shot_data=FILE"
+            )
+    return found
+
+
+def _part(record: dict, field: str) -> str:
+    return str(record["provenance"].get(field, "")) if field else ""
+
+
+def closed_book(records: Iterable[dict]) -> list[dict]:
+    """The records without their passages."""
+    return [{k: v for k, v in r.items() if k != "context"} for r in records]
+
+
+def shuffled(record: dict, seed: int, benchmark: str) -> tuple[dict, str]:
+    """The record with its options in an order drawn from (seed, benchmark, id), and the original letters in that order.
+
+    "None of the above" and its like keep their place; a question with an option such as "A and C" keeps its order.
+    """
+    letters = list(record["options"])
+    if any(_LETTERS.fullmatch(text.strip()) for text in record["options"].values()):
+        return record, "".join(letters)
+    free = [k for k in letters if not _ABOVE.search(record["options"][k])]
+
+    def draw(letter: str) -> bytes:
+        return hashlib.sha256("\0".join((str(seed), benchmark, record["id"], letter)).encode()).digest()
+
+    drawn = iter(sorted(free, key=draw))
+    order = [next(drawn) if k in free else k for k in letters]
+    shown = dict(zip(order, letters))
+    answer = ",".join(sorted(shown[k] for k in record["answer_idx"].split(",")))
+    options = {new: record["options"][old] for new, old in zip(letters, order)}
+    return {**record, "options": options, "answer_idx": answer}, "".join(order)
+
+
+def make_items(
+    tok: Any, benchmark: str, records: Sequence[dict], how: Asking, *, examples: Examples | None = None,
+    part_field: str = "",
+) -> list[Item]:  # fmt: skip
+    """The records as items, tokenized exactly as in training; `examples` as from choose_examples."""
+    if "messages" in records[0]:
+        pieces = [_conversation(tok, r["messages"][:-1], how.system_prompt) for r in records]
+        prompts = [e.ids for e in encode_pieces(tok, pieces)]
+        return [
+            Item(benchmark, r["id"], r["language"], ids, r["messages"][-1]["content"], {}, record=r)
+            for r, ids in zip(records, prompts)
+        ]
+    if how.shuffle_seed is None:
+        shown = [(r, "") for r in records]
+    else:
+        shown = [shuffled(r, how.shuffle_seed, benchmark) for r in records]
+    prefixes = _prefixes(tok, examples or {}, how)
+    rest = [e.ids for e in encode_pieces(tok, [_question(tok, r, how, bool(prefixes)) for r, _ in shown])]
+    ends = _choices(tok, [r for r, _ in shown], how) if how.score else [((), ())] * len(records)
+    items = []
+    for record, (asked, order), ids, (lead, choices) in zip(records, shown, rest, ends):
+        part = _part(record, part_field)
+        prefix = prefixes.get((record["language"], part), [])
+        items.append(Item(
+            benchmark, record["id"], record["language"], [*prefix, *ids, *lead], asked["answer_idx"], asked["options"],
+            prefix=len(prefix), record=record, order=order, choices=choices, part=part,
+        ))  # fmt: skip
+    return items
+
+
+def _conversation(tok: Any, messages: list[dict], system_prompt: str) -> list[Piece]:
+    return [*chat_pieces(tok, _system(messages, system_prompt)), Piece(ids=chat_format(tok).headers["assistant"])]
+
+
+def _system(messages: list[dict], system_prompt: str) -> list[dict]:
+    if system_prompt and (not messages or messages[0]["role"] != "system"):
+        return [{"role": "system", "content": system_prompt}, *messages]
+    return messages
+
+
+def _asked_text(record: dict, how: Asking) -> str:
+    """What one question says. To score the options' texts, llama3 asks without them, as lm-eval asks HEAD-QA; mmedbench
+    has no such form and lists them."""
+    if how.score == "option" and how.family == "llama3":
+        return "\n\n".join(t for t in (record.get("context", "").strip(), record["question"].strip()) if t)
+    return prompt_text(record, how.prompt_mode, how.family)
+
+
+def _answer(record: dict, how: Asking) -> str:
+    """What an example answers."""
+    if how.score == "option":
+        text = ", ".join(record["options"][k].strip() for k in record["answer_idx"].split(","))
+        return f"{_MARK} {text}" if how.family == "mmedbench" else text
+    return answer_text(record, how.prompt_mode, how.family)
+
+
+def _question(tok: Any, record: dict, how: Asking, after_examples: bool) -> list[Piece]:
+    """The pieces of the question that is asked; the beginning of the text is in the prefix when there is one."""
+    if how.family == "llama3" and how.score == "option":
+        messages = [{"role": "user", "content": _asked_text(record, how)}]
+        pieces = _conversation(tok, messages, "" if after_examples else how.system_prompt)
+    else:
+        system = "" if after_examples else how.system_prompt
+        pieces = mcq_prompt_pieces(tok, record, how.prompt_mode, how.family, system_prompt=system)
+    return pieces[1:] if after_examples else pieces
+
+
+def _prefixes(tok: Any, examples: Examples, how: Asking) -> dict[tuple[str, str], list[int]]:
+    """The ids that the examples make, by language and part."""
+    found = {}
+    for key, records in examples.items():
+        if how.family == "mmedbench":
+            pieces = [Piece(ids=(chat_format(tok).bos,))]
+            for r in records:
+                pieces += [Piece(text=_asked_text(r, how)), Piece(text=_answer(r, how) + "\n\n")]
+        else:
+            turns = [
+                {"role": role, "content": text}
+                for r in records for role, text in (("user", _asked_text(r, how)), ("assistant", _answer(r, how)))
+            ]  # fmt: skip
+            pieces = chat_pieces(tok, _system(turns, how.system_prompt))
+        found[key] = encode_pieces(tok, [pieces])[0].ids
+    return found
+
+
+def _choices(tok: Any, records: Sequence[dict], how: Asking) -> list[tuple[tuple, tuple[tuple[int, ...], ...]]]:
+    """(ids that go to the prompt, ids of each choice) of every record.
+
+    A letter is scored in the line the model is trained to answer with: what all lines begin with ("Answer:") belongs to
+    the prompt, what all end with (" IS CORRECT.") is left out. An option is scored as its whole text.
+    """
+    marked = how.score == "option" and how.family == "mmedbench"
+    lead = tuple(encode_texts(tok, [_MARK])[0]) if marked else ()
+    texts = []
+    for r in records:
+        for letter, option in r["options"].items():
+            line = answer_text({**r, "answer_idx": letter}, "direct", how.family)
+            texts.append(" " * marked + option.strip() if how.score == "option" else line)
+    encoded = iter(encode_texts(tok, texts))
+    found = []
+    for r in records:
+        ids = [next(encoded) for _ in r["options"]]
+        if how.score == "option":
+            found.append((lead, tuple(map(tuple, ids))))
+            continue
+        shortest = min(map(len, ids))
+        start = next((i for i in range(shortest) if len({x[i] for x in ids}) > 1), shortest - 1)
+        end = next((i for i in range(shortest - start) if len({x[-1 - i] for x in ids}) > 1), 0)
+        found.append((tuple(ids[0][:start]), tuple(tuple(x[start : len(x) - end]) for x in ids)))
+    return found
+
+
+def prompts_hash(items: Iterable[Item]) -> str:
+    """SHA-256 over benchmark, id, token ids, right answer and choices of every item, in order."""
+    digest = hashlib.sha256()
+    for i in items:
+        scored = f"\0{i.choices}" if i.choices else ""
+        digest.update(f"{i.benchmark}\0{i.id}\0{i.prompt}\0{i.answer}{scored}\n".encode())
+    return digest.hexdigest()

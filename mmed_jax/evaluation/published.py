@@ -1,0 +1,220 @@
+"""Registered benchmarks read from the published files, the hub or record files, and counted against the publication.
+
+A number can be set beside a published one only when the same questions were asked: a split whose count is off, or whose
+rows did not all become questions, is one clear line; going on all the same has to be asked for, and is recorded.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mmed_jax.data import jsonl
+from mmed_jax.data.files import language_of
+from mmed_jax.data.schema import LANGUAGES, load_files
+from mmed_jax.data.sources import Conversion, Drop, Row
+from mmed_jax.data.sources.base import text
+from mmed_jax.errors import UserError, nearest
+from mmed_jax.evaluation.registry import Entry
+
+if TYPE_CHECKING:
+    from mmed_jax.evaluation.benchmarks import Benchmark
+
+# Drops that say a row belongs to another set or language, so that it is no row of the benchmark.
+_FOREIGN = ("not one of the nine medical subjects", "machine translation of the same problem", "language not supported",
+            "another language")  # fmt: skip
+
+
+class _Reading(Conversion):
+    """A conversion of all splits that keeps duplicates and counts rows by (split, part or language)."""
+
+    def __init__(self, entry: Entry, input: str):
+        number = itertools.count()
+        source = dataclasses.replace(entry.source, duplicate_key=lambda _: next(number))
+        super().__init__(source, input, kind="mcq")
+        self.entry = entry
+        self.rows: Counter[tuple[str, str]] = Counter()
+        self.lost: dict[tuple[str, str], list[tuple[str, str]]] = {}  # (split, cell) -> (reason, where)
+
+    def _rows(self) -> Iterator[Row]:
+        for row in super()._rows():
+            if not any(word in row.file for word in self.entry.skip):
+                yield row
+
+    def _one(self, row: Row) -> dict | Drop:
+        result = super()._one(row)
+        if isinstance(result, dict):
+            self.rows[row.split, self.entry.cell(result)] += 1
+        elif not result.reason.startswith(_FOREIGN):
+            key = row.split, self._cell_of(row)
+            self.rows[key] += 1
+            self.lost.setdefault(key, []).append((result.reason, row.where))
+        return result
+
+    def _cell_of(self, row: Row) -> str:
+        """Where a row that became no record belongs, as far as it says."""
+        if self.entry.parts:
+            return text(row.raw.get("subject"))
+        if len(self.entry.languages) == 1:
+            return self.entry.languages[0]
+        return language_of(row.file) or text(row.raw.get("language") or row.raw.get("lang")) or "es"
+
+
+def load(
+    benchmark: "Benchmark", split: str, languages: tuple[str, ...] | None, count_mismatch: bool
+) -> tuple[list[dict], dict[str, list[dict]], dict]:
+    """(records of the split, {other split: records}, info) of a registered benchmark; see benchmarks.load."""
+    from mmed_jax.evaluation.benchmarks import HUB, file_hash, same_split
+
+    entry, name = benchmark.entry, benchmark.name
+    cells = _cells(benchmark, languages)
+    revision = hub_revision(entry) if benchmark.path == HUB else None
+    if benchmark.raw:
+        place = benchmark.path
+        if place == HUB:
+            place = f"hub:{entry.source.hub.repo}" + (f"@{revision}" if revision else "")
+        reading = _Reading(entry, place)
+        try:
+            records = list(reading)
+        except UserError as e:
+            raise UserError(f"--benchmark={name}: {str(e).removeprefix('--input=')}") from None
+        rows, lost = reading.rows, reading.lost
+    else:
+        records = load_files([benchmark.path], "mcq")
+        rows, lost = Counter((_split(r), entry.cell(r)) for r in records), {}
+    asked = _asked_split(benchmark, split, tuple(dict.fromkeys(_split(r) for r in records)), same_split)
+    kept = [r for r in records if (asked is None or _split(r) == asked) and entry.cell(r) in cells]
+    if not kept:
+        have = ", ".join(sorted({entry.cell(r) for r in records}))
+        raise UserError(f"--benchmark={name}: {benchmark.path} holds nothing of {', '.join(cells)}; it holds {have}")
+    pools = {
+        s: there for s in entry.examples
+        if s != asked and asked is not None and (there := [r for r in records if _split(r) == s])
+    }  # fmt: skip
+    meant = split or entry.split if asked in (None, "") else asked
+    info = _count(benchmark, meant, asked, cells, rows, lost)
+    if info["count_mismatch"] and not count_mismatch:
+        raise UserError(f"{info['count_mismatch']}; --allow_count_mismatch goes on and notes it in the results")
+    info |= {
+        "split": meant or "all", "licence": ", ".join(sorted({r["license"] for r in kept})), "revision": revision,
+        "hub": entry.source.hub.repo if benchmark.path == HUB else None, "url": entry.source.url, "note": entry.note,
+        "sha256": records_hash(kept) if benchmark.path == HUB else file_hash(benchmark.path),
+    }  # fmt: skip
+    return kept, pools, info
+
+
+def _split(record: dict) -> str:
+    return record["provenance"].get("split", "")
+
+
+def _cells(benchmark: "Benchmark", languages: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The parts or languages that are asked. Raises UserError for languages the benchmark has not."""
+    entry = benchmark.entry
+    for code in languages or ():
+        if code not in LANGUAGES:
+            raise UserError(f"--languages: '{code}' is not supported{nearest(code, LANGUAGES)}")
+    spoken = tuple(c for c in entry.languages if not languages or c in languages)
+    if not spoken:
+        raise UserError(f"--languages={','.join(languages)}: {benchmark.name} is in {', '.join(entry.languages)}")
+    if benchmark.part:
+        if benchmark.part not in (entry.parts or spoken):
+            raise UserError(f"--benchmark={benchmark.name}: is not in the languages {', '.join(languages)}")
+        return (benchmark.part,)
+    return (entry.asked_parts or entry.parts) if entry.parts else spoken
+
+
+def _asked_split(benchmark: "Benchmark", wanted: str, present: tuple[str, ...], same_split) -> str | None:
+    """The split, as records name it, that is asked; None = all of them. Raises UserError when it is not there."""
+    entry = benchmark.entry
+    if not (wanted or entry.split):
+        return None
+    found = same_split(wanted or entry.split, present)
+    if found is None and present == ("",):
+        return ""  # the files name no split: the count decides whether they are the right one
+    if found is None:
+        known = [s for s in ("validation", "dev", "test", "train", "fewshot") if s in present] or ["no named split"]
+        why = f"--split={wanted}" if wanted else f"the reported split is {entry.split}"
+        hint = f"; --split={known[0]} asks what is there" if not wanted and any(present) else ""
+        raise UserError(
+            f"--benchmark={benchmark.name}: {why}, and {benchmark.path} holds {', '.join(known)}{hint}"
+        )
+    return found
+
+
+def _count(benchmark, meant: str, asked: str | None, cells, rows: Counter, lost: dict) -> dict:
+    """{"expected", "counted", "by_cell", "dropped", "count_mismatch"}: rows found against rows published."""
+    entry = benchmark.entry
+    keys = [k for k in rows if (asked is None or k[0] == asked) and k[1] in cells]
+    counted = {c: sum(rows[k] for k in keys if k[1] == c) for c in cells}
+    if not entry.whole:
+        counted = {c: n for c, n in counted.items() if n}
+    expected = entry.expected("" if asked is None else meant, tuple(counted))
+    gone = [x for k in keys for x in lost.get(k, ())]
+    known = entry.drops.get("" if asked is None else meant, 0)
+    problem = None
+    if expected is not None:
+        # Record files no longer show which rows were dropped when they were made.
+        fits = benchmark.raw or not known or sum(counted.values()) != sum(expected.values()) - known
+        off = {c: n for c, n in counted.items() if n != expected[c]} if fits else {}
+        if off:
+            shown = ", ".join(f"{c} {n:,} instead of {expected[c]:,}" for c, n in off.items())
+            problem = (
+                f"{benchmark.name}: {benchmark.path} has {sum(counted.values()):,} questions of the {meant or 'whole'} "
+                f"set, {sum(expected.values()):,} were published ({shown})"
+            )
+    if problem is None and len(gone) != known:
+        reason, where = gone[0] if gone else ("", "")
+        example = f" ({Counter(r for r, _ in gone).most_common(1)[0][1]} x {reason}, first {where})" if gone else ""
+        if gone or benchmark.raw:
+            problem = f"{benchmark.name}: {len(gone)} of {sum(counted.values()):,} rows are no usable question{example}"
+    return {
+        "expected": None if expected is None else sum(expected.values()), "counted": sum(counted.values()),
+        "by_cell": counted, "dropped": dict(Counter(r for r, _ in gone)), "count_mismatch": problem,
+    }  # fmt: skip
+
+
+def splits_there(benchmark: "Benchmark") -> dict[str, tuple[int, int | None]]:
+    """{split: (questions found, questions published or None)} of what the benchmark's path holds; "all" for no splits.
+
+    Raises UserError when it cannot be read.
+    """
+    entry = benchmark.entry
+    cells = _cells(benchmark, None)
+    if benchmark.raw:
+        reading = _Reading(entry, benchmark.path)
+        for _ in reading:
+            pass
+        rows = reading.rows
+    else:
+        rows = Counter((_split(r), entry.cell(r)) for r in load_files([benchmark.path], "mcq"))
+    found = {}
+    for split in dict.fromkeys(s for s, _ in rows):
+        there = {c: rows[split, c] for c in cells if rows[split, c] or entry.whole}
+        expected = entry.expected(split, tuple(there))
+        if sum(there.values()):
+            found[split or "all"] = sum(there.values()), None if expected is None else sum(expected.values())
+    return found
+
+
+def hub_revision(entry: Entry) -> str | None:
+    """The commit that the hub copy stands at now, so that what is read is what is named; None without a network.
+
+    A set that is in the local cache can be read offline; it is then known by the hash of its records alone.
+    """
+    import huggingface_hub
+
+    hub = entry.source.hub
+    try:
+        return huggingface_hub.HfApi().dataset_info(hub.repo, revision=hub.revision).sha
+    except Exception:  # a dozen kinds; when the set cannot be had at all, reading it says so in one line
+        return None
+
+
+def records_hash(records: list[dict]) -> str:
+    """SHA-256 over the records that are asked, for sets that are no files here."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(jsonl.dump_line(record).encode() + b"\n")
+    return digest.hexdigest()
