@@ -47,9 +47,10 @@ build mmed_ift --output="$out/mmed_ift" --recipe.languages=en,zh,ja,ko,fr,es,ru 
 build mmed_ift_mc:open --output="$out/mmed_ift_mc"
 kill "$server"
 
+join() { local IFS=,; echo "$*"; }
 [ -s "$out/tokenizer/tokenizer.json" ] ||
   "$python" -m scripts.make_tokenizer --vocab_size=12288 --output="$out/tokenizer" \
-    --records="$out/mmed_ift/tfds/mmed_ift,$out/mmed_ift_mc/tfds/mmed_ift_mc"
+    --records="$(join "$out"/mmed_ift*/jsonl/train/*.jsonl)"
 
 # 10.2 million parameters, as in docs/real_data.md.
 common=(
