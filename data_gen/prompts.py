@@ -19,7 +19,7 @@ from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.errors import UserError, run_command
 
 FOLDER = Path(__file__).parent / "prompts"
-NAMES = ("answer_expanding", "qa_generation", "translation", "rationale", "topics", "reanswer")
+NAMES = ("answer_expanding", "qa_generation", "translation", "rationale", "topics", "reanswer", "rationale_judge")
 # The 21 topics of MMedBench, arXiv 2402.13963, by their share of its test set.
 TOPICS = (
     "Internal Medicine", "Biochemistry", "Pharmacology", "Psychiatry", "Pediatrics", "Microbiology", "Physiology",

@@ -15,6 +15,7 @@ FIELDS = {
     "answer_expanding": ("answer", "doubt"), "qa_generation": ("pairs", "question", "answer", "evidence"),
     "translation": ("untranslatable",), "rationale": ("rationale", "answer", "doubt"), "topics": ("topic",),
     "reanswer": ("answer", "sure"),
+    "rationale_judge": ("correctness", "completeness", "reasoning", "language"),
 }  # fmt: skip
 
 
@@ -28,7 +29,7 @@ def test_every_prompt_is_complete(method, language):
     for name in FIELDS[method]:
         assert f'"{name}"' in prompt.system or f"« {name} »" in prompt.system, name
     words = re.sub(r"<<<DATA|DATA>>>|\{.*?\}|\"\w+\"", " ", prompt.system)
-    assert language_problem(words, "en" if method in ("topics", "reanswer") else language) is None
+    assert language_problem(words, "en" if method in ("topics", "reanswer", "rationale_judge") else language) is None
     rules = {"topics": 4, "reanswer": 3, "answer_expanding": 6, "rationale": 6}.get(method, 7)
     assert re.findall(r"^(\d)\. ", prompt.system, re.MULTILINE) == [str(i) for i in range(1, rules + 1)]
 

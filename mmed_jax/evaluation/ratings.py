@@ -1,0 +1,253 @@
+"""Rating sheets for people, out and in, as CSV or XLSX.
+
+A sheet is blind: a row is a code, the question, the options, the right answer, the reference and one explanation, in an
+order drawn by a seed; which run wrote it stands only in SHEET.key.json, which stays with whoever asks for the ratings.
+People fill in whole or half numbers; rows may be moved, left out or left empty.
+"""
+
+import csv
+import io
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mmed_jax.data import jsonl
+from mmed_jax.errors import UserError, nearest
+from mmed_jax.evaluation.rated import Explanation, Key, draw
+from mmed_jax.manifest import write_json
+
+CRITERIA = {
+    "correctness": "Are its medical statements true?",
+    "completeness": "Does it hold what decides the question?",
+    "reasoning": "Does it lead, step by step, from the question to the right answer?",
+    "language": "Is it clear, fluent medical prose in the language of the question?",
+}
+SUFFIXES = (".csv", ".xlsx")
+_SHOWN = ("code", "in", "question", "options", "right answer", "reference", "explanation")
+_MOST = 32_000  # characters of a cell; Excel takes 32,767
+
+
+class Ratings(NamedTuple):
+    """Of one rater: {(run, benchmark, id): {criterion: number}}, and how many rows were left empty."""
+
+    scores: dict[Key, dict[str, float]]
+    unrated: int
+
+
+def write_sheet(
+    path: str | os.PathLike, found: Sequence[Explanation], *, seed: int = 0, scale: int = 5,
+    criteria: Sequence[str] = tuple(CRITERIA),
+) -> Path:  # fmt: skip
+    """Writes the sheet and its key beside it; returns the key's path.
+
+    Args:
+      path: ends in .csv or .xlsx. found: what is to be rated. seed: draws codes and order.
+      scale: numbers from 1 to this. criteria: the columns to fill in.
+    Raises:
+      UserError: another suffix, a criterion that there is not, or a scale below 2.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"--output={path}: must end in {' or '.join(SUFFIXES)}")
+    for name in criteria:
+        if name not in CRITERIA and name != "overall":
+            raise UserError(f"--criteria={name}: not a criterion{nearest(name, [*CRITERIA, 'overall'])}")
+    if scale < 2:
+        raise UserError(f"--scale={scale}: must be 2 or more")
+    codes = {e.key: "r" + draw(seed, "code", *e.key)[:10] for e in found}
+    # Items in one drawn order, the runs of each in another.
+    order = sorted(found, key=lambda e: (draw(seed, e.benchmark, e.id), draw(seed, "row", *e.key)))
+    rows = [
+        [codes[e.key], e.language, e.question, _lines(e.options), e.answer, e.reference, e.text] for e in order
+    ]  # fmt: skip
+    head = [*_SHOWN, *criteria, "comment"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    (_write_csv if path.suffix == ".csv" else _write_xlsx)(temporary, head, rows, scale, criteria)
+    os.replace(temporary, path)
+    key = {e_code: {"run": k[0], "benchmark": k[1], "id": k[2]} for k, e_code in codes.items()}
+    write_json(key_path(path), {"seed": seed, "scale": scale, "criteria": list(criteria), "rows": key})
+    return key_path(path)
+
+
+def key_path(sheet: Path) -> Path:
+    """Where the key of a sheet lies."""
+    return sheet.with_name(f"{sheet.name}.key.json")
+
+
+def read_sheet(path: str | os.PathLike, key: str | os.PathLike | None = None) -> Ratings:
+    """Reads a filled-in sheet; `key` is its key file (default: beside it, under the sheet's name).
+
+    Raises UserError, one line with file, row and column, for whatever is wrong in it.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: a rating sheet ends in {' or '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    known = _read_key(path, Path(key) if key else key_path(path))
+    rows = _read_csv(path) if path.suffix == ".csv" else _read_xlsx(path)
+    number, head = next(((n, [_name(c) for c in row]) for n, row in rows if any(row)), (1, []))
+    for column in ("code", *known["criteria"]):
+        if head.count(column) != 1:
+            what = "stands twice" if column in head else "is missing"
+            raise UserError(f"{path}: row {number}: column '{column}' {what}")
+    scores: dict[Key, dict[str, float]] = {}
+    seen: dict[str, int] = {}
+    for n, row in rows:
+        cells = dict(zip(head, row))
+        code, given = cells.get("code", ""), {c: cells.get(c, "") for c in known["criteria"]}
+        if not code and not any(given.values()):
+            continue
+        where = f"{path}: row {n}, column"
+        if code not in known["rows"]:
+            raise UserError(f"{where} 'code': {code!r} is no code of this sheet")
+        if code in seen:
+            raise UserError(f"{where} 'code': {code!r} stands already in row {seen[code]}")
+        seen[code] = n
+        if any(given.values()):
+            e = known["rows"][code]
+            scores[e["run"], e["benchmark"], e["id"]] = {
+                c: _number(text, known["scale"], f"{where} '{c}'") for c, text in given.items()
+            }
+    if not scores:
+        raise UserError(f"{path}: nothing is rated in it")
+    return Ratings(scores, len(known["rows"]) - len(scores))
+
+
+def _number(text: str, scale: int, where: str) -> float:
+    if not text:
+        raise UserError(f"{where}: empty, while other columns of the row are filled in")
+    plain = text.replace(",", ".", 1)
+    value = float(plain) if re.fullmatch(r"\d+(\.\d+)?", plain) else 0.0
+    if not 1 <= value <= scale:
+        raise UserError(f"{where}: {text[:30]!r} is not a number from 1 to {scale}")
+    return value
+
+
+def _lines(options: Mapping[str, str]) -> str:
+    return "\n".join(f"{letter}. {text}" for letter, text in options.items())
+
+
+def _name(cell: str) -> str:
+    return " ".join(cell.casefold().split())
+
+
+def _read_key(sheet: Path, path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(f"{sheet}: its key {path} is not there; it was written with the sheet and is needed to read it")
+    key = jsonl.parse_json(jsonl.decode(path.read_bytes(), str(path)), str(path))
+    if not isinstance(key, dict) or not {"scale", "criteria", "rows"} <= set(key):
+        raise UserError(f"{path}: not the key of a rating sheet")
+    return key
+
+
+def _safe(text: str) -> str:
+    """Characters that a spreadsheet refuses taken out, cut to what a cell holds."""
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", "", text)
+    return text if len(text) <= _MOST else text[:_MOST] + " [...]"
+
+
+def _write_csv(path: Path, head: list[str], rows: list[list[str]], scale: int, criteria: Sequence[str]) -> None:
+    # The mark at the start tells Excel that it is UTF-8. An apostrophe keeps it from taking a text for a formula.
+    with path.open("w", encoding="utf-8-sig", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(head)
+        for row in rows:
+            cells = [("'" if c[:1] in tuple("=+-@\t\r") else "") + _safe(c) for c in row]
+            writer.writerow([*cells, *[""] * (len(criteria) + 1)])
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    text = jsonl.decode(path.read_bytes(), str(path))
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    try:
+        table = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as e:
+        raise UserError(f"{path}: not a CSV file: {e}") from None
+    return iter([(n, [c.strip() for c in row]) for n, row in enumerate(table, 1)])
+
+
+def _write_xlsx(path: Path, head: list[str], rows: list[list[str]], scale: int, criteria: Sequence[str]) -> None:
+    import openpyxl
+    from openpyxl.styles import Alignment, Font
+    from openpyxl.utils import get_column_letter
+    from openpyxl.worksheet.datavalidation import DataValidation
+
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.title = "ratings"
+    for n, name in enumerate(head, 1):
+        cell = sheet.cell(1, n, name)
+        cell.font, cell.alignment = Font(bold=True), Alignment(wrap_text=True, vertical="top")
+        wide = {"question": 60, "options": 40, "reference": 60, "explanation": 60, "comment": 30}
+        sheet.column_dimensions[get_column_letter(n)].width = wide.get(name, 13)
+    for r, row in enumerate(rows, 2):
+        for n, text in enumerate(row, 1):
+            cell = sheet.cell(r, n)
+            cell.value = _safe(text)
+            cell.data_type = "s"  # never a formula
+            cell.alignment = Alignment(wrap_text=True, vertical="top")
+    check = DataValidation(type="decimal", operator="between", formula1="1", formula2=str(scale), allow_blank=True)
+    check.error = f"a number from 1 to {scale}"
+    sheet.add_data_validation(check)
+    column = len(_SHOWN) + 1
+    last = max(2, len(rows) + 1)
+    check.add(f"{get_column_letter(column)}2:{get_column_letter(column + len(criteria) - 1)}{last}")
+    sheet.freeze_panes = "B2"
+    notes = book.create_sheet("how to rate")
+    notes.append([f"Numbers from 1 (worst) to {scale} (best). Leave a row empty to pass it over."])
+    for name in criteria:
+        notes.append([name, CRITERIA.get(name, "All in all, how good is the explanation?")])
+    book.save(path)
+
+
+def _read_xlsx(path: Path) -> Iterator[tuple[int, list[str]]]:
+    import openpyxl
+
+    try:
+        book = openpyxl.load_workbook(path, data_only=True)
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, openpyxl.utils.exceptions.InvalidFileException) as e:
+        raise UserError(f"{path}: not an XLSX workbook: {str(e)[:80]}") from None
+    sheet = book["ratings"] if "ratings" in book.sheetnames else book.worksheets[0]
+    return iter([(n, [_cell(c) for c in row]) for n, row in enumerate(sheet.iter_rows(values_only=True), 1)])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def dump_ratings(scores: Mapping[Key, Mapping[str, float]], **more: object) -> list[str]:
+    """Ratings as lines of JSON: {"run", "benchmark", "id", "scores", ...}; read_ratings reads them."""
+    return [
+        jsonl.dump_line({"run": k[0], "benchmark": k[1], "id": k[2], "scores": dict(v), **more})
+        for k, v in scores.items()
+    ]
+
+
+def read_ratings(path: str | os.PathLike) -> Ratings:
+    """A sheet, or the .jsonl file of a judge. Raises UserError."""
+    path = Path(path).expanduser()
+    if path.suffix != ".jsonl":
+        return read_sheet(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    scores: dict[Key, dict[str, float]] = {}
+    with path.open("rb") as stream:
+        for where, row in jsonl.read_objects(stream, str(path)):
+            for field, kind in (("run", str), ("benchmark", str), ("id", str), ("scores", dict)):
+                if not isinstance(row.get(field), kind):
+                    raise UserError(f"{where}: field '{field}' is missing or of another type")
+            numbers = row["scores"].values()
+            if not numbers or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in numbers):
+                raise UserError(f"{where}: field 'scores': must hold numbers")
+            scores[row["run"], row["benchmark"], row["id"]] = {k: float(v) for k, v in row["scores"].items()}
+    if not scores:
+        raise UserError(f"{path}: holds no ratings")
+    return Ratings(scores, 0)
