@@ -61,6 +61,8 @@ def restore_params(
             except UserError:
                 raise
             except Exception as e:
+                if "RESOURCE_EXHAUSTED" in str(e):  # the checkpoint is whole, the devices are full
+                    raise
                 problem = reason(e)
         if not (problem := any_text(problem)):
             return params, s

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -289,8 +290,8 @@ _LOST = ("Gloo", "NCCL", "Connection reset", "Connection closed", "UNAVAILABLE",
 
 @contextlib.contextmanager
 def device_failures(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> Iterator[None]:
-    """Turns the loss of another process into one line, and a device's out-of-memory error into a table of what fills
-    it, with what to try next."""
+    """Turns the loss of another process into one line, and a device's out-of-memory error into the plan's table, by
+    arithmetic, with what to try next."""
     import jax
 
     try:
@@ -303,18 +304,23 @@ def device_failures(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> Itera
             ) from e
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        from mmed_jax.planning.advice import out_of_memory
-        from mmed_jax.planning.program import attention_backend
-        from mmed_jax.planning.settings import changed
+        raise _out_of_memory(config, cfg, mesh, str(e).splitlines()[0][:200]) from e
+    except WorkError as e:  # of a checkpoint that was read; a full disk may be called RESOURCE_EXHAUSTED too
+        if not re.search("RESOURCE_EXHAUSTED.*(out of memory|allocat)", one_line(e), re.IGNORECASE):
+            raise
+        raise _out_of_memory(config, cfg, mesh, str(e)[:400]) from e
 
-        device, shape = mesh.devices.flat[0], dict(mesh.shape)
-        stats = device.memory_stats() if device.platform != "cpu" else None
-        backend = attention_backend(config, cfg, device.platform, shape["context"])
-        ran = changed(config, {"attention": backend})
-        lines = out_of_memory(ran, cfg, shape, (stats or {}).get("bytes_limit", 0))
-        print("\n".join(lines), flush=True)
-        detail = str(e).splitlines()[0][:200]
-        raise WorkError(f"out of device memory ({detail}); what fills it and what to try next stands above") from e
+
+def _out_of_memory(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh", message: str) -> WorkError:
+    """Says the plan's table and the next thing to try."""
+    from mmed_jax.planning import advice, report
+    from mmed_jax.planning.planner import ran_out
+
+    result = ran_out(config, cfg, mesh, message)
+    platform = mesh.devices.flat[0].platform
+    print(report.table(result), flush=True)
+    print(advice.next_line(config, cfg, result.mesh, platform, result.capacity_bytes), flush=True)
+    return WorkError(f"out of device memory ({message}); what fills it and what to try next stands above")
 
 
 def plan_here(
@@ -337,7 +343,8 @@ def plan_here(
     if not result.fits:
         ran = changed(config, {"attention": program.options.attention})
         factor = advice.off_by(ran, cfg, result)
-        say("\n".join(advice.out_of_memory(ran, cfg, result.mesh, result.capacity_bytes, factor)))
+        platform = program.mesh.devices.flat[0].platform
+        say(advice.next_line(config, cfg, result.mesh, platform, result.capacity_bytes, factor))
         raise WorkError("the step does not fit on the devices here; what to try next stands above")
 
 

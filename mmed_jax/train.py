@@ -99,22 +99,25 @@ def main(argv: list[str] | None = None) -> None:
     # ---- State: the newest good checkpoint, or step 0 --------------------------------------------------------------
     abstract = program.state
     checkpointer = Checkpointer(run_dir, **config.checkpoint.to_dict())
-    restored = checkpointer.restore_latest(abstract)
     data_state = {"table": prepared.train.fingerprint, "seed": config.seed, "tokens_seen": 0}
-    if restored is not None:
-        state, meta = restored
-        start.check_data_state(meta, data_state, run_dir)
-        data_state["tokens_seen"] = meta["data_state"]["tokens_seen"]
-        say(f"resumed    step {meta['step']:,} of {steps:,}", flush=True)
-    else:
-        if source is None:
-            params = placement.random_params(cfg, config.seed, abstract)
+    with start.device_failures(config, cfg, mesh):
+        restored = checkpointer.restore_latest(abstract)
+        if restored is not None:
+            state, meta = restored
+            start.check_data_state(meta, data_state, run_dir)
+            data_state["tokens_seen"] = meta["data_state"]["tokens_seen"]
+            say(f"resumed    step {meta['step']:,} of {steps:,}", flush=True)
         else:
-            shardings = jax.tree.map(lambda x: x.sharding, abstract["params"])
-            params = source.load_params(shardings=shardings, dtype=config.param_dtype)
-            say(start.describe_source(source), flush=True)
-        state = placement.fresh_state(params, program.tx, abstract)
-        del params
+            if source is None:
+                params = placement.random_params(cfg, config.seed, abstract)
+            else:
+                shardings = jax.tree.map(lambda x: x.sharding, abstract["params"])
+                params = source.load_params(shardings=shardings, dtype=config.param_dtype)
+                say(start.describe_source(source), flush=True)
+            state = placement.fresh_state(params, program.tx, abstract)
+            del params
+        # Devices work on behind this line: what does not fit would only be said at the next.
+        jax.block_until_ready(state)
     first = int(state["step"])
     if first >= steps:
         say(f"complete   step {first:,} of {steps:,} was reached before, nothing is left to do")

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from mmed_jax.config import flatten
 from mmed_jax.errors import UserError
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.planning.memory import memory_terms, smaller, total
+from mmed_jax.planning.changes import VARIED, smaller
+from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.planner import GPU_ROOM, PlanResult, mesh_sizes, plan
 from mmed_jax.planning.settings import as_flags, changed
 from mmed_jax.planning.topology import GPUS_A_NODE, SHAPES, Topology, parse
@@ -20,24 +21,27 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Advice:
-    """changes: config keys and values that make it fit, as for the command line; {} when only another slice helps.
+    """changes: config keys and values that make it fit, as for the command line; {} when nothing that was tried does.
 
-    checked: the compiler agrees; slice: the smallest that fits with the config as it is (by arithmetic), "" if none.
+    learns: what is learned otherwise with them, "" if only rounding differs. checked: the compiler agrees; slice: the
+    smallest that fits with the config as it is (by arithmetic), "" if none.
     """
 
     changes: dict[str, Any]
     needed_bytes: float
     checked: bool
     slice: str
+    learns: str = ""
 
     def lines(self) -> list[str]:
         """The advice as text."""
         out = []
         if self.changes:
             how = "compiled" if self.checked else "by arithmetic"
-            out.append(f"next       {as_flags(self.changes)}   ({self.needed_bytes / GIB:.1f} GiB a chip, {how})")
+            out.append(f"next       {as_flags(self.changes)}   ({self.needed_bytes / GIB:.1f} GiB a chip, {how}"
+                       + (f"; {self.learns})" if self.learns else ")"))  # fmt: skip
         else:
-            out.append("next       no setting makes it fit on this slice")
+            out.append(f"next       nothing that was tried fits on this slice: {VARIED}")
         if self.slice:
             out.append(f"or         a larger slice: --topology={self.slice} (by arithmetic)")
         return out
@@ -52,7 +56,7 @@ def advise(
     verify: bool = True,
     **plan_options: Any,
 ) -> Advice:
-    """The smallest change after which a configuration that does not fit does.
+    """The smallest change after which a configuration that does not fit does (planning.changes, in its order).
 
     The arithmetic is scaled by what it was off for the configurations that did not fit, as the compiler said.
 
@@ -61,23 +65,21 @@ def advise(
         is taken unchecked.
       plan_options: as for `plan`.
     """
-    mesh = result.mesh
-    config = changed(config, {"attention": result.settings["attention"]})
-    factor = off_by(config, cfg, result)
-    slice_name = larger_slice(config, cfg, topology, factor)
+    ran = changed(config, {"attention": result.settings["attention"]})
+    factor = off_by(ran, cfg, result)
+    slice_name = larger_slice(ran, cfg, topology, factor)
     tries = 0
-    for changes in smaller(config, mesh):
-        new = changed(config, changes)
-        needed = scaled(new, cfg, mesh, factor)
+    for change in smaller(config, cfg, result.mesh, topology.kind):
+        needed = scaled(change.config, cfg, change.mesh, factor)
         if needed > room(topology):
             continue
         if not verify or topology.kind != "tpu" or tries == TRIES:
-            return Advice(changes, needed, False, slice_name)
+            return Advice(change.changes, needed, False, slice_name, change.learns)
         tries += 1
-        checked = plan(new, cfg, topology, **plan_options)
+        checked = plan(changed(config, change.changes), cfg, topology, **plan_options)
         if checked.fits:
-            return Advice(changes, checked.needed_bytes, True, slice_name)
-        factor = max(factor, off_by(new, cfg, checked))
+            return Advice(change.changes, checked.needed_bytes, True, slice_name, change.learns)
+        factor = max(factor, off_by(change.config, cfg, checked))
     return Advice({}, 0.0, False, slice_name)
 
 
@@ -121,27 +123,24 @@ def larger_slice(config: ConfigDict, cfg: LlamaConfig, topology: Topology, facto
     return ""
 
 
-def out_of_memory(
-    config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], capacity: float, factor: float = 1.0
-) -> list[str]:
-    """Lines for a run that ran out of memory: the biggest terms, and what to try next. Arithmetic only.
+def next_line(
+    config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], platform: str, capacity: float, factor: float = 1.0
+) -> str:
+    """What to try next after devices ran out of memory, in a line. Arithmetic only.
 
     Args:
-      mesh: size of every mesh axis. capacity: bytes of a device, 0 = not known. factor: what a step really takes over
-        what arithmetic says (off_by), where the compiler told.
+      mesh: size of every mesh axis. platform: of the devices. capacity: bytes of a device, 0 = not known. factor: what
+        a step really takes over what arithmetic says (off_by), where the compiler told.
     """
-    terms = memory_terms(config, cfg, mesh)
-    needed = scaled(config, cfg, mesh, factor)
-    of = f" of {capacity / GIB:.1f}" if capacity else ""
-    lines = [f"memory     about {needed / GIB:.2f}{of} GiB a device by arithmetic"]
-    lines += [f"             {t.bytes / GIB:8.2f} GiB  {t.name}" for t in terms[:6]]
+    from mmed_jax.planning.program import attention_backend
+
+    ran = changed(config, {"attention": attention_backend(config, cfg, platform, mesh["context"])})
+    needed = scaled(ran, cfg, mesh, factor)
     flat = flatten(config)
-    for changes in smaller(config, mesh):
-        new = scaled(changed(config, changes), cfg, mesh, factor)
+    for change in smaller(config, cfg, mesh, platform):
+        new = scaled(change.config, cfg, change.mesh, factor)
         if new < 0.85 * needed and (not capacity or new < 0.85 * capacity):
-            was = ", ".join(f"{k} is {flat[k]}" for k in changes)
-            lines.append(f"next       {as_flags(changes)}   (about {new / GIB:.2f} GiB; now {was})")
-            break
-    else:
-        lines.append("next       more devices, or a smaller model")
-    return lines
+            was = ", ".join(f"{k} is {flat[k]}" for k in change.changes)
+            learns = f"; {change.learns}" if change.learns else ""
+            return f"next       {as_flags(change.changes)}   (about {new / GIB:.2f} GiB; now {was}{learns})"
+    return f"next       more devices, or a smaller model: nothing that was tried fits ({VARIED})"

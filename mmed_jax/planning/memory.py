@@ -110,30 +110,3 @@ def total(terms: list[Term], kind: str | None = None) -> float:
     of = {k: sum(t.bytes for t in terms if t.kind == k) for k in ("state", "step", "layer", "loss")}
     stepping = of["step"] + max(of["layer"], of["loss"])
     return {"state": of["state"], "step": stepping, None: of["state"] + stepping}[kind]
-
-
-# Cheaper policies first to last: each keeps less than the one before.
-_LESS_REMAT = ("none", "minimal_ctx", "minimal", "qkv", "full")
-
-
-def smaller(config: ConfigDict, mesh: dict[str, int]) -> list[dict[str, object]]:
-    """Changes of a config that need less memory, the cheapest in speed first: {key: value} each.
-
-    They do not change what is learned, but for the last (first moment in bfloat16), which changes it slightly.
-    """
-    changes: list[dict[str, object]] = []
-    rows = batch_rows(config) // config.grad_accum // (mesh["data"] * mesh["fsdp"])
-    chunks = [{"loss_chunk": c} for c in (1024, 512) if c < config.loss_chunk]
-    policies = _LESS_REMAT[_LESS_REMAT.index(config.remat) + 1 :] if config.remat in _LESS_REMAT else ()
-    changes += chunks[:1]
-    changes += [{"remat": p} for p in policies]
-    accumulated = [config.grad_accum * n for n in (2, 4, 8, 16, 32) if rows % n == 0]
-    changes += [{"grad_accum": n} for n in accumulated]
-    least: dict[str, object] = {"remat": "full"} if policies else {}
-    changes += [{**least, "grad_accum": n} for n in accumulated if least]
-    if accumulated:
-        least["grad_accum"] = accumulated[-1]
-    changes += [{**least, **c} for c in chunks]
-    if config.optim.name == "adamw" and config.optim.mu_dtype == "float32":
-        changes.append({**least, "optim.mu_dtype": "bfloat16"})
-    return changes

@@ -33,6 +33,7 @@ from mmed_jax.planning.topology import Topology
 
 if TYPE_CHECKING:
     import jax
+    from jax.sharding import Mesh
 
     from mmed_jax.planning.program import Program
 
@@ -213,19 +214,38 @@ def plan_devices(program: "Program", config: ConfigDict, cfg: LlamaConfig) -> Pl
     Raises:
       WorkError: the compiler failed for another reason than memory.
     """
+    config = changed(config, {"attention": program.options.attention})
+    result, topology = _begin_here(config, cfg, program.mesh)
+    result.flags = program.compiler_options
+    _compile(result, program.lower(), topology)
+    return result
+
+
+def ran_out(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh", message: str) -> PlanResult:
+    """The plan by arithmetic of a run whose devices ran out of memory with that message."""
+    from mmed_jax.planning.program import attention_backend
+
+    platform, context = mesh.devices.flat[0].platform, dict(mesh.shape)["context"]
+    config = changed(config, {"attention": attention_backend(config, cfg, platform, context)})
+    result, topology = _begin_here(config, cfg, mesh)
+    _by_arithmetic(result, config, cfg, topology)
+    result.fits = False
+    result.notes.append(f"a device ran out of memory: {message}")
+    return result
+
+
+def _begin_here(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> tuple[PlanResult, Topology | None]:
+    """As _begin, for the devices of a mesh; their topology, None for CPUs and chips without figures."""
     from mmed_jax.planning import topology as topologies
 
-    found = list(program.mesh.devices.flat)
+    found = list(mesh.devices.flat)
     topology = topologies.of_devices(found)
     stats = found[0].memory_stats() if found[0].platform != "cpu" else None
     described = dataclasses.asdict(topology) if topology else {"chips": len(found), "peak_flops": 0.0}
     described["text"] = f"{len(found)} x {found[0].device_kind}, the devices here"
-    config = changed(config, {"attention": program.options.attention})
-    result = _begin(config, cfg, dict(program.mesh.shape), described)
+    result = _begin(config, cfg, dict(mesh.shape), described)
     result.capacity_bytes = (stats or {}).get("bytes_limit") or (topology.hbm_bytes if topology else 0)
-    result.flags = program.compiler_options
-    _compile(result, program.lower(), topology)
-    return result
+    return result, topology
 
 
 def cache_key(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> str:
@@ -244,12 +264,16 @@ def cache_key(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()[:24]
 
 
-def _by_arithmetic(result: PlanResult, config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> None:
+def _by_arithmetic(result: PlanResult, config: ConfigDict, cfg: LlamaConfig, topology: Topology | None) -> None:
+    """Memory, and where the topology is known also seconds."""
     result.method = "arithmetic"
     terms = memory_terms(config, cfg, result.mesh)
     result.argument_bytes, result.temporary_bytes = total(terms, "state"), total(terms, "step")
     result.needed_bytes = result.summed_bytes = total(terms)
     result.fits = result.needed_bytes <= GPU_ROOM * result.capacity_bytes
+    if topology is None:
+        result.notes.append("arithmetic: nothing was compiled or measured; memory may be 20 % off")
+        return
     for name, value in vars(arithmetic.speed(config, cfg, topology, result.mesh)).items():
         setattr(result, name, value)
     slow, fast = arithmetic.EFFICIENCY[topology.kind]

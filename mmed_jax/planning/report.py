@@ -91,7 +91,7 @@ def _memory(r: PlanResult, biggest: int = 6) -> list[str]:
     """Memory of a chip against its capacity, and its biggest terms."""
     room = f" of {size(r.capacity_bytes)}" if r.capacity_bytes else ""
     verdict = "fits" if r.fits else "DOES NOT FIT"
-    if not r.capacity_bytes:
+    if not r.capacity_bytes and r.fits:
         verdict = "capacity not known"
     detail = "wanted by the compiler"
     if r.argument_bytes:
