@@ -209,6 +209,8 @@ def _check(args: argparse.Namespace, kind: str, mode: str, family: str, system: 
                 raise UserError(f"--{flag}={getattr(args, flag)}: goes with --mode=loglikelihood; the mode is {mode}")
     elif args.max_new_tokens is not None:
         raise UserError("--max_new_tokens: --mode=loglikelihood writes nothing; leave it out")
+    if args.normalise not in (None, "none") and args.score != "option":
+        raise UserError(f"--normalise={args.normalise}: goes with --score=option; letters are compared as they are")
     if mode != "rationale" and args.rationale_metrics:
         raise UserError(f"--rationale_metrics: goes with --mode=rationale; the mode is {mode}")
     if args.rationale_metrics:
@@ -250,7 +252,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--kind", default="auto", help="mcq or instruction (default: what the records are)")
     add("--mode", choices=modes.MODES, help="the letter alone, after a rationale, or scored (default: direct)")
     add("--score", choices=modes.SCORES, help="of loglikelihood: the option's letter (default) or its text")
-    add("--normalise", choices=modes.NORMALISE, help=f"of loglikelihood (default: {modes.DEFAULT_NORMALISE})")
+    add("--normalise", choices=modes.NORMALISE, help="of --score=option: compared a token, byte (default), ..")
     add("--prompt_family", choices=FAMILIES, help="default: as the run was trained, else llama3")
     add("--system", metavar="TEXT", help="system message (default: as the run was trained, else none)")
     add("--few_shot", type=int, default=0, metavar="N", help=f"examples before each question, 0 to {MAX_EXAMPLES}")

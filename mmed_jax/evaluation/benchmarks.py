@@ -30,7 +30,7 @@ class Benchmark:
     """A named set of questions.
 
     `path`: as read_records takes it, with ":split" where there are several; published files when `raw`; or "hub".
-    `entry` and `part` for a registered one.
+    `entry` and `part` for a registered one, `split` when another one than the reported is asked by name.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Benchmark:
     entry: Entry | None = None
     part: str = ""
     raw: bool = False
+    split: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,8 @@ def from_files(paths: Iterable[str]) -> list[Benchmark]:
 
 
 def find(names: Iterable[str], data_dir: str) -> list[Benchmark]:
-    """Benchmarks by name, or by a group's name ("papers"), in a folder or on the hub (data_dir "hub").
+    """Benchmarks by name, or by a group's name ("papers"), in a folder or on the hub (data_dir "hub"). NAME/PART asks a
+    part of a registered one, NAME:SPLIT another split.
 
     In a folder: NAME.jsonl, NAME.jsonl.gz, NAME.zip, a folder NAME (or NAME_anything, for registered names), or the one
     file whose records say `source: NAME`.
@@ -84,7 +86,8 @@ def find(names: Iterable[str], data_dir: str) -> list[Benchmark]:
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
         raise UserError(f"--data_dir={data_dir}: no such folder")
-    missing = [n for n, known in wanted if n not in map(str.lower, names) and known and locate_entry(known[0], folder) is None]
+    told = {n.lower() for n in names}
+    missing = [n for n, known in wanted if n not in told and known and locate_entry(known[0], folder) is None]
     if missing:
         group = next(n for n in names if n.lower() in GROUPS)
         raise UserError(
@@ -94,17 +97,17 @@ def find(names: Iterable[str], data_dir: str) -> list[Benchmark]:
     return _checked([_find(name, known, folder) for name, known in wanted], "--benchmark")
 
 
-def _on_hub(name: str, known: tuple[Entry, str] | None) -> Benchmark:
+def _on_hub(name: str, known: tuple[Entry, str, str] | None) -> Benchmark:
     with_copy = [e.name for e in ENTRIES.values() if e.source.hub.repo]
     if known is None:
         raise UserError(f"--benchmark={name}: no registered benchmark{nearest(name, with_copy)}")
-    entry, part = known
+    entry, part, split = known
     if not entry.source.hub.repo:
         raise UserError(
             f"--benchmark={name}: no hub copy of it is known; download it from {entry.source.url} and name its folder "
             "with --data_dir=DIR"
         )
-    return Benchmark(name, HUB, entry, part, raw=True)
+    return Benchmark(name, HUB, entry, part, raw=True, split=split)
 
 
 def locate_entry(entry: Entry, folder: Path) -> Benchmark | None:
@@ -161,10 +164,10 @@ def _checked(found: list[Benchmark], flag: str) -> list[Benchmark]:
     names, places = set(), set()
     for b in found:
         real, split = (b.path, b.name) if b.path == HUB else locate(b.path)
-        place = (real if b.path == HUB else real.resolve(), b.part or split)
+        place = (real if b.path == HUB else real.resolve(), b.part or split, b.split)
         if b.name in names or place in places:
             raise UserError(f"{flag}: '{b.name}' is named twice ({b.path})")
-        if b.part and any(o.entry is b.entry and not o.part for o in found):
+        if b.part and any(o.entry is b.entry and not o.part and o.split == b.split for o in found):
             raise UserError(f"{flag}: '{b.name}' is a part of '{b.entry.name}', which is named as well")
         names.add(b.name)
         places.add(place)
@@ -187,9 +190,9 @@ def splits_in(path: Path) -> list[str]:
     return sorted({m.split for m in members(path, ".jsonl") if m.split})
 
 
-def _find(name: str, known: tuple[Entry, str] | None, folder: Path) -> Benchmark:
+def _find(name: str, known: tuple[Entry, str, str] | None, folder: Path) -> Benchmark:
     if known is not None and (there := locate_entry(known[0], folder)) is not None:
-        return dataclasses.replace(there, name=name, part=known[1])
+        return dataclasses.replace(there, name=name, part=known[1], split=known[2])
     for path in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz", folder / f"{name}.zip", folder / name):
         if known is None and path.exists():
             return Benchmark(name, str(path))
@@ -200,7 +203,8 @@ def _find(name: str, known: tuple[Entry, str] | None, folder: Path) -> Benchmark
         shown = ", ".join(p.name for p in same)
         raise UserError(f"--benchmark={name}: several files of that source ({shown}); name one with --data=FILE")
     if same:
-        return Benchmark(name, str(same[0]), *(known or ()))
+        entry, part, split = known or (None, "", "")
+        return Benchmark(name, str(same[0]), entry, part, split=split)
     if known is not None:
         raise UserError(
             f"--benchmark={name}: not in {folder}: neither a folder or zip '{known[0].name}' of the published files "
@@ -261,7 +265,7 @@ def load(
     from mmed_jax.evaluation import published
 
     if benchmark.entry is not None and kind == "mcq":
-        records, others, info = published.load(benchmark, split, languages, count_mismatch)
+        records, others, info = published.load(benchmark, benchmark.split or split, languages, count_mismatch)
     else:
         if split:
             raise UserError(

@@ -17,7 +17,7 @@ def add(results: dict[str, Any], items: Sequence[Item], predictions: Sequence[di
     """Puts into `results`, as results.summarise made it, what follows from the pairs; `infos` is what load told.
 
     Every benchmark gets "benchmark_info", "published_average" (which of its numbers is the published one), "parts"
-    ({part: cell}), "order_bias" and, for log-likelihoods, "normalised" ({normalisation: accuracy}); every cell
+    ({part: cell}), "order_bias" and, for log-likelihoods of texts, "normalised" ({normalisation: accuracy}); every cell
     "response_language", the share of outputs in the language of the question among those whose language can be told,
     or None.
     """
@@ -32,7 +32,7 @@ def add(results: dict[str, Any], items: Sequence[Item], predictions: Sequence[di
             part: {**cell(group), "response_language": _share(group)} for part, group in parts.items() if part
         }
         block["order_bias"] = order_bias(mine)
-        if mine[0][0].choices:
+        if results["settings"]["score"] == "option":
             block["normalised"] = normalised(mine)
         block["benchmark_info"] = infos[name]
         whole = infos[name].get("published_average", "overall")

@@ -117,10 +117,9 @@ def choose_examples(
         else:
             name = " ".join(p for p in (benchmark, key[1], f"in {LANGUAGE_NAMES[key[0]]}") if p)
             what = " with a rationale" if mode == "rationale" else ""
-            where = " and ".join(pools) or "no other split"
+            where = f"{' and '.join(pools)} has {most}" if pools else "no other split is there that has"
             raise UserError(
-                f"--few_shot={count}: {where} {'has' if pools else 'holds examples, so there are'} {most} examples"
-                f"{what} for {name}; name a file of them with --few_shot_data=FILE"
+                f"--few_shot={count}: {where} examples{what} for {name}; name a file of them with --few_shot_data=FILE"
             )
     return found
 

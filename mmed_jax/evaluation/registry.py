@@ -164,12 +164,14 @@ ENTRIES: dict[str, Entry] = {
 GROUPS = {"papers": ("mmedbench", "kormedmcqa", "medqa_us", "medmcqa", "pubmedqa", "mmlu_medical")}
 
 
-def lookup(name: str) -> tuple[Entry, str] | None:
-    """(entry, part) of "medqa_us", "kormedmcqa/doctor", "mmedbench/fr"; part "" = all. None for an unknown name.
+def lookup(name: str) -> tuple[Entry, str, str] | None:
+    """(entry, part, split) of "medqa_us", "kormedmcqa/doctor", "mmedbench/fr", "headqa:train"; "" for what is not said.
 
-    A part is one of the entry's parts, or one of its languages. Raises UserError for a part it does not have.
+    A part is one of the entry's parts, or one of its languages. None for an unknown name. Raises UserError for a part
+    it does not have.
     """
-    head, _, part = name.lower().partition("/")
+    whole, _, split = name.lower().partition(":")
+    head, _, part = whole.partition("/")
     entry = ENTRIES.get(head)
     if entry is None:
         return None
@@ -177,7 +179,7 @@ def lookup(name: str) -> tuple[Entry, str] | None:
     if part and part not in known:
         hint = nearest(part, known) or f"; {head} has no parts"
         raise UserError(f"--benchmark={name}: no such part{hint}")
-    return entry, part
+    return entry, part, split
 
 
 def expand(names: tuple[str, ...]) -> tuple[str, ...]:
