@@ -124,7 +124,7 @@ class _Reader:
         found: list[tuple[int, str | None, str, int]] = []  # (end position, letters, rule, start)
         for rule, anchor in P.anchors():
             for m in anchor.finditer(text):
-                hit = self._after_anchor(text, m.end(), self.russian or rule in R.RUSSIAN)
+                hit = self._after_anchor(text, m, self.russian or rule in R.RUSSIAN)
                 if hit and not (rule == "conclusion" and not self._closes(text, hit)):
                     found.append((hit[0], hit[1], "ambiguous" if hit[1] is None else rule + hit[2], m.start()))
         found += [(m.end(), self._join(m["s"]), "is_answer", m.start()) for m in self._suffixed(text, R.ANSWER_AFTER)]
@@ -142,11 +142,14 @@ class _Reader:
         ends = re.match(r"\W*(?:$|\n)", after) or (own and _fold(after.lstrip(" .:)-")).startswith(own))
         return not hit[2] and bool(ends)
 
-    def _after_anchor(self, text: str, pos: int, russian: bool) -> tuple[int, str | None, str] | None:
-        """What stands at `pos`: (end, letters or None for a hedge, "" or ":text"); None if it is no answer."""
-        by_text = self._option_at(text, pos)
+    def _after_anchor(self, text: str, anchor: re.Match, russian: bool) -> tuple[int, str | None, str] | None:
+        """What stands after it: (end, letters or None for a hedge, "" or ":text"); None if it is no answer."""
+        pos = anchor.end()
+        # "La réponse est la rougeole": the article may be the option's own.
+        by_text = self._option_at(text, pos) or self._option_at(text, anchor.start("noise"))
         m = P.letter_set(self.letters, russian).match(text, pos)
-        if m and self._join(m["s"]):
+        # An option that speaks of options, "AとCの両方", goes before the letters in it.
+        if m and self._join(m["s"]) and not (by_text and by_text[1] >= m.end()):
             if P.hedge(self.letters, russian).match(text, m.end()):
                 return m.end(), None, ""
             if self._may_end(text, m) and not self._restated(text, m):
