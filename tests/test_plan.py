@@ -17,8 +17,8 @@ from train_helpers import REPO, bench, train_here  # noqa: F401
 from mmed_jax import start
 from mmed_jax.config import load_config
 from mmed_jax.model.config import PRESETS, num_params
-from mmed_jax.planning import changes, memory, planner, program, topology
-from mmed_jax.planning.settings import RELEVANT, changed
+from mmed_jax.planning import changes, memory, planner, program
+from mmed_jax.planning.settings import changed
 
 GIB, MIB = 2**30, 2**20
 
@@ -174,32 +174,6 @@ def test_a_compiler_that_fails_otherwise_is_one_line(tmp_path):
     with mock.patch.object(jax.stages.Lowered, "compile", side_effect=failure):
         outcome = run_plan("v5e-1", **small())
     assert outcome.code == 1 and "the compiler failed" in outcome.error and "vmem" in outcome.error
-
-
-def test_what_is_kept_is_found_by_all_that_decides_it():
-    config, cfg, slice_ = load_config("stage1:8b"), PRESETS["llama3-8b"], topology.parse("v5p-128")
-    key = planner.cache_key(config, cfg, slice_)
-    others = {"str": "other", "int": 7, "float": 0.5}
-    keys = [key]
-    for name in RELEVANT:
-        old = planner.relevant(config)[name]
-        other = not old if isinstance(old, bool) else others[type(old).__name__]
-        keys.append(planner.cache_key(changed(config, {name: other}), cfg, slice_))
-    keys.append(planner.cache_key(config, dataclasses.replace(cfg, num_layers=33), slice_))
-    keys.append(planner.cache_key(config, cfg, topology.parse("2xv5p-128")))
-    assert len(set(keys)) == len(keys) == len(RELEVANT) + 3
-    same = changed(config, {"run_dir": "elsewhere", "optim.lr": 0.5, "seed": 3, "data.train": ("x.jsonl",)})
-    assert planner.cache_key(same, cfg, slice_) == key
-
-
-def test_a_damaged_kept_result_is_made_again(tmp_path):
-    with arithmetic_compiler() as compiled:
-        assert run_plan("v5p-128", cache=tmp_path, config="stage1:8b").code == 0
-        (kept,) = tmp_path.glob("*.json")
-        kept.write_text('{"half": ')
-        again = run_plan("v5p-128", cache=tmp_path, config="stage1:8b")
-        third = run_plan("v5p-128", cache=tmp_path, config="stage1:8b")
-    assert again.code == third.code == 0 and len(compiled) == 2 and "cached" in third.out
 
 
 # ---- Meshes ----------------------------------------------------------------------------------------------------------

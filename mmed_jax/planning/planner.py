@@ -8,14 +8,10 @@ everything about GPUs is arithmetic (planning.memory, planning.arithmetic).
 """
 
 import dataclasses
-import hashlib
-import json
-import os
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +21,7 @@ from mmed_jax.config import batch_rows
 from mmed_jax.errors import UserError, WorkError, one_line
 from mmed_jax.flops import train_flops_per_token
 from mmed_jax.model.config import LlamaConfig, num_params
-from mmed_jax.planning import arithmetic
+from mmed_jax.planning import arithmetic, kept
 from mmed_jax.planning.links import ICI_EFFICIENCY
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.settings import changed, relevant
@@ -42,12 +38,6 @@ CACHE = "~/.cache/mmed_jax/plan"
 GPU_ROOM = 0.92
 # Learning-rate schedules need a length; no compiled size or speed depends on it.
 ANY_LENGTH = 1000
-# Our own sources that decide a result, relative to the package.
-SOURCES = (
-    "model/*.py", "step.py", "loss.py", "optim.py", "adafactor.py", "placement.py", "sharding.py", "flops.py",
-    "planning/planner.py", "planning/program.py", "planning/flags.py", "planning/topology.py", "planning/memory.py",
-    "planning/hlo*.py", "planning/links.py", "planning/schedule.py",
-)  # fmt: skip
 
 
 @dataclass
@@ -80,7 +70,7 @@ class PlanResult:
     high_s: float = 0.0
     collective_bytes: dict[str, float] = field(default_factory=dict)
     blocking_bytes: float = 0.0
-    scopes: list[dict[str, Any]] = field(default_factory=list)
+    scopes: list[dict[str, str | float]] = field(default_factory=list)
     flags: dict[str, str] = field(default_factory=dict)
     compile_seconds: float = 0.0
     cached: bool = False
@@ -151,21 +141,24 @@ def plan(
     config = changed(config, resolved | {f"mesh.{axis}": size for axis, size in mesh.items()})
     result = _begin(config, cfg, mesh, dataclasses.asdict(topology) | {"text": topology.describe()})
     result.capacity_bytes = topology.hbm_bytes
+    path = None
+    if topology.kind == "tpu" and cache_dir:
+        path = Path(cache_dir).expanduser() / f"{kept.cache_key(config, cfg, topology)}.json"
+    if topology.kind != "tpu":
+        _by_arithmetic(result, config, cfg, topology)
+    elif path and (found := kept.read(path, result)):
+        say(f"cached     {path}")
+        result = found
+    else:
+        say(f"compiling  {topology.describe()}; a large model takes one to five minutes")
+        _by_compiler(result, config, cfg, topology, mesh)
+        if path:
+            kept.keep(path, result, say)
+    # Of what was asked for, not of what was compiled: not kept.
     if asked not in (-1, mesh["data"]):
         result.notes.append(
             f"mesh.data={mesh['data']}, over the slices: train needs --config.mesh.data={mesh['data']} there"
         )
-    if topology.kind != "tpu":
-        _by_arithmetic(result, config, cfg, topology)
-        return result
-    path = Path(cache_dir).expanduser() / f"{cache_key(config, cfg, topology)}.json" if cache_dir else None
-    if path and (found := _read(path)):
-        say(f"cached     {path}")
-        return found
-    say(f"compiling  {topology.describe()}; a large model takes one to five minutes")
-    _by_compiler(result, config, cfg, topology, mesh)
-    if path:
-        _keep(path, result, say)
     return result
 
 
@@ -184,26 +177,6 @@ def _begin(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], topology:
         terms=[dataclasses.asdict(t) for t in memory_terms(config, cfg, mesh)],
         model_flops=train_flops_per_token(cfg, config.data.seq_len) * tokens / topology["chips"],
     )
-
-
-def _keep(path: Path, result: PlanResult, say: Callable[[str], None]) -> None:
-    """Keeps a result for the next call. A folder that can't be written costs that call its time, not this one."""
-    # Several processes may come to the same result at a time.
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(dataclasses.asdict(result)))
-        partial.replace(path)
-    except OSError as e:
-        say(f"warning    this result is not kept: {path.parent}: {e.strerror}")
-
-
-def _read(path: Path) -> PlanResult | None:
-    """A result that was kept; None when there is none, or none that can be read."""
-    try:
-        return dataclasses.replace(PlanResult(**json.loads(path.read_text())), cached=True)
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def plan_devices(program: "Program", config: ConfigDict, cfg: LlamaConfig) -> PlanResult:
@@ -246,22 +219,6 @@ def _begin_here(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> tuple[Pla
     result = _begin(config, cfg, dict(mesh.shape), described)
     result.capacity_bytes = (stats or {}).get("bytes_limit") or (topology.hbm_bytes if topology else 0)
     return result, topology
-
-
-def cache_key(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> str:
-    """A hash of everything that decides the result: settings, model, topology, flags, compiler, and our own sources."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for source in sorted(path for pattern in SOURCES for path in root.glob(pattern)):
-        digest.update(source.read_bytes())
-    versions = {}
-    for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    facts = [relevant(config), dataclasses.asdict(cfg), dataclasses.asdict(topology), versions, digest.hexdigest()]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()[:24]
 
 
 def _by_arithmetic(result: PlanResult, config: ConfigDict, cfg: LlamaConfig, topology: Topology | None) -> None:
