@@ -58,7 +58,7 @@ def _file(name: str) -> dict:
 
 @cache
 def load_prompt(method: str, language: str) -> Prompt:
-    """The current prompt of a method; methods with one wording for all languages (topics, reanswer) give the English.
+    """The current prompt of a method; those with one wording for all languages (topics, reanswer, judge) give the English.
 
     Raises KeyError for a method or language that there is not.
     """
