@@ -2,12 +2,16 @@
 
 Four looks, in this order; the first that finds something names the reason:
   id      the row's id, or its source and original id, is that of a benchmark item
+  parent  it was made from a benchmark item: the row's parent, a parent in its history, or its id without "@ko", "+full"
+          and the like names one; or the other way round, where the benchmark is a translation
   group   the row's family is a benchmark item's: a parallel translation of a test question
   text    its question is a test question's, letter for letter after normalisation (short or formulaic questions: with
           the options)
   near    enough of a test item's character n-grams stand in the row, rare ones counting for more: THRESHOLD of the
           weight of passage, question and options together, or QUESTION_THRESHOLD of the question alone. Containment,
           not similarity: a test question inside a longer dialogue counts.
+Parents and groups are compared within one source, where both sides name theirs and the name does not say it itself
+("headqa-es-17"); bare numbers within one source only.
 A translation has none of its parent's text, so the caller looks at parents too and removes whole families
 (data_gen.families). Text and near look within one language.
 """
@@ -19,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_gen.families import MADE, bare, named_source
 from data_gen.shingles import is_dense, normal_text, shingles, text_key
 from mmed_jax.data.schema import LANGUAGES, kind_of
 
@@ -65,12 +70,32 @@ def _parts(record: dict) -> list[str]:
     return messages + [_LIST_MARK.sub("", line) for m in messages if "\n" in m for line in m.splitlines()]
 
 
+def _id(record: dict) -> object:
+    """The id; a bare number ("17") only with its source."""
+    return (named_source(record), record["id"]) if bare(record["id"]) else record["id"]
+
+
 def _original(record: dict) -> tuple[str, str] | None:
     about = record["provenance"]
     if not about.get("original_id"):
         return None
     # Some sets number each split from 1: the number alone names nothing.
     return record["source"], f"{about.get('split', '')}:{about.get('exam', '')}:{about['original_id']}"
+
+
+def _lineage(record: dict) -> list[tuple[str, str]]:
+    """(look, name) of what a record descends from: parents, the id its own is made of, its group."""
+    about = record["provenance"]
+    parents = [about.get("parent"), *(step.get("parent") for step in about.get("history", ()))]
+    if (origin := MADE.sub("", record["id"])) != record["id"]:
+        parents.append(origin)
+    found = [("parent", str(name)) for name in dict.fromkeys(parents) if name]
+    return [*found, ("group", str(about["group"]))] if about.get("group") else found
+
+
+def _places(name: str, source: str) -> set[str]:
+    """The sources within which an item's name is known: its own, and any ("") where the name itself says it."""
+    return {source, ""} if name.startswith(source) and not bare(name) else {source}
 
 
 class Benchmarks:
@@ -81,7 +106,8 @@ class Benchmarks:
         self.items: list[tuple[str, str]] = []  # (benchmark, id)
         self._languages: list[int] = []
         self._ids: dict[object, int] = {}
-        self._groups: dict[str, int] = {}
+        self._names: dict[tuple[str, str], int] = {}  # (source or "", id, parent or group)
+        self._unnamed: dict[str, int] = {}  # the same, whatever the source
         self._exact: dict[bytes, int] = {}
         self._options_of: dict[bytes, set[str]] = defaultdict(set)
         self._pending: list[tuple[np.ndarray, np.ndarray, int]] = []  # n-grams, whether of the question, item
@@ -98,10 +124,14 @@ class Benchmarks:
             number = len(self.items)
             self.items.append((name, record["id"]))
             self._languages.append(LANGUAGES.index(record["language"]))
-            for ident in (record["id"], _original(record)):
+            source = named_source(record)
+            for ident in (_id(record), _original(record)):
                 self._ids.setdefault(ident, number)
-            if record["provenance"].get("group"):
-                self._groups.setdefault(record["provenance"]["group"], number)
+            for name in (record["id"], *(name for _, name in _lineage(record))):
+                for place in _places(name, source):
+                    self._names.setdefault((place, name), number)
+                if not bare(name):
+                    self._unnamed.setdefault(name, number)
             question, options = question_of(record), _options(record)
             self._options_of[text_key(record["language"], question)].add(options)
             self._exact.setdefault(text_key(record["language"], question), number)
@@ -118,7 +148,7 @@ class Benchmarks:
         """Whether this row gives a test item away (see the module's head), and which."""
         if not self.items:
             return None
-        for look in (self._by_id, self._by_group, self._by_text, self._by_near):
+        for look in (self._by_id, self._by_lineage, self._by_text, self._by_near):
             hit = look(record)
             if hit:
                 return hit
@@ -128,11 +158,19 @@ class Benchmarks:
         return None if number is None else Hit(*self.items[number], how, round(score, 3))
 
     def _by_id(self, record: dict) -> Hit | None:
-        found = (self._ids.get(ident) for ident in (record["id"], _original(record)) if ident)
+        found = (self._ids.get(ident) for ident in (_id(record), _original(record)) if ident)
         return self._hit(next((n for n in found if n is not None), None), "id")
 
-    def _by_group(self, record: dict) -> Hit | None:
-        return self._hit(self._groups.get(record["provenance"].get("group")), "group")
+    def _by_lineage(self, record: dict) -> Hit | None:
+        source = named_source(record)
+        # The row's own id comes last: an item that was made from this row.
+        for look, name in (*_lineage(record), ("parent", record["id"])):
+            number = self._names.get((source, name))
+            if number is None and not bare(name):
+                number = self._names.get(("", name)) if source else self._unnamed.get(name)
+            if number is not None:
+                return self._hit(number, look)
+        return None
 
     def _by_text(self, record: dict) -> Hit | None:
         question, language = question_of(record), record["language"]

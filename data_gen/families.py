@@ -4,12 +4,16 @@ Rows belong together when they share provenance.group, an id and a parent, or th
 through others: the rules of mmed_jax.data.schema.group_ids and parentage, on arrays, so that millions of rows fit.
 """
 
+import re
 from array import array
 from hashlib import blake2b
 
 import numpy as np
 
-from mmed_jax.data.schema import LANGUAGES, question_key
+from mmed_jax.data.schema import DEFAULTS, LANGUAGES, question_key
+
+# What methods put behind the id of a parent: "q7@ko", "q7+full", "q7#2".
+MADE = re.compile(r"(?:@[a-z]{2}|\+full|#\d+)+$")
 
 
 def stable_hash(*parts: object) -> int:
@@ -52,11 +56,23 @@ class Families:
         return rank[where]
 
 
+def bare(name: str) -> bool:
+    """Whether a name is a number, which says nothing outside its source."""
+    return not any(c.isalpha() for c in MADE.sub("", name))
+
+
+def named_source(record: dict) -> str:
+    """The source of a record, "" where it names none."""
+    source = str(record.get("source", ""))
+    return "" if source == DEFAULTS["mcq"]["source"] else source
+
+
 def family_keys(record: dict) -> list[tuple[str, str]]:
     """What a row is tied to others by: its id and parent, group, and normalised question."""
     about = record.get("provenance", {})
     # A group is often named after the record it comes from: ids, parents and groups are one space of names.
-    keys = [("id", str(name)) for name in (record["id"], about.get("parent"), about.get("group")) if name]
+    names = (str(name) for name in (record["id"], about.get("parent"), about.get("group")) if name)
+    keys = [("id", f"{named_source(record)}\n{name}" if bare(name) else name) for name in names]
     if "messages" in record or "question" in record:
         keys.append(("question", question_key(record)))
     return keys

@@ -73,6 +73,45 @@ def test_by_id_and_by_group_across_languages():
     assert Benchmarks().check(spanish) is None
 
 
+def test_by_parentage_where_the_test_items_name_no_group():
+    b = Benchmarks()
+    b.add("board", [{**mcq(f"t{i}", f"Question {i}?", ["one", "two"], "A"), "source": "board"} for i in range(200)])
+    made = [
+        {**mcq(f"t{i}@ko", f"다른 글 {i}", ["하나", "둘"], "A", "ko"), "source": "board",
+         "provenance": {"parent": f"t{i}", "group": f"t{i}"}}
+        for i in range(200)
+    ]  # fmt: skip
+    assert [b.check(r).item for r in made] == [f"t{i}" for i in range(200)]
+    row = made[7]
+    assert b.check(row).how == "parent"
+    # Of a translation of an expansion the test item stands in the history only, or in the id itself.
+    steps = {"parent": "t7+full", "group": "g", "history": [{"prompt": "answer_expanding/1", "parent": "t7"}]}
+    assert b.check({**row, "id": "x1", "provenance": steps}).item == "t7"
+    assert b.check({**row, "id": "t7+full@ko#2", "provenance": {}}).item == "t7"
+    assert b.check({**row, "id": "x1", "provenance": {"group": "t7"}}).how == "group"
+    # A test set that is a translation gives its parent away, and other versions of it.
+    translated = Benchmarks()
+    translated.add("board", [row])
+    assert translated.check({**mcq("t7", "Question 7?", ["one", "two"], "A"), "source": "board"}).item == "t7@ko"
+    # Another source has its own "t7"; without a source there is nothing to tell them apart by.
+    assert b.check({**row, "source": "elsewhere"}) is None
+    assert b.check({**row, "source": "user"}).item == "t7"
+
+
+def test_bare_numbers_name_nothing_outside_their_source():
+    def numbered(ident: str, source: str, **about) -> dict:
+        return {**mcq(ident, f"Of {source}?", [f"{source} one", f"{source} two"], "A"), "source": source, "provenance": about}
+
+    b = Benchmarks()
+    b.add("board", [numbered("17", "board"), numbered("board-18", "board", group="18")])
+    assert b.check(numbered("17", "mine")) is None and b.check(numbered("17@ko", "mine", parent="17")) is None
+    assert b.check(numbered("9", "mine", group="18")) is None and b.check(numbered("17", "user")) is None
+    assert b.check(numbered("9", "board", group="18")).how == "group"
+    assert b.check(numbered("17@ko", "board", parent="17")).how == "parent"
+    # A name that says its source needs no other.
+    assert b.check(numbered("x", "mine", parent="board-18")).how == "parent"
+
+
 def test_known_overlaps_of_real_sets(shared_dir):
     """The doctors of CasiMedicos explain the examination that HEAD-QA holds; FrenchMedMCQA repeats itself."""
     data = shared_dir / "data"

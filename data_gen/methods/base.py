@@ -19,7 +19,7 @@ REDRAWN = (
     "options", "numbers", "facts",
 )  # fmt: skip
 # What a step of the history keeps when a generated record is the parent of another.
-_STEP = ("model", "prompt", "key", "temperature", "seed")
+_STEP = ("parent", "model", "prompt", "key", "temperature", "seed")
 
 _LOOKALIKES = str.maketrans("АВСЕНКМОРТХавсенкмортх", "ABCEHKMOPTX" * 2)
 
@@ -130,7 +130,7 @@ def provenance(job: Job, flags: Iterable[str] = (), **more: object) -> dict:
         "seed": request.params.get("seed"), "flags": sorted({*before.get("flags", ()), *flags}),
     }  # fmt: skip
     history = list(before.get("history", ()))
-    if "prompt" in before:
+    if "prompt" in before or before.get("parent"):
         history.append({k: before[k] for k in _STEP if k in before})
     kept = {k: before[k] for k in ("split", "original_id", "topic", "license_note", "notice") if k in before}
     return {**made, **kept, **more, **({"history": history} if history else {})}
