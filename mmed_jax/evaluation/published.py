@@ -33,7 +33,9 @@ class _Reading(Conversion):
     def __init__(self, entry: Entry, input: str):
         number = itertools.count()
         source = dataclasses.replace(entry.source, duplicate_key=lambda _: next(number))
-        super().__init__(source, input, kind="mcq")
+        # Which numbering a hub copy has is known, whatever rows it shows; see sources/medmcqa.py.
+        base = 0 if entry.source.answer_base and input.startswith("hub:") else None
+        super().__init__(source, input, kind="mcq", answer_base=base)
         self.entry = entry
         self.rows: Counter[tuple[str, str]] = Counter()
         self.lost: dict[tuple[str, str], list[tuple[str, str]]] = {}  # (split, cell) -> (reason, where)
@@ -79,7 +81,8 @@ def load(
         try:
             records = list(reading)
         except UserError as e:
-            raise UserError(f"--benchmark={name}: {str(e).removeprefix('--input=')}") from None
+            message = str(e).removeprefix("--input=").replace("; add --answer_base", "; convert it with --answer_base")
+            raise UserError(f"--benchmark={name}: {message}") from None
         rows, lost = reading.rows, reading.lost
     else:
         records = load_files([benchmark.path], "mcq")
