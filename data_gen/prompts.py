@@ -58,7 +58,7 @@ def _file(name: str) -> dict:
 
 @cache
 def load_prompt(method: str, language: str) -> Prompt:
-    """The current prompt of a method; those with one wording for all languages (topics, reanswer, judge) give the English.
+    """The current prompt of a method; one wording serves all languages in topics, reanswer and rationale_judge.
 
     Raises KeyError for a method or language that there is not.
     """
