@@ -26,7 +26,7 @@ def page(build: Any, facts: Facts) -> str:
     codes = list(languages_present(facts))
     title = f"{recipe.title or recipe.name} {recipe.version}: {facts.total:,} rows"
     hows = sorted({how for _, how in facts.how})
-    sources = sorted({s for _, s in facts.sources}, key=lambda s: -sum(facts.sources[c, s] for c in codes))
+    sources = sorted({s for _, s in facts.sources}, key=lambda s: (-sum(facts.sources[c, s] for c in codes), s))
     body = [
         f"<h1>{html.escape(title)}</h1><p>{html.escape(recipe.description)}</p>{_warnings(build, facts)}",
         "<h2>Rows by language and method</h2>", bars(codes, {h: [facts.how[c, h] for c in codes] for h in hows}),

@@ -2,7 +2,10 @@
 
 import filecmp
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,6 +106,38 @@ def test_same_recipe_same_bytes_and_rebuilding_replaces(built, tmp_path):
         assert filecmp.cmpfiles(tmp_path, built[0], files(tmp_path), shallow=False)[1:] == ([], [])
 
 
+_OF_EQUAL_SIZE = """
+import sys
+from pathlib import Path
+from data_gen import publish
+from data_gen.recipes import source, step
+from tests.test_build import QUESTIONS, build, mcq, own_recipe
+publish.write_tfds_set = lambda *a: (a[0] / "tfds").mkdir()  # seconds, and tested elsewhere
+here = Path(sys.argv[1])
+recipe = own_recipe(here, [])
+for i, q in enumerate(QUESTIONS):
+    own_recipe(here / str(i), [mcq(f"q{i}", "en", q, source=f"set {i}", license=f"MIT {i}")])
+    recipe.source[f"s{i}"] = source(path=f"{i}/mine.jsonl", split="")
+recipe.sources, recipe.steps = tuple(f"s{i}" for i in range(len(QUESTIONS))), ("ko", "why")
+recipe.step.ko = step("translation", recipe.sources, languages=("ko",))
+recipe.step.why = step("rationale", recipe.sources)
+build(recipe, here / "out", here)
+"""
+
+
+def test_nothing_depends_on_the_order_of_sets(tmp_path):
+    running = []
+    for seed in "12":
+        (tmp_path / seed).mkdir()
+        command = [sys.executable, "-c", _OF_EQUAL_SIZE, str(tmp_path / seed)]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        running.append(subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[1]))
+    assert [p.wait() for p in running] == [0, 0]
+    made = files(tmp_path / "1/out")
+    assert "report.html" in made and made == files(tmp_path / "2/out")
+    assert filecmp.cmpfiles(tmp_path / "1/out", tmp_path / "2/out", made, shallow=False)[1:] == ([], [])
+
+
 def test_families_are_on_one_side_and_every_language_is_held_out(built):
     def families(split: str) -> set[str]:
         found = read_records(f"{built[0]}/jsonl:{split}")
@@ -137,10 +172,6 @@ def test_rejected_rows_are_counted_and_listed(tmp_path):
 
 
 def test_what_a_killed_build_left_is_removed(tmp_path):
-    import os
-    import subprocess
-    import sys
-
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for pid in (gone.pid, os.getppid()):
