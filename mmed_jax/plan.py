@@ -10,12 +10,12 @@ tokenizer and records need not be there. Exit code 1: it does not fit; the last 
     python -m mmed_jax.plan --config=stage1:8b --topology=v5p-128 --search --output=found.py
     python -m mmed_jax.train --config=found.py
 
-looks for the fastest setting that fits. Ctrl-C keeps what was found; the same command goes on from there.
+looks for the fastest setting that fits. Ctrl-C keeps what was found; the same command goes on from there. During a
+compilation Ctrl-C takes effect when that ends.
 """
 
 import json
 import os
-from pathlib import Path
 
 # Only the compiler is used: a TPU of this machine stays free for others.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -27,8 +27,9 @@ from ml_collections import ConfigDict
 
 from mmed_jax import start
 from mmed_jax.config import batch_rows, parse_args, resolve_path
-from mmed_jax.errors import UserError, WorkError, run_command
+from mmed_jax.errors import UserError, WorkError, one_line, run_command
 from mmed_jax.model.config import LlamaConfig
+from mmed_jax.outputs import check_file, write_text
 from mmed_jax.planning import advice, report, topology
 from mmed_jax.planning.override import check_output
 from mmed_jax.planning.planner import CACHE, plan
@@ -64,38 +65,52 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--max_compiles={flags.max_compiles}: must be at least 1")
     batches = parse_batches(flags.batches)
     target = topology.parse(flags.topology)
-    if flags.json:
-        check_writable(flags.json)
+    file = check_file(flags.json, "--json") if flags.json else None
     if flags.output:
         check_output(flags.output, flags.config)
-    cfg = architecture(config)
+    cfg, assumed = architecture(config)
     start.check_length(config, cfg)
     options = {"cache_dir": None if flags.no_cache else CACHE, "say": lambda line: print(line, flush=True)}
-    tokens = run_tokens(config, flags.tokens)
+    tokens, length = run_tokens(config, flags.tokens)
+    notes = [note for note in (assumed, length) if note]
     if flags.search:
         from mmed_jax.planning.search import search
 
         search(
             config, cfg, target, recipe=flags.config, output=flags.output, batches=batches,
-            max_compiles=flags.max_compiles, run_tokens=tokens, price=flags.price, **options,
+            max_compiles=flags.max_compiles, run_tokens=tokens, price=flags.price, notes=notes, **options,
         )  # fmt: skip
         return
 
     result = plan(config, cfg, target, **options)
-    print(report.table(result, run_tokens=tokens, price=flags.price))
-    found = None
-    if not result.fits:
+    result.notes += notes
+    print(report.table(result, run_tokens=tokens, price=flags.price), flush=True)
+
+    def save(found: advice.Advice | None) -> None:
+        if file:
+            content = report.to_json(result, run_tokens=tokens, price=flags.price, advice=found)
+            write_text(file, json.dumps(content, indent=2) + "\n")
+
+    save(None)
+    if result.fits:
+        return
+    most = result.terms[0]
+    verdict = WorkError(
+        f"{config.name}:{config.variant} does not fit on {target.name}: most goes to {most['name']} "
+        f"({most['bytes'] / topology.GIB:.1f} GiB a chip by arithmetic)"
+    )
+    # That it does not fit is known, and said, whatever becomes of the advice.
+    try:
         found = advice.advise(config, cfg, target, result, verify=not flags.no_verify, **options)
-        print("\n".join(found.lines()))
-    if flags.json:
-        content = report.to_json(result, run_tokens=tokens, price=flags.price, advice=found)
-        Path(flags.json).write_text(json.dumps(content, indent=2) + "\n")
-    if not result.fits:
-        most = result.terms[0]
-        raise WorkError(
-            f"{config.name}:{config.variant} does not fit on {target.name}: most goes to {most['name']} "
-            f"({most['bytes'] / topology.GIB:.1f} GiB a chip by arithmetic)"
-        )
+        print("\n".join(found.lines()), flush=True)
+        save(found)
+    except KeyboardInterrupt as e:
+        print("next       stopped by Ctrl-C before it was found; --no_verify gives it by arithmetic", flush=True)
+        raise verdict from e
+    except Exception as e:
+        print(f"next       nothing was found: {one_line(e)}", flush=True)
+        raise verdict from e
+    raise verdict
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
@@ -110,21 +125,11 @@ def parse_batches(text: str) -> tuple[int, ...]:
     return tuple(int(p) for p in parts)
 
 
-def check_writable(path: str) -> None:
-    """Refuses a --json file that cannot be written, before anything is compiled.
-
-    Raises:
-      UserError: no such folder, a folder of that name, or no right to write there.
-    """
-    file = Path(path).absolute()
-    if not file.parent.is_dir():
-        raise UserError(f"--json={path}: there is no folder {file.parent}")
-    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise UserError(f"--json={path}: can't be written")
-
-
-def architecture(config: ConfigDict) -> LlamaConfig:
+def architecture(config: ConfigDict) -> tuple[LlamaConfig, str]:
     """The architecture to plan for: that of init_from when it is there, else of the variant's preset.
+
+    Returns:
+      (architecture, a line that says which was assumed, "" when nothing was)
 
     Raises:
       UserError: neither is known.
@@ -132,36 +137,43 @@ def architecture(config: ConfigDict) -> LlamaConfig:
     from configs import hardware
 
     if config.init_from and resolve_path(config.init_from).exists():
-        return start.open_init(config).cfg
-    if config.init_from:
-        if config.variant in hardware.PRESETS:
-            return start.preset_config(hardware.PRESETS[config.variant])
-        if config.variant != "demo":
-            raise UserError(
-                f"config.init_from={config.init_from} is not there, and variant '{config.variant}' has no preset in "
-                "configs/hardware.py: nothing says which architecture to plan for"
-            )
-    return start.preset_config(config.model.preset, config.model)
+        return start.open_init(config).cfg, ""
+    if not config.init_from:
+        return start.preset_config(config.model.preset, config.model), ""
+    preset = hardware.PRESETS.get(config.variant, config.model.preset if config.variant == "demo" else "")
+    if not preset:
+        raise UserError(
+            f"config.init_from={config.init_from} is not there, and variant '{config.variant}' has no preset in "
+            "configs/hardware.py: nothing says which architecture to plan for"
+        )
+    cfg = start.preset_config(preset, config.model if config.variant == "demo" else None)
+    return cfg, f"config.init_from={config.init_from} is not there: the architecture of {preset} is assumed"
 
 
-def run_tokens(config: ConfigDict, epoch_tokens: float) -> float | None:
-    """Tokens of rows, padding included, that the whole run shows the model; None when nothing tells."""
+def run_tokens(config: ConfigDict, epoch_tokens: float) -> tuple[float | None, str]:
+    """Tokens of rows, padding included, that the whole run shows the model; None when nothing tells.
+
+    Returns:
+      (tokens, a line that says what else was given or what is missing, else "")
+    """
     a_step = batch_rows(config) * config.data.seq_len
     if config.steps:
-        return float(config.steps * a_step)
+        unused = f"the run's length is config.steps={config.steps:,}; --tokens is not used" if epoch_tokens else ""
+        return float(config.steps * a_step), unused
     if epoch_tokens:
-        return config.epochs * epoch_tokens
-    if not all(resolve_path(p).exists() for p in config.data.train):
-        return None
+        return config.epochs * epoch_tokens, ""
+    for path in config.data.train:
+        if not resolve_path(path).exists():
+            return None, f"the run's length is not known: config.data.train: {path} is not there"
     try:
         # Weights need not be there when the config names a tokenizer.
         tok = start.open_tokenizer(config, None if config.tokenizer else start.open_init(config))
-    except UserError:
-        return None
+    except UserError as e:
+        return None, f"the run's length is not known: no tokenizer to count its records: {one_line(e)}"
     from mmed_jax.data.prepare import prepare
 
     rows = len(prepare(config, tok).train)
-    return float(start.total_steps(config, rows) * a_step)
+    return float(start.total_steps(config, rows) * a_step), ""
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ def test_what_the_compiler_said_prunes_what_comes_next():
 def test_nothing_fits_exits_1_and_names_a_slice():
     with arithmetic_compiler():
         outcome = run_search("v5e-16", config="stage1:70b")
-    assert outcome.code == 1 and "nothing that was tried fits on v5e-16" in outcome.error
+    assert outcome.code == 1 and "nothing that was tried fits on v5e-16 (" in outcome.error
+    assert "settings of micro-batch, remat, mesh" in outcome.error
     assert "fastest" not in outcome.out
 
 
@@ -184,6 +185,34 @@ def test_gpus_are_searched_by_arithmetic(tmp_path):
     assert "arithmetic" in output.read_text()
     planned = run_plan("gpu:8xh100-80g", config=str(output))
     assert planned.code == 0 and ": fits (" in planned.out
+
+
+def test_a_search_says_what_it_did_not_try():
+    """A 70B fits 8 H200 with Adafactor, another optimizer, which no search takes by itself."""
+    outcome = run_search("gpu:8xh200", config="stage1:70b")
+    assert outcome.code == 1 and "nothing that was tried fits on gpu:8xh200" in outcome.error
+    assert "not tried, fits by arithmetic: " in outcome.error and "adafactor is another optimizer" in outcome.error
+
+
+def test_the_winner_is_on_the_printed_frontier_and_the_rule_is_said():
+    """By arithmetic steps within 3 % are equal: of them the one that needs least memory, if it is clearly less."""
+    def tried(seconds: float, gib: float) -> search.Candidate:
+        fields = {"needed_bytes": gib * 2**30, "schedule_s": seconds, "tokens_per_step": 1, "method": "arithmetic"}
+        result = mock.Mock(**fields, fits=True, chips=8, mfu=lambda s: 0.5, tokens_per_second_chip=lambda s: 1 / s)
+        config = changed(load_config("stage1:8b"), {"loss_chunk": int(gib)})
+        return search.Candidate({"loss_chunk": int(gib)}, config, {}, seconds, 0.0, 0.0, result)
+
+    near, less, slow = tried(1.02, 99.0), tried(1.01, 80.0), tried(1.2, 60.0)
+    for others, winner, said in (([near], 100, False), ([near, less, slow], 80, True), ([slow], 100, False)):
+        state = search.Search(tried=[tried(1.0, 100.0), *others])
+        text = search.table(state, price=2.0)
+        assert state.winner in state.frontier() and state.winner.changes == {"loss_chunk": winner}
+        assert re.search(rf"^ *\* .*loss_chunk={winner}$", text, re.M)
+        assert f"fastest    of {len(others) + 1} by arithmetic: --config.loss_chunk={winner}" in text
+        assert ("differ by less than 3% count as equal by arithmetic: of those the one that needs" in text) is said
+        hours = 1e9 * state.winner.result.schedule_s / 3600 * 8
+        assert f"run        a billion tokens (how many the run has is not known): {hours / 8:,.2f} h, cost" in text
+        assert f"cost {2 * hours:,.2f}" in text
 
 
 def test_other_files_are_not_replaced(tmp_path):

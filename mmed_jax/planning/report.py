@@ -129,7 +129,7 @@ def _run(r: PlanResult, run_tokens: float | None, price: float) -> list[str]:
     known = run_tokens is not None
     tokens = run_tokens if known else 1e9
     fast, middle, slow = (tokens / r.tokens_per_step * s / 3600 for s in (r.low_s, r.schedule_s, r.high_s))
-    what = f"{tokens:,.0f} tokens" if known else "a billion tokens (the run's length is not known: give --tokens)"
+    what = f"{tokens:,.0f} tokens" if known else "a billion tokens (how many the run has is not known: give --tokens)"
     cost = ""
     if price:
         money = [hours * r.chips * price for hours in (middle, fast, slow)]

@@ -6,7 +6,7 @@ fastest found. Every compiled setting is kept by hash (planner.plan), so a searc
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from mmed_jax.config import batch_rows, flatten
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning import advice, arithmetic
+from mmed_jax.planning.changes import smaller
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.override import write_override
 from mmed_jax.planning.planner import PlanResult, mesh_sizes, plan
@@ -28,6 +29,7 @@ REFINING = 3
 REMAT = ("none", "minimal_ctx", "minimal", "qkv", "full")
 LOSS_CHUNKS = (1024, 2048, 4096, 8192)
 TENSOR = (1, 2, 4, 8)
+VARIED = "micro-batch, remat, mesh (data, fsdp, tensor) and loss_chunk"
 # Settings that the table shows; of more only the frontier.
 SHOWN = 16
 # Steps and sizes that differ by less are taken for equal: arithmetic cannot tell them apart.
@@ -70,11 +72,12 @@ class Search:
 
     @property
     def winner(self) -> Candidate | None:
-        """The fastest that fits; of those as fast within the method's resolution, the one that needs least memory."""
-        if not (fitting := self.fitting()):
+        """The fastest of the frontier; of those as fast within the method's resolution, the one that needs least
+        memory."""
+        if not (frontier := self.frontier()):
             return None
-        close = RESOLUTION[fitting[0].result.method] * seconds_a_token(fitting[0])
-        return min((c for c in fitting if seconds_a_token(c) <= close), key=lambda c: c.result.needed_bytes)
+        close = RESOLUTION[frontier[0].result.method] * seconds_a_token(frontier[0])
+        return [c for c in frontier if seconds_a_token(c) <= close][-1]
 
     def fitting(self) -> list[Candidate]:
         """What fits, the fastest first."""
@@ -105,6 +108,7 @@ def search(
     max_compiles: int = MAX_COMPILES,
     run_tokens: float | None = None,
     price: float = 0.0,
+    notes: Sequence[str] = (),
     say: Callable[[str], None] = print,
     **plan_options: Any,
 ) -> Search:
@@ -113,7 +117,7 @@ def search(
     Args:
       recipe: the --config value; output: config file to write, "" = none. batches: other global batches (sequences) to
         try; they change what is learned. max_compiles: settings to compile, kept ones included (GPUs: all are tried,
-        nothing is compiled). plan_options: cache_dir of planner.plan.
+        nothing is compiled). notes: what to say beside the table. plan_options: cache_dir of planner.plan.
 
     Raises:
       WorkError: nothing that was tried fits.
@@ -134,7 +138,7 @@ def search(
                 _try(candidate, state, cfg, topology, len(candidates), _silent, plan_options)
     except KeyboardInterrupt as e:
         stopped = e
-    say(table(state, run_tokens=run_tokens, price=price))
+    say("\n".join([table(state, run_tokens=run_tokens, price=price), *(f"note       {n}" for n in notes)]))
     best = state.winner
     if best and output:
         write_override(output, recipe, best.config, best.mesh, best.result)
@@ -142,11 +146,24 @@ def search(
     if stopped:
         raise stopped
     if best is None:
-        larger = advice.larger_slice(changed(config, {"remat": "full"}), cfg, topology, state.factor)
-        raise WorkError(
-            f"nothing that was tried fits on {topology.name}" + (f"; larger: --topology={larger}" if larger else "")
-        )
+        raise WorkError(_nothing_fits(state, config, cfg, topology))
     return state
+
+
+def _nothing_fits(state: Search, config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> str:
+    """What was tried, and what was not and might help by arithmetic."""
+    text = f"nothing that was tried fits on {topology.name} ({len(state.tried)} settings of {VARIED})"
+    try:
+        mesh = mesh_sizes(config, cfg, topology)
+    except UserError:
+        mesh = None
+    for change in smaller(config, cfg, mesh, topology.kind) if mesh else ():
+        needed = advice.scaled(change.config, cfg, change.mesh, state.factor)
+        if change.learns and needed <= advice.room(topology):
+            text += f"; not tried, fits by arithmetic: {as_flags(change.changes)} ({change.learns})"
+            break
+    larger = advice.larger_slice(changed(config, {"remat": "full"}), cfg, topology, state.factor)
+    return text + (f"; larger: --topology={larger}" if larger else "")
 
 
 def _compile_best(
@@ -294,12 +311,19 @@ def table(state: Search, *, run_tokens: float | None = None, price: float = 0.0,
         lines.append(f"           {len(state.tried) - len(fitting):,} tried do not fit, or the compiler fails on them")
     best = state.winner
     if best:
-        flags = as_flags(best.changes)
-        lines.append(f"fastest    {flags or 'the config as it is'}")
-        if run_tokens:
-            hours = run_tokens * seconds_a_token(best) / 3600 * best.result.chips
+        flags, method = as_flags(best.changes), best.result.method
+        how = "compiled" if method == "compiled" else "by arithmetic"
+        lines.append(f"fastest    of {len(state.tried):,} {how}: {flags or 'the config as it is'}")
+        if best is not fitting[0]:
+            lines.append(
+                f"           (steps that differ by less than {RESOLUTION[method] - 1:.0%} count as equal by {method}: "
+                "of those the one that needs least memory)"
+            )
+        if run_tokens or price:
+            hours = (run_tokens or 1e9) * seconds_a_token(best) / 3600 * best.result.chips
             cost = f", cost {hours * price:,.2f}" if price else ""
-            lines.append(f"run        {run_tokens:,.0f} tokens: {hours / best.result.chips:,.2f} h{cost}")
+            what = f"{run_tokens:,.0f} tokens" if run_tokens else "a billion tokens (how many the run has is not known)"
+            lines.append(f"run        {what}: {hours / best.result.chips:,.2f} h{cost}")
     return "\n".join(lines)
 
 
