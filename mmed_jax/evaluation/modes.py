@@ -10,6 +10,7 @@ loglikelihood   nothing is written: of every option the log-probability is taken
 A results folder holds one mode, one score, one prompt family; mmed_jax.inference.journal refuses another.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -66,22 +67,11 @@ def loglikelihood(
     A row for each choice, prompt and all, in padded batches of one length class: every row's numbers are its own.
     """
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from mmed_jax.inference.engine import size_class
-    from mmed_jax.model import llama
 
-    def score(params, tokens_bt, starts_b, ends_b, width):
-        hidden = llama.forward(params, engine.cfg, tokens_bt, compute_dtype=engine.dtype)
-        at = starts_b[:, None] + jnp.arange(width)  # position of each token of the choice
-        here = jnp.take_along_axis(hidden, jnp.clip(at - 1, 0, hidden.shape[1] - 1)[..., None], axis=1)
-        logits = llama.unembed(params, engine.cfg, here)
-        target = jnp.take_along_axis(tokens_bt, jnp.clip(at, 0, tokens_bt.shape[1] - 1), axis=1)
-        logp = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), target[..., None], axis=-1)[..., 0]
-        return jnp.where(at < ends_b[:, None], logp, 0).sum(-1)
-
-    score = jax.jit(score, static_argnames="width")
+    score = _scorer(engine.cfg, engine.dtype)
     out = [[math.nan] * len(c) for c in choices]
     left = [len(c) for c in choices]
     rows = [(i, k) for i, c in enumerate(choices) for k in range(len(c))]
@@ -109,6 +99,26 @@ def loglikelihood(
                 if not left[i] and on_done:
                     on_done(i, out[i])
     return out
+
+
+@functools.cache
+def _scorer(cfg: Any, dtype: Any) -> Callable:
+    """The compiled score(params, tokens_bt, starts_b, ends_b, width) -> [B]: log p of ids start..end-1."""
+    import jax
+    import jax.numpy as jnp
+
+    from mmed_jax.model import llama
+
+    def score(params, tokens_bt, starts_b, ends_b, width):
+        hidden = llama.forward(params, cfg, tokens_bt, compute_dtype=dtype)
+        at = starts_b[:, None] + jnp.arange(width)  # position of each token of the choice
+        here = jnp.take_along_axis(hidden, jnp.clip(at - 1, 0, hidden.shape[1] - 1)[..., None], axis=1)
+        logits = llama.unembed(params, cfg, here)
+        target = jnp.take_along_axis(tokens_bt, jnp.clip(at, 0, tokens_bt.shape[1] - 1), axis=1)
+        logp = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), target[..., None], axis=-1)[..., 0]
+        return jnp.where(at < ends_b[:, None], logp, 0).sum(-1)
+
+    return jax.jit(score, static_argnames="width")
 
 
 def pick(item: Item, values: Sequence[float], normalise: str) -> str:
