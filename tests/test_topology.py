@@ -21,21 +21,35 @@ from mmed_jax.planning import topology
     ("gpu:8xh100-80g", "h100-80g", 8, (8,), (False,)),
     ("gpu:16xh200", "h200", 16, (8,), (False,)),
     ("gpu:h200", "h200", 1, (1,), (False,)),
+    ("8xh200", "h200", 8, (8,), (False,)),
 ])  # fmt: skip
 def test_names(name, chip, chips, shape, wrap):
     t = topology.parse(name)
     assert (t.chip, t.chips, t.shape, t.wrap) == (chip, chips, shape, wrap)
-    assert t.kind == ("gpu" if name.startswith("gpu") else "tpu")
+    assert t.kind == ("gpu" if "h200" in chip or "h100" in chip else "tpu")
+    assert topology.parse(t.name) == t
+
+
+def test_one_is_not_several():
+    assert topology.parse("v5e-1").describe() == "v5e-1: 1 chip v5e, 1x1 (no wrap)"
+    assert topology.parse("gpu:h200").describe() == "gpu:h200: 1 GPU h200, 1 node; arithmetic, no compiler"
+    assert topology.parse("16xh200").describe() == "gpu:16xh200: 16 GPUs h200, 2 nodes; arithmetic, no compiler"
 
 
 @pytest.mark.parametrize("name, message", [
     ("v5p-127", "no such slice; nearest: v5p-64, v5p-128"),
     ("v5-128", "did you mean 'v5"),
     ("v7x-8", "no such slice"),
-    ("0xv5p-128", "no such slice"),
+    ("0xv5p-128", "the number of slices must be at least 1, for example 2xv5p-128"),
+    ("0xv5p-127", "nearest: v5p-64, v5p-128"),
     ("gpu:8xh100", "did you mean 'h100-80g'"),
+    ("gpu:8xb200", "Known: a100-40g, a100-80g, h100-80g, h200; for example gpu:8xh100-80g"),
+    ("gpu:", "Known: a100-40g"),
+    ("gpu:8", "Known: a100-40g"),
+    ("gpu:0xh200", "the number of GPUs must be at least 1"),
     ("gpu:12xh200", "nearest: gpu:8xh200"),
-    ("h100", "no such slice"),
+    ("h100", "did you mean 'h100-80g'. Known: a100-40g"),
+    ("8xa100", "did you mean 'a100-80g'. Known: a100-40g"),
     ("", "no such slice"),
 ])  # fmt: skip
 def test_wrong_names_say_the_nearest(name, message):

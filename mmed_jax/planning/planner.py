@@ -21,11 +21,11 @@ from mmed_jax.config import batch_rows
 from mmed_jax.errors import UserError, WorkError, one_line
 from mmed_jax.flops import train_flops_per_token
 from mmed_jax.model.config import LlamaConfig, num_params
-from mmed_jax.planning import arithmetic, kept
+from mmed_jax.planning import arithmetic, flags, kept
 from mmed_jax.planning.links import ICI_EFFICIENCY
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.settings import changed, relevant
-from mmed_jax.planning.topology import Topology
+from mmed_jax.planning.topology import Topology, count
 
 if TYPE_CHECKING:
     import jax
@@ -71,7 +71,7 @@ class PlanResult:
     collective_bytes: dict[str, float] = field(default_factory=dict)
     blocking_bytes: float = 0.0
     scopes: list[dict[str, str | float]] = field(default_factory=list)
-    flags: dict[str, str] = field(default_factory=dict)
+    flags: dict[str, str | bool] = field(default_factory=dict)
     compile_seconds: float = 0.0
     cached: bool = False
     notes: list[str] = field(default_factory=list)
@@ -101,7 +101,7 @@ def mesh_sizes(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> dict
 
     if config.mesh.devices not in (0, topology.chips):
         raise UserError(
-            f"config.mesh.devices={config.mesh.devices} but {topology.name} has {topology.chips} chips: set "
+            f"config.mesh.devices={config.mesh.devices} but {topology.name} has {count(topology.chips, 'chip')}: set "
             "--config.mesh.devices=0 to use them all, or name a smaller slice"
         )
     sizes = {a: config.mesh[a] for a in sharding.MESH_AXES}
@@ -262,6 +262,8 @@ def _compile(result: PlanResult, lowered: "jax.stages.Lowered", topology: Topolo
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
+        if complaint := flags.refused(str(e), result.settings["xla_flags"]):
+            raise UserError(complaint) from e
         sizes = no_room(str(e))
         if sizes is None:
             raise WorkError(f"the compiler failed on this configuration: {one_line(e)[:300]}") from e

@@ -90,10 +90,16 @@ class Topology:
         """The topology in a line."""
         shape = "x".join(map(str, self.shape))
         if self.kind == "gpu":
-            return f"{self.name}: {self.chips} GPUs {self.chip}, {self.slices} node(s); arithmetic, no compiler"
+            nodes = count(self.slices, "node")
+            return f"{self.name}: {count(self.chips, 'GPU')} {self.chip}, {nodes}; arithmetic, no compiler"
         wrap = "torus" if all(self.wrap) else "wraps on some axes" if any(self.wrap) else "no wrap"
         each = f"{self.slices} slices of " if self.slices > 1 else ""
-        return f"{self.name}: {self.chips} chips {self.chip}, {each}{shape} ({wrap})"
+        return f"{self.name}: {count(self.chips, 'chip')} {self.chip}, {each}{shape} ({wrap})"
+
+
+def count(number: int, what: str) -> str:
+    """1 chip, 2 chips."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def names() -> list[str]:
@@ -109,34 +115,43 @@ def parse(name: str) -> Topology:
       UserError: no such name, with the nearest.
     """
     text = name.strip().lower()
+    # "8xh200" can mean nothing else.
+    match = re.fullmatch(r"(gpu:)?(?:(\d+)x)?([a-z].*)?", text)
+    if match and (match[1] or match[3] and any(g.startswith(match[3]) for g in GPUS)):
+        return _gpus(name, int(match[2] or 1), match[3] or "")
     if text.startswith("gpu:"):
-        match = re.fullmatch(r"gpu:(?:(\d+)x)?([a-z].*)", text)
-        count = int(match[1] or 1) if match else 0
-        if not match or match[2] not in GPUS or count < 1:
-            kind = match[2] if match else text
-            longer = [g for g in GPUS if g.startswith(f"{kind}-")]
-            near = f", did you mean '{longer[-1]}'?" if longer else nearest(kind, list(GPUS))
-            raise UserError(f"--topology={name}: not gpu:COUNTxKIND{near}; for example gpu:8xh100-80g")
-        if count > GPUS_A_NODE and count % GPUS_A_NODE:
-            raise UserError(
-                f"--topology={name}: more than {GPUS_A_NODE} GPUs come in nodes of {GPUS_A_NODE}; nearest: "
-                f"gpu:{count // GPUS_A_NODE * GPUS_A_NODE}x{match[2]}"
-            )
-        nodes = max(1, count // GPUS_A_NODE)
-        return _topology(text, "gpu", match[2], GPUS[match[2]], nodes, (count // nodes,), (False,))
+        return _gpus(name, 1, "")
     text = text.replace("v5litepod-", "v5e-")
     match = re.fullmatch(r"(?:(\d+)x)?(v\d[a-z]?)-(\d+)", text)
-    slices = int(match[1] or 1) if match else 0
-    if not match or match[2] not in SHAPES or int(match[3]) not in SHAPES[match[2]] or slices < 1:
-        if match and match[2] in SHAPES:
-            sizes = list(SHAPES[match[2]])
-            near = sorted(sizes, key=lambda n: abs(n - int(match[3])))[:2]
-            raise UserError(
-                f"--topology={name}: no such slice; nearest: {', '.join(f'{match[2]}-{n}' for n in sorted(near))}"
-            )
+    if not match or match[2] not in SHAPES:
         raise UserError(f"--topology={name}: no such slice{nearest(text, names())}")
-    chip, shape = match[2], SHAPES[match[2]][int(match[3])]
+    slices, chip, size = int(match[1] or 1), match[2], int(match[3])
+    if size not in SHAPES[chip]:
+        near = sorted(sorted(SHAPES[chip], key=lambda n: abs(n - size))[:2])
+        raise UserError(f"--topology={name}: no such slice; nearest: {', '.join(f'{chip}-{n}' for n in near)}")
+    if slices < 1:
+        raise UserError(f"--topology={name}: the number of slices must be at least 1, for example 2x{chip}-{size}")
+    shape = SHAPES[chip][size]
     return _topology(text, "tpu", chip, CHIPS[chip], slices, shape, torus_axes(shape))
+
+
+def _gpus(name: str, number: int, kind: str) -> Topology:
+    if kind not in GPUS:
+        longer = [g for g in GPUS if g.startswith(f"{kind}-")]
+        near = f", did you mean '{longer[-1]}'?" if longer else "."
+        raise UserError(
+            f"--topology={name}: no such GPU{near} Known: {', '.join(GPUS)}; for example gpu:{GPUS_A_NODE}xh100-80g"
+        )
+    if number < 1:
+        raise UserError(f"--topology={name}: the number of GPUs must be at least 1, for example gpu:8x{kind}")
+    if number > GPUS_A_NODE and number % GPUS_A_NODE:
+        raise UserError(
+            f"--topology={name}: more than {GPUS_A_NODE} GPUs come in nodes of {GPUS_A_NODE}; nearest: "
+            f"gpu:{number // GPUS_A_NODE * GPUS_A_NODE}x{kind}"
+        )
+    nodes = max(1, number // GPUS_A_NODE)
+    text = f"gpu:{name.strip().lower().removeprefix('gpu:')}"
+    return _topology(text, "gpu", kind, GPUS[kind], nodes, (number // nodes,), (False,))
 
 
 def torus_axes(shape: tuple[int, ...]) -> tuple[bool, ...]:
