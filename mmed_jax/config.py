@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,7 +154,6 @@ CHOICES = {
     "param_dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "qkv", "minimal", "minimal_ctx", "offload"),
     "attention": ("auto", "reference", "splash", "triton", "cudnn"),
-    "xla_flags": ("auto", "none"),
     "data.kind": ("instruction", "mcq"),
     "data.overlong": ("drop", "truncate_prompt"),
     "data.prompt_family": ("llama3", "mmedbench"),
@@ -191,6 +191,8 @@ def validate(config: ConfigDict) -> None:
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
             raise UserError(f"config.{key}={flat[key]!r}{nearest(flat[key], choices)}")
+    if flat["xla_flags"] not in ("auto", "none"):
+        parse_flags(flat["xla_flags"])
     for key, value in flat.items():
         if isinstance(value, float) and math.isinf(value):
             raise UserError(f"config.{key}={value}: must be a finite number")
@@ -251,6 +253,24 @@ def _exactly_one(flat: dict[str, Any], a: str, b: str, example: str) -> None:
     if bool(flat[a]) == bool(flat[b]):
         state = "both are set" if flat[a] else "neither is set"
         raise UserError(f"config.{a} and config.{b}: {state}, exactly one must be; for example --config.{a}={example}")
+
+
+def parse_flags(text: str) -> dict[str, str]:
+    """Compiler flags of config.xla_flags=flag=value,flag=value; two dashes before a flag may stand.
+
+    Raises:
+      UserError: neither of that form nor "auto" or "none".
+    """
+    out = {}
+    for part in text.split(","):
+        name, _, value = (x.strip() for x in part.partition("="))
+        name = name.removeprefix("--")
+        if not re.fullmatch(r"[a-z]\w*", name) or not value:
+            raise UserError(f"config.xla_flags={text}: '{part}' is not flag=value; valid: auto, none, flag=value,...")
+        if name in out:
+            raise UserError(f"config.xla_flags={text}: {name} is given twice")
+        out[name] = value
+    return out
 
 
 def batch_rows(config: ConfigDict) -> int:

@@ -15,6 +15,7 @@ from mmed_jax.config import ASSETS, batch_rows, resolve_path
 from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, stop_ids
 from mmed_jax.errors import UserError, WorkError, nearest, one_line
 from mmed_jax.model.config import PRESETS, LlamaConfig, check, num_params
+from mmed_jax.planning.flags import refused
 from mmed_jax.run_dir import guard_run_dir
 
 if TYPE_CHECKING:
@@ -302,6 +303,8 @@ def device_failures(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> Itera
                 f"process {jax.process_index()}: another process of the run is gone ({one_line(e)[:200]}); its own "
                 "message says why. Start all of them again to continue from the newest checkpoint"
             ) from e
+        if complaint := refused(str(e), config.xla_flags):
+            raise UserError(complaint) from e
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         raise _out_of_memory(config, cfg, mesh, str(e).splitlines()[0][:200]) from e

@@ -1,13 +1,20 @@
 """The table of XLA flags: the compiler takes them, and they do what the table says they are for."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import pytest
 from hlo_cases import tpu_devices
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from plan_helpers import run_plan, small
+from train_helpers import bench, train_here  # noqa: F401
 
-from mmed_jax.planning import hlo, schedule, topology
+from mmed_jax.config import load_config
+from mmed_jax.model.config import PRESETS, num_params
+from mmed_jax.planning import arithmetic, hlo, program, schedule, topology
 from mmed_jax.planning.flags import FLAGS, compiler_options
+from mmed_jax.planning.settings import changed
 
 WIDTH = 2048
 
@@ -82,3 +89,77 @@ def test_every_flag_has_a_reason_and_other_devices_have_none():
     assert all(value and len(reason) > 10 for flags in FLAGS.values() for value, reason in flags.values())
     assert set(FLAGS) == {"v4", "v5p", "v5e", "v6e"}
     assert compiler_options("h100") == compiler_options("") == {}
+
+
+# ---- Flags by name: config.xla_flags=flag=value,... ------------------------------------------------------------------
+
+GOOD = "--xla_cpu_enable_fast_math=False, xla_backend_optimization_level=2"
+
+
+def test_flags_by_name_replace_the_table():
+    found = {"xla_cpu_enable_fast_math": False, "xla_backend_optimization_level": "2"}
+    assert compiler_options("v5p", GOOD) == compiler_options("", GOOD) == found
+    assert compiler_options("v5p", "none") == {} != compiler_options("v5p")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("all", "'all' is not flag=value; valid: auto, none, flag=value"),
+    ("", "'' is not flag=value"),
+    ("xla_a=1,,xla_b=2", "'' is not flag=value"),
+    ("xla_a=", "'xla_a=' is not flag=value"),
+    ("xla a=1", "'xla a=1' is not flag=value"),
+    ("xla_a=1,xla_a=2", "xla_a is given twice"),
+])  # fmt: skip
+def test_flags_of_another_form_are_refused(text, message):
+    outcome = run_plan("v5e-1", **small(xla_flags=text))
+    assert outcome.code == 2 and message in outcome.error
+
+
+def test_train_takes_flags_by_name(bench, tmp_path):  # noqa: F811
+    keys = {"steps": 1, "xla_flags": GOOD, "mesh__devices": 1}
+    seen = []
+    build = program.train_program
+
+    def spied(*args, **kwargs):
+        seen.append(build(*args, **kwargs))
+        return seen[-1]
+
+    with mock.patch.object(program, "train_program", spied):
+        assert bench.train(tmp_path / "run", **keys).code == 0
+    assert seen[0].compiler_options == compiler_options("", GOOD)
+
+
+@pytest.mark.parametrize("flag, said", [
+    ("xla_no_such_flag=1", "No such compile option: 'xla_no_such_flag'"),
+    ("xla_backend_optimization_level=x", "'x' is not a valid int32 value"),
+])  # fmt: skip
+def test_what_the_compiler_refuses_is_one_line(flag, said, bench, tmp_path):  # noqa: F811
+    keys = {"steps": 1, "xla_flags": flag, "mesh__devices": 1}
+    trained = bench.train(tmp_path / "run", **keys)
+    only = train_here(*bench.argv(tmp_path / "only", **keys), "--plan_only")
+    for outcome in (trained, only):
+        assert outcome.code == 2 and outcome.error.startswith(f"config.xla_flags={flag}: the compiler refuses it")
+        assert said in outcome.error and len(outcome.err.splitlines()) == 1
+
+
+def test_what_the_compiler_for_tpus_refuses_is_one_line():
+    tpu_devices("v5e-1")
+    for flag in ("xla_no_such_flag=1", "xla_tpu_scoped_vmem_limit_kib=x"):
+        outcome = run_plan("v5e-1", **small(xla_flags=flag))
+        assert outcome.code == 2 and outcome.error.startswith(f"config.xla_flags={flag}: the compiler refuses it")
+
+
+# ---- Arithmetic follows the table ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, flags, kind, factor", [
+    ("v5p-128", "auto", "reduce-scatter", 1), ("v6e-64", "auto", "reduce-scatter", 1),
+    ("v5p-128", "none", "all-reduce", 2), ("v4-128", "auto", "all-reduce", 2), ("v5e-64", "auto", "all-reduce", 2),
+    ("gpu:64xh200", "auto", "reduce-scatter", 1), ("gpu:64xh200", "none", "reduce-scatter", 1),
+])  # fmt: skip
+def test_gradients_are_charged_as_the_chip_sums_them(name, flags, kind, factor):
+    config, cfg = changed(load_config("stage1:8b"), {"xla_flags": flags}), PRESETS["llama3-8b"]
+    mesh = {"data": 1, "fsdp": 64, "tensor": 1, "context": 1}
+    sent = arithmetic.speed(config, cfg, topology.parse(name), mesh).collective_bytes
+    each = 2 * num_params(cfg) * 63 / 64
+    assert sent == {"all-gather": pytest.approx(2 * each), kind: pytest.approx(factor * each)}

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from mmed_jax.config import batch_rows
 from mmed_jax.flops import train_flops_per_token
 from mmed_jax.model.config import LlamaConfig, num_params
+from mmed_jax.planning.flags import scatters_gradients
 from mmed_jax.planning.links import link_rate
 from mmed_jax.planning.topology import Topology
 
@@ -65,11 +66,13 @@ def _transfers(
     shards, tensor = mesh["fsdp"] * mesh["context"], mesh["tensor"]
     per_slice = prod(topology.shape)
     sent: dict[str, float] = {}
-    # Weights are gathered for the forward and the backward pass of every micro-batch. Gradients: the TPU compiler
-    # all-reduces them (docs/collectives.md), twice the bytes of the reduce-scatter elsewhere.
+    # Weights are gathered for the forward and the backward pass of every micro-batch. Gradients are reduce-scattered on
+    # GPUs and, with our flags, on v5p and v6e; elsewhere the TPU compiler all-reduces them (docs/collectives.md, 2 and
+    # 3), which takes twice the bytes.
     each = weights * (shards - 1) / shards * config.grad_accum
+    scattered = topology.kind != "tpu" or scatters_gradients(topology.chip, config.xla_flags)
     sent["all-gather"] = 2 * each
-    sent["all-reduce" if topology.kind == "tpu" else "reduce-scatter"] = (2 if topology.kind == "tpu" else 1) * each
+    sent["reduce-scatter" if scattered else "all-reduce"] = (1 if scattered else 2) * each
     # A ring over several nodes enters each of them once, through the network cards of all its devices.
     spans = shards * tensor > per_slice
     rate = link_rate(topology, min(shards, per_slice))

@@ -3,6 +3,10 @@
 The evidence, with what was tried and left out, is in docs/collectives.md.
 """
 
+import re
+
+from mmed_jax.config import parse_flags
+
 _OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
 
 # flag -> (value, reason)
@@ -45,6 +49,28 @@ FLAGS: dict[str, dict[str, tuple[str, str]]] = {
 }
 
 
-def compiler_options(chip: str) -> dict[str, str]:
-    """The flags of a chip as jax.jit's compiler_options; {} for a chip without."""
-    return {flag: value for flag, (value, _) in FLAGS.get(chip, {}).items()}
+def compiler_options(chip: str, asked: str = "auto") -> dict[str, str | bool]:
+    """The flags of a chip as jax.jit's compiler_options; {} for a chip without.
+
+    Args:
+      asked: config.xla_flags: "auto" = the table, "none" = {}, or flag=value,flag=value in place of the table.
+    """
+    if asked == "auto":
+        return {flag: value for flag, (value, _) in FLAGS.get(chip, {}).items()}
+    given = {} if asked == "none" else parse_flags(asked)
+    # Compilers for CPU and GPU take no "true" for True.
+    return {flag: {"true": True, "false": False}.get(value.lower(), value) for flag, value in given.items()}
+
+
+def scatters_gradients(chip: str, asked: str = "auto") -> bool:
+    """Whether gradients leave a chip in reduce-scatters (docs/collectives.md); otherwise TPUs all-reduce them, which
+    takes twice the bytes."""
+    return compiler_options(chip, asked).get(_OFFLOAD + "nd_reduce_scatter") in ("true", True)
+
+
+def refused(message: str, asked: str) -> str:
+    """The compiler's complaint about flags that were asked for by name, as a line; "" for any other message."""
+    said = "No such compile option|While setting option|Failed to parse .* into flag"
+    if asked in ("auto", "none") or not re.search(said, message):
+        return ""
+    return f"config.xla_flags={asked}: the compiler refuses it: {' '.join(message.split())[:300]}"

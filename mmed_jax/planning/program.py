@@ -39,7 +39,7 @@ class Program:
     batch: dict[str, jax.ShapeDtypeStruct]
     train_step: Any
     eval_step: Any
-    compiler_options: dict[str, str]
+    compiler_options: dict[str, str | bool]
 
     def lower(self) -> jax.stages.Lowered:
         """The training step for the mesh's platform, which need not be this machine's."""
@@ -73,7 +73,7 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
         compute_dtype=config.compute_dtype, remat=config.remat, attention=attention, loss_chunk=config.loss_chunk,
         grad_accum=config.grad_accum, packing=config.data.packing,
     )  # fmt: skip
-    flags = compiler_options(chip_of(mesh.devices.flat[0].device_kind)) if config.xla_flags == "auto" else {}
+    flags = compiler_options(chip_of(mesh.devices.flat[0].device_kind), config.xla_flags)
     # The state stays where it is, and every process can read the numbers.
     everywhere = sharding.replicated(mesh)
     stays = (jax.tree.map(lambda x: x.sharding, state), everywhere)
