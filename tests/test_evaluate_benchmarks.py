@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 
 import datasets
 import huggingface_hub
@@ -197,6 +198,34 @@ def test_record_files_are_split_by_their_provenance(medqa_dir):
     write_records(medqa_dir / "records" / "medqa_us.jsonl", [*loaded.pools["train"], *loaded.records])
     again = load("medqa_us", medqa_dir / "records")
     assert again.records == loaded.records and again.pools == loaded.pools and again.info["counted"] == 3
+
+
+def test_folders_of_records_hold_splits_too(medqa_dir):
+    """As `data_gen build` writes them: the test split is asked, not the one that training would read."""
+    loaded = load("medqa_us", medqa_dir)
+    for split, records in (("test", loaded.records), ("train", loaded.pools["train"])):
+        plain = [{**r, "provenance": {}} for r in records]
+        write_records(medqa_dir / "sets" / "medqa_us" / split / "part.jsonl", plain)
+    again = load("medqa_us", medqa_dir / "sets")
+    assert [r["id"] for r in again.records] == [r["id"] for r in loaded.records] and len(again.pools["train"]) == 2
+
+
+def test_mmedbench_zip_by_language(tmp_path, count):
+    files = {"English": "en", "French": "fr"}
+    count("mmedbench", test={"en": 2, "zh": 0, "ja": 0, "fr": 2, "ru": 0, "es": 0})
+    with zipfile.ZipFile(tmp_path / "MMedBench.zip", "w") as archive:
+        for split in ("Train", "Test"):
+            for name in files:
+                rows = [{**medqa(f"{name} {split} {n}"), "rationale": "So."} for n in range(2)]
+                archive.writestr(f"MMedBench/{split}/{name}.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    loaded = load("mmedbench", tmp_path)
+    assert [r["language"] for r in loaded.records] == ["en", "en", "fr", "fr"] and len(loaded.pools["train"]) == 4
+    assert [r["language"] for r in load("mmedbench/fr", tmp_path).records] == ["fr", "fr"]
+    assert load("mmedbench", tmp_path, languages=("en",)).info["expected"] == 2
+    with pytest.raises(UserError, match="--languages=ko: mmedbench is in en, zh, ja, fr, ru, es"):
+        load("mmedbench", tmp_path, languages=("ko",))
+    with pytest.raises(UserError, match="'jp' is not supported, did you mean 'ja'"):
+        load("mmedbench", tmp_path, languages=("jp",))
 
 
 # ---- The hub ------------------------------------------------------------------------------------------------------

@@ -9,14 +9,15 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmed_jax.data import jsonl
 from mmed_jax.data.files import language_of
-from mmed_jax.data.schema import LANGUAGES, load_files
+from mmed_jax.data.schema import load_files
 from mmed_jax.data.sources import Conversion, Drop, Row
 from mmed_jax.data.sources.base import text
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.errors import UserError
 from mmed_jax.evaluation.registry import Entry
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def load(
             raise UserError(f"--benchmark={name}: {message}") from None
         rows, lost = reading.rows, reading.lost
     else:
-        records = load_files([benchmark.path], "mcq")
+        records = _records(benchmark.path)
         rows, lost = Counter((_split(r), entry.cell(r)) for r in records), {}
     asked = _asked_split(benchmark, split, tuple(dict.fromkeys(_split(r) for r in records)), same_split)
     kept = [r for r in records if (asked is None or _split(r) == asked) and entry.cell(r) in cells]
@@ -108,6 +109,17 @@ def load(
     return kept, pools, info
 
 
+def _records(path: str) -> list[dict]:
+    """All records of a file or folder, those of every split of a folder; the split of a folder is the records' own."""
+    from mmed_jax.evaluation.benchmarks import splits_in
+
+    found = []
+    for split in splits_in(Path(path)):
+        for record in load_files([f"{path}:{split}"], "mcq"):
+            found.append({**record, "provenance": {**record["provenance"], "split": split}})
+    return found or load_files([path], "mcq")
+
+
 def _split(record: dict) -> str:
     return record["provenance"].get("split", "")
 
@@ -115,9 +127,7 @@ def _split(record: dict) -> str:
 def _cells(benchmark: "Benchmark", languages: tuple[str, ...] | None) -> tuple[str, ...]:
     """The parts or languages that are asked. Raises UserError for languages the benchmark has not."""
     entry = benchmark.entry
-    for code in languages or ():
-        if code not in LANGUAGES:
-            raise UserError(f"--languages: '{code}' is not supported{nearest(code, LANGUAGES)}")
+    load_files([], "mcq", languages)  # checks the codes
     spoken = tuple(c for c in entry.languages if not languages or c in languages)
     if not spoken:
         raise UserError(f"--languages={','.join(languages)}: {benchmark.name} is in {', '.join(entry.languages)}")
@@ -191,7 +201,7 @@ def splits_there(benchmark: "Benchmark") -> dict[str, tuple[int, int | None]]:
             pass
         rows = reading.rows
     else:
-        rows = Counter((_split(r), entry.cell(r)) for r in load_files([benchmark.path], "mcq"))
+        rows = Counter((_split(r), entry.cell(r)) for r in _records(benchmark.path))
     found = {}
     for split in dict.fromkeys(s for s, _ in rows):
         there = {c: rows[split, c] for c in cells if rows[split, c] or entry.whole}
