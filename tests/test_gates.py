@@ -101,12 +101,74 @@ def test_a_rationale_without_letters_names_the_option_or_is_refused():
     assert verdict("rationale", parent, {**parent, "rationale": unsaid}, {"key_required": False}) == "key_unstated"
 
 
+ARTERIES = {"A": "Left anterior descending artery", "B": "Right coronary artery", "C": "Left circumflex artery"}
+ARGUES = "ST elevation in II, III and aVF points at the inferior wall of the heart, which has its own supply of blood. "
+
+
+@pytest.mark.parametrize("end", [
+    "The right coronary artery is often named, but the culprit is the left circumflex artery. Therefore the left "
+    "circumflex artery is occluded.",
+    "The right coronary artery is not occluded in such a case, as the lead aVR shows.",
+    "None of the options is correct: the right coronary artery would give another picture.",
+    "I am not certain. It could be the right coronary artery or the left circumflex artery.",
+    "It could be the right coronary artery or another one.",
+    "C fits best here. The right coronary artery does not.",
+    "The right coronary artery comes to mind; one should choose C here.",
+    "The right coronary artery would give a slow pulse, so I settle on option C.",
+    "The right coronary artery is likely in others. The correct answer is number 3, the circumflex.",
+    "Neither the right coronary artery nor the left circumflex artery is occluded.",
+    "It is the left circumflex artery rather than the right coronary artery.",
+    "This is known from the anatomy of the heart and of its vessels.",
+    "B is correct in most cases, but here option C fits best.",
+    "None of these options is right. Therefore, the correct answer is B.",
+])  # fmt: skip
+def test_rationales_that_argue_for_another_option_or_for_none(end: str):
+    parent = {**mcq(), "options": ARTERIES, "answer_idx": "B"}
+    assert verdict("rationale", parent, {**parent, "rationale": ARGUES + end}) == "key"
+
+
+@pytest.mark.parametrize("end", [
+    "Therefore the right coronary artery is occluded.",
+    "It is the right coronary artery, not the left circumflex artery.",
+    "The left circumflex artery is ruled out by lead I, and the right coronary artery remains.",
+    "The left circumflex artery would raise lead I. Only the right coronary artery fits. It is treated by reperfusion.",
+    "So the vessel is the right coronary artery (option B), while option C would not show in these leads.",
+    "Hepatitis C and vitamin C play no part. The right coronary artery is the vessel in question.",
+    "I think of a vessel that may be narrow or closed. Therefore, the correct answer is B.",
+])  # fmt: skip
+def test_rationales_that_name_the_right_option_in_words(end: str):
+    parent = {**mcq(), "options": ARTERIES, "answer_idx": "B"}
+    assert verdict("rationale", parent, {**parent, "rationale": ARGUES + end}) == ""
+
+
+@pytest.mark.parametrize("language, said, denied", [
+    ("zh", "因此应选用熊去氧胆酸，而不是泼尼松。", "因此应选用泼尼松，而不是熊去氧胆酸。"),
+    ("ja", "プレドニゾロンは適応ではない。したがってウルソデオキシコール酸を用いる。",
+     "ウルソデオキシコール酸は適応ではない。したがってプレドニゾロンを用いる。"),
+    ("ko", "프레드니손은 쓰지 않는다. 따라서 우르소데옥시콜산을 쓴다.",
+     "우르소데옥시콜산은 쓰지 않는다. 따라서 프레드니손을 쓴다."),
+    ("fr", "On donne l'acide ursodésoxycholique et non la prednisone.",
+     "On donne la prednisone et non l'acide ursodésoxycholique."),
+    ("es", "No se usa prednisona. Se da ácido ursodesoxicólico.", "Me quedo con la opción B, aunque el ácido "
+     "ursodesoxicólico es conocido."),
+    ("ru", "Преднизолон не показан. Назначают урсодезоксихолевую кислоту.",
+     "Урсодезоксихолевая кислота не показана. Назначают преднизолон."),
+])  # fmt: skip
+def test_conclusions_in_words_in_other_languages(language: str, said: str, denied: str):
+    parent = mcq(language)
+    before = RATIONALE[language].split("。因")[0].split("。したがって")[0].split(" 따라서")[0]
+    before = before.split(" La bonne")[0].split(" Por tanto")[0].split(" Следовательно")[0].rstrip("。") + ". "
+    assert verdict("rationale", parent, {**parent, "rationale": before + said}) == ""
+    assert verdict("rationale", parent, {**parent, "rationale": before + denied}) == "key"
+
+
 def test_several_right_answers():
     options = {"A": "Fever", "B": "Headache", "C": "Rash"}
     parent = {**mcq(), "options": options, "answer_idx": "A,C"}
     text = "Fever and rash are both signs of the disease, and both appear within two days. The correct answers are {}."
     assert verdict("rationale", parent, {**parent, "rationale": text.format("A and C")}) == ""
     assert verdict("rationale", parent, {**parent, "rationale": text.format("A and B")}) == "key"
+    assert verdict("rationale", parent, {**parent, "rationale": text.format("A")}) == "key"
 
 
 @pytest.mark.parametrize("text", REFUSALS)

@@ -8,7 +8,7 @@ in data_gen.dedup, data_gen.contamination and data_gen.gates.balance.
 from collections.abc import Callable
 from functools import partial
 
-from data_gen.gates import matter, text
+from data_gen.gates import keys, matter, text
 from data_gen.types import Job
 from mmed_jax.errors import UserError, nearest
 
@@ -29,7 +29,7 @@ THRESHOLDS = {
     "length_ratio": (0.35, 2.8),
     # Less than this share of different n-grams is a loop.
     "distinct_ngrams": 0.35,
-    # Share of a right option's text that a rationale without letters must hold, and whether it must.
+    # Share of an option's text by which a rationale without letters names it, and whether one must be named.
     "key_stated": 0.6,
     "key_required": True,
     # Share of the given answer's wording that an expanded one must hold.
@@ -57,7 +57,7 @@ def default_gates(method: str, thresholds: dict | None = None) -> list[Gate]:
         text.copy: {"quoted": t["quoted_passage"]},
         text.length: {"shortest": t["shortest"], "longest": t["longest"], "ratio": tuple(t["length_ratio"])},
         text.repetition: {"distinct": t["distinct_ngrams"]},
-        matter.key: {"stated": t["key_stated"], "required": t["key_required"]},
+        keys.key: {"stated": t["key_stated"], "required": t["key_required"]},
         matter.facts: {"kept": t["facts_kept"]},
         matter.numbers: {"tolerated": t["numbers_tolerated"]},
     }
@@ -70,7 +70,7 @@ GATES: dict[str, tuple[Callable, ...]] = {
     "answer_expanding": (*_TEXT, matter.facts),
     "qa_generation": (*_TEXT, matter.facts),
     "translation": (*_TEXT, matter.options, matter.numbers),
-    "rationale": (*_TEXT, matter.key),
+    "rationale": (*_TEXT, keys.key),
     "topics": (),
     "reanswer": (),
     "original": (text.language, text.length),

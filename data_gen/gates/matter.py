@@ -1,33 +1,10 @@
-"""Gates on the matter: the key a rationale argues for, what a translation must keep, facts of an expanded answer."""
+"""Gates on the matter: what a translation must keep, facts of an expanded answer and of one from a passage."""
 
 from data_gen.gates.parts import named_texts, parts_of
 from data_gen.gates.quantities import Quantity, missing, other_units, quantities
 from data_gen.shingles import is_dense, normal_text, shingles
 from data_gen.types import Job, Reject
-from mmed_jax.evaluation.answers import extract, is_correct
-
-
-def key(job: Job, record: dict, *, stated: float, required: bool) -> str | None:
-    """A rationale leads to the keyed option(s). Reason "key".
-
-    The letters that mmed_jax.evaluation.answers reads out of it must be the key. Where it names no letter, `stated` of
-    the n-grams of a right option's text must stand in it; else it is rejected (`required`) or flagged "key_unstated".
-    """
-    text, options, answer = record["rationale"], record["options"], record["answer_idx"]
-    found = extract(text, options, job.target.get("language", record["language"]))
-    if found.letters is not None and found.rule != "ambiguous":
-        if is_correct(found.letters, answer):
-            return None
-        # "A is correct" of a key A,C names a part of it.
-        if not set(found.letters.split(",")) < set(answer.split(",")):
-            raise Reject("key", f"argues for {found.letters}, the key is {answer}")
-    if job.target.get("language", record["language"]) != record["language"]:
-        return "key_unstated"  # the options are in another language than the rationale
-    if max(contained(options[letter], text) for letter in answer.split(",")) >= stated:
-        return None
-    if required:
-        raise Reject("key", f"names neither {answer} nor the text of it")
-    return "key_unstated"
+from mmed_jax.evaluation.answers import extract
 
 
 def contained(small: str, large: str) -> float:

@@ -71,3 +71,53 @@ DISCLAIMER = re.compile(
     r"|(?:проконсультируйтесь|обратитесь|посоветуйтесь) (?:с|к) (?:\w+ )?(?:врач|специалист)",
     re.IGNORECASE,
 )
+
+# What takes back or excludes what a clause names.
+NEGATION = re.compile(
+    r"\b(?:not|no|never|nor|neither|none|cannot|without|unlike|except|rather than|instead of|exclud\w+|"
+    r"rul(?:e[sd]?|ing) out|wrong|incorrect(?:ly)?|unlikely|less likely|false|fails? to|contraindicated)\b|n['’]t\b"
+    r"|\b(?:ne|pas|jamais|ni|non|sans|plutôt que|au lieu de|exclu\w*|élimin\w+|faux|fausse|incorrecte?|improbable|"
+    r"peu probable|contre-indiqué\w*)\b|\bn['’]"
+    r"|\b(?:nunca|sin|en lugar de|en vez de|descart\w+|exclu\w+|incorrect[ao]s?|fals[ao]s?|poco probable|"
+    r"contraindicad[ao]s?)\b"
+    r"|\b(?:не|ни|нет|без|исключ\w+|неверн\w+|неправильн\w+|ошибочн\w+|маловероятн\w+|вместо|противопоказан\w*)\b"
+    r"|不(?!全|足|良|整|明|同|孕|稳|随|规则)|并非|而非|没有|无法|未见|排除|错误|禁忌"
+    r"|ない|なく|ません|ではな|誤り|否定|除外|不適|禁忌"
+    r"|아니|않|없|못하|제외|틀리|틀린|배제|부적절|금기",
+    re.IGNORECASE,
+)
+
+# A writer who does not come to an answer ...
+UNCERTAIN = re.compile(
+    r"\b(?:I(?:['’]m| am)|we are) (?:not (?:\w+ )?(?:certain|sure)|unsure|uncertain)\b"
+    r"|\bI (?:cannot|can['’]t) (?:decide|tell|be sure)|\bI do(?:n['’]t| not) know\b"
+    r"|(?:cannot|can['’]t) be determined from"
+    r"|\bje ne (?:suis pas (?:\w+ )?(?:certain|sûr)e?|sais pas|peux pas trancher)"
+    r"|\bno (?:estoy (?:\w+ )?segur[oa]|sé (?:cuál|si)|puedo decidir)"
+    r"|\bя не (?:уверен|знаю)|не могу (?:решить|определить)"
+    r"|我不(?:能|太)?(?:确定|肯定|知道)|无法(?:确定|判断)(?:正确)?答案"
+    r"|確信が(?:持て|ない)|断定でき(?:ない|ません)|答えは(?:わか|分か)ら"
+    r"|확실하지 ?않|확신할 수 ?없|정답을 (?:알 수|정할 수) 없",
+    re.IGNORECASE,
+)
+# ... or leaves it open between two.
+EITHER = re.compile(
+    r"\bit (?:could|might|may) be (?:either )?[^.;:]{1,80}\bor\b|\b(?:pourrait|peut) être [^.;:]{1,80}\bou\b"
+    r"|\b(?:podría|puede) (?:ser|tratarse de) [^.;:]{1,80}\bo\b|\bможет быть [^.;:]{1,80}\bили\b"
+    r"|可能是[^。；]{1,40}(?:或者?|也可能是)|かもしれないし|일 수도 있고",
+    re.IGNORECASE,
+)
+
+# A writer for whom no option is right.
+NONE_OF_THEM = re.compile(
+    r"\b(?:none|neither) of (?:the|these|those) (?:\w+ )?(?:options?|choices|answers|alternatives|above)\b[^.;:,]{0,12}"
+    r"\b(?:is|are|fits?|seems?|applies)\b|\bno option (?:is|fits)\b"
+    r"|\ball (?:the |of the )?options are (?:wrong|incorrect)"
+    r"|\baucune (?:des|de ces) (?:\w+ )?(?:options?|réponses|propositions)\b|\bningun[ao] de (?:las|estas) (?:\w+ )?"
+    r"(?:opciones|respuestas|alternativas)\b"
+    r"|\bни (?:один|одного) из (?:\w+ )?(?:вариант|ответ)\w+|нет (?:правильн|верн)\w+ ответ"
+    r"|(?:没有|无)(?:一个)?(?:正确(?:的)?)?(?:选项|答案)(?:是)?(?:正确|符合)?|(?:所有|各)选项(?:都|均)(?:不正确|错误|不符合)"
+    r"|(?:いずれ|どれ)の?(?:選択肢)?も(?:正しくない|当てはまらない|該当しない|誤り)|正解(?:は|が)ない|正しい選択肢(?:は|が)ない"
+    r"|(?:옳은|맞는|올바른) (?:보기|선택지|답)(?:가|이|는|은)? 없|모든 (?:보기|선택지)(?:가|는) (?:틀|옳지 않)",
+    re.IGNORECASE,
+)
