@@ -1,6 +1,5 @@
 """Numbers from predictions: accuracy with interval, parse rate and chance, per language and benchmark."""
 
-import math
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -9,20 +8,10 @@ from typing import Any
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.evaluation.answers import extract, is_correct
 from mmed_jax.evaluation.benchmarks import Item
+from mmed_jax.evaluation.intervals import mean_interval, wilson
 
-Z95 = 1.959963984540054
-
-
-def wilson(correct: int, count: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22:209); (0, 1) for no items."""
-    if not count:
-        return 0.0, 1.0
-    p, zz = correct / count, z * z
-    centre = (p + zz / (2 * count)) / (1 + zz / count)
-    half = z / (1 + zz / count) * math.sqrt(p * (1 - p) / count + zz / (4 * count * count))
-    # At 0 and n of n the bound is exactly 0 or 1; rounding would give 1e-17.
-    return (0.0 if correct == 0 else centre - half), (1.0 if correct == count else centre + half)
-
+# How `confusion` calls an answer of several letters, and one that can't be read.
+SEVERAL, UNPARSED = "several", "unparsed"
 
 def fold(text: str) -> str:
     """For exact match of answers: NFKC, casefolded, whitespace squeezed."""
@@ -67,14 +56,39 @@ def by_language(pairs: Sequence[tuple[Item, dict]]) -> dict[str, dict[str, Any]]
     return {lang: cell(group) for lang, group in groups.items() if group}
 
 
-def summarise(items: Sequence[Item], predictions: Sequence[dict]) -> dict[str, Any]:
-    """The result part of results.json: {"overall", "languages", "mean_over_languages", "benchmarks", "rules"}.
+def confusion(predictions: Sequence[dict]) -> dict[str, dict[str, int]] | None:
+    """{right letter: {answered letter: items}}; None where there are no letters.
 
-    "overall" pools all items; "mean_over_languages" is the unweighted mean that the MMedBench tables print.
+    Questions with several right letters are the row "several", answers of several letters the column "several",
+    whether they are the right ones or not; "unparsed" is the column of answers that can't be read. Letters are those
+    shown, in order; every row has every column.
+    """
+    letters = sorted({k for p in predictions for k in p.get("options") or ()})
+    if not letters:
+        return None
+    pairs = Counter((_label(p["answer"]), _label(p["extracted"])) for p in predictions)
+    keys = [k for k in (*letters, SEVERAL) if any(key == k for key, _ in pairs)]
+    columns = [k for k in (*letters, SEVERAL) if k in letters or any(got == k for _, got in pairs)]
+    return {key: {got: pairs[key, got] for got in (*columns, UNPARSED)} for key in keys}
+
+
+def _label(letters: str | None) -> str:
+    return UNPARSED if letters is None else SEVERAL if "," in letters else letters
+
+
+def summarise(items: Sequence[Item], predictions: Sequence[dict]) -> dict[str, Any]:
+    """The result part of results.json: {"overall", "languages", "mean_over_languages", "mean_interval95", "benchmarks",
+    "rules"}.
+
+    "overall" pools all items; "mean_over_languages" is the unweighted mean that the MMedBench tables print, its
+    interval a seeded bootstrap over the items of each language. Benchmarks have "confusion" besides.
     """
     pairs = list(zip(items, predictions, strict=True))
     names = list(dict.fromkeys(i.benchmark for i in items))
-    benchmarks = {n: _block([p for p in pairs if p[0].benchmark == n]) for n in names}
+    benchmarks = {}
+    for name in names:
+        mine = [p for p in pairs if p[0].benchmark == name]
+        benchmarks[name] = {**_block(mine), "confusion": confusion([p for _, p in mine])}
     rules = Counter(p["rule"] for p in predictions)
     return {**_block(pairs), "benchmarks": benchmarks, "rules": dict(rules.most_common())}
 
@@ -82,7 +96,10 @@ def summarise(items: Sequence[Item], predictions: Sequence[dict]) -> dict[str, A
 def _block(pairs: Sequence[tuple[Item, dict]]) -> dict[str, Any]:
     languages = by_language(pairs)
     mean = sum(c["accuracy"] for c in languages.values()) / len(languages)
-    return {"overall": cell(pairs), "languages": languages, "mean_over_languages": mean}
+    interval = mean_interval([(c["correct"], c["count"]) for c in languages.values()])
+    return {
+        "overall": cell(pairs), "languages": languages, "mean_over_languages": mean, "mean_interval95": list(interval),
+    }  # fmt: skip
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -97,17 +114,30 @@ def rows(results: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return out
 
 
+def has_parse_rate(results: dict[str, Any]) -> bool:
+    """Whether answers are read from text: not when log-likelihoods are compared, nor for exact match."""
+    return "parse_rate" in results["overall"] and results.get("mode") != "loglikelihood"
+
+
 def table(results: dict[str, Any]) -> str:
     """The results as lines of text."""
-    parsed = "parse_rate" in results["overall"]
+    chances, read = "chance" in results["overall"], has_parse_rate(results)
+    written = results.get("mode") != "loglikelihood"
     head = ["benchmark", "language", "items", "accuracy", "95 % interval"]
-    head += [*(["chance", "parsed"] if parsed else []), "cut"]
+    head += [*(["chance"] if chances else []), *(["parsed"] if read else []), *(["cut"] if written else [])]
     lines = [head]
     for name, language, c in rows(results):
         low, high = c["interval95"]
         line = [name, language, str(c["count"]), f"{c['accuracy']:.1%}", f"{low:.1%} to {high:.1%}"]
-        line += [f"{c['chance']:.1%}", f"{c['parse_rate']:.1%}"] if parsed else []
-        lines.append([*line, str(c["cut"])])
+        line += [f"{c['chance']:.1%}"] if chances else []
+        line += [f"{c['parse_rate']:.1%}"] if read else []
+        lines.append([*line, str(c["cut"])] if written else line)
+    for name, block in results["benchmarks"].items():
+        if len(block["languages"]) > 1:
+            low, high = block["mean_interval95"]
+            mean = [name, "mean", "", f"{block['mean_over_languages']:.1%}", f"{low:.1%} to {high:.1%}"]
+            at = max(i for i, line in enumerate(lines) if line[0] == name)
+            lines.insert(at + 1, mean + [""] * (len(head) - len(mean)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     left = (0, 1)
     return "\n".join(

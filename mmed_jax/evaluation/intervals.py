@@ -1,0 +1,94 @@
+"""How sure a number is: Wilson's interval, bootstrap over items, McNemar's exact test.
+
+The bootstrap draws the items of every group (a language, an exam) with replacement, takes the mean of each group and
+the mean of those, as the papers average. Drawing n of n items is drawing how often each different value comes up, a
+multinomial, so that is what is drawn: the result depends on the seed and on how many items have which value, never on
+their order. Groups are drawn independently: parallel translations of one question count as different questions.
+Intervals are percentiles of the draws (Efron 1979, Ann. Stat. 7:1); where all items of a group are right or all wrong,
+that group adds no spread, and a handful of items give one that is too narrow.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Z95 = 1.959963984540054
+RESAMPLES = 10_000
+_AT_ONCE = 4_000_000  # numbers held at once
+
+
+def wilson(correct: int, count: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22:209); (0, 1) for no items."""
+    if not count:
+        return 0.0, 1.0
+    p, zz = correct / count, z * z
+    centre = (p + zz / (2 * count)) / (1 + zz / count)
+    half = z / (1 + zz / count) * math.sqrt(p * (1 - p) / count + zz / (4 * count * count))
+    # At 0 and n of n the bound is exactly 0 or 1; rounding would give 1e-17.
+    return (0.0 if correct == 0 else centre - half), (1.0 if correct == count else centre + half)
+
+
+def mean_of_groups(groups: Sequence[Sequence[float]]) -> float:
+    """The unweighted mean of the groups' means; every group holds at least one value."""
+    return float(np.mean([np.mean(np.asarray(g, np.float64)) for g in groups]))
+
+
+def bootstrap(
+    groups: Sequence[Sequence[float]], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of mean_of_groups by resampling items within each group.
+
+    Args:
+      groups: values per item (0 or 1 for accuracy), a sequence for each group, none of them empty.
+    """
+    rng = np.random.Generator(np.random.Philox(seed))
+    total = np.zeros(resamples)
+    for group in groups:
+        values, counts = np.unique(np.asarray(group, np.float64), return_counts=True)
+        n = int(counts.sum())
+        rows = max(1, _AT_ONCE // len(values))
+        for start in range(0, resamples, rows):
+            part = slice(start, min(start + rows, resamples))
+            drawn = rng.multinomial(n, counts / n, size=part.stop - part.start)
+            total[part] += drawn @ values / n
+    low, high = np.quantile(total / len(groups), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def mean_interval(
+    cells: Sequence[tuple[int, int]], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the unweighted mean of proportions, each (correct, count); Wilson's where there is one."""
+    if len(cells) == 1:
+        return wilson(*cells[0])
+    return bootstrap([[1.0] * k + [0.0] * (n - k) for k, n in cells], resamples=resamples, seed=seed)
+
+
+def paired(
+    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float, float]:
+    """(difference, low, high) of mean_of_groups(b) - mean_of_groups(a), 95 % by paired bootstrap.
+
+    Args:
+      a, b: scores of two runs on the same items: equal groups, and a[g][i] and b[g][i] belong to one item. An item is
+        drawn with both of its scores, so what makes it hard or easy for both does not widen the interval.
+    """
+    differences = [np.asarray(y, np.float64) - np.asarray(x, np.float64) for x, y in zip(a, b, strict=True)]
+    return mean_of_groups(differences), *bootstrap(differences, resamples=resamples, seed=seed)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided p of McNemar's exact test (McNemar 1947, Psychometrika 12:153).
+
+    Args:
+      only_a, only_b: items that only the one or only the other run answered rightly. If the runs were equally good,
+        each such item would be a fair coin's toss: p is twice the smaller tail of Binomial(only_a + only_b, 1/2), at
+        most 1.
+    """
+    n, k = only_a + only_b, min(only_a, only_b)
+    term = tail = 1
+    for i in range(k):
+        term = term * (n - i) // (i + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**n)  # integers: no rounding before the division
