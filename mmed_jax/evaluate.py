@@ -29,6 +29,7 @@ from mmed_jax.evaluation import benchmarks as B
 from mmed_jax.evaluation import breakdown, modes
 from mmed_jax.evaluation.answers import RULES_VERSION
 from mmed_jax.evaluation.items import MAX_EXAMPLES, Asking, Item, choose_examples, closed_book, make_items, prompts_hash
+from mmed_jax.evaluation.rationale import DEFAULT
 from mmed_jax.evaluation.report import make_page
 from mmed_jax.evaluation.results import summarise, table
 from mmed_jax.inference.journal import Journal
@@ -260,7 +261,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--shuffle_options", type=int, metavar="SEED", help="ask the options in an order drawn with this seed")
     add("--book", choices=("open", "closed"), help="with or without the passage (default: open where there is one)")
     add("--images", choices=("ask", "skip"), help="questions that need one (default: asked if the published count is)")
-    add("--rationale_metrics", metavar="NAME[,NAME]", nargs="?", const=",".join(_rationale_metrics()),
+    add("--rationale_metrics", metavar="NAME[,NAME]", nargs="?", const=",".join(DEFAULT),
         help="of --mode=rationale, against the reference (default of the bare flag: all but bertscore)")  # fmt: skip
     add("--human_checked", action="store_true", help="--rationale_metrics only where people passed the reference")
     add("--bertscore_model", metavar="DIR", help="for --rationale_metrics=..,bertscore")
@@ -289,12 +290,6 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         if getattr(args, flag) and not args.rationale_metrics:
             raise UserError(f"--{flag}: goes with --rationale_metrics")
     return args
-
-
-def _rationale_metrics() -> tuple[str, ...]:
-    from mmed_jax.evaluation.rationale import DEFAULT
-
-    return DEFAULT
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from mmed_jax.data.schema import LANGUAGES, write_records
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.evaluation import benchmarks as B
 from mmed_jax.evaluation import registry
+from mmed_jax.evaluation.places import locate_entry
 from mmed_jax.evaluation.registry import ENTRIES
 
 
@@ -311,12 +312,12 @@ def test_a_part_beside_its_whole_is_named_twice(tmp_path):
 def test_folders_that_only_begin_alike_are_not_mixed_up(tmp_path):
     """medqa_zh is another set than medqa_us; medqa_us_2024 is a copy of medqa_us."""
     put(tmp_path / "medqa_zh" / "x.jsonl", [medqa(0)])
-    assert B.locate_entry(ENTRIES["medqa_us"], tmp_path) is None
+    assert locate_entry(ENTRIES["medqa_us"], tmp_path) is None
     put(tmp_path / "medqa_us_2024" / "test.jsonl", [medqa(0)])
-    assert B.locate_entry(ENTRIES["medqa_us"], tmp_path).path.endswith("medqa_us_2024")
+    assert locate_entry(ENTRIES["medqa_us"], tmp_path).path.endswith("medqa_us_2024")
     put(tmp_path / "medqa_us_old" / "test.jsonl", [medqa(0)])
     with pytest.raises(UserError, match=r"several folders of that name \(medqa_us_2024, medqa_us_old\)"):
-        B.locate_entry(ENTRIES["medqa_us"], tmp_path)
+        locate_entry(ENTRIES["medqa_us"], tmp_path)
 
 
 def test_list(medqa_dir, capsys):

@@ -6,39 +6,19 @@ keep their duplicates: the published number counts them.
 """
 
 import dataclasses
-import hashlib
-import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmed_jax.data import jsonl
-from mmed_jax.data.files import SPLIT_NAMES, locate, members
+from mmed_jax.data.files import SPLIT_NAMES, locate
 from mmed_jax.data.schema import KINDS, kind_of, load_files, read_records
-from mmed_jax.data.sources import SOURCES
 from mmed_jax.errors import UserError, nearest
+from mmed_jax.evaluation import published
 from mmed_jax.evaluation.items import Item
+from mmed_jax.evaluation.places import HUB, Benchmark, file_hash, locate_entry, source_of, splits_in
 from mmed_jax.evaluation.registry import ENTRIES, GROUPS, Entry, expand, lookup
 
-__all__ = ["Benchmark", "Item", "Loaded", "file_hash", "find", "from_files", "kind_in", "load"]
-
-HUB = "hub"
-
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """A named set of questions.
-
-    `path`: as read_records takes it, with ":split" where there are several; published files when `raw`; or "hub".
-    `entry` and `part` for a registered one, `split` when another one than the reported is asked by name.
-    """
-
-    name: str
-    path: str
-    entry: Entry | None = None
-    part: str = ""
-    raw: bool = False
-    split: str = ""
+__all__ = ["Benchmark", "Item", "Loaded", "find", "from_files", "kind_in", "load"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,55 +90,6 @@ def _on_hub(name: str, known: tuple[Entry, str, str] | None) -> Benchmark:
     return Benchmark(name, HUB, entry, part, raw=True, split=split)
 
 
-def locate_entry(entry: Entry, folder: Path) -> Benchmark | None:
-    """Where a registered benchmark lies in a folder; None when it does not. Raises UserError when several fit."""
-    names = {_plain(n) for n in (entry.name, *entry.aliases)}
-    for path in (folder / f"{entry.name}.jsonl", folder / f"{entry.name}.jsonl.gz"):
-        if path.is_file():
-            return Benchmark(entry.name, str(path), entry)
-    places = [p for p in sorted(folder.iterdir()) if p.is_dir() or p.suffix.lower() == ".zip"]
-    exact = [p for p in places if _plain(p.name.removesuffix(".zip")) in names]
-    like = [p for p in places if _plain(p.name).startswith(entry.name + "_") and not _is_other(p, entry)]
-    found = exact[:1] or like
-    if len(found) > 1:
-        shown = ", ".join(p.name for p in found)
-        raise UserError(f"--benchmark={entry.name}: several folders of that name ({shown}) in {folder}; keep one")
-    if not found and entry.name == "mmedbench" and any((folder / n).is_dir() for n in ("Test", "test")):
-        found = [folder]
-    if found:
-        path = found[0]
-        if path.is_dir() and entry.prefer:
-            path = next((p for p in sorted(path.rglob(entry.prefer)) if p.is_dir()), path)
-        return Benchmark(entry.name, str(path), entry, raw=not _holds_records(path))
-    return None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "_", name.lower())
-
-
-def _is_other(path: Path, entry: Entry) -> bool:
-    """Whether a folder is called by another set whose name begins like this one's."""
-    return any(_plain(path.name).startswith(n) for n in SOURCES if n != entry.name and n.startswith(entry.name))
-
-
-def _holds_records(path: Path) -> bool:
-    """Whether a folder or zip holds record files, and not published ones."""
-    if path.is_dir():
-        from mmed_jax.data import tfds_io
-
-        if tfds_io.version_folder(path) is not None:
-            return True
-    for member in members(path, ".jsonl")[:1]:
-        with member.open() as stream:
-            try:
-                _, first = next(iter(jsonl.read_objects(stream, member.label)))
-            except (UserError, StopIteration):
-                return False
-            return "language" in first and ("answer_idx" in first or "messages" in first)
-    return False
-
-
 def _checked(found: list[Benchmark], flag: str) -> list[Benchmark]:
     """`found`, when nothing is asked twice and no training data in silence. Raises UserError."""
     names, places = set(), set()
@@ -178,18 +109,6 @@ def _checked(found: list[Benchmark], flag: str) -> list[Benchmark]:
     return found
 
 
-def splits_in(path: Path) -> list[str]:
-    """Names of the splits in a folder or zip of records, sorted; [] for a file or what has none."""
-    if path.is_dir():
-        from mmed_jax.data import tfds_io
-
-        if (version := tfds_io.version_folder(path)) is not None:
-            return sorted(tfds_io.splits(version))
-    elif path.suffix.lower() != ".zip":
-        return []
-    return sorted({m.split for m in members(path, ".jsonl") if m.split})
-
-
 def _find(name: str, known: tuple[Entry, str, str] | None, folder: Path) -> Benchmark:
     if known is not None and (there := locate_entry(known[0], folder)) is not None:
         return dataclasses.replace(there, name=name, part=known[1], split=known[2])
@@ -197,7 +116,7 @@ def _find(name: str, known: tuple[Entry, str, str] | None, folder: Path) -> Benc
         if known is None and path.exists():
             return Benchmark(name, str(path))
     files = sorted(p for p in folder.iterdir() if p.name.endswith(jsonl.SUFFIXES))
-    sources = {p: _source(p) for p in files}
+    sources = {p: source_of(p) for p in files}
     same = [p for p, s in sources.items() if s == (known[0].name if known else name)]
     if len(same) > 1:
         shown = ", ".join(p.name for p in same)
@@ -215,14 +134,6 @@ def _find(name: str, known: tuple[Entry, str, str] | None, folder: Path) -> Benc
     there |= {n for n, e in ENTRIES.items() if locate_entry(e, folder)}
     hint = nearest(name, sorted(there)) or ", which holds no record file"
     raise UserError(f"--benchmark={name}: not in {folder}{hint}")
-
-
-def _source(path: Path) -> str | None:
-    """The source that the first record of a file names; None when it can't be read."""
-    try:
-        return next(read_records(path)).get("source")
-    except (UserError, OSError, StopIteration):
-        return None
 
 
 def kind_in(benchmarks: Iterable[Benchmark], kind: str = "auto") -> str:
@@ -262,8 +173,6 @@ def load(
     Raises:
       UserError: unreadable or malformed files, no such split, a count that is off, nothing left to ask.
     """
-    from mmed_jax.evaluation import published
-
     if benchmark.entry is not None and kind == "mcq":
         records, others, info = published.load(benchmark, benchmark.split or split, languages, count_mismatch)
     else:
@@ -304,22 +213,3 @@ def _other_splits(path: str, kind: str) -> dict[str, list[dict]]:
     asked = SPLIT_NAMES.get(split, split) if split and split not in present else split
     others = [s for s in ("train", "validation") if s in present and s != asked] if split else []
     return {s: load_files([f"{real}:{s}"], kind) for s in others}
-
-
-def file_hash(path: str) -> str:
-    """SHA-256 over the record files that a benchmark's path stands for."""
-    real, _ = locate(path)
-    files = [real] if real.is_file() else sorted(p for p in real.rglob("*") if p.is_file())
-    digest = hashlib.sha256()
-    for p in files:
-        if real.is_dir():
-            digest.update(os.fspath(p.relative_to(real)).encode())
-        with p.open("rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def same_split(asked: str, present: Sequence[str]) -> str | None:
-    """The name of `present` that is meant by `asked` ("dev" is "validation" where there is no dev split); or None."""
-    return next((s for s in (asked, SPLIT_NAMES.get(asked.lower())) if s in present), None)

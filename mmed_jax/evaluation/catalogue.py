@@ -6,7 +6,7 @@ from mmed_jax.data import jsonl
 from mmed_jax.data.schema import kind_of, read_records
 from mmed_jax.errors import UserError, one_line
 from mmed_jax.evaluation import published
-from mmed_jax.evaluation.benchmarks import locate_entry
+from mmed_jax.evaluation.places import locate_entry
 from mmed_jax.evaluation.registry import ENTRIES, GROUPS, Entry
 
 

@@ -10,7 +10,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmed_jax.data import jsonl
 from mmed_jax.data.files import language_of
@@ -18,10 +17,8 @@ from mmed_jax.data.schema import load_files
 from mmed_jax.data.sources import Conversion, Drop, Row
 from mmed_jax.data.sources.base import text
 from mmed_jax.errors import UserError
+from mmed_jax.evaluation.places import HUB, Benchmark, file_hash, same_split, splits_in
 from mmed_jax.evaluation.registry import Entry
-
-if TYPE_CHECKING:
-    from mmed_jax.evaluation.benchmarks import Benchmark
 
 # Drops that say a row belongs to another set or language, so that it is no row of the benchmark.
 _FOREIGN = ("not one of the nine medical subjects", "machine translation of the same problem", "language not supported",
@@ -66,11 +63,9 @@ class _Reading(Conversion):
 
 
 def load(
-    benchmark: "Benchmark", split: str, languages: tuple[str, ...] | None, count_mismatch: bool
+    benchmark: Benchmark, split: str, languages: tuple[str, ...] | None, count_mismatch: bool
 ) -> tuple[list[dict], dict[str, list[dict]], dict]:
     """(records of the split, {other split: records}, info) of a registered benchmark; see benchmarks.load."""
-    from mmed_jax.evaluation.benchmarks import HUB, file_hash, same_split
-
     entry, name = benchmark.entry, benchmark.name
     cells = _cells(benchmark, languages)
     revision = hub_revision(entry) if benchmark.path == HUB else None
@@ -88,7 +83,7 @@ def load(
     else:
         records = _records(benchmark.path)
         rows, lost = Counter((_split(r), entry.cell(r)) for r in records), {}
-    asked = _asked_split(benchmark, split, tuple(dict.fromkeys(_split(r) for r in records)), same_split)
+    asked = _asked_split(benchmark, split, tuple(dict.fromkeys(_split(r) for r in records)))
     kept = [r for r in records if (asked is None or _split(r) == asked) and entry.cell(r) in cells]
     if not kept:
         have = ", ".join(sorted({entry.cell(r) for r in records}))
@@ -111,8 +106,6 @@ def load(
 
 def _records(path: str) -> list[dict]:
     """All records of a file or folder, those of every split of a folder; the split of a folder is the records' own."""
-    from mmed_jax.evaluation.benchmarks import splits_in
-
     found = []
     for split in splits_in(Path(path)):
         for record in load_files([f"{path}:{split}"], "mcq"):
@@ -124,7 +117,7 @@ def _split(record: dict) -> str:
     return record["provenance"].get("split", "")
 
 
-def _cells(benchmark: "Benchmark", languages: tuple[str, ...] | None) -> tuple[str, ...]:
+def _cells(benchmark: Benchmark, languages: tuple[str, ...] | None) -> tuple[str, ...]:
     """The parts or languages that are asked. Raises UserError for languages the benchmark has not."""
     entry = benchmark.entry
     load_files([], "mcq", languages)  # checks the codes
@@ -138,7 +131,7 @@ def _cells(benchmark: "Benchmark", languages: tuple[str, ...] | None) -> tuple[s
     return (entry.asked_parts or entry.parts) if entry.parts else spoken
 
 
-def _asked_split(benchmark: "Benchmark", wanted: str, present: tuple[str, ...], same_split) -> str | None:
+def _asked_split(benchmark: Benchmark, wanted: str, present: tuple[str, ...]) -> str | None:
     """The split, as records name it, that is asked; None = all of them. Raises UserError when it is not there."""
     entry = benchmark.entry
     if not (wanted or entry.split):
@@ -188,7 +181,7 @@ def _count(benchmark, meant: str, asked: str | None, cells, rows: Counter, lost:
     }  # fmt: skip
 
 
-def splits_there(benchmark: "Benchmark") -> dict[str, tuple[int, int | None]]:
+def splits_there(benchmark: Benchmark) -> dict[str, tuple[int, int | None]]:
     """{split: (questions found, questions published or None)} of what the benchmark's path holds; "all" for no splits.
 
     Raises UserError when it cannot be read.
