@@ -31,13 +31,16 @@ def weighted_nll(
 
     Logits exist for `chunk` tokens (per device) at a time, once: the gradients of the sum are computed with them, in
     the forward pass, because they need only a factor afterwards. The head is gathered once and its gradient summed over
-    devices once.
+    devices once: over the chunks of a device in float32, over devices in compute_dtype. (On one device it stays
+    float32.)
 
     Args:
-      hidden_btd: [B, T, D], after the final norm.
+      hidden_btd: [B, T, D], after the final norm. Finite everywhere, also where the weight is 0: there the sum and the
+        gradient of hidden are not touched by what it holds, but the gradient of the head is (0 x inf is NaN).
       head_vd: [V, D].
       targets_bt: int32 [B, T], in 0..V-1.
-      weights_bt: float32 [B, T], at least 0; a token of weight 0 adds nothing, whatever its likelihood.
+      weights_bt: float32 [B, T]. A token of weight 0 adds nothing to the sum, whatever its likelihood; a weight that is
+        NaN makes the sum and the gradients NaN.
       compute_dtype: of the products; they are summed, and logsumexp is taken, in float32.
 
     Returns:
@@ -71,8 +74,8 @@ _weighted_nll.defvjp(_forward, _backward)
 
 
 def _sum(nll, weights):
-    # Selected, not multiplied: 0 x inf from a padding row would be NaN.
-    return jnp.where(weights > 0, nll * weights, 0.0).sum()
+    # Selected, not multiplied: 0 x inf from a padding row would be NaN. NaN is not 0 and is kept.
+    return jnp.where(weights != 0, nll * weights, 0.0).sum()
 
 
 def _over_devices(hidden, head, targets, weights, how: _How, *, gradients: bool) -> tuple[jax.Array, ...]:
@@ -145,7 +148,7 @@ def _chunks(
         if not gradients:
             return None, (nll,)
         is_target = jnp.arange(vocab) == y[:, None]
-        d_logits = jnp.where(w[:, None] > 0, (exps / total[:, None] - is_target) * w[:, None], 0.0).astype(dtype)
+        d_logits = jnp.where(w[:, None] != 0, (exps / total[:, None] - is_target) * w[:, None], 0.0).astype(dtype)
         parts = {"v": d_logits, "d": h}
         d_head = d_head + sum_product(f"c{order[0]},c{order[1]}->{order}", *(parts[x] for x in order), **summed_in)
         d_h = jnp.einsum(f"cv,{order}->cd", d_logits, head, **summed_in)

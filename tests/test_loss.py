@@ -73,6 +73,30 @@ def test_all_masked_is_zero_not_nan():
         np.testing.assert_array_equal(g, 0)
 
 
+def test_a_weight_that_is_no_number_is_not_counted_as_0():
+    """Neither in the sum nor in the gradients of what it weighs; other tokens keep theirs."""
+    hidden, head, targets, weights = inputs(2, 20)
+    (loss, values), (d_hidden, d_head) = loss_of(weighted_nll, chunk=16)(
+        hidden, head, targets, weights.at[0, 3].set(jnp.nan)
+    )
+    total, _ = weighted_nll(hidden, head, targets, weights.at[0, 3].set(jnp.nan))
+    assert np.isnan(total) and np.isnan(loss) and np.isfinite(values).all()
+    assert np.isnan(d_hidden[0, 3]).all() and np.isnan(d_head).any()
+
+
+def test_hidden_states_that_are_no_numbers_at_weight_0():
+    """As the docstring says: the sum and the other tokens know nothing of them, the head's gradient does."""
+    hidden, head, targets, weights = inputs(2, 20)
+    weights = weights.at[0, 3].set(0)
+    broken = hidden.at[0, 3].set(jnp.inf)
+    (loss, values), (d_hidden, d_head) = loss_of(weighted_nll, chunk=16)(broken, head, targets, weights)
+    (expected, _), (expected_hidden, _) = loss_of(weighted_nll, chunk=16)(hidden, head, targets, weights)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    assert not np.isfinite(values[0, 3]) and np.isfinite(np.delete(np.asarray(values), 3, axis=1)).all()
+    np.testing.assert_allclose(d_hidden, expected_hidden, atol=1e-6)
+    assert np.isnan(d_head).any()
+
+
 def test_huge_logits_do_not_overflow():
     hidden, head, targets, weights = inputs(1, 12)
     (loss, values), grads = loss_of(weighted_nll, chunk=5)(hidden * 1e3, head * 1e3, targets, weights)
