@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     source = start.open_init(config)
     tok = start.open_tokenizer(config, source)
     cfg = start.model_config(config, source, tok)
-    run_dir = guard_run_dir(config.run_dir, config, write=False)
+    # A plan leaves no run behind.
+    run_dir = None if flags.plan_only else guard_run_dir(config.run_dir, config, write=False)
 
     # ---- Processes and data ----------------------------------------------------------------------------------------
     from mmed_jax import distributed
