@@ -30,8 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # when called as a file
 
+from mmed_jax.config import Parser  # noqa: E402
 from mmed_jax.errors import UserError, nearest, run_command  # noqa: E402
-from scripts.bench_train import installed, machine, read_all, tokenizer_for  # noqa: E402
+from scripts.bench_train import checked_output, installed, machine, read_all, tokenizer_for  # noqa: E402
 
 OURS, CEILING, PEERS = "mmed_jax", "tokenizer", ("datasets", "trl")
 BATCH = 1000  # conversations that the peers tokenize with one call: the default of datasets.map
@@ -39,7 +40,7 @@ PACKAGES = ("tokenizers", "transformers", "datasets", "trl", "numpy", "pyarrow")
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", default="", help=f"systems, a,b of {', '.join(PEERS)}")
     parser.add_argument("--records", default="", help="record files, a,b,c or patterns (default: the embedded ones)")
     parser.add_argument("--tokenizer", default="", help='folder, or "demo" (default: trained on --records)')
@@ -56,8 +57,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         for package in ("datasets", "trl"):
             if not installed(package):
                 raise UserError(f"--against={name}: the package {package} is not installed; `pip install trl`")
-    if args.rounds < 1 or args.examples < 1:
-        raise UserError("--rounds and --examples: at least 1")
+    for name in ("rounds", "examples", "seq_len", "vocab_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
     return args
 
 
@@ -177,6 +179,7 @@ def markdown(rows: dict[str, dict]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
+    args.output = checked_output(args.output)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from scripts.make_tokenizer import messages_of
@@ -205,7 +208,6 @@ def main(argv: list[str] | None = None) -> None:
     print(markdown(rows))
     if args.output:
         settings = {k: v for k, v in vars(args).items() if k != "output"}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         whole = {"machine": facts, "settings": settings, "summary": rows, "turns": results}
         args.output.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 

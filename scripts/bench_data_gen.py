@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # when called as a file
 
+from mmed_jax.config import Parser  # noqa: E402
 from mmed_jax.errors import UserError, WorkError, run_command  # noqa: E402
 
 STEPS = ("send", "fill", "resume")
@@ -117,7 +118,7 @@ def _run_step(name: str, args: argparse.Namespace, ledger: Path, base_url: str) 
 
 def main(argv: list[str] | None = None) -> None:
     """The benchmark. Raises WorkError when a step fails."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--concurrency", type=int, default=64)
@@ -128,6 +129,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not 0 < args.requests <= args.rows:
         raise UserError(f"--requests={args.requests}: must be from 1 to --rows={args.rows}")
+    if args.concurrency < 1:
+        raise UserError(f"--concurrency={args.concurrency}: must be at least 1")
     if args.step == "serve":
         _serve(args.method)
     elif args.step:

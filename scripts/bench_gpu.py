@@ -28,8 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # when called as a file
 
+from mmed_jax.config import Parser  # noqa: E402
 from mmed_jax.errors import UserError, WorkError, run_command  # noqa: E402
 from mmed_jax.model.config import PRESETS, LlamaConfig, num_params, to_hf  # noqa: E402
+from mmed_jax.outputs import check_folder  # noqa: E402
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "torch", "transformers", "flash-attn")
 # From what keeps most to what keeps least.
@@ -44,7 +46,7 @@ TIMEOUT = 400
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/bench_gpu"), help="folder (default: %(default)s)")
     parser.add_argument("--model", default="llama3-8b", choices=[p for p in PRESETS if p != "demo"])
     parser.add_argument("--tokens", type=int, default=16384, help="in a step (default: %(default)s)")
@@ -54,6 +56,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.steps < 1 or args.tokens < 8192:
         raise UserError("--steps must be at least 1 and --tokens at least 8192")
+    if not 0 < args.minutes < float("inf"):
+        raise UserError(f"--minutes={args.minutes}: must be a number greater than 0")
     return args
 
 
@@ -212,6 +216,7 @@ def main(argv: list[str] | None = None) -> None:
         args.steps, args.tokens = 1, 512
     else:
         card, cfg = find_card(), PRESETS[args.model]
+    args.output = check_folder(args.output, "--output")
     model = to_hf(cfg, "float32")
     shape = {"model": model, "rows": 1, "seq_len": 64 if args.smoke else args.tokens, "cpu": args.smoke}
     products, why = run_case("matmul", shape, args.smoke)
@@ -234,7 +239,6 @@ def main(argv: list[str] | None = None) -> None:
         "model": "a tiny model" if args.smoke else args.model, "card": card, "versions": versions, "matmul": products,
         "date": datetime.date.today().isoformat(), "seconds": time.monotonic() - begun, "cases": measured,
     }  # fmt: skip
-    args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "bench_gpu.json").write_text(json.dumps(report, indent=1) + "\n")
     (args.output / "bench_gpu.md").write_text(markdown(report))
     print(markdown(report) + f"\n{report['seconds']:.0f} s; also in {args.output}/bench_gpu.json and bench_gpu.md")

@@ -36,16 +36,22 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # when called as a file
 
+from mmed_jax.config import Parser  # noqa: E402
 from mmed_jax.errors import UserError, WorkError, nearest, run_command  # noqa: E402
+from mmed_jax.outputs import check_file, check_folder  # noqa: E402
 
 OURS, PEERS = "mmed_jax", ("transformers", "nnx")
 EMBEDDED = (ROOT / "data_gen/handcrafted/instructions.jsonl", ROOT / "data_gen/handcrafted/mcq.jsonl")
 PACKAGES = ("jax", "flax", "optax", "torch", "transformers")
 DATA = ("dense", "real")
+SIZES = {
+    "batch_size": 4, "seq_len": 512, "vocab_size": 32768, "hidden_size": 512, "num_layers": 8, "num_heads": 8,
+    "num_kv_heads": 4, "intermediate_size": 1792,
+}  # fmt: skip
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", default="transformers", help=f"systems, a,b of {', '.join(PEERS)}")
     parser.add_argument("--records", default="", help="record files, a,b,c or patterns (default: the embedded ones)")
     parser.add_argument("--tokenizer", default="", help='folder, or "demo" (default: trained on --records)')
@@ -53,10 +59,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each system on each data (default: 5)")
     parser.add_argument("--seconds", type=float, default=15.0, help="of one turn (default: 15)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    for name, value in (
-        ("batch_size", 4), ("seq_len", 512), ("vocab_size", 32768), ("hidden_size", 512), ("num_layers", 8),
-        ("num_heads", 8), ("num_kv_heads", 4), ("intermediate_size", 1792),
-    ):  # fmt: skip
+    for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args(argv)
     args.against = [name for name in args.against.split(",") if name]
@@ -67,6 +70,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
                 raise UserError(f"{flag}: '{name}' is unknown{nearest(name, known)}")
     if args.rounds < 1 or not args.data:
         raise UserError("--rounds and --data: at least one each")
+    if not 0 < args.seconds < float("inf"):
+        raise UserError(f"--seconds={args.seconds}: must be a number greater than 0")
+    for name in SIZES:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
+    if args.hidden_size % args.num_heads or args.num_heads % args.num_kv_heads:
+        raise UserError("--num_heads must divide --hidden_size, and --num_kv_heads must divide --num_heads")
     return args
 
 
@@ -93,7 +103,18 @@ def read_all(given: str) -> list[dict]:
         if not found:
             raise UserError(f"--records: no file '{part}'")
         paths += found
-    return [record for path in paths for record in read_records(path)]
+    records = [record for path in paths for record in read_records(path)]
+    if not records:
+        raise UserError(f"--records={given}: no record in {', '.join(paths)}")
+    return records
+
+
+def checked_output(path: Path | None) -> Path | None:
+    """The JSON file of --output, before anything is measured for it; its folder is made."""
+    if path is None:
+        return None
+    check_folder(path.parent, "--output")
+    return check_file(path, "--output")
 
 
 def tokenizer_for(args: argparse.Namespace, records: list[dict], folder: Path):
@@ -279,6 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     if "transformers" in args.against and not installed("torch"):
         raise UserError("--against=transformers: torch is not installed (`scripts/setup.sh test` brings it)")
+    args.output = checked_output(args.output)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     facts = machine()
     with tempfile.TemporaryDirectory(prefix="bench_train_") as folder:
@@ -298,7 +320,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.output:
         settings = {k: v for k, v in vars(args).items() if k != "output"}
         whole = {"machine": facts, "settings": settings, "data": data, "summary": rows, "turns": results}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 

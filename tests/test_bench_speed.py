@@ -1,12 +1,14 @@
 """scripts/bench_train and scripts/bench_data, tiny and from end to end, and the arithmetic of their tables."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
+from train_helpers import call
 
 from mmed_jax.errors import UserError
-from scripts import bench_data, bench_train
+from scripts import bench_data, bench_data_gen, bench_gpu, bench_train
 from scripts.bench_systems import IGNORED, PaddedSamples
 
 TINY = [
@@ -60,6 +62,34 @@ def test_the_input_side(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "| mmed_jax |" in out and "| tokenizer |" in out
     assert json.loads((tmp_path / "o.json").read_text())["machine"]["cores"] >= 1
+
+
+@pytest.mark.parametrize("module, arguments, message", [
+    (bench_train, ["--rounds=x"], "argument --rounds: invalid int value: 'x'"),
+    (bench_train, ["--round=1"], "unrecognized arguments: --round=1"),
+    (bench_train, ["--seconds=0"], "--seconds=0.0: must be"),
+    (bench_train, ["--num_kv_heads=0"], "--num_kv_heads=0: must be at least 1"),
+    (bench_train, ["--num_heads=3"], "--num_heads must divide"),
+    (bench_train, ["--records={}/empty.jsonl"], "empty"),
+    (bench_train, ["--output={}/empty.jsonl/out.json"], "--output="),
+    (bench_train, ["--output={}"], "is a folder"),
+    (bench_data, ["--rounds=x"], "invalid int value"),
+    (bench_data, ["--examples=0"], "--examples=0: must be at least 1"),
+    (bench_data, ["--records={}/empty.jsonl"], "empty"),
+    (bench_data, ["--output=/proc/x.json"], "can't be written"),
+    (bench_gpu, ["--model=foo"], "argument --model: invalid choice: 'foo'"),
+    (bench_gpu, ["--smoke", "--output={}/empty.jsonl"], "is a file; name a folder"),
+    (bench_gpu, ["--smoke", "--output=/proc/bench"], "--output=/proc/bench: can't be written"),
+    (bench_gpu, ["--smoke", "--minutes=nan"], "--minutes=nan: must be"),
+    (bench_data_gen, ["--method=foo"], "invalid choice: 'foo'"),
+    (bench_data_gen, ["--concurrency=0"], "--concurrency=0: must be at least 1"),
+])  # fmt: skip
+def test_wrong_values_are_one_line_before_anything_is_measured(module, arguments, message, tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    measuring = {bench_train: "measure", bench_data: "measure", bench_gpu: "run_case", bench_data_gen: "report"}
+    with mock.patch.object(module, measuring[module], side_effect=AssertionError("measured")):
+        outcome = call(module.main, *(a.format(tmp_path) for a in arguments))
+    assert outcome.code == 2 and message in outcome.error and len(outcome.err.splitlines()) == 1, outcome.err
 
 
 @pytest.mark.parametrize("module, argument", [(bench_train, "--against=transformer"), (bench_data, "--against=tlr")])
