@@ -1,130 +1,260 @@
-"""report.html of an evaluation: one self-contained page with table, charts and some wrong answers."""
+"""report.html of an evaluation: one self-contained page with settings, tables, charts and some wrong answers."""
 
-import html
 from collections.abc import Sequence
 from typing import Any
 
-from mmed_jax.data.schema import LANGUAGE_NAMES
+from mmed_jax.data.schema import LANGUAGE_NAMES, LANGUAGES
 from mmed_jax.evaluation.benchmarks import Item
-from mmed_jax.evaluation.results import rows
+from mmed_jax.evaluation.page import Cell, bars, esc, facts, page, table
+from mmed_jax.evaluation.rated import draw
+from mmed_jax.evaluation.results import SEVERAL, UNPARSED, has_parse_rate, rows
 
 _SHOWN = 12  # wrong answers
 _CUT = 700  # characters of a text
-
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#1c1c1c;background:#fff}
-h1{font-size:1.5rem;margin:.5rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}tr.all td{font-weight:600;border-top:2px solid #888}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:0}
-dt{color:#555}dd{margin:0;overflow-wrap:anywhere}
-figure{margin:1rem 0}svg{max-width:100%;height:auto}figcaption{color:#555;font-size:.9rem}
-details{border:1px solid #ddd;border-radius:4px;padding:.4rem .8rem;margin:.5rem 0}summary{cursor:pointer}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f6f6;padding:.6rem;font-size:.85rem}
-@media print{details{break-inside:avoid}body{max-width:none}}
-"""
+_SEED = 0  # of the choice of wrong answers
 
 
 def make_page(results: dict[str, Any], items: Sequence[Item], predictions: Sequence[dict]) -> str:
     """The page. `predictions` belong to `items` one by one (records of predictions.jsonl)."""
     overall = results["overall"]
-    title = f"{overall['accuracy']:.1%} of {overall['count']:,} answers right"
-    charts = "".join(_chart(name, block) for name, block in results["benchmarks"].items())
-    wrong = [(i, p) for i, p in zip(items, predictions, strict=True) if not p["correct"]]
-    # Spread over the whole list rather than the first ones, which are all of one language.
-    some = [wrong[k * len(wrong) // _SHOWN] for k in range(_SHOWN)] if len(wrong) > _SHOWN else wrong
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation: {html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head><body>'
-        f"<h1>{html.escape(title)}</h1>{_facts(results)}<h2>Results</h2>{_table(results)}"
-        f"<p>{html.escape(results['metric'])}. An answer that can't be read counts as wrong; “cut” answers reached "
-        "the token limit. Intervals are Wilson's, 95 %.</p>"
-        f"{charts}<h2>Wrong answers ({len(some)} of {len(wrong):,})</h2>{''.join(_answer(i, p) for i, p in some)}"
-        "</body></html>\n"
-    )
+    pairs = list(zip(items, predictions, strict=True))
+    wrong = [(i, p) for i, p in pairs if not p["correct"]]
+    some = _examples(wrong)
+    unread = " An answer that can't be read counts as wrong." if has_parse_rate(results) else ""
+    cut = " “cut” answers reached the token limit." if results.get("mode") != "loglikelihood" else ""
+    body = [
+        facts(_facts(results)),
+        "<h2>Results</h2>", _table(results),
+        f'<p class="note">{esc(results["metric"])}.{unread}{cut} Intervals are 95 %: Wilson’s, and a bootstrap over '
+        "the items of every language for means over languages. Means are unweighted, as the MMedBench tables print."
+        "</p>",
+        *(_chart(name, block) for name, block in results["benchmarks"].items()),
+        *(_confusion(name, block) for name, block in results["benchmarks"].items()),
+        *(_rationale(name, block, results) for name, block in results["benchmarks"].items()),
+        _rules(results),
+        f"<h2>Wrong answers ({len(some)} of {len(wrong):,})</h2>", _wrong(some),
+        "<h2>Settings</h2>", facts(_settings(results)),
+    ]  # fmt: skip
+    return page(f"{overall['accuracy']:.1%} of {overall['count']:,} answers right", "".join(body))
 
 
-def _facts(results: dict[str, Any]) -> str:
-    model, settings = results["model"], results["settings"]
-    step = f", step {model['step']:,}" if model.get("step") is not None else ""
-    facts = {
-        "model": f"{model['path']} ({'run' if model['kind'] == 'run' else 'Hugging Face folder'}{step}, "
-        f"weights {model['fingerprint']})",
-        "mode": settings["mode"],
-        "prompts": f"family {settings['prompt_family']}, SHA-256 {results['prompts_sha256'][:16]}",
-        "decoding": f"greedy, at most {settings['max_new_tokens']} new tokens, {settings['dtype']}",
-        "mean over languages": f"{results['mean_over_languages']:.1%}",
-    }
+def _model(results: dict[str, Any]) -> str:
+    model = results["model"]
+    kind = {"hf": "Hugging Face folder"}.get(model.get("kind"), model.get("kind"))
+    step = f"step {model['step']:,}" if model.get("step") is not None else None
+    weights = f"weights {model['fingerprint']}" if model.get("fingerprint") else None
+    told = ", ".join(str(x) for x in (kind, step, weights) if x)
+    return f"{model['path']} ({told})" if told else str(model["path"])
+
+
+def _facts(results: dict[str, Any]) -> list[tuple[str, object]]:
+    """What the number is of; the rest stands at the end of the page."""
+    s = results["settings"]
+    out = [("model", _model(results)), ("mode", _mode(s))]
+    for name, block in results["benchmarks"].items():
+        data = results["data"].get(name, {})
+        split = f", split {data['split']}" if data.get("split") else ""
+        left = f", {data['needs_image']:,} left out that need an image" if data.get("needs_image") else ""
+        count = block["overall"]["count"]
+        out.append((name, f"{count:,} items asked{split}{left}"))
+        if data.get("count_mismatch"):
+            out.append(("not as published", data["count_mismatch"]))
+    return out
+
+
+def _mode(s: dict[str, Any]) -> str:
+    parts = [s["mode"]]
+    if s.get("score"):
+        parts.append(f"of the option’s {'letter' if s['score'] == 'letter' else 'text'}")
+        parts += [f"compared per {s['normalise'].removesuffix('s')}"] if s.get("normalise", "none") != "none" else []
+    parts.append(f"prompt family {s['prompt_family']}")
+    parts.append(f"{s.get('few_shot', 0)} examples" if s.get("few_shot") else "no examples")
+    if s.get("shuffle_seed") is not None:
+        parts.append(f"options shuffled with seed {s['shuffle_seed']}")
+    if s.get("book") == "open":
+        parts.append("with the passage where there is one")
+    return ", ".join(parts)
+
+
+def _settings(results: dict[str, Any]) -> list[tuple[str, object]]:
+    s = dict(results["settings"])
+    out: list[tuple[str, object]] = []
+    if s.get("max_new_tokens") and s.get("mode") != "loglikelihood":
+        out.append(("decoding", f"greedy, at most {s['max_new_tokens']} new tokens"))
+    names = {"dtype": "computed in", "system_prompt": "system message", "rules_version": "version of the answer rules",
+             "languages": "only the languages", "limit": "at most, a language or part", "stop_ids": "stop ids",
+             "prompts_sha256": "SHA-256 of the prompts"}  # fmt: skip
+    for key, name in names.items():
+        value = s.get(key, results.get(key))
+        if value not in (None, "", 0, []):
+            out.append((name, ", ".join(map(str, value)) if isinstance(value, list) else value))
     for name, data in results["data"].items():
-        left = f", {data['needs_image']:,} left out that need an image" if data["needs_image"] else ""
-        facts[name] = f"{data['asked']:,} items asked{left}; SHA-256 of the file {data['sha256'][:16]}"
-    lines = (f"<dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd>" for k, v in facts.items())
-    return f"<dl>{''.join(lines)}</dl>"
+        told = {"licence": data.get("licence"), "revision": data.get("revision"), "SHA-256": data.get("sha256")}
+        shown = ", ".join(f"{k} {v}" for k, v in told.items() if v)
+        expected = f"{data['expected']:,} published; " if data.get("expected") else ""
+        out.append((name, f"{expected}{shown}" or "-"))
+    return out
 
 
 def _table(results: dict[str, Any]) -> str:
-    letters = "parse_rate" in results["overall"]
-    head = ["benchmark", "language", "items", "accuracy", "95 % interval"]
-    head += [*(["chance", "parsed"] if letters else []), "cut"]
-    lines = []
-    for name, language, c in rows(results):
-        low, high = c["interval95"]
-        cells = [name, LANGUAGE_NAMES.get(language, language), f"{c['count']:,}", f"{c['accuracy']:.1%}"]
-        cells += [f"{low:.1%} to {high:.1%}"]
-        cells += [f"{c['chance']:.1%}", f"{c['parse_rate']:.1%}"] if letters else []
-        mark = ' class="all"' if language == "all" else ""
-        lines.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in [*cells, c["cut"]]) + "</tr>")
-    header = "".join(f"<th>{h}</th>" for h in head)
-    return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    overall = results["overall"]
+    spoken = [c.get("response_language") for _, _, c in rows(results)]
+    columns = {
+        "chance": ("chance", "chance" in overall),
+        "parse_rate": ("parsed", has_parse_rate(results)),
+        "response_language": ("in its language", any(v is not None for v in spoken)),
+        "cut": ("cut", results.get("mode") != "loglikelihood"),
+    }
+    shown = {key: name for key, (name, wanted) in columns.items() if wanted}
+    head = ["", "items", "accuracy", "95 % interval", *shown.values()]
+
+    def line(what: str, c: dict[str, Any]) -> list[str]:
+        more = [_share(c.get(key)) if key != "cut" else f"{c['cut']:,}" for key in shown]
+        return [what, f"{c['count']:,}", f"{c['accuracy']:.1%}", _between(c["interval95"]), *more]
+
+    lines: list[Any] = []
+    for name, block in results["benchmarks"].items():
+        languages = block["languages"]
+        lines.append(("head", [Cell(name, span=len(head))]))
+        lines += [line(LANGUAGE_NAMES.get(k, k), c) for k, c in languages.items()]
+        lines += [line(k.replace("_", " "), c) for k, c in block.get("parts", {}).items()]
+        if len(languages) > 1:
+            lines.append(("all", line("all", block["overall"])))
+            mean = [f"{block['mean_over_languages']:.1%}", _between(block["mean_interval95"])]
+            lines.append(("all", ["mean over languages", "", *mean, *[""] * len(shown)]))
+    if len(results["benchmarks"]) > 1:
+        lines += [("head", [Cell("together", span=len(head))]), ("all", line("all", overall))]
+    return table(head, lines)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _between(interval: Sequence[float]) -> str:
+    return "{:.1%} to {:.1%}".format(*interval)
 
 
 def _chart(name: str, block: dict[str, Any]) -> str:
-    """Bars by language with their intervals; a dashed line where blind choice would be."""
-    left, width, row = 90, 560, 30
-    parts = []
-    languages = block["languages"]
-    for k, (language, c) in enumerate(languages.items()):
-        y, (low, high) = k * row + 6, c["interval95"]
-        end = left + width * c["accuracy"]
-        parts.append(
-            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end" font-size="13">{LANGUAGE_NAMES[language]}</text>'
-            f'<rect x="{left}" y="{y}" width="{end - left:.1f}" height="18" fill="#1f6fb4"/>'
-            f'<line x1="{left + width * low:.1f}" x2="{left + width * high:.1f}" y1="{y + 9}" y2="{y + 9}" '
-            'stroke="#111" stroke-width="2"/>'
-            f'<text x="{left + width * high + 6:.1f}" y="{y + 13}" font-size="12">{c["accuracy"]:.1%}</text>'
-        )
-        if "chance" in c:
-            x = left + width * c["chance"]
-            parts.append(
-                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 4}" y2="{y + 22}" stroke="#d1495b" stroke-width="2" '
-                'stroke-dasharray="3 2"/>'
-            )
-    height = len(languages) * row + 24
-    for tick in (0, 25, 50, 75, 100):
-        x = left + width * tick / 100
-        parts.append(f'<text x="{x}" y="{height - 4}" text-anchor="middle" font-size="11" fill="#555">{tick} %</text>')
-    note = "line: 95 % interval" + ("; red: blind choice" if "chance" in block["overall"] else "")
+    parts = block.get("parts", {})
+    by, cells = ("part", parts) if len(block["languages"]) == 1 and len(parts) > 1 else ("language", block["languages"])
+    lines = [(LANGUAGE_NAMES.get(k, k.replace("_", " ")), c) for k, c in cells.items()]
+    note = "line: 95 % interval" + ("; red: blind choice" if block["overall"].get("chance") else "")
+    return bars(f"{name}, accuracy by {by}", lines, note)
+
+
+def _confusion(name: str, block: dict[str, Any]) -> str:
+    found = block.get("confusion")
+    if not found:
+        return ""
+    columns = list(next(iter(found.values())))
+    if UNPARSED in columns and not any(row[UNPARSED] for row in found.values()):
+        columns.remove(UNPARSED)
+    lines = []
+    for key, row in found.items():
+        total = sum(row.values())
+        cells = [
+            Cell(f"{row[c]:,}", shade=row[c] / total if total else 0, kind="right" if c == key != SEVERAL else "")
+            for c in columns
+        ]
+        share = "" if key == SEVERAL else _share(row.get(key, 0) / total if total else None)
+        lines.append(("", [f"right is {key}", *cells, f"{total:,}", share]))
+    bias = block.get("order_bias")
+    notes = ["Columns: what was answered."]
+    if SEVERAL in found:
+        notes.append("“several”: more than one letter, the right ones or others.")
+    if bias and len(bias["letters"]) > 1:
+        told = "the options were shuffled" if bias["shuffled"] else "the options stood as published"
+        spread = f"{100 * bias['recall_std']:.1f} points"
+        notes.append(f"Standard deviation of the accuracy by right letter: {spread}; {told}.")
     return (
-        f'<figure><svg role="img" viewBox="0 0 {left + width + 60} {height}" font-family="sans-serif">'
-        f"<title>Accuracy by language, {html.escape(name)}</title>{''.join(parts)}</svg>"
-        f"<figcaption>{html.escape(name)}, accuracy by language ({note})</figcaption></figure>"
+        f"<h2>Letters answered, {esc(name)}</h2>"
+        + table(["", *columns, "items", "right"], lines, wide=False)
+        + f'<p class="note">{esc(" ".join(notes))}</p>'
     )
+
+
+def _rationale(name: str, block: dict[str, Any], results: dict[str, Any]) -> str:
+    found = block.get("rationale")
+    if not found:
+        return ""
+    from mmed_jax.evaluation.words import WORDS_OF
+
+    columns = list(next(iter(found.values())))
+    lines = [[m, *(f"{100 * by[c]['mean']:.2f}" if c in by else "-" for c in columns)] for m, by in found.items()]
+    first = next(iter(found.values()))
+    lines.append(["items", *(f"{first[c]['count']:,}" for c in columns)])
+    ways = dict.fromkeys(WORDS_OF[k] for k in columns if k in WORDS_OF)
+    cut = "; ".join(f"{', '.join(k for k in columns if WORDS_OF.get(k) == way)}: {way}" for way in ways)
+    checked = results.get("rationale_settings", {}).get("checked")
+    which = "only items whose reference people have checked and passed" if checked else "all items with a reference"
+    return (
+        f"<h2>Rationales, {esc(name)}</h2>" + table(["metric", *columns], lines, wide=False)
+        + f'<p class="note">Times 100; {which}; means over items, then over languages. Words: {esc(cut)}.</p>'
+    )  # fmt: skip
+
+
+def _rules(results: dict[str, Any]) -> str:
+    if not has_parse_rate(results):
+        return ""
+    count = results["overall"]["count"]
+    lines = [[rule, f"{n:,}", f"{n / count:.1%}"] for rule, n in results["rules"].items()]
+    return "<h2>How answers were read</h2>" + table(["rule", "items", "share"], lines, wide=False)
+
+
+# ---- Wrong answers --------------------------------------------------------------------------------------------------
+
+
+def _examples(wrong: Sequence[tuple[Item, dict]]) -> list[tuple[Item, dict]]:
+    """At most _SHOWN, as many of each language as there is room for, drawn by a fixed seed, by language."""
+    drawn = sorted(wrong, key=lambda pair: draw(_SEED, *pair[0].key))
+    of = {lang: [p for p in drawn if p[0].language == lang] for lang in LANGUAGES}
+    turns = [(k, lang) for lang, there in of.items() for k in range(len(there))]
+    chosen = sorted(turns, key=lambda t: (t[0], LANGUAGES.index(t[1])))[:_SHOWN]
+    return [of[lang][k] for k, lang in sorted(chosen, key=lambda t: (LANGUAGES.index(t[1]), t[0]))]
+
+
+def _wrong(some: Sequence[tuple[Item, dict]]) -> str:
+    parts, language = [], None
+    for item, prediction in some:
+        if item.language != language:
+            language = item.language
+            parts.append(f"<h3>{esc(LANGUAGE_NAMES[language])}</h3>")
+        parts.append(_answer(item, prediction))
+    return "".join(parts) or "<p>There are none.</p>"
 
 
 def _answer(item: Item, prediction: dict[str, Any]) -> str:
     got = prediction["extracted"] or ("not parsed" if item.options else "another text")
     right = item.answer if item.options else _short(item.answer)
-    head = f"{item.benchmark} {item.id} ({LANGUAGE_NAMES[item.language]}): {got}, right is {right}"
-    prompt = html.escape(_short(prediction["prompt"], end=True))
-    return (
-        f"<details><summary>{html.escape(head)}</summary><pre>{prompt}</pre>"
-        f"<pre>{html.escape(_short(prediction['output']) or '(nothing)')}</pre>"
-        f"<p>rule {html.escape(prediction['rule'])}, ended by {html.escape(prediction['finish_reason'])}</p></details>"
-    )
+    asked = item.record.get("question") or prediction["prompt"]
+    passage = item.record.get("context")
+    lang = f' lang="{item.language}"'
+    parts = [f'<div class="text"{lang}>{esc(_short(passage))}</div>'] if passage else []
+    parts.append(f'<div class="text"{lang}>{esc(_short(asked, end=not item.record.get("question")))}</div>')
+    if item.options:
+        parts.append(f'<ul class="options"{lang}>{"".join(_option(k, item, prediction) for k in item.options)}</ul>')
+    scored = bool(prediction.get("loglikelihoods"))
+    if not scored:
+        output = _short(prediction["output"].strip()) or "(nothing)"
+        parts.append(f'<p class="note">answer</p><div class="text">{esc(output)}</div>')
+    read = "" if scored else f"; rule {prediction['rule']}, ended by {prediction['finish_reason']}"
+    parts.append(f'<p class="note">{esc(f"{item.benchmark} {item.id}{read}")}</p>')
+    head = f"{got}, right is {_short(right, size=60)}: "
+    start = f"<span{lang}>{esc(_short(' '.join(item.record.get('question', '').split()), size=80))}</span>"
+    return f"<details><summary>{esc(head)}{start}</summary>{''.join(parts)}</details>"
 
 
-def _short(text: str, *, end: bool = False) -> str:
-    if len(text) <= _CUT:
+def _option(letter: str, item: Item, prediction: dict[str, Any]) -> str:
+    values = prediction.get("loglikelihoods")
+    score = f" ({values[list(item.options).index(letter)]:.2f} nats)" if values else ""
+    right, chosen = (letter in (text or "").split(",") for text in (item.answer, prediction["extracted"]))
+    mark = ' <b class="good">right</b>' if right else ""
+    mark += f' <b class="{"good" if right else "bad"}">chosen</b>' if chosen else ""
+    return f"<li>{esc(letter)}. {esc(_short(item.options[letter]))}{esc(score)}{mark}</li>"
+
+
+def _short(text: str, *, end: bool = False, size: int = _CUT) -> str:
+    if len(text) <= size:
         return text
-    return "… " + text[-_CUT:] if end else text[:_CUT] + " …"
+    return "… " + text[-size:] if end else text[:size] + " …"
