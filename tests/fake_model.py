@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from data_gen.fence import inside
+from data_gen.gates.units import UNITS, unit_after
 from data_gen.prompts import NAMES, TOPICS, load_prompt
 from mmed_jax.data.schema import LANGUAGES
 
@@ -37,19 +38,14 @@ WRONG = {
     "ungrounded": "quotations that are not in the passage (qa)",
     "doubt": "a good answer with its doubt said",
 }
-# Units in other scripts become the common symbol, multipliers stay.
-_SYMBOLS = {
-    "мкг": "µg", "мг": "mg", "мл": "ml", "кг": "kg", "г": "g", "см": "cm", "мм": "mm", "微克": "µg", "毫克": "mg",
-    "毫升": "ml", "公斤": "kg", "克": "g", "ミリグラム": "mg", "グラム": "g", "밀리그램": "mg", "밀리그람": "mg",
-    "그램": "g", "밀리리터": "ml",
-}  # fmt: skip
-_UNITS = "|".join(
-    ["%", "µg", "μg", "mcg", "mmHg", "mmol", "µmol", "mEq", "mg", "kg", "ml", "mL", "dl", "dL", "cm", "mm", "IU"]
-    + ["UI", "°C", "℃", "g", "l", "L", "万", "億", "亿", "千", "만", "천", *_SYMBOLS]
-)
+# Units are written by their symbol in every language; numbers lose the marks between thousands.
+_WRITTEN = {"c": "°C", "f": "°F", "deg": "°", "iu": "IU", "ug": "µg", "um": "µm", "ul": "µl", "umol": "µmol"}
+_DIGITS = re.compile(r"(?<![\d.,])\d[\d.,]*(?<![.,])")
+_SIGNS = ("%", "µg", "mmHg", "mEq", "IU", "°C", "°F", "°", "万", "億", "亿", "千", "만", "천")
+_UNITS = "|".join(sorted({*_SIGNS, *UNITS, *_WRITTEN.values()} - {"m", "s"}, key=len, reverse=True))
 _KEPT = re.compile(
     rf"(?:(?<![\d.,])\.)?\d[\d.,:/×x^%‰°~〜～–-]*(?:\s?(?:{_UNITS})(?![A-Za-zа-я]))?"
-    r"(?:/(?:dL|dl|L|l|ml|mL|kg|h|min|day))?"
+    r"(?:/(?:dL|dl|L|l|ml|mL|kg|h|min|day|week|sec))*"
     r"|(?<![\w])[A-J](?![\w'’])"
 )
 _TOKEN = re.compile(
@@ -119,7 +115,7 @@ class FakeModel:
 def foreign_text(text: str, language: str) -> str:
     """Words of `language` in place of those of `text`; numbers, units, single capitals, punctuation and lines stay."""
     words, space = _lexicon(language), "" if language in ("zh", "ja") else " "
-    tokens = [m[0] for m in _TOKEN.finditer(text)]
+    tokens = [m[0] for m in _TOKEN.finditer(_plain(text))]
     short = sum(t[0].isalpha() for t in tokens) <= 2  # one word for one would make options equal
     out, previous = [], ""
     for token in tokens:
@@ -130,7 +126,7 @@ def foreign_text(text: str, language: str) -> str:
         else:
             kept = _KEPT.fullmatch(token)
             key = f"{language} {previous} {token}"
-            word = _symbols(token) if kept else words[_hash(key) % len(words)]
+            word = token if kept else words[_hash(key) % len(words)]
             if short and not kept:
                 word += space + words[_hash(key[::-1]) % len(words)]
             between = space or (" " if kept or _KEPT.fullmatch(previous or "-") else "")
@@ -139,9 +135,18 @@ def foreign_text(text: str, language: str) -> str:
     return "".join(out).strip()
 
 
-def _symbols(token: str) -> str:
-    unit = re.search(r"[^\W\d_]+$", token)
-    return token[: unit.start()] + _SYMBOLS[unit[0]] if unit and unit[0] in _SYMBOLS else token
+def _plain(text: str) -> str:
+    """The text with its units as symbols ("45 лет" is "45 year") and 1,500 as 1500."""
+    out, end = [], 0
+    for m in _DIGITS.finditer(text):
+        if m.start() < end:
+            continue
+        number = re.sub(r"[.,](?=\d{3})", "", m[0]) if re.fullmatch(r"[1-9]\d{0,2}(?:[.,]\d{3})+", m[0]) else m[0]
+        unit, after = unit_after(text, m.end())
+        name = "/".join(_WRITTEN.get(part, part) for part in unit.split("/"))
+        out += [text[end : m.start()], number, name and f" {name} ".replace(" /", "/")]
+        end = after
+    return "".join([*out, text[end:]])
 
 
 def _mark(token: str, language: str) -> str:

@@ -221,8 +221,64 @@ def test_translations_keep_numbers_units_letters_and_key():
     assert reason(options={"A": "125 mg/kg"}) == "options"
     assert reason(answer_idx="B") == "options"
     assert reason(question=translated()[0]["question"]) in ("language", "copy")
+    for dose in ("1,5 mg", "1.5 mg", "1,500 mg", "1 500 g", "1 500", "1 500 mg/kg"):
+        given = f"Un enfant de 12 kg reçoit {dose} en 24 heures. Quelle est la dose en mg/kg par jour ?"
+        assert reason(question=given) == ("options_unchanged" if dose == "1 500 mg/kg" else "numbers"), dose
+    assert reason(question=translated()[1]["question"].replace("heures", "minutes")) == "numbers"
+    assert reason(options={"A": "125 mg", "B": "1,25 mg"}) == "numbers"
+    stated = "Un enfant de 12 kg reçoit 1500 mg en 24 heures. Dose en mg/kg ? La bonne réponse est A."
+    assert reason(question=stated) == "key"
     added = "Un enfant de 12 kg reçoit 1500 mg en 24 heures (en deux jours 3000 mg). Quelle dose en mg/kg ?"
     assert reason(question=added) == "options_unchanged,number_added"
+
+
+def test_translations_state_the_answer_of_their_source():
+    parent = {**mcq("en"), "rationale": RATIONALE["en"].format("A")}
+
+    def reason(language: str, letter: str, source: dict = parent) -> str:
+        record = {**mcq(language), "rationale": RATIONALE[language].format(letter)}
+        return verdict("translation", source, record, language=language)
+
+    for language in LANGUAGES[1:]:
+        assert reason(language, "A") == ""
+        assert reason(language, "B") == "key"
+        assert reason(language, "A", {**parent, "rationale": RATIONALE["en"].split(" Therefore")[0]}) == "answer_stated"
+    # The source may err; its translation is none the worse for it.
+    assert reason("es", "B", {**parent, "rationale": RATIONALE["en"].format("B")}) == ""
+
+
+@pytest.mark.parametrize("texts, made", [
+    (("3 days", "5 days"), ("5 días", "3 días")), (("Stage III", "Stage II"), ("Estadio II", "Estadio III")),
+    (("Under 5%", "Over 5%"), ("Más del 5 %", "Menos del 5 %")), (("12 mg/dL", "12 mg/L"), ("12 mg/L", "12 mg/dL")),
+    (("2 hours", "2 minutes"), ("2 minutos", "2 horas")),
+])  # fmt: skip
+def test_options_that_changed_places_are_told_by_their_numbers(texts: tuple, made: tuple):
+    parent, spanish = mcq("en"), mcq("es")
+    parent = {**parent, "options": dict(zip("AB", texts))}
+    for order, moved in ((made, True), (made[::-1], False)):
+        record = {**spanish, "options": dict(zip("AB", order))}
+        assert (verdict("translation", parent, record, language="es") == "numbers") == moved
+
+
+def test_options_of_translations_are_in_the_language_asked_for():
+    def reason(language: str, *options: str, source: tuple = ()) -> str:
+        parent, record = mcq("en"), mcq(language)
+        parent = {**parent, "options": dict(zip("ABC", source or ("Dose of the drug", "Rest at home", "Later visit")))}
+        return verdict("translation", parent, {**record, "options": dict(zip("ABC", options))}, language=language)
+
+    assert reason("ko", "약의 용량", "자택에서 휴식", "나중에 방문") == ""
+    assert reason("ko", "약의 용량", "rest at home for a week", "나중에 방문") == "language"
+    assert reason("ko", "薬の用量について", "자택에서 휴식", "나중에 방문") == "language"
+    assert reason("es", "剂量", "Reposo en casa", "Visita posterior") == "language"
+    prose = ("Dose of the drug in the morning", "Rest at home for a week", "Later visit to the clinic")
+    assert reason("fr", *prose, source=prose) == "language"
+    assert reason("fr", "Dose du médicament le matin", "Repos à la maison", prose[2], source=prose) == (
+        "options_unchanged"
+    )
+    third = ("Dosis des Medikaments am Morgen", "Ruhe zu Hause für eine Woche", "Späterer Besuch in der Klinik")
+    assert reason("fr", *third, source=prose) == "language"
+    names = ("Escherichia coli", "Candida albicans", "CD4")
+    assert reason("ko", *names, source=names) == reason("es", *names, source=names) == "options_unchanged"
 
 
 def test_expansions_keep_the_given_facts():
@@ -240,7 +296,7 @@ def test_expansions_keep_the_given_facts():
 
     good = "The usual adult dose of paracetamol is 500 mg to 1 g per intake, up to 4 g daily; more harms the liver."
     assert reason(good) == ""
-    assert reason(good.replace("500", "5000")) == "facts"
+    assert reason(good.replace("500", "5000")) == reason(good.replace("500 mg", "500 g")) == "facts"
     assert reason("Paracetamol is given by mouth; 500 mg is a common strength of tablets in pharmacies.") == "facts"
     assert reason("500 mg to 1 g, up to 4 g daily.") == "copy"
     assert reason(good + " It is absorbed within 45 min and bound by 20 % to proteins.") == "number_added"
@@ -269,6 +325,7 @@ def test_answers_from_passages_invent_no_figures():
 
     assert reason("The half-life of paracetamol is 2.5 hours.") == ""
     assert reason("The half-life of paracetamol is 25 hours.") == "facts"
+    assert reason("The half-life of paracetamol is 2.5 days.") == reason("Up to 4 mg a day are enough.") == "facts"
     assert reason(passage) == "copy"
 
 

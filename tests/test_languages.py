@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_gen.gates.quantities import missing, other_units, quantities
+from data_gen.gates.quantities import changed, missing, quantities
 from data_gen.languages import language_problem
 from mmed_jax.data.sources import Conversion, get_source
 
@@ -90,10 +90,56 @@ def test_any_writing_is_read(text: str):
     assert bool(found) == any(c.isdigit() for c in text)
 
 
-def test_missing_numbers_and_changed_units():
-    source = quantities("Give 1,500 mg in 0.5 L over 2 hours, then 37.5 °C.")
-    assert missing(source, quantities("Donner 1500 mg dans 0,5 L en 2 heures, puis 37,5 °C.")) == []
+@pytest.mark.parametrize("text, language, problem", [
+    ("Qual é o tratamento de primeira linha para a hipertensão arterial numa mulher grávida?", "es", "reads as pt"),
+    ("Homem de 60 anos com febre e tosse há três dias. Que exame pediria em primeiro lugar?", "es", "reads as pt"),
+    ("Quin és el tractament de primera línia de la pneumònia adquirida a la comunitat?", "es", "reads as ca"),
+    ("Първа линия на лечение при възрастни са инхибиторите, а при някои пациенти се добавя и диуретик.", "ru",
+     "reads as bg"),
+    ("這個病人的血壓很高，應該先檢查腎臟功能。", "zh", "Traditional characters"),
+])  # fmt: skip
+def test_neighbours_are_told_from_the_language_asked_for(text: str, language: str, problem: str):
+    assert language_problem(text, language, simplified=True) == problem
+    assert language_problem(text, language, sure=1e9) is None or language == "ru"  # else Traditional is Chinese too
+
+
+def test_missing_numbers():
+    source = quantities("Give 1,500 mg in 0.5 L over 2 hours, then 37.5 °C.", "en")
+    assert missing(source, quantities("Donner 1500 mg dans 0,5 L en 2 heures, puis 37,5 °C.", "fr")) == []
     assert [q.text for q in missing(source, quantities("150 mg, 0.5 L, two hours, 37.5"))] == ["1,500", "2"]
-    assert [u for _, u in other_units(source, quantities("1500 g, 0,5 L, 2 h, 37,5 °C"))] == ["g"]
-    assert other_units(source, quantities("1500 тыс. ЕД")) == []  # a unit not known here proves nothing
-    assert [q.small for q in quantities("two 2 and 12 and 13 and 5 mg")] == [True, True, False, False]
+    assert [q.small for q in quantities("two 2 and 12 and 13 and 5 mg and 5 h")] == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize("text, language, read", [
+    ("1,500", "en", "1500"), ("1.500", "en", "1.5"), ("1,500", "fr", "1.5"), ("1.500", "es", "1500"),
+    ("0.125", "es", "0.125"), ("1,500", "es", "1.5 1500"), ("1.500", "ru", "1.5 1500"), ("1,234,567", "fr", "1234567"),
+    ("1 500", "fr", "1500"), ("1.500", "", "1.5 1500"),
+])  # fmt: skip
+def test_points_and_commas_mean_what_they_do_in_the_language(text: str, language: str, read: str):
+    assert sorted(quantities(text, language)[0].values) == [Decimal(v) for v in read.split()]
+
+
+@pytest.mark.parametrize("one, other", [
+    ("A child of 12 kg gets 10 mg/kg/day for 24 hours", "fr:Un enfant de 12 kg reçoit 10 mg/kg/jour pendant 24 heures"),
+    ("10 mg/kg/day, 140/90 mmHg, 80 bpm, a 45-year-old", "zh:每日10 mg/kg，140/90毫米汞柱，80次/分，45岁"),
+    ("a 45-year-old, 38.5 °C, 3 days, 300 mg/day", "ja:45歳、38.5℃、3日間、1日300mg"),
+    ("5 to 10 mg every 6 hours, <5%, at least 20%", "es:de 5 a 10 mg cada 6 horas, menos del 5 % (<5 %), >= 20 %"),
+    ("3 months, 2 weeks, 80/min, 38 °C, 4.5 g/dL", "ko:3개월, 2주, 분당 80회(80회/분), 섭씨 38도, 4.5 g/dL"),
+    ("120/80 mmHg, 45 years, 2 hours, 500 mg", "ru:120/80 мм рт. ст., 45 лет, 2 часа, 500 миллиграммов"),
+    ("stage III, grade 4 350 mg of it", "es:estadio III, de grado 4 350 mg"),
+    ("not more than 5 min, at most 3 h", "zh:不超过5分钟，3小时以内"), ("20 mg in 2019", "ja:2019年に20ミリグラム"),
+])  # fmt: skip
+def test_the_same_quantities_in_other_languages(one: str, other: str):
+    language, _, other = other.partition(":")
+    a, b = quantities(one, "en"), quantities(other, language)
+    assert missing(a, b) == [] and changed(a, b, other) == [] and changed(b, a, one) == []
+    assert [q for q in missing(b, a) if not q.small] == []
+
+
+@pytest.mark.parametrize("one, other", [
+    ("5 mg", "5 g"), ("5 mg", "5"), ("12 kg", "12 lb"), ("38 °C", "38 °F"), ("10 mg/kg/day", "10 mg/kg"),
+    ("12 mg/dL", "12 mg/L"), ("12 mg/dL", "12 mg"), ("24 hours", "24 minutes"), ("3 days", "3 months"), ("3 days", "3"),
+    ("<5%", ">5%"), ("under 5%", "5%以上"), ("5 to 10 mg", "5 to 10 g"), ("500 mg", "500 g"), ("80 bpm", "80 mmHg"),
+])  # fmt: skip
+def test_changed_and_dropped_units_and_bounds(one: str, other: str):
+    assert changed(quantities(one), quantities(other), other)

@@ -69,7 +69,7 @@ _TEXT = (text.refusal, text.boilerplate, text.copy, text.language, text.length, 
 GATES: dict[str, tuple[Callable, ...]] = {
     "answer_expanding": (*_TEXT, matter.facts),
     "qa_generation": (*_TEXT, matter.facts),
-    "translation": (*_TEXT, matter.options, matter.numbers),
+    "translation": (*_TEXT, matter.options, matter.numbers, keys.kept),
     "rationale": (*_TEXT, keys.key),
     "topics": (),
     "reanswer": (),

@@ -3,6 +3,7 @@
 import re
 from functools import lru_cache
 
+from data_gen.gates.parts import named_texts
 from data_gen.gates.phrases import EITHER, NEGATION, NONE_OF_THEM, UNCERTAIN
 from data_gen.shingles import is_dense, normal_text
 from data_gen.types import Job, Reject
@@ -12,6 +13,8 @@ from mmed_jax.evaluation.answers import extract, is_correct
 LAST = 3
 # Rules of mmed_jax.evaluation.answers that read an opinion on one option, not the conclusion.
 _WEAK = ("verdict", "leading", "first_line")
+# Rules that read letters out of a sentence about the answer.
+_STATEMENTS = ("boxed", "mark", "sentence", "choose", "conclusion", "is_answer")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"'”’»)\]]*\s+(?!\d)|(?<=[。！？])|\n+")
 _CLAUSE = re.compile(
     r"[,;:()，；：（）、]\s*|\s[-–—]+\s"
@@ -76,6 +79,38 @@ def key(job: Job, record: dict, *, stated: float, required: bool) -> str | None:
     if required:
         raise Reject("key", f"its end names {','.join(sorted(named)) or 'no option'}, the key is {answer}")
     return "key_unstated"
+
+
+def kept(job: Job, record: dict) -> str | None:
+    """A translation states the answer where its source does, and the same one. Reason "key".
+
+    Of every text the statement that mmed_jax.evaluation.answers reads: other letters than the source's are rejected,
+    and so is one in a question, a passage or an option where the source states none. In other texts letters of the key
+    are flagged ("answer_stated"), as is a statement that got lost ("key_unstated").
+    """
+    flags: list[str] = []
+    theirs = dict(named_texts(job.parent))
+    for name, text in named_texts(record):
+        ours = _stated(text, record, record["language"])
+        before = _stated(theirs.get(name, ""), job.parent, job.parent["language"])
+        if ours == before:
+            continue
+        if not ours:
+            flags.append("key_unstated")
+        elif before or name != "rationale" and not name.startswith("assistant"):
+            raise Reject("key", f"{name}: states {ours}, its source {before or 'nothing'}")
+        elif "answer_idx" in record and not set(ours.split(",")) <= set(record["answer_idx"].split(",")):
+            raise Reject("key", f"{name}: argues for {ours}, the key is {record['answer_idx']}")
+        else:
+            flags.append("answer_stated")
+    return next((flag for flag in ("answer_stated", "key_unstated") if flag in flags), None)
+
+
+def _stated(text: str, record: dict, language: str) -> str:
+    """Letters that a text states as the answer, "" for none; opinions and option texts are no statement."""
+    found = extract(text, record["options"] if "options" in record else "ABCDE", language)
+    clear = found.rule.partition(":")[0] in _STATEMENTS and not found.rule.endswith(":text")
+    return found.letters if clear and found.letters else ""
 
 
 def conclusion(text: str, options: dict[str, str], stated: float) -> set[str]:

@@ -1,7 +1,7 @@
 """Gates on the matter: what a translation must keep, facts of an expanded answer and of one from a passage."""
 
 from data_gen.gates.parts import named_texts, parts_of
-from data_gen.gates.quantities import Quantity, missing, other_units, quantities
+from data_gen.gates.quantities import Quantity, changed, missing, quantities
 from data_gen.shingles import is_dense, normal_text, shingles
 from data_gen.types import Job, Reject
 from mmed_jax.evaluation.answers import extract
@@ -32,27 +32,32 @@ def options(job: Job, record: dict) -> None:
 
 
 def numbers(job: Job, record: dict, *, tolerated: int) -> str | None:
-    """A translation keeps the numbers and units of each of its texts. Reason "numbers".
+    """A translation keeps the numbers of each of its texts, with their units and bounds. Reason "numbers".
 
-    Bare whole numbers up to twelve may have become words (flag "number_words"); up to `tolerated` others may be missing
-    from long texts (one in twenty), flagged "number_missing". Numbers that the source has not: flag "number_added". Of
-    several flags the first of these three is returned: missing, added, words.
+    Whole numbers up to twelve, bare or of time, may have become words (flag "number_words"), but not others in an
+    option; up to `tolerated` other numbers may be missing from long texts (one in twenty), flagged "number_missing".
+    Numbers that the source has not: flag "number_added". Of several flags the first of these three is returned:
+    missing, added, words.
     """
     flags = []
     theirs = dict(named_texts(job.parent))
     for name, text in named_texts(record):
-        wanted, present = quantities(theirs.get(name, "")), quantities(text)
-        lost = missing(wanted, present)
+        source = theirs.get(name, "")
+        wanted, present = quantities(source, job.parent["language"]), quantities(text, record["language"])
+        lost, new = missing(wanted, present), missing(present, wanted)
         if big := [q for q in lost if not q.small]:
             if len(big) > min(tolerated, len(wanted) // 20):
                 raise Reject("numbers", f"{name}: {_shown(big)} missing")
             flags.append("number_missing")
         if len(lost) > len(big):
+            numerals = [q for q in new if q.unit == "roman"] and [q for q in lost if q.unit == "roman"]
+            if new and (name.startswith("option") or numerals):
+                raise Reject("numbers", f"{name}: {_shown(lost)} became {_shown(new)}")
             flags.append("number_words")
-        if [q for q in missing(present, wanted) if not q.small]:
+        if [q for q in new if not q.small]:
             flags.append("number_added")
-        for quantity, unit in other_units(wanted, present)[:1]:
-            raise Reject("numbers", f"{name}: {quantity.text} {quantity.unit} became {unit}")
+        for quantity, found in changed(wanted, present, text)[:1]:
+            raise Reject("numbers", f"{name}: {_shown([quantity])} became {found}")
     return next((flag for flag in ("number_missing", "number_added", "number_words") if flag in flags), None)
 
 
@@ -65,14 +70,20 @@ def facts(job: Job, record: dict, *, kept: float) -> str | None:
     """
     text = parts_of(job, record).long[-1].text
     if job.method == "qa_generation":
-        invented = [q for q in missing(quantities(text), quantities(job.target.get("passage", ""))) if not q.small]
-        if invented:
+        passage = job.target.get("passage", "")
+        answer, source = quantities(text, record["language"]), quantities(passage, job.parent["language"])
+        if invented := [q for q in missing(answer, source) if not q.small]:
             raise Reject("facts", f"{_shown(invented)} not in the passage")
+        for quantity, found in changed(answer, source, passage)[:1]:
+            raise Reject("facts", f"{_shown([quantity])}, in the passage {found}")
         return None
+    answer = quantities(text, record["language"])
     for given in job.target.get("given", []):
-        lost = [q for q in missing(quantities(given), quantities(text)) if not q.small]
-        if lost:
+        wanted = quantities(given, record["language"])
+        if lost := [q for q in missing(wanted, answer) if not q.small]:
             raise Reject("facts", f"{_shown(lost)} of the given answer missing")
+        for quantity, found in changed(wanted, answer, text)[:1]:
+            raise Reject("facts", f"{_shown([quantity])} of the given answer became {found}")
         share = contained(given, text)
         if len(normal_text(given)) > 3 and share < (kept if len(given) < 120 else kept / 2):
             raise Reject("facts", f"{share:.0%} of the given answer's wording, at least {kept:.0%}")
@@ -81,7 +92,8 @@ def facts(job: Job, record: dict, *, kept: float) -> str | None:
         ours, theirs = set(job.target["letters"].split(",")), set((found.letters or "").split(",")) - {""}
         if theirs - ours:
             raise Reject("key", f"argues for {found.letters}, the key is {job.target['letters']}")
-    invented = [q for q in missing(quantities(text), quantities("\n".join(parts_of(job, record).sources))) if q.unit]
+    sources = quantities("\n".join(parts_of(job, record).sources), record["language"])
+    invented = [q for q in missing(answer, sources) if q.unit not in ("", "roman")]
     return "number_added" if invented else None
 
 

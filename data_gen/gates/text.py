@@ -2,7 +2,7 @@
 
 from data_gen.gates.parts import Part, parts_of
 from data_gen.gates.phrases import ABOUT_THE_TASK, DISCLAIMER, PREAMBLE, REFUSAL, STRUCTURE
-from data_gen.languages import language_problem
+from data_gen.languages import SCRIPTS_OF, SURE_OF_NAMES, language_problem, script_shares
 from data_gen.shingles import is_dense, normal_text
 from data_gen.types import Job, Reject
 
@@ -18,11 +18,37 @@ def volume(text: str) -> float:
 
 
 def language(job: Job, record: dict, *, foreign: float) -> None:
-    """Every generated text is in the language asked for. Reason "language"."""
-    for part in parts_of(job, record).long:
-        problem = language_problem(part.text, part.language, foreign)
+    """Every generated text is in the language asked for, Chinese in simplified characters. Reason "language".
+
+    Options are looked at one by one for their script, together for their language; most of them may not be prose that
+    was left as it is.
+    """
+    parts, simplified = parts_of(job, record), job.method != "original"
+    for part in parts.long:
+        problem = language_problem(part.text, part.language, foreign, simplified=simplified)
         if problem:
             raise Reject("language", f"{part.name}: {problem}, asked for {part.language}")
+    options = [part for part in parts.all if part.name.startswith("option")] if job.method == "translation" else []
+    for part in options:
+        if problem := _other_script(part):
+            raise Reject("language", f"{part.name}: {problem}, asked for {part.language}")
+    left = [p for p in options if normal_text(p.text) == normal_text(p.source) and _has_words(p.source)]
+    if 2 * len(left) > len(options):
+        raise Reject("language", f"{len(left)} of {len(options)} options left as they were")
+    if options:
+        joined, code = "\n".join(part.text for part in options), options[0].language
+        if problem := language_problem(joined, code, foreign, sure=SURE_OF_NAMES, simplified=True):
+            raise Reject("language", f"options: {problem}, asked for {code}")
+
+
+def _other_script(part: Part) -> str | None:
+    """Why an option is not in its language's script: another one, or prose in Latin letters that are not its own."""
+    shares = script_shares(part.text)
+    own = sum(shares.get(name, 0.0) for name in SCRIPTS_OF[part.language])
+    strange = {name: share for name, share in shares.items() if name not in (*SCRIPTS_OF[part.language], "latin")}
+    if strange and max(strange.values()) > 0.5:
+        return f"in {max(strange, key=strange.get)}"
+    return "not translated" if not own and _has_words(part.text) else None
 
 
 def refusal(job: Job, record: dict) -> None:
@@ -73,8 +99,10 @@ def copy(job: Job, record: dict, *, quoted: float) -> str | None:
         restated = len(question) > 60 and question in text and len(text) < 1.3 * len(question)
         if restated or len(text) > 40 and text in question:
             raise Reject("copy", "the rationale is the question")
-    same = [normal_text(p.text) == normal_text(p.source) for p in parts.all if p.name.startswith("option") and p.source]
-    return "options_unchanged" if same and all(same) and job.method == "translation" else None
+    options = [p for p in parts.all if p.name.startswith("option") and p.source]
+    same = [normal_text(p.text) == normal_text(p.source) for p in options]
+    prose = [alike and _has_words(p.source) for p, alike in zip(options, same)]
+    return "options_unchanged" if job.method == "translation" and same and (all(same) or any(prose)) else None
 
 
 def _has_words(text: str) -> bool:
