@@ -16,7 +16,7 @@ from mmed_jax.data.files import language_of
 from mmed_jax.data.schema import load_files
 from mmed_jax.data.sources import Conversion, Drop, Row
 from mmed_jax.data.sources.base import text
-from mmed_jax.errors import UserError
+from mmed_jax.errors import UserError, WorkError
 from mmed_jax.evaluation.places import HUB, Benchmark, file_hash, same_split, splits_in
 from mmed_jax.evaluation.registry import Entry
 
@@ -79,6 +79,8 @@ def load(
         except UserError as e:
             message = str(e).removeprefix("--input=").replace("; add --answer_base", "; convert it with --answer_base")
             raise UserError(f"--benchmark={name}: {message}") from None
+        except WorkError as e:
+            raise WorkError(str(e).replace("give --input=FILE_OR_FOLDER", "name its folder with --data_dir=DIR")) from None
         rows, lost = reading.rows, reading.lost
     else:
         records = _records(benchmark.path)
