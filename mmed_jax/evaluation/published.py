@@ -80,7 +80,8 @@ def load(
             message = str(e).removeprefix("--input=").replace("; add --answer_base", "; convert it with --answer_base")
             raise UserError(f"--benchmark={name}: {message}") from None
         except WorkError as e:
-            raise WorkError(str(e).replace("give --input=FILE_OR_FOLDER", "name its folder with --data_dir=DIR")) from None
+            message = str(e).replace("give --input=FILE_OR_FOLDER", "name its folder with --data_dir=DIR")
+            raise WorkError(message) from None
         rows, lost = reading.rows, reading.lost
     else:
         records = _records(benchmark.path)
