@@ -7,8 +7,6 @@ Between two steps lies either nothing that costs, or something that can be found
 before a kill is recognised by its input file. Results are joined by custom_id, which is the request's key.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import sqlite3
@@ -17,16 +15,18 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
+from data_gen import batch_rows
 from data_gen import client as api
+from data_gen.batch_rows import UNSENT, Batch
 from data_gen.ledger import Answer, Ledger
 from data_gen.prices import Price
 from data_gen.sender import ATTEMPTS
-from data_gen.tokens import answer_limit, counter_for, prompt_tokens
+from data_gen.tokens import counter_for, most_cost, prompt_tokens
 from data_gen.types import Request
 from mmed_jax.data import jsonl
-from mmed_jax.errors import UserError, WorkError, one_line
+from mmed_jax.errors import WorkError
 
 # The endpoint's limits of one batch (50,000 requests, 200 MB), with some air in the bytes.
 MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000
@@ -35,24 +35,13 @@ _ENDED = ("completed", "expired", "cancelled", "failed")
 _LINES = 500  # results a transaction
 
 
-class Batch(NamedTuple):
-    """A row of the ledger's table of batches; `tokens` of the prompts, an upper bound."""
-
-    id: int
-    state: str
-    requests: int
-    tokens: int
-    file_id: str
-    batch_id: str
-
-
 class _File:
     """The file of an open batch: lines whose requests are being claimed wait, so that many claims share a commit."""
 
     def __init__(self, batch: Batch, out: BinaryIO):
         self.batch, self.out = batch, out
         self.requests = self.tokens = self._planned = self._bytes = self._planned_tokens = 0
-        self.capped = False
+        self.capped = self.elsewhere = False
         self._waiting: list[tuple[Future, bytes, int]] = []
 
     def holds(self, size: int, tokens: int, most_tokens: int) -> bool:
@@ -73,53 +62,53 @@ class _File:
         for claim, data, tokens in self._waiting:
             said = claim.result()
             self.capped = self.capped or said in ("cap", "full")
+            self.elsewhere = self.elsewhere or said == "batch"
             if said == "go":
-                self.out.write(data)
+                with jsonl.naming(Path(self.out.name)):
+                    self.out.write(data)
                 self.requests, self.tokens = self.requests + 1, self.tokens + tokens
         self._waiting.clear()
-        self.out.flush()
+        with jsonl.naming(Path(self.out.name)):
+            self.out.flush()
 
 
 class Batches:
     """The batches of one ledger and endpoint; a context manager, one process at a time.
 
     Attributes:
-      capped: a limit (max_usd, max_requests) kept requests out. most_tokens: prompt tokens of one batch at most.
+      capped: a limit (max_usd, max_requests) kept requests out. elsewhere: some are in other batches.
+      most_tokens: prompt tokens of one batch at most.
     """
 
     def __init__(self, ledger: Ledger, settings, price: Price | None):
         self.ledger, self.settings, self.price = ledger, settings, price
         self.endpoint = api.endpoint_name(settings.base_url)
         self.client = api.make_client(settings.base_url, settings.timeout_s, asynchronous=False)
-        self.folder = ledger.path.with_name(ledger.path.name + ".batches")
+        self.folder = batch_rows.folder_of(ledger)
         self.most_tokens = settings.enqueued_tokens or 10**12
-        self.capped = False
+        self.capped = self.elsewhere = False
+        self._stop: api.Stop | None = None
 
     def __enter__(self) -> "Batches":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "lock", "w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise UserError(f"{self.ledger.path}: another process works on the batches of this ledger") from None
-        for batch in self.all("open"):  # killed while its file was written: nothing was sent
-            self._give_up(batch)
+        self._held = batch_rows.held(self.ledger)
+        self._held.__enter__()
+        for batch in batch_rows.batches_of(self.ledger, *UNSENT):
+            # Killed while its file was written, or meant for another address: nothing was sent.
+            if batch.state == "open" or batch.endpoint != self.endpoint:
+                self._give_up(batch)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
-        self._lock.close()
+        self._held.__exit__(None, None, None)
 
     def all(self, *states: str) -> list[Batch]:
         """Batches of this endpoint in these states."""
-        marks = ",".join("?" * len(states))
-        sql = f"SELECT {','.join(Batch._fields)} FROM batches WHERE endpoint=? AND state IN ({marks}) ORDER BY id"
-        return [Batch(*row) for row in self.ledger.query(sql, self.endpoint, *states)]
+        return batch_rows.batches_of(self.ledger, *states, endpoint=self.endpoint)
 
     def file(self, batch: Batch) -> Path:
         """Where the requests of a batch lie."""
-        return self.folder / f"{batch.id:06d}.jsonl"
+        return batch_rows.file_of(self.ledger, batch)
 
     # Building.
 
@@ -135,25 +124,25 @@ class Batches:
                 claimed, file = claimed + self._close_file(file), None
             if file is None:
                 batch = self.ledger.write(self._new).result()
-                file = _File(batch, open(self.file(batch), "wb"))
+                with jsonl.naming(self.file(batch)):
+                    file = _File(batch, open(self.file(batch), "wb"))
             file.add(self._claim(request, file.batch), data, tokens)
         return claimed + (self._close_file(file) if file is not None else 0)
 
     def _new(self, c: sqlite3.Connection) -> Batch:
         sql = "INSERT INTO batches (state, requests, tokens, endpoint, created) VALUES ('open', 0, 0, ?, ?)"
-        return Batch(c.execute(sql, (self.endpoint, time.time())).lastrowid, "open", 0, 0, "", "")
+        return Batch(c.execute(sql, (self.endpoint, time.time())).lastrowid, "open", 0, 0, "", "", self.endpoint)
 
     def _claim(self, request: Request, batch: Batch) -> Future:
-        reserve = 0.0
-        if self.price is not None:
-            reserve = self.price.cost(prompt_tokens(request), answer_limit(request) or 0, batch=True)
-        return self.ledger.claim(request.key, reserve, f"batch:{batch.id}")
+        reserve = most_cost(request, self.price, batch=True, hard=self.ledger.claims.max_usd is not None)
+        return self.ledger.claim(request.key, reserve, batch.owner)
 
     def _close_file(self, file: "_File") -> int:
         file.flush()
-        os.fsync(file.out.fileno())
-        file.out.close()
-        self.capped = self.capped or file.capped
+        with jsonl.naming(self.file(file.batch)):
+            os.fsync(file.out.fileno())
+            file.out.close()
+        self.capped, self.elsewhere = self.capped or file.capped, self.elsewhere or file.elsewhere
         if file.requests:
             self._set(file.batch, state="ready", requests=file.requests, tokens=file.tokens)
         else:
@@ -161,9 +150,7 @@ class Batches:
         return file.requests
 
     def _give_up(self, batch: Batch) -> None:
-        self.ledger.release_owner(f"batch:{batch.id}").result()
-        self._set(batch, state="void")
-        self.file(batch).unlink(missing_ok=True)
+        batch_rows.give_up(self.ledger, batch)
 
     def _set(self, batch: Batch, **values: object) -> Batch:
         names = ", ".join(f"{name} = ?" for name in values)
@@ -178,36 +165,64 @@ class Batches:
 
         Raises Stop for what the user has to mend, WorkError when the endpoint does not answer.
         """
-        with _plain_errors():
-            said = [self._look(batch) for batch in self.all("created")]
-            queued = sum(b.tokens for b in self.all("created"))
-            limit = self.settings.enqueued_tokens
-            for batch in self.all("ready", "uploaded"):
-                if limit is not None and queued and queued + batch.tokens > limit:
-                    said.append(f"batch {batch.id}: waits for room ({queued:,} tokens enqueued)")
-                    continue
-                queued += batch.tokens
-                said.append(self._send(batch))
-        return [line for line in said if line]
+        try:
+            with api.plain_errors():
+                return [line for line in self._steps() if line]
+        except (api.Stop, WorkError):
+            for batch in self.all(*UNSENT):  # the user may come back with another address, or without batches
+                self._give_up(batch)
+            raise
+
+    def _steps(self) -> Iterator[str]:
+        yield from [self._look(batch) for batch in self.all("created")]
+        queued = sum(b.tokens for b in self.all("created"))
+        limit = self.settings.enqueued_tokens
+        for batch in self.all("ready", "uploaded"):
+            if limit is not None and queued and queued + batch.tokens > limit:
+                yield f"batch {batch.id}: waits for room ({queued:,} tokens enqueued)"
+                continue
+            queued += batch.tokens
+            yield self._send(batch)
 
     def _send(self, batch: Batch) -> str:
-        if batch.state == "ready":
-            with open(self.file(batch), "rb") as f:
-                batch = self._set(batch, file_id=self.client.files.create(file=f, purpose="batch").id, state="uploaded")
+        import openai
+
+        try:
             found = None
-        else:  # perhaps created by a process that was killed before it could say so
-            recent = islice(self.client.batches.list(limit=100), 500)
-            made = (b for b in recent if b.input_file_id == batch.file_id)
-            found = next((b for b in made if b.status != "failed"), None)
+            if batch.state == "ready":
+                with open(self.file(batch), "rb") as f:
+                    file_id = self.client.files.create(file=f, purpose="batch").id
+                batch = self._set(batch, file_id=file_id, state="uploaded")
+            else:  # perhaps created by a process that was killed before it could say so
+                recent = islice(self.client.batches.list(limit=100), 500)
+                made = (b for b in recent if b.input_file_id == batch.file_id)
+                found = next((b for b in made if b.status != "failed"), None)
+        except openai.NotFoundError:  # an endpoint without a Batch API holds no batch
+            self._give_up(batch._replace(state="ready"))
+            raise
         if found is None:
             # A creation that is repeated blindly could be billed twice; it is looked for at the next step instead.
             once = self.client.with_options(max_retries=0).batches
-            found = once.create(input_file_id=batch.file_id, endpoint=_PATH, completion_window="24h")
+            try:
+                found = once.create(input_file_id=batch.file_id, endpoint=_PATH, completion_window="24h")
+            except openai.APIStatusError as e:
+                if not api.may_pass(e):  # refused, so there is none
+                    self._give_up(batch._replace(state="ready"))
+                raise
         self._set(batch, batch_id=found.id, state="created")
         return f"batch {batch.id}: {batch.requests:,} requests sent ({found.id})"
 
     def _look(self, batch: Batch) -> str:
-        found = self.client.batches.retrieve(batch.batch_id)
+        import openai
+
+        try:
+            found = self.client.batches.retrieve(batch.batch_id)
+        except openai.NotFoundError:
+            raise api.Stop(
+                f"batch {batch.id} ({batch.batch_id}, {batch.requests:,} rows) is not known to {batch.endpoint}; use "
+                f"the API key that made it, or give it up: python -m data_gen ledger --ledger={self.ledger.path} "
+                "--release"
+            ) from None
         if found.status not in _ENDED:
             counts = found.request_counts
             done = f", {counts.completed:,} of {counts.total:,}" if counts else ""
@@ -218,9 +233,11 @@ class Batches:
             if file_id:
                 self._fetch(batch, file_id)
         # What an expired or cancelled batch has not answered was not billed and is asked for again.
-        self.ledger.release_owner(f"batch:{batch.id}").result()
+        self.ledger.release_owner(batch.owner).result()
         self._set(batch, state="done", detail=found.status)
         self.file(batch).unlink(missing_ok=True)
+        if self._stop:
+            raise self._stop
         return ""
 
     def _failed(self, batch: Batch, found: Any) -> str:
@@ -241,13 +258,17 @@ class Batches:
 
     def _fetch(self, batch: Batch, file_id: str) -> None:
         path = self.folder / f"{batch.id:06d}.results"
-        with self.client.files.with_streaming_response.content(file_id) as reply, open(path, "wb") as out:
-            for data in reply.iter_bytes(1 << 20):
+        reply = self.client.files.with_streaming_response.content(file_id)
+        with reply as found, jsonl.naming(path), open(path, "wb") as out:
+            for data in found.iter_bytes(1 << 20):
                 out.write(data)
         with open(path, "rb") as lines:
             while chunk := [line for _, line in zip(range(_LINES), lines)]:
                 answers = [a for line in chunk if line.strip() and (a := self._answer(line))]
-                self.ledger.write(lambda c, answers=answers: self._store(c, batch, answers)).result()
+                # Only requests that this batch still holds: not foreign, doubled and already stored ones.
+                stored = [self.ledger.finish_held(batch.owner, key, answer, ATTEMPTS) for key, answer in answers]
+                for future in stored:
+                    future.result()
         path.unlink()
 
     def _answer(self, line: bytes) -> tuple[str, Answer | None] | None:
@@ -261,32 +282,8 @@ class Batches:
             if response["status_code"] == 200:
                 return key, api.read_completion(body, self.price, request_id=request_id, batch=True)
             return key, api.status_answer(response["status_code"], body, request_id)
+        except api.Stop as e:  # said when the other answers of the batch are stored
+            self._stop = e
+            return key, None
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return None
-
-    def _store(self, c: sqlite3.Connection, batch: Batch, answers: list[tuple[str, Answer | None]]) -> None:
-        """Only requests that this batch still holds take an answer: foreign, doubled and already stored ones do not."""
-        for key, answer in answers:
-            sql = "SELECT attempts FROM requests WHERE key=? AND state='sent' AND owner=?"
-            held = c.execute(sql, (key, f"batch:{batch.id}")).fetchone()
-            if held and answer is not None:
-                self.ledger.finish_in(c, key, answer)
-            elif held and held[0] >= ATTEMPTS:
-                self.ledger.finish_in(c, key, Answer("failed", "api_error", "failed in every batch"))
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Errors of the endpoint as ours."""
-    import openai
-
-    try:
-        yield
-    except openai.APIStatusError as e:
-        try:
-            answer = api.settled_status(e)
-        except api.Again as again:
-            raise WorkError(f"the endpoint failed ({again.detail}); the same command goes on") from None
-        raise api.Stop(f"the endpoint refused a step of the Batch API ({answer.detail})") from None
-    except openai.APIConnectionError as e:
-        raise WorkError(f"no connection to the endpoint ({api.redact(one_line(e.__cause__ or e))})") from None

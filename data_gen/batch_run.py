@@ -1,5 +1,6 @@
 """Outcomes by the Batch API: passes over the jobs, each sending what the answers so far leave to be asked."""
 
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_gen.batch import Batches
+from data_gen.batch_rows import under_way
 from data_gen.judge import Judge, Slot
 from data_gen.ledger import Ledger
 from data_gen.settings import RunSettings
@@ -42,6 +44,8 @@ def outcomes_by_batch(
                         break
                 else:
                     raise WorkError(f"requests are still without an answer after {_MOST_PASSES} rounds of batches")
+                if batches.elsewhere:
+                    print(under_way(ledger), file=sys.stderr)
             for chunk in _chunks(_jobs(spool)):
                 slots = judge.slots(chunk, again=True)
                 judge.advance(slots, capped=True)

@@ -1,5 +1,6 @@
 """What happens to requests inside the ledger's transactions: claims, answers, money, and which owners live."""
 
+import math
 import os
 import socket
 import sqlite3
@@ -39,7 +40,8 @@ _OWNERS_HERE: set[str] = set()
 
 class Totals(NamedTuple):
     """requests: attempts sent. spent: by the endpoint's usage. reserved: upper bound of what is under way.
-    uncertain: upper bound of attempts without an answer (time-outs, killed processes) that may have been billed."""
+    uncertain: upper bound of attempts that may have been billed without our knowing what: no answer came (time-outs,
+    killed processes), or one without usage."""
 
     requests: int
     spent: float
@@ -47,8 +49,22 @@ class Totals(NamedTuple):
     uncertain: float
 
 
+def storable(text: str) -> str:
+    """`text` as SQLite and UTF-8 can hold it: halves of surrogate pairs become the replacement character."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _count(value: object) -> int | None:
+    """A count that fits into a column, or None."""
+    sane = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+    return value if sane else None
+
+
 class Answer(NamedTuple):
-    """What an endpoint answered: state "done", "rejected" or "failed"; cost None where no price is known."""
+    """What an endpoint answered: state "done", "rejected" or "failed". cost: None where nobody knows it (no price, no
+    usage in the reply), 0 where nothing was billed."""
 
     state: str
     reason: str = ""
@@ -59,6 +75,13 @@ class Answer(NamedTuple):
     cached_tokens: int | None = None
     completion_tokens: int | None = None
     cost: float | None = None
+
+    def stored(self) -> "Answer":
+        """The same with every value such that it can be written."""
+        texts = [None if t is None else storable(str(t)) for t in self[:5]]
+        cost = self.cost
+        sane = isinstance(cost, int | float) and math.isfinite(cost) and cost >= 0
+        return Answer(*texts, *(_count(n) for n in self[5:8]), float(cost) if sane else None)
 
 
 class Claims:
@@ -111,9 +134,12 @@ class Claims:
         return "cap" if t.spent + t.uncertain + reserve > self.max_usd else "full"
 
     def finish(self, c: sqlite3.Connection, key: str, a: Answer) -> None:
-        """Stores an answer and what it cost."""
+        """Stores an answer and what it cost, or where nobody says that, its upper bound as uncertain."""
+        a = a.stored()
         state, reserved = c.execute("SELECT state, reserved FROM requests WHERE key=?", (key,)).fetchone()
         c.execute("UPDATE totals SET spent = spent + ?", (a.cost or 0.0,))
+        if a.cost is None and state == "sent":
+            c.execute("UPDATE totals SET uncertain = uncertain + ?", (reserved,))
         if state in FINAL:  # the same answer came twice (a lease ran out meanwhile): both are paid, the first stays
             return
         if state == "sent":
@@ -124,14 +150,20 @@ class Claims:
             (*a, time.time(), key),
         )
 
-    def release(self, c: sqlite3.Connection, where: str, *values: object, uncertain: bool = False) -> None:
-        """Sent requests `where` are pending again; uncertain: the attempt may have been billed."""
-        held = c.execute(f"SELECT total(reserved) FROM requests WHERE state='sent' AND {where}", values).fetchone()[0]
-        c.execute(f"UPDATE requests SET state='pending', owner='', reserved=0 WHERE state='sent' AND {where}", values)
+    def release(
+        self, c: sqlite3.Connection, where: str, *values: object, uncertain: bool = False, unsent: bool = False
+    ) -> int:
+        """Sent requests `where` are pending again; how many. uncertain: the attempt may have been billed. unsent: it
+        never left this machine, so it is none."""
+        where = f"state='sent' AND {where}"
+        count, held = c.execute(f"SELECT count(*), total(reserved) FROM requests WHERE {where}", values).fetchone()
+        sql = f"UPDATE requests SET state='pending', owner='', reserved=0, attempts=attempts-? WHERE {where}"
+        c.execute(sql, (int(unsent), *values))
         c.execute(
-            "UPDATE totals SET reserved = max(0, reserved - ?), uncertain = uncertain + ?",
-            (held, held if uncertain else 0.0),
+            "UPDATE totals SET reserved = max(0, reserved - ?), uncertain = uncertain + ?, requests = requests - ?",
+            (held, held if uncertain else 0.0, count if unsent else 0),
         )
+        return count
 
     def _lives(self, c: sqlite3.Connection, owner: str) -> bool:
         row = c.execute("SELECT host, pid, lease FROM owners WHERE owner=?", (owner,)).fetchone()

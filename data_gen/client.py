@@ -4,21 +4,23 @@ The `openai` package does the talking (no retries of its own: those are ours, so
 API key comes from the environment alone and is cut out of every text that is stored or shown.
 """
 
+import contextlib
 import json
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from data_gen.ledger import Answer
 from data_gen.prices import Price
+from data_gen.replies import read_completion, redact
 from data_gen.types import Request
-from mmed_jax.errors import UserError, one_line
+from mmed_jax.errors import UserError, WorkError, one_line
 
+__all__ = ["Again", "Answer", "Reply", "Stop", "ask", "body_of", "endpoint_name", "make_client", "may_pass",
+           "plain_errors", "read_completion", "redact", "settled_status", "shown_url", "status_answer"]  # fmt: skip
 OPENAI_URL = "https://api.openai.com/v1"
-_KEY_LIKE = re.compile(r"\b(?:sk|pk|rk)-[\w*-]{4,}|(?i:bearer)\s+\S+")
 _QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated")
 _FILTERS = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
 
@@ -29,13 +31,14 @@ class Stop(UserError):
 
 @dataclass
 class Again(Exception):
-    """This attempt failed and another may succeed. uncertain: it may have been billed. limited: the server said 429."""
+    """This attempt failed and another may succeed. uncertain: it may have been billed. limited: the server said 429.
+    foreign: what came is no JSON, as from a server that does not speak the API."""
 
     detail: str
     uncertain: bool = False
     limited: bool = False
+    foreign: bool = False
     headers: Mapping[str, str] | None = None
-    wait: float | None = None
 
 
 @dataclass
@@ -50,21 +53,6 @@ def shown_url(url: str) -> str:
     """An address without a user name and password in it."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
-
-
-def without_key(text: str) -> str:
-    """`text` without the API keys of the environment."""
-    for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"):
-        key = os.environ.get(name, "")
-        if len(key) >= 12:  # a shorter one is no secret, and its letters may be in any answer
-            text = text.replace(key, "***")
-    return text
-
-
-def redact(text: str) -> str:
-    """`text` on one line, short, without anything that is or looks like an API key."""
-    text = without_key(text)
-    return " ".join(_KEY_LIKE.sub("***", text).split())[:300]
 
 
 def make_client(base_url: str | None, timeout_s: float, *, asynchronous: bool = True) -> Any:
@@ -124,11 +112,19 @@ async def ask(client: Any, request: Request, price: Price | None) -> Reply:
     except openai.APIConnectionError as e:
         detail = f"connection failed: {redact(one_line(e.__cause__ or e))}"
         raise Again(detail, uncertain=not _unconnected(e)) from None
+    request_id = _request_id(raw.headers)
     try:
         reply = json.loads(raw.content)
-        return Reply(read_completion(reply, price, request_id=_request_id(raw.headers)), raw.headers)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise Again("the reply is not a chat completion", uncertain=True, headers=raw.headers) from None
+    except (ValueError, RecursionError):
+        kind = redact(raw.headers.get("content-type", "of no type"))[:60]
+        detail = f"the reply is not JSON but {kind}: {redact(raw.content[:200].decode('utf-8', 'replace'))[:80]}"
+        raise Again(detail, uncertain=True, foreign=True, headers=raw.headers) from None
+    # Some gateways pass errors on with status 200.
+    error = reply.get("error") if isinstance(reply, dict) and not reply.get("choices") else None
+    status = error.get("code") if isinstance(error, dict) and "usage" not in reply else None
+    if isinstance(status, int) and 400 <= status < 600:
+        return Reply(_status_error(status, _message(error), raw.headers, request_id), raw.headers)
+    return Reply(read_completion(reply, price, request_id=request_id), raw.headers)
 
 
 def _unconnected(error: BaseException) -> bool:
@@ -136,32 +132,13 @@ def _unconnected(error: BaseException) -> bool:
     return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
 
 
-def read_completion(reply: dict, price: Price | None, *, request_id: str = "", batch: bool = False) -> Answer:
-    """What a chat completion (parsed JSON) says. Raises KeyError and the like when it is none."""
-    choice = reply["choices"][0]
-    message, finish = choice["message"], choice.get("finish_reason")
-    usage = reply.get("usage") or {}
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    cost = None
-    if price is not None and prompt is not None:
-        cost = price.cost(prompt, completion or 0, cached, batch=batch)
-    text = message.get("content")
-    state, reason, detail = "done", "", ""
-    if finish == "length":
-        state, reason, detail = "rejected", "length", f"cut off after {completion} tokens"
-    elif finish == "content_filter":
-        state, reason = "rejected", "content_filter"
-    elif message.get("refusal"):
-        state, reason, detail, text = "rejected", "refusal", redact(message["refusal"]), without_key(message["refusal"])
-    elif not isinstance(text, str) or not text.strip():
-        state, reason, detail = "rejected", "schema", f"an empty answer (finish_reason {finish})"
-    text = without_key(text) if isinstance(text, str) else None
-    return Answer(state, reason, detail, text, request_id, prompt, cached, completion, cost)
-
-
 def _request_id(headers: Mapping[str, str]) -> str:
     return redact(headers.get("x-request-id") or headers.get("apim-request-id") or "")
+
+
+def _message(error: dict) -> dict:
+    """An API error with a "message" that is text."""
+    return {**error, "message": str(error.get("message") or "")}
 
 
 def _error_body(error: Any) -> dict:
@@ -174,7 +151,8 @@ def _error_body(error: Any) -> dict:
 def _status_error(status: int, body: dict, headers: Mapping[str, str], request_id: str) -> Answer:
     """What an HTTP status that is not success settles; raises Again or Stop."""
     said = redact(body["message"])
-    codes = {str(body.get("code")), str(body.get("type"))} | {str((body.get("innererror") or {}).get("code"))}
+    inner = body.get("innererror")
+    codes = {str(x.get(name)) for x in (body, inner) if isinstance(x, dict) for name in ("code", "type")}
     if status == 401:
         # The server's own words would repeat parts of the key.
         raise Stop("the endpoint does not accept the API key (401); check OPENAI_API_KEY and --base_url")
@@ -189,8 +167,8 @@ def _status_error(status: int, body: dict, headers: Mapping[str, str], request_i
     if status in (408, 409) or status >= 500:
         raise Again(f"{status}: {said}", headers=headers, uncertain=status in (408, 504))
     if codes & set(_FILTERS):
-        return Answer("rejected", "content_filter", said, request_id=request_id)
-    return Answer("failed", "bad_request", f"{status}: {said}", request_id=request_id)
+        return Answer("rejected", "content_filter", said, request_id=request_id, cost=0.0)
+    return Answer("failed", "bad_request", f"{status}: {said}", request_id=request_id, cost=0.0)
 
 
 def settled_status(error: Any) -> Answer:
@@ -199,11 +177,39 @@ def settled_status(error: Any) -> Answer:
     return _status_error(error.status_code, _error_body(error), headers, _request_id(headers))
 
 
+def may_pass(error: Any) -> bool:
+    """Whether the same may succeed later, after an openai.APIStatusError; else it was refused for good."""
+    try:
+        settled_status(error)
+    except Again:
+        return True
+    except Stop:
+        pass
+    return False
+
+
 def status_answer(status: int, body: Any, request_id: str) -> Answer | None:
     """The same for one line of a batch's results: None where it may be asked again. Raises Stop."""
     error = body.get("error", body) if isinstance(body, dict) else {}
     error = error if isinstance(error, dict) else {}
     try:
-        return _status_error(status, {**error, "message": str(error.get("message", ""))}, {}, request_id)
+        return _status_error(status, _message(error), {}, request_id)
     except Again:
         return None
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Errors of the endpoint in a step of the Batch API as ours: Stop, or WorkError where it may succeed later."""
+    import openai
+
+    try:
+        yield
+    except openai.APIStatusError as e:
+        try:
+            answer = settled_status(e)
+        except Again as again:
+            raise WorkError(f"the endpoint failed ({again.detail}); the same command goes on") from None
+        raise Stop(f"the endpoint refused a step of the Batch API ({answer.detail})") from None
+    except openai.APIConnectionError as e:
+        raise WorkError(f"no connection to the endpoint ({redact(one_line(e.__cause__ or e))})") from None

@@ -8,6 +8,7 @@ All writing is done by one thread, which commits what has gathered while the com
 share a ledger; a request that one has claimed is not sent by another while its owner lives.
 """
 
+import functools
 import os
 import queue
 import sqlite3
@@ -18,9 +19,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_gen.claims import FINAL, LEASE_SECONDS, SCHEMA, VERSION, Answer, Claims, Totals
+from data_gen.claims import FINAL, LEASE_SECONDS, SCHEMA, VERSION, Answer, Claims, Totals, storable
 from data_gen.types import Request
-from mmed_jax.errors import UserError, WorkError
+from mmed_jax.errors import UserError, WorkError, one_line
 
 __all__ = ["FINAL", "Answer", "Ledger", "Row", "Totals"]
 
@@ -129,14 +130,17 @@ class Ledger:
 
     # Writing: each returns a Future that is done when the change is on the disk.
 
-    def write(self, operation: Callable[[sqlite3.Connection], Any]) -> Future:
-        """Has `operation` run inside the next transaction."""
+    def write(
+        self, operation: Callable[[sqlite3.Connection], Any],
+        instead: Callable[[sqlite3.Connection, Exception], Any] | None = None,
+    ) -> Future:  # fmt: skip
+        """Has `operation` run inside the next transaction; `instead` when its values cannot be written."""
         future: Future = Future()
         future.set_running_or_notify_cancel()  # a waiter that is cancelled leaves the change to be made
         if self._broken:
             future.set_exception(self._broken)
         else:
-            self._work.put((operation, future))
+            self._work.put((operation, instead, future))
         return future
 
     def add(self, requests: list[tuple[Request, str]]) -> Future:
@@ -150,6 +154,7 @@ class Ledger:
 
     def judge(self, rows: list[tuple[str, str, str, str, str, str, str]]) -> Future:
         """Enters what became of jobs: (run, method, row_id, key, state, reason, detail)."""
+        rows = [tuple(map(storable, row)) for row in rows]
         return self.write(lambda c: c.executemany("INSERT OR REPLACE INTO jobs VALUES (?,?,?,?,?,?,?)", rows) and None)
 
     def claim(self, key: str, reserve: float, owner: str = "") -> Future:
@@ -168,8 +173,12 @@ class Ledger:
         return self.write(lambda c: self.claims.again(c, key, uncertain))
 
     def finish(self, key: str, answer: Answer) -> Future:
-        """Stores an answer (or a failure) and what it cost."""
-        return self.write(lambda c: self.claims.finish(c, key, answer))
+        """Stores an answer (or a failure) and what it cost; one that cannot be stored is rejected with that reason."""
+
+        def instead(c: sqlite3.Connection, error: Exception) -> None:
+            self.claims.finish(c, key, Answer("rejected", "schema", f"the answer cannot be stored ({one_line(error)})"))
+
+        return self.write(lambda c: self.claims.finish(c, key, answer), instead)
 
     def fail(self, key: str, detail: str, *, uncertain: bool) -> Future:
         """Gives a request up for this time; `uncertain` as in again()."""
@@ -184,13 +193,27 @@ class Ledger:
         """Makes a claimed request pending again; `uncertain` as in again()."""
         return self.write(lambda c: self.claims.release(c, "key = ?", key, uncertain=uncertain))
 
-    def release_owner(self, owner: str) -> Future:
-        """Makes all that `owner` has claimed pending again; none of it was billed."""
-        return self.write(lambda c: self.claims.release(c, "owner = ?", owner))
+    def release_owner(self, owner: str, *, uncertain: bool = False, unsent: bool = False) -> Future:
+        """Makes all that `owner` has claimed pending again; returns how many. uncertain: it may have been billed.
+        unsent: it never left, so it is no attempt."""
+        return self.write(lambda c: self.claims.release(c, "owner = ?", owner, uncertain=uncertain, unsent=unsent))
 
-    def finish_in(self, c: sqlite3.Connection, key: str, answer: Answer) -> None:
-        """finish(), inside an operation of write()."""
-        self.claims.finish(c, key, answer)
+    def finish_held(self, owner: str, key: str, answer: Answer | None, most: int) -> Future:
+        """finish() for a request that `owner` holds, nothing for any other. answer None: none came; the request fails
+        after `most` attempts."""
+
+        def store(c: sqlite3.Connection, found: Answer | None) -> None:
+            sql = "SELECT attempts FROM requests WHERE key=? AND state='sent' AND owner=?"
+            held = c.execute(sql, (storable(key), owner)).fetchone()
+            if held and found is None and held[0] >= most:
+                found = Answer("failed", "api_error", "failed in every batch", cost=0.0)
+            if held and found is not None:
+                self.claims.finish(c, key, found)
+
+        def instead(c: sqlite3.Connection, error: Exception) -> None:
+            store(c, Answer("rejected", "schema", f"the answer cannot be stored ({one_line(error)})"))
+
+        return self.write(lambda c: store(c, answer), instead)
 
     def _write_loop(self) -> None:
         c, renewed, closing = self._writing, time.monotonic(), False
@@ -199,25 +222,41 @@ class Ledger:
             closing = None in items
             items = [i for i in items if i is not None]
             if time.monotonic() - renewed > LEASE_SECONDS / 3:
-                items.append((self.claims.renew, Future()))
+                items.append((self.claims.renew, None, Future()))
                 renewed = time.monotonic()
-            if not items:
-                continue
-            try:
-                c.execute("BEGIN IMMEDIATE")
-                results = [operation(c) for operation, _ in items]
-                c.execute("COMMIT")
-            except Exception as e:  # whatever it was, nobody may wait for this thread for ever
-                if c.in_transaction:
-                    c.execute("ROLLBACK")
-                self._broken = WorkError(f"{self.path}: the ledger cannot be written ({e}); what it holds is whole")
-                self._broken.__cause__ = e
-                for _, future in items:
-                    future.set_exception(self._broken)
-                continue
-            for (_, future), result in zip(items, results):
-                future.set_result(result)
+            if items and not self._commit(c, items):
+                # One that cannot be written takes no other with it.
+                for item in items:
+                    self._commit(c, [item], alone=True)
         c.close()
+
+    def _commit(self, c: sqlite3.Connection, items: list[tuple], *, alone: bool = False) -> bool:
+        """Writes items in one transaction; False when one has values that cannot be written. alone: it is known to."""
+        try:
+            if self._broken:
+                raise self._broken
+            c.execute("BEGIN IMMEDIATE")
+            results = [operation(c) for operation, _, _ in items]
+            c.execute("COMMIT")
+        except Exception as e:  # whatever it was, nobody may wait for this thread for ever
+            if c.in_transaction:
+                c.execute("ROLLBACK")
+            ours = isinstance(e, WorkError) or type(e) in (sqlite3.OperationalError, sqlite3.DatabaseError, MemoryError)
+            if not ours and not alone:
+                return False
+            _, instead, future = items[0]
+            if not ours and instead is not None:
+                return self._commit(c, [(functools.partial(instead, error=e), None, future)], alone=True)
+            error = WorkError(f"{self.path}: the ledger cannot be written ({one_line(e)}); what it holds is whole")
+            error = e if isinstance(e, WorkError) else error
+            error.__cause__ = None if error is e else e
+            self._broken = self._broken or (error if ours else None)
+            for *_, future in items:
+                future.set_exception(error)
+            return True
+        for (*_, future), result in zip(items, results):
+            future.set_result(result)
+        return True
 
     def _gather(self, seconds: float) -> list:
         """What waits to be written; waits itself for the first of it."""

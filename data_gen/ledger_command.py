@@ -2,6 +2,7 @@
 
     python -m data_gen ledger --ledger=data/ledger.sqlite
     python -m data_gen ledger --ledger=data/ledger.sqlite --row=medqa-us-17     one row with its requests and answers
+    python -m data_gen ledger --ledger=data/ledger.sqlite --release             gives up batches under way
 
 Input = accepted + rejected by reason + failed by reason + pending, for every run and method.
 """
@@ -10,6 +11,7 @@ import sqlite3
 from pathlib import Path
 
 from data_gen.accounting import Books, books
+from data_gen.batch_rows import release_all
 from data_gen.ledger import Ledger
 from data_gen.method_command import Parser
 from mmed_jax.errors import UserError, WorkError, run_command
@@ -23,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m data_gen ledger", description=__doc__, allow_abbrev=False)
     parser.add_argument("--ledger", metavar="FILE", default="data/ledger.sqlite", help="the SQLite file (%(default)s)")
     parser.add_argument("--row", metavar="ID", help="show one row: its requests, answers and verdicts")
+    parser.add_argument("--release", action="store_true", help="give up all batches under way")
     args = parser.parse_args(argv)
     path = Path(args.ledger)
     path = path / "ledger.sqlite" if path.is_dir() else path
@@ -33,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
             if args.row:
                 print(row_text(ledger, args.row))
                 return
+            if args.release:
+                print("\n".join(release_all(ledger)) or "no batch is under way")
             found = books(ledger)
     except sqlite3.Error as e:
         raise UserError(f"--ledger={path}: cannot be read as a ledger ({e})") from None
@@ -59,7 +64,7 @@ def text(found: Books) -> str:
     lines.append(("attempts sent", f"{totals.requests:>12,}"))
     lines.append(("cost by the endpoint's usage", f"{'$' + format(totals.spent, ',.4f'):>12}"))
     lines.append(("under way, at most", f"{'$' + format(totals.reserved, ',.4f'):>12}"))
-    lines.append(("attempts without an answer, at most", f"{'$' + format(totals.uncertain, ',.4f'):>12}"))
+    lines.append(("attempts of unknown cost, at most", f"{'$' + format(totals.uncertain, ',.4f'):>12}"))
     lines.append(("books", "     balance" if not found.problems else "  DO NOT BALANCE"))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

@@ -24,6 +24,7 @@ class Price:
 
     def cost(self, prompt: int, completion: int, cached: int = 0, *, batch: bool = False) -> float:
         """Dollars for so many tokens; `cached` of the prompt's tokens were read from the endpoint's cache."""
+        cached = min(max(cached, 0), prompt)
         million = (prompt - cached) * self.input + cached * self.cached + completion * self.output
         return million / 1e6 * (self.batch if batch else 1.0)
 
@@ -61,3 +62,10 @@ def no_price(model: str, flag: str) -> UserError:
     names = json.loads(TABLE.read_text(encoding="utf-8"))["models"]
     hint = nearest(model, names).replace("; valid:", "; known:")
     return UserError(f"{flag}: no price is known for model '{model}'{hint}; pass --price=IN,OUT (0,0 for a local one)")
+
+
+def no_room(flag: str) -> UserError:
+    """The error for a limit in money where an answer may be of any length."""
+    return UserError(
+        f"{flag}: an answer without a limit may cost anything; give --max_tokens=N (max_completion_tokens in --params)"
+    )

@@ -14,6 +14,7 @@ from itertools import islice
 from tqdm import tqdm
 
 from data_gen.accounting import check_run
+from data_gen.batch_rows import UNSENT, give_up_unsent, under_way
 from data_gen.judge import Judge, Slot
 from data_gen.ledger import Ledger
 from data_gen.sender import Sender
@@ -49,6 +50,7 @@ def run(method: Method, inputs: Iterable[dict], settings: RunSettings, gates: It
 
             outcomes = outcomes_by_batch(method.jobs(inputs, settings), settings, judge, ledger)
         else:
+            give_up_unsent(ledger, *UNSENT)
             outcomes = _online(method.jobs(inputs, settings), settings, judge, ledger)
         counts: Counter[str] = Counter()
         total = settings.total if settings.total is not None else getattr(inputs, "__len__", lambda: None)()
@@ -99,6 +101,8 @@ def _online(jobs: Iterator, settings: RunSettings, judge: Judge, ledger: Ledger)
             _send(judge.advance(answered, capped=sender.capped), waiting, sender)
     finally:
         if sender is not None:
+            if sender.in_batch:
+                print(under_way(ledger), file=sys.stderr)
             sender.close(lambda text: print(text, file=sys.stderr, flush=True), min(30.0, settings.timeout_s))
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,32 +10,36 @@ from data_gen import client as api
 from data_gen.ledger import Answer, Ledger
 from data_gen.limits import Limiter, backoff, retry_after
 from data_gen.prices import Price
-from data_gen.tokens import answer_limit, prompt_tokens
+from data_gen.tokens import answer_limit, most_cost, prompt_tokens
 from data_gen.types import Request
-from mmed_jax.errors import WorkError
+from mmed_jax.errors import UserError, WorkError
 
 ATTEMPTS = 8  # of a request that fails; a server that says 429 is asked more often
 ATTEMPTS_LIMITED = 40
 _CONNECTIONS = 12  # of one pool
 _POLL = 0.5  # seconds between looks at a request that another process has claimed
 _QUIET = 60.0  # seconds without one success after which a failing endpoint is given up
-_REFUSED = 20  # requests refused as malformed, before any is accepted
+_REFUSED = 20  # requests refused as malformed, or answered with something else than JSON, before any is accepted
+_FOREIGN = 3  # answers to one request that are no JSON, before any is
 
 
 class Sender:
     """Sends what `submit` gives; `events` holds the key of each settled request, or an exception that ends the run.
 
     Settled is: answered, failed, or left pending by a limit (`capped`). Answers are in the ledger before their event.
+
+    Attributes:
+      capped: a limit kept requests back. in_batch: some are in a batch under way.
     """
 
     def __init__(self, ledger: Ledger, settings, price: Price | None):
         self.ledger, self.settings, self.price = ledger, settings, price
         self.events: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
-        self.capped = False
+        self.capped = self.in_batch = False
         self._work: asyncio.Queue[Request] = asyncio.Queue()
         self._stopping, self._busy, self._held = False, 0, 0
         self._succeeded = self._began = time.monotonic()
-        self._any, self._refused, self._told = False, 0, False
+        self._any, self._refused, self._foreign = False, 0, 0
         # The client looks at each of its connections for every request; many small pools are cheaper than one.
         count = -(-settings.concurrency // _CONNECTIONS)
         self._clients = [api.make_client(settings.base_url, settings.timeout_s) for _ in range(count)]
@@ -92,17 +95,15 @@ class Sender:
                 continue
             try:
                 await self._settle(request, client)
-            except (api.Stop, WorkError) as e:
+            except (UserError, WorkError) as e:
                 self._stopping = True
                 self.events.put(e)
 
     async def _settle(self, request: Request, client) -> None:
         """One request to its end: claimed, sent as often as it takes, stored."""
-        limit = answer_limit(request) or 0
-        most = prompt_tokens(request)
-        reserve = self.price.cost(most, limit) if self.price is not None else 0.0
+        reserve = most_cost(request, self.price, hard=self.ledger.claims.max_usd is not None)
         # The server's own count of a request before it knows: about four bytes a token, and all of the answer's room.
-        size = most / 4 + (limit or 1000)
+        size = prompt_tokens(request) / 4 + (answer_limit(request) or 1000)
         attempt, flying, failure = 0, False, None
         try:
             while True:
@@ -133,9 +134,7 @@ class Sender:
             self._loop.call_later(_POLL, self._work.put_nowait, request)
         elif claim in ("cap", "full", "final", "batch"):
             self.capped = self.capped or claim in ("cap", "full")
-            if claim == "batch" and not self._told:
-                self._told = True
-                print("some requests are in batches under way; --batch fetches their answers", file=sys.stderr)
+            self.in_batch = self.in_batch or claim == "batch"
             self.events.put(request.key)
         self._held += claim == "go"
         return claim == "go"
@@ -159,6 +158,13 @@ class Sender:
 
     async def _another(self, request: Request, failure: api.Again, attempt: int) -> bool:
         """Waits before the next attempt; False when there is none, and the request is settled then."""
+        self._foreign += failure.foreign
+        if failure.foreign and not self._any and (attempt >= _FOREIGN or self._foreign >= _REFUSED):
+            await asyncio.wrap_future(self.ledger.release(request.key, uncertain=True))
+            raise api.Stop(
+                f"{api.endpoint_name(self.settings.base_url)} does not speak the API ({failure.detail}); check "
+                "--base_url (it mostly ends in /v1)"
+            )
         quiet = time.monotonic() - max(self._succeeded, self._began)
         most = ATTEMPTS_LIMITED if failure.limited else ATTEMPTS
         patience = _QUIET if self._any else _QUIET / 3

@@ -5,7 +5,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_gen.prices import Price, no_price, price_of
+from data_gen.prices import Price, no_price, no_room, price_of
+from data_gen.tokens import LIMITS
 from mmed_jax.data import jsonl
 from mmed_jax.errors import UserError
 
@@ -60,9 +61,13 @@ class RunSettings:
                 raise UserError(f"--{name}={value}: must be a positive number")
         if self.params.get("stream") or self.params.get("n", 1) != 1:
             raise UserError("--params: stream and n are not for data_gen; a job is one request with one answer")
+        _check_params(self.params)
         price = price_of(self.model, self.prices, self.price)
         if self.max_usd is not None and price is None:
             raise no_price(self.model, f"--max_usd={self.max_usd}")
+        room = [self.params[name] for name in LIMITS if name in self.params]
+        if self.max_usd is not None and price.output and room and not any(room):
+            raise no_room(f"--max_usd={self.max_usd}")
 
     @property
     def label(self) -> str:
@@ -79,6 +84,33 @@ class RunSettings:
         """The SQLite file."""
         path = Path(self.ledger)
         return path / "ledger.sqlite" if path.is_dir() else path
+
+
+def _check_params(params: dict) -> None:
+    """What can be told wrong of a request's parameters before anything is sent. Raises UserError."""
+
+    def wrong(name: str, must: str) -> UserError:
+        return UserError(f"--params: {name}={json.dumps(params[name])[:60]}: must be {must}")
+
+    for name in params:
+        try:
+            json.dumps(params[name], allow_nan=False).encode("utf-8")
+        except (ValueError, TypeError):
+            raise UserError(f"--params: {name}={params[name]!r:.60}: cannot be sent as JSON") from None
+    for name in LIMITS:  # null takes the method's own limit away
+        value = params.get(name)
+        if value is not None and not (_whole(value) and 0 < value < 10**9):
+            raise wrong(name, "a whole number above 0, or null for no limit")
+    if "seed" in params and not (_whole(params["seed"]) and abs(params["seed"]) < 2**63 - 100):
+        raise wrong("seed", "a whole number (an unusable answer is asked for again with the next one); leave it out")
+    for name in ("temperature", "top_p"):
+        value = params.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise wrong(name, "a number, 0 or more")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
+from data_gen.prices import Price, no_room
 from data_gen.types import Request
 
+LIMITS = ("max_completion_tokens", "max_tokens")  # parameters that limit an answer
 # Per message: start, role, separators, end; the reply is primed with three (OpenAI's counting recipe for chat models).
 _PER_MESSAGE, _PER_REPLY = 4, 3
 
@@ -52,6 +54,18 @@ def prompt_tokens(request: Request, count: Callable[[str], int] = _bytes) -> int
 
 def answer_limit(request: Request) -> int | None:
     """The most tokens that the answer may have, reasoning included; None when the request sets no limit."""
-    params = request.params
-    limit = params.get("max_completion_tokens", params.get("max_tokens"))
-    return int(limit) * int(params.get("n", 1)) if limit is not None else None
+    limits = [request.params.get(name) for name in LIMITS]
+    return max((int(n) for n in limits if n is not None), default=None)
+
+
+def most_cost(request: Request, price: Price | None, *, batch: bool = False, hard: bool = False) -> float:
+    """Upper bound of a request's price in dollars; 0 without a price, without its answer where that has no limit.
+
+    hard: a limit in money depends on it; an answer without a limit that costs raises UserError then.
+    """
+    if price is None:
+        return 0.0
+    limit = answer_limit(request)
+    if hard and limit is None and price.output:
+        raise no_room("--max_usd")
+    return price.cost(prompt_tokens(request), limit or 0, batch=batch)

@@ -61,6 +61,7 @@ class OpenAIServer(Batches):
       requests_per_minute, tokens_per_minute: limits, kept and told in headers. delay_s: time an answer takes.
       timeout_s: how long a request with the fault "timeout" is left without an answer.
       batch_faults: dict of what happens to the n-th batch (from 0): "expire", "cancel", "enqueued", "invalid".
+      change: makes another reply of (the request's body, the reply); bytes are sent as they are.
       max_batch_requests: the limit of requests in a batch file. batch_s: how long a batch takes.
 
     Attributes:
@@ -75,6 +76,7 @@ class OpenAIServer(Batches):
         requests_per_minute: int | None = None, tokens_per_minute: int | None = None, delay_s: float = 0.0,
         timeout_s: float = 30.0, port: int = 0, batch_faults: dict[int, str] | None = None,
         max_batch_requests: int = 50_000, batch_s: float = 0.0, duplicate_results: bool = False,
+        change: Callable[[dict, dict], object] | None = None,
     ):  # fmt: skip
         self.model = model or (lambda body: "echo: " + body["messages"][-1]["content"][:200])
         self.faults, self.key, self.delay_s, self.timeout_s = faults or Faults(), key, delay_s, timeout_s
@@ -82,7 +84,7 @@ class OpenAIServer(Batches):
         self._left = {k: float(v) for k, v in self.limits.items() if v}
         self._filled_at = time.monotonic()
         self.batch_faults, self.max_batch_requests, self.batch_s = batch_faults or {}, max_batch_requests, batch_s
-        self.duplicate_results = duplicate_results
+        self.duplicate_results, self.change = duplicate_results, change
         self.billed: Counter[str] = Counter()
         self.asked: Counter[str] = Counter()
         self.billed_names: Counter[str] = Counter()
@@ -141,7 +143,7 @@ class OpenAIServer(Batches):
                     writer.transport.abort()
                     return
                 status, more, data = answer
-                if isinstance(data, dict):
+                if not isinstance(data, bytes):
                     data = json.dumps(data).encode()
                 more = {"content-type": "application/json", "content-length": str(len(data)), **more}
                 lines = [f"HTTP/1.1 {status} {_REASONS[status]}", *(f"{k}: {v}" for k, v in more.items())]
@@ -230,11 +232,12 @@ class OpenAIServer(Batches):
         usage = {"prompt_tokens": prompt, "completion_tokens": len(text or "") // 4 + 1}
         self.billed_usage.update(usage)
         message = {"role": "assistant", "content": text, "refusal": refusal}
-        return {
+        reply = {
             "id": f"chatcmpl-{self.served}", "object": "chat.completion", "created": 1, "model": body["model"],
             "choices": [{"index": 0, "finish_reason": finish, "message": message}],
             "usage": usage | {"total_tokens": sum(usage.values()), "prompt_tokens_details": {"cached_tokens": 0}},
         }  # fmt: skip
+        return self.change(body, reply) if self.change else reply
 
     def _rate(self, body: dict) -> tuple[bool, dict]:
         if not self._left:

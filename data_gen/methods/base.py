@@ -95,7 +95,7 @@ class MethodBase:
         params = dict(job.request.params)
         if reason == "length":
             limit = "max_tokens" if "max_tokens" in params else "max_completion_tokens"
-            if attempt > 2 or limit not in params:
+            if attempt > 2 or params.get(limit) is None:
                 return None
             params[limit] *= 2
         elif reason in REDRAWN and attempt <= self.redraws:

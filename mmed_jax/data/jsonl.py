@@ -106,10 +106,10 @@ def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> int:
             packed = gzip.GzipFile("", "wb", 6, raw, mtime=0) if path.name.endswith(".gz") else None
             out = packed or raw
             for line in lines:
-                with _naming(path):
+                with naming(path):
                     out.write(line.encode("utf-8") + b"\n")
                 count += 1
-            with _naming(path):
+            with naming(path):
                 if packed:
                     packed.close()
                 raw.flush()
@@ -121,7 +121,7 @@ def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> int:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Names the file that cannot be written."""
     try:
         yield
