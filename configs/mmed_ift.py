@@ -85,9 +85,9 @@ def _sources(c: ConfigDict) -> None:
 
 def _steps(c: ConfigDict) -> None:
     examinations = ("medqa_us", "medqa_zh", "jmmlu_medical", "frenchmedmcqa", "headqa", "rumeddanet")
-    c.step.expand = step("answer_expanding", examinations, limit=8000)
+    c.step.expand = step("answer_expanding", examinations, limit=8000, fill=True)
     c.step.qa = step("qa_generation", ("rumeddanet", "pubmedqa_abstracts", "medquad", "mfds_edrug"),
-                     limit=2000, options={"pairs": 3})  # fmt: skip
+                     limit=2000, fill=True, options={"pairs": 3})  # fmt: skip
     translated = ("casimedicos", "medquad", "xlinghealth", "pubmedqa", "medmcqa", "expand", "qa", "toyhom")
     c.step.translate = step("translation", translated, fill=True)
     c.steps = ("expand", "qa", "translate")

@@ -11,7 +11,7 @@ from data_gen.families import stable_hash
 from data_gen.gates import default_gates
 from data_gen.methods import make_method
 from data_gen.spool import Spool
-from mmed_jax.data.schema import kind_of
+from mmed_jax.data.schema import LANGUAGES, kind_of
 
 ROUNDS = 4  # how often a language that lacks rows after rejections is given further inputs
 
@@ -64,6 +64,8 @@ class Generator:
             if entry.method == "translation":
                 for language in entry.languages or self.recipe.languages:
                     self._translate(number, name, language)
+            elif entry.fill:
+                self._fill(number, name, entry)
             else:
                 self._run(number, name, self._method(entry), self._chosen(name, entry))
         return self.rows
@@ -93,16 +95,46 @@ class Generator:
 
     def _chosen(self, name: str, entry: Any) -> list[tuple[str, int]]:
         """Inputs of a step that writes in its inputs' language: those of the languages, at most `limit` a source and
-        language, chosen by hash and kept in their order."""
+        language, chosen by hash and kept in their order; with `fill` in that of the hash."""
         languages = set(entry.languages or self.recipe.languages)
         groups: dict[tuple[str, str], list[tuple[int, int, tuple[str, int]]]] = {}
         for order, (origin, kind, number) in enumerate(self._places(entry)):
             row = self.get((kind, number))
             if entry.options.get("language") or row["language"] in languages:
-                rank = stable_hash(self.recipe.seed, name, row["id"]) if entry.limit else order
+                rank = stable_hash(self.recipe.seed, name, row["id"]) if entry.limit or entry.fill else order
                 groups.setdefault((origin, row["language"]), []).append((rank, order, (kind, number)))
         chosen = [item for group in groups.values() for item in sorted(group)[: entry.limit or None]]
+        if entry.fill:
+            return [place for _, _, place in sorted(chosen)]
         return [place for _, _, place in sorted(chosen, key=lambda item: item[1])]
+
+    def _fill(self, step: int, name: str, entry: Any) -> None:
+        """Runs a step for as many inputs as its languages lack rows to their targets, and on where some were rejected;
+        for all inputs of the languages that have no target."""
+        groups: dict[str, list[tuple[str, int]]] = {}
+        for place in self._chosen(name, entry):
+            language = entry.options.get("language") or self.get(place)["language"]
+            groups.setdefault(language, []).append(place)
+        whole = [place for code, places in groups.items() if not self.recipe.targets.get(code) for place in places]
+        if whole:
+            self._run(step, name, self._method(entry), sorted(whole))
+        for code in LANGUAGES:
+            if code in groups and self.recipe.targets.get(code):
+                self._rounds(step, name, entry, code, groups[code])
+
+    def _rounds(self, step: int, name: str, entry: Any, language: str, candidates: list, **options: object) -> None:
+        """Runs a step over as many candidates as the language lacks rows, then over more for those that failed."""
+        target = self.recipe.targets.get(language, 0)
+        for _ in range(ROUNDS):
+            method = self._method(entry, **options)
+            inputs = -(-(target - self.count(language)) // getattr(method, "pairs", 1))
+            before = self.rows.pending()
+            if inputs <= 0 or not candidates:
+                return
+            now, candidates = sorted(candidates[:inputs]), candidates[inputs:]
+            self._run(step, name, method, now, language)
+            if self.rows.pending() > before or self.settings.dry_run:
+                return
 
     def _run(self, step: int, name: str, method: Any, places: list[tuple[str, int]], language: str = "") -> int:
         """Runs one method over its inputs; returns how many rows came of it."""
@@ -160,16 +192,7 @@ class Generator:
         if not entry.fill:
             self._run(step, name, self._method(entry, languages=(language,)), sorted(candidates), language)
             return
-        target = self.recipe.targets.get(language, 0)
-        for _ in range(ROUNDS):
-            lacking = target - self.count(language)
-            before = self.rows.pending()
-            if lacking <= 0 or not candidates:
-                return
-            now, candidates = sorted(candidates[:lacking]), candidates[lacking:]
-            self._run(step, name, self._method(entry, languages=(language,)), now, language)
-            if self.rows.pending() > before or self.settings.dry_run:
-                return
+        self._rounds(step, name, entry, language, candidates, languages=(language,))
 
     def _candidates(self, name: str, entry: Any, language: str) -> list[tuple[str, int]]:
         """Inputs to translate into `language`, by hash: of each family one, and none where the language is there."""

@@ -23,6 +23,8 @@ from mmed_jax.errors import UserError, nearest, one_line
 # Values that are a mapping with names of its own.
 _FREE = ("targets", "gates", "params", "options")
 MISSING = ("error", "skip")
+# Methods that add rows, and may stop where a language has enough.
+FILLING = ("translation", "answer_expanding", "qa_generation")
 
 
 def base() -> ConfigDict:
@@ -95,7 +97,7 @@ def step(method: str, sources: tuple[str, ...], **more: object) -> ConfigDict:
     sources   names of sources, or of earlier steps, whose rows are its inputs
     languages translation: into these; other methods: inputs of these only; () = the recipe's
     limit     at most so many inputs of a source and language (chosen by hash); 0 = all
-    fill      translation: only as many as the language lacks to its target
+    fill      methods that make new rows: only as many as the language lacks to its target
     options   the method's own (pairs, max_chars, ...)
     """
     entry = {"method": method, "sources": tuple(sources), "languages": (), "limit": 0, "fill": False, "options": {}}
@@ -209,8 +211,8 @@ def check(recipe: ConfigDict, name: str) -> None:
         for origin in t.sources:
             if origin not in known:
                 raise wrong(f"step.{entry}: '{origin}' is neither a source nor an earlier step{nearest(origin, known)}")
-        if t.fill and t.method != "translation":
-            raise wrong(f"step.{entry}: fill is for translation")
+        if t.fill and t.method not in FILLING:
+            raise wrong(f"step.{entry}: fill is for {', '.join(FILLING)}")
         known.append(entry)
     if not 0 <= recipe.validation_fraction < 1:
         raise wrong(f"validation_fraction={recipe.validation_fraction}: must be 0 or more and below 1")

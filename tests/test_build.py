@@ -266,6 +266,28 @@ def test_duplicates_licences_images_and_languages(tmp_path):
     assert "non-commercial" in (tmp_path / "out/README.md").read_text() and facts.total == 5
 
 
+def test_ids_that_stand_twice_in_a_source_lose_nothing(tmp_path):
+    rows = [mcq("q", "en", QUESTIONS[0]), mcq("q-2", "en", QUESTIONS[1]), mcq("a", "en", QUESTIONS[2])]
+    recipe = own_recipe(tmp_path, rows, steps=("rationale",))
+    twice = {**mcq("q", "en", QUESTIONS[3]), "options": {"A": "radial", "B": "median", "C": "ulnar"}}
+    with (tmp_path / "mine.jsonl").open("a") as out:
+        out.write(json.dumps(twice) + "\n")
+    recipe.step.rationale = step("rationale", ("mine",))
+    run = runner()
+    build(recipe, tmp_path / "out", tmp_path, run=run)
+    found = list(read_records(f"{tmp_path}/out/jsonl"))
+    assert sorted(r["id"] for r in found) == ["a", "q", "q-2", "q-3"]
+    assert len(run.asked) == 4 and all(r["rationale"] for r in found)
+
+
+def test_a_dry_run_leaves_nothing_behind(tmp_path):
+    def run(method, inputs, settings, gates):
+        raise AssertionError("nothing is run")
+
+    made = Build(demo(steps=""), ".", str(tmp_path / "out"), run=run, settings=Settings(dry_run=True), say=str)
+    assert made() is None and not list(tmp_path.iterdir())
+
+
 def test_rationales_complete_the_rows_and_several_answers_stay(tmp_path):
     rows = [mcq("one", "en", QUESTIONS[0]), {**mcq("two", "en", QUESTIONS[1]), "answer_idx": "A,C"},
             mcq("own", "en", QUESTIONS[2], rationale="The mitral valve lies there, therefore B.")]  # fmt: skip
@@ -314,6 +336,27 @@ def test_targets_are_filled_and_not_exceeded(tmp_path):
     assert "ko: 6 of 9 rows wanted" in (tmp_path / "out/README.md").read_text()
 
 
+def test_expansions_and_pairs_stop_where_a_language_has_enough(tmp_path):
+    rows = [mcq(f"q{i}", "en", q, context=f"Passage {i} of this test: {q} It was asked before.")
+            for i, q in enumerate(QUESTIONS)]  # fmt: skip
+    recipe = own_recipe(tmp_path, rows, kind="instruction", steps=("expand", "qa"))
+    recipe.source.mine.keep = False
+    recipe.source.mine.kind = "mcq"
+    recipe.step.expand = step("answer_expanding", ("mine",), fill=True)
+    recipe.step.qa = step("qa_generation", ("mine",), fill=True, options={"pairs": 2, "min_chars": 20})
+    recipe.targets = {"en": 4}
+    run = runner(lambda job: "short" if job.row_id.startswith(("q1", "q2")) else "")
+    made, facts = build(recipe, tmp_path / "out", tmp_path, run=run)
+    assert facts.total == 4 and facts.how["en", "answer_expanding"] == 4
+    assert 4 <= len(run.asked) <= 6 and not made.selection.removed["expand"]
+    recipe.targets = {"en": 7}
+    made, facts = build(recipe, tmp_path / "out", tmp_path)
+    assert facts.total == 7 and made.rows.outcomes["expand"].total() == 6
+    assert made.rows.outcomes["qa"].total() == 1  # two pairs
+    recipe.targets = {}
+    assert build(recipe, tmp_path / "out", tmp_path)[0].rows.outcomes["qa"].total() == 6
+
+
 def test_missing_sources_are_an_error_or_said(tmp_path):
     recipe = own_recipe(tmp_path, [mcq("a", "en", QUESTIONS[0]), mcq("b", "en", QUESTIONS[1])])
     recipe.source.medquad = source("medquad")
@@ -323,7 +366,10 @@ def test_missing_sources_are_an_error_or_said(tmp_path):
         build(recipe, tmp_path / "out", tmp_path)
     recipe.missing = "skip"
     build(recipe, tmp_path / "out", tmp_path)
-    assert "`medquad`" in (tmp_path / "out/README.md").read_text()
+    card = (tmp_path / "out/README.md").read_text()
+    assert "`medquad`: data_dir: nothing here is named 'medquad*'" in card
+    written = (card, *((tmp_path / "out" / n).read_text() for n in ("build.json", "report.html", "recipe.json")))
+    assert not any(str(tmp_path) in text for text in written)
     with pytest.raises(UserError, match="no such folder"):
         build(own_recipe(tmp_path, [mcq("a", "en", QUESTIONS[0])]), tmp_path / "out", tmp_path / "nowhere")
 
