@@ -62,6 +62,9 @@ class Build:
         """Builds and writes the set; None after a dry run. Raises WorkError while requests are pending."""
         if self.output.is_file():
             raise UserError(f"--output={self.output}: is a file; name a folder")
+        if self.settings.dry_run:  # leaves nothing behind
+            with tempfile.TemporaryDirectory(prefix="data_gen-") as folder:
+                return self._build(Path(folder))
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             _clear(self.output)

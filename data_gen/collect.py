@@ -58,6 +58,7 @@ def collect(recipe, data_dir: str, licenses: str, benchmarks: Benchmarks, folder
     for index, name in enumerate(recipe.sources):
         entry = recipe.source[name]
         inputs.dropped[name] = Counter()
+        ids: set[int] = set()
         try:
             rows = _sample(recipe, name, _rows(entry, data_dir, inputs, name))
             for row in rows:
@@ -67,6 +68,7 @@ def collect(recipe, data_dir: str, licenses: str, benchmarks: Benchmarks, folder
                     inputs.dropped[name][reason.reason] += 1
                     _list(inputs, name, row, reason)
                     continue
+                row = _own_id(row, ids)
                 if entry.keep:
                     _unique(kept_ids, row["id"], name)
                 number = inputs.spool.add(row)
@@ -77,7 +79,7 @@ def collect(recipe, data_dir: str, licenses: str, benchmarks: Benchmarks, folder
                     inputs.hits[number] = hit
         except UserError as e:
             if recipe.missing == "skip" and not inputs.read[name]:
-                inputs.missing[name] = str(e)
+                inputs.missing[name] = _nameless(str(e), data_dir)
                 continue
             hint = "" if inputs.read[name] else " (--recipe.missing=skip builds without it)"
             raise UserError(f"source.{name}: {e}{hint}") from None
@@ -214,6 +216,24 @@ def _list(inputs: Inputs, name: str, row: dict, reason: Reject) -> None:
     if reason.reason not in ("another_language", "license", "needs_image"):
         listed = {"id": row["id"], "stage": f"source {name}", "reason": reason.reason, "detail": reason.detail}
         inputs.rejects.append(listed)
+
+
+def _nameless(text: str, data_dir: str) -> str:
+    """A message without the folders of this machine: what is published says what is missing, not where it was."""
+    for folder in (str(Path(data_dir).expanduser()), data_dir, str(HERE)):
+        if folder not in (".", ""):
+            text = text.replace(f"{folder}/", "").replace(folder, "data_dir")
+    return text
+
+
+def _own_id(row: dict, ids: set[int]) -> dict:
+    """The row under an id that its source has not had: "q1-2" for the second "q1"."""
+    name, number = row["id"], 1
+    while stable_hash(name) in ids:
+        number += 1
+        name = f"{row['id']}-{number}"
+    ids.add(stable_hash(name))
+    return row if number == 1 else {**row, "id": name}
 
 
 def _unique(kept: dict[int, str], ident: str, name: str) -> None:

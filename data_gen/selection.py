@@ -57,7 +57,7 @@ class Selector:
         families, languages, hashes = self._pass(keep)
         self._targets(keep, languages, hashes)
         held = validation_rows(families[keep], languages[keep], hashes[keep], self.recipe.validation_fraction)
-        result, seen, balance = self.result, {}, LetterBalance(self.recipe.letter_excess)
+        result, seen, balance = self.result, set(), LetterBalance(self.recipe.letter_excess)
         for place, validation in zip(np.flatnonzero(keep), held):
             record = self.get(self._where[place])
             ident = _free(record["id"], seen)
@@ -66,6 +66,8 @@ class Selector:
             balance.add(record)
             result.where.append(self._where[place])
             result.split.append(VALIDATION if validation else KEPT)
+        if len(seen) != len(result.where):
+            raise AssertionError(f"{len(result.where)} rows with {len(seen)} different ids")
         result.balance = balance.table()
         lost = result.candidates - len(result.where) - sum(c.total() for c in result.removed.values())
         if lost:
@@ -168,7 +170,11 @@ def _lineage(row: dict) -> list[tuple[str, str]]:
     return [key for key in family_keys(row) if key[0] == "id"]
 
 
-def _free(ident: str, seen: dict[int, int]) -> str:
+def _free(ident: str, seen: set[int]) -> str:
     """`ident`, or with -2, -3, ... when an earlier row has it."""
-    count = seen[stable_hash(ident)] = seen.get(stable_hash(ident), 0) + 1
-    return ident if count == 1 else f"{ident}-{count}"
+    name, number = ident, 1
+    while stable_hash(name) in seen:
+        number += 1
+        name = f"{ident}-{number}"
+    seen.add(stable_hash(name))
+    return name
