@@ -44,14 +44,18 @@ _STEERING = re.compile(
     r"(?:ignore|disregard|forget|override)\s+(?:\w+\s+){0,3}?(?:previous|above|prior|earlier|preceding|all)\b"
     r"(?:\s+\w+){0,2}?\s*(?:instructions?|prompts?|rules?|directions?|messages?|text)?"
     r"|(?:you are now|from now on,? you|new instructions?:|system prompt|reveal your (?:instructions|prompt))"
+    r"|^\W{0,3}(?:system|developer)(?: message)?\s*:\s*\S"
+    r"|\b(?:print|output|reveal|repeat) (?:the|your) (?:api key|key|prompt|instructions)\b"
     r"|(?:忽略|无视|忽视|不要理会).{0,8}(?:以上|上述|上面|之前|前面|先前|所有).{0,8}(?:指令|指示|内容|要求|规则|提示)?"
     r"|(?:上記|以前|これまで|前)の.{0,8}(?:指示|命令|ルール|プロンプト).{0,6}(?:無視|忘れ)"
     r"|(?:위|이전|앞).{0,8}(?:지시|명령|규칙|프롬프트|내용).{0,6}(?:무시|잊)"
-    r"|(?:ignore[rz]?|oublie[rz]?|ne tenez pas compte)\s.{0,20}(?:instructions?|consignes?|ce qui précède|ci-dessus)"
-    r"|(?:ignor[ae]|olvid[ae]|haz caso omiso|no hagas caso)\s.{0,20}(?:instrucciones|anterior(?:es)?|lo de arriba)"
+    r"|(?:ignore[rz]?|oublie[rz]?|ne (?:tenez|tiens) (?:pas|aucun) compte)\s"
+    r".{0,20}(?:instructions?|consignes?|ce qui précède|ci-dessus)"
+    r"|(?:ignor[ae]|olvid[ae]|haz caso omiso|no (?:hagas|haga|hagan) caso|no (?:tengas?|tengan) en cuenta)\s"
+    r".{0,20}(?:instrucciones|anterior(?:es)?|lo de arriba)"
     r"|(?:игнорируй(?:те)?|забудь(?:те)?|проигнорируй(?:те)?|не обращай(?:те)? внимания на)\s.{0,25}"
     r"(?:инструкци|указани|предыдущ|выше)",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 
 

@@ -2,7 +2,8 @@
 
 open      use, change and redistribution for any purpose, at most with attribution or under the same licence
 research  the above, non-commercial licences, and public-sector texts whose terms could not be verified
-Texts without any licence, and licences not in the table, pass neither: a recipe must name them in `licenses_also`.
+Licences that forbid derivatives ("CC BY-ND"), texts without any licence, and licences not in the table, pass neither:
+a recipe must name them in `licenses_also`.
 """
 
 import re
@@ -14,7 +15,8 @@ FILTERS = ("open", "research")
 
 
 class Terms(NamedTuple):
-    """`kind`: "open", "share-alike", "non-commercial", "unverified" or "none"; `note` what to say of it in a card."""
+    """`kind`: "open", "share-alike", "non-commercial", "no-derivatives", "unverified" or "none"; `note` what to say of
+    it in a card."""
 
     kind: str
     note: str
@@ -24,6 +26,7 @@ class Terms(NamedTuple):
 _TABLE: tuple[tuple[str, Terms], ...] = (
     (r"none stated|no licen[cs]e|all rights reserved", Terms("none", "no licence: no permission to redistribute")),
     (r"unverified", Terms("unverified", "public-sector text, terms not verified")),
+    (r"-nd\b|\bnd\b|no-?\s?deriv", Terms("no-derivatives", "no translations or other adaptations")),
     (r"-?nc\b|non-?commercial|research (?:use )?only|academic", Terms("non-commercial", "non-commercial use only")),
     (r"cc[- ]by-sa|gfdl|gpl", Terms("share-alike", "derived rows stay under the same licence")),
     (r"public domain|cc0|us government", Terms("open", "public domain")),

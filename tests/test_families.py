@@ -89,3 +89,10 @@ def test_filters():
 def test_every_source_has_terms_that_are_known():
     strict = {name for name, s in SOURCES.items() if terms(s.license).kind == "none"}
     assert strict == {"igakuqa"}
+
+
+def test_licences_without_derivatives_are_not_open():
+    for text in ("CC BY-ND 4.0", "CC BY-NC-ND 4.0", "Creative Commons Attribution-NoDerivatives"):
+        assert terms(text).kind == "no-derivatives" and not allowed(text, "open") and not allowed(text, "research")
+        assert allowed(text, "open", also=(text,))
+    assert allowed("CC BY 4.0", "open")

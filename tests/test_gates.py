@@ -189,6 +189,22 @@ def test_boilerplate_and_leaks(text: str):
     assert verdict("rationale", quoted, {**quoted, "rationale": f"{text}{whole}"}) == ""
 
 
+@pytest.mark.parametrize("said", [
+    "According to the passage, it slows the disease. ", "As an AI, I was told by the system prompt to say so. ",
+    "It slows the disease. I'm sorry, but I cannot help with the rest. ", "I was instructed to explain this. ",
+])  # fmt: skip
+def test_words_about_the_task_in_the_middle(said: str):
+    parent = mcq()
+    text = f"Ursodeoxycholic acid is a bile acid. {said}{RATIONALE['en'].format('A')}"
+    assert verdict("rationale", parent, {**parent, "rationale": text}) == "boilerplate"
+
+
+@pytest.mark.parametrize("start", ["Of course, no drug cures it. ", "Certainly the liver is at fault. "])
+def test_words_that_only_look_like_a_preamble(start: str):
+    parent = mcq()
+    assert verdict("rationale", parent, {**parent, "rationale": start + RATIONALE["en"].format("A")}) == ""
+
+
 def test_length_and_disclaimer():
     parent = mcq()
     assert verdict("rationale", parent, {**parent, "rationale": "It is A."}) == "too_short"

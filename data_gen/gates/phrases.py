@@ -22,12 +22,27 @@ REFUSAL = re.compile(
 
 # Words about the task instead of the matter; anywhere in the text.
 ABOUT_THE_TASK = re.compile(
-    r"as an? (?:ai|artificial intelligence)(?: language)? (?:model|assistant)|my (?:training data|knowledge cutoff)"
+    r"as an? (?:ai|artificial intelligence|language model)\b|my (?:training data|knowledge cutoff|instructions)"
+    r"|\b(?:the|my|this) system (?:prompt|message)"
+    r"|\bI(?: was| have been|['’]ve been) (?:told|instructed|asked) (?:by|to)\b"
+    r"|\b(?:according to|as stated in|as mentioned in) the (?:passage|text|document|excerpt)\b"
+    r"|\bI(?:['’]m| am)? (?:sorry|cannot|can['’]t|unable to|not able to)\b[^.;]{0,24}"
+    r"\b(?:answer|assist|comply|continue|fulfil+|help|provide|translate)\b|\bI apologi[sz]e\b"
     r"|(?:the|your) (?:given|provided|supplied|correct) answer (?:was|is) (?:given|provided)"
     r"|according to the given answer"
     r"|based on the (?:provided|given|supplied) (?:passage|text|data|document|answer)"
     r"|the (?:passage|text) (?:provided|above)"
     r"|作为(?:一个)?(?:人工智能|AI)(?:语言)?(?:模型|助手)|根据(?:所)?(?:提供|给出)的(?:答案|文本|段落|资料)"
+    r"|(?:根据|按照|如)(?:本|这段|上述|该)?(?:文章|段落|短文|文本|文中)|系统提示|我(?:无法|不能)(?:回答|提供|协助|帮助|翻译|继续)"
+    r"|(?:本文|文章|この文|テキスト)によると|システムプロンプト|お答え(?:できません|できかねます)"
+    r"|(?:지문|본문|글)에 따르면|시스템 프롬프트|(?:답변|도움)을? ?드릴 수 없"
+    r"|(?:selon|d['’]après) (?:le|ce) (?:texte|passage|document|extrait)"
+    r"|je ne (?:peux|suis) pas (?:en mesure|répondre|fournir|vous)"
+    r"|(?:según|de acuerdo con) (?:el|este) (?:texto|pasaje|documento|fragmento)"
+    r"|no puedo (?:responder|proporcionar|ayudar)"
+    r"|(?:согласно|как (?:сказано|указано) в) (?:тексту|тексте|отрывку|отрывке|документу)"
+    r"|системн\w+ (?:промпт|подсказк)\w*"
+    r"|я не могу (?:ответить|предоставить|помочь)"
     r"|(?:AI|人工知能)(?:言語)?(?:モデル|アシスタント)(?:として|です)|(?:与えられた|提供された)(?:答え|正解|文章|テキスト)"
     r"|인공지능 (?:언어 )?모델|(?:주어진|제공된) (?:답|정답|지문|텍스트)(?:에 따르면|을 바탕)"
     r"|en tant qu['’]?(?:ia|intelligence artificielle|assistant)|(?:la réponse|le texte|le passage) fournie?\b"
@@ -38,16 +53,16 @@ ABOUT_THE_TASK = re.compile(
 
 # What stands before the text asked for: "Sure! Here is the translation:".
 PREAMBLE = re.compile(
-    r"^\W{0,3}(?:(?:sure|certainly|of course|absolutely|okay|great question)[!,.: ]"
+    r"^\W{0,3}(?:(?:sure|okay|great question)[!,.: ]|(?:certainly|of course|absolutely)(?:[!:]|[,.]? (?:here|I )|\.\s)"
     r"|here(?:['’]s| is| are) (?:the|a|an|your|my) (?:\w+ ){0,3}"
     r"(?:translation|answer|explanation|rationale|question|version)"
     r"|(?:translation|rationale|explanation|answer text)\s*:\s*\n"
-    r"|(?:以下是|下面是|这是)(?:翻译|译文|您的|答案|解释|问答)|好的[，,！!]|当然[，,！!可]"
+    r"|(?:以下是|下面是|这是)(?:翻译|译文|您的|答案|解释|问答)|好的[，,！!]|当然(?:[！!]|可以|，以下)"
     r"|(?:以下(?:は|が|に)(?:翻訳|回答|解説|訳文))|(?:はい、|もちろん)"
     r"|(?:다음은|아래는) (?:번역|답변|설명)|물론(?:입니다|이죠)|네, "
-    r"|(?:voici|voilà) (?:la|une|le|l['’]|votre)|bien sûr"
-    r"|(?:aquí (?:está|tiene|tienes)|claro[,!: ]|por supuesto)"
-    r"|(?:вот (?:перевод|ответ|объяснение)|конечно[,!])"
+    r"|(?:voici|voilà) (?:la|une|le|l['’]|votre)|bien sûr(?:\s?!|[,.:]\s(?:voici|je))"
+    r"|(?:aquí (?:está|tiene|tienes)|(?:claro|por supuesto)(?:\s?!|[,:.]\s(?:aquí|te|le)\b))"
+    r"|(?:вот (?:перевод|ответ|объяснение)|конечно(?:!|, вот))"
     r")",
     re.IGNORECASE,
 )
