@@ -7,7 +7,10 @@ A recipe is an ml_collections ConfigDict with every key of `base()`; --recipe.KE
 import hashlib
 import importlib.util
 import json
+import re
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -23,6 +26,7 @@ from mmed_jax.errors import UserError, nearest, one_line
 # Values that are a mapping with names of its own.
 _FREE = ("targets", "gates", "params", "options")
 MISSING = ("error", "skip")
+WITHOUT = ("keep", "drop")
 # Methods that add rows, and may stop where a language has enough.
 FILLING = ("translation", "answer_expanding", "qa_generation")
 
@@ -214,8 +218,69 @@ def check(recipe: ConfigDict, name: str) -> None:
         if t.fill and t.method not in FILLING:
             raise wrong(f"step.{entry}: fill is for {', '.join(FILLING)}")
         known.append(entry)
-    if not 0 <= recipe.validation_fraction < 1:
+    _values(recipe, wrong)
+
+
+def _values(recipe: ConfigDict, wrong: Callable[[str], UserError]) -> None:
+    """Raises UserError for a value that would break the build after its requests are paid for."""
+
+    def number(name: str, value: object, low: float, high: float, whole: bool = False) -> None:
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not low <= value <= high:
+            what = "a whole number" if whole else "a number"
+            raise wrong(f"{name}={value}: must be {what} from {low} to {high}")
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", str(recipe.name)):
+        raise wrong(f"name '{recipe.name}': use lower-case letters, digits and _, for example mmed_ift")
+    if not re.fullmatch(r"\d+\.\d+\.\d+", str(recipe.version)):
+        raise wrong(f"version '{recipe.version}': use three numbers, for example 1.0.0")
+    if not isinstance(recipe.validation_fraction, int | float) or not 0 <= recipe.validation_fraction < 1:
         raise wrong(f"validation_fraction={recipe.validation_fraction}: must be 0 or more and below 1")
+    for name in ("near_duplicates", "contamination", "contamination_question", "letter_excess"):
+        number(name, recipe[name], 0, 1)
+    if recipe.contamination == 0 or recipe.contamination_question == 0:
+        raise wrong("contamination and contamination_question must be above 0: 0 would take every row for a test item")
+    number("samples", recipe.samples, 0, 1000, whole=True)
+    number("redraws", recipe.redraws, 0, 20, whole=True)
+    number("seed", recipe.seed, 0, 2**63 - 1, whole=True)
+    if recipe.without_rationale not in WITHOUT:
+        raise wrong(f"without_rationale '{recipe.without_rationale}'{nearest(recipe.without_rationale, WITHOUT)}")
+    if not recipe.languages:
+        raise wrong("languages is empty")
+    named = {"languages": recipe.languages, "sources": recipe.sources, "steps": recipe.steps}
+    named |= {f"source.{n}.languages": recipe.source[n].languages for n in recipe.sources}
+    named |= {f"step.{n}.languages": recipe.step[n].languages for n in recipe.steps}
+    for name, values in named.items():
+        if twice := [v for v, n in Counter(values).items() if n > 1]:
+            raise wrong(f"{name} names '{twice[0]}' twice")
+    for name in (*(f"source.{n}" for n in recipe.sources), *(f"step.{n}" for n in recipe.steps)):
+        kind, _, entry = name.partition(".")
+        number(f"{name}.limit", recipe[kind][entry].limit, 0, 10**9, whole=True)
+    for name, value in recipe.gates.items():
+        _threshold(f"gates.{name}", value, THRESHOLDS[name], wrong)
+
+
+def _threshold(name: str, value: object, default: object, wrong: Callable[[str], UserError]) -> None:
+    """Raises UserError where a threshold has another form than its default."""
+    if isinstance(default, dict):
+        if not hasattr(value, "items"):
+            raise wrong(f"{name}={value}: must be numbers by method, {', '.join(default)}")
+        for method, limit in value.items():
+            if method not in default:
+                raise wrong(f"{name}.{method}: no such method{nearest(method, default)}")
+            _threshold(f"{name}.{method}", limit, default[method], wrong)
+    elif isinstance(default, tuple):
+        pair = list(value) if isinstance(value, list | tuple) else []
+        if len(pair) != 2 or not all(_is_number(v) for v in pair) or not 0 < pair[0] < pair[1]:
+            raise wrong(f"{name}={value}: must be two numbers, the smaller first")
+    elif isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise wrong(f"{name}={value}: must be true or false")
+    elif not _is_number(value) or value < 0 or isinstance(default, float) and value > 1:
+        raise wrong(f"{name}={value}: must be a number" + (" from 0 to 1" if isinstance(default, float) else ""))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def as_dict(recipe: ConfigDict) -> dict:

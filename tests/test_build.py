@@ -384,6 +384,19 @@ def test_missing_sources_are_an_error_or_said(tmp_path):
     ("mmed_ift", {"validation_fraction": "1.5"}, "must be 0 or more and below 1"),
     ("mmed_ift", {"missing": "skp"}, "did you mean 'skip'"),
     ("mmed_ift", {"targets": "ko=many"}, "must be a whole number"),
+    ("mmed_ift", {"name": "../mine"}, "use lower-case letters"),
+    ("mmed_ift", {"version": "1.0"}, "use three numbers"),
+    ("mmed_ift", {"near_duplicates": "1.5"}, "near_duplicates=1.5: must be a number from 0 to 1"),
+    ("mmed_ift", {"without_rationale": "dorp"}, "did you mean 'drop'"),
+    ("mmed_ift", {"samples": "-1"}, "samples=-1: must be a whole number"),
+    ("mmed_ift", {"redraws": "-1"}, "redraws=-1: must be a whole number"),
+    ("mmed_ift", {"languages": "en,ko,en"}, "languages names 'en' twice"),
+    ("mmed_ift", {"sources": "medquad,medquad", "steps": ""}, "sources names 'medquad' twice"),
+    ("mmed_ift", {"source.medquad.limit": "-5"}, "source.medquad.limit=-5"),
+    ("mmed_ift", {"gates": "key_stated=high"}, "gates.key_stated=high: must be a number from 0 to 1"),
+    ("mmed_ift", {"gates": "length_ratio=3"}, "must be two numbers"),
+    ("mmed_ift", {"gates": "shortest=3"}, "must be numbers by method"),
+    ("mmed_ift", {"gates": "key_required=2"}, "must be true or false"),
 ])  # fmt: skip
 def test_mistakes_in_recipes(name, overrides, problem):
     with pytest.raises(UserError, match=re.escape(problem)):
