@@ -91,7 +91,7 @@ def _contamination(build: Any) -> str:
     if not build.benchmarks:
         return "## Benchmarks\n\n**No benchmark was given, so no row was checked against a test set.**"
     rows = [(name, n, build.hits_by_benchmark()[name]) for name, n in build.benchmarks.items()]
-    text = "## Benchmarks\n\nEvery row was checked against these test items: by id, family, normalised text, and by "
+    text = "## Benchmarks\n\nEvery row was checked against these test items: by id, parents, family, text, and by "
     text += f"n-grams (at least {build.recipe.contamination:.0%} of an item's weight). Rows with a hit and their whole "
     text += "families are out; `contaminated.jsonl` lists them.\n\n"
     return text + table(("benchmark", "items", "rows or inputs that give one away"), rows)

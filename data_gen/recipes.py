@@ -58,7 +58,7 @@ def base() -> ConfigDict:
     c.contamination, c.contamination_question = 0.5, 0.9
     # How far above an even share one letter of right answers may be before the report says so.
     c.letter_excess = 0.15
-    # Multiple choice: what becomes of questions that got no rationale, "keep" or "drop".
+    # Multiple choice: questions that got no rationale, "keep" (they train the direct answer only) or "drop".
     c.without_rationale = "keep"
     # Values that replace those of data_gen.gates.THRESHOLDS.
     c.gates = ConfigDict()
