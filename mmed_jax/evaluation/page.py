@@ -6,15 +6,16 @@ from typing import Any
 
 STYLE = """
 *{box-sizing:border-box}
-body{font:16px/1.5 system-ui,"Noto Sans","Noto Sans CJK SC",sans-serif;max-width:64rem;margin:0 auto;padding:1rem;
+body{font:16px/1.5 system-ui,"Noto Sans","Noto Sans CJK SC",sans-serif;max-width:72rem;margin:0 auto;padding:1rem;
 color:#1c1c1c;background:#fff}
 h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .5rem}
 h3{font-size:1rem;margin:1.4rem 0 .3rem}p{margin:.5rem 0}.note{color:#555;font-size:.9rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.95rem}
-.wide{width:100%}th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th{font-weight:600}:is(th,td):nth-child(-n+1),.left2 :is(th,td):nth-child(-n+2){text-align:left}
+.wide{width:100%}th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
+th{font-weight:600;white-space:normal;vertical-align:bottom}:is(th,td):first-child{text-align:left}
 tr.all td{font-weight:600}tr.head td{background:#eef2f6;font-weight:600}
 td small{display:block;color:#555;font-size:.75rem;font-weight:400;line-height:1.2}td.right{outline:1px solid #888}
+td.name{white-space:normal;overflow-wrap:anywhere;min-width:7rem;max-width:16rem}tr.run td{background:#f3f8ee}
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.1rem 1rem;margin:.5rem 0}
 dt{color:#555}dd{margin:0;overflow-wrap:anywhere}
 figure{margin:1rem 0;break-inside:avoid}svg{display:block}figcaption{color:#555;font-size:.9rem}
@@ -51,13 +52,13 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 def table(
-    head: Sequence[str], lines: Iterable[Sequence[Any] | tuple[str, Sequence[Any]]], *, left: int = 1, wide: bool = True
+    head: Sequence[str], lines: Iterable[Sequence[Any] | tuple[str, Sequence[Any]]], *, wide: bool = True
 ) -> str:
     """A table that scrolls sideways where it is too wide.
 
     Args:
       lines: the cells of a row, or (class of the row, cells). A cell is text, or a Cell.
-      left: columns that are aligned left. wide: as wide as the page.
+      wide: as wide as the page.
     """
     rows = []
     for line in lines:
@@ -65,9 +66,9 @@ def table(
         mark = f' class="{kind}"' if kind else ""
         rows.append(f"<tr{mark}>{''.join(_cell(c) for c in cells)}</tr>")
     header = "".join(f"<th>{esc(h)}</th>" for h in head)
-    look = f"left{left} wide" if wide else f"left{left}"
+    look = ' class="wide"' if wide else ""
     return (
-        f'<div class="scroll"><table class="{look}"><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody>'
+        f'<div class="scroll"><table{look}><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody>'
         "</table></div>"
     )
 

@@ -8,6 +8,7 @@ from mmed_jax.evaluation.benchmarks import Item
 from mmed_jax.evaluation.page import Cell, bars, esc, facts, page, table
 from mmed_jax.evaluation.rated import draw
 from mmed_jax.evaluation.results import SEVERAL, UNPARSED, has_parse_rate, rows
+from mmed_jax.evaluation.runs import describe
 
 _SHOWN = 12  # wrong answers
 _CUT = 700  # characters of a text
@@ -50,7 +51,7 @@ def _model(results: dict[str, Any]) -> str:
 def _facts(results: dict[str, Any]) -> list[tuple[str, object]]:
     """What the number is of; the rest stands at the end of the page."""
     s = results["settings"]
-    out = [("model", _model(results)), ("mode", _mode(s))]
+    out = [("model", _model(results)), ("mode", describe(s, passages=s.get("book") == "open"))]
     for name, block in results["benchmarks"].items():
         data = results["data"].get(name, {})
         split = f", split {data['split']}" if data.get("split") else ""
@@ -60,20 +61,6 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, object]]:
         if data.get("count_mismatch"):
             out.append(("not as published", data["count_mismatch"]))
     return out
-
-
-def _mode(s: dict[str, Any]) -> str:
-    parts = [s["mode"]]
-    if s.get("score"):
-        parts.append(f"of the option’s {'letter' if s['score'] == 'letter' else 'text'}")
-        parts += [f"compared per {s['normalise'].removesuffix('s')}"] if s.get("normalise", "none") != "none" else []
-    parts.append(f"prompt family {s['prompt_family']}")
-    parts.append(f"{s.get('few_shot', 0)} examples" if s.get("few_shot") else "no examples")
-    if s.get("shuffle_seed") is not None:
-        parts.append(f"options shuffled with seed {s['shuffle_seed']}")
-    if s.get("book") == "open":
-        parts.append("with the passage where there is one")
-    return ", ".join(parts)
 
 
 def _settings(results: dict[str, Any]) -> list[tuple[str, object]]:

@@ -1,0 +1,78 @@
+"""Evaluations beside each other and beside the published tables, and files for the MMedBench leaderboard.
+
+    python -m mmed_jax.compare RUN [RUN ..] [--output=DIR] [--published=all|none|GPT,Llama]
+    python -m mmed_jax.compare --submission=DIR RUN_DIRECT [RUN_RATIONALE]
+
+RUN is a folder of `python -m mmed_jax.evaluate`, or NAME=FOLDER. There is a table for each benchmark and way of asking
+(mode, prompt family, examples, shuffling, passages): what was asked in different ways never stands in one table. Runs
+in one table are compared with the first of them over the items they share. DIR gets compare.txt, compare.csv,
+differences.csv and compare.html.
+
+--submission writes what MMedBench's SubmissionTutorial.md asks for: multi_choice_results.csv and accuracy_metric.csv of
+an evaluation in mode direct, rationale_results.csv and rationale_similarity_metric.csv of one in mode rationale.
+"""
+
+import argparse
+
+from mmed_jax.config import Parser
+from mmed_jax.errors import UserError, run_command
+from mmed_jax.evaluation import comparison_text
+from mmed_jax.evaluation.comparison import compare
+from mmed_jax.evaluation.runs import read_runs
+from mmed_jax.evaluation.submission import write_submission
+from mmed_jax.outputs import check_folder, write_text
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The compare command; see the module's docstring and `--help`."""
+    args = _arguments(argv)
+    if args.submission:
+        if args.output or args.published:
+            raise UserError("--submission: writes its own files; leave out --output and --published")
+        if len(args.runs) > 2:
+            raise UserError(f"--submission: takes RUN_DIRECT and RUN_RATIONALE, not {len(args.runs)} runs")
+        runs = read_runs(args.runs)
+        folder = check_folder(args.submission, "--submission")
+        for line in write_submission(folder, *runs, count_mismatch=args.allow_count_mismatch):
+            print(line)
+        return
+    if args.allow_count_mismatch:
+        raise UserError("--allow_count_mismatch: goes with --submission; comparisons mark what is off")
+    runs = read_runs(args.runs)
+    folder = check_folder(args.output, "--output") if args.output else None
+    tables = compare(runs, wanted=_wanted(args.published or "all"))
+    shown = f"{comparison_text.text(tables)}\n\n{comparison_text.NOTE}\n"
+    print(shown, end="")
+    if folder:
+        write_text(folder / "compare.txt", shown)
+        write_text(folder / "compare.csv", comparison_text.as_csv(tables))
+        write_text(folder / "differences.csv", comparison_text.differences_csv(tables))
+        write_text(folder / "compare.html", comparison_text.html(tables))
+        print(f"\nwritten    {folder}/compare.txt, compare.csv, differences.csv, compare.html")
+
+
+def _wanted(text: str) -> tuple[str, ...] | None:
+    if text in ("all", "none"):
+        return None if text == "all" else ()
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise UserError(f"--published={text}: names nothing; all, none, or parts of names as GPT,Llama")
+    return names
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m mmed_jax.compare", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="folders of evaluations, or NAME=FOLDER; the first is compared with")
+    add("--output", metavar="DIR", help="where the tables are written as well")
+    add("--published", metavar="all|none|NAME,..", help="published rows (default: all); NAME: whose names hold it")
+    add("--submission", metavar="DIR", help="write the files of a submission to MMedBench instead")
+    add("--allow_count_mismatch", action="store_true", help="--submission: also when the test set is not whole")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_command(main)
