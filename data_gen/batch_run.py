@@ -1,5 +1,6 @@
 """Outcomes by the Batch API: passes over the jobs, each sending what the answers so far leave to be asked."""
 
+import os
 import sys
 import tempfile
 import time
@@ -15,7 +16,7 @@ from data_gen.batch_rows import under_way
 from data_gen.judge import Judge, Slot
 from data_gen.ledger import Ledger
 from data_gen.settings import RunSettings
-from data_gen.spool import Spool
+from data_gen.spool import Spool, remove_left
 from data_gen.types import Job, Outcome, Request
 from mmed_jax.errors import WorkError
 
@@ -30,7 +31,8 @@ def outcomes_by_batch(
 
     The jobs wait on disk, beside the ledger, so that memory does not grow with their number.
     """
-    with tempfile.TemporaryDirectory(prefix=".jobs", dir=ledger.path.parent) as folder:
+    remove_left(ledger.path.parent, ".jobs-*-*", r"^\.jobs-(\d+)-")
+    with tempfile.TemporaryDirectory(prefix=f".jobs-{os.getpid()}-", dir=ledger.path.parent) as folder:
         spool = Spool(Path(folder) / "jobs.jsonl")
         try:
             with Batches(ledger, settings, settings.known_price) as batches:

@@ -9,6 +9,7 @@ ledger give the same bytes. The output: jsonl/, tfds/, parquet/, README.md (the 
 recipe.json, rejects.jsonl, contaminated.jsonl.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ from data_gen.collect import Inputs, collect, read_benchmarks
 from data_gen.contamination import Benchmarks
 from data_gen.facts import Facts, gather, loss_rows
 from data_gen.generate import Generator, Rows
-from data_gen.method_command import Parser
+from data_gen.method_command import Parser, unfinished_text
 from data_gen.recipes import FILTERS, as_dict, load_recipe, recipe_hash
 from data_gen.selection import KEPT, VALIDATION, Selection, Selector
 from mmed_jax.errors import UserError, WorkError, nearest, run_command
@@ -73,6 +74,10 @@ class Build:
             raise UserError(f"--output={self.output}: cannot be written ({e.strerror or e})") from e
         try:
             return self._build(work)
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise WorkError(f"{e.filename or self.output}: cannot be written ({e.strerror})") from e
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -154,7 +159,7 @@ class Build:
         ledger = self.settings.ledger_file
         if not self.rows.keys or not ledger.is_file():
             return found
-        connection = sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)
+        connection = sqlite3.connect(f"{ledger.absolute().as_uri()}?mode=ro", uri=True)
         try:
             seen, keys = set(), sorted(self.rows.keys)
             while keys:
@@ -275,6 +280,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"written: {args.output} (README.md, report.html, jsonl/, tfds/, parquet/)")
     stage = "stage1" if recipe.kind == "instruction" else "stage2"
     print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={args.output}/tfds/{recipe.name}")
+    failed = sum(n for counts in build.rows.outcomes.values() for (s, _), n in counts.items() if s == "failed")
+    if failed:
+        raise WorkError(f"the set is written, but {unfinished_text(0, failed)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 
 _PART = re.compile(r"([0-9.]+)(ms|h|m|s|d)")
+MOST_PAUSE = 300.0  # seconds of one wait that a server can ask for
+_MOST_WAIT = 60.0  # seconds that one request waits for a rate; the server refuses it if that was too early
 _UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -29,10 +31,10 @@ def seconds(text: str | None) -> float | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """What the server asks for, in seconds: retry-after-ms, or Retry-After as seconds or as an HTTP date."""
+    """What the server asks for, in seconds (MOST_PAUSE at most): retry-after-ms, or Retry-After as seconds or date."""
     milliseconds = seconds(headers.get("retry-after-ms"))
     if milliseconds is not None:
-        return milliseconds / 1000
+        return min(MOST_PAUSE, milliseconds / 1000)
     text = headers.get("retry-after")
     if text is None:
         return None
@@ -44,7 +46,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             value = parsedate_to_datetime(text).timestamp() - time.time()
         except (ValueError, TypeError, OverflowError):
             return None
-    return max(0.0, value)
+    return min(MOST_PAUSE, max(0.0, value))
 
 
 def backoff(attempt: int, base: float, most: float = 60.0) -> float:
@@ -65,8 +67,11 @@ class _Window:
             limit, remaining = float(limit), float(remaining)
         except (TypeError, ValueError):
             return
+        # A limit of nothing, or of no number, cannot be meant: requests are answered.
+        if not (math.isfinite(limit) and limit >= 1 and math.isfinite(remaining) and 0 <= remaining):
+            return
         self._refill()
-        self.full = max(limit, 1.0)
+        self.full = limit
         # The reset is when the limit is whole again, so it tells the rate, whatever the period is.
         self.rate = (limit - remaining) / reset if reset and remaining < limit else limit / 60.0
         # What is under way may not have been counted yet by the server that answered.
@@ -98,23 +103,40 @@ class Limiter:
         self._turn, self._room = asyncio.Lock(), asyncio.Event()
         self._under_way, self._tokens_under_way = 0, 0.0
         self._pause_until = self._halved = 0.0
+        self._waits = ("", 0.0)
 
     async def enter(self, tokens: float) -> None:
         """Returns when a request of about `tokens` tokens may be sent; first come, first served."""
         async with self._turn:
+            began = time.monotonic()
             while True:
                 if self._under_way >= max(1, int(self.width)):
                     self._room.clear()
                     await self._room.wait()
                     continue
-                wait = max(self._pause_until - time.monotonic(), self._requests.wait(1), self._tokens.wait(tokens))
+                now = time.monotonic()
+                rates = {"requests": self._requests.wait(1), "tokens": self._tokens.wait(tokens)}
+                if now - began > _MOST_WAIT:
+                    rates = {}
+                name, wait = max(rates.items(), key=lambda r: r[1], default=("", 0.0))
+                why = f"the server's limit of {name} a minute"
+                if self._pause_until - now > wait:
+                    why, wait = "the server's Retry-After", self._pause_until - now
                 if wait <= 0:
                     break
+                self._waits = (why, now + wait)
                 await asyncio.sleep(min(wait, 1.0))
+            self._waits = ("", 0.0)
             self._under_way += 1
             self._tokens_under_way += tokens
             self._requests.left -= 1
             self._tokens.left -= tokens
+
+    def waits_for(self) -> str:
+        """What the next request waits for, "" when for nothing; may be called from any thread."""
+        why, until = self._waits
+        left = until - time.monotonic()
+        return f"{why}, {left:.0f} s" if left > 0 else ""
 
     def leave(self, tokens: float, headers: Mapping[str, str] | None, *, limited: bool = False) -> None:
         """A request is over. headers: of its response, None without one; limited: the server said 429."""
@@ -130,7 +152,7 @@ class Limiter:
             return
         asked = retry_after(headers or {})
         if asked is not None:
-            self._pause_until = max(self._pause_until, now + min(asked, 300.0))
+            self._pause_until = max(self._pause_until, now + asked)
         # One burst of refusals is one piece of news.
         if now - self._halved > 1.0:
             self._halved, self.width = now, max(1.0, self.width / 2)

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from data_gen.spool import remove_temporaries
 from mmed_jax.data import jsonl
 from mmed_jax.data.schema import LANGUAGES, read_records
 from mmed_jax.errors import UserError, WorkError, nearest
@@ -92,6 +93,7 @@ def inputs(args: argparse.Namespace, read: Callable[[str], Iterable[dict]] | Non
 
     def each() -> Iterator[dict]:
         for path in _paths(args):
+            item = None
             for item in read(path):
                 if only and item["language"] not in only:
                     continue
@@ -99,6 +101,8 @@ def inputs(args: argparse.Namespace, read: Callable[[str], Iterable[dict]] | Non
                     raise UserError(f"{path}: id '{item['id']}' stands twice in the input")
                 seen.add(item["id"])
                 yield item
+            if item is None:
+                raise UserError(f"--input={path}: holds no records")
 
     return islice(each(), args.limit)
 
@@ -124,8 +128,7 @@ def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[di
         jsonl.write_lines(args.rejects, rejects)
         print(f"written: {args.output}, {args.rejects}", flush=True)
         if any(unfinished.values()):
-            said = ", ".join(f"{n} rows {state}" for state, n in unfinished.items() if n)
-            raise WorkError(f"{said}; the same command goes on where this one stopped")
+            raise WorkError(unfinished_text(**unfinished))
 
 
 def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], rejects: list[str]) -> dict[str, int]:
@@ -135,6 +138,8 @@ def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]],
     from data_gen.runner import run, settings_from
 
     settings = settings_from(args)
+    for path in (args.output, args.rejects):
+        remove_temporaries(Path(path))
     # The whole input is read before the first request, so that a fault in its last line costs nothing.
     total = sum(len(method.languages_for(item)) for item in items())
     settings = replace(settings, total=total)
@@ -164,6 +169,19 @@ def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]],
     jsonl.write_lines(args.output, lines())
     print(f"{method.name}\n{summary(method, counts, flags, made, bare)}", flush=True)
     return {state: sum(n for (s, _), n in counts.items() if s == state) for state in ("pending", "failed")}
+
+
+def unfinished_text(pending: int, failed: int) -> str:
+    """What a run leaves undone, and how to go on."""
+    parts = []
+    if pending:
+        parts.append(f"{pending:,} rows pending; the same command goes on where this one stopped")
+    if failed:
+        parts.append(
+            f"{failed:,} rows failed (see the rejects); the same command asks again for those that the endpoint could "
+            "not answer, with --retry_failed also for those that it refused as malformed"
+        )
+    return "; ".join(parts)
 
 
 def _reject(outcome) -> dict:

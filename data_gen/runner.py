@@ -7,8 +7,9 @@ for the answers under way, which are paid for.
 
 import queue
 import sys
+import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from tqdm import tqdm
@@ -45,17 +46,19 @@ def run(method: Method, inputs: Iterable[dict], settings: RunSettings, gates: It
         raise SystemExit(0)
     with Ledger(settings.ledger_file, max_usd=settings.max_usd, max_requests=settings.max_requests) as ledger:
         judge = Judge(method, list(gates), settings, ledger)
+        notes: list[Callable[[str], None]] = []  # takes what a run waits for
         if settings.batch:
             from data_gen.batch_run import outcomes_by_batch
 
             outcomes = outcomes_by_batch(method.jobs(inputs, settings), settings, judge, ledger)
         else:
             give_up_unsent(ledger, *UNSENT)
-            outcomes = _online(method.jobs(inputs, settings), settings, judge, ledger)
+            outcomes = _online(method.jobs(inputs, settings), settings, judge, ledger, notes)
         counts: Counter[str] = Counter()
         total = settings.total if settings.total is not None else getattr(inputs, "__len__", lambda: None)()
         try:
             with _bar(method.name, total, settings) as bar:
+                notes.append(lambda text: _note(bar, text))
                 for outcome in outcomes:
                     judge.record(outcome)
                     counts[outcome.state] += 1
@@ -72,7 +75,9 @@ def run(method: Method, inputs: Iterable[dict], settings: RunSettings, gates: It
         check_run(ledger, settings.label, method.name)
 
 
-def _online(jobs: Iterator, settings: RunSettings, judge: Judge, ledger: Ledger) -> Iterator[Outcome]:
+def _online(
+    jobs: Iterator, settings: RunSettings, judge: Judge, ledger: Ledger, notes: list[Callable[[str], None]]
+) -> Iterator[Outcome]:  # fmt: skip
     window: deque[Slot] = deque()
     waiting: dict[str, list[Slot]] = {}
     sender: Sender | None = None
@@ -95,7 +100,11 @@ def _online(jobs: Iterator, settings: RunSettings, judge: Judge, ledger: Ledger)
                 return
             if not waiting:
                 continue
-            answered = [slot for key in _settled(sender) for slot in waiting.pop(key, ())]
+            if not (settled := _settled(sender)):
+                for note in notes:
+                    note(sender.waits_for())
+                continue
+            answered = [slot for key in settled for slot in waiting.pop(key, ())]
             for slot in answered:
                 slot.asked = True
             _send(judge.advance(answered, capped=sender.capped), waiting, sender)
@@ -135,6 +144,12 @@ def _bar(name: str, total: int | None, settings: RunSettings) -> tqdm:
         total=total, desc=name, unit=" rows", dynamic_ncols=True, disable=not settings.progress,
         mininterval=0.2 if interactive else 10.0, maxinterval=10.0, file=sys.stderr,
     )  # fmt: skip
+
+
+def _note(bar: tqdm, text: str) -> None:
+    """Says on the bar what is waited for, as often as the bar is drawn."""
+    if text and not bar.disable:
+        bar.set_postfix_str(f"waits for {text}", refresh=time.time() - bar.last_print_t >= bar.mininterval)
 
 
 def _money(ledger: Ledger, counts: Counter) -> str:

@@ -39,6 +39,8 @@ class Sender:
         self._work: asyncio.Queue[Request] = asyncio.Queue()
         self._stopping, self._busy, self._held = False, 0, 0
         self._succeeded = self._began = time.monotonic()
+        self._retries: dict[str, tuple[float, str]] = {}  # until when a request waits for its next attempt, and why
+        self._limiter = Limiter(settings.concurrency)
         self._any, self._refused, self._foreign = False, 0, 0
         # The client looks at each of its connections for every request; many small pools are cheaper than one.
         count = -(-settings.concurrency // _CONNECTIONS)
@@ -50,6 +52,15 @@ class Sender:
     def submit(self, request: Request) -> None:
         """Has a request sent; it must be in the ledger."""
         self._loop.call_soon_threadsafe(self._work.put_nowait, request)
+
+    def waits_for(self) -> str:
+        """What everything waits for, in words for the user; "" while requests are under way."""
+        if said := self._limiter.waits_for():
+            return said
+        if self._busy or not (retries := list(self._retries.values())):
+            return ""
+        until, why = min(retries)
+        return f"the next attempt, {max(0.0, until - time.monotonic()):.0f} s ({why[:60]})"
 
     def close(self, say: Callable[[str], None], wait_s: float) -> None:
         """Sends no more; answers under way are paid for and waited for, at most `wait_s` seconds."""
@@ -79,7 +90,6 @@ class Sender:
             self._loop.close()
 
     async def _serve(self) -> None:
-        self._limiter = Limiter(self.settings.concurrency)
         self._tasks = [asyncio.ensure_future(self._worker(n)) for n in range(self.settings.concurrency)]
         await asyncio.gather(*self._tasks)
 
@@ -178,7 +188,12 @@ class Sender:
             return False
         if not self._stopping:
             asked = retry_after(failure.headers or {})
-            await asyncio.sleep(max(asked or 0.0, backoff(attempt, self.settings.backoff_s)))
+            wait = max(asked or 0.0, backoff(attempt, self.settings.backoff_s))
+            self._retries[request.key] = (time.monotonic() + wait, failure.detail)
+            try:
+                await asyncio.sleep(wait)
+            finally:
+                del self._retries[request.key]
         if self._stopping:
             await asyncio.wrap_future(self.ledger.release(request.key, uncertain=failure.uncertain))
             return False

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_gen import limits
 from data_gen.limits import Limiter, backoff, retry_after, seconds
 
 
@@ -113,3 +114,47 @@ def test_no_more_than_the_width_are_under_way():
         return top
 
     assert asyncio.run(most()) == 4
+
+
+@pytest.mark.parametrize(
+    "limit, remaining, reset",
+    [("0", "0", "1s"), ("inf", "0", "1s"), ("600", "-inf", "1s"), ("nan", "nan", "x"), ("-5", "-5", "-5")],
+)  # fmt: skip
+def test_limits_that_make_no_sense_are_ignored(limit, remaining, reset):
+    async def pace() -> float:
+        limiter = Limiter(8)
+        began = time.monotonic()
+        for kind in ("requests", "tokens"):
+            told = {"limit": limit, "remaining": remaining, "reset": reset}
+            await limiter.enter(10)
+            limiter.leave(10, {f"x-ratelimit-{k}-{kind}": v for k, v in told.items()})
+        await asyncio.wait_for(limiter.enter(10), 5)
+        return time.monotonic() - began
+
+    assert asyncio.run(pace()) < 0.5
+
+
+@pytest.mark.parametrize("text", ["1e9", "inf", "-3", "nan", "Fri, 31 Dec 9999 23:59:59 GMT", "999999999999999999"])
+def test_no_wait_is_without_end(text):
+    for name in ("retry-after", "retry-after-ms"):
+        asked = retry_after({name: text})
+        assert asked is None or 0 <= asked <= limits.MOST_PAUSE
+
+
+def test_a_rate_that_never_comes_back_is_waited_for_a_while_and_said(monkeypatch):
+    monkeypatch.setattr(limits, "_MOST_WAIT", 0.1)
+
+    async def pace() -> tuple[str, float]:
+        limiter = Limiter(8)
+        await limiter.enter(10)
+        limiter.leave(10, _headers(0, "1000000s"))
+        began = time.monotonic()
+        waiting = asyncio.ensure_future(limiter.enter(10))
+        await asyncio.sleep(0.05)
+        said = limiter.waits_for()
+        await asyncio.wait_for(waiting, 5)
+        assert limiter.waits_for() == ""
+        return said, time.monotonic() - began
+
+    said, waited = asyncio.run(pace())
+    assert "limit of requests a minute" in said and waited < 3

@@ -101,7 +101,7 @@ def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> int:
         raise UserError(f"{path}: cannot be written ({e.strerror or e})") from e
     count = 0
     try:
-        with raw:
+        try:
             # mtime=0 and no name: the same records give the same bytes.
             packed = gzip.GzipFile("", "wb", 6, raw, mtime=0) if path.name.endswith(".gz") else None
             out = packed or raw
@@ -114,6 +114,9 @@ def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> int:
                     packed.close()
                 raw.flush()
                 os.fsync(raw.fileno())
+        finally:  # what could not be flushed fails here again, without the file's name
+            with contextlib.suppress(OSError):
+                raw.close()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
