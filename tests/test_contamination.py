@@ -100,7 +100,8 @@ def test_by_parentage_where_the_test_items_name_no_group():
 
 def test_bare_numbers_name_nothing_outside_their_source():
     def numbered(ident: str, source: str, **about) -> dict:
-        return {**mcq(ident, f"Of {source}?", [f"{source} one", f"{source} two"], "A"), "source": source, "provenance": about}
+        row = mcq(ident, f"Of {source}?", [f"{source} one", f"{source} two"], "A")
+        return {**row, "source": source, "provenance": about}
 
     b = Benchmarks()
     b.add("board", [numbered("17", "board"), numbered("board-18", "board", group="18")])

@@ -127,6 +127,7 @@ def test_points_and_commas_mean_what_they_do_in_the_language(text: str, language
     ("3 months, 2 weeks, 80/min, 38 °C, 4.5 g/dL", "ko:3개월, 2주, 분당 80회(80회/분), 섭씨 38도, 4.5 g/dL"),
     ("120/80 mmHg, 45 years, 2 hours, 500 mg", "ru:120/80 мм рт. ст., 45 лет, 2 часа, 500 миллиграммов"),
     ("stage III, grade 4 350 mg of it", "es:estadio III, de grado 4 350 mg"),
+    ("2 million every 4 h, 2 cm, 39.5 °C, over 50 years", "es:2 millones cada 4 h, 2 cms, 39,5º, a la edad de 50"),
     ("not more than 5 min, at most 3 h", "zh:不超过5分钟，3小时以内"), ("20 mg in 2019", "ja:2019年に20ミリグラム"),
 ])  # fmt: skip
 def test_the_same_quantities_in_other_languages(one: str, other: str):

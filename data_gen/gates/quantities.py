@@ -20,7 +20,7 @@ _NUMBER = re.compile(rf"(?<!\d)(?:{_GROUPED.pattern}|\d+(?:[.,]\d+)?)|\.\d+")
 # Words and characters that multiply the number before them.
 _TIMES = (
     (r"千(?!克|卡)|천|thousand|mille\b|mil\b|тыс", 1000),
-    (r"百万|백만|million|millón|millones|млн|миллион", 10**6),
+    (r"百万|백만|million(?:s|es)?\b|millón|millones|млн|миллион\w*", 10**6),
     (r"億|亿|억", 10**8),
     (r"万|萬|만", 10**4),
 )
@@ -90,6 +90,8 @@ def quantities(text: str, language: str = "") -> list[Quantity]:
             end += len(text[end : end + 16]) - len(text[end : end + 16].lstrip()) + times.end()
         unit, after = unit_after(text, end)
         before = text[max(0, match.start() - 24) : match.start()]
+        if not unit and text[after : after + 1] == "º" and all(v >= 30 for v in values):
+            unit = "deg"  # otherwise an ordinal
         if unit == "year" and all(1800 <= v <= 2100 for v in values):
             unit = ""  # a date
         if prefix := _PREFIX.search(before):
