@@ -28,6 +28,7 @@ from data_gen.build_report import page
 from data_gen.cards import card
 from data_gen.collect import Inputs, collect, read_benchmarks
 from data_gen.contamination import Benchmarks
+from data_gen.estimate import summed
 from data_gen.facts import Facts, gather, loss_rows
 from data_gen.generate import Generator, Rows
 from data_gen.method_command import Parser, unfinished_text
@@ -95,7 +96,8 @@ class Build:
             raise UserError(f"--data_dir={self.data_dir}: no source of the recipe gave a row")
         self.rows = Generator(self.recipe, self.inputs, work, self.run, self.settings)()
         if self.settings.dry_run:
-            self.say("a step that reads another's rows is not in the estimate; nothing was sent, nothing written")
+            self.say(summed(self.rows.estimates))
+            self.say("not in it: steps over rows that other steps are still to make; nothing was sent, nothing written")
             return None
         if self.rows.pending() and not self.partial:
             raise WorkError(f"{self.rows.pending():,} requests are pending; the same command goes on (--partial builds "

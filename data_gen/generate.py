@@ -29,6 +29,7 @@ class Rows:
     replaced: dict[int, int] = field(default_factory=dict)
     newer: dict[int, int] = field(default_factory=dict)
     rejects: list[dict] = field(default_factory=list)
+    estimates: list[Any] = field(default_factory=list)  # of a dry run, by step
     keys: set[str] = field(default_factory=set)  # ledger keys of all jobs: what the set has cost
 
     def standing(self) -> Iterator[int]:
@@ -153,7 +154,9 @@ class Generator:
         if settings.dry_run:
             from data_gen.estimate import estimate
 
-            print(f"{label}:\n{estimate(method, records(), settings)}", flush=True)
+            found = estimate(method, records(), settings, default_gates(method.name, self.gates))
+            self.rows.estimates.append(found)
+            print(f"{label}:\n{found}", flush=True)
             return 0
         for outcome in self.run(method, records(), settings, default_gates(method.name, self.gates)):
             outcomes[outcome.state, outcome.reason] += 1

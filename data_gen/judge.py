@@ -6,7 +6,7 @@ from data_gen.ledger import FINAL, Ledger, Row
 from data_gen.types import Gate, Job, Method, Outcome, Reject
 from mmed_jax.errors import one_line
 
-_MOST_ATTEMPTS = 10
+MOST_ATTEMPTS = 10
 _WRITE_EVERY = 256
 
 
@@ -49,9 +49,10 @@ class Judge:
         self._known |= known | {j.row_id: (j.request.key, "pending", "") for j in new}
         return slots
 
-    def advance(self, slots: list[Slot], *, capped: bool = False) -> list[Slot]:
+    def advance(self, slots: list[Slot], *, capped: bool = False, enter: bool = True) -> list[Slot]:
         """Takes slots as far as the ledger's answers go; returns those whose request has to be sent (they are entered
-        in the ledger), the others have their outcome. capped: nothing more may be sent, so those are pending."""
+        in the ledger unless `enter` is False), the others have their outcome. capped: nothing more may be sent, so
+        those are pending."""
         missing, todo = [], slots
         while todo:
             rows = self.ledger.rows({s.job.request.key for s in todo})
@@ -66,7 +67,7 @@ class Judge:
                 elif not self._judge(slot, row):
                     again.append(slot)
             todo = again
-        if missing:
+        if missing and enter:
             self.ledger.add([(s.job.request, s.before) for s in missing])
         return missing
 
@@ -100,7 +101,7 @@ class Judge:
     def _judge(self, slot: Slot, row: Row) -> bool:
         """Sets the slot's outcome; False when another request is to be made instead, which is in the slot then."""
         outcome = self.verdict(slot.job, row)
-        if outcome.state == "rejected" and slot.attempt < _MOST_ATTEMPTS:
+        if outcome.state == "rejected" and slot.attempt < MOST_ATTEMPTS:
             other = self.method.retry(slot.job, outcome.reason, slot.attempt)
             # The same request would bring the same answer.
             if other is not None and other.request.key != slot.job.request.key:

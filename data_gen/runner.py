@@ -42,7 +42,7 @@ def run(method: Method, inputs: Iterable[dict], settings: RunSettings, gates: It
     if settings.dry_run:
         from data_gen.estimate import estimate
 
-        print(estimate(method, inputs, settings))
+        print(estimate(method, inputs, settings, gates))
         raise SystemExit(0)
     with Ledger(settings.ledger_file, max_usd=settings.max_usd, max_requests=settings.max_requests) as ledger:
         judge = Judge(method, list(gates), settings, ledger)

@@ -54,3 +54,23 @@ def test_a_disturbed_build_ends_as_an_undisturbed_one_and_pays_once(tmp_path, ca
     assert summary["cost"]["usd"] > 0 and summary["cost"]["unpriced"] == 0
     said = capsys.readouterr()
     assert not any(CANARY.encode() in content for content in (*first.values(), f"{said}".encode()))
+
+
+def test_a_build_with_failed_rows_says_so_and_how_to_go_on(tmp_path, capsys):
+    with OpenAIServer(FakeModel()) as server:
+        original, count = server._completion, []
+
+        async def refuse_some(body, name):
+            count.append(name)
+            if len(count) % 5 == 2:
+                return 400, {}, {"error": {"message": "no"}}
+            return await original(body, name)
+
+        server._completion = refuse_some
+        with pytest.raises(WorkError, match="the set is written, but .* rows failed .*--retry_failed"):
+            build(tmp_path / "set", server, tmp_path / "l.sqlite")
+        assert (tmp_path / "set" / "README.md").is_file()
+        server._completion = original
+        build(tmp_path / "set", server, tmp_path / "l.sqlite", "--retry_failed")
+        build(tmp_path / "set", server, tmp_path / "new.sqlite", "--dry_run")
+        assert "all steps: " in capsys.readouterr().out

@@ -5,13 +5,23 @@ import json
 import pytest
 
 from data_gen import tokens
-from data_gen.estimate import estimate
+from data_gen.estimate import estimate, summed
 from data_gen.prices import TABLE, price_of
 from data_gen.tokens import answer_limit, counter_for, prompt_tokens
 from data_gen.types import Request
 from mmed_jax.errors import UserError
-from tests.gen_helpers import SCHEMA, EchoMethod, balanced, echo_model, inputs, outcomes, settings, states
-from tests.openai_server import OpenAIServer
+from tests.gen_helpers import (
+    SCHEMA,
+    EchoMethod,
+    balanced,
+    echo_model,
+    inputs,
+    language_gate,
+    outcomes,
+    settings,
+    states,
+)  # fmt: skip
+from tests.openai_server import Faults, OpenAIServer
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +111,7 @@ def test_max_usd_is_never_passed_and_the_run_goes_on_later(tmp_path):
     rows = inputs(300)
     with OpenAIServer(echo_model) as server:
         whole = settings(tmp_path, server.base_url)
-        least = estimate(EchoMethod(), rows[:60], whole).at_most
+        least = estimate(EchoMethod(redraws=False), rows[:60], whole).at_most
         given = settings(tmp_path, server.base_url, max_usd=least / 4)
         found = states(outcomes(given, rows))
         spent = balanced(given).totals.spent
@@ -130,3 +140,34 @@ def test_cost_is_what_the_endpoint_counted(tmp_path):
         usage, price = server.billed_usage, price_of("gpt-4o-mini")
         expected = price.cost(usage["prompt_tokens"], usage["completion_tokens"])
         assert balanced(given).totals.spent == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_upper_bound_holds_where_every_answer_is_asked_for_again(tmp_path):
+    """Every answer is cut: asked for with 64, 128 and 256 tokens."""
+    change = OpenAIServer(echo_model, faults=Faults({"length": 1.0}))
+
+    def full(body, reply):
+        room = body["max_completion_tokens"]
+        return {**reply, "usage": {"prompt_tokens": reply["usage"]["prompt_tokens"], "completion_tokens": room}}
+
+    change.change = full
+    with change as server:
+        given = settings(tmp_path, server.base_url)
+        found = estimate(EchoMethod(), inputs(5), given)
+        assert (found.requests, found.all_requests, found.all_answers) == (5, 15, 5 * (64 + 128 + 256))
+        assert "with every redraw 15" in str(found)
+        outcomes(given, inputs(5))
+        assert sum(server.billed.values()) == 15
+        assert found.at_most > balanced(given).totals.spent > found.settings.known_price.cost(0, 5 * 448)
+        left = estimate(EchoMethod(), inputs(7), given)
+        assert (left.answered, left.requests, left.all_requests) == (5, 2, 6)
+    both = summed([found, left])
+    assert both == f"all steps: 7 requests to send, cost at most ${found.at_most + left.at_most:,.2f} with every redraw"
+
+
+def test_an_answer_that_will_be_asked_for_again_is_in_the_estimate(tmp_path):
+    with OpenAIServer(echo_model) as server:
+        given = settings(tmp_path, server.base_url)
+        outcomes(given, inputs(8), EchoMethod(redraws=False))
+        left = estimate(EchoMethod(), inputs(8), given, [language_gate])
+        assert (left.answered, left.requests) == (7, 1)
