@@ -10,7 +10,8 @@ body{font:16px/1.5 system-ui,"Noto Sans","Noto Sans CJK SC",sans-serif;max-width
 color:#1c1c1c;background:#fff}
 h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .5rem}
 h3{font-size:1rem;margin:1.4rem 0 .3rem}p{margin:.5rem 0}.note{color:#555;font-size:.9rem}
-.scroll{overflow-x:auto;margin:.5rem 0 1rem}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.95rem}
+.scroll{overflow-x:auto;margin:.5rem 0 1rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.95rem}
 .wide{width:100%}th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
 th{font-weight:600;white-space:normal;vertical-align:bottom}:is(th,td):first-child{text-align:left}
 tr.all td{font-weight:600}tr.head td{background:#eef2f6;font-weight:600}
