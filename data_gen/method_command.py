@@ -12,6 +12,7 @@ from data_gen.spool import remove_temporaries
 from mmed_jax.data import jsonl
 from mmed_jax.data.schema import LANGUAGES, read_records
 from mmed_jax.errors import UserError, WorkError, nearest
+from mmed_jax.outputs import check_file, check_folder
 
 _ORDER = ("accepted", "rejected", "failed", "pending")
 
@@ -57,6 +58,9 @@ def check(args: argparse.Namespace, command: str) -> None:
     written = [Path(args.output).resolve(), Path(args.rejects).resolve()]
     if written[0] == written[1]:
         raise UserError(f"--rejects={args.rejects}: is the --output file")
+    for flag, path in (("--output", args.output), ("--rejects", args.rejects)):
+        check_folder(Path(path).parent, flag)
+        check_file(path, flag)
     for path in _paths(args):
         if Path(path).resolve() in written:
             raise UserError(f"--output={path}: is an input itself")

@@ -186,6 +186,7 @@ def test_a_limit_leaves_rows_pending_and_the_same_command_goes_on(run):
 
 
 def test_mistakes_are_one_line_and_cost_nothing(run, server, tmp_path):
+    (tmp_path / "folder.jsonl").mkdir()
     before = server.served
     record = (HANDCRAFTED / "mcq.jsonl").read_text(encoding="utf-8").splitlines()[0]
     (tmp_path / "twice.jsonl").write_text(f"{record}\n{record}\n", encoding="utf-8")
@@ -196,6 +197,8 @@ def test_mistakes_are_one_line_and_cost_nothing(run, server, tmp_path):
         (expand, {"input": "none.jsonl"}, "no such file"),
         (expand, {"input": "twice.jsonl", "model": ""}, "--model is missing"),
         (expand, {"input": "twice.jsonl", "output": "twice.jsonl"}, "is an input itself"),
+        (expand, {"input": "twice.jsonl", "rejects": "folder.jsonl"}, "--rejects=folder.jsonl: is a folder"),
+        (expand, {"input": "twice.jsonl", "output": "twice.jsonl/x.jsonl"}, "--output=twice.jsonl: is a file"),
         (expand, {"input": "twice.jsonl", "output": "x.csv"}, "must end in .jsonl"),
         (expand, {"input": "twice.jsonl", "rejects": "out.jsonl"}, "is the --output file"),
         (expand, {"input": "twice.jsonl", "limit": 0}, "--limit=0: must be 1 or more"),
