@@ -163,7 +163,7 @@ class OpenAIServer(Batches):
         if self.faults.stop == "404":
             return 404, {}, error("The model `m` does not exist", "model_not_found")
         if self.faults.stop == "quota":
-            return 429, {"retry-after": "1"}, error("You exceeded your current quota", "insufficient_quota")
+            return 429, {"retry-after": "0.1"}, error("You exceeded your current quota", "insufficient_quota")
         azure = path.startswith("/openai/deployments/") and path.endswith("/chat/completions")
         path = "/chat/completions" if azure else path.removeprefix("/v1")
         if path == "/chat/completions" and method == "POST":

@@ -158,7 +158,7 @@ def test_a_run_of_single_requests_leaves_what_is_in_a_batch(tmp_path, monkeypatc
         patch.undo()
         found = outcomes(settings(tmp_path, server.base_url), inputs(30))
         assert states(found)["pending", ""] == 20 and "--batch fetches" in capsys.readouterr().err
-        server.batches["batch_0"]["ready"] = 0.0
+        server.batches["batch_0"]["ready"] = server.batch_s = 0.0
         assert states(outcomes(settings(tmp_path, server.base_url, batch=True), inputs(30)))["accepted", ""] == 30
         assert max(server.billed.values()) == 1
 

@@ -113,6 +113,7 @@ def test_a_batch_that_the_endpoint_has_lost_is_said(tmp_path, monkeypatch):
             with pytest.raises(_Killed):
                 outcomes(given, inputs(12))
         server.batches.clear()
+        server.batch_s = 0.0
         with pytest.raises(UserError, match="batch_0.*API key that made it.*--release"):
             outcomes(given, inputs(12))
         ledger_command.main([f"--ledger={tmp_path}", "--release"])
