@@ -61,6 +61,15 @@ def test_guard_run_dir_refuses(tmp_path, monkeypatch, where, text):
         guard_run_dir("/proc/no_such_place", CONFIG)  # read-only even for root
 
 
+@pytest.fixture
+def hang_up_is_heard():
+    """Also where the tests run under nohup, which the guard respects."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_up_is_heard")
 def test_signals_set_a_flag():
     before = signal.getsignal(signal.SIGTERM)
     with PreemptionGuard() as guard:

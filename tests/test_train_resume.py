@@ -127,7 +127,8 @@ def test_a_terminal_that_is_closed_loses_nothing(bench, tmp_path):  # noqa: F811
     """The process leads a session of its own on a terminal; when that hangs up, the kernel sends SIGHUP."""
     run, hang_up = tmp_path / "run", tmp_path / "hang_up"
     on_terminal = (
-        "import fcntl, os, pathlib, pty, termios, threading, time\n"
+        "import fcntl, os, pathlib, pty, signal, termios, threading, time\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # also where the tests run under nohup
         "os.setsid()\n"
         "ours, theirs = pty.openpty()\n"
         "fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)\n"
