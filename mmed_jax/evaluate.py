@@ -16,7 +16,6 @@ again; results of other settings, modes or weights are never mixed into it. docs
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from mmed_jax.evaluation.results import summarise, table
 from mmed_jax.inference.journal import Journal
 from mmed_jax.inference.load import add_arguments, identity, load_engine, say, trained_prompts
 from mmed_jax.manifest import write_json
+from mmed_jax.outputs import write_text
 from mmed_jax.progress import Progress
 
 METRICS = {
@@ -147,9 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         chosen = _list(args.rationale_metrics, "--rationale_metrics")
         breakdown.rationales(results, predictions, chosen, args.human_checked, args.bertscore_model)
     write_json(output / "results.json", results)
-    page = output / f".report.{os.getpid()}.tmp"
-    page.write_text(make_page(results, items, predictions), encoding="utf-8")
-    os.replace(page, output / "report.html")
+    write_text(output / "report.html", make_page(results, items, predictions))
     print(f"\n{results['metric']}\n\n{table(results)}\n")
     if more := breakdown.table(results):
         print(f"{more}\n")

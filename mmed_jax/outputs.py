@@ -1,8 +1,11 @@
 """Places for results: looked at before the work that fills them, written whole or not at all."""
 
+import csv
+import io
 import os
 import stat
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmed_jax.errors import UserError
@@ -68,3 +71,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def csv_text(head: Iterable, rows: Iterable[Iterable], end: str = "\n") -> str:
+    """A table as CSV (RFC 4180, which ends lines with "\\r\\n")."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator=end)
+    writer.writerow(head)
+    writer.writerows(rows)
+    return out.getvalue()

@@ -23,6 +23,7 @@ from mmed_jax.config import Parser
 from mmed_jax.data.schema import LANGUAGE_NAMES
 from mmed_jax.errors import UserError, run_command
 from mmed_jax.metrics import Records, read_metrics
+from mmed_jax.outputs import write_text
 from mmed_jax.progress import clock
 from mmed_jax.run_dir import CONFIG_FILE, read_meta, step_folders, training_keys
 
@@ -49,9 +50,7 @@ def make_report(run_dir: str | Path) -> Path:
     try:
         plots = write_plots(run_dir / "plots", records)
         page = run_dir / "report.html"
-        temporary = page.with_name(f".report.{os.getpid()}.tmp")
-        temporary.write_text(_page(run_dir, records, config, plots, notes), encoding="utf-8")
-        os.replace(temporary, page)
+        write_text(page, _page(run_dir, records, config, plots, notes))
     except OSError as e:
         raise UserError(f"--run={run_dir}: the report cannot be written there ({e.strerror or e})") from e
     return page

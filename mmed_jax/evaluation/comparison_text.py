@@ -1,7 +1,5 @@
 """The tables of comparison.py as text, as CSV and as a page."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from mmed_jax.data.schema import LANGUAGE_NAMES
 from mmed_jax.evaluation import page as P
 from mmed_jax.evaluation.comparison import ACCURACY, YOURS, Difference, Line, Table, Value
+from mmed_jax.outputs import csv_text
 
 NOTE = (
     "Per cent. Intervals are 95 %: Wilson's for one column, a seeded bootstrap over items for averages. Published rows "
@@ -105,7 +104,7 @@ def _aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 def as_csv(tables: Sequence[Table]) -> str:
     """A line for each number."""
-    return _csv(_CSV, _numbers(tables))
+    return csv_text(_CSV, _numbers(tables))
 
 
 def _numbers(tables: Sequence[Table]) -> Iterator[list[Any]]:
@@ -126,15 +125,7 @@ def differences_csv(tables: Sequence[Table]) -> str:
          *(("", "", "") if d.p is None else (d.only_first, d.only_other, f"{d.p:.6g}"))]
         for t in tables for d in t.differences
     )  # fmt: skip
-    return _csv(_DIFFERENCES, rows)
-
-
-def _csv(head: Sequence[str], rows: Iterator[list[Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_text(_DIFFERENCES, rows)
 
 
 # ---- Page -----------------------------------------------------------------------------------------------------------

@@ -12,8 +12,6 @@ ModelOutput of multi_choice_results.csv the output; that of rationale_results.cs
 of the answer, so that the metrics can be computed again from the file. Files are UTF-8 with the quoting of RFC 4180.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from mmed_jax.evaluation.boards import place
 from mmed_jax.evaluation.rationale import average, pairs_of, score_rationales
 from mmed_jax.evaluation.registry import ENTRIES
 from mmed_jax.evaluation.runs import Run
-from mmed_jax.outputs import write_text
+from mmed_jax.outputs import csv_text, write_text
 
 COLUMNS = ("Language", "ModelInput", "ModelOutput", "GT_Answer")
 METRICS = ("bleu-1", "bleu-2", "bleu-3", "bleu-4", "rouge-1", "rouge-2", "rouge-l")
@@ -121,8 +119,4 @@ def _similarity(checked: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def _csv(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\r\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_text(head, rows, end="\r\n")
