@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     breakdown.add(results, items, predictions, data)
     if args.rationale_metrics:
         chosen = _list(args.rationale_metrics, "--rationale_metrics")
-        breakdown.rationales(results, predictions, chosen, args.human_checked, args.bertscore_model)
+        breakdown.rationales(results, predictions, chosen, args.human_checked, args.bertscore_model, output)
     write_json(output / "results.json", results)
     write_text(output / "report.html", make_page(results, items, predictions))
     print(f"\n{results['metric']}\n\n{table(results)}\n")

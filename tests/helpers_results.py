@@ -77,9 +77,9 @@ def evaluated(
         "settings": told, "prompts_sha256": told["prompts_sha256"], "data": data, **summarise(items, lines),
     }  # fmt: skip
     breakdown.add(results, items, lines, data)
-    if metrics:
-        breakdown.rationales(results, lines, metrics, False, None)
     folder.mkdir(parents=True, exist_ok=True)
+    if metrics:
+        breakdown.rationales(results, lines, metrics, False, None, folder)
     write_json(folder / "results.json", results)
     write_lines(folder / "predictions.jsonl", lines)
     (folder / "report.html").write_text(make_page(results, items, lines), encoding="utf-8")

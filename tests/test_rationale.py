@@ -2,11 +2,13 @@
 
 import json
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import jieba
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,9 +140,52 @@ def test_averages_are_over_items_then_languages():
     rows = [{"language": "en", "chrf": 0.2}, {"language": "en", "chrf": 0.4}, {"language": "en", "chrf": None},
             {"language": "ko", "chrf": 0.9}]  # fmt: skip
     found = average(rows)["chrf"]
-    assert found["en"] == {"mean": pytest.approx(0.3), "count": 2} and found["ko"] == {"mean": 0.9, "count": 1}
-    assert found["average"] == {"mean": pytest.approx(0.6), "count": 3} and list(found) == ["en", "ko", "average"]
+    assert found["en"] == {"mean": pytest.approx(0.3), "count": 2, "interval95": [0.2, 0.4]}
+    assert found["ko"] == {"mean": 0.9, "count": 1, "interval95": None}
+    assert found["average"] == {"mean": pytest.approx(0.6), "count": 3, "interval95": None}
+    assert list(found) == ["en", "ko", "average"]
     assert average([]) == {} == average([{"language": "en", "chrf": None}])
+
+
+def scored(seed=0, sizes=None):
+    rng = np.random.default_rng(seed)
+    return [
+        {"language": lang, "chrf": float(x), "bleu-1": float(x / 2)}
+        for lang, n in (sizes or {"en": 400, "ja": 100}).items()
+        for x in rng.beta(2, 3, n)
+    ]
+
+
+def test_intervals_are_those_of_means():
+    """Of a language as wide as the normal approximation, of the mean over languages as independent means add up."""
+    rows = scored()
+    found = average(rows)["chrf"]
+    of = {lang: np.array([r["chrf"] for r in rows if r["language"] == lang]) for lang in ("en", "ja")}
+    half = {lang: 1.96 * v.std() / len(v) ** 0.5 for lang, v in of.items()}
+    for lang, v in of.items():
+        low, high = found[lang]["interval95"]
+        assert (low, high) == pytest.approx((v.mean() - half[lang], v.mean() + half[lang]), abs=0.05 * half[lang])
+    low, high = found["average"]["interval95"]
+    together = (half["en"] ** 2 + half["ja"] ** 2) ** 0.5 / 2
+    assert (high - low) / 2 == pytest.approx(together, rel=0.05) and low < found["average"]["mean"] < high
+
+
+def test_intervals_do_not_depend_on_the_order_of_items_or_on_chance():
+    rows = scored(sizes={"en": 30, "ru": 20})
+    assert average(rows) == average(scored(sizes={"en": 30, "ru": 20}))
+    turned = average(random.Random(0).sample(rows, len(rows)))
+    assert {m: {k: c["interval95"] for k, c in b.items()} for m, b in turned.items()} == {
+        m: {k: c["interval95"] for k, c in b.items()} for m, b in average(rows).items()
+    }
+
+
+def test_metrics_over_different_items_each_have_their_own():
+    rows = scored(sizes={"fr": 20})
+    for row in rows[:5]:
+        row["bleu-1"] = None
+    found = average(rows)
+    assert list(found) == ["bleu-1", "chrf"]
+    assert (found["bleu-1"]["fr"]["count"], found["chrf"]["fr"]["count"]) == (15, 20)
 
 
 def test_pairs_of_predictions():

@@ -107,8 +107,9 @@ def test_rationale_metrics(page_of):
     _, text, outline = page_of(
         quiz(["en", "zh"], 4), lambda i: f"{i.record['rationale']}\n\nAnswer: A", mode="rationale", metrics=["bleu-1"]
     )
-    assert ["bleu-1", "100.00", "100.00", "100.00"] in outline.rows and ["items", "4", "4", "8"] in outline.rows
-    assert "zh: jieba" in text
+    cells = "100.00100.0-100.0"  # the interval is the second line of a cell
+    assert ["bleu-1", cells, cells, cells] in outline.rows and ["items", "4", "4", "8"] in outline.rows
+    assert "zh: jieba" in text and "95 % intervals by a bootstrap over items" in text
 
 
 def test_same_wrong_answers_in_any_order(page_of):

@@ -5,10 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmed_jax.data import jsonl
+from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.errors import UserError
+from mmed_jax.evaluation.intervals import short
 from mmed_jax.evaluation.items import Item
 from mmed_jax.evaluation.modes import NORMALISE, pick
 from mmed_jax.evaluation.results import cell
+from mmed_jax.evaluation.runs import SCORES
 
 Pairs = Sequence[tuple[Item, dict]]
 
@@ -96,19 +100,28 @@ def check_metrics(metrics: Sequence[str], bertscore_model: str | None) -> None:
 
 
 def rationales(
-    results: dict[str, Any], predictions: Sequence[dict], metrics: Sequence[str], checked: bool, model: str | None
-) -> None:
-    """Adds "rationale" to every benchmark: {metric: {language: {"mean", "count"}, "average": ..}}, and the settings.
+    results: dict[str, Any], predictions: Sequence[dict], metrics: Sequence[str], checked: bool, model: str | None,
+    folder: Path | None = None,
+) -> None:  # fmt: skip
+    """Adds "rationale" to every benchmark, rationale.average's {metric: {language: cell, .., "average": cell}}, and
+    the settings.
 
-    `checked`: only items whose reference was checked and passed by people. Raises UserError (evaluation.rationale).
+    `checked`: only items whose reference was checked and passed by people. `folder`: gets the scores of each item
+    (rationale_scores.jsonl), by which runs are compared. Raises UserError (evaluation.rationale).
     """
-    from mmed_jax.evaluation.rationale import average, pairs_of, score_rationales
+    from mmed_jax.evaluation.rationale import average, pairs_of, score_rationales, with_both
 
+    lines = []
     for name, block in results["benchmarks"].items():
-        pairs = pairs_of((p for p in predictions if p["benchmark"] == name), checked)
-        rows = score_rationales(pairs, metrics, bertscore_model=model)
+        mine = with_both((p for p in predictions if p["benchmark"] == name), checked)
+        rows = score_rationales(pairs_of(mine), metrics, bertscore_model=model)
         block["rationale"] = average(rows)
+        for p, row in zip(mine, rows, strict=True):
+            scores = {m: row[m] for m in metrics}
+            lines.append({"benchmark": name, "id": p["id"], "language": p["language"], "scores": scores})
     results["rationale_settings"] = {"metrics": list(metrics), "checked": checked, "bertscore_model": model}
+    if folder:
+        jsonl.write_lines(folder / SCORES, map(jsonl.dump_line, lines))
 
 
 def table(results: dict[str, Any]) -> str:
@@ -129,7 +142,23 @@ def table(results: dict[str, Any]) -> str:
             )
             spread = f"spread {bias['recall_std']:.3f}"
             lines.append(f"{name}: right where the answer is (share of answers) {shown}; {spread}")
-        for metric, by in block.get("rationale", {}).items():
-            shown = ", ".join(f"{k} {c['mean']:.4f}" for k, c in by.items())
-            lines.append(f"{name}: {metric} {shown}")
-    return "\n".join(lines)
+        if block.get("rationale"):
+            lines += ["", f"{name}: rationales, times 100, with 95 % intervals", *_metrics(block["rationale"])]
+    return "\n".join(lines).strip("\n")
+
+
+def _metrics(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """Lines of a table of rationale.average's cells, the interval below each mean."""
+    from mmed_jax.evaluation.rationale import AVERAGE
+
+    columns = [c for c in (*LANGUAGES, AVERAGE) if any(c in by for by in found.values())]
+    rows = [["", *columns]]
+    for metric, by in found.items():
+        cells = [by.get(c) for c in columns]
+        rows.append([metric, *("-" if c is None else f"{100 * c['mean']:.2f}" for c in cells)])
+        rows.append(["", *("" if c is None else short(c["interval95"]) for c in cells)])
+    rows.append(["items", *(f"{max(by[c]['count'] for by in found.values() if c in by):,}" for c in columns)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(v.rjust(w) if i else v.ljust(w) for i, (v, w) in enumerate(zip(row, widths))).rstrip() for row in rows
+    ]

@@ -3,78 +3,19 @@
 Differences between runs are over the items that both were asked: paired bootstrap intervals and McNemar's exact test.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.errors import UserError
 from mmed_jax.evaluation.boards import Board, Published, place, published
+from mmed_jax.evaluation.comparison_parts import ACCURACY, YOURS, Difference, Line, Table, Value
+from mmed_jax.evaluation.comparison_rationales import rationales
 from mmed_jax.evaluation.intervals import mcnemar, mean_interval, paired, wilson
-from mmed_jax.evaluation.rationale import AVERAGE, METRICS
+from mmed_jax.evaluation.rationale import METRICS
 from mmed_jax.evaluation.runs import Run, describe
 
-ACCURACY = "accuracy"
-YOURS = "your runs"
 _OFF = 0.02  # per cent: farther from every number of right answers than rounding or cutting two decimals
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """A number of a table. value: share (0 to 1). count: items, None where unknown. size: items as published.
-
-    interval: 95 %, or None. mark: "*" not over the published items, "~" no number of right answers gives this figure.
-    """
-
-    value: float
-    count: int | None = None
-    interval: tuple[float, float] | None = None
-    size: int | None = None
-    mark: str = ""
-
-
-@dataclasses.dataclass
-class Line:
-    """A row: a run (group YOURS) or a published one."""
-
-    group: str
-    name: str
-    values: dict[str, Value]
-    average: Value | None
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """`other` minus `first` in one column ("average", "all" items together): shares of the `count` common items.
-
-    only_first, only_other, p: McNemar's counts and exact two-sided p; None for averages of columns.
-    """
-
-    first: str
-    other: str
-    column: str
-    count: int
-    shares: tuple[float, float]
-    difference: float
-    interval: tuple[float, float]
-    only_first: int | None = None
-    only_other: int | None = None
-    p: float | None = None
-
-
-@dataclasses.dataclass
-class Table:
-    """Everything about one benchmark that was asked in one way. total: the name of the last column, "" for none."""
-
-    board: str
-    metric: str
-    asked: str
-    columns: list[str]
-    total: str
-    lines: list[Line] = dataclasses.field(default_factory=list)
-    differences: list[Difference] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def compare(runs: Sequence[Run], *, wanted: Sequence[str] | None = None) -> list[Table]:
@@ -102,7 +43,7 @@ def compare(runs: Sequence[Run], *, wanted: Sequence[str] | None = None) -> list
         tables = [_accuracy(board, columns, asked, same) for asked, same in ways.items()]
         out += _with_published(tables, board, columns, ACCURACY, wanted)
         for metric in METRICS:
-            out += _with_published(_rationales(board, metric, there), board, columns, metric, wanted)
+            out += _with_published(rationales(board, metric, there), board, columns, metric, wanted)
     for table in out:
         table.columns = [c for c in table.columns if any(c in line.values for line in table.lines)]
     return out
@@ -216,35 +157,6 @@ def _published(row: Published, board: Board, metric: str) -> Line:
             interval = None  # it would not be around the printed number
         average = Value(row.average / 100, None, interval)
     return Line(row.group, row.method, values, average, notes)
-
-
-# ---- Rationales -----------------------------------------------------------------------------------------------------
-
-
-def _rationales(board: Board, metric: str, runs: Sequence[Run]) -> list[Table]:
-    """Tables of one metric, a way of asking each; means as results.json has them, which come without intervals."""
-    tables: dict[str, Table] = {}
-    for run in runs:
-        values: dict[str, Value] = {}
-        for name, block in run.results["benchmarks"].items():
-            for language, cell in block.get("rationale", {}).get(metric, {}).items():
-                if language == AVERAGE:
-                    continue
-                b, column = place(name, run.results["data"].get(name, {}), language, None)
-                if b.name == board.name:
-                    values[column] = Value(cell["mean"], cell["count"])
-        if not values:
-            continue
-        checked = run.results.get("rationale_settings", {}).get("checked")
-        asked = describe(run.settings, passages=board.passages)
-        asked += ", human-checked references" if checked else ", all references"
-        columns = list(board.columns) + [c for c in values if c not in board.columns]
-        table = tables.setdefault(asked, Table(board.name, metric, asked, columns, "average"))
-        gone = [c for c in board.columns if c not in values]
-        average = None if gone else Value(sum(v.value for v in values.values()) / len(values))
-        notes = [f"no average: no rationale in {', '.join(gone)}"] if gone else []
-        table.lines.append(Line(YOURS, run.name, values, average, notes))
-    return list(tables.values())
 
 
 # ---- Differences ----------------------------------------------------------------------------------------------------

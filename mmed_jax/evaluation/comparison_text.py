@@ -6,21 +6,23 @@ from typing import Any
 
 from mmed_jax.data.schema import LANGUAGE_NAMES
 from mmed_jax.evaluation import page as P
-from mmed_jax.evaluation.comparison import ACCURACY, YOURS, Difference, Line, Table, Value
+from mmed_jax.evaluation.comparison_parts import ACCURACY, YOURS, Difference, Line, Table, Value
+from mmed_jax.evaluation.intervals import short
 from mmed_jax.outputs import csv_text
 
 NOTE = (
-    "Per cent. Intervals are 95 %: Wilson's for one column, a seeded bootstrap over items for averages. Published rows "
-    "come without items: their intervals follow from the figure and the size of the test set. Differences are second "
-    "minus first over common items, with paired bootstrap intervals and the p of McNemar's exact test, not corrected "
-    "for the number of comparisons. Tables of different ways of asking are not to be read as one."
+    "Per cent; rationale metrics times 100. Intervals are 95 %: Wilson's for the accuracy of one column, a seeded "
+    "bootstrap over items for averages and rationale metrics. Published rows come without items: intervals of their "
+    "accuracies follow from the figure and the size of the test set. Differences are second minus first over common "
+    "items, with paired bootstrap intervals and, for accuracies, the p of McNemar's exact test, not corrected for the "
+    "number of comparisons. Tables of different ways of asking are not to be read as one."
 )
 _HEAD = ("", "items", "first", "second", "second - first", "95 % interval", "only first right", "only second right",
          "p")  # fmt: skip
 _CSV = ("board", "metric", "asked", "group", "name", "column", "percent", "low", "high", "count", "published_count",
         "mark", "notes")  # fmt: skip
-_DIFFERENCES = ("board", "asked", "first", "other", "column", "items", "first_percent", "other_percent", "difference",
-                "low", "high", "only_first_right", "only_other_right", "mcnemar_p")  # fmt: skip
+_DIFFERENCES = ("board", "metric", "asked", "first", "other", "column", "items", "first_percent", "other_percent",
+                "difference", "low", "high", "only_first_right", "only_other_right", "mcnemar_p")  # fmt: skip
 
 
 # ---- Text -----------------------------------------------------------------------------------------------------------
@@ -44,7 +46,7 @@ def _text(table: Table) -> str:
     out = [f"{table.board}, {table.metric}: {table.asked}", _aligned(rows)]
     out += [f"  {note}" for note in _notes(table)]
     if table.differences:
-        out += ["", _aligned([_HEAD, *_grouped(table, lambda name: [name], _difference)])]
+        out += ["", _aligned([_head(table), *_grouped(table, lambda name: [name], _difference)])]
     return "\n".join(out)
 
 
@@ -57,7 +59,7 @@ def _number(v: Value | None) -> str:
 
 
 def _short_interval(v: Value | None) -> str:
-    return "" if v is None or v.interval is None else "{:.1f}-{:.1f}".format(*(100 * x for x in v.interval))
+    return short(v.interval) if v else ""
 
 
 def _notes(table: Table) -> list[str]:
@@ -68,19 +70,23 @@ def _notes(table: Table) -> list[str]:
     return [f"{', '.join(names)}: {note}" for note, names in told.items()] + table.notes
 
 
-def _difference(d: Difference) -> list[str]:
+def _head(table: Table) -> tuple[str, ...]:
+    return _HEAD if table.metric == ACCURACY else _HEAD[:6]
+
+
+def _difference(table: Table, d: Difference) -> list[str]:
     low, high = (100 * x for x in d.interval)
     counts = ["", "", ""] if d.p is None else [f"{d.only_first:,}", f"{d.only_other:,}", _p(d.p)]
     first, second = (f"{100 * s:.2f}" for s in d.shares)
     return [d.column, f"{d.count:,}", first, second, f"{100 * d.difference:+.2f}",
-            f"{low:+.2f} to {high:+.2f}", *counts]  # fmt: skip
+            f"{low:+.2f} to {high:+.2f}", *counts][: len(_head(table))]  # fmt: skip
 
 
-def _grouped(table: Table, heading: Callable[[str], Any], row: Callable[[Difference], Any]) -> list[Any]:
+def _grouped(table: Table, heading: Callable[[str], Any], row: Callable[[Table, Difference], Any]) -> list[Any]:
     """The differences, those of each pair of runs under a heading."""
     out = []
     for (first, other), there in groupby(table.differences, key=lambda d: (d.first, d.other)):
-        out += [heading(f"first {first}, second {other}"), *map(row, there)]
+        out += [heading(f"first {first}, second {other}"), *(row(table, d) for d in there)]
     return out
 
 
@@ -120,7 +126,7 @@ def _numbers(tables: Sequence[Table]) -> Iterator[list[Any]]:
 def differences_csv(tables: Sequence[Table]) -> str:
     """A line for each difference."""
     rows = (
-        [t.board, t.asked, d.first, d.other, d.column, d.count,
+        [t.board, t.metric, t.asked, d.first, d.other, d.column, d.count,
          *(f"{100 * x:.4f}" for x in (*d.shares, d.difference, *d.interval)),
          *(("", "", "") if d.p is None else (d.only_first, d.only_other, f"{d.p:.6g}"))]
         for t in tables for d in t.differences
@@ -154,6 +160,6 @@ def _html(table: Table) -> str:
     if notes := _notes(table):
         out.append(f'<p class="note">{"<br>".join(map(P.esc, notes))}</p>')
     if table.differences:
-        rows = _grouped(table, lambda name: ("head", [P.Cell(name, span=len(_HEAD))]), _difference)
-        out.append(P.table(_HEAD, rows, wide=False))
+        rows = _grouped(table, lambda name: ("head", [P.Cell(name, span=len(_head(table)))]), _difference)
+        out.append(P.table(_head(table), rows, wide=False))
     return "".join(out)

@@ -42,18 +42,35 @@ def bootstrap(
     Args:
       groups: values per item (0 or 1 for accuracy), a sequence for each group, none of them empty.
     """
+    columns = [np.asarray(group, np.float64)[:, None] for group in groups]
+    low, high = bootstrap_columns(columns, resamples=resamples, seed=seed)[1][:, 0]
+    return float(low), float(high)
+
+
+def bootstrap_columns(
+    groups: Sequence[np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """95 % intervals of several scores of the same items; an item is drawn with all of its scores.
+
+    Args:
+      groups: float64 [items, scores] for each group, none of them without items, all with the same scores.
+
+    Returns:
+      (of every group's means, float64 [2, scores] each: low and high; of the mean of the groups' means, the same).
+    """
     rng = np.random.Generator(np.random.Philox(seed))
-    total = np.zeros(resamples)
+    total, of_groups = 0.0, []
     for group in groups:
-        values, counts = np.unique(np.asarray(group, np.float64), return_counts=True)
+        values, counts = np.unique(group, axis=0, return_counts=True)
         n = int(counts.sum())
+        means = np.empty((resamples, values.shape[1]))
         rows = max(1, _AT_ONCE // len(values))
         for start in range(0, resamples, rows):
             part = slice(start, min(start + rows, resamples))
-            drawn = rng.multinomial(n, counts / n, size=part.stop - part.start)
-            total[part] += drawn @ values / n
-    low, high = np.quantile(total / len(groups), [0.025, 0.975])
-    return float(low), float(high)
+            means[part] = rng.multinomial(n, counts / n, size=part.stop - part.start) @ values / n
+        total = total + means
+        of_groups.append(np.quantile(means, [0.025, 0.975], axis=0))
+    return of_groups, np.quantile(total / len(groups), [0.025, 0.975], axis=0)
 
 
 def mean_interval(
@@ -92,3 +109,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
         term = term * (n - i) // (i + 1)
         tail += term
     return min(1.0, 2 * tail / 2**n)  # integers: no rounding before the division
+
+
+def short(interval: Sequence[float] | None) -> str:
+    """An interval of shares in per cent, as "41.2-43.9"; "" for None."""
+    return "" if interval is None else "{:.1f}-{:.1f}".format(*(100 * x for x in interval))

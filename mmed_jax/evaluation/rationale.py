@@ -6,14 +6,20 @@ without weights. The tables print BLEU-1 and ROUGE-1, so those are weights (1, 0
 code as published computes BLEU-4 and ROUGE-L. Two differences, on purpose: a text equal to its reference scores 1
 (smoothing gives an equal text of three words 0.56 BLEU-4), and line breaks stay (the original deletes them and glues
 words together). chrF is sacrebleu's chrF2 (character 6-grams, no words), the same in every language.
+
+Means come with 95 % intervals by a seeded bootstrap over items (intervals.py), for the mean over languages within each
+language: how far they would move with other questions of the same kind, not with another answer of the model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.errors import UserError, nearest
+from mmed_jax.evaluation.intervals import bootstrap_columns
 from mmed_jax.evaluation.rouge import rouge
 from mmed_jax.evaluation.words import missing, spaced, words
 
@@ -23,19 +29,24 @@ AVERAGE = "average"  # beside the languages in what `average` returns
 _WEIGHTS = [(1.0,), (0.5, 0.5), (1 / 3,) * 3, (0.25,) * 4]
 
 
-def pairs_of(predictions: Iterable[Mapping[str, Any]], checked: bool = False) -> list[tuple[str, str, str]]:
-    """(language, generated, reference) of the lines of predictions.jsonl that have both texts.
+def with_both(predictions: Iterable[Mapping[str, Any]], checked: bool = False) -> list[Mapping[str, Any]]:
+    """The lines of predictions.jsonl that have a generated rationale and a reference.
 
     Args:
       checked: only those whose reference people have checked and passed ("rationale_checked" true), as the MMedBench
         tables do.
     """
     return [
-        (p["language"], p["generated_rationale"], p["rationale"])
+        p
         for p in predictions
         if p.get("rationale") and p.get("generated_rationale") is not None
         if p.get("rationale_checked") or not checked
     ]
+
+
+def pairs_of(predictions: Iterable[Mapping[str, Any]], checked: bool = False) -> list[tuple[str, str, str]]:
+    """(language, generated, reference) of with_both's lines."""
+    return [(p["language"], p["generated_rationale"], p["rationale"]) for p in with_both(predictions, checked)]
 
 
 def score_rationales(
@@ -68,23 +79,38 @@ def score_rationales(
     return rows
 
 
-def average(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """{metric: {language: {"mean", "count"}, ..., "average": {"mean", "count"}}} of score_rationales' rows.
+def average(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{metric: {language: cell, .., "average": cell}} of score_rationales' rows; cell: {"mean", "count", "interval95"}.
 
     A language's mean is over its items, the average over the languages' means without weights. Rows without a score do
-    not count; a metric without any row is left out.
+    not count; a metric without any row is left out. "interval95" is [low, high]; None where a language has one item
+    only, whose spread nobody knows.
     """
-    out: dict[str, dict[str, dict[str, float]]] = {}
-    for metric in (m for m in METRICS if any(m in row for row in rows)):
-        block = {}
+    # Scores of one item are drawn together, so metrics are grouped by the rows that have them: nearly always all.
+    shared: dict[tuple[int, ...], list[str]] = {}
+    for metric in METRICS:
+        if scored := tuple(i for i, row in enumerate(rows) if row.get(metric) is not None):
+            shared.setdefault(scored, []).append(metric)
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for scored, metrics in shared.items():
+        groups = {}
         for language in LANGUAGES:
-            scores = [row[metric] for row in rows if row["language"] == language and row.get(metric) is not None]
-            if scores:
-                block[language] = {"mean": sum(scores) / len(scores), "count": len(scores)}
-        if block:
+            if there := [[rows[i][m] for m in metrics] for i in scored if rows[i]["language"] == language]:
+                groups[language] = np.asarray(there, np.float64)
+        spreads, spread = bootstrap_columns(list(groups.values()))
+        single = any(len(g) < 2 for g in groups.values())
+        for k, metric in enumerate(metrics):
+            block = {
+                language: _cell(sum(g[:, k].tolist()) / len(g), len(g), None if len(g) < 2 else s[:, k])
+                for (language, g), s in zip(groups.items(), spreads)
+            }
             mean = sum(c["mean"] for c in block.values()) / len(block)
-            out[metric] = {**block, AVERAGE: {"mean": mean, "count": sum(c["count"] for c in block.values())}}
-    return out
+            out[metric] = {**block, AVERAGE: _cell(mean, len(scored), None if single else spread[:, k])}
+    return {metric: out[metric] for metric in METRICS if metric in out}
+
+
+def _cell(mean: float, count: int, interval: np.ndarray | None) -> dict[str, Any]:
+    return {"mean": mean, "count": count, "interval95": None if interval is None else interval.tolist()}
 
 
 _TO_DO = object()

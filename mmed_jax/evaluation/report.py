@@ -5,6 +5,7 @@ from typing import Any
 
 from mmed_jax.data.schema import LANGUAGE_NAMES, LANGUAGES
 from mmed_jax.evaluation.benchmarks import Item
+from mmed_jax.evaluation.intervals import short
 from mmed_jax.evaluation.page import Cell, bars, esc, facts, page, table
 from mmed_jax.evaluation.rated import draw
 from mmed_jax.evaluation.results import SEVERAL, UNPARSED, has_parse_rate, rows
@@ -165,19 +166,24 @@ def _rationale(name: str, block: dict[str, Any], results: dict[str, Any]) -> str
     found = block.get("rationale")
     if not found:
         return ""
+    from mmed_jax.evaluation.rationale import AVERAGE
     from mmed_jax.evaluation.words import WORDS_OF
 
-    columns = list(next(iter(found.values())))
-    lines = [[m, *(f"{100 * by[c]['mean']:.2f}" if c in by else "-" for c in columns)] for m, by in found.items()]
-    first = next(iter(found.values()))
-    lines.append(["items", *(f"{first[c]['count']:,}" for c in columns)])
+    columns = [c for c in (*LANGUAGES, AVERAGE) if any(c in by for by in found.values())]
+
+    def shown(c: dict[str, Any] | None) -> Cell:
+        return Cell("-") if c is None else Cell(f"{100 * c['mean']:.2f}", short(c["interval95"]))
+
+    lines = [[m, *(shown(by.get(c)) for c in columns)] for m, by in found.items()]
+    lines.append(["items", *(f"{max(by[c]['count'] for by in found.values() if c in by):,}" for c in columns)])
     ways = dict.fromkeys(WORDS_OF[k] for k in columns if k in WORDS_OF)
     cut = "; ".join(f"{', '.join(k for k in columns if WORDS_OF.get(k) == way)}: {way}" for way in ways)
     checked = results.get("rationale_settings", {}).get("checked")
     which = "only items whose reference people have checked and passed" if checked else "all items with a reference"
     return (
         f"<h2>Rationales, {esc(name)}</h2>" + table(["metric", *columns], lines, wide=False)
-        + f'<p class="note">Times 100; {which}; means over items, then over languages. Words: {esc(cut)}.</p>'
+        + f'<p class="note">Times 100; {which}; means over items, then over languages; below them 95 % intervals by a '
+        f"bootstrap over items. Words: {esc(cut)}.</p>"
     )  # fmt: skip
 
 

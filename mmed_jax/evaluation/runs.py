@@ -1,5 +1,6 @@
 """Finished evaluations read back: results.json and predictions.jsonl, checked to belong together."""
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,10 @@ from typing import Any
 
 from mmed_jax.data import jsonl
 from mmed_jax.errors import UserError
+from mmed_jax.evaluation.rationale import AVERAGE
 
 SCHEMA = 2
+SCORES = "rationale_scores.jsonl"  # beside them: the metrics of each rationale
 _LINE = ("benchmark", "id", "language", "answer", "extracted", "correct", "prompt", "output", "options")
 
 
@@ -113,6 +116,45 @@ def _predictions(file: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
     if there:
         raise UserError(f"{file}: has items of {next(iter(there))}, which results.json does not know; evaluate again")
     return lines
+
+
+@functools.lru_cache(maxsize=16)
+def read_scores(run: Run) -> dict[tuple[str, str], dict[str, float]] | None:
+    """{(benchmark, id): {metric: score}} of a run's rationales; None where there is no file of them.
+
+    Raises:
+      UserError: a line that is not one, or scores that are not those results.json averages.
+    """
+    file = run.path / SCORES
+    if not file.is_file():
+        return None
+    out: dict[tuple[str, str], dict[str, float]] = {}
+    with file.open("rb") as stream:
+        for where, line in jsonl.read_objects(stream, str(file)):
+            for field in ("benchmark", "id", "scores"):
+                if field not in line:
+                    raise UserError(f"{where}: field '{field}' is missing")
+            scores = line["scores"]
+            if not isinstance(scores, dict) or not all(v is None or type(v) in (int, float) for v in scores.values()):
+                raise UserError(f"{where}: field 'scores': must hold numbers")
+            if (key := (line["benchmark"], line["id"])) in out:
+                raise UserError(f"{where}: item {key[0]} {key[1]} stands twice")
+            out[key] = {k: v for k, v in scores.items() if v is not None}
+    language = {(p["benchmark"], p["id"]): p["language"] for p in run.lines}
+    sums: Counter[tuple[str, str, str]] = Counter()
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for (name, id_), scores in out.items():
+        for metric, score in scores.items():
+            cell = name, metric, language.get((name, id_), "")
+            sums[cell] += score
+            counts[cell] += 1
+    for name, block in run.results["benchmarks"].items():
+        for metric, by in block.get("rationale", {}).items():
+            for key in ((name, metric, k) for k in by if k != AVERAGE):
+                told, count = by[key[2]], counts[key]
+                if count != told["count"] or abs(sums[key] / count - told["mean"]) > 1e-9:
+                    raise UserError(f"{file}: has not the scores that results.json averages; evaluate again")
+    return out
 
 
 def describe(settings: Mapping[str, Any], *, passages: bool) -> str:
