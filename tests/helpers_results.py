@@ -9,7 +9,7 @@ from mmed_jax.evaluation import breakdown
 from mmed_jax.evaluation.answers import RULES_VERSION, split_rationale
 from mmed_jax.evaluation.items import Item
 from mmed_jax.evaluation.language import response_language
-from mmed_jax.evaluation.modes import reference
+from mmed_jax.evaluation.modes import question, reference
 from mmed_jax.evaluation.report import make_page
 from mmed_jax.evaluation.results import judge, summarise
 from mmed_jax.manifest import write_json
@@ -49,7 +49,8 @@ def evaluated(
             verdict = judge(item, said)
         lines.append({
             "benchmark": item.benchmark, "id": item.id, "language": item.language, "part": item.part or None,
-            "prompt": f"<|user|>{item.record['question']}", "output": letter if scored else said, **verdict,
+            **question(item.record), "prompt": f"<|user|>{item.record['question']}",
+            "output": letter if scored else said, **verdict,
             "answer": item.answer, "finish_reason": "scored" if scored else "stop", "prompt_tokens": 2, "new_tokens": 3,
             "mode": mode, "options": item.options, "order": item.order, **reference(item.record),
             "generated_rationale": split_rationale(said, item.options, item.language) if mode == "rationale" else None,

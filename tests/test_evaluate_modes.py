@@ -232,7 +232,7 @@ def test_lines_of_a_rationale_run(run, quiz, tmp_path):
     assert {p["response_language"] for p in lines} == {"en"} and lines[0]["mode"] == "rationale"
     assert lines[0]["options"] == DRUGS and lines[0]["order"] == ""
     block = results(tmp_path)["benchmarks"]["quiz"]
-    assert block["rationale"]["bleu-1"]["en"] == {"mean": 1.0, "count": 1}
+    assert block["rationale"]["bleu-1"]["en"] == {"mean": 1.0, "count": 1, "interval95": None}
     assert block["overall"]["response_language"] == block["languages"]["en"]["response_language"] == 1.0
 
 

@@ -3,14 +3,20 @@
 import csv
 import json
 import random
+from types import SimpleNamespace
 
 import openpyxl
 import pytest
+from helpers_results import evaluated, items_of, read_lines, record, write_lines
 
 from mmed_jax.errors import UserError
+from mmed_jax.evaluation.items import Item
+from mmed_jax.evaluation.modes import prediction
 from mmed_jax.evaluation.rated import explanations, load_runs, named_paths
 from mmed_jax.evaluation.ratings import CRITERIA, read_ratings, read_sheet, write_sheet
 from tests.rating_helpers import QUALITY, fill, make_runs
+
+DONE = SimpleNamespace(ids=[3], finish_reason="stop")
 
 
 @pytest.fixture
@@ -176,6 +182,32 @@ def test_items_are_those_that_all_runs_explained(runs, tmp_path):
     assert len(drawn[0]) == 18 and drawn[0] == drawn[1] != drawn[2]
     del loaded["fair"]
     assert {e.id for e in explanations(loaded)} == {f"q{i}" for i in range(12)}
+
+
+def test_raters_see_the_question_and_its_passage_and_not_the_prompt(tmp_path):
+    """What evaluations write is what sheets show; lines of earlier versions have only the prompt."""
+    records = [record(0, "en"), record(1, "en", context="A passage.")]
+    evaluated(tmp_path, items_of(records, "quiz"), lambda i: "Because.\n\nAnswer: A", mode="rationale")
+    file = tmp_path / "predictions.jsonl"
+    lines = read_lines(file)
+    assert [(p["question"], p.get("context")) for p in lines] == [("Question 0?", None), ("Question 1?", "A passage.")]
+    asked = {e.id: e.question for e in explanations(load_runs({"a": str(tmp_path)}))}
+    assert asked == {"en0": "Question 0?", "en1": "A passage.\n\nQuestion 1?"}
+    write_lines(file, [{k: v for k, v in p.items() if k not in ("question", "context")} for p in lines])
+    asked = {e.id: e.question for e in explanations(load_runs({"a": str(tmp_path)}))}
+    assert asked["en1"] == lines[1]["prompt"] == "<|user|>Question 1?"
+
+
+def test_a_line_of_predictions_has_the_question_as_asked():
+    def line(**more):
+        item = items_of([record(0, "en", **more)], "quiz")[0]
+        return prediction(item, DONE, mode="direct", prompt="p", output="Answer: A")
+
+    assert line()["question"] == "Question 0?" and "context" not in line()
+    assert line(context="A passage.")["context"] == "A passage."
+    told = {"id": "i", "messages": [{"role": "user", "content": "Hello?"}]}
+    item = Item("notes", "i", "en", [1], "Hi.", {}, record=told)
+    assert "question" not in prediction(item, DONE, mode="exact_match", prompt="p", output="Hi.")
 
 
 def test_mistakes_with_runs(runs, tmp_path):

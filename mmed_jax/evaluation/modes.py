@@ -151,13 +151,19 @@ def prediction(
     explained = split_rationale(output, item.options, item.language) if mode == "rationale" else None
     return {
         "benchmark": item.benchmark, "id": item.id, "language": item.language, "part": item.part or None,
-        "prompt": prompt, "output": output, **verdict, "answer": item.answer,
+        **question(item.record), "prompt": prompt, "output": output, **verdict, "answer": item.answer,
         "finish_reason": "scored" if scored else result.finish_reason, "prompt_tokens": len(item.prompt),
         "new_tokens": 0 if scored else len(result.ids), "mode": mode, "options": item.options, "order": item.order,
         **reference(item.record), "generated_rationale": explained,
         "response_language": None if scored else response_language(output),
         **({"loglikelihoods": [float(v) for v in result]} if scored else {}),
     }  # fmt: skip
+
+
+def question(record: dict) -> dict[str, str]:
+    """{"question", "context"} of the record as asked: the passage only where one was shown; {} for instructions."""
+    found = {"question": record.get("question"), "context": record.get("context")}
+    return {k: text for k, text in found.items() if text}
 
 
 def reference(record: dict) -> dict[str, Any]:

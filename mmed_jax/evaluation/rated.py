@@ -14,7 +14,7 @@ Key = tuple[str, str, str]  # run, benchmark, id
 
 @dataclass(frozen=True)
 class Explanation:
-    """One run's explanation of one item."""
+    """One run's explanation of one item. question: after its passage, where one was shown."""
 
     run: str
     benchmark: str
@@ -119,8 +119,9 @@ def _usable(row: dict, checked: bool) -> bool:
 
 
 def _explanation(run: str, row: dict) -> Explanation:
+    # Lines of earlier versions have only the whole prompt.
+    asked = "\n\n".join(filter(None, (row.get("context"), row.get("question")))) or row.get("prompt") or ""
     return Explanation(
-        run=run, benchmark=row["benchmark"], id=row["id"], language=row["language"],
-        question=row.get("question") or row.get("prompt") or "", options=row["options"], answer=row["answer"],
-        reference=row["rationale"], text=row["generated_rationale"],
+        run=run, benchmark=row["benchmark"], id=row["id"], language=row["language"], question=asked,
+        options=row["options"], answer=row["answer"], reference=row["rationale"], text=row["generated_rationale"],
     )  # fmt: skip
