@@ -7,7 +7,8 @@
 
 Runs are folders written by `python -m mmed_jax.evaluate --mode=rationale`. `sheet` and `judge` take the items that all
 runs explained; equal --items, --seed, --languages and --checked take equal items. `correlate` gives Kendall's tau-b of
-any two ratings with bootstrap intervals; with --runs the metrics of the rated explanations are ratings as well.
+any two ratings and the slope of the line through the runs, with bootstrap intervals; the rating named first is along x.
+With --runs the metrics of the rated explanations are ratings as well.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from mmed_jax.evaluation.rated import Explanation, Key, explanations, load_runs,
 from mmed_jax.evaluation.ratings import CRITERIA, dump_ratings, read_ratings, write_sheet
 from mmed_jax.evaluation.rationale import DEFAULT, METRICS, score_rationales
 from mmed_jax.manifest import write_json
+from mmed_jax.outputs import check_folder, csv_text, write_text
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -104,18 +106,20 @@ def _correlate(argv: list[str]) -> None:
     rows = correlation.correlate(ratings, resamples=args.resamples, seed=args.seed)
     if not any(r["count"] for r in rows):
         raise UserError("--ratings: no explanation was rated twice; are the runs named alike in all of them?")
-    output.mkdir(parents=True, exist_ok=True)
+    output = check_folder(output, "--output")
     write_json(output / "correlation.json", {
-        "statistic": "Kendall's tau-b", "interval": "95 % percentile bootstrap over questions", "seed": args.seed,
-        "resamples": args.resamples, "criterion": args.criterion or "mean of all", "pairs": rows,
-        "means": correlation.means(ratings),
+        "statistic": "Kendall's tau-b; slope of b on a through the runs' mean places",
+        "interval": "95 % percentile bootstrap over questions", "seed": args.seed, "resamples": args.resamples,
+        "criterion": args.criterion or "mean of all", "pairs": rows, "means": correlation.means(ratings),
     })  # fmt: skip
-    lines = ["rating,with,explanations,questions,tau_b,low95,high95"]
-    for r in rows:
-        low, high = r["interval95"] or ("", "")
-        tau = "" if r["tau"] is None else r["tau"]
-        lines.append(f"{r['b']},{r['a']},{r['count']},{r['items']},{tau},{low},{high}")
-    jsonl.write_lines(output / "correlation.csv", lines)
+    head = ("rating", "with", "explanations", "questions", "tau_b", "low95", "high95", "slope", "slope_low95",
+            "slope_high95", "slope_questions")  # fmt: skip
+    lines = [
+        [r["b"], r["a"], r["count"], r["items"], r["tau"], *(r["interval95"] or ("", "")), r["slope"],
+         *(r["slope_interval95"] or ("", "")), r["slope_items"]]
+        for r in rows
+    ]  # fmt: skip
+    write_text(output / "correlation.csv", csv_text(head, lines))
     print(correlation.table(rows) + "\n")
     _print_means(ratings)
     print(f"written: {output}/correlation.json, correlation.csv")

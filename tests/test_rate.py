@@ -8,7 +8,7 @@ from scipy import stats
 
 from mmed_jax import rate
 from mmed_jax.errors import UserError, WorkError
-from mmed_jax.evaluation.correlation import _weighted, correlate, interval, kendall
+from mmed_jax.evaluation.correlation import _slopes, _weighted, correlate, interval, kendall, places, slope
 from mmed_jax.evaluation.ratings import CRITERIA
 from tests.openai_server import Faults, OpenAIServer
 from tests.rating_helpers import QUALITY, fill, make_runs, names
@@ -79,6 +79,52 @@ def test_only_what_both_rated_counts():
     assert (row["count"], row["tau"], row["interval95"]) == (0, None, None)
 
 
+# ---- The slope ------------------------------------------------------------------------------------------------------
+
+
+def test_places_are_ranks():
+    rng = np.random.default_rng(0)
+    values = rng.integers(1, 5, (50, 6)).astype(float)
+    assert np.array_equal(places(values), stats.rankdata(values, axis=1))
+
+
+def test_slope_is_the_line_through_the_runs_mean_places():
+    rng = np.random.default_rng(1)
+    quality = np.arange(6)
+    a = quality + rng.normal(0, 4, (80, 6))
+    b = quality + rng.normal(0, 1.5, (80, 6))
+    k, (low, high) = slope(a, b, resamples=400)
+    expected = stats.linregress(stats.rankdata(a, axis=1).mean(0), stats.rankdata(b, axis=1).mean(0)).slope
+    assert k == pytest.approx(expected) and low < k < high
+    assert k > 1.2  # b tells the runs apart better
+    assert slope(a, np.exp(b), resamples=400) == (k, (low, high))  # the places alone count
+    assert slope(b, b, resamples=100) == (pytest.approx(1), pytest.approx((1, 1)))
+    back, _ = slope(b, a, resamples=100)
+    assert back < 1
+
+
+def test_bars_of_the_papers_figure_have_about_the_printed_slopes():
+    """What the docstring says: human, GPT-4 and BERTScore means of the six systems, as read off the chart."""
+    human = np.array([[4.1, 3.9, 3.8, 3.6, 3.3, 2.35]] * 2)
+    others = np.array([[4.7, 3.85, 3.4, 3.6, 2.9, 2.55], [4.0, 3.9, 3.6, 3.75, 3.4, 2.4]])
+    assert _slopes(human, others) == pytest.approx([1.04, 0.91], abs=0.005)
+
+
+def test_slope_where_there_is_none():
+    one = np.array([[1.0], [2.0]])
+    assert slope(one, one) == (None, None) == slope(np.zeros((0, 3)), np.zeros((0, 3)))
+    assert slope(np.ones((5, 3)), np.arange(15.0).reshape(5, 3), resamples=100) == (None, None)
+    k, around = slope(np.array([[1.0, 2, 3]]), np.array([[1.0, 3, 2]]))
+    assert (k, around) == (pytest.approx(0.5), None)
+
+
+def test_only_questions_with_all_runs_are_in_the_slope():
+    a = {(run, "b", str(i)): float(n + i) for n, run in enumerate("xyz") for i in range(5)}
+    b = {k: -v for k, v in a.items() if k != ("x", "b", "0")}
+    (row,) = correlate({"a": a, "b": b}, resamples=100)
+    assert (row["count"], row["items"], row["slope_items"], row["slope"]) == (14, 5, 4, pytest.approx(-1))
+
+
 # ---- The judge and the command --------------------------------------------------------------------------------------
 
 
@@ -132,7 +178,11 @@ def test_sheet_judge_and_correlate(runs, tmp_path, server, capsys):
         means = [result["means"][run][name] for run in QUALITY]
         assert means == sorted(means, reverse=True)
     lines = (tmp_path / "out" / "correlation.csv").read_text().splitlines()
-    assert lines[0] == "rating,with,explanations,questions,tau_b,low95,high95" and len(lines) == 11
+    head = "rating,with,explanations,questions,tau_b,low95,high95,slope,slope_low95,slope_high95,slope_questions"
+    assert lines[0] == head and len(lines) == 11 and "slope k" in shown
+    for row in result["pairs"]:
+        assert row["slope_items"] == 12 and 0.5 < row["slope"] < 2
+        assert row["slope_interval95"][0] <= row["slope"] <= row["slope_interval95"][1]
 
 
 def test_the_judge_sees_no_names_and_fences_what_it_reads(runs, tmp_path, server):
