@@ -113,11 +113,11 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of RunSettings."""
+def add_run_flags(parser: argparse.ArgumentParser, model: str = "--model") -> None:
+    """The flags of RunSettings; `model` is what the flag of the model's name is called."""
     group = parser.add_argument_group("the run")
     add = group.add_argument
-    add("--model", metavar="NAME", default="", help="the model's name at the endpoint (Azure: the deployment's)")
+    add(model, metavar="NAME", default="", help="the model's name at the endpoint (Azure: the deployment's)")
     add("--base_url", metavar="URL", help="OpenAI-compatible endpoint (default: OPENAI_BASE_URL, Azure's or OpenAI)")
     add("--ledger", metavar="FILE", default="data/ledger.sqlite", help="what was asked and paid (%(default)s)")
     add("--run", metavar="NAME", default="", help="label of the rows in the ledger (default: the model)")

@@ -6,7 +6,15 @@ from hf_helpers import tiny_tokenizer
 from mmed_jax.data.prompts import answer_text, encode_mcq, mcq_prompt_ids, prompt_text
 from mmed_jax.data.schema import LANGUAGES, validate_record
 from mmed_jax.errors import UserError
-from mmed_jax.evaluation.items import Asking, choose_examples, closed_book, make_items, prompts_hash, shuffled
+from mmed_jax.evaluation.items import (
+    Asking,
+    choose_examples,
+    closed_book,
+    encode_items,
+    make_items,
+    prompts_hash,
+    shuffled,
+)
 
 DRUGS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
 
@@ -27,7 +35,7 @@ POOL = [record(n, lang, "CD"[n % 2]) for lang in LANGUAGES for n in range(10, 20
 
 
 def items(tok, how, examples=None, records=ASKED, **more):
-    return make_items(tok, "b", records, how, examples=examples, **more)
+    return encode_items(tok, make_items("b", records, how, examples=examples, **more), how)
 
 
 # ---- Examples -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hf_helpers import hf_folder
 from mmed_jax import evaluate
 from mmed_jax.data.schema import write_records
 from mmed_jax.errors import UserError, WorkError
-from mmed_jax.evaluation import modes
+from mmed_jax.evaluation import local_model, modes
 from mmed_jax.evaluation.breakdown import order_bias
 from mmed_jax.evaluation.items import Item
 from mmed_jax.evaluation.language import response_language
@@ -53,7 +53,7 @@ def run(model, tmp_path, monkeypatch):
 
     def go(answer, *flags, engine=None, output="out"):
         engine = engine or TableEngine(open_model(model).tokenizer, answer)
-        monkeypatch.setattr(evaluate, "load_engine", lambda *_: engine)
+        monkeypatch.setattr(local_model, "load_engine", lambda *_: engine)
         evaluate.main([f"--model={model}", f"--output={tmp_path / output}", *flags])
         return engine
 
@@ -328,7 +328,7 @@ def test_contradictions_are_one_line_before_any_device(quiz, model, tmp_path, mo
     write_records(tmp_path / "told.jsonl", [TOLD])
     # The prompt fits, prompt and option together do not.
     write_records(tmp_path / "wide.jsonl", [question(0, options={"A": "x " * 1100, "B": "y"}, answer="A")])
-    monkeypatch.setattr(evaluate, "load_engine", lambda *_: pytest.fail("a device was touched"))
+    monkeypatch.setattr(local_model, "load_engine", lambda *_: pytest.fail("a device was touched"))
     flags = [f.format(tmp=tmp_path, quiz=quiz) for f in flags]
     with pytest.raises(UserError, match=message) as caught:
         evaluate.main([f"--model={model}", f"--output={tmp_path / 'out'}", *flags])

@@ -3,16 +3,20 @@
 Examples are the same for every question of a benchmark, language and part (an MMLU subject, a KorMedMCQA exam: tasks of
 their own, as in lm-eval): those whose id has the smallest SHA-256 in a split that is not asked. They keep their options
 in order. In family llama3 an example is a turn of the conversation, in mmedbench a whole wrapped text with its answer.
+
+Items are made in words, which an endpoint is asked as they are (chat_messages); a model of ours gets their ids
+(encode_items).
 """
 
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmed_jax.data.chat import Piece, chat_format, chat_pieces, encode_pieces
-from mmed_jax.data.prompts import answer_text, mcq_prompt_pieces, prompt_text
+from mmed_jax.data.prompts import answer_text, prompt_text
 from mmed_jax.data.schema import LANGUAGE_NAMES, question_key
 from mmed_jax.data.tokenizer import encode_texts
 from mmed_jax.errors import UserError
@@ -45,8 +49,10 @@ class Item:
     """One question as it is asked.
 
     Attributes:
-      prompt: token ids, examples included. prefix: leading ids that all items of its benchmark, language and part
-        share; 0 without examples.
+      messages: what is asked, examples included, as turns {"role", "content"}; of family mmedbench the texts that are
+        put one after the other. shared: how many of them all items of its benchmark, language and part begin with; 0
+        without examples.
+      prompt: the same as token ids; [] for an endpoint. prefix: how many ids the shared messages make.
       answer: the right letters as shown ("A,C", sorted), or the reference text of an instruction record.
       options: as shown; empty for instruction records. order: the original letters in shown order ("CABD"), "" when
         they are not shuffled.
@@ -65,6 +71,8 @@ class Item:
     order: str = ""
     choices: tuple[tuple[int, ...], ...] = ()
     part: str = ""
+    messages: tuple[dict, ...] = ()
+    shared: int = 0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -155,43 +163,48 @@ def shuffled(record: dict, seed: int, benchmark: str) -> tuple[dict, str]:
 
 
 def make_items(
-    tok: Any, benchmark: str, records: Sequence[dict], how: Asking, *, examples: Examples | None = None,
-    part_field: str = "",
-) -> list[Item]:  # fmt: skip
-    """The records as items, tokenized exactly as in training; `examples` as from choose_examples."""
+    benchmark: str, records: Sequence[dict], how: Asking, *, examples: Examples | None = None, part_field: str = ""
+) -> list[Item]:
+    """The records as items in words; encode_items adds the ids. `examples` as from choose_examples."""
     if "messages" in records[0]:
-        pieces = [_conversation(tok, r["messages"][:-1], how.system_prompt) for r in records]
-        prompts = [e.ids for e in encode_pieces(tok, pieces)]
         return [
-            Item(benchmark, r["id"], r["language"], ids, r["messages"][-1]["content"], {}, record=r)
-            for r, ids in zip(records, prompts)
-        ]
-    if how.shuffle_seed is None:
-        shown = [(r, "") for r in records]
-    else:
-        shown = [shuffled(r, how.shuffle_seed, benchmark) for r in records]
-    prefixes = _prefixes(tok, examples or {}, how)
-    rest = [e.ids for e in encode_pieces(tok, [_question(tok, r, how, bool(prefixes)) for r, _ in shown])]
-    ends = _choices(tok, [r for r, _ in shown], how) if how.score else [((), ())] * len(records)
+            Item(
+                benchmark, r["id"], r["language"], [], r["messages"][-1]["content"], {}, record=r,
+                messages=_with_system(r["messages"][:-1], how.system_prompt),
+            )
+            for r in records
+        ]  # fmt: skip
+    leads = {key: _lead(found, how) for key, found in (examples or {}).items()}
     items = []
-    for record, (asked, order), ids, (lead, choices) in zip(records, shown, rest, ends):
+    for record in records:
+        asked, order = record, ""
+        if how.shuffle_seed is not None:
+            asked, order = shuffled(record, how.shuffle_seed, benchmark)
         part = _part(record, part_field)
-        prefix = prefixes.get((record["language"], part), [])
+        lead = leads.get((record["language"], part), ())
+        question = {"role": "user", "content": _asked_text(asked, how)}
         items.append(Item(
-            benchmark, record["id"], record["language"], [*prefix, *ids, *lead], asked["answer_idx"], asked["options"],
-            prefix=len(prefix), record=record, order=order, choices=choices, part=part,
+            benchmark, record["id"], record["language"], [], asked["answer_idx"], asked["options"], record=record,
+            order=order, part=part, shared=len(lead),
+            messages=(*lead, question) if lead else _with_system([question], how.system_prompt),
         ))  # fmt: skip
     return items
 
 
-def _conversation(tok: Any, messages: list[dict], system_prompt: str) -> list[Piece]:
-    return [*chat_pieces(tok, _system(messages, system_prompt)), Piece(ids=chat_format(tok).headers["assistant"])]
-
-
-def _system(messages: list[dict], system_prompt: str) -> list[dict]:
+def _with_system(messages: Sequence[dict], system_prompt: str) -> tuple[dict, ...]:
     if system_prompt and (not messages or messages[0]["role"] != "system"):
-        return [{"role": "system", "content": system_prompt}, *messages]
-    return messages
+        return ({"role": "system", "content": system_prompt}, *messages)
+    return tuple(messages)
+
+
+def _lead(examples: Sequence[dict], how: Asking) -> tuple[dict, ...]:
+    """What precedes every question: the system message and the examples as turns."""
+    end = "\n\n" if how.family == "mmedbench" else ""
+    turns = [
+        {"role": role, "content": text}
+        for r in examples for role, text in (("user", _asked_text(r, how)), ("assistant", _answer(r, how) + end))
+    ]  # fmt: skip
+    return _with_system(turns, how.system_prompt)
 
 
 def _asked_text(record: dict, how: Asking) -> str:
@@ -210,37 +223,44 @@ def _answer(record: dict, how: Asking) -> str:
     return answer_text(record, how.prompt_mode, how.family)
 
 
-def _question(tok: Any, record: dict, how: Asking, after_examples: bool) -> list[Piece]:
-    """The pieces of the question that is asked; the beginning of the text is in the prefix when there is one."""
-    if how.family == "llama3" and how.score == "option":
-        messages = [{"role": "user", "content": _asked_text(record, how)}]
-        pieces = _conversation(tok, messages, "" if after_examples else how.system_prompt)
-    else:
-        system = "" if after_examples else how.system_prompt
-        pieces = mcq_prompt_pieces(tok, record, how.prompt_mode, how.family, system_prompt=system)
-    return pieces[1:] if after_examples else pieces
+def chat_messages(item: Item, family: str) -> tuple[dict, ...]:
+    """The item as a chat endpoint is asked: the words that a local model reads, contents trimmed as its template does.
+    An mmedbench text is one message of the user."""
+    if family == "mmedbench" and item.options:
+        return ({"role": "user", "content": "".join(m["content"] for m in item.messages)},)
+    return tuple({"role": m["role"], "content": m["content"].strip()} for m in item.messages)
 
 
-def _prefixes(tok: Any, examples: Examples, how: Asking) -> dict[tuple[str, str], list[int]]:
-    """The ids that the examples make, by language and part."""
-    found = {}
-    for key, records in examples.items():
-        if how.family == "mmedbench":
-            pieces = [Piece(ids=(chat_format(tok).bos,))]
-            for r in records:
-                pieces += [Piece(text=_asked_text(r, how)), Piece(text=_answer(r, how) + "\n\n")]
-        else:
-            turns = [
-                {"role": role, "content": text}
-                for r in records for role, text in (("user", _asked_text(r, how)), ("assistant", _answer(r, how)))
-            ]  # fmt: skip
-            pieces = chat_pieces(tok, _system(turns, how.system_prompt))
-        found[key] = encode_pieces(tok, [pieces])[0].ids
-    return found
+def encode_items(tok: Any, items: Sequence[Item], how: Asking) -> list[Item]:
+    """The items with their token ids, exactly those of training, and with their choices where they are scored."""
+    plain = how.family == "mmedbench"
+    leads = {(i.benchmark, i.language, i.part): i.messages[: i.shared] for i in items if i.shared}
+    encoded = encode_pieces(tok, [_pieces(tok, lead, plain) for lead in leads.values()])
+    prefixes = {key: e.ids for key, e in zip(leads, encoded)}
+    rest = []
+    for i in items:
+        as_text = plain and bool(i.options)
+        pieces = _pieces(tok, i.messages[i.shared :], as_text)[bool(i.shared) :]  # the prefix has the begin token
+        rest.append(pieces if as_text else [*pieces, Piece(ids=chat_format(tok).headers["assistant"])])
+    ends = _choices(tok, items, how) if how.score else [((), ())] * len(items)
+    made = []
+    for i, e, (lead, choices) in zip(items, encode_pieces(tok, rest), ends):
+        prefix = prefixes[i.benchmark, i.language, i.part] if i.shared else []
+        made.append(
+            dataclasses.replace(i, prompt=[*prefix, *e.ids, *lead], prefix=len(prefix), choices=choices)
+        )
+    return made
 
 
-def _choices(tok: Any, records: Sequence[dict], how: Asking) -> list[tuple[tuple, tuple[tuple[int, ...], ...]]]:
-    """(ids that go to the prompt, ids of each choice) of every record.
+def _pieces(tok: Any, messages: Sequence[dict], as_text: bool) -> list[Piece]:
+    """Begin token and messages: by the chat template, or one plain text after the other."""
+    if as_text:
+        return [Piece(ids=(chat_format(tok).bos,)), *(Piece(text=m["content"]) for m in messages)]
+    return chat_pieces(tok, messages)
+
+
+def _choices(tok: Any, items: Sequence[Item], how: Asking) -> list[tuple[tuple, tuple[tuple[int, ...], ...]]]:
+    """(ids that go to the prompt, ids of each choice) of every item.
 
     A letter is scored in the line the model is trained to answer with: what all lines begin with ("Answer:") belongs to
     the prompt, what all end with (" IS CORRECT.") is left out. An option is scored as its whole text.
@@ -248,14 +268,14 @@ def _choices(tok: Any, records: Sequence[dict], how: Asking) -> list[tuple[tuple
     marked = how.score == "option" and how.family == "mmedbench"
     lead = tuple(encode_texts(tok, [_MARK])[0]) if marked else ()
     texts = []
-    for r in records:
-        for letter, option in r["options"].items():
-            line = answer_text({**r, "answer_idx": letter}, "direct", how.family)
+    for i in items:
+        for letter, option in i.options.items():
+            line = answer_text({**i.record, "answer_idx": letter}, "direct", how.family)
             texts.append(" " * marked + option.strip() if how.score == "option" else line)
     encoded = iter(encode_texts(tok, texts))
     found = []
-    for r in records:
-        ids = [next(encoded) for _ in r["options"]]
+    for item in items:
+        ids = [next(encoded) for _ in item.options]
         if how.score == "option":
             found.append((lead, tuple(map(tuple, ids))))
             continue
@@ -267,9 +287,11 @@ def _choices(tok: Any, records: Sequence[dict], how: Asking) -> list[tuple[tuple
 
 
 def prompts_hash(items: Iterable[Item]) -> str:
-    """SHA-256 over benchmark, id, token ids, right answer and choices of every item, in order."""
+    """SHA-256 over benchmark, id, token ids (messages where there are none), right answer and choices of every item, in
+    order."""
     digest = hashlib.sha256()
     for i in items:
         scored = f"\0{i.choices}" if i.choices else ""
-        digest.update(f"{i.benchmark}\0{i.id}\0{i.prompt}\0{i.answer}{scored}\n".encode())
+        asked = i.prompt or json.dumps(i.messages, ensure_ascii=False, sort_keys=True)
+        digest.update(f"{i.benchmark}\0{i.id}\0{asked}\0{i.answer}{scored}\n".encode())
     return digest.hexdigest()
