@@ -119,6 +119,14 @@ def test_differences_are_over_common_items_with_mcnemars_test(runs):
     assert d.difference == pytest.approx(-0.1) and d.interval[0] < -0.1 < d.interval[1]
 
 
+def test_averages_of_tables_and_differences_are_over_the_published_columns(runs):
+    """A folder that is called like the benchmark may hold a language more."""
+    items = mmedbench(6, [*SIX, "ko"])
+    (table,) = tables(runs(a={"items": items}, b={"items": items, "answer": sometimes(0.9)}), wanted=())
+    (d,) = [d for d in table.differences if d.column == "average"]
+    assert d.shares == pytest.approx([line.average.value for line in table.lines]) and d.count == 36
+
+
 def test_items_of_one_run_alone_are_left_out_of_differences(runs):
     (table,) = tables(runs(a={}, b={"items": mmedbench(4)}), wanted=())
     assert {d.column: d.count for d in table.differences} == {**dict.fromkeys(SIX, 4), "average": 24, "all": 24}

@@ -109,7 +109,14 @@ def test_rationale_metrics(page_of):
     )
     cells = "100.00100.0-100.0"  # the interval is the second line of a cell
     assert ["bleu-1", cells, cells, cells] in outline.rows and ["items", "4", "4", "8"] in outline.rows
+    assert text.count('<p class="note">reference</p>') == 6  # of the wrong answers
     assert "zh: jieba" in text and "95 % intervals by a bootstrap over items" in text
+
+
+def test_rationales_of_one_language_have_no_average(page_of):
+    said = {"mode": "rationale", "metrics": ["chrf"]}
+    _, _, outline = page_of(quiz(["ko"], 4), lambda i: f"{i.record['rationale']}\n\n정답: A", **said)
+    assert ["metric", "ko"] in outline.rows and ["items", "4"] in outline.rows
 
 
 def test_same_wrong_answers_in_any_order(page_of):

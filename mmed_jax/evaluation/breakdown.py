@@ -149,16 +149,21 @@ def table(results: dict[str, Any]) -> str:
 
 def _metrics(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     """Lines of a table of rationale.average's cells, the interval below each mean."""
-    from mmed_jax.evaluation.rationale import AVERAGE
-
-    columns = [c for c in (*LANGUAGES, AVERAGE) if any(c in by for by in found.values())]
+    columns = columns_of(found)
     rows = [["", *columns]]
     for metric, by in found.items():
         cells = [by.get(c) for c in columns]
         rows.append([metric, *("-" if c is None else f"{100 * c['mean']:.2f}" for c in cells)])
-        rows.append(["", *("" if c is None else short(c["interval95"]) for c in cells)])
+        between = ["" if c is None else short(c["interval95"]) for c in cells]
+        rows += [["", *between]] if any(between) else []
     rows.append(["items", *(f"{max(by[c]['count'] for by in found.values() if c in by):,}" for c in columns)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(v.rjust(w) if i else v.ljust(w) for i, (v, w) in enumerate(zip(row, widths))).rstrip() for row in rows
     ]
+
+
+def columns_of(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """Languages of rationale.average's cells in their order, and "average" where there are several."""
+    languages = [c for c in LANGUAGES if any(c in by for by in found.values())]
+    return [*languages, "average"] if len(languages) > 1 else languages

@@ -182,7 +182,7 @@ def _differences(a: Run, b: Run, board: Board, columns: Sequence[str], asked: st
     out = [_difference(a, b, c, [p]) for c, p in pairs.items()]
     if len(pairs) > 1:
         if board.averaged and all(c in pairs for c in board.columns):
-            out.append(_difference(a, b, "average", list(pairs.values())))
+            out.append(_difference(a, b, "average", [pairs[c] for c in board.columns]))
         out.append(_difference(a, b, "all", [[p for group in pairs.values() for p in group]]))
     return out
 

@@ -32,7 +32,8 @@ def rationales(board: Board, metric: str, runs: Sequence[Run]) -> list[Table]:
         gone = [c for c in board.columns if c not in values] if board.averaged else []
         notes = [f"no average: no rationale in {', '.join(gone)}"] if gone else []
         if not gone and len(values) > 1:
-            average = average or Value(sum(v.value for v in values.values()) / len(values))
+            means = [values[c].value for c in (board.columns if board.averaged else values)]
+            average = average or Value(sum(means) / len(means))
         table.total = "average" if average or gone else table.total
         table.lines.append(Line(YOURS, run.name, values, average, notes))
         there.append(run)
@@ -99,7 +100,8 @@ def _compare(table: Table, runs: Sequence[Run], board: Board) -> None:
         pairs = {c: p for c, p in pairs.items() if p}
         table.differences += [_difference(runs[0], other, c, [p]) for c, p in pairs.items()]
         if len(pairs) > 1 and (not board.averaged or all(c in pairs for c in board.columns)):
-            table.differences.append(_difference(runs[0], other, "average", list(pairs.values())))
+            averaged = [pairs[c] for c in (board.columns if board.averaged else pairs)]
+            table.differences.append(_difference(runs[0], other, "average", averaged))
         if {len(mine), len(yours)} != {len(common)}:
             told = f"{len(mine):,} and {len(yours):,}"
             table.notes.append(

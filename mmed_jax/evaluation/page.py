@@ -15,7 +15,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.95re
 .wide{width:100%}th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
 th{font-weight:600;white-space:normal;vertical-align:bottom}:is(th,td):first-child{text-align:left}
 tr.all td{font-weight:600}tr.head td{background:#eef2f6;font-weight:600}
-td small{display:block;color:#555;font-size:.75rem;font-weight:400;line-height:1.2}td.right{outline:1px solid #888}
+td small{display:block;color:#555;font-size:.79em;font-weight:400;line-height:1.2}td.right{outline:1px solid #888}
 td.name{white-space:normal;overflow-wrap:anywhere;min-width:7rem;max-width:16rem}tr.run td{background:#f3f8ee}
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.1rem 1rem;margin:.5rem 0}
 dt{color:#555}dd{margin:0;overflow-wrap:anywhere}
@@ -25,8 +25,11 @@ summary{cursor:pointer;overflow-wrap:anywhere}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f6f6;padding:.6rem;font-size:.9rem;margin:.4rem 0}
 ul.options{list-style:none;margin:.4rem 0;padding:0 0 0 .6rem;font-size:.9rem}ul.options li{overflow-wrap:anywhere}
 b.good{color:#1a6e34}b.bad{color:#b3261e}
-@media(max-width:40rem){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.4rem}th,td{padding:.25rem .4rem}}
-@media print{body{max-width:none;padding:0;font-size:11pt}.scroll{overflow:visible}table{font-size:8.5pt}
+@media(max-width:40rem){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.4rem}th,td{padding:.25rem .4rem}
+.scroll :is(th,td):first-child:not([colspan]){position:sticky;left:0;background:#fff}
+tr.run td:first-child:not([colspan]){background:#f3f8ee}}
+@media print{body{max-width:none;padding:0;font-size:10pt}.scroll{overflow:visible;break-inside:avoid}
+table,.note,.text,ul.options{font-size:8.5pt}p,.text{margin:.25rem 0}.text{padding:.35rem}
 th,td{padding:.15rem .35rem}h2,h3{break-after:avoid}tr{break-inside:avoid}details{break-inside:avoid}
 details::details-content{content-visibility:visible;display:block;height:auto}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}

@@ -5,6 +5,7 @@ from typing import Any
 
 from mmed_jax.data.schema import LANGUAGE_NAMES, LANGUAGES
 from mmed_jax.evaluation.benchmarks import Item
+from mmed_jax.evaluation.breakdown import columns_of
 from mmed_jax.evaluation.intervals import short
 from mmed_jax.evaluation.page import Cell, bars, esc, facts, page, table
 from mmed_jax.evaluation.rated import draw
@@ -166,10 +167,9 @@ def _rationale(name: str, block: dict[str, Any], results: dict[str, Any]) -> str
     found = block.get("rationale")
     if not found:
         return ""
-    from mmed_jax.evaluation.rationale import AVERAGE
     from mmed_jax.evaluation.words import WORDS_OF
 
-    columns = [c for c in (*LANGUAGES, AVERAGE) if any(c in by for by in found.values())]
+    columns = columns_of(found)
 
     def shown(c: dict[str, Any] | None) -> Cell:
         return Cell("-") if c is None else Cell(f"{100 * c['mean']:.2f}", short(c["interval95"]))
@@ -231,6 +231,9 @@ def _answer(item: Item, prediction: dict[str, Any]) -> str:
     if not scored:
         output = _short(prediction["output"].strip()) or "(nothing)"
         parts.append(f'<p class="note">answer</p><div class="text">{esc(output)}</div>')
+    if prediction.get("generated_rationale") is not None and prediction.get("rationale"):
+        shown = esc(_short(prediction["rationale"].strip()))
+        parts.append(f'<p class="note">reference</p><div class="text"{lang}>{shown}</div>')
     read = "" if scored else f"; rule {prediction['rule']}, ended by {prediction['finish_reason']}"
     parts.append(f'<p class="note">{esc(f"{item.benchmark} {item.id}{read}")}</p>')
     head = f"{got}, right is {_short(right, size=60)}: "
