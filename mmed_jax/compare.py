@@ -15,8 +15,9 @@ an evaluation in mode direct, rationale_results.csv and rationale_similarity_met
 import argparse
 
 from mmed_jax.config import Parser
-from mmed_jax.errors import UserError, run_command
+from mmed_jax.errors import UserError, nearest, run_command
 from mmed_jax.evaluation import comparison_text
+from mmed_jax.evaluation.boards import published_methods
 from mmed_jax.evaluation.comparison import compare
 from mmed_jax.evaluation.runs import read_runs
 from mmed_jax.evaluation.submission import write_submission
@@ -38,9 +39,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.allow_count_mismatch:
         raise UserError("--allow_count_mismatch: goes with --submission; comparisons mark what is off")
+    wanted = _wanted(args.published or "all")
     runs = read_runs(args.runs)
     folder = check_folder(args.output, "--output") if args.output else None
-    tables = compare(runs, wanted=_wanted(args.published or "all"))
+    tables = compare(runs, wanted=wanted)
     shown = f"{comparison_text.text(tables)}\n\n{comparison_text.NOTE}\n"
     print(shown, end="")
     if folder:
@@ -57,6 +59,10 @@ def _wanted(text: str) -> tuple[str, ...] | None:
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     if not names:
         raise UserError(f"--published={text}: names nothing; all, none, or parts of names as GPT,Llama")
+    there = published_methods()
+    for name in names:
+        if not any(name.casefold() in method.casefold() for method in there):
+            raise UserError(f"--published={name}: no published row has it in its name{nearest(name, there)}")
     return names
 
 

@@ -47,6 +47,7 @@ def _sheet(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if Path(args.output).exists():
         raise UserError(f"--output={args.output}: is there already, perhaps filled in; name another file")
+    check_folder(Path(args.output).parent, "--output")
     found = _found(args)
     criteria = [c.strip() for c in args.criteria.split(",") if c.strip()]
     key = write_sheet(args.output, found, seed=args.seed, scale=args.scale, criteria=criteria)
@@ -66,6 +67,7 @@ def _judge(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not args.output.endswith(".jsonl"):
         raise UserError(f"--output={args.output}: must end in .jsonl")
+    check_folder(Path(args.output).parent, "--output")
     from mmed_jax.evaluation.judge import judge
 
     found, settings = _found(args), settings_from(args)

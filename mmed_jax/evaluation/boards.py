@@ -129,6 +129,12 @@ def published(board: str, metric: str = "accuracy") -> tuple[Published, ...]:
     return tuple(_row(r, board, metric) for r in rows)
 
 
+def published_methods() -> list[str]:
+    """The names of all rows that are shipped, each once."""
+    boards = (("mmedbench", "accuracy"), ("mmedbench", "bleu-1"), (ENGLISH, "accuracy"))
+    return list(dict.fromkeys(row.method for board, metric in boards for row in published(board, metric)))
+
+
 def _row(row: dict[str, str], board: str, metric: str) -> Published:
     values = {k: float(v) if v else None for k, v in row.items() if k not in _OTHERS}
     setting = row["setting"]
