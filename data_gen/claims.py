@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS requests (
   attempts INTEGER NOT NULL DEFAULT 0, model TEXT NOT NULL, prompt TEXT NOT NULL, retry_of TEXT NOT NULL DEFAULT '',
   owner TEXT NOT NULL DEFAULT '', reserved REAL NOT NULL DEFAULT 0, request_id TEXT NOT NULL DEFAULT '', response TEXT,
   prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER, cost REAL,
-  created REAL NOT NULL, sent REAL, finished REAL);
+  created REAL NOT NULL, sent REAL, finished REAL, served TEXT);
 CREATE INDEX IF NOT EXISTS requests_sent ON requests(owner) WHERE state = 'sent';
 CREATE TABLE IF NOT EXISTS jobs (
   run TEXT NOT NULL, method TEXT NOT NULL, row_id TEXT NOT NULL, key TEXT NOT NULL, state TEXT NOT NULL,
@@ -64,7 +64,8 @@ def _count(value: object) -> int | None:
 
 class Answer(NamedTuple):
     """What an endpoint answered: state "done", "rejected" or "failed". cost: None where nobody knows it (no price, no
-    usage in the reply), 0 where nothing was billed."""
+    usage in the reply), 0 where nothing was billed. served: the model that the endpoint says it was, with its
+    fingerprint."""
 
     state: str
     reason: str = ""
@@ -75,13 +76,15 @@ class Answer(NamedTuple):
     cached_tokens: int | None = None
     completion_tokens: int | None = None
     cost: float | None = None
+    served: str | None = None
 
     def stored(self) -> "Answer":
         """The same with every value such that it can be written."""
         texts = [None if t is None else storable(str(t)) for t in self[:5]]
         cost = self.cost
         sane = isinstance(cost, int | float) and math.isfinite(cost) and cost >= 0
-        return Answer(*texts, *(_count(n) for n in self[5:8]), float(cost) if sane else None)
+        served = None if self.served is None else storable(str(self.served))
+        return Answer(*texts, *(_count(n) for n in self[5:8]), float(cost) if sane else None, served)
 
 
 class Claims:
@@ -146,7 +149,7 @@ class Claims:
             c.execute("UPDATE totals SET reserved = max(0, reserved - ?)", (reserved,))
         c.execute(
             "UPDATE requests SET state=?, reason=?, detail=?, response=?, request_id=?, prompt_tokens=?, "
-            "cached_tokens=?, completion_tokens=?, cost=?, owner='', reserved=0, finished=? WHERE key=?",
+            "cached_tokens=?, completion_tokens=?, cost=?, served=?, owner='', reserved=0, finished=? WHERE key=?",
             (*a, time.time(), key),
         )
 

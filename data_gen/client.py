@@ -161,7 +161,7 @@ def _status_error(status: int, body: dict, headers: Mapping[str, str], request_i
     if status == 403:
         raise Stop(f"the API key may not use this model or endpoint (403): {said}")
     if status == 404:
-        raise Stop(f"no such model or address (404): {said}; check --model and --base_url (it mostly ends in /v1)")
+        raise Stop(f"no such model or address (404): {said}; check both (--base_url mostly ends in /v1)")
     if status == 429:
         raise Again(f"429: {said}", limited=True, headers=headers)
     if status in (408, 409) or status >= 500:

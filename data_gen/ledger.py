@@ -60,6 +60,7 @@ class Ledger:
             self._reading, self._writing = self._connect(), self._connect()
             self._check_format()
             self._writing.executescript(SCHEMA)
+            self._add_columns()
         except (sqlite3.Error, OSError) as e:
             raise UserError(f"--ledger={self.path}: cannot be used as a ledger ({e})") from None
         self._thread = threading.Thread(target=self._write_loop, name="ledger", daemon=True)
@@ -82,6 +83,19 @@ class Ledger:
             raise sqlite3.DatabaseError(f"it is another database, with tables {', '.join(sorted(tables)[:3])}")
         if version > VERSION:
             raise sqlite3.DatabaseError(f"it was made by a newer version, format {version}")
+
+    def _add_columns(self) -> None:
+        """What a ledger of an earlier version lacks; that version can still use it."""
+        c = self._writing
+
+        def lacking() -> bool:
+            return "served" not in {row[1] for row in c.execute("PRAGMA table_info(requests)")}
+
+        if lacking():
+            c.execute("BEGIN IMMEDIATE")
+            if lacking():  # another process may have been faster
+                c.execute("ALTER TABLE requests ADD COLUMN served TEXT")
+            c.execute("COMMIT")
 
     def __enter__(self) -> "Ledger":
         return self

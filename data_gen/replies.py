@@ -97,4 +97,6 @@ def read_completion(reply: Any, price: Price | None, *, request_id: str = "", ba
     elif text != storable(text):
         state, reason, detail = "rejected", "control", "the answer holds half of a surrogate pair (broken text)"
     text = None if text is None else storable(without_key(text))
-    return Answer(state, reason, detail, text, redact(request_id), prompt, cached, completion, cost)
+    names = (whole.get(k) for k in ("model", "system_fingerprint"))
+    served = " ".join(redact(n)[:100] for n in names if isinstance(n, str) and n) or None
+    return Answer(state, reason, detail, text, redact(request_id), prompt, cached, completion, cost, served)

@@ -154,7 +154,7 @@ class Sender:
         self._busy += 1
         try:
             reply = await api.ask(client, request, self.price)
-            self._learn(reply.answer)
+            self._learn(reply.answer, request)
             await asyncio.wrap_future(self.ledger.finish(request.key, reply.answer))
         except api.Stop:
             await asyncio.wrap_future(self.ledger.release(request.key, uncertain=False))
@@ -203,14 +203,14 @@ class Sender:
         self.events.put(request.key)
         return False
 
-    def _learn(self, answer: Answer) -> None:
+    def _learn(self, answer: Answer, request: Request) -> None:
         self._succeeded = time.monotonic()
         if answer.reason != "bad_request":
             self._any = True
         elif not self._any:
             self._refused += 1
             if self._refused >= _REFUSED:
+                more = ", and --no_schema if it has no structured output" if request.schema else ""
                 raise api.Stop(
-                    f"the endpoint refused the first {_REFUSED} requests ({answer.detail}); check --params, and "
-                    "--no_schema if it has no structured output"
+                    f"the endpoint refused the first {_REFUSED} requests ({answer.detail}); check --params{more}"
                 )

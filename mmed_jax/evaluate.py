@@ -129,12 +129,13 @@ def main(argv: list[str] | None = None) -> None:
         predictions = journal.arrange(i.key for i in items)
 
     # ---- What came out ----------------------------------------------------------------------------------------------
-    told, lines = model.told(predictions)
+    of_model, beside, lines = model.told(predictions)
     results = {
         "schema": 2,
         "metric": METRICS[score or kind],
         **{k: settings[k] for k in ("mode", "prompt_family", "few_shot", "shuffle_seed", "book")},
-        "model": {"path": str(args.model or args.api_model), **model.identity, **told},
+        "model": {"path": str(args.model or args.api_model), **model.identity, **of_model},
+        **beside,
         "settings": {k: journal.settings[k] for k in settings},
         "prompts_sha256": settings["prompts_sha256"],
         "data": data,

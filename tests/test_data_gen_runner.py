@@ -115,7 +115,7 @@ def test_an_endpoint_without_structured_output_is_given_up_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     "stop, said",
-    [("401", "does not accept the API key"), ("403", "may not use"), ("404", "--model and --base_url"),
+    [("401", "does not accept the API key"), ("403", "may not use"), ("404", "no such model or address"),
      ("quota", "no credit or quota")],
 )  # fmt: skip
 def test_what_only_the_user_can_mend_stops_within_seconds(tmp_path, stop, said):

@@ -8,6 +8,7 @@ counted; one that is only pending keeps the evaluation unfinished.
 
 import argparse
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -20,6 +21,7 @@ from data_gen.runner import run
 from data_gen.settings import RunSettings, add_run_flags, settings_from
 from data_gen.tokens import LIMITS
 from data_gen.types import Job, Outcome, Request
+from mmed_jax.data import jsonl
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.evaluation import modes
 from mmed_jax.evaluation.items import Asking, Item, chat_messages
@@ -52,10 +54,11 @@ class ApiModel:
         if not args.api_model:
             raise UserError("--api_model is missing (the model's name at the endpoint, for example gpt-4o-mini)")
         self.prompts = {"prompt_family": "llama3", "system_prompt": ""}
-        given = settings_from(argparse.Namespace(**{**vars(args), "model": args.api_model}))
+        params, left_out = _without_nulls(args.params)
+        given = settings_from(argparse.Namespace(**{**vars(args), "model": args.api_model, "params": params}))
         self.settings_of_run: RunSettings = given
         self.dry_run, self._retry_failed = given.dry_run, given.retry_failed
-        self._params = {**_DEFAULTS, **given.params}
+        self._params = {k: v for k, v in _DEFAULTS.items() if k not in left_out} | given.params
         self._limits = [f"--params: {k}" for k in LIMITS if k in self._params]
         if args.max_tokens is not None:
             self._limits = ["--max_tokens"]
@@ -125,20 +128,21 @@ class ApiModel:
         counts: Counter[str] = Counter()
         refused, first = [], ""
         method = _Questions(self, how, settings)
+        by_key = {item.key: item for item in items}
         with Ledger(self.settings_of_run.ledger_file) as ledger:
             with closing(run(method, items, self.settings_of_run)) as outcomes:
                 for outcome in outcomes:
-                    item = outcome.job.target["item"]
+                    item = by_key[outcome.job.target["benchmark"], outcome.job.target["id"]]
                     if outcome.state == "pending":
                         counts["pending"] += 1
                     elif outcome.reason == "api_error":
                         counts["failed"] += 1
                         first = first or f"{item.benchmark} {item.id}: {outcome.detail}"
                     elif outcome.reason == "bad_request":
-                        refused.append(_line(outcome, how, ledger))
+                        refused.append(_line(item, outcome, how, ledger))
                     else:
                         counts["answered"] += 1
-                        on_line(_line(outcome, how, ledger))
+                        on_line(_line(item, outcome, how, ledger))
         if refused and not counts["answered"] + self._before:
             # More likely a parameter that the endpoint does not know than a fault of every question.
             said = refused[0]["error"]
@@ -153,9 +157,9 @@ class ApiModel:
                 parts.append(f"{counts['failed']:,} rows failed ({first}); the same command asks for them again")
             raise WorkError("; ".join(parts))
 
-    def told(self, predictions: Sequence[dict]) -> tuple[dict[str, Any], list[str]]:
-        """({"served", "usage"} for results.json, lines to print): which models answered, tokens and dollars, and what
-        was refused. A request that several equal questions share is counted once."""
+    def told(self, predictions: Sequence[dict]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        """What the answers say: for "model" of results.json, beside it, and lines to print. Which models answered,
+        tokens and dollars, what was refused. A request that several equal questions share is counted once."""
         served = Counter(p["served"] for p in predictions if p["served"])
         requests = list({p["request"]: p for p in predictions}.values())
         costs = [p["cost_usd"] for p in requests]
@@ -178,12 +182,21 @@ class ApiModel:
                 f"note       {silent:,} answers were cut before their first word: the reasoning of a reasoning model "
                 "takes its room from --max_new_tokens"
             )
-        return {"served": dict(served.most_common()), "usage": usage}, lines
+        return {"served": dict(served.most_common())}, {"usage": usage}, lines
 
     def _body(self, room: int | None) -> dict[str, Any]:
         """The parameters that are sent: null leaves one out; `room` is the limit where none was told."""
         limit = {} if self._limits or room is None else {"max_completion_tokens": room}
         return {k: v for k, v in {**self._params, **limit}.items() if v is not None}
+
+
+def _without_nulls(text: str | None) -> tuple[str | None, set[str]]:
+    """--params without what is null, and the names of that; limits stay, null means none. Raises UserError."""
+    params = jsonl.parse_json(text, "--params") if text else None
+    if not isinstance(params, dict):
+        return text, set()
+    gone = {k for k, v in params.items() if v is None and k not in LIMITS}
+    return json.dumps({k: v for k, v in params.items() if k not in gone}), gone
 
 
 class _Questions:
@@ -200,7 +213,7 @@ class _Questions:
             messages = chat_messages(item, self._family)
             request = Request(settings.model, messages, self._params, None, self._version)
             row = f"{item.benchmark}/{item.id}@{request.key[:12]}"
-            yield Job(row, self.name, request, item.record, {"item": item})
+            yield Job(row, self.name, request, item.record, {"benchmark": item.benchmark, "id": item.id})
 
     def parse(self, job: Job, answer: dict | str) -> list[dict]:
         return [{"text": answer}]
@@ -216,11 +229,11 @@ class _Said(NamedTuple):
     ids: tuple = ()
 
 
-def _line(outcome: Outcome, how: Asking, ledger: Ledger) -> dict[str, Any]:
+def _line(item: Item, outcome: Outcome, how: Asking, ledger: Ledger) -> dict[str, Any]:
     """The line of predictions.jsonl: that of a local model, and request key, cost and served model."""
-    item, request = outcome.job.target["item"], outcome.job.request
-    [(response, prompt_tokens, new_tokens, cost)] = ledger.query(
-        "SELECT response, prompt_tokens, completion_tokens, cost FROM requests WHERE key = ?", request.key
+    request = outcome.job.request
+    [(response, prompt_tokens, new_tokens, cost, served)] = ledger.query(
+        "SELECT response, prompt_tokens, completion_tokens, cost, served FROM requests WHERE key = ?", request.key
     )
     finish = _FINISHED.get(outcome.reason, outcome.reason)
     line = modes.prediction(
@@ -229,7 +242,7 @@ def _line(outcome: Outcome, how: Asking, ledger: Ledger) -> dict[str, Any]:
     line |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     if finish not in _ANSWERED:
         line |= {"extracted": None, "rule": finish, "correct": False, "error": outcome.detail}
-    return line | {"request": request.key, "cost_usd": cost, "served": None}
+    return line | {"request": request.key, "cost_usd": cost, "served": served}
 
 
 def _shown(messages: Sequence[dict]) -> str:

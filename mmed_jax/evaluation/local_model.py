@@ -79,6 +79,6 @@ class LocalModel:
 
         modes.ask(self._engine, items, numbers, settings["max_new_tokens"], done)
 
-    def told(self, predictions: Sequence[dict]) -> tuple[dict[str, Any], list[str]]:
-        """(what results.json says of the model besides, lines to print): nothing."""
-        return {}, []
+    def told(self, predictions: Sequence[dict]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        """What the answers say: for "model" of results.json, beside it, and lines to print. Nothing."""
+        return {}, {}, []

@@ -43,6 +43,9 @@ def make_page(results: dict[str, Any], items: Sequence[Item], predictions: Seque
 
 def _model(results: dict[str, Any]) -> str:
     model = results["model"]
+    if model.get("kind") == "api":
+        served = f", served as {', '.join(model['served'])}" if model.get("served") else ""
+        return f"{model['path']} (at {model['base_url']}{served})"
     kind = {"hf": "Hugging Face folder"}.get(model.get("kind"), model.get("kind"))
     step = f"step {model['step']:,}" if model.get("step") is not None else None
     weights = f"weights {model['fingerprint']}" if model.get("fingerprint") else None
@@ -69,7 +72,8 @@ def _settings(results: dict[str, Any]) -> list[tuple[str, object]]:
     s = dict(results["settings"])
     out: list[tuple[str, object]] = []
     if s.get("max_new_tokens") and s.get("mode") != "loglikelihood":
-        out.append(("decoding", f"greedy, at most {s['max_new_tokens']} new tokens"))
+        how = ", ".join(f"{k} {v}" for k, v in s["params"].items()) if s.get("params") else "greedy"
+        out.append(("decoding", f"{how}, at most {s['max_new_tokens']} new tokens"))
     names = {"dtype": "computed in", "system_prompt": "system message", "rules_version": "version of the answer rules",
              "languages": "only the languages", "limit": "at most, a language or part", "stop_ids": "stop ids",
              "prompts_sha256": "SHA-256 of the prompts"}  # fmt: skip
