@@ -9,6 +9,7 @@ from mmed_jax.evaluation.breakdown import columns_of
 from mmed_jax.evaluation.intervals import short
 from mmed_jax.evaluation.page import Cell, bars, esc, facts, page, table
 from mmed_jax.evaluation.rated import draw
+from mmed_jax.evaluation.rationale import AVERAGE
 from mmed_jax.evaluation.results import SEVERAL, UNPARSED, has_parse_rate, rows
 from mmed_jax.evaluation.runs import describe
 
@@ -33,7 +34,7 @@ def make_page(results: dict[str, Any], items: Sequence[Item], predictions: Seque
         "</p>",
         *(_chart(name, block) for name, block in results["benchmarks"].items()),
         *(_confusion(name, block) for name, block in results["benchmarks"].items()),
-        *(_rationale(name, block, results) for name, block in results["benchmarks"].items()),
+        _rationales(results),
         _rules(results),
         f"<h2>Wrong answers ({len(some)} of {len(wrong):,})</h2>", _wrong(some),
         "<h2>Settings</h2>", facts(_settings(results)),
@@ -167,25 +168,32 @@ def _confusion(name: str, block: dict[str, Any]) -> str:
     )
 
 
-def _rationale(name: str, block: dict[str, Any], results: dict[str, Any]) -> str:
-    found = block.get("rationale")
+def _rationales(results: dict[str, Any]) -> str:
+    found = {name: block["rationale"] for name, block in results["benchmarks"].items() if block.get("rationale")}
     if not found:
         return ""
     from mmed_jax.evaluation.words import WORDS_OF
 
-    columns = columns_of(found)
+    metrics = list(dict.fromkeys(m for by in found.values() for m in by))
 
     def shown(c: dict[str, Any] | None) -> Cell:
         return Cell("-") if c is None else Cell(f"{100 * c['mean']:.2f}", short(c["interval95"]))
 
-    lines = [[m, *(shown(by.get(c)) for c in columns)] for m, by in found.items()]
-    lines.append(["items", *(f"{max(by[c]['count'] for by in found.values() if c in by):,}" for c in columns)])
-    ways = dict.fromkeys(WORDS_OF[k] for k in columns if k in WORDS_OF)
-    cut = "; ".join(f"{', '.join(k for k in columns if WORDS_OF.get(k) == way)}: {way}" for way in ways)
+    lines: list[Any] = []
+    for name, by in found.items():
+        lines.append(("head", [Cell(name, span=len(metrics) + 2)]))
+        for k in columns_of(by):
+            cells = [by.get(m, {}).get(k) for m in metrics]
+            count = max(c["count"] for c in cells if c)
+            what = "mean over languages" if k == AVERAGE else LANGUAGE_NAMES[k]
+            lines.append(("all" if k == AVERAGE else "", [what, f"{count:,}", *map(shown, cells)]))
+    there = [k for k in WORDS_OF if any(k in cells for by in found.values() for cells in by.values())]
+    ways = dict.fromkeys(WORDS_OF[k] for k in there)
+    cut = "; ".join(f"{', '.join(LANGUAGE_NAMES[k] for k in there if WORDS_OF[k] == way)}: {way}" for way in ways)
     checked = results.get("rationale_settings", {}).get("checked")
     which = "only items whose reference people have checked and passed" if checked else "all items with a reference"
     return (
-        f"<h2>Rationales, {esc(name)}</h2>" + table(["metric", *columns], lines, wide=False)
+        "<h2>Rationales</h2>" + table(["", "items", *metrics], lines, wide=False)
         + f'<p class="note">Times 100; {which}; means over items, then over languages; below them 95 % intervals by a '
         f"bootstrap over items. Words: {esc(cut)}.</p>"
     )  # fmt: skip
