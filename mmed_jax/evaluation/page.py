@@ -26,7 +26,8 @@ summary{cursor:pointer;overflow-wrap:anywhere}
 ul.options{list-style:none;margin:.4rem 0;padding:0 0 0 .6rem;font-size:.9rem}ul.options li{overflow-wrap:anywhere}
 b.good{color:#1a6e34}b.bad{color:#b3261e}
 @media(max-width:40rem){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.4rem}th,td{padding:.25rem .4rem}
-.scroll :is(th,td):first-child:not([colspan]){position:sticky;left:0;background:#fff;white-space:normal;max-width:6.5rem}
+.scroll :is(th,td):first-child:not([colspan]){position:sticky;left:0;background:#fff;
+white-space:normal;min-width:6rem;max-width:8rem}
 tr.run td:first-child:not([colspan]){background:#f3f8ee}}
 @media print{body{max-width:none;padding:0;font-size:10pt}.scroll{overflow:visible;break-inside:avoid}
 table,.note,.text,ul.options{font-size:8.5pt}p,.text{margin:.25rem 0}.text{padding:.35rem}
