@@ -16,6 +16,7 @@ import pytest
 from helpers_inference import TableEngine
 from hf_helpers import hf_folder
 
+from data_gen.accounting import books
 from data_gen.ledger import Answer, Ledger
 from data_gen.types import Request
 from mmed_jax import compare, evaluate, rate
@@ -236,6 +237,9 @@ def test_a_killed_evaluation_goes_on_and_pays_for_nothing_twice(server, tmp_path
     twice = sum(n - 1 for n in server.asked.values())
     assert twice <= 2 * concurrency and max(server.asked.values()) <= 2
     assert found["usage"]["requests"] == count
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        book = books(ledger)
+    assert book.rows == {("m evaluate_direct", "accepted", ""): count} and not book.problems
 
 
 def test_a_limit_leaves_the_evaluation_unfinished(ask, server, tmp_path):

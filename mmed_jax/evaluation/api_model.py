@@ -130,6 +130,7 @@ class ApiModel:
         method = _Questions(self, how, settings)
         by_key = {item.key: item for item in items}
         with Ledger(self.settings_of_run.ledger_file) as ledger:
+            _enter_verdicts(ledger, self.settings_of_run.label, method.name)
             with closing(run(method, items, self.settings_of_run)) as outcomes:
                 for outcome in outcomes:
                     item = by_key[outcome.job.target["benchmark"], outcome.job.target["id"]]
@@ -220,6 +221,17 @@ class _Questions:
 
     def retry(self, job: Job, reason: str, attempt: int) -> Job | None:
         return None
+
+
+def _enter_verdicts(ledger: Ledger, run: str, method: str) -> None:
+    """Enters what a killed process knew of answers in predictions.jsonl and had not written: nobody asks for them
+    again, and their rows would be pending for ever."""
+    settled = ledger.query(
+        "SELECT row_id, key, CASE requests.state WHEN 'done' THEN 'accepted' ELSE requests.state END, requests.reason, "
+        "requests.detail FROM jobs JOIN requests USING (key) WHERE run = ? AND method = ? AND jobs.state = 'pending' "
+        "AND requests.state IN ('done', 'rejected', 'failed')", run, method,
+    )  # fmt: skip
+    ledger.judge([(run, method, *row) for row in settled]).result()
 
 
 class _Said(NamedTuple):
