@@ -11,7 +11,8 @@ from hf_helpers import hf_folder
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.hf.source import open_model
 from mmed_jax.inference import programs
-from mmed_jax.inference.engine import Completion, Engine, check_prompts, size_class
+from mmed_jax.inference.engine import Completion, Engine, check_prompts
+from mmed_jax.inference.rows import size_class
 from mmed_jax.inference.sampling import Sampling, row_keys, sample
 from mmed_jax.model import llama
 from mmed_jax.sharding import make_mesh, param_shardings

@@ -88,38 +88,6 @@ class ScoringEngine:
 # ---- Log-likelihoods ----------------------------------------------------------------------------------------------
 
 
-def test_loglikelihoods_equal_transformers(model, engine):
-    """Sums of log-softmax over the tokens of each choice, for prompts of 1 to 300 tokens and choices of 1 to 9."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    rng = np.random.default_rng(0)
-    prompts = [rng.integers(0, 256, n).tolist() for n in (1, 40, 254, 300)]
-    choices = [tuple(tuple(rng.integers(0, 256, k).tolist()) for k in sizes) for sizes in
-               ((1, 1), (3, 1, 9), (1, 5), (4, 4, 4))]  # fmt: skip
-    got = modes.loglikelihood(engine, prompts, choices)
-    for prompt, options, values in zip(prompts, choices, got):
-        for option, value in zip(options, values):
-            with torch.no_grad():
-                logp = torch_model(torch.tensor([[*prompt, *option]])).logits[0].log_softmax(-1)
-            expected = sum(float(logp[len(prompt) + k - 1, t]) for k, t in enumerate(option))
-            assert value == pytest.approx(expected, abs=2e-4)
-
-
-def test_loglikelihoods_do_not_depend_on_company_or_order(engine):
-    rng = np.random.default_rng(1)
-    prompts = [rng.integers(0, 256, n).tolist() for n in (30, 5, 280, 12)]
-    choices = [((1,), (2, 3, 4)), ((4, 5, 6), (5,)), ((6, 7, 8), (9,)), ((1,), (1, 2, 3))]
-    seen = {}
-    together = modes.loglikelihood(engine, prompts, choices, on_done=lambda i, v: seen.update({i: v}))
-    turned = modes.loglikelihood(engine, prompts[::-1], choices[::-1])[::-1]
-    alone = [modes.loglikelihood(engine, [p], [c])[0] for p, c in zip(prompts, choices)]
-    assert [seen[i] for i in range(4)] == together
-    for a, b, c in zip(together, turned, alone):
-        assert a == pytest.approx(b, abs=1e-5) and a == pytest.approx(c, abs=1e-5)
-
-
 def test_the_pick_under_each_normalisation():
     """-6 for six bytes and three tokens beats -5 for one of each a byte, and loses as it is."""
     item = Item("b", "i", "en", [], "A", {"A": "ab", "B": "éa", "C": "abcdef"}, choices=((1,), (1, 2), (1, 2, 3)))
@@ -202,22 +170,12 @@ def test_modes_are_never_mixed_in_one_folder(run, quiz, model, tmp_path, flags):
 # ---- What is written down -----------------------------------------------------------------------------------------
 
 
-def test_an_engine_that_takes_prefixes_gets_them(run, quiz, model, tmp_path):
-    class Prefixed(TableEngine):
-        def generate(self, prompts, *, prefixes=None, **more):
-            self.prefixes = prefixes
-            return super().generate(prompts, **more)
-
-    engine = Prefixed(open_model(model).tokenizer, lambda p: "Answer: A")
-    flags = (f"--data={quiz}", "--few_shot=2", f"--few_shot_data={quiz.parent / 'shown.jsonl'}")
-    run(None, *flags, engine=engine)
-    assert len(set(engine.prefixes)) == 2 and min(engine.prefixes) > 0  # English and Russian
+def test_few_shot_examples_stand_before_every_question(run, quiz, model, tmp_path):
+    engine = TableEngine(open_model(model).tokenizer, lambda p: "Answer: A")
+    run(None, f"--data={quiz}", "--few_shot=2", f"--few_shot_data={quiz.parent / 'shown.jsonl'}", engine=engine)
     assert all(len(re.findall(r"Question 2\d\?", text)) == 2 for text in engine.asked)
     r = results(tmp_path)
     assert r["few_shot"] == 2 and list(r["data"]["quiz"]["few_shot"]) == ["en", "ru"]
-    zero = Prefixed(open_model(model).tokenizer, lambda p: "Answer: A")
-    run(None, f"--data={quiz}", engine=zero, output="zero")
-    assert zero.prefixes is None
 
 
 def test_lines_of_a_rationale_run(run, quiz, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from mmed_jax.errors import UserError
 from mmed_jax.loss import weighted_nll
-from mmed_jax.model import llama
+from mmed_jax.model import kv_cache, llama
 from mmed_jax.model.remat import POLICIES, check_remat
 
 
@@ -110,8 +110,8 @@ def test_cached_decoding_is_the_full_forward(model):
         hidden, cache = llama.forward(params, cfg, tokens, positions_bt=positions, cache=cache)
         return llama.unembed(params, cfg, hidden), cache
 
-    cache = llama.init_cache(cfg, 3, slots)
-    assert cache["k"].shape == (cfg.num_layers, 3, slots, cfg.num_kv_heads, cfg.head_dim)
+    cache = kv_cache.init(cfg, 3, slots)
+    assert cache["k"].shape == (cfg.num_layers, 3, cfg.num_kv_heads, cfg.head_dim, slots)
     positions = np.broadcast_to(np.arange(prompt), (3, prompt))
     padded = np.where(positions < np.array(lengths)[:, None], full[:, :prompt], cfg.vocab_size - 1)
     got, cache = step(cache, jnp.asarray(padded), jnp.asarray(positions, jnp.int32))
@@ -128,18 +128,18 @@ def test_positions_outside_the_cache_are_dropped(model):
     """Negative and too large positions write nothing; the rest of the cache stays as it was."""
     cfg, params = model
     tokens = jnp.asarray(ph.random_tokens(cfg, 1, 6))
-    before = jax.tree.map(lambda x: x + 7, llama.init_cache(cfg, 1, 4))
+    before = jax.tree.map(lambda x: x + 7, kv_cache.init(cfg, 1, 4))
     positions = jnp.asarray([[-1, 0, 4, 2, -3, 100]])
     _, after = llama.forward(params, cfg, tokens, positions_bt=positions, cache=before)
-    for name in ("k", "v"):
-        written = (np.asarray(after[name]) != 7).any(axis=(0, 1, 3, 4))
+    for name, axis in kv_cache.SLOT_AXIS.items():
+        written = (np.moveaxis(np.asarray(after[name]), axis, 0) != 7).any(axis=(1, 2, 3, 4))
         np.testing.assert_array_equal(written, [True, False, True, False])
 
 
 def test_cache_of_another_type_keeps_it(model):
     cfg, params = model
     tokens = jnp.asarray(ph.random_tokens(cfg, 1, 6))
-    cache = llama.init_cache(cfg, 1, 8, jnp.bfloat16)
+    cache = kv_cache.init(cfg, 1, 8, jnp.bfloat16)
     hidden, cache = llama.forward(params, cfg, tokens, cache=cache)
     assert hidden.dtype == jnp.float32 and cache["k"].dtype == jnp.bfloat16
     exact = llama.forward(params, cfg, tokens)
@@ -152,7 +152,7 @@ def test_cache_refuses_segments(model):
     with pytest.raises(ValueError, match="segment"):
         llama.forward(
             params, cfg, jnp.zeros((1, 2), jnp.int32), segment_ids_bt=jnp.ones((1, 2), jnp.int32),
-            cache=llama.init_cache(cfg, 1, 4),
+            cache=kv_cache.init(cfg, 1, 4),
         )  # fmt: skip
 
 

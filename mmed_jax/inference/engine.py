@@ -2,59 +2,33 @@
 
     engine = Engine(params, cfg, max_batch=16, stop_ids=stop_ids(tok))
     completions = engine.generate([ids, ...], max_new_tokens=64)
+    values = engine.loglikelihood([ids, ...], [(choice, choice, ...), ...])
 
-Prompts run in order of length. They are read in chunks of one fixed size into free rows of the cache; all rows then
-decode together, many steps a dispatch, until they stop or enough rows are free for the next prompts. The cache grows by
-size classes as rows get longer. So the number of compiled programs (programs.py) depends on the longest row alone, not
-on the prompts' lengths: two for each size class.
+Prompts run in order of length, those that begin alike together. They are read in chunks of one fixed size into free
+rows of the cache, and what a row already holds of a prompt's beginning is copied (rows.py); all rows then decode
+together, many steps a dispatch, until they stop or enough rows are free for the next prompts. The cache grows by size
+classes as rows get longer. So the number of compiled programs (programs.py) depends on the longest row alone, not on
+the prompts' lengths: two for each size class.
 
 Slot == position in every row and a query sees slots up to its own position, so neither padding nor what a row held
 before reaches any result: the same prompt gives the same tokens in any batch, order or place.
 """
 
 import contextlib
-import dataclasses
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from mmed_jax.errors import UserError, WorkError
+from mmed_jax.errors import UserError
 from mmed_jax.inference import programs
-from mmed_jax.inference.programs import STEPS
+from mmed_jax.inference.generation import Completion, Generation
 from mmed_jax.inference.sampling import Sampling, check_seed
+from mmed_jax.inference.scoring import score_choices
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
-
-# Prompt tokens read in one dispatch, a row. A CPU is busy with 64, an accelerator wants more.
-CHUNK, CHUNK_CPU = 256, 64
-# Cache lengths: few, so that few programs are compiled; from 256 on multiples of a TPU's 128 lanes.
-_SIZES = (256, 384, 512, 768)
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What followed a prompt: ids without the stop token; "stop" = the model ended, "length" = it was cut."""
-
-    ids: list[int]
-    finish_reason: str
-
-
-def size_class(n: int) -> int:
-    """The smallest cache length of at least n: 256, 384, 512, 768, 1024, 1536, 2048, 3072, ..."""
-    for size in _SIZES:
-        if n <= size:
-            return size
-    size = 1024
-    while size < n:
-        if n <= size * 3 // 2:
-            return size * 3 // 2
-        size *= 2
-    return size
 
 
 def check_prompts(
@@ -77,8 +51,27 @@ def check_prompts(
             )
 
 
+def check_choices(
+    cfg: LlamaConfig, prompts: Sequence[Sequence[int]], choices: Sequence[Sequence[Sequence[int]]]
+) -> None:
+    """Raises UserError for prompts or choices that a model can't score. Uses no device."""
+    if len(prompts) != len(choices):
+        raise UserError(f"{len(prompts)} prompts and choices for {len(choices)}: must be as many")
+    for i, (prompt, of) in enumerate(zip(prompts, choices), 1):
+        if not of or not all(len(c) for c in of):
+            raise UserError(f"prompt {i}: has no choices, or an empty one")
+        # The last token of a choice is predicted, not read.
+        if len(prompt) + max(map(len, of)) - 1 > cfg.max_position_embeddings:
+            raise UserError(
+                f"prompt {i}: has {len(prompt)} tokens and a choice of {max(map(len, of))}, and the model's "
+                f"max_position_embeddings is {cfg.max_position_embeddings}"
+            )
+        if not len(prompt):
+            raise UserError(f"prompt {i}: is empty")
+
+
 class Engine:
-    """Generates with one model on one device, or on a mesh.
+    """Generates and scores with one model on one device, or on a mesh.
 
     Args:
       params: tree of mmed_jax.model.llama; on the mesh's devices when there is one.
@@ -142,9 +135,35 @@ class Engine:
         check_prompts(self.cfg, prompts, max_new_tokens)
         if not prompts:
             return []
-        run = _Run(self, prompts, max_new_tokens, sampling, seed, items, on_token, on_done)
+        run = Generation(self, prompts, max_new_tokens, sampling, seed, items, on_token, on_done)
         with self._on_mesh():
             return run.results()
+
+    def loglikelihood(
+        self,
+        prompts: Sequence[Sequence[int]],
+        choices: Sequence[Sequence[Sequence[int]]],
+        *,
+        on_done: Callable[[int, list[float]], None] | None = None,
+    ) -> list[list[float]]:
+        """log p(choice | prompt) of every choice of every prompt: the sum over its tokens, in nats, float32.
+
+        A prompt is read once for all its choices, which lie behind it in one row, unseen by each other.
+
+        Args:
+          prompts: token ids, BOS and chat format included.
+          choices: for each prompt the token ids of its choices, at least one with at least one token each.
+          on_done: called with (index, values) as each prompt is finished, not in order.
+
+        Raises:
+          UserError: an empty prompt or choice, or more tokens than the model's max_position_embeddings.
+          WorkError: the model gives NaN.
+        """
+        check_choices(self.cfg, prompts, choices)
+        if not prompts:
+            return []
+        with self._on_mesh():
+            return score_choices(self, prompts, choices, on_done)
 
     def rows(self, prompts: int) -> int:
         """Rows used for so many prompts: no more than needed, a multiple of the mesh's row shards."""
@@ -153,115 +172,3 @@ class Engine:
 
     def _on_mesh(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-
-class _Run:
-    """One call of generate: which prompt is in which row, what it has produced, how long the cache is."""
-
-    def __init__(self, engine, prompts, max_new_tokens, sampling, seed, items, on_token, on_done):
-        self.e, self.prompts, self.on_token, self.on_done = engine, prompts, on_token, on_done
-        self.rows = engine.rows(len(prompts))
-        # Prompts enter in groups of one size: one compiled shape, and few dispatches.
-        shards = engine.rows(1)
-        self.group = max(shards, self.rows // 4 // shards * shards)
-        limit = engine.cfg.max_position_embeddings
-        self.budget = [min(max_new_tokens, limit - len(p)) for p in prompts]
-        self.chunk = CHUNK_CPU if jax.default_backend() == "cpu" else CHUNK
-        self.items = np.asarray(range(len(prompts)) if items is None else items, np.int32)
-        self.pending = deque(sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)))
-        self.static = {"cfg": engine.cfg, "dtype": engine.dtype, "kind": sampling.kind}
-        stops = engine.stop_ids
-        # Filled up with -1, which no token is: the number of stop ids then does not decide what is compiled.
-        self.stops = np.asarray(stops + (-1,) * (max(4, -(-len(stops) // 4) * 4) - len(stops)), np.int32)
-        self.draw = {
-            "seed": jax.random.key(seed),
-            "temperature": np.float32(sampling.temperature or 1), "top_p": np.float32(sampling.top_p),
-            "top_k": np.int32(sampling.top_k),
-        }  # fmt: skip
-        self.out: list[list[int]] = [[] for _ in prompts]
-        self.done: list[Completion | None] = [None] * len(prompts)
-        self.row_item = np.full(self.rows, -1, np.int64)  # prompt index in each row, -1 = free
-        self.token, self.position, self.left = (np.zeros(self.rows, np.int32) for _ in range(3))
-        self.cache, self.slots = None, 0
-
-    def results(self) -> list[Completion]:
-        while self.pending or (self.left > 0).any():
-            while self.pending and (self.left == 0).sum() >= min(self.group, len(self.pending)):
-                self._admit()
-            if (self.left > 0).any():
-                self._decode()
-        return self.done
-
-    def _admit(self) -> None:
-        """Reads the next prompts and puts them into free rows."""
-        e, chosen = self.e, [self.pending.popleft() for _ in range(min(self.group, len(self.pending)))]
-        g = self.group
-        lengths = np.ones(g, np.int32)
-        lengths[: len(chosen)] = [len(self.prompts[i]) for i in chosen]
-        chunks = -(-int(lengths.max()) // self.chunk)
-        tokens = np.zeros((g, chunks * self.chunk), np.int32)
-        for row, i in enumerate(chosen):
-            tokens[row, : lengths[row]] = self.prompts[i]
-        self._reserve(int(lengths.max()) + 1)
-        rows = np.full(g, self.rows, np.int32)
-        rows[: len(chosen)] = np.flatnonzero(self.left == 0)[: len(chosen)]
-        items = np.zeros(g, np.int32)
-        items[: len(chosen)] = self.items[chosen]
-        last = np.zeros((g, e.cfg.hidden_size), e.dtype)
-        last = jax.device_put(last, e.place) if e.place else last
-        for start in range(0, tokens.shape[1], self.chunk):
-            part = tokens[:, start : start + self.chunk]
-            self.cache, last, first, bad = programs.prefill(
-                e.params, self.cache, last, part, np.int32(start), lengths, rows, items, self.draw, **self.static
-            )
-        first, bad = jax.device_get((first, bad))
-        self._check(bad[: len(chosen)].any())
-        for row, i, token in zip(rows, chosen, first):
-            self.row_item[row], self.token[row], self.position[row] = i, token, len(self.prompts[i])
-            self.left[row] = 0 if token in e.stop_ids else self.budget[i] - 1
-            self._collect(i, int(token), self.left[row] == 0)
-
-    def _decode(self) -> None:
-        """One dispatch: up to STEPS tokens for every running row, fewer when rows are wanted for pending prompts."""
-        e, live = self.e, self.left > 0
-        limit = 1 if self.on_token else STEPS
-        self._reserve(int((self.position + np.minimum(self.left, limit))[live].max()) + 1)
-        keep = max(0, self.rows - min(self.group, len(self.pending))) if self.pending else 0
-        items = self.items[np.maximum(self.row_item, 0)]
-        self.cache, out, bad = programs.decode(
-            e.params, self.cache, self.token, self.position, self.left, items, self.stops, np.int32(limit),
-            np.int32(keep), self.draw, **self.static,
-        )  # fmt: skip
-        out, bad = jax.device_get((out, bad))
-        self._check(bad)
-        for step in out:
-            for row in np.flatnonzero(step >= 0):
-                token = int(step[row])
-                self.token[row], self.position[row] = token, self.position[row] + 1
-                self.left[row] = 0 if token in e.stop_ids else self.left[row] - 1
-                self._collect(int(self.row_item[row]), token, self.left[row] == 0)
-
-    def _reserve(self, slots: int) -> None:
-        """Makes the cache at least so long."""
-        e, length = self.e, size_class(slots)
-        if self.cache is None:
-            cache = programs.init(cfg=e.cfg, rows=self.rows, length=length, dtype=e.cache_dtype)
-            self.cache = jax.device_put(cache, e.place) if e.place else cache
-        elif length > self.slots:
-            self.cache = programs.grow(self.cache, length=length)
-        self.slots = max(self.slots, length)
-
-    def _collect(self, i: int, token: int, last: bool) -> None:
-        stopped = token in self.e.stop_ids
-        if not stopped:
-            self.out[i].append(token)
-            if self.on_token:
-                self.on_token(i, token)
-        if last:
-            self.done[i] = Completion(self.out[i], "stop" if stopped else "length")
-            if self.on_done:
-                self.on_done(i, self.done[i])
-
-    def _check(self, bad: bool) -> None:
-        if bad:
-            raise WorkError("the model's logits are NaN: its weights are damaged or overflow in this compute dtype")

@@ -1,7 +1,8 @@
-"""What the engine runs on the device: four jitted functions of arrays.
+"""What the engine runs on the device: jitted functions of arrays.
 
-Shape suffixes: b rows of the cache, g prompts that enter together, c tokens of a chunk, d hidden, v vocabulary.
-`draw` is {"seed": random key, "temperature", "top_p", "top_k"}; `kind` see sampling.Sampling.
+Shape suffixes: b rows of the cache, g prompts that enter together, t tokens of their prompts, w tokens of their
+choices, s slots, d hidden, v vocabulary. `draw` is {"seed": random key, "temperature", "top_p", "top_k"}; `kind` see
+sampling.Sampling; `chunk` is the number of tokens of a prompt that are read at a time.
 """
 
 from functools import partial
@@ -11,13 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from mmed_jax.inference.sampling import row_keys, sample
-from mmed_jax.model import llama
+from mmed_jax.model import kv_cache, llama
+from mmed_jax.model.kv_cache import Cache
 from mmed_jax.sharding import constrain
-
-Cache = dict[str, jax.Array]
 
 # Decoding steps of one dispatch; the loop ends earlier when rows have to be refilled.
 STEPS = 64
+# Tokens of a row's choices whose logits exist at a time: a vocabulary is large.
+LOGITS = 16
 
 
 def cast(params: llama.Params, dtype: Any) -> llama.Params:
@@ -32,44 +34,105 @@ def cast(params: llama.Params, dtype: Any) -> llama.Params:
 
 def _placed(cache: Cache) -> Cache:
     """On a mesh: rows over data and fsdp, heads over tensor."""
-    return {n: constrain(x, None, "batch", None, "act_kv_heads", None) for n, x in cache.items()}
+    return {n: constrain(x, None, "batch", "act_kv_heads", None, None) for n, x in cache.items()}
 
 
 @partial(jax.jit, static_argnames=("cfg", "rows", "length", "dtype"))
 def init(*, cfg, rows, length, dtype) -> Cache:
     """An empty cache."""
-    return _placed(llama.init_cache(cfg, rows, length, dtype))
+    return _placed(kv_cache.init(cfg, rows, length, dtype))
 
 
 @partial(jax.jit, static_argnames=("length",))
 def grow(cache: Cache, *, length: int) -> Cache:
-    """The cache with `length` slots a row; the new ones are zero and unseen until written."""
-    wider = {n: jnp.pad(x, [(0, 0), (0, 0), (0, length - x.shape[2]), (0, 0), (0, 0)]) for n, x in cache.items()}
-    return _placed(wider)
+    """The cache with `length` slots a row."""
+    return _placed(kv_cache.grow(cache, length))
 
 
-@partial(jax.jit, static_argnames=("cfg", "dtype", "kind"), donate_argnames=("cache", "last_gd"))
-def prefill(params, cache, last_gd, tokens_gc, offset, lengths_g, rows_g, items_g, draw, *, cfg, dtype, kind):
-    """One chunk of G prompts: tokens at positions offset .. offset + C - 1, into rows_g of the cache.
+@partial(jax.jit, static_argnames=("cfg", "dtype", "kind", "chunk"), donate_argnames=("cache",))
+def prefill(params, cache, entry, items_g, draw, *, cfg, dtype, kind, chunk):
+    """Reads G prompts into rows of the cache and draws the first token of each answer.
 
-    A row number past the end stands for no prompt. last_gd [G, D] collects the hidden state of each prompt's last
-    token, in whichever chunk it lies; after the last chunk the tokens drawn from it are the first of each answer.
+    Args:
+      entry: of mmed_jax.inference.rows.Rows.entry.
 
     Returns:
-      cache, last_gd, tokens [G], whether a prompt's logits are NaN [G].
+      cache, tokens [G], whether a prompt's logits are NaN [G].
     """
-    g, c = tokens_gc.shape
-    slots = cache["k"].shape[2]
-    positions = offset + jnp.broadcast_to(jnp.arange(c, dtype=jnp.int32), (g, c))
-    positions = jnp.where(positions < lengths_g[:, None], positions, slots)  # padding is not written
-    part = _placed({n: x.at[:, rows_g].get(mode="clip") for n, x in cache.items()})
-    hidden, part = llama.forward(params, cfg, tokens_gc, positions_bt=positions, compute_dtype=dtype, cache=part)
-    cache = _placed({n: x.at[:, rows_g].set(part[n], mode="drop") for n, x in cache.items()})
-    at = lengths_g - 1 - offset
-    here = jnp.take_along_axis(hidden, jnp.clip(at, 0, c - 1)[:, None, None], axis=1)[:, 0]
-    last_gd = constrain(jnp.where(((at >= 0) & (at < c))[:, None], here, last_gd), None, None)
-    token, nan = _next(params, last_gd, items_g, lengths_g, draw, cfg=cfg, kind=kind)
-    return cache, last_gd, constrain(token, None), constrain(nan, None)
+    part, last_gd = _read(params, cache, entry, cfg=cfg, dtype=dtype, chunk=chunk)
+    token, nan = _next(params, last_gd, items_g, entry["lengths_g"], draw, cfg=cfg, kind=kind)
+    return _put(cache, part, entry), constrain(token, None), constrain(nan, None)
+
+
+@partial(jax.jit, static_argnames=("cfg", "dtype", "chunk", "single"), donate_argnames=("cache",))
+def score(params, cache, entry, choice_gw, offset_gw, branch_gw, *, cfg, dtype, chunk, single):
+    """Reads G prompts and takes the log-probability of every token of their choices.
+
+    The choices of a prompt lie one behind the other in its row. All see the prompt, none sees another one.
+
+    Args:
+      choice_gw: token ids. offset_gw: place of the token in its choice. branch_gw: number of its choice, -1 = padding.
+      single: all choices are one token, so that the prompts alone decide.
+
+    Returns:
+      cache, log-probabilities float32 [G, W] in nats, those of padding without meaning.
+    """
+    g, w = choice_gw.shape
+    part, last_gd = _read(params, cache, entry, cfg=cfg, dtype=dtype, chunk=chunk)
+    before = jnp.broadcast_to(last_gd[:, None], (g, w, last_gd.shape[-1]))
+    if not single:
+        lengths, slots = entry["lengths_g"][:, None], kv_cache.slots(part)
+        place = jnp.arange(w, dtype=jnp.int32)
+        at = jnp.where(branch_gw >= 0, lengths + place, slots)
+        own = (branch_gw[:, :, None] == branch_gw[:, None, :]) & (place <= place[:, None])
+        # Slot s holds token s - length of the choices.
+        index = jnp.arange(slots, dtype=jnp.int32) - lengths
+        of_choice = jnp.take_along_axis(own, jnp.clip(index, 0, w - 1)[:, None, :], axis=2)
+        visible = (index < 0)[:, None, :] | (of_choice & ((index >= 0) & (index < w))[:, None, :])
+        hidden, part = llama.forward(
+            params, cfg, choice_gw, positions_bt=lengths + offset_gw, compute_dtype=dtype, cache=part, slots_bt=at,
+            visible_bts=visible,
+        )  # fmt: skip
+        shifted = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        before = jnp.where((offset_gw == 0)[..., None], before, shifted)
+
+    def logp(xs):
+        hidden_gld, token_gl = xs
+        logits = llama.unembed(params, cfg, hidden_gld)
+        return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token_gl[..., None], axis=-1)[..., 0]
+
+    blocks = (jnp.moveaxis(x.reshape(g, w // LOGITS, LOGITS, *x.shape[2:]), 1, 0) for x in (before, choice_gw))
+    values = jnp.moveaxis(jax.lax.map(logp, tuple(blocks)), 0, 1).reshape(g, w)
+    return _put(cache, part, entry), constrain(values, None, None)
+
+
+def _read(params, cache, entry, *, cfg, dtype, chunk):
+    """(the G rows' part of the cache, the hidden state [G, D] of each prompt's last token)."""
+    tokens_gt, lengths_g = entry["tokens_gt"], entry["lengths_g"]
+    slots = kv_cache.slots(cache)
+    # A row whose beginning another row holds starts as a copy of that row.
+    part = _placed({n: x.at[:, entry["from_g"]].get(mode="clip") for n, x in cache.items()})
+
+    def step(i, carry):
+        part, last_gd = carry
+        offset = i * chunk
+        positions = offset + jnp.broadcast_to(jnp.arange(chunk, dtype=jnp.int32), (tokens_gt.shape[0], chunk))
+        at = jnp.where(positions < lengths_g[:, None], positions, slots)  # padding is not written
+        tokens = jax.lax.dynamic_slice_in_dim(tokens_gt, offset, chunk, axis=1)
+        hidden, part = llama.forward(params, cfg, tokens, positions_bt=at, compute_dtype=dtype, cache=part)
+        last = lengths_g - 1 - offset
+        here = jnp.take_along_axis(hidden, jnp.clip(last, 0, chunk - 1)[:, None, None], axis=1)[:, 0]
+        last_gd = jnp.where(((last >= 0) & (last < chunk))[:, None], here, last_gd)
+        return _placed(part), constrain(last_gd, None, None)
+
+    none = constrain(jnp.zeros((tokens_gt.shape[0], cfg.hidden_size), dtype), None, None)
+    end = (lengths_g.max() + chunk - 1) // chunk
+    return jax.lax.fori_loop(entry["start"] // chunk, end, step, (part, none))
+
+
+def _put(cache: Cache, part: Cache, entry) -> Cache:
+    """The cache with the G rows in their places; a row number past the end stands for no prompt."""
+    return _placed({n: x.at[:, entry["rows_g"]].set(part[n], mode="drop") for n, x in cache.items()})
 
 
 @partial(jax.jit, static_argnames=("cfg", "dtype", "kind"), donate_argnames=("cache",))
@@ -84,7 +147,7 @@ def decode(params, cache, token_b, position_b, left_b, items_b, stops, limit, ke
     Returns:
       cache, tokens [STEPS, B] (-1 where a row did not run), whether a running row met NaN.
     """
-    slots = cache["k"].shape[2]
+    slots = kv_cache.slots(cache)
 
     def running(carry):
         i, _, _, _, left, _, _ = carry

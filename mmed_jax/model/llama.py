@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from mmed_jax.model import kv_cache
 from mmed_jax.model.attention import attention as attend
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.precision import linear, precision
@@ -84,12 +85,6 @@ def init_params(cfg: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> P
     return jax.tree.unflatten(treedef, [leaf(i, shape, init) for i, (shape, _, init) in enumerate(leaves)])
 
 
-def init_cache(cfg: LlamaConfig, batch: int, max_len: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
-    """An empty key-value cache, {"k", "v"} of [L, B, S, K, H]; slot s of a row holds position s."""
-    shape = (cfg.num_layers, batch, max_len, cfg.num_kv_heads, cfg.head_dim)
-    return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
-
-
 def _linear(x: jax.Array, p: Params) -> jax.Array:
     y = linear(x, p["weight"].astype(x.dtype))
     return y + p["bias"].astype(x.dtype) if "bias" in p else y
@@ -149,7 +144,9 @@ def forward(
     compute_dtype: Any = jnp.float32,
     remat: str = "none",
     attention: str = "auto",
-    cache: dict[str, jax.Array] | None = None,
+    cache: kv_cache.Cache | None = None,
+    slots_bt: jax.Array | None = None,
+    visible_bts: jax.Array | None = None,
 ) -> Any:
     """Runs the decoder up to and including the final norm.
 
@@ -161,9 +158,10 @@ def forward(
         the layer loop.
       remat: policy of mmed_jax.model.remat, for the backward pass.
       attention: backend of mmed_jax.model.attention.
-      cache: from `init_cache`. Keys and values of the T tokens are written at slots positions_bt[b, t] (positions < 0
-        or >= S are dropped) and a query at position p sees slots s <= p. Rows are right-padded: a pad's slot is either
-        dropped or written again before any query sees it.
+      cache: from `kv_cache.init`. Keys and values of the T tokens are written into it, and queries see its slots.
+      slots_bt: int32 [B, T], where in the cache each token goes (slots < 0 or >= S are dropped); its position by
+        default. Rows are right-padded: a pad's slot is either dropped or written again before any query sees it.
+      visible_bts: bool [B, T, S], slots that each token sees; by default those up to its position.
 
     Returns:
       hidden_btd [B, T, D] in compute_dtype, or (hidden_btd, cache) when a cache is given.
@@ -180,7 +178,11 @@ def forward(
     if cache is not None:
         if segment_ids_bt is not None:
             raise ValueError("a cache holds one document a row: no segment ids with a cache")
-        x, cache = _run_cached(params, cfg, x, rope, positions_bt, cache)
+        if visible_bts is None:
+            visible_bts = jnp.arange(kv_cache.slots(cache), dtype=jnp.int32) <= positions_bt[..., None]
+        x, cache = _run_cached(
+            params, cfg, x, rope, positions_bt if slots_bt is None else slots_bt, visible_bts, cache
+        )
     else:
 
         def mix(q, k, v):
@@ -200,34 +202,22 @@ def forward(
     return x if cache is None else (x, cache)
 
 
-def _run_cached(params, cfg, x, rope, positions_bt, cache):
+def _run_cached(params, cfg, x, rope, slots_bt, visible_bts, cache):
     """The layers with a key-value cache, which is carried (not stacked) so that it is updated in place."""
-    b, t = positions_bt.shape
-    slots = cache["k"].shape[2]
-    # A negative index would count from the end; send it past the end, where scatter drops it.
-    write = jnp.where(positions_bt < 0, slots, positions_bt)
-    rows = jnp.arange(b)[:, None]
-    slot_positions = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (b, slots))
 
     def body(carry, xs):
-        x, keys, values = carry
+        x, cache = carry
         p, layer = xs
 
         def mix(q, k, v):
-            new_k = keys.at[layer, rows, write].set(k.astype(keys.dtype), mode="drop")
-            new_v = values.at[layer, rows, write].set(v.astype(values.dtype), mode="drop")
-            k_all, v_all = new_k[layer].astype(q.dtype), new_v[layer].astype(q.dtype)
-            out = attend(
-                q, k_all, v_all, q_positions=positions_bt, kv_positions=slot_positions, backend="reference"
-            )
-            return out, (new_k, new_v)
+            new = kv_cache.write(cache, layer, slots_bt, k, v)
+            return kv_cache.attention(new, layer, q, visible_bts), new
 
-        x, (keys, values) = _layer(x, p, cfg, rope, mix)
-        return (x, keys, values), None
+        x, cache = _layer(x, p, cfg, rope, mix)
+        return (x, cache), None
 
-    carry = (x, cache["k"], cache["v"])
-    (x, keys, values), _ = jax.lax.scan(body, carry, (params["layers"], jnp.arange(cfg.num_layers)))
-    return x, {"k": keys, "v": values}
+    (x, cache), _ = jax.lax.scan(body, (x, cache), (params["layers"], jnp.arange(cfg.num_layers)))
+    return x, cache
 
 
 def head_weight(params: Params, cfg: LlamaConfig) -> jax.Array:
