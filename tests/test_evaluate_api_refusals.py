@@ -172,6 +172,7 @@ def test_help_shows_both_kinds_of_flags(capsys):
     shown = capsys.readouterr().out
     assert e.value.code == 0
     assert all(flag in shown for flag in ("--model", "--api_model", "--mesh_tensor", "--max_usd", "--dry_run"))
+    assert "sampling temperature (default: 0)" in shown and "room for an answer" not in shown
 
 
 def test_each_way_imports_only_its_own(server, quiz, tmp_path, repo):

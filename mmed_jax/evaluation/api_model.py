@@ -35,8 +35,14 @@ _WITHOUT = "--params='{\"temperature\": null}' leaves a parameter out"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """--api_model and data_gen's flags of a run."""
+    """--api_model and data_gen's flags of a run, whose defaults are those of an evaluation."""
     add_run_flags(parser, "--api_model")
+    other = {
+        "temperature": "sampling temperature (default: 0)", "sampling_seed": "seed sent to the endpoint (default: 0)",
+        "max_tokens": "the same as --max_new_tokens",
+    }  # fmt: skip
+    for action in parser._actions:
+        action.help = other.get(action.dest, action.help)
 
 
 class ApiModel:
