@@ -155,6 +155,32 @@ def test_one_new_token(engine, prompts, greedy):
     assert engine.generate([], max_new_tokens=1) == []
 
 
+def test_a_limit_for_each_prompt(engine, prompts, greedy):
+    limits = [1, 30, 2, 64, 7, 3, 11, 5]
+    out = engine.generate(prompts, max_new_tokens=limits)
+    assert [c.ids for c in out] == [g[:n] for g, n in zip(greedy, limits)]
+    for wrong, message in (([1, 2], "8 prompts and max_new_tokens for 2"), ([1] * 7 + [0], "max_new_tokens=0")):
+        with pytest.raises(UserError, match=message):
+            engine.generate(prompts, max_new_tokens=wrong)
+
+
+def test_layers_in_a_loop_or_one_by_one(model, prompts, greedy):
+    """Stacked layers, as on accelerators, and a list of them, as on a CPU; and weights that the engine may delete."""
+    params, cfg = model
+    assert isinstance(params["layers"], dict)
+    scored = []
+    for unroll in (False, True):
+        engine = Engine(params, cfg, max_batch=4, unroll=unroll)
+        assert isinstance(engine.params["layers"], list) == unroll
+        assert [c.ids for c in engine.generate(prompts, max_new_tokens=64)] == greedy
+        scored.append(engine.loglikelihood(prompts, [[g[:1], g[:3]] for g in greedy]))
+    np.testing.assert_allclose(*scored, atol=2e-5)
+    own = jax.tree.map(jnp.copy, params)
+    engine = Engine(own, cfg, max_batch=4, unroll=True, owned=True)
+    assert all(x.is_deleted() for x in jax.tree.leaves(own["layers"]))
+    assert [c.ids for c in engine.generate(prompts[:2], max_new_tokens=8)] == [g[:8] for g in greedy[:2]]
+
+
 def test_model_positions_are_the_limit(engine):
     """A row is cut where the model's positions end; a prompt that leaves no room is refused, with its name."""
     prompt = list(range(250))
@@ -182,8 +208,8 @@ def test_few_programs_for_many_lengths(model):
 def test_bfloat16_keeps_norms(model):
     params, cfg = model
     engine = Engine(params, cfg, compute_dtype="bfloat16", max_batch=1)
-    assert engine.params["layers"]["q"]["weight"].dtype == jnp.bfloat16
-    assert engine.params["layers"]["attn_norm"]["weight"].dtype == jnp.float32
+    for layer in engine.params["layers"]:
+        assert layer["q"]["weight"].dtype == jnp.bfloat16 and layer["attn_norm"]["weight"].dtype == jnp.float32
     assert len(engine.generate([[1, 2, 3]], max_new_tokens=4)[0].ids) == 4
 
 

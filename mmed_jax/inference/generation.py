@@ -26,7 +26,7 @@ class Generation:
         self.e, self.prompts, self.on_token, self.on_done = engine, prompts, on_token, on_done
         self.rows = Rows(engine, prompts)
         limit = engine.cfg.max_position_embeddings
-        self.budget = [min(max_new_tokens, limit - len(p)) for p in prompts]
+        self.budget = [min(n, limit - len(p)) for n, p in zip(max_new_tokens, prompts)]
         self.items = np.asarray(range(len(prompts)) if items is None else items, np.int32)
         self.static = {"cfg": engine.cfg, "dtype": engine.dtype, "kind": sampling.kind}
         stops = engine.stop_ids

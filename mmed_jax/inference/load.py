@@ -101,7 +101,8 @@ def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Seque
     try:
         params = source.load_params(shardings=shardings, dtype=dtype)
         engine = Engine(
-            params, source.cfg, mesh=mesh, compute_dtype=dtype, max_batch=args.batch_size, stop_ids=stop_ids
+            params, source.cfg, mesh=mesh, compute_dtype=dtype, max_batch=args.batch_size, stop_ids=stop_ids,
+            owned=True,
         )
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):

@@ -34,13 +34,26 @@ def cast(params: llama.Params, dtype: Any) -> llama.Params:
 
 def _placed(cache: Cache) -> Cache:
     """On a mesh: rows over data and fsdp, heads over tensor."""
-    return {n: constrain(x, None, "batch", "act_kv_heads", None, None) for n, x in cache.items()}
+    axes = ("batch", "act_kv_heads", None, None)
+    return jax.tree.map(lambda x: constrain(x, *(None,) * (x.ndim - 4), *axes), cache)
 
 
-@partial(jax.jit, static_argnames=("cfg", "rows", "length", "dtype"))
-def init(*, cfg, rows, length, dtype) -> Cache:
+def unstack(layers: dict, count: int, owned: bool) -> list[dict]:
+    """The layers one by one. `owned`: the stacked arrays are deleted as they are copied; else both exist."""
+    leaves, tree = jax.tree.flatten(layers)
+    split = []
+    for x in leaves:
+        split.append([x[i] for i in range(count)])
+        if owned:
+            jax.block_until_ready(split[-1])
+            x.delete()
+    return [jax.tree.unflatten(tree, [parts[i] for parts in split]) for i in range(count)]
+
+
+@partial(jax.jit, static_argnames=("cfg", "rows", "length", "dtype", "unstacked"))
+def init(*, cfg, rows, length, dtype, unstacked=False) -> Cache:
     """An empty cache."""
-    return _placed(kv_cache.init(cfg, rows, length, dtype))
+    return _placed(kv_cache.init(cfg, rows, length, dtype, unstacked))
 
 
 @partial(jax.jit, static_argnames=("length",))
@@ -111,7 +124,7 @@ def _read(params, cache, entry, *, cfg, dtype, chunk):
     tokens_gt, lengths_g = entry["tokens_gt"], entry["lengths_g"]
     slots = kv_cache.slots(cache)
     # A row whose beginning another row holds starts as a copy of that row.
-    part = _placed({n: x.at[:, entry["from_g"]].get(mode="clip") for n, x in cache.items()})
+    part = _placed(kv_cache.take_rows(cache, entry["from_g"]))
 
     def step(i, carry):
         part, last_gd = carry
@@ -132,7 +145,7 @@ def _read(params, cache, entry, *, cfg, dtype, chunk):
 
 def _put(cache: Cache, part: Cache, entry) -> Cache:
     """The cache with the G rows in their places; a row number past the end stands for no prompt."""
-    return _placed({n: x.at[:, entry["rows_g"]].set(part[n], mode="drop") for n, x in cache.items()})
+    return _placed(kv_cache.put_rows(cache, entry["rows_g"], part))
 
 
 @partial(jax.jit, static_argnames=("cfg", "dtype", "kind"), donate_argnames=("cache",))

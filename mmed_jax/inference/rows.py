@@ -112,7 +112,7 @@ class Rows:
         """Makes the cache at least so long."""
         e, length = self.engine, size_class(slots)
         if self.cache is None:
-            cache = programs.init(cfg=e.cfg, rows=self.count, length=length, dtype=e.cache_dtype)
+            cache = programs.init(cfg=e.cfg, rows=self.count, length=length, dtype=e.cache_dtype, unstacked=e.unroll)
             self.cache = jax.device_put(cache, e.place) if e.place else cache
         elif length > self.slots:
             self.cache = programs.grow(self.cache, length=length)

@@ -158,7 +158,8 @@ def forward(
         the layer loop.
       remat: policy of mmed_jax.model.remat, for the backward pass.
       attention: backend of mmed_jax.model.attention.
-      cache: from `kv_cache.init`. Keys and values of the T tokens are written into it, and queries see its slots.
+      cache: from `kv_cache.init`. Keys and values of the T tokens are written into it, and queries see its slots. With
+        a cache, params["layers"] may be a list of layers, which are then not scanned; so must be the cache's.
       slots_bt: int32 [B, T], where in the cache each token goes (slots < 0 or >= S are dropped); its position by
         default. Rows are right-padded: a pad's slot is either dropped or written again before any query sees it.
       visible_bts: bool [B, T, S], slots that each token sees; by default those up to its position.
@@ -203,7 +204,7 @@ def forward(
 
 
 def _run_cached(params, cfg, x, rope, slots_bt, visible_bts, cache):
-    """The layers with a key-value cache, which is carried (not stacked) so that it is updated in place."""
+    """The layers with a key-value cache, which is carried so that it is updated in place: by scan, or one by one."""
 
     def body(carry, xs):
         x, cache = carry
@@ -216,8 +217,12 @@ def _run_cached(params, cfg, x, rope, slots_bt, visible_bts, cache):
         x, cache = _layer(x, p, cfg, rope, mix)
         return (x, cache), None
 
-    (x, cache), _ = jax.lax.scan(body, (x, cache), (params["layers"], jnp.arange(cfg.num_layers)))
-    return x, cache
+    carry = (x, cache)
+    if isinstance(params["layers"], list):
+        for layer, p in enumerate(params["layers"]):
+            carry, _ = body(carry, (p, layer))
+        return carry
+    return jax.lax.scan(body, carry, (params["layers"], jnp.arange(cfg.num_layers)))[0]
 
 
 def head_weight(params: Params, cfg: LlamaConfig) -> jax.Array:
