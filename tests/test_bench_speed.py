@@ -8,7 +8,7 @@ import pytest
 from train_helpers import call
 
 from mmed_jax.errors import UserError
-from scripts import bench_data, bench_data_gen, bench_gpu, bench_train
+from scripts import bench_data, bench_data_gen, bench_generate, bench_gpu, bench_train
 from scripts.bench_systems import IGNORED, PaddedSamples
 
 TINY = [
@@ -64,6 +64,21 @@ def test_the_input_side(tmp_path, capsys):
     assert json.loads((tmp_path / "o.json").read_text())["machine"]["cores"] >= 1
 
 
+def test_generation(tmp_path, capsys):
+    """Every set, beside transformers: all answers and scores alike."""
+    bench_generate.main([
+        "--against=transformers", "--size=tiny", "--prompts=6", "--rounds=1", "--batch_size=3",
+        f"--output={tmp_path}/o.json",
+    ])  # fmt: skip
+    results = json.loads((tmp_path / "o.json").read_text())["results"]
+    assert list(results) == ["mixed", "equal", "single", "score"]
+    for name, rows in results.items():
+        count = 1 if name == "single" else 6
+        assert (rows["transformers"]["alike"], rows["transformers"]["of"]) == (count, count)
+        assert rows["mmed_jax"]["ours_over_it"] == 1 and rows["transformers"]["ours_over_it"] > 0
+    assert capsys.readouterr().out.count("| transformers |") == 4
+
+
 @pytest.mark.parametrize("module, arguments, message", [
     (bench_train, ["--rounds=x"], "argument --rounds: invalid int value: 'x'"),
     (bench_train, ["--round=1"], "unrecognized arguments: --round=1"),
@@ -77,6 +92,11 @@ def test_the_input_side(tmp_path, capsys):
     (bench_data, ["--examples=0"], "--examples=0: must be at least 1"),
     (bench_data, ["--records={}/empty.jsonl"], "empty"),
     (bench_data, ["--output=/proc/x.json"], "can't be written"),
+    (bench_generate, ["--size=7b"], "argument --size: invalid choice: '7b'"),
+    (bench_generate, ["--prompts=0"], "--prompts=0: must be at least 1"),
+    (bench_generate, ["--sets=mixed,score,sinle"], "--sets: 'sinle' is unknown, did you mean 'single'"),
+    (bench_generate, ["--model={}/none"], "none"),
+    (bench_generate, ["--output=/proc/x.json"], "can't be written"),
     (bench_gpu, ["--model=foo"], "argument --model: invalid choice: 'foo'"),
     (bench_gpu, ["--smoke", "--output={}/empty.jsonl"], "is a file; name a folder"),
     (bench_gpu, ["--smoke", "--output=/proc/bench"], "--output=/proc/bench: can't be written"),
@@ -86,13 +106,15 @@ def test_the_input_side(tmp_path, capsys):
 ])  # fmt: skip
 def test_wrong_values_are_one_line_before_anything_is_measured(module, arguments, message, tmp_path):
     (tmp_path / "empty.jsonl").touch()
-    measuring = {bench_train: "measure", bench_data: "measure", bench_gpu: "run_case", bench_data_gen: "report"}
+    measuring = {bench_train: "measure", bench_data: "measure", bench_gpu: "run_case", bench_data_gen: "report",
+                 bench_generate: "measure"}  # fmt: skip
     with mock.patch.object(module, measuring[module], side_effect=AssertionError("measured")):
         outcome = call(module.main, *(a.format(tmp_path) for a in arguments))
     assert outcome.code == 2 and message in outcome.error and len(outcome.err.splitlines()) == 1, outcome.err
 
 
-@pytest.mark.parametrize("module, argument", [(bench_train, "--against=transformer"), (bench_data, "--against=tlr")])
+@pytest.mark.parametrize("module, argument", [(bench_train, "--against=transformer"), (bench_data, "--against=tlr"),
+                                               (bench_generate, "--against=transformer")])  # fmt: skip
 def test_unknown_systems_are_refused(module, argument):
     with pytest.raises(UserError, match="--against: .* did you mean '(transformers|trl)'"):
         module.main([argument])
