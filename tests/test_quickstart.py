@@ -73,3 +73,74 @@ def test_transformers_gives_the_trained_answers_from_the_export(quickstart, repo
             made = model.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids["input_ids"].shape[1] :]
         right += tok.decode(made, skip_special_tokens=True).strip() == answer_text(record, "direct").strip()
     assert right >= 0.95 * len(records), f"{right} of {len(records)}"
+
+
+@pytest.mark.parametrize(("mode", "every"), [("direct", 1), ("rationale", 5)])
+def test_the_export_scores_the_same_through_transformers(quickstart, repo, tmp_path, mode, every):
+    """Item by item: our engine, batched, and transformers' generate, one by one, write the same texts, from which the
+    same letters are read. Options are shuffled, so that not all answers are right."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from mmed_jax import evaluate
+    from mmed_jax.data.schema import read_records
+    from mmed_jax.evaluation.answers import extract, is_correct
+    from mmed_jax.evaluation.items import Asking, chat_messages, make_items
+
+    folder, data = quickstart[0] / "export", repo / "data_gen/handcrafted/mcq.jsonl"
+    records = list(read_records(data))[::every]
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    evaluate.main([
+        f"--model={folder}", f"--data={asked}", f"--mode={mode}", "--shuffle_options=3", "--dtype=float32",
+        "--max_new_tokens=200", f"--output={tmp_path / 'out'}",
+    ])  # fmt: skip
+    ours = [json.loads(x) for x in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    tok = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    right = 0
+    items = make_items("asked", records, Asking(mode, shuffle_seed=3))
+    for item, line in zip(items, ours, strict=True):
+        ids = tok.apply_chat_template(
+            chat_messages(item, "llama3"), add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        start = ids["input_ids"].shape[1]
+        with torch.no_grad():
+            made = model.generate(**ids, max_new_tokens=200, do_sample=False)[0, start:]
+        text = tok.decode(made, skip_special_tokens=True)
+        letters, rule = extract(text, item.options, item.language)
+        got = (item.id, start, text, letters, rule, is_correct(letters, item.answer))
+        assert got == tuple(line[k] for k in ("id", "prompt_tokens", "output", "extracted", "rule", "correct"))
+        right += got[-1]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["overall"]["correct"] == right and 0 < right
+    assert mode == "rationale" or right < len(items), "shuffled, the trained questions are no longer all right"
+
+
+def test_the_export_ranks_options_as_transformers_does(quickstart, repo, tmp_path):
+    """Log-likelihoods of every option's text, item by item, and the same picks."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from mmed_jax import evaluate
+
+    folder, data = quickstart[0] / "export", repo / "data_gen/handcrafted/mcq.jsonl"
+    evaluate.main([
+        f"--model={folder}", f"--data={data}", "--mode=loglikelihood", "--score=option", "--normalise=none",
+        "--limit=4", "--dtype=float32", f"--output={tmp_path}",
+    ])  # fmt: skip
+    tok = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    lines = [json.loads(x) for x in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 28
+    for line in lines:
+        prompt = tok(line["prompt"], add_special_tokens=False)["input_ids"]
+        assert len(prompt) == line["prompt_tokens"]
+        values = []
+        for text in line["options"].values():
+            choice = tok(text.strip(), add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                logp = model(torch.tensor([[*prompt, *choice]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            values.append(float(logp.gather(1, torch.tensor(choice)[:, None]).sum()))
+        assert line["loglikelihoods"] == pytest.approx(values, abs=2e-3)
+        assert line["extracted"] == list(line["options"])[values.index(max(values))]
