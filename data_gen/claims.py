@@ -100,6 +100,8 @@ class Claims:
 
     def claim(self, c: sqlite3.Connection, key: str, reserve: float, owner: str) -> str:
         """See Ledger.claim."""
+        # Whole multiples of 2^-36 dollars add up and cancel exactly: when nothing is under way, nothing is held.
+        reserve = math.ceil(reserve * 2**36) / 2**36
         state, holder = c.execute("SELECT state, owner FROM requests WHERE key=?", (key,)).fetchone()
         if state in FINAL:
             return "final"

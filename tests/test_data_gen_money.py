@@ -5,7 +5,9 @@ import json
 import pytest
 
 from data_gen import tokens
+from data_gen.claims import Answer
 from data_gen.estimate import estimate, summed
+from data_gen.ledger import Ledger
 from data_gen.prices import TABLE, price_of
 from data_gen.tokens import answer_limit, counter_for, prompt_tokens
 from data_gen.types import Request
@@ -171,3 +173,16 @@ def test_an_answer_that_will_be_asked_for_again_is_in_the_estimate(tmp_path):
         outcomes(given, inputs(8), EchoMethod(redraws=False))
         left = estimate(EchoMethod(), inputs(8), given, [language_gate])
         assert (left.answered, left.requests) == (7, 1)
+
+
+def test_what_is_held_comes_back_to_nothing(tmp_path):
+    """Bounds held and given back in any order leave exactly zero, though sums of dollars are rounded."""
+    prices = [0.1, 0.2, 0.3]
+    requests = [Request("m", [{"role": "user", "content": str(p)}], {}, None, "v") for p in prices]
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        ledger.add([(r, "m") for r in requests]).result()
+        assert {ledger.claim(r.key, p).result() for r, p in zip(requests, prices)} == {"go"}
+        assert sum(prices) <= ledger.totals().reserved <= sum(prices) + 1e-9
+        for request in reversed(requests):
+            ledger.finish(request.key, Answer("done", cost=0.0)).result()
+        assert ledger.totals().reserved == 0
