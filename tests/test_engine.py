@@ -209,7 +209,7 @@ def test_bfloat16_keeps_norms(model):
     params, cfg = model
     engine = Engine(params, cfg, compute_dtype="bfloat16", max_batch=1)
     for layer in engine.params["layers"]:
-        assert layer["q"]["weight"].dtype == jnp.bfloat16 and layer["attn_norm"]["weight"].dtype == jnp.float32
+        assert layer["q"]["weight_io"].dtype == jnp.bfloat16 and layer["attn_norm"]["weight"].dtype == jnp.float32
     assert len(engine.generate([[1, 2, 3]], max_new_tokens=4)[0].ids) == 4
 
 

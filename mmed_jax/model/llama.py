@@ -86,7 +86,10 @@ def init_params(cfg: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> P
 
 
 def _linear(x: jax.Array, p: Params) -> jax.Array:
-    y = linear(x, p["weight"].astype(x.dtype))
+    if "weight_io" in p:  # transposed, for inference on a CPU
+        y = jnp.einsum("...i,io->...o", x, p["weight_io"].astype(x.dtype), precision=precision(x.dtype))
+    else:
+        y = linear(x, p["weight"].astype(x.dtype))
     return y + p["bias"].astype(x.dtype) if "bias" in p else y
 
 
@@ -159,7 +162,8 @@ def forward(
       remat: policy of mmed_jax.model.remat, for the backward pass.
       attention: backend of mmed_jax.model.attention.
       cache: from `kv_cache.init`. Keys and values of the T tokens are written into it, and queries see its slots. With
-        a cache, params["layers"] may be a list of layers, which are then not scanned; so must be the cache's.
+        a cache, params["layers"] may be a list of layers, which are then not scanned; so must be the cache's. Matrices
+        of such layers may be transposed, as "weight_io" [in, out].
       slots_bt: int32 [B, T], where in the cache each token goes (slots < 0 or >= S are dropped); its position by
         default. Rows are right-padded: a pad's slot is either dropped or written again before any query sees it.
       visible_bts: bool [B, T, S], slots that each token sees; by default those up to its position.
