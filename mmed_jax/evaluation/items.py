@@ -11,7 +11,6 @@ Items are made in words, which an endpoint is asked as they are (chat_messages);
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,28 +19,11 @@ from mmed_jax.data.prompts import answer_text, prompt_text
 from mmed_jax.data.schema import LANGUAGE_NAMES, question_key
 from mmed_jax.data.tokenizer import encode_texts
 from mmed_jax.errors import UserError
+from mmed_jax.evaluation.shuffling import shuffled
 
 MAX_EXAMPLES = 5
 _MARK = "###Answer:"  # of the mmedbench family
 Examples = dict[tuple[str, str], list[dict]]  # (language, part) -> records
-
-# Options that speak of the others' letters: such a question is not shuffled at all.
-_LETTERS = re.compile(
-    r"(?:both |either |neither |only |all )?(?:options? )?\(?[A-H]\)?"
-    r"(?:\s*(?:,|、|，|&|\+|and|or|nor|et|ou|y|o|и|или|と|和|及|및|과|와)\s*\(?[A-H]\)?)+(?: (?:only|both|are .*))?\W*",
-    re.IGNORECASE,
-)
-# Options that speak of those above them: they keep their place.
-_ABOVE = re.compile(
-    r"\b(?:all|none|any|both|neither|two|three|each) of (?:the (?:above|following|options|answers)|these|them)\b"
-    r"|\bnone (?:is|are) (?:correct|right|true)\b"
-    r"|\b(?:tod[ao]s?|ningun[ao]s?|amb[ao]s)\b.*\b(?:anterior(?:es)?|opcion(?:es)?|respuestas?)\b"
-    r"|\b(?:tod[ao]s|ningun[ao]|amb[ao]s)\b.*\bson (?:correct|ciert|fals)"
-    r"|\b(?:tou(?:te)?s|aucune?)\b.*\b(?:réponses?|propositions?|ci-dessus|précédentes?)\b"
-    r"|вс[её] (?:выше)?(?:перечисленн|указанн)|ни од(?:ин|но|на) из|ничего из"
-    r"|以上|上述|上記|すべて正しい|いずれも|위의|모두 (?:옳|맞|정답)|전부",
-    re.IGNORECASE,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,27 +121,6 @@ def _part(record: dict, field: str) -> str:
 def closed_book(records: Iterable[dict]) -> list[dict]:
     """The records without their passages."""
     return [{k: v for k, v in r.items() if k != "context"} for r in records]
-
-
-def shuffled(record: dict, seed: int, benchmark: str) -> tuple[dict, str]:
-    """The record with its options in an order drawn from (seed, benchmark, id), and the original letters in that order.
-
-    "None of the above" and its like keep their place; a question with an option such as "A and C" keeps its order.
-    """
-    letters = list(record["options"])
-    if any(_LETTERS.fullmatch(text.strip()) for text in record["options"].values()):
-        return record, "".join(letters)
-    free = [k for k in letters if not _ABOVE.search(record["options"][k])]
-
-    def draw(letter: str) -> bytes:
-        return hashlib.sha256("\0".join((str(seed), benchmark, record["id"], letter)).encode()).digest()
-
-    drawn = iter(sorted(free, key=draw))
-    order = [next(drawn) if k in free else k for k in letters]
-    shown = dict(zip(order, letters))
-    answer = ",".join(sorted(shown[k] for k in record["answer_idx"].split(",")))
-    options = {new: record["options"][old] for new, old in zip(letters, order)}
-    return {**record, "options": options, "answer_idx": answer}, "".join(order)
 
 
 def make_items(
