@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.data:
         found = B.from_files(listed(args.data, "--data"))
     else:
-        found = B.find(listed(args.benchmark, "--benchmark"), args.data_dir)
+        found = B.find(listed(args.benchmark, "--benchmark"), args.data_dir, args.split or "")
     kind = B.kind_in(found, args.kind)
     model = _model(args)
     family = args.prompt_family or model.prompts["prompt_family"]
@@ -153,6 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, d in data.items():
         if d["needs_image"]:
             print(f"left out   {d['needs_image']:,} of {name}: they need an image")
+        if n := d["duplicates"]:
+            print(f"note       {n:,} question{'s' if n > 1 else ''} of {name} {'are' if n > 1 else 'is'} there twice")
         several = sum("," in i.answer for i in items if i.benchmark == name)
         if score and several:
             print(f"note       {several:,} of {name} have several right answers, which one pick never is: wrong")
@@ -178,14 +180,19 @@ def _items(
     """(items, {benchmark: what is said of it in results.json}) of everything that is asked."""
     languages = listed(args.languages, "--languages") if args.languages else None
     told = load_files([args.few_shot_data], "mcq") if args.few_shot_data else None
-    items, data, passages = [], {}, False
-    for b in found:
-        loaded = B.load(
+    items, data = [], {}
+    read = [
+        (b, B.load(
             b, kind, split=args.split or "", languages=languages, limit=args.limit, images=args.images or "",
             count_mismatch=args.allow_count_mismatch, pools=args.few_shot > 0 and told is None,
-        )  # fmt: skip
+        ))
+        for b in found
+    ]  # fmt: skip
+    B.check_apart(read)
+    for b, loaded in read:
         records, pools, info = loaded.records, loaded.pools, loaded.info
-        passages |= any(r.get("context") for r in records)
+        has = any(r.get("context") for r in records)
+        info["passages"] = ("hidden" if args.book == "closed" else "shown") if has else None
         if args.book == "closed":
             records, pools = closed_book(records), {s: closed_book(p) for s, p in pools.items()}
         part_field = b.entry.part_field if b.entry else ""
@@ -200,7 +207,7 @@ def _items(
         data[b.name] = {**info, "published_average": "overall"}
         if b.entry and b.entry.name == "mmedbench" and not b.part:
             data[b.name]["published_average"] = "mean_over_languages"
-    if args.book and not passages:
+    if args.book and not any(d["passages"] for d in data.values()):
         raise UserError(f"--book={args.book}: no question of {', '.join(data)} has a passage; leave it out")
     return items, data
 

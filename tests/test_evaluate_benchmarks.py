@@ -101,7 +101,9 @@ def test_a_count_that_is_off_is_an_error_unless_allowed(medqa_dir, count):
 def test_duplicates_count_as_the_published_number_counts_them(medqa_dir):
     put(medqa_dir / "medqa_us" / "test.jsonl", [medqa(0), medqa(0), medqa(1)])
     loaded = load("medqa_us", medqa_dir)
-    assert len({r["id"] for r in loaded.records}) == 3
+    assert len({r["id"] for r in loaded.records}) == 3 and loaded.info["duplicates"] == 1
+    put(medqa_dir / "medqa_us" / "test.jsonl", [medqa(0), medqa(2), medqa(1)])
+    assert load("medqa_us", medqa_dir).info["duplicates"] == 0
 
 
 @pytest.mark.parametrize("key", ["", "Z", None])
@@ -290,6 +292,8 @@ def test_hub_refusals(hub, monkeypatch):
     ("names", "message"),
     [
         (["medqa_uk"], "not in .*, did you mean 'medqa_us'"),
+        (["medqa"], "--benchmark=medqa: not in .*, did you mean 'medqa_us'"),
+        (["medqa:dev"], "--benchmark=medqa:dev: not in .*, did you mean 'medqa_us:dev'"),
         (["kormedmcqa/doktor"], "no such part, did you mean 'doctor'"),
         (["medqa_us/test"], "medqa_us has no parts"),
         (["medqa_us", "MedQA_US"], "'medqa_us' is named twice"),
@@ -307,6 +311,44 @@ def test_a_part_beside_its_whole_is_named_twice(tmp_path):
     kormedmcqa(tmp_path, "test", "doctor")
     with pytest.raises(UserError, match="'kormedmcqa/doctor' is a part of 'kormedmcqa'"):
         B.find(["kormedmcqa", "kormedmcqa/doctor"], str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        (["medqa_us", "medqa_us:test"], ""), (["medqa_us:dev", "medqa_us:validation"], ""),
+        (["medqa_us:Valid", "medqa_us"], "validation"), (["headqa/es:dev", "headqa:validation"], ""),
+        (["headqa:validation", "headqa/en:dev"], ""), (["mmlu_medical/anatomy", "mmlu_medical:test"], ""),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("turn", [1, -1])
+def test_the_same_questions_are_not_asked_under_two_names(names, split, turn, medqa_dir):
+    for name in ("headqa", "mmlu_medical"):
+        put(medqa_dir / name / "test.jsonl", [medqa(0)])
+    with pytest.raises(UserError, match=r"the same questions: named twice") as e:
+        B.find(names[::turn], str(medqa_dir), split)
+    assert "\n" not in str(e.value)
+
+
+def test_what_only_looks_like_the_same_is_asked(medqa_dir):
+    put(medqa_dir / "mmlu_medical" / "test.jsonl", [medqa(0)])
+    put(medqa_dir / "mmedbench" / "Test" / "English.jsonl", [medqa(0)])
+    for names in (["mmlu_medical", "mmlu_medical/virology"], ["mmlu_medical:dev", "mmlu_medical:val"],
+                  ["mmedbench/en", "mmedbench/fr"], ["medqa_us:train", "medqa_us"]):  # fmt: skip
+        assert len(B.find(names, str(medqa_dir))) == 2
+
+
+def test_questions_named_twice_by_files(medqa_dir):
+    loaded = load("medqa_us", medqa_dir)
+    for split in ("validation", "test"):
+        write_records(medqa_dir / "sets" / "mine" / split / "part.jsonl", [{**loaded.records[0], "provenance": {}}])
+    mine = str(medqa_dir / "sets" / "mine")
+    with pytest.raises(UserError, match="--data: .* are the same questions: named twice"):
+        B.from_files([f"{mine}:dev", f"{mine}:validation"])
+    [own] = B.from_files([f"{mine}:test"])
+    other = dataclasses.replace(own, name="other")
+    with pytest.raises(UserError, match="--data: 'mine' and 'other' are the same questions: named twice"):
+        B.check_apart([(own, B.load(own)), (other, B.load(other))])
 
 
 def test_folders_that_only_begin_alike_are_not_mixed_up(tmp_path):

@@ -6,16 +6,17 @@ keep their duplicates: the published number counts them.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from mmed_jax.data import jsonl
 from mmed_jax.data.files import SPLIT_NAMES, locate
-from mmed_jax.data.schema import KINDS, kind_of, load_files, read_records
+from mmed_jax.data.schema import KINDS, kind_of, load_files, question_key, read_records
 from mmed_jax.errors import UserError, nearest
 from mmed_jax.evaluation import published
 from mmed_jax.evaluation.items import Item
-from mmed_jax.evaluation.places import HUB, Benchmark, file_hash, locate_entry, source_of, splits_in
+from mmed_jax.evaluation.places import HUB, Benchmark, file_hash, locate_entry, same_split, source_of, splits_in
 from mmed_jax.evaluation.registry import ENTRIES, GROUPS, Entry, expand, lookup
 
 __all__ = ["Benchmark", "Item", "Loaded", "find", "from_files", "kind_in", "load"]
@@ -48,21 +49,21 @@ def from_files(paths: Iterable[str]) -> list[Benchmark]:
     return _checked(found, "--data")
 
 
-def find(names: Iterable[str], data_dir: str) -> list[Benchmark]:
+def find(names: Iterable[str], data_dir: str, split: str = "") -> list[Benchmark]:
     """Benchmarks by name, or by a group's name ("papers"), in a folder or on the hub (data_dir "hub"). NAME/PART asks a
-    part of a registered one, NAME:SPLIT another split.
+    part of a registered one, NAME:SPLIT another split; `split` is that of names without one.
 
     In a folder: NAME.jsonl, NAME.jsonl.gz, NAME.zip, a folder NAME (or NAME_anything, for registered names), or the one
     file whose records say `source: NAME`.
 
     Raises:
-      UserError: no such folder, no such benchmark (with the nearest), several files of one source, one named twice, or
-        one that holds several splits.
+      UserError: no such folder, no such benchmark (with the nearest), several files of one source, questions named
+        twice, or one that holds several splits.
     """
     names = tuple(names)
     wanted = [(name, lookup(name)) for name in expand(names)]
     if data_dir == HUB:
-        return _checked([_on_hub(name, known) for name, known in wanted], "--benchmark")
+        return _checked([_on_hub(name, known) for name, known in wanted], "--benchmark", split)
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
         raise UserError(f"--data_dir={data_dir}: no such folder")
@@ -74,13 +75,13 @@ def find(names: Iterable[str], data_dir: str) -> list[Benchmark]:
             f"--benchmark={group}: {', '.join(missing)} not found in {folder}; "
             f"`python -m mmed_jax.evaluate list --data_dir={data_dir}` shows what is there"
         )
-    return _checked([_find(name, known, folder) for name, known in wanted], "--benchmark")
+    return _checked([_find(name, known, folder) for name, known in wanted], "--benchmark", split)
 
 
 def _on_hub(name: str, known: tuple[Entry, str, str] | None) -> Benchmark:
     with_copy = [e.name for e in ENTRIES.values() if e.source.hub.repo]
     if known is None:
-        raise UserError(f"--benchmark={name}: no registered benchmark{nearest(name, with_copy)}")
+        raise UserError(f"--benchmark={name}: no registered benchmark{_meant(name) or nearest(name, with_copy)}")
     entry, part, split = known
     if not entry.source.hub.repo:
         raise UserError(
@@ -90,30 +91,69 @@ def _on_hub(name: str, known: tuple[Entry, str, str] | None) -> Benchmark:
     return Benchmark(name, HUB, entry, part, raw=True, split=split)
 
 
-def _checked(found: list[Benchmark], flag: str) -> list[Benchmark]:
+def _meant(name: str) -> str:
+    """", did you mean 'x'?" where `name` is another name of a registered benchmark; else ""."""
+    head = name.lower().partition(":")[0].partition("/")[0]
+    known = next((e.name for e in ENTRIES.values() if head in e.aliases), "")
+    return f", did you mean '{known}{name[len(head) :]}'?" if known else ""
+
+
+def _checked(found: list[Benchmark], flag: str, split: str = "") -> list[Benchmark]:
     """`found`, when nothing is asked twice and no training data in silence. Raises UserError."""
-    names, places = set(), set()
-    for b in found:
-        real, split = (b.path, b.name) if b.path == HUB else locate(b.path)
-        place = (real if b.path == HUB else real.resolve(), b.part or split, b.split)
-        if b.name in names or place in places:
-            raise UserError(f"{flag}: '{b.name}' is named twice ({b.path})")
-        if b.part and any(o.entry is b.entry and not o.part and o.split == b.split for o in found):
-            raise UserError(f"{flag}: '{b.name}' is a part of '{b.entry.name}', which is named as well")
-        names.add(b.name)
-        places.add(place)
+    for k, b in enumerate(found):
+        for other in found[:k]:
+            if b.name == other.name:
+                raise UserError(f"{flag}: '{b.name}' is named twice ({b.path})")
+            if _questions(b, split) & _questions(other, split):
+                raise _twice(other, b, flag)
         # Without a word, read_records would take the training split.
-        if b.entry is None and split is None and len(present := splits_in(real)) > 1:
+        if b.entry is None and locate(b.path)[1] is None and len(present := splits_in(locate(b.path)[0])) > 1:
             like = f"--data={b.path}:{'test' if 'test' in present else present[0]}"
             raise UserError(f"{b.path}: holds several splits ({', '.join(present)}); say which, as {like}")
     return found
 
 
+def _questions(b: Benchmark, split: str) -> set[tuple]:
+    """What of which place a benchmark asks, as far as its name tells: (place, split, part or language)."""
+    if b.entry is None:
+        real, own = locate(b.path)
+        present = splits_in(real)
+        if own and (found := same_split(own, present)):
+            own = found
+        return {(real.resolve(), own or (present[0] if len(present) == 1 else ""), "")}
+    known = b.entry.counts
+    wanted = b.split or split or b.entry.split
+    wanted = same_split(wanted, tuple(known)) or SPLIT_NAMES.get(wanted.lower(), wanted)
+    cells = (b.part,) if b.part else b.entry.asked_parts or b.entry.parts or b.entry.languages
+    return {(b.entry.name, wanted, cell) for cell in cells}
+
+
+def _twice(first: Benchmark, second: Benchmark, flag: str) -> UserError:
+    part, whole = (first, second) if first.part and not second.part else (second, first)
+    if part.part and not whole.part:
+        return UserError(f"{flag}: '{part.name}' is a part of '{whole.name}', the same questions: named twice")
+    return UserError(f"{flag}: '{first.name}' and '{second.name}' are the same questions: named twice")
+
+
+def check_apart(loaded: Iterable[tuple[Benchmark, Loaded]]) -> None:
+    """Whatever names and files say: all questions of one are not those of another as well. Raises UserError."""
+    seen: list[tuple[Benchmark, object, set]] = []
+    for b, there in loaded:
+        place = b.entry.name if b.entry else locate(b.path)[0].resolve()
+        asked = {(r["id"], r["language"], question_key(r)) for r in there.records}
+        for other, where, questions in seen:
+            if place == where and (asked <= questions or questions <= asked):
+                raise _twice(other, b, "--benchmark" if b.entry else "--data")
+        seen.append((b, place, asked))
+
+
 def _find(name: str, known: tuple[Entry, str, str] | None, folder: Path) -> Benchmark:
     if known is not None and (there := locate_entry(known[0], folder)) is not None:
         return dataclasses.replace(there, name=name, part=known[1], split=known[2])
+    hint = _meant(name)
     for path in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz", folder / f"{name}.zip", folder / name):
-        if known is None and path.exists():
+        # A folder of published files may be called by the other name; it is read under the registered one.
+        if known is None and path.exists() and not (hint and not path.is_file()):
             return Benchmark(name, str(path))
     files = sorted(p for p in folder.iterdir() if p.name.endswith(jsonl.SUFFIXES))
     sources = {p: source_of(p) for p in files}
@@ -132,7 +172,7 @@ def _find(name: str, known: tuple[Entry, str, str] | None, folder: Path) -> Benc
     there = {p.name.removesuffix(".gz").removesuffix(".jsonl") for p in files} | {s for s in sources.values() if s}
     there |= {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
     there |= {n for n, e in ENTRIES.items() if locate_entry(e, folder)}
-    hint = nearest(name, sorted(there)) or ", which holds no record file"
+    hint = hint or nearest(name, sorted(there)) or ", which holds no record file"
     raise UserError(f"--benchmark={name}: not in {folder}{hint}")
 
 
@@ -203,7 +243,17 @@ def load(
         raise UserError(f"{benchmark.path}: every record needs an image; nothing is left to ask")
     asked_images = sum(bool(r.get("needs_image")) for r in kept)
     about = {"asked": len(kept), "needs_image": left, "needs_image_asked": asked_images, "path": benchmark.path}
+    about |= {"duplicates": _repeated(kept)}
     return Loaded(kept, others, {**info, **about})
+
+
+def _repeated(records: Iterable[dict]) -> int:
+    """How many questions are there more than once: passage, wording and options alike, in whatever order."""
+    met = Counter(
+        (r["language"], question_key(r), r.get("context", ""), *sorted(r.get("options", {}).values()))
+        for r in records
+    )  # fmt: skip
+    return sum(n > 1 for n in met.values())
 
 
 def _other_splits(path: str, kind: str) -> dict[str, list[dict]]:
