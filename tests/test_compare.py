@@ -105,6 +105,61 @@ def test_passages_matter_only_where_there_are_some(runs):
     assert [(t.board, len(t.lines)) for t in found] == [("mmedbench", 2), ("rumeddanet", 1), ("rumeddanet", 1)]
 
 
+@pytest.mark.parametrize("newer", [False, True])
+def test_a_run_without_passages_is_asked_as_one_that_has_some_elsewhere(runs, newer):
+    """MedMCQA has none: it is compared with itself whether or not PubMedQA was asked beside it."""
+    quiz = items_of([record(n, "en") for n in range(8)], "medmcqa")
+    both = [*quiz, *items_of([record(n, "en") for n in range(8)], "pubmedqa")]
+    paths = runs(a={"items": both, "book": "open"}, b={"items": quiz, "book": "closed"}, c={"items": both})
+    for path, passages in zip(paths, ("shown", None, "hidden")):
+        file = Path(path) / "results.json"
+        results = json.loads(file.read_text())
+        results["data"]["medmcqa"]["split"] = "validation"
+        if newer:
+            for name, data in results["data"].items():
+                data["passages"] = passages if name == "pubmedqa" else None
+        file.write_text(json.dumps(results))
+    (table,) = tables(paths[:2], wanted=())
+    assert table.asked.endswith("pubmedqa with passages") and [line.name for line in table.lines] == ["a", "b"]
+    (d,) = table.differences
+    assert d.column == "medmcqa" and d.count == 8 and d.p is not None
+    found = {t.asked.rpartition(", ")[2]: t for t in tables(paths, wanted=())}
+    told = {asked: ([line.name for line in t.lines], t.columns) for asked, t in found.items()}
+    assert told == {
+        "pubmedqa with passages": (["a"], ["medmcqa", "pubmedqa"]), "no examples": (["a", "b", "c"], ["medmcqa"]),
+        "pubmedqa without passages": (["c"], ["medmcqa", "pubmedqa"]),
+    }  # fmt: skip
+    assert [(d.other, d.column) for d in found["no examples"].differences] == [("b", "medmcqa"), ("c", "medmcqa")]
+
+
+def test_passages_of_ones_own_files(runs):
+    items = items_of([record(n, "en") for n in range(4)], "mine")
+    for pair, count in ((("shown", "hidden"), 2), ((None, None), 1), (("shown", None), 1)):
+        made = {f"r{k}": {"items": items, "info": {"passages": p}} for k, p in enumerate(pair)}
+        assert len(tables(runs(**made), wanted=())) == count, pair
+
+
+def test_copies_under_two_names_are_counted_once_and_named(runs):
+    records = [record(n, "es") for n in range(8)]
+    twice = [*items_of(records, "headqa:dev"), *items_of(records, "headqa:validation")]
+    once = items_of(records, "headqa:dev")
+    info = {"info": {"split": "validation"}}
+    right = {"answer": sometimes(1.0)}
+    (table,) = tables(runs(a={"items": twice, **info}, b={"items": once, **right, **info}), wanted=())
+    assert [line.values["es"].count for line in table.lines] == [8, 8] and table.differences[0].count == 8
+    told = "headqa:validation are questions of headqa:dev, asked twice: left out"
+    assert told in table.lines[0].notes
+    assert not any("twice" in n for n in table.lines[1].notes)
+
+
+def test_a_part_beside_its_whole_is_counted_once(runs):
+    exams = [record(n, "ko", id=f"{s}{n}", provenance={"subject": s}) for s in ("doctor", "nurse") for n in range(4)]
+    items = [*items_of(exams[:4], "kormedmcqa/doctor", "subject"), *items_of(exams, "kormedmcqa", "subject")]
+    (table,) = tables(runs(a={"items": items}), wanted=())
+    assert {c: v.count for c, v in table.lines[0].values.items()} == {"doctor": 4, "nurse": 4}
+    assert any("kormedmcqa/doctor are questions of kormedmcqa" in n for n in table.lines[0].notes)
+
+
 def test_differences_are_over_common_items_with_mcnemars_test(runs):
     answers = {"a": "BBBBBBBBAA", "b": "BABABABBBB"}  # on items whose right letter is B
     made = {

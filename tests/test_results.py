@@ -58,11 +58,33 @@ def test_interval_covers_the_truth_about_nineteen_times_of_twenty():
     rng = np.random.default_rng(0)
     truth = (0.3 + 0.6) / 2
     hits = 0
-    for seed in range(200):
+    for _ in range(200):
         cells = [(int(rng.binomial(150, 0.3)), 150), (int(rng.binomial(300, 0.6)), 300)]
-        low, high = mean_interval(cells, resamples=1000, seed=seed)
+        low, high = mean_interval(cells)
         hits += low <= truth <= high
     assert 180 <= hits <= 198
+
+
+def test_mean_interval_does_not_collapse_where_all_are_wrong_or_right():
+    nothing, everything = (mean_interval([(k, 6)] * 6) for k in (0, 6))
+    assert nothing[0] == 0.0 and nothing[1] == pytest.approx(wilson(0, 6)[1] / 6**0.5)
+    assert everything == pytest.approx((1 - nothing[1], 1.0))
+    half = wilson(0, 6)[1] / 2
+    assert mean_interval([(0, 6), (6, 6)]) == pytest.approx((0.5 - half, 0.5 + half))
+
+
+def test_mean_interval_covers_rare_answers_of_few_items():
+    rng = np.random.default_rng(1)
+    drawn = rng.binomial(8, 0.05, size=(400, 6))
+    found = [mean_interval([(int(k), 8) for k in row]) for row in drawn]
+    assert sum(low <= 0.05 <= high for low, high in found) >= 360 and min(high - low for low, high in found) > 0.1
+
+
+@given(st.lists(st.integers(1, 50).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), min_size=1, max_size=9))
+def test_mean_interval_is_around_the_mean(cells):
+    low, high = mean_interval(cells)
+    mean = sum(k / n for k, n in cells) / len(cells)
+    assert -1e-12 <= low <= mean + 1e-12 and mean - 1e-12 <= high <= 1 + 1e-12 and high - low > 0.01
 
 
 def test_pairing_takes_out_what_both_runs_share():

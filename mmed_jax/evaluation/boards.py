@@ -15,7 +15,7 @@ from mmed_jax.evaluation.runs import describe
 
 FOLDER = ASSETS / "published"
 ENGLISH = "english"
-_PASSAGES = ("pubmedqa", "rumeddanet", ENGLISH)
+_PASSAGES = ("pubmedqa", "rumeddanet")
 # How the fine-tuned rows of MMedBench were asked; of the others it is not published.
 _AS_DIRECT = {"kind": "mcq", "mode": "direct", "prompt_family": "mmedbench"}
 _OVER_API = {
@@ -38,14 +38,13 @@ class Board:
     Attributes:
       name: of the benchmark, or "english" for the nine columns of the English table.
       columns: in order. sizes: items published in each, where known. averaged: the printed average is the unweighted
-        mean of the columns; else all items are pooled. passages: some questions have one.
+        mean of the columns; else all items are pooled.
     """
 
     name: str
     columns: tuple[str, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
     averaged: bool = False
-    passages: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ class Published:
     def notes(self) -> list[str]:
         """What a reader of the row should know."""
         out = [self.note] if self.note else []
-        # Printed with two decimals of values with one or two: 0.02 is more than rounding makes of six.
-        if self.average is not None and self.mean is not None and abs(self.average - self.mean) >= 0.015:
+        # Both have two decimals: more than half a hundredth is more than rounding.
+        if self.average is not None and self.mean is not None and abs(self.average - self.mean) > 0.005 + 1e-9:
             out.append(f"prints the average {self.average:.2f}, the mean of its row is {self.mean:.2f}")
         return out
 
@@ -83,7 +82,7 @@ def place(name: str, info: Mapping[str, Any], language: str, part: str | None) -
     """
     known = lookup(name) if "count_mismatch" in info else None  # files of one's own are not counted
     if known is None:
-        return Board(f"{name} (a file of one's own)", (language,), passages=True), language
+        return Board(f"{name} (a file of one's own)", (language,)), language
     entry, split = known[0], info.get("split")
     meant = entry.split or "all"
     column = (part or known[1] or language) if entry.parts else language
@@ -93,7 +92,23 @@ def place(name: str, info: Mapping[str, Any], language: str, part: str | None) -
     title = entry.name if split == meant else f"{entry.name} ({split} split)"
     columns = entry.asked_parts or entry.parts or entry.languages
     averaged = entry.name == "mmedbench" and split == meant
-    return Board(title, columns, sizes, averaged, entry.name in _PASSAGES), column
+    return Board(title, columns, sizes, averaged), column
+
+
+def passages(name: str, info: Mapping[str, Any], book: str | None, seen: bool) -> str | None:
+    """Whether the passages of benchmark `name` were "shown" or "hidden"; None where it has none.
+
+    Args:
+      info: as in `place`. book, seen: for results that don't say it: the run's setting, and whether a line has one.
+    """
+    if "passages" in info:
+        return info["passages"]
+    known = lookup(name) if "count_mismatch" in info else None
+    if known is None:
+        return "shown" if seen else "hidden"
+    if known[0].name not in _PASSAGES:
+        return None
+    return "shown" if book == "open" else "hidden"
 
 
 def _english(entry: Entry, column: str) -> str | None:
@@ -113,7 +128,7 @@ def _english_sizes() -> dict[str, int]:
 def english_board() -> Board:
     """MedQA, MedMCQA, PubMedQA and six subjects of MMLU, as the English table has them."""
     sizes = _english_sizes()
-    return Board(ENGLISH, tuple(sizes), sizes, True, True)
+    return Board(ENGLISH, tuple(sizes), sizes, True)
 
 
 @cache
@@ -142,7 +157,7 @@ def _row(row: dict[str, str], board: str, metric: str) -> Published:
         asked = "prompts and number of examples not published"
     elif setting in ("lora", "full"):
         mode = "direct" if metric == "accuracy" else "rationale"
-        asked = describe({**_AS_DIRECT, "mode": mode}, passages=False)
+        asked = describe({**_AS_DIRECT, "mode": mode})
         asked += "" if metric == "accuracy" else ", human-checked references"
     else:
         asked = _OVER_API[setting]

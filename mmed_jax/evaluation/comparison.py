@@ -9,11 +9,22 @@ from typing import Any
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.errors import UserError
 from mmed_jax.evaluation.boards import Board, Published, place, published
-from mmed_jax.evaluation.comparison_parts import ACCURACY, YOURS, Difference, Line, Table, Value
+from mmed_jax.evaluation.comparison_parts import (
+    ACCURACY,
+    YOURS,
+    Difference,
+    Line,
+    Table,
+    Value,
+    Way,
+    cells,
+    ways,
+    without_copies,
+)
 from mmed_jax.evaluation.comparison_rationales import rationales
 from mmed_jax.evaluation.intervals import mcnemar, mean_interval, paired, wilson
 from mmed_jax.evaluation.rationale import METRICS
-from mmed_jax.evaluation.runs import Run, describe
+from mmed_jax.evaluation.runs import Run
 
 _OFF = 0.02  # per cent: farther from every number of right answers than rounding or cutting two decimals
 
@@ -28,7 +39,7 @@ def compare(runs: Sequence[Run], *, wanted: Sequence[str] | None = None) -> list
     """
     out: list[Table] = []
     boards: dict[str, tuple[Board, list[str], list[Run]]] = {}
-    for run in runs:
+    for run in map(without_copies, runs):
         for board, column, _ in _cells(run):
             _, columns, there = boards.setdefault(board.name, (board, list(board.columns), []))
             if column not in columns:
@@ -37,13 +48,10 @@ def compare(runs: Sequence[Run], *, wanted: Sequence[str] | None = None) -> list
                 there.append(run)
     for board, columns, there in boards.values():
         columns.sort(key=lambda c: LANGUAGES.index(c) if c in LANGUAGES and not board.columns else -1)
-        ways: dict[str, list[Run]] = {}
-        for run in there:
-            ways.setdefault(describe(run.settings, passages=board.passages), []).append(run)
-        tables = [_accuracy(board, columns, asked, same) for asked, same in ways.items()]
+        tables = [_accuracy(board, way) for way in ways(board, columns, there)]
         out += _with_published(tables, board, columns, ACCURACY, wanted)
         for metric in METRICS:
-            out += _with_published(rationales(board, metric, there), board, columns, metric, wanted)
+            out += _with_published(rationales(board, metric, columns, there), board, columns, metric, wanted)
     for table in out:
         table.columns = [c for c in table.columns if any(c in line.values for line in table.lines)]
     return out
@@ -51,35 +59,30 @@ def compare(runs: Sequence[Run], *, wanted: Sequence[str] | None = None) -> list
 
 def _cells(run: Run) -> Iterator[tuple[Board, str, dict[str, Any]]]:
     """(board, column, cell) of everything a run counts."""
-    for name, block in run.results["benchmarks"].items():
-        info = run.results["data"].get(name, {})
-        if parts := block.get("parts"):
-            for part, cell in parts.items():
-                yield *place(name, info, next(iter(block["languages"])), part), cell
-        else:
-            for language, cell in block["languages"].items():
-                yield *place(name, info, language, None), cell
+    for name in run.results["benchmarks"]:
+        yield from cells(run, name)
 
 
-def _accuracy(board: Board, columns: Sequence[str], asked: str, runs: Sequence[Run]) -> Table:
+def _accuracy(board: Board, way: Way) -> Table:
+    columns, runs = way.columns, way.runs
     total = "" if len(columns) == 1 else "average" if board.averaged else "all"
-    table = Table(board.name, ACCURACY, asked, list(columns), total)
+    table = Table(board.name, ACCURACY, way.asked, list(columns), total)
     for run in runs:
-        cells = {c: cell for b, c, cell in _cells(run) if b.name == board.name}
-        values = {c: _value(cell, board.sizes.get(c)) for c, cell in cells.items()}
-        counts = [(cells[c]["correct"], cells[c]["count"]) for c in cells]
+        found = {c: cell for b, c, cell in _cells(run) if b.name == board.name and c in columns}
+        values = {c: _value(cell, board.sizes.get(c)) for c, cell in found.items()}
+        counts = [(found[c]["correct"], found[c]["count"]) for c in found]
         average = None
         if total == "all":
             right, count = (sum(x) for x in zip(*counts))
             average = Value(right / count, count, wilson(right, count))
-        elif total and all(c in cells for c in board.columns):
-            counts = [(cells[c]["correct"], cells[c]["count"]) for c in board.columns]
+        elif total and all(c in found for c in board.columns):
+            counts = [(found[c]["correct"], found[c]["count"]) for c in board.columns]
             mark = "*" if any(values[c].mark for c in board.columns) else ""
             average = Value(sum(k / n for k, n in counts) / len(counts), None, mean_interval(counts), None, mark)
         table.lines.append(Line(YOURS, run.name, values, average, _notes(run, board, values, total, average)))
     table.notes = _between(runs)
     for other in runs[1:]:
-        found = _differences(runs[0], other, board, columns, asked)
+        found = _differences(runs[0], other, board, columns, way.asked)
         table.differences += found
         common = max(d.count for d in found)
         both = (line for line in table.lines if line.name in (runs[0].name, other.name))
@@ -99,9 +102,9 @@ def _notes(run: Run, board: Board, values: dict[str, Value], total: str, average
     off = [f"{c} {v.count:,} of {v.size:,}" for c, v in values.items() if v.mark]
     out = [f"* not the published number of items: {', '.join(off)}"] if off else []
     gone = [c for c in board.columns if c not in values]
-    if total == "average" and average is None:
+    if total == "average" and average is None and gone:
         out.append(f"no average: {', '.join(gone)} not asked")
-    return out
+    return out + list(run.notes.get(board.name, ()))
 
 
 def _between(runs: Sequence[Run]) -> list[str]:
@@ -153,7 +156,7 @@ def _published(row: Published, board: Board, metric: str) -> Line:
     if row.average is not None:
         sized = [(round(v.value * v.size), v.size) for v in values.values() if v.size]
         interval = mean_interval(sized) if len(sized) == len(values) and values else None
-        if any(n.startswith("prints the average") for n in notes):
+        if row.mean is not None and abs(row.average - row.mean) > _OFF:
             interval = None  # it would not be around the printed number
         average = Value(row.average / 100, None, interval)
     return Line(row.group, row.method, values, average, notes)
@@ -164,7 +167,7 @@ def _published(row: Published, board: Board, metric: str) -> Line:
 
 def _differences(a: Run, b: Run, board: Board, columns: Sequence[str], asked: str) -> list[Difference]:
     """`b` minus `a`, column by column, over common items."""
-    mine, yours = _items(a, board), _items(b, board)
+    mine, yours = ({k: v for k, v in _items(r, board).items() if k[0] in columns} for r in (a, b))
     common = [key for key in mine if key in yours]
     if not common:
         raise UserError(

@@ -5,13 +5,13 @@ from typing import Any
 
 from mmed_jax.errors import UserError
 from mmed_jax.evaluation.boards import Board, place
-from mmed_jax.evaluation.comparison_parts import YOURS, Difference, Line, Table, Value
+from mmed_jax.evaluation.comparison_parts import YOURS, Difference, Line, Table, Value, ways
 from mmed_jax.evaluation.intervals import paired
 from mmed_jax.evaluation.rationale import AVERAGE
-from mmed_jax.evaluation.runs import SCORES, Run, describe, read_scores
+from mmed_jax.evaluation.runs import SCORES, Run, read_scores
 
 
-def rationales(board: Board, metric: str, runs: Sequence[Run]) -> list[Table]:
+def rationales(board: Board, metric: str, columns: Sequence[str], runs: Sequence[Run]) -> list[Table]:
     """Tables of one metric, one for each way of asking; means and intervals are those of results.json.
 
     The first run of a table is compared with the others where both have the scores of each item.
@@ -20,13 +20,14 @@ def rationales(board: Board, metric: str, runs: Sequence[Run]) -> list[Table]:
       UserError: scores that do not belong to their results, or two runs with different references.
     """
     tables: dict[str, tuple[Table, list[Run]]] = {}
-    for run in runs:
-        values, average = _means(run, board, metric)
+    for way, run in ((w, r) for w in ways(board, columns, runs) for r in w.runs):
+        found, average = _means(run, board, metric)
+        values = {c: v for c, v in found.items() if c in way.columns}
+        average = average if len(values) == len(found) else None
         if not values:
             continue
         settings = run.results.get("rationale_settings", {})
-        asked = describe(run.settings, passages=board.passages)
-        asked += ", human-checked references" if settings.get("checked") else ", all references"
+        asked = way.asked + (", human-checked references" if settings.get("checked") else ", all references")
         table, there = tables.setdefault(asked, (Table(board.name, metric, asked, [], ""), []))
         table.columns += [c for c in dict.fromkeys((*board.columns, *values)) if c not in table.columns]
         gone = [c for c in board.columns if c not in values] if board.averaged else []

@@ -11,11 +11,12 @@ from mmed_jax.evaluation.intervals import short
 from mmed_jax.outputs import csv_text
 
 NOTE = (
-    "Per cent; rationale metrics times 100. Intervals are 95 %: Wilson's for the accuracy of one column, a seeded "
-    "bootstrap over items for averages and rationale metrics. Published rows come without items: intervals of their "
-    "accuracies follow from the figure and the size of the test set. Differences are second minus first over common "
-    "items, with paired bootstrap intervals and, for accuracies, the p of McNemar's exact test, not corrected for the "
-    "number of comparisons. Tables of different ways of asking are not to be read as one."
+    "Per cent; rationale metrics times 100. Intervals are 95 %: Wilson's for the accuracy of one column, those "
+    "combined (MOVER) for averages of columns, a seeded bootstrap over items for rationale metrics. Published rows "
+    "come without items: intervals of their accuracies follow from the figure and the size of the test set. "
+    "Differences are second minus first over common items, with paired bootstrap intervals and, for accuracies, the "
+    "p of McNemar's exact test, not corrected for the number of comparisons. Tables of different ways of asking are "
+    "not to be read as one."
 )
 _HEAD = ("", "items", "first", "second", "second - first", "95 % interval", "only first right", "only second right",
          "p")  # fmt: skip

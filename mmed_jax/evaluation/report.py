@@ -29,9 +29,8 @@ def make_page(results: dict[str, Any], items: Sequence[Item], predictions: Seque
     body = [
         facts(_facts(results)),
         "<h2>Results</h2>", _table(results),
-        f'<p class="note">{esc(results["metric"])}.{unread}{cut} Intervals are 95 %: Wilson’s, and a bootstrap over '
-        "the items of every language for means over languages. Means are unweighted, as the MMedBench tables print."
-        "</p>",
+        f'<p class="note">{esc(results["metric"])}.{unread}{cut} Intervals are 95 %: Wilson’s; for means over '
+        "languages those of the languages combined (MOVER). Means are unweighted, as the MMedBench tables print.</p>",
         *(_chart(name, block) for name, block in results["benchmarks"].items()),
         *(_confusion(name, block) for name, block in results["benchmarks"].items()),
         _rationales(results),
@@ -57,7 +56,8 @@ def _model(results: dict[str, Any]) -> str:
 def _facts(results: dict[str, Any]) -> list[tuple[str, object]]:
     """What the number is of; the rest stands at the end of the page."""
     s = results["settings"]
-    out = [("model", _model(results)), ("mode", describe(s, passages=s.get("book") == "open"))]
+    asked = describe(s, passages="with passages" if s.get("book") == "open" else "")
+    out = [("model", _model(results)), ("mode", asked)]
     for name, block in results["benchmarks"].items():
         data = results["data"].get(name, {})
         split = f", split {data['split']}" if data.get("split") else ""

@@ -81,7 +81,7 @@ def summarise(items: Sequence[Item], predictions: Sequence[dict]) -> dict[str, A
     "rules"}.
 
     "overall" pools all items; "mean_over_languages" is the unweighted mean that the MMedBench tables print, its
-    interval a seeded bootstrap over the items of each language. Benchmarks have "confusion" besides.
+    interval intervals.mean_interval's. Benchmarks have "confusion" besides.
     """
     pairs = list(zip(items, predictions, strict=True))
     names = list(dict.fromkeys(i.benchmark for i in items))

@@ -4,7 +4,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ class Run:
 
     Attributes:
       name: what tables call it. results: results.json. lines: of predictions.jsonl, in their order.
+      notes: {board: what a reader of its rows there should know}.
     """
 
     name: str
     path: Path
     results: dict[str, Any]
     lines: list[dict[str, Any]]
+    notes: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -157,11 +159,11 @@ def read_scores(run: Run) -> dict[tuple[str, str], dict[str, float]] | None:
     return out
 
 
-def describe(settings: Mapping[str, Any], *, passages: bool) -> str:
+def describe(settings: Mapping[str, Any], *, passages: str = "") -> str:
     """How questions were asked, in words that are equal where the ways are: what is compared only with itself.
 
     Args:
-      settings: of results.json. passages: whether the benchmark has some, so that it matters if they were shown.
+      settings: of results.json. passages: what is said of them where there are some.
     """
     if settings["kind"] != "mcq":
         return "exact match of whole answers"
@@ -175,6 +177,5 @@ def describe(settings: Mapping[str, Any], *, passages: bool) -> str:
     parts.append(f"{shots} example{'s' if shots > 1 else ''}" if shots else "no examples")
     if settings.get("shuffle_seed") is not None:
         parts.append(f"options shuffled with seed {settings['shuffle_seed']}")
-    if passages:
-        parts.append("with passages" if settings.get("book") == "open" else "without passages")
+    parts += [passages] if passages else []
     return ", ".join(parts)
