@@ -7,12 +7,16 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_gen.spool import remove_temporaries
 from mmed_jax.data import jsonl
 from mmed_jax.data.schema import LANGUAGES, read_records
 from mmed_jax.errors import UserError, WorkError, nearest
 from mmed_jax.outputs import check_file, check_folder
+
+if TYPE_CHECKING:
+    from data_gen.settings import RunSettings
 
 _ORDER = ("accepted", "rejected", "failed", "pending")
 
@@ -121,8 +125,8 @@ def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[di
 
     Writes records and rejects, prints tables. What an enriching method leaves out follows its records unchanged;
     a record that got no label stays where it was.
-    Files are written atomically. Raises WorkError when rows are left pending (a stop by --max_usd, --max_requests) or
-    failed (the endpoint would not answer them): the same command goes on.
+    Files are written atomically. Raises WorkError when rows are left pending (a stop by --max_usd, --max_requests: told
+    with the ledger's total) or failed (the endpoint would not answer them): the same command goes on.
     """
     rejects: list[str] = []
     for number, one in enumerate((method, *then)):
@@ -132,7 +136,9 @@ def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[di
         jsonl.write_lines(args.rejects, rejects)
         print(f"written: {args.output}, {args.rejects}", flush=True)
         if any(unfinished.values()):
-            raise WorkError(unfinished_text(**unfinished))
+            from data_gen.runner import settings_from
+
+            raise WorkError(unfinished_text(**unfinished, limit=reached(settings_from(args))))
 
 
 def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], rejects: list[str]) -> dict[str, int]:
@@ -175,11 +181,30 @@ def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]],
     return {state: sum(n for (s, _), n in counts.items() if s == state) for state in ("pending", "failed")}
 
 
-def unfinished_text(pending: int, failed: int) -> str:
-    """What a run leaves undone, and how to go on."""
+def reached(settings: "RunSettings") -> str:
+    """Which limit keeps rows pending, and what the ledger has sent or spent; "" where none does."""
+    from data_gen.ledger import Ledger
+
+    if settings.max_requests is None and settings.max_usd is None:
+        return ""
+    with Ledger(settings.ledger_file) as ledger:
+        totals = ledger.totals()
+    if settings.max_requests is not None and totals.requests >= settings.max_requests:
+        sent = f"the ledger has sent {totals.requests:,}"
+        return f"limit --max_requests={settings.max_requests} is reached ({sent}): raise it"
+    if settings.max_usd is None:
+        return ""
+    unknown = f", and up to ${totals.uncertain:.4f} for attempts of unknown cost" if totals.uncertain else ""
+    spent = f"the ledger has spent ${totals.spent:.4f}{unknown}; another request may pass it"
+    return f"limit --max_usd={settings.max_usd:g} is reached ({spent}): raise it"
+
+
+def unfinished_text(pending: int, failed: int, limit: str = "") -> str:
+    """What a run leaves undone, and how to go on. limit: what keeps rows pending, as `reached` says it."""
     parts = []
     if pending:
-        parts.append(f"{pending:,} rows pending; the same command goes on where this one stopped")
+        why = f"; {limit}, and" if limit else ";"
+        parts.append(f"{pending:,} rows pending{why} the same command goes on where this one stopped")
     if failed:
         parts.append(
             f"{failed:,} rows failed (see the rejects); the same command asks again for those that the endpoint could "

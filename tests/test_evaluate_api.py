@@ -180,10 +180,12 @@ def test_a_killed_evaluation_goes_on_and_pays_for_nothing_twice(server, tmp_path
 
 
 def test_a_limit_leaves_the_evaluation_unfinished(ask, server, tmp_path):
-    with pytest.raises(WorkError, match="7 rows pending; the same command goes on where this one stopped"):
-        ask("--max_requests=5")
+    sent = r"7 rows pending; limit --max_requests=5 is reached \(the ledger has sent 5\): raise it, and the same"
+    for _ in range(2):  # the ledger's total counts, not that of a call
+        with pytest.raises(WorkError, match=sent):
+            ask("--max_requests=5")
     assert len(predictions(tmp_path)) == 5 and not (tmp_path / "out" / "results.json").exists()
-    with pytest.raises(WorkError, match="rows pending"):
+    with pytest.raises(WorkError, match=r"limit --max_usd=0.0001 is reached \(the ledger has spent \$0\.0"):
         ask("--max_usd=0.0001")
     assert len(server.bodies) == 5
     assert ask("--max_usd=1")["overall"]["count"] == 12 and len(server.bodies) == 12

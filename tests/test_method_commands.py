@@ -179,8 +179,10 @@ def test_without_schema_the_prompt_alone_says_the_form(run, server):
 
 
 def test_a_limit_leaves_rows_pending_and_the_same_command_goes_on(run):
-    with pytest.raises(WorkError, match="5 rows pending; the same command goes on"):
+    with pytest.raises(WorkError, match=r"5 rows pending; limit .*=3 is reached \(the ledger has sent 3\)"):
         run(topics, input=HANDCRAFTED / "mcq.jsonl", replace=True, limit=8, max_requests=3, concurrency=1)
+    with pytest.raises(WorkError, match=r"limit --max_usd=1e-06 is reached .*: raise it, and the same command goes on"):
+        run(topics, input=HANDCRAFTED / "mcq.jsonl", replace=True, limit=8, max_usd=1e-6, price="9,9", max_tokens=9)
     records, rejects = run(topics, input=HANDCRAFTED / "mcq.jsonl", replace=True, limit=8)
     assert len(records) == 8 and not rejects
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from data_gen.client import endpoint_name, make_client
 from data_gen.ledger import FINAL, Ledger
-from data_gen.method_command import unfinished_text
+from data_gen.method_command import reached, unfinished_text
 from data_gen.runner import run
 from data_gen.settings import RunSettings, add_run_flags, settings_from
 from data_gen.tokens import LIMITS
@@ -159,7 +159,8 @@ class ApiModel:
         for line in refused:
             on_line(line)
         if counts["pending"] or counts["failed"]:
-            parts = [unfinished_text(counts["pending"], 0)] if counts["pending"] else []
+            limit = reached(self.settings_of_run)
+            parts = [unfinished_text(counts["pending"], 0, limit)] if counts["pending"] else []
             if counts["failed"]:
                 parts.append(f"{counts['failed']:,} rows failed ({first}); the same command asks for them again")
             raise WorkError("; ".join(parts))
