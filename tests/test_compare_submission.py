@@ -89,6 +89,8 @@ def test_submission_of_answers_alone(runs, tmp_path):
         ([{"items": items_of([record(0, "en")], "medqa_us")}], "has no items of mmedbench's test split"),
         ([{}, EXPLAINS], "no reference is marked as checked"),
         ([{}, {**EXPLAINS, "weights": "other"}], "are of different weights"),
+        ([{"prompt_family": "llama3"}, EXPLAINS], r"r0 and r1: differ in the prompt family \(llama3, mmedbench\)"),
+        ([{}, {**EXPLAINS, "few_shot": 3}], r"differ in the number of examples \(0, 3\)"),
     ],
 )
 def test_what_is_no_submission(runs, tmp_path, made, message):

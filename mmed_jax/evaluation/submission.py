@@ -26,6 +26,7 @@ from mmed_jax.outputs import csv_text, write_text
 
 COLUMNS = ("Language", "ModelInput", "ModelOutput", "GT_Answer")
 METRICS = ("bleu-1", "bleu-2", "bleu-3", "bleu-4", "rouge-1", "rouge-2", "rouge-l")
+_ALIKE = {"prompt_family": "the prompt family", "few_shot": "the number of examples"}
 _SIZES = ENTRIES["mmedbench"].counts["test"]
 LANGUAGES = tuple(_SIZES)
 
@@ -37,13 +38,20 @@ def write_submission(
 
     Raises:
       UserError: a run of another mode or with shuffled options, no MMedBench test set in it or not all of it, two
-        models, references that nobody has checked.
+        models or ways of asking, references that nobody has checked.
     """
     runs = [direct] if rationale is None else [direct, rationale]
     lines = []
     for run, mode in zip(runs, ("direct", "rationale")):
         _check(run, mode)
         lines.append(_mmedbench(run, count_mismatch))
+    for key, what in _ALIKE.items():
+        values = [run.settings.get(key) or 0 for run in runs]
+        if len(set(values)) > 1:
+            raise UserError(
+                f"{direct.name} and {rationale.name}: differ in {what} ({values[0]}, {values[1]}); the runs of a "
+                "submission are asked alike"
+            )
     prints = [run.results["model"].get("fingerprint") for run in runs]
     if len(set(prints)) > 1:
         raise UserError(f"{direct.name} and {rationale.name}: are of different weights ({prints[0]}, {prints[1]})")
