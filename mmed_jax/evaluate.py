@@ -32,6 +32,7 @@ from mmed_jax.evaluation.arguments import check, listed, parse
 from mmed_jax.evaluation.items import Asking, Item, choose_examples, closed_book, make_items, prompts_hash
 from mmed_jax.evaluation.report import make_page
 from mmed_jax.evaluation.results import summarise, table
+from mmed_jax.evaluation.runs import SCORES
 from mmed_jax.inference.journal import Journal
 from mmed_jax.inference.load import say
 from mmed_jax.manifest import write_json
@@ -160,7 +161,11 @@ def main(argv: list[str] | None = None) -> None:
             print(f"note       {several:,} of {name} have several right answers, which one pick never is: wrong")
     for line in lines:
         print(line)
-    print(f"written    {output}/results.json, predictions.jsonl, report.html")
+    for name, block in results["benchmarks"].items():
+        if n := block.get("rationales_empty"):
+            print(f"note       {n:,} rationales of {name} are empty and score 0")
+    scores = f", {SCORES}" if args.rationale_metrics else ""
+    print(f"written    {output}/results.json, predictions.jsonl, report.html{scores}")
 
 
 def _model(args: argparse.Namespace) -> "LocalModel | ApiModel":

@@ -116,6 +116,14 @@ def test_a_row_without_a_usable_key_is_an_error_with_its_place(medqa_dir, key):
     assert len(loaded.records) == 2 and sum(loaded.info["dropped"].values()) == 1
 
 
+def test_all_reasons_of_unusable_rows_are_told(medqa_dir, count):
+    count("medqa_us", test={"en": 4})
+    rows = [{**medqa(0), "answer_idx": ""}, {**medqa(1), "question": " "}, {**medqa(2), "answer_idx": ""}, medqa(3)]
+    put(medqa_dir / "medqa_us" / "test.jsonl", rows)
+    with pytest.raises(UserError, match=r"3 of 4 rows .*\(2 x .*, first .*jsonl:1; 1 x .*, first .*jsonl:2\)"):
+        load("medqa_us", medqa_dir)
+
+
 def test_wrong_columns_say_which_and_what_was_expected(medqa_dir):
     put(medqa_dir / "medqa_us" / "test.jsonl", [{"frage": "Was?", "options": {}}])
     with pytest.raises(UserError, match=r"test.jsonl:1: field 'question' is missing; found: frage.*expects JSON lines"):

@@ -136,6 +136,15 @@ def test_count_that_is_off_is_said(page_of):
     assert "not as published" in text and problem in text
 
 
+def test_a_sample_is_marked_and_the_published_average_leads(page_of):
+    items = items_of([record(n, k) for k in ("en", "fr") for n in range(4 if k == "en" else 8)], "mmedbench")
+    _, text, outline = page_of(items, lambda i: f"Answer: {i.answer if i.language == 'en' else 'E'}", limit=8)
+    assert outline.headings[0] == "50.0% mean over languages, as published; 33.3% of 12 answers right"
+    assert "a sample (--limit=8)" in text[: text.index("<dl>")]
+    _, text, _ = page_of(items, lambda i: "Answer: A")
+    assert "a sample" not in text
+
+
 def test_pieces():
     assert table(["a", "b"], [["<x>", Cell(1, "2 to 3", shade=0.5, kind="right", span=2)]]).count("colspan") == 1
     cell = {"accuracy": 0.5, "interval95": [0.25, 0.75], "count": 1234}

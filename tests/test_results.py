@@ -148,6 +148,7 @@ def test_summary_averages_languages_as_the_papers_do():
     assert [line.split()[:2] for line in text.splitlines()[1:]] == [
         ["quiz", "en"], ["quiz", "ja"], ["quiz", "all"], ["quiz", "mean"]
     ]  # fmt: skip
+    assert "a sample" not in text and table({**result, "settings": {"limit": 8}}).startswith("a sample (--limit=8): ")
     assert "parsed" in text and "cut" in text and "50.0%" in text.splitlines()[-1]
 
 

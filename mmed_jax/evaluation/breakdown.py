@@ -103,8 +103,8 @@ def rationales(
     results: dict[str, Any], predictions: Sequence[dict], metrics: Sequence[str], checked: bool, model: str | None,
     folder: Path | None = None,
 ) -> None:  # fmt: skip
-    """Adds "rationale" to every benchmark, rationale.average's {metric: {language: cell, .., "average": cell}}, and
-    the settings.
+    """Adds "rationale" to every benchmark, rationale.average's {metric: {language: cell, .., "average": cell}},
+    "rationales_empty" (how many of them were), and the settings.
 
     `checked`: only items whose reference was checked and passed by people. `folder`: gets the scores of each item
     (rationale_scores.jsonl), by which runs are compared. Raises UserError (evaluation.rationale).
@@ -116,6 +116,7 @@ def rationales(
         mine = with_both((p for p in predictions if p["benchmark"] == name), checked)
         rows = score_rationales(pairs_of(mine), metrics, bertscore_model=model)
         block["rationale"] = average(rows)
+        block["rationales_empty"] = sum(not p["generated_rationale"].strip() for p in mine)
         for p, row in zip(mine, rows, strict=True):
             scores = {m: row[m] for m in metrics}
             lines.append({"benchmark": name, "id": p["id"], "language": p["language"], "scores": scores})

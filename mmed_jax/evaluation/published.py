@@ -174,8 +174,9 @@ def _count(benchmark, meant: str, asked: str | None, cells, rows: Counter, lost:
                 f"set, {sum(expected.values()):,} were published ({shown})"
             )
     if problem is None and len(gone) != known:
-        reason, where = gone[0] if gone else ("", "")
-        example = f" ({Counter(r for r, _ in gone).most_common(1)[0][1]} x {reason}, first {where})" if gone else ""
+        first = dict(reversed(gone))
+        told = "; ".join(f"{n} x {r}, first {first[r]}" for r, n in Counter(r for r, _ in gone).most_common())
+        example = f" ({told})" if gone else ""
         if gone or benchmark.raw:
             problem = f"{benchmark.name}: {len(gone)} of {sum(counted.values()):,} rows are no usable question{example}"
     return {

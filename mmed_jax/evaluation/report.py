@@ -10,7 +10,7 @@ from mmed_jax.evaluation.intervals import short
 from mmed_jax.evaluation.page import Cell, bars, esc, facts, page, table
 from mmed_jax.evaluation.rated import draw
 from mmed_jax.evaluation.rationale import AVERAGE
-from mmed_jax.evaluation.results import SEVERAL, UNPARSED, has_parse_rate, rows
+from mmed_jax.evaluation.results import SEVERAL, UNPARSED, has_parse_rate, limited, rows
 from mmed_jax.evaluation.runs import describe
 
 _SHOWN = 12  # wrong answers
@@ -26,7 +26,9 @@ def make_page(results: dict[str, Any], items: Sequence[Item], predictions: Seque
     some = _examples(wrong)
     unread = " An answer that can't be read counts as wrong." if has_parse_rate(results) else ""
     cut = " “cut” answers reached the token limit." if results.get("mode") != "loglikelihood" else ""
+    told = limited(results)
     body = [
+        f'<p class="note"><b class="bad">{esc(told)}</b></p>' if told else "",
         facts(_facts(results)),
         "<h2>Results</h2>", _table(results),
         f'<p class="note">{esc(results["metric"])}.{unread}{cut} Intervals are 95 %: Wilson’s; for means over '
@@ -38,7 +40,12 @@ def make_page(results: dict[str, Any], items: Sequence[Item], predictions: Seque
         f"<h2>Wrong answers ({len(some)} of {len(wrong):,})</h2>", _wrong(some),
         "<h2>Settings</h2>", facts(_settings(results)),
     ]  # fmt: skip
-    return page(f"{overall['accuracy']:.1%} of {overall['count']:,} answers right", "".join(body))
+    title = f"{overall['accuracy']:.1%} of {overall['count']:,} answers right"
+    blocks = list(results["benchmarks"].values())
+    if len(blocks) == 1 and blocks[0].get("published_average") == "mean_over_languages":
+        mean = f"{blocks[0]['mean_over_languages']:.1%}"
+        title = f"{mean} mean over languages, as published; {title}" if len(blocks[0]["languages"]) > 1 else title
+    return page(title, "".join(body))
 
 
 def _model(results: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from mmed_jax.evaluation.intervals import mean_interval, wilson
 # How `confusion` calls an answer of several letters, and one that can't be read.
 SEVERAL, UNPARSED = "several", "unparsed"
 
+
 def fold(text: str) -> str:
     """For exact match of answers: NFKC, casefolded, whitespace squeezed."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
@@ -140,7 +141,14 @@ def table(results: dict[str, Any]) -> str:
             lines.insert(at + 1, mean + [""] * (len(head) - len(mean)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     left = (0, 1)
-    return "\n".join(
+    shown = [
         "  ".join(v.ljust(w) if i in left else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths))).rstrip()
         for line in lines
-    )
+    ]
+    return "\n".join([*([told] if (told := limited(results)) else []), *shown])
+
+
+def limited(results: dict[str, Any]) -> str:
+    """What has to be said of a run with --limit; "" of others."""
+    limit = results.get("settings", {}).get("limit")
+    return f"a sample (--limit={limit}): the first {limit} of each language and part, no test set" if limit else ""
