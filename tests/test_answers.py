@@ -99,7 +99,10 @@ def test_unparsed_names_its_reason():
     assert extract("no idea") == Extraction(None, "none")
 
 
-@pytest.mark.parametrize("filler", ["lorem ", "A ", "A, ", "( ", "答案", "answer is ", "option A "])
+_FILLERS = ["x" + " \n" * 9, "\n\n2. ", "if A is right? ", "<think>", "\\boxed{", "Answer B: x\n", "Aが", "A가 "]
+
+
+@pytest.mark.parametrize("filler", ["lorem ", "A ", "A, ", "( ", "答案", "answer is ", "option A ", *_FILLERS])
 def test_long_repetitive_output_is_read_in_time(filler):
     """A looping model writes thousands of repeats; no rule may take quadratic time over them."""
     start = time.perf_counter()
@@ -121,7 +124,7 @@ def test_every_trained_answer_is_read_back(repo, family, mode):
 # ---- The corpus: outputs as models write them, with the letters and the rule that have to come out ------------------
 
 CORPUS = [
-    {**json.loads(line), "language": file.stem}
+    {"language": file.stem, **json.loads(line)}
     for file in sorted((Path(__file__).parent / "answer_corpus").glob("*.jsonl"))
     for line in file.open(encoding="utf-8")
 ]
@@ -220,6 +223,12 @@ SPLITS = [
     ("ru", "Доза 5 µг. Следовательно, правильный ответ: В", "Доза 5 µг."),
     ("en", "###Rationale: Text.\n###Answer: OPTION B IS CORRECT.</s>", "Text."),
     ("en", "", ""),
+    ("en", "Wheeze. Answer: B\n\nIncorrect answer: C, it is teratogenic.", "Wheeze."),
+    ("en", "Wheeze.\n\nAnswer: B\n\nWhy not:\nAnswer A: too slow.\nAnswer C: too weak.", "Wheeze."),
+    ("zh", "血压低。正确答案：B\n错误答案：A、C", "血压低。"),
+    ("ja", "血圧が低い。正解：B\n不正解：A、C", "血圧が低い。"),
+    ("ko", "혈압이 낮다. 정답: B\n오답: A, C", "혈압이 낮다."),
+    ("en", "<think>Maybe A. Answer: A</think>Wheeze. \\(\\boxed{B}\\)", "<think>Maybe A. Answer: A</think>Wheeze."),
 ]  # fmt: skip
 
 

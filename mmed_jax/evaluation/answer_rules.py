@@ -33,6 +33,8 @@ ANCHORS: tuple[tuple[str, str], ...] = (
         r"\s*(?:therefore|thus|clearly|most\s+likely|probably|likely|definitely|indeed)?,?"
         r"(?:\s*not\s+[A-Z],?\s+but)?",
     ),
+    ("sentence:en", r"\b(?:change|revise|switch)\s+(?:my|the|our)\s+(?:final\s+)?answer\s+to\s"),
+    ("choose:en", r"\bso,?\s+(?=(?:option\s+)?\(?[A-Z]\)?\s+instead\b)"),
     (
         "choose:en",
         r"\b(?:(?:i|we)(?:\s+would|\s+will|['’]d|['’]ll)?\s+(?:choose|pick|select|chose|say|go\s+(?:with|for))|it\s+must\s+be)\s",
@@ -57,6 +59,7 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     (
         "sentence:es",
         rf"\b(?:respuestas?(?:\s+{_ES_GOOD})?|la\s+correcta|(?:opci[óo]n|alternativa|afirmaci[óo]n)(?:es|s)?\s+{_ES_GOOD})"
+        r"(?:\s+a\s+(?:la|esta)\s+pregunta)?"
         r"\s+(?:(?:es|son|sería|serían)(?:,?\s+por\s+(?:lo\s+)?tanto,?)?(?=[\s:])|"
         r"no\s+es\s+(?:la\s+)?[A-Z]\s*,?\s*sino\b)",
     ),
@@ -91,7 +94,7 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     ("choose:zh", r"(?<![不未可首备待若如误])(?:选择|选)(?!\s*\n)\s*:?"),
     (
         "mark:ja",
-        r"(?:正解|正答|答え|解答|回答|(?<![解回])答)\s*[】\]]?\s*(?:の選択肢)?(?:として)?(?:は[,、]?|が|:|=|→)?"
+        r"(?:(?<!不)(?:正解|正答)|答え|解答|回答|(?<![解回誤])答)\s*[】\]]?\s*(?:の選択肢)?(?:として)?(?:は[,、]?|が|:|=|→)?"
         r"(?:\s*[A-Z]\s*ではなく[,、]?)?",
     ),
     (
@@ -110,6 +113,9 @@ ANCHORS: tuple[tuple[str, str], ...] = (
         r"因此|所以|したがって|よって|따라서|그러므로)\s*[:,、]?",
     ),
 )
+# Statements that yield to any other, by rule, the character before and the anchor: orders ("Select C for males"), and
+# what answers "which is right?" or "which is wrong?" but is a note in every other question.
+WEAK = r"choose:en \W*(?:choose|select|pick)|sentence:zh 不|sentence:ja (?:不|[\s\S]?(?:誤っている|正しい))"
 # Rules after which Cyrillic lookalikes are read as Latin letters, whatever the language of the question.
 RUSSIAN = ("mark:ru", "sentence:ru", "choose:ru")
 
@@ -133,7 +139,7 @@ VERDICT_AFTER = (
     r"\s+(?:est|sont)\s+(?:donc\s+)?(?:correct|exact|vrai|just)e?s?\b|"
     r"\s+(?:es|son)\s+(?:correct|verdader|ciert|adecuad)[oa]s?\b|"
     r"\s*(?:—|-|является)?\s*(?:верн|правильн)(?:ый|о|ая|ы|ым)\b|"
-    r"\s*(?:选项|项)?(?:是)?正确(?!的?是|吗)|"
+    r"\s*(?:选项|项)?(?:是)?正确(?=(?:的|无误)?(?:\W|$|因))|"
     r"\s*(?:が|は)(?:正しい|適切(?!で(?:は)?な))|"
     r"\s*번?(?:가|이)\s*(?:맞|옳|올바르|적절)"
 )
@@ -147,7 +153,7 @@ NEGATED_BEFORE = (
 HEDGE = (
     r"(?:\.{3}|…|,)?\s*(?:\b(?:or|ou|o|u|или|либо)\b|或者?|または|もしくは|か|또는|혹은|이나|나|/)"
     r"(?:\s*(?:maybe|perhaps|possibly|even|peut-être|quizás?|возможно|может быть|可能是|是)\s)?"
-    rf"\s*(?:option\s+|[{OPEN}]*)"
+    rf"\s*(?:option\s+|(?:⟦boxed⟧\s*)?[{OPEN}]*)"
 )
 # What may follow an answer letter besides the option's own text.
 FOLLOWS = (
@@ -156,22 +162,24 @@ FOLLOWS = (
     r"are\s+correct|car|parce|puisque|qui\s+(?:est|sont)|est\s+(?:la|correcte?|exacte?)|sont\s+(?:les|correct|exact|vrai)\w*|"
     r"porque|ya\s+que|pues|dado|debido|es\s+(?:la|correct[ao])|son\s+(?:las|correct[ao]s)|"
     r"так\s+как|потому|поскольку|является|верн\w+|"
-    r"explanation|rationale|explication|explicación|объяснение|解析|解释|理由|分析|解説|説明|해설|설명)\b|"
+    r"instead(?!\s+of)|explanation|rationale|explication|explicación|объяснение|解析|解释|理由|分析|解説|説明|해설|설명)\b|"
     r"\s*(?:因为|由于|选项|项|是正确|正确|の|です|でし|である|であり|だ|となる|と考え|と思|と判断|になる|が正|を選|が適|"
     r"입니다|이다|이며|이고|이라|임|번|로|예요|이에요|가\s*정답|이\s*정답|라고|야)"
 )
 CONNECTIVE = r"[.,]\s*(?:because|since|as|due|the|this|it|car|parce|puisque|porque|ya que|так как|потому)\b"
 # Where a model begins to invent the next question.
 RUN_ON = (
-    r"(?<=\S)\s*(?:#{2,}\s*(?:question|instruction|input)\b|"
-    r"\n\s*(?:question|instruction|问题|質問|問題|문제|질문|pregunta|вопрос)\s*\d*\s*[:：]|"
-    r"<\|(?:start_header_id|begin_of_text)\|>)"
+    r"(?<=\S)(?:\s*+#{2,}\s*(?:question|instruction|input)\b|"
+    # on a line of its own; a numbered vignette after an empty line
+    r"(?=[^\S\n]*\n)\s*+(?:question|instruction|问题|質問|問題|문제|질문|pregunta|вопрос|q|user|human)\s*\d*\s*[:：]|"
+    r"(?=[^\S\n]*\n[^\S\n]*\n)\s*+\d+\s*[.)、]\s*(?:an?\s+\d+[- ](?:year|month|week|day)|患者[,，]?\s*[男女])|"
+    r"\s*+<\|(?:start_header_id|begin_of_text)\|>)"
 )
 YES_NO = frozenset("yes no maybe да нет oui non sí si là 是 否 はい いいえ 예 네 아니오 아니요".split())
 # A verdict of falsehood right after a letter: "A - incorrect" opens a judgement of every option, not an answer.
 WRONG_AFTER = (
     r"\W*(?:(?:is\s+|est\s+|es\s+)?(?:incorrect|wrong|false|faux|fausse|inexact|fals[oa]|неверн|неправильн)|错|不正确|"
-    r"誤|正しくない|틀리|틀렸|옳지)"
+    r"誤|正しくない|틀리|틀렸|옳지|no\b(?=\W*(?:$|\n|[A-Z]\b)))"
 )
 # What may follow an option's text where words are not set apart by spaces: the copula of a statement.
 COPULA = r"です|でし|である|であり|だ(?:[。、と]|$)|となる|と考え|と思|이다|입니다|이며|이고|임(?:\W|$)|이에요|예요"

@@ -8,11 +8,16 @@ from typing import NamedTuple
 from mmed_jax.evaluation import answer_rules as R
 
 _RUN_ON = re.compile(R.RUN_ON, re.IGNORECASE)
-# (pattern, replacement), in this order: control tokens and tags, <answer>, \boxed{}, mark-up.
+# (pattern, replacement), in this order: thoughts that an answer follows, characters without width, control tokens and
+# tags, <answer>, TeX, mark-up.
 _CHANGES: tuple[tuple[re.Pattern, str | Callable[[re.Match], str]], ...] = (
+    (re.compile(r"^.*</think>(?=\s*\S)", re.DOTALL), ""),
+    (re.compile(r"[\u200b-\u200d\u2060\ufeff]"), ""),
     (re.compile(r"<\|[a-z_]+\|>|</s>|</?(?:b|i|u|p|em|br|strong)\s*/?>"), " "),
     (re.compile(r"</?answer>"), lambda m: "\n" if m[0][1] == "/" else "\nanswer: "),
-    (re.compile(r"\\boxed\s*\{\s*(?:\\\w+\s*\{\s*)?([^{}]*)\}+"), lambda m: f" ⟦boxed⟧ {m[1]} "),
+    (re.compile(r"\\(?:text|math|mbox)\w*\s*\{([^{}]*)\}"), lambda m: m[1]),
+    (re.compile(r"\\boxed\s*(?:\{\s*)+(?:\\\w+\s*\{\s*)?([^{}]*)\}+"), lambda m: f" ⟦boxed⟧ {m[1]} "),
+    (re.compile(r"\\[()\[\]]"), " "),
     (re.compile(r"[*`$#]|__"), ""),
 )
 

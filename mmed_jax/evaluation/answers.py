@@ -10,6 +10,7 @@ Order (the first stage that finds something decides):
   3. verdicts, "B is correct", all of them together
   4. the last line is nothing but letters, or "yes", "no", "да", ... where those are the options
   5. the reply, or its first line, is exactly one option's text
+What is denied, conditional or of the wrong answers is no statement ("incorrect answer: C"; see answer_context).
 Nothing found is None: scored as wrong and counted as unparsed. There is no "any letter will do" rule.
 
 A letter counts only where something that may follow an answer follows it: the end, punctuation, "because", the
@@ -24,18 +25,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from mmed_jax.evaluation import answer_context as C
 from mmed_jax.evaluation import answer_patterns as P
 from mmed_jax.evaluation import answer_rules as R
+from mmed_jax.evaluation.answer_options import OptionTexts
 from mmed_jax.evaluation.answer_text import fold as _fold
 from mmed_jax.evaluation.answer_text import prepare
 
-RULES_VERSION = 2  # goes into results; raise it when a rule changes
+RULES_VERSION = 3  # goes into results; raise it when a rule changes
 
-_NEGATED_BEFORE, _FOLLOWS, _CONNECTIVE, _NOISE, _WRONG, _COPULA, _HEDGE, _LEAD_IN, _MARK = (
+_NEGATED_BEFORE, _FOLLOWS, _CONNECTIVE, _NOISE, _WRONG, _LEAD_IN, _MARK, _WEAK = (
     re.compile(p, re.IGNORECASE)
     for p in (
-        R.NEGATED_BEFORE, R.FOLLOWS, R.CONNECTIVE, rf"\W*{R.NOISE}", R.WRONG_AFTER, R.COPULA, R.HEDGE, R.LEAD_IN,
-        R.RATIONALE_MARK,
+        R.NEGATED_BEFORE, R.FOLLOWS, R.CONNECTIVE, rf"\W*{R.NOISE}", R.WRONG_AFTER, R.LEAD_IN,
+        R.RATIONALE_MARK, R.WEAK,
     )
 )  # fmt: skip
 
@@ -101,66 +104,96 @@ class _Found(NamedTuple):
     start: int | None = 0
 
 
+class _Hit(NamedTuple):
+    """What follows an anchor: its place among statements, letters (None for a hedge), "" or ":text", where it ends."""
+
+    place: int
+    letters: str | None
+    how: str
+    end: int
+
+
 def _decide(text: str, options: Mapping[str, str] | Sequence[str], language: str | None) -> _Found | None:
     """The first stage that finds something in the prepared text."""
     texts = {k: _fold(v) for k, v in options.items()} if isinstance(options, Mapping) else {}
     reader = _Reader("".join(options), texts, language == "ru")
-    if not text:
-        return None
-    return (
-        reader.statements(text) or reader.opening(text) or reader.verdicts(text) or reader.last_line(text)
-        or reader.option_text(text)
-    )  # fmt: skip
+    stages = (reader.statements, reader.opening, reader.verdicts, reader.last_line, reader.option_text)
+    return next((found for stage in stages if text and (found := stage(text))), None)
 
 
 class _Reader:
     """The rules for one item's letters and option texts (casefolded; empty when unknown)."""
 
     def __init__(self, letters: str, texts: dict[str, str], russian: bool):
-        self.letters, self.texts, self.russian = letters, texts, russian
+        self.letters, self.texts, self.russian, self.options = letters, texts, russian, OptionTexts(texts)
 
     def statements(self, text: str) -> _Found | None:
         """Stage 1: the last statement of the answer."""
-        found: list[tuple[int, str | None, str, int]] = []  # (end position, letters, rule, start)
+        found: list[tuple[int, str | None, str, int, bool]] = []  # (place, letters, rule, start, weak)
         for rule, anchor in P.anchors():
             for m in anchor.finditer(text):
                 hit = self._after_anchor(text, m, self.russian or rule in R.RUSSIAN)
-                if hit and not (rule == "conclusion" and not self._closes(text, hit)):
-                    found.append((hit[0], hit[1], "ambiguous" if hit[1] is None else rule + hit[2], m.start()))
-        found += [(m.end(), self._join(m["s"]), "is_answer", m.start()) for m in self._suffixed(text, R.ANSWER_AFTER)]
+                if not hit or rule == "conclusion" and not self._closes(text, hit):
+                    continue
+                if not C.withheld(text, m.start(), hit.end, rule.startswith("choose")):
+                    name = "ambiguous" if hit.letters is None else rule + hit.how
+                    found.append((hit.place, hit.letters, name, m.start(), self._weak(text, m, rule, hit)))
+        for m in self._suffixed(text, R.ANSWER_AFTER):
+            found.append((m.end(), self._join(m["s"]), "is_answer", m.start(), C.conditional(text, m.start())))
         if not found:  # weaker than a letter: "aspirin is the best choice in other patients"
-            spans = self._texts_suffixed(text, R.ANSWER_AFTER)
-            found = [(m.end(), k, "is_answer:text", m.start()) for k, m in spans]
-        if not found:
+            spans = self.options.before(text, R.ANSWER_AFTER)
+            found = [(m.end(), k, "is_answer:text", m.start(), False) for k, m in spans]
+        strong = [f for f in found if not f[4]]
+        if not strong and len({f[1] for f in found}) != 1:  # nothing, or notes on one option after the other
             return None
-        _, letters, rule, start = max(found, key=lambda f: f[0])
+        _, letters, rule, start, _ = max(strong or found, key=lambda f: (f[0], f[1] is None))
         return _Found(letters, rule, start)
 
-    def _closes(self, text: str, hit: tuple[int, str | None, str]) -> bool:
-        """After "therefore" only letters that end the line, or their option's text, are a statement."""
-        after, own = text[hit[0] :], self.texts.get(hit[1] or "", "")
-        ends = re.match(r"\W*(?:$|\n)", after) or (own and _fold(after.lstrip(" .:)-")).startswith(own))
-        return not hit[2] and bool(ends)
+    def _weak(self, text: str, anchor: re.Match, rule: str, hit: _Hit) -> bool:
+        """Whether a statement yields to any other: "Answer A: not in pregnancy", "Select C for males", "if ...: C"."""
+        note = re.match(r"[ \t]*[:–—-][ \t]*([^\n]+)", text[hit.place :])
+        labels = rule == "mark:en" and not re.search(r"[:=→–—-]", anchor[0]) and note
+        if labels and _fold(note[1]) != self.texts.get(hit.letters or ""):
+            return True
+        words = text[max(0, anchor.start() - 1) : anchor.end()]
+        return bool(_WEAK.match(f"{rule} {words}")) or C.conditional(text, anchor.start())
 
-    def _after_anchor(self, text: str, anchor: re.Match, russian: bool) -> tuple[int, str | None, str] | None:
-        """What stands after it: (end, letters or None for a hedge, "" or ":text"); None if it is no answer."""
+    def _closes(self, text: str, hit: _Hit) -> bool:
+        """After "therefore" only letters that end the line, or their option's text, are a statement."""
+        after, own = text[hit.place :], self.texts.get(hit.letters or "", "")
+        ends = re.match(r"\W*(?:$|\n)", after) or (own and _fold(after.lstrip(" .:)-")).startswith(own))
+        return not hit.how and bool(ends)
+
+    def _after_anchor(self, text: str, anchor: re.Match, russian: bool) -> _Hit | None:
+        """What stands after it; None if it is no answer."""
         pos = anchor.end()
         # "La réponse est la rougeole": the article may be the option's own.
-        by_text = self._option_at(text, pos) or self._option_at(text, anchor.start("noise"))
+        by_text = self.options.at(text, pos) or self.options.at(text, anchor.start("noise"))
         m = P.letter_set(self.letters, russian).match(text, pos)
         # An option that speaks of options, "AとCの両方", goes before the letters in it.
         if m and self._join(m["s"]) and not (by_text and by_text[1] >= m.end()):
-            if P.hedge(self.letters, russian).match(text, m.end()):
-                return m.end(), None, ""
-            if self._may_end(text, m) and not self._restated(text, m):
-                return m.end(), self._join(m["s"]), ""
+            own = self.options.at(text, m.end())
+            own_end = own[1] if own and own[0] == self._join(m["s"]) else None
+            if end := self._or_another(text, m.end(), own_end):
+                return _Hit(end, None, "", end)
+            every = len(re.findall(r"\w", m["s"])) == len(self.letters)  # "Answer choices: A, B, C, D, E"
+            listed = self._restated(text, m) or every and re.search(r"choice|option", anchor[0], re.IGNORECASE)
+            if self._may_end(text, m) and not listed:
+                return _Hit(m.end(), self._join(m["s"]), "", own_end or m.end())
         if by_text:
             letter, end = by_text
-            other = _HEDGE.match(text, end)
-            if other and (hedged := self._option_at(text, other.end())) and hedged[0] != letter:
-                return end, None, ""
-            return pos + 1, letter, ":text"
+            if self.options.another(text, end, letter):
+                return _Hit(end, None, "", end)
+            if self.options.may_end(text, end):
+                return _Hit(pos + 1, letter, ":text", end)
         return None
+
+    def _or_another(self, text: str, end: int, own_end: int | None) -> int | None:
+        """Where "or C" ends that follows the letters, or the option's text that follows them; None if none does."""
+        if m := P.hedge(self.letters, self.russian).match(text, end):
+            return m.end()
+        m = P.hedge(self.letters, self.russian).match(text, own_end) if own_end else None
+        return m.end() if m and m[0][-1].isupper() else None  # "or a calcium blocker"
 
     def opening(self, text: str) -> _Found | None:
         """Stage 2: the whole reply, its first line, or its opening is letters."""
@@ -176,13 +209,13 @@ class _Reader:
         if m and self._join(m["s"]) and self._may_end(text, m) and not self._restated(text, m):
             after = text[m.end() :].lstrip()
             marked = after[:1] in tuple(".:)、-–—(,") or m["s"].strip()[-1:] in ")]】」"
-            if marked and self._option_at(text, 0) is None and not _WRONG.match(text, m.end()):
+            if marked and self.options.at(text, 0) is None and not _WRONG.match(text, m.end()):
                 return _Found(self._join(m["s"]), "leading")
         return None
 
     def verdicts(self, text: str) -> _Found | None:
         """Stage 3: "B is correct"; several of them make a set, since options are judged one by one."""
-        found = [self._join(m["s"]) for m in self._suffixed(text, R.VERDICT_AFTER)]
+        found = [self._join(m["s"]) for m in self._suffixed(text, R.VERDICT_AFTER) if not C.goes_on(text, m.end())]
         return _Found(normalise(",".join(found)), "verdict", None) if found else None
 
     def last_line(self, text: str) -> _Found | None:
@@ -209,7 +242,7 @@ class _Reader:
         word, mark = (_fold(m[1]), m[2]) if m else ("", "")
         # "No difference was seen" answers nothing.
         said = word in R.YES_NO and (mark in ("", *".,;:!—–-。、\n)") or word in R.YES)
-        same = [k for k, v in self.texts.items() if said and v == word]
+        same = [k for k, v in self.texts.items() if said and v == word and not self.options.another(text, m.end(1), k)]
         return _Found(same[0], "yes_no") if len(same) == 1 else None
 
     def _bare(self, line: str) -> str | None:
@@ -219,17 +252,9 @@ class _Reader:
 
     def _suffixed(self, text: str, suffix: str) -> Iterator[re.Match]:
         for m in P.letter_suffix(self.letters, self.russian, suffix).finditer(text):
-            if self._join(m["s"]) and not _NEGATED_BEFORE.search(text[max(0, m.start() - 30) : m.start()]):
+            negated = _NEGATED_BEFORE.search(text[max(0, m.start() - 30) : m.start()])
+            if self._join(m["s"]) and not (negated or C.label(text, m.start()) or C.withheld(text, m.start(), m.end())):
                 yield m
-
-    def _texts_suffixed(self, text: str, suffix: str) -> Iterator[tuple[str, re.Match]]:
-        """(letter, match) of option texts with `suffix` right after them, "warfarin is the correct answer"."""
-        words = {v: k for k, v in self.texts.items() if len(v) > 1 and v not in R.YES_NO}
-        if not words or len(words) < sum(len(v) > 1 and v not in R.YES_NO for v in self.texts.values()):
-            return
-        for m in P.text_suffix(tuple(sorted(words, key=len, reverse=True)), suffix).finditer(text):
-            if not _NEGATED_BEFORE.search(text[max(0, m.start() - 30) : m.start()]):
-                yield words[_fold(m["s"])], m
 
     def _join(self, span: str) -> str:
         """Letters of a matched span, sorted; "" when it is no set of letters ("CAD", "be", an option's acronym)."""
@@ -272,13 +297,3 @@ class _Reader:
         window = "\n".join(after.lstrip("\n").split("\n")[:2])
         second = f"[{P.capitals(self.letters[1], True)}]"
         return re.search(rf"(?:^|[\s(\[。;,、.]){second}\s*[.:、)\]](?!(?<=\.)[A-Za-z])\s*\S", window) is not None
-
-    def _option_at(self, text: str, pos: int) -> tuple[str, int] | None:
-        """(letter, end) of the one option whose whole text stands at `pos` (longest wins); None otherwise."""
-        fits: list[tuple[int, int, str]] = []  # (length, end, letter)
-        for k, v in self.texts.items():
-            m = P.text_pattern(v).match(text, pos) if len(v) > 1 else None
-            if m and (not re.match(r"[\w-]", text[m.end() :]) or _COPULA.match(text, m.end())):
-                fits.append((len(v), m.end(), k))
-        fits = [f for f in fits if f[0] == max(fits)[0]]
-        return (fits[0][2], fits[0][1]) if len(fits) == 1 else None

@@ -1,0 +1,112 @@
+"""What the words around a statement make of it: "incorrect answer: C", "if ..., the answer would be D", "vitamin B is
+correct" and "B is correct? No." are no statements of the answer. Patterns are matched without regard to case."""
+
+import re
+
+# Right before an anchor: it heads the wrong answers, or one not given ("오답" holds "답").
+_OTHER_HEAD = re.compile(
+    r"(?:\b(?:(?:incorrect|wrong|false|other|previous|prior|earlier|initial|traditional|tempting|alternat(?:iv)?e|common|"
+    r"second[- ](?:best|most\s+\w+)|next[- ]best|"
+    r"mauvaise|fausse|autre|incorrecte|inexacte|mala|peor|errónea|otra|incorrecta|falsa)s?|not\s+(?:the|an?)|"
+    r"(?:неправильн|неверн|ошибочн|друг)\w*)(?:\s+(?:most\s+)?(?:common|likely|popular))?[ \t]+|"
+    r"(?:错误?|干扰|其他|其它|其余)的?|(?:誤った|間違った|他の)|오|(?:틀린|잘못된|다른)\s*)$",
+    re.IGNORECASE,
+)
+# Right before "choose B": it is not chosen, or only by others or in another case.
+_NOT_CHOSEN = re.compile(
+    r"(?:\b(?:no|ni|nunca|not|never)[ \t]+|(?:不(?:能|应该?|可以?|宜|该|得|要|会|是)?|勿|别|避免|容易|[易常误]|往往|"
+    r"考生(?:都|多)?会?|如果|假如|倘若|若|为何|为什么)|오답인\s*)$",
+    re.IGNORECASE,
+)
+# Earlier in the sentence: what others think, or what is denied as a whole ("I don't think ...", "no creo que ...").
+_NOT_SAID = re.compile(
+    r"(?:\b(?:students?|candidates?|people|residents?|examinees|(?:one|you)\s+(?:might|may|could))\s+(?:\w+\s+)?"
+    r"(?:think|believe|assume|choose|say|pick)\b|"
+    r"(?:\b(?:not|never)|n['’]t)\s+(?:think|believe|say|agree|true)\b|"
+    r"\b(?:no\s+(?:es\s+(?:cierto|verdad)|creo|pienso)\s+que|ne\s+(?:pense|crois)\s+pas\s+que|"
+    r"n['’]est\s+pas\s+vrai\s+que|не\s+(?:думаю|считаю)|неверно,?\s+что)\b)(?:(?!\bbut\b)[^,])*$",
+    re.IGNORECASE,
+)
+# A condition with "would"; one that opens the sentence; and what makes it a premise: "if ..., so the answer is B".
+_IF = r"\b(?:if(?!\s+(?:i|we)\s+(?:had|have|must|were)\b)|unless|suppose|assuming|si|если)\b"
+_CONDITION = re.compile(rf"{_IF}|^\W*(?:had|were)\b", re.IGNORECASE)
+_IF_AFTER = re.compile(rf"[^.\n;]{{0,30}}?{_IF}", re.IGNORECASE)
+_WOULD = re.compile(r"\b(?:would|['’]d|serait|seraient|sería|serían|elegiría|бы)\b", re.IGNORECASE)
+_CASE_FIRST = re.compile(r"\W*(?:(?:if|unless|si|если)\b|若|如果|假如|倘若|もし|만약|만일)", re.IGNORECASE)
+_SO = re.compile(r"(?:\b(?:so|therefore|thus|hence|donc|por\s+(?:lo\s+)?tanto|поэтому)\b|因此|所以|故)[^,]*$", re.I)
+# Right after a statement: it is denied, doubted or left to a condition. In Japanese and Korean the denial ends the
+# verb: what is between starts at once and holds no other letter or word, so that "정답이며 C는 아니다" denies nothing.
+_TAKEN_BACK = re.compile(
+    r"[^.\n;?]{0,40}?\b(?:but|though|although)\s+(?:it|this|that|they|these)\s+(?:is|are|was|would\s+be)\s+"
+    r"(?:wrong|incorrect|false|not\s+(?:correct|right|true|the\b))|"
+    r"[ \t]*\?\W*(?:no|nope|wrong|non|нет|不|いいえ|아니)|"
+    r"[ \t]+(?:only[ \t]+)?(?:if|unless|si|если)\b|"
+    r"(?:[ \t]*,?[ \t]*(?:但|这|则|就|都|均))?(?:也|是|为)?(?:错|不对|不正确|不可|不能|不符)|"
+    r"(?![\s(「『:]|[^。、,.\nA-E]{0,6}(?:違い|しか|他なら|ほかなら|問題|差し支え)は?(?:な|あり|ござ))"
+    r"[^。、,.\nA-E]{0,8}?(?:ない|ません|限らな|かどうか|がち|誤り|誤っ|間違)|"
+    r"[^\WA-E]{0,6}(?:지\s?(?:않|못|말|마)|면\s?(?:안|틀|오답)|\s?수\s?(?:는\s?)?없|\s?(?:것[은이]\s?)?아[니닙닌]|기\s?쉽)",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"[ \t]*\?")
+
+# A letter after any other word is that word's label: "Table A", "vitamin B", "protein C", "in panel B".
+_SUBJECT_BEFORE = re.compile(
+    r"\b(?:options?|answers?|choices?|letters?|statements|items?|that|so|therefore|thus|hence|and|but|because|since|as|"
+    r"while|whereas|however|only|why|both|then|of|here|these|this|case|above|actually|clearly|think|believe|say|conclude|"
+    r"propositions?|réponses?|lettres?|affirmations?|assertions?|la|le|les|et|que|donc|mais|car|seules?|"
+    r"opci[óo]n(?:es)?|alternativas?|respuestas?|letras?|afirmaci[óo]n(?:es)?|el|los|las|y|pero|porque|s[óo]lo|"
+    r"вариант\w*|ответ\w*|утвержден\w*|пункт\w*|букв\w*|и|а|но|что|только|поэтому|значит|следовательно)[ \t]+$",
+    re.IGNORECASE,
+)
+_WORD_BEFORE = re.compile(r"[^\W\d_]['’]?[ \t]+$")
+_NAME_BEFORE = re.compile(
+    r"(?:[型肝组群図图表]|[维維]生素|ビタミン|비타민|因子|蛋白|プロテイン|辅酶|补体|補体|오답인|誤りである)[ \t]*$"
+)
+_CJK_BEFORE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3][ \t]*$")
+# After "is correct" or an option's text: anything else goes on to say for whom or of what ("right-sided", "of chronic
+# disease"). New lines and punctuation end the statement.
+_MORE_AFTER = re.compile(
+    r"-\w|[ \t]*,?[ \t]*\bbut\b(?!\s+(?:option\s+)?[A-Z]\s+is\s+(?:not|incorrect|wrong|false)\b)|"
+    r"[ \t]+(?!(?:because|since|as\s+(?:it|the|this|she|he)|and|given|due|which|here|now|so|while|whereas|among|"
+    r"of\s+the|in\s+this|for\s+(?:this|her|him|the)|is|car|parce|puisque|et|porque|ya|pues|y|так|потому|поскольку|и|а|[A-ZАВСЕ])\b)"
+    r"[^\W\d_\u3040-\u9fff\uac00-\ud7a3]",
+    re.IGNORECASE,
+)
+
+
+def withheld(text: str, start: int, end: int, choosing: bool = False) -> bool:
+    """Whether the statement text[start:end] is not made: denied, left to a condition, or of the wrong answers.
+
+    Args: choosing: its words are "choose", "选": what may stand before them differs from what may before "answer".
+    """
+    before, sentence = text[max(0, start - 40) : start], _sentence(text, start)
+    if (_NOT_CHOSEN if choosing else _OTHER_HEAD).search(before) or _NOT_SAID.search(sentence):
+        return True
+    given = _CONDITION.search(sentence) and not _SO.search(sentence)
+    if _WOULD.search(text, start, end) and (given or _IF_AFTER.match(text, end)):
+        return True
+    return _TAKEN_BACK.match(text, end) is not None
+
+
+def conditional(text: str, start: int) -> bool:
+    """Whether the sentence opens with "if", 若, ...: such a statement yields to one without."""
+    sentence = _sentence(text, start)
+    return _CASE_FIRST.match(sentence) is not None and not _SO.search(sentence)
+
+
+def label(text: str, start: int) -> bool:
+    """Whether the letter at `start` belongs to the word before it ("Table A is right")."""
+    before = text[max(0, start - 30) : start]
+    if _NAME_BEFORE.search(before):
+        return True
+    return bool(_WORD_BEFORE.search(before)) and not (_CJK_BEFORE.search(before) or _SUBJECT_BEFORE.search(before))
+
+
+def goes_on(text: str, end: int) -> bool:
+    """Whether what is said up to `end` is narrowed by what follows, or asked."""
+    return bool(_MORE_AFTER.match(text, end) or _ASKED.match(text, end))
+
+
+def _sentence(text: str, pos: int) -> str:
+    """The sentence that `pos` is in, up to `pos`."""
+    return re.split(r"[.!?。;\n]", text[max(0, pos - 160) : pos])[-1]
