@@ -22,7 +22,8 @@ _NOT_CHOSEN = re.compile(
 _NOT_SAID = re.compile(
     r"(?:\b(?:students?|candidates?|people|residents?|examinees|(?:one|you)\s+(?:might|may|could))\s+(?:\w+\s+)?"
     r"(?:think|believe|assume|choose|say|pick)\b|"
-    r"(?:\b(?:not|never)|n['’]t)\s+(?:think|believe|say|agree|true)\b|"
+    r"(?:\b(?:not|never)|n['’]t)\s+(?:think|believe|say|agree|true)\b|^\W*(?:would|do|did)\s+you\s+\w+|"
+    r"\b(?:wrong|incorrect|mistake|tempting)\s+to\s+(?:say|think|assume|believe|choose|pick|conclude)\b|"
     r"\b(?:no\s+(?:es\s+(?:cierto|verdad)|creo|pienso)\s+que|ne\s+(?:pense|crois)\s+pas\s+que|"
     r"n['’]est\s+pas\s+vrai\s+que|не\s+(?:думаю|считаю)|неверно,?\s+что)\b)(?:(?!\bbut\b)[^,])*$",
     re.IGNORECASE,
@@ -44,7 +45,8 @@ _TAKEN_BACK = re.compile(
     r"(?:[ \t]*,?[ \t]*(?:但|这|则|就|都|均))?(?:也|是|为)?(?:错|不对|不正确|不可|不能|不符)|"
     r"(?![\s(「『:]|[^。、,.\nA-E]{0,6}(?:違い|しか|他なら|ほかなら|問題|差し支え)は?(?:な|あり|ござ))"
     r"[^。、,.\nA-E]{0,8}?(?:ない|ません|限らな|かどうか|がち|誤り|誤っ|間違)|"
-    r"[^\WA-E]{0,6}(?:지\s?(?:않|못|말|마)|면\s?(?:안|틀|오답)|\s?수\s?(?:는\s?)?없|\s?(?:것[은이]\s?)?아[니닙닌]|기\s?쉽)",
+    r"[^\WA-E]{0,6}(?:지\s?(?:않|못|말|마)|면\s?(?:안|틀|오답)|(?:\s?[될할볼])?\s?수\s?(?:는\s?)?없|"
+    r"\s?것[은이]\s?(?:옳지|잘못|틀|적절하지|바람직하지)|\s?(?:것[은이]\s?)?아[니닙닌]|기\s?쉽)",
     re.IGNORECASE,
 )
 _ASKED = re.compile(r"[ \t]*\?")

@@ -5,7 +5,7 @@ OPEN, CLOSE = r"(\[{【「『〈《<\"'“‘«|", r")\]}】」』〉》>\"'”�
 
 # Words that may stand between an anchor and the letter. Possessive (*+), like every loop here: no backtracking.
 NOISE = (
-    r"(?:[\s:]|(?:the|options?|choice|letter|answer|la|le|les|el|los|las|lettre|réponses?|propositions?|items?|"
+    r"(?:[\s:]|(?:the|both|options?|choice|letter|answer|la|le|les|el|los|las|lettre|réponses?|propositions?|items?|"
     r"opción|opciones|letra|número|respuesta|alternativa|вариант(?:ы|ом|ами)?|ответ|буква|под буквой|пункт|опция)\b|"
     r"l['’]|选项|答案|選択肢|선택지|보기|옵션)*+"
 )
