@@ -163,7 +163,8 @@ def main(argv: list[str] | None = None) -> None:
         print(line)
     for name, block in results["benchmarks"].items():
         if n := block.get("rationales_empty"):
-            print(f"note       {n:,} rationales of {name} are empty and score 0")
+            what, are = ("rationales", "are empty and score 0") if n > 1 else ("rationale", "is empty and scores 0")
+            print(f"note       {n:,} {what} of {name} {are}")
     scores = f", {SCORES}" if args.rationale_metrics else ""
     print(f"written    {output}/results.json, predictions.jsonl, report.html{scores}")
 

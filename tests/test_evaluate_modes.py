@@ -212,6 +212,23 @@ def test_results_say_how_they_were_made(run, quiz, tmp_path):
         assert p["correct"] == (p["answer"] == "A")
 
 
+def test_what_a_reader_should_know_is_printed(run, tmp_path, capsys):
+    """A sample, questions that are there twice, rationales that are empty, and every file that was written."""
+    made = [question(n) for n in range(3)] + [{**question(1), "id": "again"}, question(7)]
+    write_records(tmp_path / "quiz.jsonl", made)
+    said = lambda p: "Answer: B" if "Question 0" in p else "Because.\n\nAnswer: B"  # noqa: E731
+    run(said, f"--data={tmp_path / 'quiz.jsonl'}", "--mode=rationale", "--rationale_metrics=bleu-1", "--limit=4")
+    shown = capsys.readouterr().out
+    block = results(tmp_path)["benchmarks"]["quiz"]
+    assert block["benchmark_info"]["duplicates"] == 1 and block["rationales_empty"] == 1
+    assert block["benchmark_info"]["passages"] is None
+    for line in ("a sample (--limit=4): ", "note       1 question of quiz is there twice\n",
+                 "note       1 rationale of quiz is empty and scores 0\n",
+                 "results.json, predictions.jsonl, report.html, rationale_scores.jsonl\n"):  # fmt: skip
+        assert line in shown
+    assert "a sample (--limit=4)" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_order_bias_by_hand():
     """Right letters A A B C D; answers A A A C none: recalls 1 0 1 0, shares 3/4 and 1/4 against 2/5 1/5 1/5 1/5."""
     pairs = []
@@ -233,6 +250,7 @@ def test_open_and_closed_book(run, tmp_path):
     assert results(tmp_path)["book"] == "open" and all("Отрывок о сердце." in text for text in engine.asked)
     assert [p["correct"] for p in predictions(tmp_path)] == [True, False]  # "да" is read as the option that says so
     engine = run(lambda p: "Да.", f"--data={tmp_path / 'net.jsonl'}", "--book=closed", output="closed")
+    assert [results(tmp_path, o)["data"]["net"]["passages"] for o in ("out", "closed")] == ["shown", "hidden"]
     assert results(tmp_path, "closed")["book"] == "closed" and not any("Отрывок" in text for text in engine.asked)
 
 
