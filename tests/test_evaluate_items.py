@@ -193,10 +193,17 @@ def test_options_that_name_letters_leave_the_question_as_it_is(text):
 @pytest.mark.parametrize("text", [
     "Vitamins A and D", "Hepatitis A", "A", "C. difficile and B. cereus", "Both kidneys", "Ambas manos", "Only molars",
     "All nucleated cells", "Todos los cuerpos cetónicos", "Aumentan las respuestas inmunitarias.", "HM 1 and 2", "1,2",
-    "Adrenérgicos 1 y 2.", "98％以上。", "위의 염증", "全血", "2 weeks only", "Apo E and Apo B-100", "C and E", "A",
+    "Adrenérgicos 1 y 2.", "98％以上。", "위의 염증", "全血", "2 weeks only", "Apo E and Apo B-100", "C and E", "Нет",
+    "Одна",
 ])  # fmt: skip
 def test_options_that_only_hold_letters_are_shuffled(text):
     assert len({shuffled(record(n, options={**DRUGS, "E": text}), 0, "b")[1] for n in range(20)}) > 5
+
+
+@pytest.mark.parametrize("pair", [("да", "нет"), ("有", "无"), ("yes", "no"), ("Some", "None")])
+def test_yes_and_no_change_places(pair):
+    made = {shuffled(record(n, answer="A", options=dict(zip("AB", pair))), 0, "b")[1] for n in range(20)}
+    assert made == {"AB", "BA"}
 
 
 def test_numbered_statements_are_not_options():

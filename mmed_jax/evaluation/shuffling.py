@@ -45,7 +45,8 @@ _SMALL = _any(
     "de del las los la el lo es son no y o ni que estas estos esta este anterior anteriores siguientes indicadas",
     "les des le du est sont ne pas et ou ni ces ce cette ci-dessus précédentes précédents citées",
     "и или из это этих не вышеперечисленных вышеперечисленные вышеперечисленное перечисленных перечисленные",
-    "перечисленное перечисленного вышеперечисленного указанных указанные указанное вышеуказанное них нет есть",
+    "перечисленное перечисленного вышеперечисленного указанных указанные указанное вышеуказанное них",
+    "есть один одно одна одного",
 )
 # Words end where letters of an alphabet do: Chinese and Japanese write on without a space.
 _L, _R = r"(?<![a-z0-9а-я])", r"(?![a-z0-9а-я])"
@@ -72,7 +73,7 @@ _PAIR = re.compile(rf"{_L}(?:{_TWO}){_R}|两者|二者|兩者|両方|둘 다")
 
 _ALL = _any(
     "all none any nothing everything every each todo todos toda todas ninguno ninguna ningún ningunas ningunos nada",
-    "cualquiera tout tous toute toutes aucun aucune rien все всё ничего ни один одно одна одного любой любое нет",
+    "cualquiera tout tous toute toutes aucun aucune rien все всё ничего ни любой любое",
 )
 _QUANTITY = re.compile(
     rf"(?:{_REST}|{_L}(?:{_ALL}|{_TRUE}|{_CALLED}|{_SMALL}|two|three|each){_R})+"
@@ -85,7 +86,7 @@ _ABOVE = re.compile(
     r"|\b(?:tod[ao]s?|ningun[ao]s?)\b.*\b(?:anterior(?:es)?|opcion(?:es)?)\b"
     r"|\b(?:tod[ao]s|ningun[ao])\b.*\bson (?:correct|ciert|fals)"
     r"|\b(?:tou(?:te)?s|aucune?)\b.*\b(?:propositions?|ci-dessus|precedentes?)\b"
-    r"|все (?:выше)?(?:перечисленн|указанн)|ни од(?:ин|но|на) из|ничего из"
+    r"|все (?:выше)?(?:перечисленн|указанн)|ни од(?:ин|но|на) из|ничего из|^нет (?:правильн|верн)"
     r"|^以上|^上述|^上記|すべて正しい|^いずれも|^위의 (?:모두|모든|전부|것|보기|어느)|모두 (?:옳|맞|정답)|^전부"
 )
 _BARE = re.compile(
@@ -146,7 +147,7 @@ def shuffled(record: dict, seed: int, benchmark: str) -> tuple[dict, str]:
 
     order, between = [], []
     for letter in letters:
-        if stays(record["options"][letter]):
+        if len(letters) > 2 and stays(record["options"][letter]):  # of two, 有 and 无, neither speaks of others
             order += [*sorted(between, key=draw), letter]
             between = []
         else:
