@@ -129,6 +129,7 @@ def test_a_run_without_passages_is_asked_as_one_that_has_some_elsewhere(runs, ne
         "pubmedqa with passages": (["a"], ["medmcqa", "pubmedqa"]), "no examples": (["a", "b", "c"], ["medmcqa"]),
         "pubmedqa without passages": (["c"], ["medmcqa", "pubmedqa"]),
     }  # fmt: skip
+    assert found["no examples"].total == "" and not any("average" in n for n in found["no examples"].lines[0].notes)
     assert [(d.other, d.column) for d in found["no examples"].differences] == [("b", "medmcqa"), ("c", "medmcqa")]
 
 

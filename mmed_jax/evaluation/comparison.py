@@ -66,6 +66,8 @@ def _cells(run: Run) -> Iterator[tuple[Board, str, dict[str, Any]]]:
 def _accuracy(board: Board, way: Way) -> Table:
     columns, runs = way.columns, way.runs
     total = "" if len(columns) == 1 else "average" if board.averaged else "all"
+    if board.averaged and not set(board.columns) <= set(columns):
+        total = ""  # the others were asked in several ways and stand in tables of their own
     table = Table(board.name, ACCURACY, way.asked, list(columns), total)
     for run in runs:
         found = {c: cell for b, c, cell in _cells(run) if b.name == board.name and c in columns}
@@ -102,7 +104,7 @@ def _notes(run: Run, board: Board, values: dict[str, Value], total: str, average
     off = [f"{c} {v.count:,} of {v.size:,}" for c, v in values.items() if v.mark]
     out = [f"* not the published number of items: {', '.join(off)}"] if off else []
     gone = [c for c in board.columns if c not in values]
-    if total == "average" and average is None and gone:
+    if total == "average" and average is None:
         out.append(f"no average: {', '.join(gone)} not asked")
     return out + list(run.notes.get(board.name, ()))
 
