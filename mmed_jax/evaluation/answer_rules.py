@@ -28,7 +28,7 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     (
         "sentence:en",
         rf"\b(?:answers?|{_EN_GOOD}\s+(?:option|choice|response|statement|one)s?)"
-        r"(?:\s+(?:to|for|in)\s+(?:this|the|your)\s+(?:\w+\s+)?(?:question|case)|\s+here)?"
+        r"(?:\s+(?:to|for|in)\s+(?:this|the|your)\s+(?:\w+\s+)?(?:question|case|patient|scenario|situation|vignette)|\s+here)?"
         r"\s+(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be)\s*:?"
         r"\s*(?:therefore|thus|clearly|most\s+likely|probably|likely|definitely|indeed)?,?"
         r"(?:\s*not\s+[A-Z],?\s+but)?",
