@@ -10,8 +10,9 @@ together, many steps a dispatch, until they stop or enough rows are free for the
 classes as rows get longer. So the number of compiled programs (programs.py) depends on the longest row alone, not on
 the prompts' lengths: two for each size class.
 
-Slot == position in every row and a query sees slots up to its own position, so neither padding nor what a row held
-before reaches any result: the same prompt gives the same tokens in any batch, order or place.
+Slot == position in every row and a query sees slots up to its own position (tokens of choices: those of the prompt and
+of their own choice), so neither padding nor what a row held before reaches any result: the same prompt gives the same
+tokens in any batch, order or place.
 """
 
 import contextlib
@@ -81,8 +82,8 @@ class Engine:
       max_batch: rows that decode together (rounded up to what the mesh divides).
       stop_ids: tokens that end an answer.
       unroll: the layers are compiled one by one instead of as one loop: no layer's weights and cache are copied out of
-        the stacked arrays in every step, for a longer compilation. Default: on a CPU, where that copy takes half of a
-        step's time.
+        the stacked arrays in every step, for a longer compilation. Default: on a CPU, where that copy takes a third of
+        a step's time.
       owned: the engine may delete the arrays of `params` when it has copied them.
     """
 

@@ -1,4 +1,4 @@
-"""What the engine runs on the device: jitted functions of arrays.
+"""What the engine runs on the device: jitted functions of arrays, and how weights are laid out for them.
 
 Shape suffixes: b rows of the cache, g prompts that enter together, t tokens of their prompts, w tokens of their
 choices, s slots, d hidden, v vocabulary. `draw` is {"seed": random key, "temperature", "top_p", "top_k"}; `kind` see
@@ -35,7 +35,7 @@ def cast(params: llama.Params, dtype: Any) -> llama.Params:
 def _placed(cache: Cache) -> Cache:
     """On a mesh: rows over data and fsdp, heads over tensor."""
     axes = ("batch", "act_kv_heads", None, None)
-    return jax.tree.map(lambda x: constrain(x, *(None,) * (x.ndim - 4), *axes), cache)
+    return jax.tree.map(lambda x: constrain(x, *(None,) * (x.ndim + kv_cache.ROW_AXIS), *axes), cache)
 
 
 def unstack(layers: dict, count: int, owned: bool) -> list[dict]:
