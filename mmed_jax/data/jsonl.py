@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mmed_jax.errors import UserError, WorkError
 
@@ -31,6 +31,43 @@ def decode(data: bytes, where: str) -> str:
         ) from None
 
 
+class BadJSON(ValueError):
+    """Text from outside that is no JSON which can be used; the message says why, without the place."""
+
+
+def loads(text: str | bytes, kind: type | tuple[type, ...] | None = None, **options: Any) -> Any:
+    """json.loads for text that somebody else wrote: whatever is wrong with it is one kind of error.
+
+    json.loads itself raises JSONDecodeError for broken text, a plain ValueError for an integer of more than 4,300
+    digits, RecursionError for deep nesting and UnicodeDecodeError for bytes; a reader that catches only the first ends
+    with a traceback on the others.
+
+    Args:
+      kind: the type that is expected, as dict.
+      options: as of json.loads.
+
+    Raises:
+      BadJSON: broken, nested too deeply, a number of too many digits, not text, or not of the `kind` expected.
+    """
+    try:
+        value = json.loads(text, **options)
+    except json.JSONDecodeError as e:
+        at = f"line {e.lineno} column {e.colno}" if "\n" in e.doc.rstrip() else f"column {e.colno}"
+        raise BadJSON(f"broken JSON at {at}: {e.msg}") from None
+    except UnicodeDecodeError as e:
+        raise BadJSON(f"not UTF-8 (byte 0x{e.object[e.start]:02x} at position {e.start})") from None
+    except RecursionError:
+        raise BadJSON("JSON nested too deeply") from None
+    except BadJSON:  # of a hook
+        raise
+    except ValueError:  # Python's guard against huge integers; every other one is a JSONDecodeError
+        raise BadJSON(f"a number of more than {sys.get_int_max_str_digits()} digits") from None
+    if kind is not None and not isinstance(value, kind):
+        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise BadJSON(f"expected a JSON {wanted}, got {type(value).__name__}")
+    return value
+
+
 def parse_json(text: str, where: str) -> object:
     """Strict JSON: a key given twice, NaN and Infinity are errors. Raises UserError naming `where`."""
 
@@ -46,14 +83,9 @@ def parse_json(text: str, where: str) -> object:
         raise UserError(f"{where}: {name} is not valid JSON; write null or a number")
 
     try:
-        return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
-    except json.JSONDecodeError as e:
-        at = f"line {e.lineno} column {e.colno}" if "\n" in text.rstrip() else f"column {e.colno}"
-        raise UserError(f"{where}: broken JSON at {at}: {e.msg}") from None
-    except ValueError:  # Python's guard against huge integers; every other one is a JSONDecodeError
-        raise UserError(f"{where}: a number of more than {sys.get_int_max_str_digits()} digits") from None
-    except RecursionError:
-        raise UserError(f"{where}: JSON nested too deeply") from None
+        return loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+    except BadJSON as e:
+        raise UserError(f"{where}: {e}") from None
 
 
 def read_objects(stream: BinaryIO, label: str) -> Iterator[tuple[str, dict]]:
