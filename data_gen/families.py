@@ -1,7 +1,7 @@
 """Families of rows: a question, its parallel versions, and all that was made from them. A family is never divided.
 
-Rows belong together when they share provenance.group, an id and a parent, or the normalised question, directly or
-through others: the rules of mmed_jax.data.schema.group_ids and parentage, on arrays, so that millions of rows fit.
+Rows belong together when they share provenance.group, an id and a parent, or the question, directly or through others:
+the rules of mmed_jax.data.schema.group_ids and parentage, on arrays, so that millions of rows fit.
 """
 
 import re
@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from mmed_jax.data.schema import DEFAULTS, LANGUAGES, question_key
+from mmed_jax.data.schema import DEFAULTS, LANGUAGES, question_keys
 
 # What methods put behind the id of a parent: "q7@ko", "q7+full", "q7#2".
 MADE = re.compile(r"(?:@[a-z]{2}|\+full|#\d+)+$")
@@ -68,13 +68,13 @@ def named_source(record: dict) -> str:
 
 
 def family_keys(record: dict) -> list[tuple[str, str]]:
-    """What a row is tied to others by: its id and parent, group, and normalised question."""
+    """What a row is tied to others by: its id and parent, group, and question."""
     about = record.get("provenance", {})
     # A group is often named after the record it comes from: ids, parents and groups are one space of names.
     names = (str(name) for name in (record["id"], about.get("parent"), about.get("group")) if name)
     keys = [("id", f"{named_source(record)}\n{name}" if bare(name) else name) for name in names]
     if "messages" in record or "question" in record:
-        keys.append(("question", question_key(record)))
+        keys += [("question", key) for key in question_keys(record)]
     return keys
 
 

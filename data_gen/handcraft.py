@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_gen.method_command import Parser
 from mmed_jax.data import jsonl
-from mmed_jax.data.schema import KINDS, LANGUAGES, kind_of, load_files, question_key
+from mmed_jax.data.schema import KINDS, LANGUAGES, kind_of, load_files, wording_key
 from mmed_jax.errors import UserError, nearest, run_command
 
 SUMMARY = "the hand-written samples, checked"
@@ -61,7 +61,7 @@ def _families(records: list[dict]) -> list[str]:
 def _duplicates(records: list[dict]) -> list[str]:
     found, seen = [], {}
     for r in records:
-        first = seen.setdefault((r["language"], question_key(r)), r["id"])
+        first = seen.setdefault((r["language"], wording_key(r)), r["id"])
         if first != r["id"]:
             found.append(f"{r['id']}: the same question as {first}")
         options = [unicodedata.normalize("NFKC", o).casefold().strip() for o in r.get("options", {}).values()]

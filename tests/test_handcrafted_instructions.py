@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmed_jax.data import jsonl
-from mmed_jax.data.schema import LANGUAGES, question_key, read_records
+from mmed_jax.data.schema import LANGUAGES, read_records, wording_key
 
 FILE = Path("data_gen/handcrafted/instructions.jsonl")
 # Letters that a text of the language must hold, and scripts that it must not.
@@ -38,7 +38,7 @@ def test_at_least_twenty_per_language_and_unique_ids(records):
     counts = collections.Counter(r["language"] for r in records)
     assert set(counts) == set(LANGUAGES) and min(counts.values()) >= 20
     assert len({r["id"] for r in records}) == len(records)
-    assert len({(r["language"], question_key(r)) for r in records}) == len(records)
+    assert len({(r["language"], wording_key(r)) for r in records}) == len(records)
 
 
 def test_groups_are_parallel_over_all_languages(records):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmed_jax.data import jsonl
-from mmed_jax.data.schema import LANGUAGES, question_key, read_records
+from mmed_jax.data.schema import LANGUAGES, read_records, wording_key
 
 FILE = Path("data_gen/handcrafted/mcq.jsonl")
 # The 21 topics by which MMedBench (arXiv 2402.13963) classifies its questions.
@@ -68,7 +68,7 @@ def test_at_least_twenty_per_language_and_unique(records):
     counts = collections.Counter(r["language"] for r in records)
     assert set(counts) == set(LANGUAGES) and min(counts.values()) >= 20
     assert len({r["id"] for r in records}) == len(records)
-    assert len({(r["language"], question_key(r)) for r in records}) == len(records)
+    assert len({(r["language"], wording_key(r)) for r in records}) == len(records)
     assert len({r["rationale"] for r in records}) == len(records)
 
 
@@ -176,4 +176,4 @@ def test_questions_of_a_language_open_differently(records):
 def test_no_question_is_also_an_instruction(records, repo):
     """The two demo files share topics, not questions, so that stage 2 has something to learn."""
     instructions = list(read_records((repo / FILE).with_name("instructions.jsonl"), kind="instruction"))
-    assert not {question_key(r) for r in records} & {question_key(r) for r in instructions}
+    assert not {wording_key(r) for r in records} & {wording_key(r) for r in instructions}

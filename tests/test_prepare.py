@@ -201,6 +201,22 @@ def test_named_validation_files_and_overlap(files, tok, capsys):
         prepare(config_of(files, **{"data.validation": files / "train.jsonl"}), tok)
 
 
+def test_chats_that_open_alike_are_many_questions(files, tok):
+    """The case is told in the system message: all are kept beside a validation file, and a share can be held out."""
+
+    def notes(*numbers):
+        for i in numbers:
+            turns = {"system": f"Note {i}: fever.", "user": "Sum up the note.", "assistant": f"Fever, {i}."}
+            messages = [{"role": role, "content": text} for role, text in turns.items()]
+            yield {"id": f"n{i}", "language": "en", "messages": messages}
+
+    write_records(files / "train.jsonl", notes(*range(40)))
+    write_records(files / "dev.jsonl", notes(40))
+    assert prepare(config_of(files, **{"data.validation": files / "dev.jsonl"}), tok).report["records"]["train"] == 40
+    records = prepare(config_of(files, **{"data.validation_fraction": 0.1}), tok).report["records"]
+    assert (records["train"], records["validation"]) == (36, 4)
+
+
 def test_weights_repeat_training_only(files, tok):
     weights = {"data.source_weights": "src0=3,src1=0", "data.validation_fraction": 0.2}
     prepared = prepare(config_of(files, **weights), tok)

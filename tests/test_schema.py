@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_gen.families import Families
 from mmed_jax.data import schema
 from mmed_jax.data.schema import RecordError, validate_record
 
@@ -53,7 +54,7 @@ def test_text_is_nfc_and_never_nfkc():
     )
     assert record["question"] == "fièvre élevée 두통" and record["rationale"] == kept
     assert record["provenance"]["n"] == ["fièvre élevée 두통"]
-    assert schema.question_key({**MCQ, "question": "Ａ  ﬁN\n"}) == "a fin"
+    assert schema.question_key({**MCQ, "question": "Ａ  ﬁN\n"}) == schema.question_key({**MCQ, "question": "a fin"})
 
 
 @pytest.mark.parametrize("roles", [("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 3])
@@ -142,3 +143,58 @@ def test_groups_are_the_connected_components(pairs):
     assert [numbers[i] == numbers[j] for i in range(len(pairs)) for j in range(i)] == [
         labels[i] == labels[j] for i in range(len(pairs)) for j in range(i)
     ]
+
+
+def chat(*turns, system=""):
+    roles = ("user", "assistant") * 9
+    messages = [{"role": "system", "content": system}] * bool(system)
+    messages += [{"role": role, "content": text} for role, text in zip(roles, turns)]
+    return {**INSTRUCTION, "messages": messages}
+
+
+def mcq(question, *options, answer="A", **fields):
+    return {**MCQ, "question": question, "options": dict(zip("ABCDEF", options)), "answer_idx": answer, **fields}
+
+
+CASE = "A man of 50 has gout and stones of the kidney. Which of these lowers his uric acid in the long run?"
+STEM, DRUGS = "Which of these lowers uric acid?", ("allopurinol", "aspirin", "heparin", "digoxin", "insulin")
+GREETED = ("Hello", "Good morning, what can I do for you?")
+DOSE = "How often may an adult take paracetamol in a day?"
+SAME = [
+    (mcq(STEM, *DRUGS), mcq(STEM, *DRUGS, answer="B", rationale="Other words.")),
+    (mcq(STEM, *DRUGS), mcq(f" {STEM.upper()}\n", *reversed(DRUGS), answer="E")),
+    # Published with five options and with four, with a slip and without.
+    (mcq(CASE, *DRUGS), mcq(CASE, *DRUGS[:2], *DRUGS[3:])), (mcq(CASE, *DRUGS), mcq(CASE, *DRUGS[:4], "insuline")),
+    (mcq("下列药物中能降低血尿酸的是", *DRUGS), mcq("下列药物中能降低血尿酸的是", *DRUGS[:4])),
+    (mcq(STEM, *DRUGS, context="A passage."), mcq(STEM, *DRUGS, context="a  PASSAGE.", answer="C")),
+    (chat(DOSE, "Four times."), chat(f"{DOSE} ".lower(), "Every six hours.")),
+    (chat("What is gout?", "A crystal arthritis."), chat("What is  GOUT?", "Arthritis by crystals.")),
+    (chat(*GREETED, DOSE, "Four times."), chat(*GREETED[:1], "Yes?", DOSE, "Every six hours.")),
+    (chat("痛风的首选治疗药物是什么？", "x", "别嘌醇每天应该服用多少毫克？", "y"),
+     chat("痛风的首选治疗药物是什么？", "z", "别嘌醇每天应该服用多少毫克？", "w")),
+    (chat("Sum up.", "x", system="Note: fever, two days."), chat("Sum up.", "y", system="Note: fever, TWO days.")),
+]  # fmt: skip
+OTHERS = [
+    (mcq(STEM, *DRUGS), mcq(STEM, "febuxostat", *DRUGS[1:])),
+    (mcq(STEM, *DRUGS), mcq(STEM, *DRUGS[:4], "warfarin")),
+    (mcq(STEM, *DRUGS[:4]), mcq(STEM, *DRUGS[:3], "warfarin")),
+    (mcq(CASE, *DRUGS), mcq(CASE, *DRUGS[1:])),  # without the answer it is another question
+    (mcq("Is it so?", "yes", "no"), mcq("Is it so?", "yes", "no", "perhaps")),
+    (mcq(STEM, *DRUGS, context="One passage."), mcq(STEM, *DRUGS, context="Another passage.")),
+    (chat("Sum up.", "x", system="Note: fever for two days."), chat("Sum up.", "x", system="Note: a sore knee.")),
+    (chat(*GREETED, DOSE, "Four times."), chat(*GREETED, DOSE.replace("adult", "infant"), "Four times.")),
+    (chat(DOSE, "Four times.", "And a child?", "x"), chat(DOSE, "Four times.", "And in pregnancy?", "x")),
+    (chat("Start.", "A man of 40 with fever.", "Next?", "x"), chat("Start.", "A woman with a rash.", "Next?", "x")),
+    (chat("病例总结", "x", system="患者发热两天。"), chat("病例总结", "x", system="患者膝盖疼痛。")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [(*p, True) for p in SAME] + [(*p, False) for p in OTHERS])
+def test_what_makes_two_records_one_question(one, other, same):
+    """Everything that is told and asked counts, answers do not; so in both splitters."""
+    pair = [{**one, "id": "q-one", "provenance": {}}, {**other, "id": "q-two", "provenance": {}}]
+    for records in (pair, pair[::-1]):
+        families = Families()
+        for record in records:
+            families.add(record)
+        assert families.numbers().tolist() == schema.group_ids(records) == ([0, 0] if same else [0, 1])

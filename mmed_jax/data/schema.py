@@ -18,6 +18,7 @@ normalised to NFC, never NFKC (which would change units, superscripts and full-w
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 
 from mmed_jax.data import jsonl
 from mmed_jax.errors import UserError, nearest
@@ -248,16 +249,69 @@ def mmedbench_record(raw: dict, *, language: str, file: str, line: int, split: s
 
 
 def question_key(record: dict) -> str:
-    """What makes two records one question: NFKC, case-folded, whitespace-squeezed question or first user message."""
+    """What makes two records one question, whatever its answer: NFKC, case and white space aside.
+
+    Multiple choice: the passage, the question and the set of its options, in whatever order. A dialogue: the system
+    message and all that the user says; where that is too short to tell anything ("Yes."), also what the assistant said
+    before its last message.
+    """
     if kind_of(record) == "mcq":
-        text = record["question"]
-    else:
-        text = next(m["content"] for m in record["messages"] if m["role"] == "user")
+        return _mcq_key(record, record["options"].values())
+    messages = record["messages"]
+    told = [_squeezed(m["content"]) for m in messages if m["role"] == "system"]
+    asked = [_squeezed(m["content"]) for m in messages if m["role"] == "user"]
+    if _letters(" ".join(asked)) < _TELLS_ENOUGH:
+        asked = [_squeezed(m["content"]) for m in messages[:-1] if m["role"] != "system"]
+    return "\n".join([*(f"system {text}" for text in told), *asked])
+
+
+def wording_key(record: dict) -> str:
+    """The words of the question alone, without its options and what stands around it; a dialogue's first user message.
+
+    For sets written by hand, where two questions should not read alike.
+    """
+    if kind_of(record) == "mcq":
+        return _squeezed(record["question"])
+    return _squeezed(next(m["content"] for m in record["messages"] if m["role"] == "user"))
+
+
+def question_keys(record: dict) -> list[str]:
+    """question_key and further keys: of one question printed twice with small changes, one is shared.
+
+    The further ones are of multiple choice with a long question: what stands around it, the right options, and two of
+    the wrong ones. Sets are published with five options and with four, and with a slip in one of them mended.
+    """
+    key = question_key(record)
+    if kind_of(record) != "mcq" or _letters(_squeezed(record["question"])) < _TELLS_A_CASE:
+        return [key]
+    right = record["answer_idx"].split(",")
+    wrong = sorted({_squeezed(text) for k, text in record["options"].items() if k not in right})
+    known = _mcq_key(record, (record["options"][k] for k in right))
+    return [key, *(f"{known}\nnot {one}\nnot {other}" for one, other in combinations(wrong, 2))]
+
+
+# Letters (see _letters) below which what the user says tells no question, "Hello. / Yes. / And now?", and from which a
+# question is about one case.
+_TELLS_ENOUGH, _TELLS_A_CASE = 40, 50
+
+
+def _letters(text: str) -> int:
+    """How many letters and digits, one of Chinese, Japanese or Korean counting for five; a long text is cut first."""
+    return sum(5 if c > "\u2e7f" else 1 for c in text[:200] if c.isalnum())
+
+
+def _squeezed(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def _mcq_key(record: dict, options: Iterable[str]) -> str:
+    context = [f"context {_squeezed(record['context'])}"] if record.get("context") else []
+    return "\n".join([*context, _squeezed(record["question"]), *sorted(map(_squeezed, options))])
+
+
 def group_ids(records: list[dict]) -> list[int]:
-    """A number per record; records that share provenance.group or question_key, directly or through others, share it.
+    """A number per record; records that share provenance.group or one of question_keys, directly or through others,
+    share it.
 
     Splits into training and validation go by these numbers, never by row. O(n) union-find; numbers count up from 0 in
     order of first appearance.
@@ -272,7 +326,7 @@ def group_ids(records: list[dict]) -> list[int]:
 
     seen: dict[tuple[str, str], int] = {}
     for i, record in enumerate(records):
-        keys = [("question", question_key(record))]
+        keys = [("question", key) for key in question_keys(record)]
         if record["provenance"].get("group"):
             keys.append(("group", record["provenance"]["group"]))
         for key in keys:

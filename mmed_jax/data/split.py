@@ -10,8 +10,8 @@ from mmed_jax.data.schema import group_ids
 def by_question(records: Sequence[dict], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices of (training, validation) records; about `fraction` of each language is held out, in whole questions.
 
-    Records of one question (schema.group_ids: the same provenance.group or the same normalised question, directly or
-    through others) go to one side. Questions are taken in the order of a hash of (seed, smallest id), as long as one of
+    Records of one question (schema.group_ids: the same provenance.group or the same question, directly or through
+    others) go to one side. Questions are taken in the order of a hash of (seed, smallest id), as long as one of
     their languages still lacks records, so a few more than asked may be taken. A question with more records than are
     wanted altogether stays in training. Each language with at least two records gets at least one, where possible.
     Order of the records is kept.

@@ -249,10 +249,7 @@ def load(
 
 def _repeated(records: Iterable[dict]) -> int:
     """How many questions are there more than once: passage, wording and options alike, in whatever order."""
-    met = Counter(
-        (r["language"], question_key(r), r.get("context", ""), *sorted(r.get("options", {}).values()))
-        for r in records
-    )  # fmt: skip
+    met = Counter((r["language"], question_key(r)) for r in records)
     return sum(n > 1 for n in met.values())
 
 

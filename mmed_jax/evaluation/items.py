@@ -16,7 +16,7 @@ from typing import Any
 
 from mmed_jax.data.chat import Piece, chat_format, chat_pieces, encode_pieces
 from mmed_jax.data.prompts import answer_text, prompt_text
-from mmed_jax.data.schema import LANGUAGE_NAMES, question_key
+from mmed_jax.data.schema import LANGUAGE_NAMES, question_keys
 from mmed_jax.data.tokenizer import encode_texts
 from mmed_jax.errors import UserError
 from mmed_jax.evaluation.shuffling import shuffled
@@ -88,7 +88,7 @@ def choose_examples(
       mode: "rationale" takes examples that have a rationale.
     Raises UserError when there are too few.
     """
-    questions = {question_key(r) for r in asked}
+    questions = {key for r in asked for key in question_keys(r)}
     groups = {r["provenance"].get("group") for r in asked} - {None}
     found: Examples = {}
     for key in dict.fromkeys((r["language"], _part(r, part_field)) for r in asked):
@@ -97,7 +97,7 @@ def choose_examples(
             fit = [
                 r for r in pool
                 if (r["language"], _part(r, part_field)) == key and not r.get("needs_image")
-                and (mode != "rationale" or r["rationale"].strip()) and question_key(r) not in questions
+                and (mode != "rationale" or r["rationale"].strip()) and questions.isdisjoint(question_keys(r))
                 and r["provenance"].get("group") not in groups
             ]  # fmt: skip
             most = max(most, len(fit))

@@ -50,11 +50,12 @@ class Hub:
 
 
 def content_key(record: dict) -> tuple:
-    """What two records must share to be one twice: language, question, passage, options, answer and explanation."""
-    answer = record.get("answer_idx") or record["messages"][-1]["content"]
-    options = tuple(record.get("options", {}).values())
-    passage, rationale = record.get("context", ""), record.get("rationale", "")
-    return record["language"], question_key(record), passage, options, answer, rationale
+    """What two records must share to be one twice: language, question, passage, options, answers and explanation."""
+    if "messages" in record:
+        said = tuple(m["content"] for m in record["messages"] if m["role"] == "assistant")
+        return record["language"], question_key(record), said
+    options = tuple(record["options"].values())
+    return record["language"], question_key(record), options, record["answer_idx"], record["rationale"]
 
 
 @dataclass(frozen=True)
