@@ -5,14 +5,14 @@ a comma before a closing bracket. Never repaired: an object that does not end (a
 objects, missing or additional fields, wrong types.
 """
 
-import json
 import re
 import unicodedata
 
 from data_gen.fence import INVISIBLE, leaks
 from data_gen.types import Reject
+from mmed_jax.data.jsonl import BadJSON, loads
 
-_THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
+_THINKING = re.compile(r"<(/?)think(?:ing)?>")
 _COMMA = re.compile(r",(?=\s*[}\]])")
 _TYPES = {"string": str, "boolean": bool, "array": list, "object": dict}
 
@@ -38,7 +38,7 @@ def object_schema(properties: dict[str, dict]) -> dict:
 
 
 def _parse(text: str) -> object:
-    text = _THINKING.sub("", text)
+    text = _without_thinking(text)
     start, end = text.find("{"), text.rfind("}")
     if start < 0:
         raise Reject("schema", "no JSON object in the answer")
@@ -47,10 +47,22 @@ def _parse(text: str) -> object:
     body = text[start : end + 1]
     for candidate in (body, _without_commas(body)):
         try:
-            return json.loads(candidate, strict=False, object_pairs_hook=_unique)
-        except (json.JSONDecodeError, RecursionError) as e:
+            return loads(candidate, strict=False, object_pairs_hook=_unique)
+        except BadJSON as e:
             problem = str(e)
-    raise Reject("schema", f"broken JSON: {problem}"[:120])
+    raise Reject("schema", f"broken JSON: {problem.removeprefix('broken JSON ')}"[:120])
+
+
+def _without_thinking(text: str) -> str:
+    """`text` without its closed thoughts, in one pass whatever the marks; one that does not end stays."""
+    kept, at, opened = [], 0, None
+    for mark in _THINKING.finditer(text):
+        if not mark[1]:
+            opened = mark.start() if opened is None else opened
+        elif opened is not None:
+            kept.append(text[at:opened])
+            at, opened = mark.end(), None
+    return "".join([*kept, text[at:]])
 
 
 def _without_commas(body: str) -> str:

@@ -148,7 +148,7 @@ class Build:
 
     def hits_by_benchmark(self) -> Counter:
         """Rows and inputs with a hit, by benchmark; those that fell with their family are not counted."""
-        return Counter(row["detail"].partition(":")[0] for row in self._contaminated() if row["how"] != "family")
+        return Counter(row["detail"].partition(": ")[0] for row in self._contaminated() if row["how"] != "family")
 
     def short_of_target(self, facts: Facts) -> list[tuple[str, int]]:
         """(language, rows) of the languages with fewer rows than wanted."""

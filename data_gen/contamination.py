@@ -127,11 +127,11 @@ class Benchmarks:
             source = named_source(record)
             for ident in (_id(record), _original(record)):
                 self._ids.setdefault(ident, number)
-            for name in (record["id"], *(name for _, name in _lineage(record))):
-                for place in _places(name, source):
-                    self._names.setdefault((place, name), number)
-                if not bare(name):
-                    self._unnamed.setdefault(name, number)
+            for known in (record["id"], *(other for _, other in _lineage(record))):
+                for place in _places(known, source):
+                    self._names.setdefault((place, known), number)
+                if not bare(known):
+                    self._unnamed.setdefault(known, number)
             question, options = question_of(record), _options(record)
             self._options_of[text_key(record["language"], question)].add(options)
             self._exact.setdefault(text_key(record["language"], question), number)

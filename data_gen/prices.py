@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmed_jax.data.jsonl import loads
 from mmed_jax.errors import UserError, nearest
 
 TABLE = Path(__file__).parent / "prices.json"
@@ -44,14 +45,16 @@ def price_of(model: str, table: str | os.PathLike | None = None, given: str | No
         return Price(paid, paid, made, "as given", 1.0)
     path = Path(table) if table else TABLE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = loads(path.read_bytes(), dict)
         date, factor = str(found["date"]), float(found.get("batch_factor", 1.0))
         models = {name: tuple(float(x) for x in three) for name, three in found["models"].items()}
-        if any(len(three) != 3 or min(three) < 0 for three in models.values()):
+        if any(len(three) != 3 or not all(0 <= x < 1e6 for x in three) for three in models.values()):
             raise ValueError("three numbers a model are needed: input, cached input, output")
+        if not 0 < factor <= 1:
+            raise ValueError(f"batch_factor {factor}: must be above 0 and at most 1")
     except OSError as e:
         raise UserError(f"--prices={path}: cannot be read ({e.strerror or e})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
         raise UserError(f"--prices={path}: not a price table like data_gen/prices.json ({e})") from None
     three = models.get(model) or models.get(_DATED.sub("", model))
     return Price(*three, date=date, batch=factor) if three else None

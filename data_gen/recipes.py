@@ -19,6 +19,7 @@ from data_gen.gates import THRESHOLDS
 from data_gen.licenses import FILTERS
 from data_gen.methods import METHODS
 from mmed_jax.config import CONFIG_DIR, DATA_RECIPES, REPO, flatten, set_override
+from mmed_jax.data.jsonl import BadJSON, loads
 from mmed_jax.data.schema import KINDS, LANGUAGES
 from mmed_jax.data.sources import SOURCES
 from mmed_jax.errors import UserError, nearest, one_line
@@ -160,8 +161,8 @@ def _override(recipe: ConfigDict, key: str, text: str) -> None:
             if not eq:
                 raise UserError(f"--recipe.{key}={text}: must be name=value,name=value")
             try:
-                given[item.strip()] = json.loads(value)
-            except ValueError:
+                given[item.strip()] = loads(value)
+            except BadJSON:
                 given[item.strip()] = value
         node[leaf] = ConfigDict(given)
         return

@@ -98,6 +98,19 @@ def test_by_parentage_where_the_test_items_name_no_group():
     assert b.check({**row, "source": "user"}).item == "t7"
 
 
+def test_every_hit_names_its_benchmark():
+    """Not an item of it: card, report and contaminated.jsonl count by that name."""
+    b = Benchmarks()
+    texts = [f"Which finding number {i} is typical of acute appendicitis in adults?" for i in range(4)]
+    for name in ("first", "second"):
+        rows = [mcq(f"{name}-{i}", f"{text} ({name})", ["one", "two"], "A") for i, text in enumerate(texts)]
+        b.add(name, [{**r, "source": name, "provenance": {"parent": "p:1", "group": f"g{r['id']}"}} for r in rows])
+    for name in ("first", "second"):
+        asked = [mcq(f"row{i}", f"{text} ({name})", ["one", "two"], "A") for i, text in enumerate(texts)]
+        asked += [mcq(f"{name}-{i}@ko", f"다른 글 {i}", ["하나", "둘"], "A", "ko") for i in range(4)]
+        assert [b.check(r).benchmark for r in asked] == [name] * 8
+
+
 def test_bare_numbers_name_nothing_outside_their_source():
     def numbered(ident: str, source: str, **about) -> dict:
         row = mcq(ident, f"Of {source}?", [f"{source} one", f"{source} two"], "A")

@@ -1,6 +1,7 @@
 """Reading answers: what may surround JSON is tolerated, what would change its meaning is not repaired."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -77,3 +78,31 @@ def test_marks_and_control_tokens_are_refused_wherever_they_stand(leak):
         with pytest.raises(Reject) as e:
             read_answer(json.dumps(GOOD | change), SCHEMA)
         assert e.value.reason == "control"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1" * 5000, "-" + "1" * 5000, "[" * 30000 + "]" * 30000, '{"a":' * 30000 + "1" + "}" * 30000, "1e999", "NaN", "[]",
+     "1" * 4000],
+    ids=["integer", "negative", "lists", "objects", "float", "nan", "list", "long"],
+)  # fmt: skip
+def test_json_of_any_kind_is_an_answer_of_wrong_form(text):
+    for answer in (PLAIN.replace('"1"', text), f'{{"letters": {text}}}', text):
+        with pytest.raises(Reject) as e:
+            read_answer(answer, SCHEMA)
+        assert e.value.reason == "schema" and len(str(e.value)) < 300
+
+
+def test_thinking_marks_are_read_in_one_pass():
+    """Closed thoughts go, also of two kinds in one another; one that does not end is no thought."""
+    assert read_answer(f"<think>{{1<think>2</thinking>{PLAIN}", SCHEMA) == GOOD
+    assert read_answer(f"</think><thinking>{{</thinking> <think>{{}}</think>{PLAIN}", SCHEMA) == GOOD
+    with pytest.raises(Reject):
+        read_answer(f"<think>{{ {PLAIN}", SCHEMA)
+    times = []
+    for count in (100_000, 400_000):
+        began = time.perf_counter()
+        with pytest.raises(Reject):
+            read_answer("</think>" + "<think>" * count, SCHEMA)
+        times.append(time.perf_counter() - began)
+    assert times[1] < 12 * times[0] + 0.1, "four times the text, not sixteen times the work"

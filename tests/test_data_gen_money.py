@@ -49,7 +49,11 @@ def test_a_price_of_ones_own(tmp_path):
         with pytest.raises(UserError, match="--price"):
             price_of("llama", given=wrong)
     table = tmp_path / "p.json"
-    for text in ("{", "{}", '{"date": "x", "models": {"m": [1, 2]}}'):
+    one = '{"date": "x", "models": {"m": [1, %s, 3]}}'
+    huge = "1" * 5000
+    wrong = ("{", "{}", '{"date": "x", "models": {"m": [1, 2]}}', "[]", "[" * 20000, one % huge, one % ("1" * 400),
+             one % "NaN", one % "-1", one % "1e999", '{"date": "x", "models": {}, "batch_factor": -1}')  # fmt: skip
+    for text in wrong:
         table.write_text(text)
         with pytest.raises(UserError, match="not a price table"):
             price_of("m", table)
