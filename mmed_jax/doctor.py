@@ -24,6 +24,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 
 from mmed_jax.config import REPO, Parser
+from mmed_jax.data import jsonl
 from mmed_jax.errors import WorkError, run_command
 from mmed_jax.run_dir import check_writable
 
@@ -256,7 +257,7 @@ def check_jax(out: Findings, accelerators: list[str], timeout: int = PROBE_SECON
         )
         return
     try:
-        found = json.loads(child.stdout.strip().splitlines()[-1])
+        found = jsonl.loads(child.stdout.strip().splitlines()[-1], dict)
     except (IndexError, ValueError):
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         out.problems.append(f"jax does not start: {last[:400]}")

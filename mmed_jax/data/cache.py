@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from mmed_jax.data import jsonl
 from mmed_jax.data.files import locate
 from mmed_jax.data.table import TABLE
 from mmed_jax.errors import UserError, WorkError
+from mmed_jax.inputs import open_file
 from mmed_jax.manifest import MANIFEST, verify_manifest, write_json, write_manifest
 
 _ABANDONED_AFTER_S = 24 * 3600
@@ -20,7 +22,7 @@ _ABANDONED_AFTER_S = 24 * 3600
 
 def file_hash(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
-    with open(path, "rb") as f:
+    with open_file(path) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -64,8 +66,8 @@ def problem_of(folder: Path, key: str) -> str | None:
     if problems:
         return "; ".join(problems[:3])
     try:
-        found = json.loads((folder / TABLE).read_text(encoding="utf-8"))["key"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        found = jsonl.loads((folder / TABLE).read_bytes(), dict)["key"]
+    except (OSError, ValueError, KeyError) as e:
         return f"{TABLE} is unreadable ({type(e).__name__})"
     return None if found == key else f"was made for another key, {found}"
 
@@ -160,4 +162,4 @@ def _remove_abandoned(cache_dir: Path, key: str) -> None:
 
 def read_info(folder: Path) -> dict:
     """Contents of table.json of a table that `obtain` returned."""
-    return json.loads((folder / TABLE).read_text(encoding="utf-8"))
+    return jsonl.loads((folder / TABLE).read_bytes(), dict)

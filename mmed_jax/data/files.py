@@ -11,6 +11,7 @@ from typing import BinaryIO
 from mmed_jax.data import jsonl
 from mmed_jax.data.schema import LANGUAGE_NAMES, RecordError, kind_of, mmedbench_record, validate_record
 from mmed_jax.errors import UserError, nearest
+from mmed_jax.inputs import check_file, open_file, what_is
 
 SPLIT_NAMES = {
     "train": "train", "test": "test", "dev": "validation", "val": "validation", "valid": "validation",
@@ -37,7 +38,7 @@ class Member:
         return next((SPLIT_NAMES[f.lower()] for f in reversed(folders) if f.lower() in SPLIT_NAMES), None)
 
     def open(self) -> BinaryIO:
-        """The unpacked bytes as a stream. Raises UserError when the archive is damaged or encrypted."""
+        """The unpacked bytes as a stream. Raises UserError: no regular file, a damaged or an encrypted archive."""
         try:
             stream = self.opener()
             return gzip.open(stream) if self.name.endswith(".gz") else stream
@@ -52,15 +53,18 @@ def members(path: Path, *suffixes: str) -> list[Member]:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = sorted(n for n in archive.namelist() if not n.endswith("/"))
-        except zipfile.BadZipFile as e:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as e:
             raise UserError(f"{path}: damaged zip file: {e}") from None
+        except OSError as e:
+            raise UserError(f"{path}: cannot be read ({e.strerror or e})") from None
         found = [Member(f"{path}/{n}", n, lambda n=n: zipfile.ZipFile(path).open(n)) for n in names]
     elif path.is_dir():
         own = _split_folder(path)
-        inside = sorted(p for p in path.rglob("*") if p.is_file())
-        found = [Member(str(p), own + p.relative_to(path).as_posix(), lambda p=p: open(p, "rb")) for p in inside]
+        # What is no regular file stays in the list, so that one which is asked for is said and not passed over.
+        inside = sorted(p for p in path.rglob("*") if not p.is_dir())
+        found = [Member(str(p), own + p.relative_to(path).as_posix(), lambda p=p: open_file(p)) for p in inside]
     else:
-        found = [Member(str(path), _split_folder(path.absolute().parent) + path.name, lambda: open(path, "rb"))]
+        found = [Member(str(path), _split_folder(path.absolute().parent) + path.name, lambda: open_file(path))]
     return [m for m in found if m.name.lower().endswith(wanted) and not _is_hidden(m.name)]
 
 
@@ -87,6 +91,7 @@ def locate(path: str | os.PathLike) -> tuple[Path, str | None]:
     head, _, split = text.rpartition(":")
     if head and os.path.exists(head):
         return Path(head), split
+    check_file(text)  # a link to nowhere
     raise UserError(f"{text}: no such file or folder{nearest_sibling(text)}")
 
 
@@ -133,6 +138,8 @@ def _read_any(path: Path, wanted: str | None) -> Iterator[tuple[str, dict]]:
                 where = f"{version}:{split}:{number}"
                 yield where, validate_record(record, where)
             return
+    if what_is(path) != "a folder":
+        check_file(path)
     found = members(path, ".jsonl")
     if not found and path.is_file() and path.suffix.lower() != ".zip":
         raise UserError(f"{path}: expected a .jsonl or .jsonl.gz file of records, a folder or a zip of them; "

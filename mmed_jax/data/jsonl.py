@@ -6,6 +6,7 @@ message: other encodings, broken JSON, a key given twice, NaN and Infinity (not 
 
 import contextlib
 import gzip
+import io
 import json
 import os
 import sys
@@ -18,6 +19,11 @@ from typing import Any, BinaryIO
 from mmed_jax.errors import UserError, WorkError
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
+# No record comes near either; what does is no JSON lines (or is packed to fill the memory of whoever opens it).
+MAX_LINE = 64 << 20
+MAX_BLANK_LINES = 1_000_000
+# Deeper values can be read and then neither walked through nor written again: Python's own limit is at 1,000 calls.
+MAX_DEPTH = 200
 
 
 def decode(data: bytes, where: str) -> str:
@@ -50,7 +56,12 @@ def loads(text: str | bytes, kind: type | tuple[type, ...] | None = None, **opti
       BadJSON: broken, nested too deeply, a number of too many digits, not text, or not of the `kind` expected.
     """
     try:
+        if not isinstance(text, str):
+            text = text.decode("utf-8-sig")  # json.loads would take UTF-16 and UTF-32 as well
         value = json.loads(text, **options)
+        # Every level needs a bracket: most texts have too few for a second look.
+        if text.count("[") + text.count("{") > MAX_DEPTH and is_deep(value):
+            raise RecursionError
     except json.JSONDecodeError as e:
         at = f"line {e.lineno} column {e.colno}" if "\n" in e.doc.rstrip() else f"column {e.colno}"
         raise BadJSON(f"broken JSON at {at}: {e.msg}") from None
@@ -66,6 +77,22 @@ def loads(text: str | bytes, kind: type | tuple[type, ...] | None = None, **opti
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise BadJSON(f"expected a JSON {wanted}, got {type(value).__name__}")
     return value
+
+
+def is_deep(value: object, most: int = MAX_DEPTH) -> bool:
+    """Whether lists and objects stand in each other more than `most` deep."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list, tuple))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list, tuple))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def parse_json(text: str, where: str) -> object:
@@ -90,11 +117,14 @@ def parse_json(text: str, where: str) -> object:
 
 def read_objects(stream: BinaryIO, label: str) -> Iterator[tuple[str, dict]]:
     """Yields ("label:line", object) for each non-blank line of `stream`. Raises UserError on the first bad line."""
-    number = 0
+    number = blank = 0
     try:
-        for number, raw in enumerate(stream, 1):
+        for number, raw in enumerate(lines_of(stream, label), 1):
             where = f"{label}:{number}"
             text = decode(raw, where).strip()
+            blank = 0 if text else blank + 1
+            if blank > MAX_BLANK_LINES:
+                raise UserError(f"{where}: more than {MAX_BLANK_LINES:,} blank lines in a row; not a file of records")
             if not text:
                 continue
             if number == 1 and text.startswith("[") and not text.endswith("]"):
@@ -108,6 +138,20 @@ def read_objects(stream: BinaryIO, label: str) -> Iterator[tuple[str, dict]]:
         raise UserError(f"{label}: damaged in its zip file: {e}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise UserError(f"{label}: damaged gzip file after line {number}: {e}") from None
+
+
+def lines_of(stream: BinaryIO, label: str) -> Iterator[bytes]:
+    """The lines of a stream with their line ends, of at most MAX_LINE bytes each. Raises UserError on a longer one."""
+    if isinstance(stream, zipfile.ZipExtFile):  # its own readline is slow when it has a limit
+        stream = io.BufferedReader(stream, 1 << 16)
+    number = 0
+    while raw := stream.readline(MAX_LINE + 1):
+        number += 1
+        if len(raw) > MAX_LINE:
+            raise UserError(
+                f"{label}:{number}: a line of more than {MAX_LINE >> 20} MiB; write one JSON object a line (JSON Lines)"
+            )
+        yield raw
 
 
 def dump_line(value: dict) -> str:

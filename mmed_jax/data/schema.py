@@ -202,15 +202,21 @@ def _text(holder: dict, name: str, where: str, shown: str | None = None) -> None
 
 
 def _clean(value: object, where: str, name: str) -> object:
-    """NFC through the whole value; a lone surrogate or a non-finite number could not be written again."""
+    """NFC through the whole value; what could not be written again is refused."""
+    if isinstance(value, (dict, list, tuple)) and jsonl.is_deep(value):
+        raise RecordError(where, name, f"lists and objects stand more than {jsonl.MAX_DEPTH} deep in each other")
+    return _normalised(value, where, name)
+
+
+def _normalised(value: object, where: str, name: str) -> object:
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise RecordError(where, name, "holds half of a surrogate pair (broken text)")
         return unicodedata.normalize("NFC", value)
     if isinstance(value, list | tuple):
-        return [_clean(v, where, name) for v in value]
+        return [_normalised(v, where, name) for v in value]
     if isinstance(value, dict):
-        return {_clean(k, where, name): _clean(v, where, name) for k, v in value.items()}
+        return {_normalised(k, where, name): _normalised(v, where, name) for k, v in value.items()}
     if isinstance(value, float) and not (value - value == 0):
         raise RecordError(where, name, f"{value} is not a number JSON can hold")
     return value

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmed_jax.data import jsonl
 from mmed_jax.data.examples import Samples
 from mmed_jax.errors import WorkError
 
@@ -123,8 +124,11 @@ class Table:
     """One split of a finished table folder; rows are numbered 0 .. len-1 and in random order already."""
 
     def __init__(self, folder: Path, split: str):
-        info = json.loads((folder / TABLE).read_text(encoding="utf-8"))
-        part = info["tables"][split]
+        try:
+            info = jsonl.loads((folder / TABLE).read_bytes(), dict)
+            part = info["tables"][split]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise WorkError(f"{folder / TABLE}: cannot be read ({e})") from e
         self.folder, self.split = folder, split
         self.seq_len: int = info["seq_len"]
         self.key: str = info["key"]

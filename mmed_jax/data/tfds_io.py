@@ -8,7 +8,6 @@ The folder is NAME/VERSION/ below `path`, as TFDS expects: dataset_info.json, fe
 
 import contextlib
 import io
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from mmed_jax.data import jsonl
 from mmed_jax.data.schema import kind_of, validate_record
 from mmed_jax.errors import UserError, nearest
+from mmed_jax.inputs import check_file, open_file
 
 _TEXT_FEATURES = {
     "record": "the whole record, one line of JSON (mmed_jax/data/schema.py)",
@@ -138,8 +138,9 @@ def version_folder(path: str | os.PathLike) -> Path | None:
 def splits(folder: Path) -> list[str]:
     """Names of the splits of a TFDS folder, in its order. Raises UserError when it is not in ArrayRecord files."""
     try:
-        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
-        names, file_format = [s["name"] for s in info["splits"]], info.get("fileFormat")
+        with open_file(folder / "dataset_info.json") as f:
+            info = jsonl.loads(f.read(), dict)
+        names, file_format = [str(s["name"]) for s in info["splits"]], info.get("fileFormat")
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{folder}/dataset_info.json: damaged ({e})") from None
     if file_format != "array_record":
@@ -155,6 +156,9 @@ def read_tfds(path: str | os.PathLike, split: str) -> Iterator[dict]:
     present = splits(folder)
     if split not in present:
         raise UserError(f"{folder}: no split '{split}'{nearest(split, present)}")
+    for file in sorted(folder.iterdir()):  # what its readers would open without a look
+        if not file.is_dir():
+            check_file(file)
     import tensorflow_datasets as tfds
 
     try:
@@ -172,4 +176,6 @@ def read_tfds(path: str | os.PathLike, split: str) -> Iterator[dict]:
             raise UserError(f"{where}: can't be read, the file is damaged: {e}") from None
         if not isinstance(line, bytes):  # what a truncated file gives
             raise UserError(f"{where}: can't be read, the file is damaged")
-        yield jsonl.parse_json(line.decode("utf-8"), where)
+        if len(line) > jsonl.MAX_LINE:
+            raise UserError(f"{where}: a record of more than {jsonl.MAX_LINE >> 20} MiB")
+        yield jsonl.parse_json(jsonl.decode(line, where), where)

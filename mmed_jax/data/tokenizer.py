@@ -17,7 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmed_jax.data.jsonl import BadJSON, loads
+from mmed_jax.data.template_probe import render
 from mmed_jax.errors import UserError
+from mmed_jax.inputs import check_file, open_file, what_is
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -43,6 +46,13 @@ SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+# Of a Hugging Face tokenizer, as transformers looks for them.
+_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "chat_template.json",
+)  # fmt: skip
+_LARGEST = 256 << 20  # bytes; the largest known tokenizer.json has 35 MB
 
 _PROBE = [{"role": r, "content": f" {r} text "} for r in ("system", "user", "assistant", "user")]
 _PLAIN: "weakref.WeakKeyDictionary[PreTrainedTokenizerFast, tuple[Tokenizer, frozenset[int]]]"
@@ -71,6 +81,7 @@ def local_path(path: str | os.PathLike, what: str) -> Path:
             f"{what}: no folder '{path}': accept the licence of meta-llama/{name} on huggingface.co and run "
             f"`hf download meta-llama/{name} --local-dir {path}`"
         )
+    check_file(found, f"{what}: {path}")  # a link to nowhere
     is_hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)) and owner not in _OUR_FOLDERS
     if is_hub_name and not found.parent.exists():
         raise UserError(
@@ -95,6 +106,7 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
         UserError: nothing there, unreadable, a pointer instead of the file, or not a Llama-3 tokenizer.
     """
     path = local_path(path, "tokenizer")
+    check_file(path / "tokenizer.json" if path.is_dir() else path)
     if path.is_file():
         tok = _load_hf(path.parent) if path.name == "tokenizer.json" else _convert_tiktoken(path)
     elif (path / "tokenizer.json").is_file():
@@ -225,9 +237,13 @@ def _transformers():
 
 
 def _read_text(path: Path) -> str:
+    with open_file(path, f"tokenizer: {path}") as f:
+        data = f.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise UserError(f"tokenizer: {path} is larger than {_LARGEST >> 20} MiB; not a file of a tokenizer")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        text = data.decode()
+    except UnicodeDecodeError as e:
         raise UserError(f"tokenizer: cannot read {path}: {e}") from e
     if text.startswith("version https://git-lfs"):
         raise UserError(f"tokenizer: {path} is a git-lfs pointer, not the file; run `git lfs pull` in its folder")
@@ -235,22 +251,32 @@ def _read_text(path: Path) -> str:
 
 
 def _load_hf(folder: Path) -> "PreTrainedTokenizerFast":
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            try:
-                json.loads(_read_text(folder / name))
-            except json.JSONDecodeError as e:
-                raise UserError(f"tokenizer: {folder / name}:{e.lineno}: not JSON ({e.msg})") from e
+    for name in _FILES:  # what the library would open without a look
+        if what_is(folder / name):
+            text = _read_text(folder / name)
+            if name.endswith(".json"):
+                try:
+                    loads(text, dict)
+                except BadJSON as e:
+                    broken = isinstance(e.__context__, json.JSONDecodeError)
+                    line = f":{e.__context__.lineno}" if broken else ""
+                    raise UserError(f"tokenizer: {folder / name}{line}: not JSON ({e})") from e
+    if what_is(folder / "additional_chat_templates") == "a folder":
+        for file in (folder / "additional_chat_templates").iterdir():
+            check_file(file, f"tokenizer: {file}")
     try:
         return _transformers().PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except Exception as e:  # the library raises plain Exception for a malformed vocabulary
-        raise UserError(f"tokenizer: {folder / 'tokenizer.json'} cannot be loaded: {e}") from e
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # The library raises plain Exception for a malformed vocabulary, and its part in Rust a BaseException.
+    except BaseException as e:
+        raise UserError(f"tokenizer: {folder / 'tokenizer.json'} cannot be loaded: {str(e)[:300]}") from e
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     """The ranks file: one `base64(token bytes) rank` a line; ranks are 0 .. n-1 and all single bytes are there."""
     not_ranks = f"tokenizer: {path} is not Meta's tiktoken ranks file"
-    with path.open("rb") as f:
+    with open_file(path, f"tokenizer: {path}") as f:
         if f.read(1) == b"\n":  # a sentencepiece protobuf opens with field 1 (0x0a)
             raise UserError(f"{not_ranks}; it looks like sentencepiece (Llama 2), which Llama 3 does not use")
     ranks: dict[bytes, int] = {}
@@ -321,11 +347,10 @@ def _as_llama3(tok: "PreTrainedTokenizerFast", path: Path) -> "PreTrainedTokeniz
 
 def _renders(tok: "PreTrainedTokenizerFast", template: str | dict) -> list[str] | None:
     """What `template` makes of the probe conversation, with and without generation prompt; None if it fails."""
-    try:
-        kwargs = {"chat_template": template if isinstance(template, str) else template["default"], "tokenize": False}
-        return [tok.apply_chat_template(_PROBE, add_generation_prompt=g, **kwargs) for g in (False, True)]
-    except Exception:  # a foreign template may raise anything; then it certainly differs
-        return None
+    if isinstance(template, dict):
+        template = template.get("default")
+    tokens = {k: v for k, v in tok.special_tokens_map.items() if isinstance(v, str)}
+    return render(template, _PROBE, tokens) if isinstance(template, str) else None
 
 
 def _looks_control(text: str) -> bool:

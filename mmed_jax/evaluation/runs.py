@@ -1,7 +1,6 @@
 """Finished evaluations read back: results.json and predictions.jsonl, checked to belong together."""
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 from mmed_jax.data import jsonl
 from mmed_jax.errors import UserError
 from mmed_jax.evaluation.rationale import AVERAGE
+from mmed_jax.inputs import open_file
 
 SCHEMA = 2
 SCORES = "rationale_scores.jsonl"  # beside them: the metrics of each rationale
@@ -79,7 +79,7 @@ def _read(name: str, folder: Path) -> Run:
         hint = "; the evaluation is not finished, its command goes on with it" if journal.is_file() else ""
         raise UserError(f"{folder}: holds no results.json, which `python -m mmed_jax.evaluate` writes{hint}")
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        results = jsonl.loads(file.read_bytes())
     except (OSError, ValueError) as e:
         raise UserError(f"{file}: can't be read ({e})") from None
     found = results.get("schema") if isinstance(results, dict) else None
@@ -91,6 +91,9 @@ def _read(name: str, folder: Path) -> Run:
             f"{file}: has schema {found or 1}, from {age} version of mmed_jax; this one reads {SCHEMA}: evaluate again"
         )
     missing = [k for k in ("settings", "model", "data", "benchmarks", "overall") if k not in results]
+    for name in ("settings", "benchmarks", "overall"):
+        if not missing and not isinstance(results[name], dict):
+            raise UserError(f"{file}: field '{name}': must be an object")
     missing += [] if missing else [k for k in ("kind", "mode", "prompt_family") if k not in results["settings"]]
     if missing:
         raise UserError(f"{file}: field '{missing[0]}' is missing")
@@ -101,18 +104,24 @@ def _predictions(file: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
     if not file.is_file():
         raise UserError(f"{file.parent}: holds results.json and no predictions.jsonl, which it is compared by")
     lines, seen = [], set()
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         for where, line in jsonl.read_objects(stream, str(file)):
             for field in _LINE:
                 if field not in line:
                     raise UserError(f"{where}: field '{field}' is missing")
+            for field in ("benchmark", "id"):
+                if not isinstance(line[field], str):
+                    raise UserError(f"{where}: field '{field}': must be text")
             if (key := (line["benchmark"], line["id"])) in seen:
                 raise UserError(f"{where}: item {key[0]} {key[1]} stands twice")
             seen.add(key)
             lines.append(line)
     there = Counter(line["benchmark"] for line in lines)
     for name, block in results["benchmarks"].items():
-        count = block["overall"]["count"]
+        try:
+            count = int(block["overall"]["count"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"{file.parent / 'results.json'}: benchmarks.{name}: no count of its items") from e
         if there.pop(name, 0) != count:
             raise UserError(f"{file}: has not the {count:,} items of {name} that results.json counts; evaluate again")
     if there:

@@ -7,7 +7,7 @@ row 7 of the leaf ("layers", "up", "weight").
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ LAYER_MODULES = {
 }
 # Buffers that old releases stored; they follow from config.json and are not read.
 HARMLESS = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+
+MOST_NAMES = 24  # that one message shows
 
 Path = tuple[str, ...]
 
@@ -100,14 +102,21 @@ def unflatten(flat: dict[Path, Any]) -> dict[str, Any]:
 
 
 def group_names(names: Iterable[str]) -> str:
-    """Names on one line, all of them, with layer numbers drawn together: `model.layers.{0-31}.mlp.up_proj.bias`."""
+    """Names on one line, with layer numbers drawn together: `model.layers.{0-31}.mlp.up_proj.bias`; of many some."""
     groups: dict[str, list[int]] = {}
     for name in sorted(names):
         found = re.search(r"\.layers\.(\d+)\.", name)
         groups.setdefault(re.sub(r"\.layers\.\d+\.", ".layers.{}.", name, count=1), []).extend(
             [int(found[1])] if found else []
         )
-    return ", ".join(key.replace("{}", _ranges(numbers)) if numbers else key for key, numbers in sorted(groups.items()))
+    return some([key.replace("{}", _ranges(numbers)) if numbers else key for key, numbers in sorted(groups.items())])
+
+
+def some(names: Sequence[str], separator: str = ", ", longest: int = 120) -> str:
+    """The first MOST_NAMES on one line, none longer than `longest`, and how many more there are."""
+    cut = [n if len(n) <= longest else n[: longest - 3] + "..." for n in names[:MOST_NAMES]]
+    more = len(names) - len(cut)
+    return separator.join(cut) + (f" and {more:,} more" if more else "")
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -117,5 +126,6 @@ def _ranges(numbers: list[int]) -> str:
             runs[-1][1] = n
         else:
             runs.append([n, n])
-    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs[:MOST_NAMES])
+    text += ",..." if len(runs) > MOST_NAMES else ""
     return text if len(numbers) == 1 else "{" + text + "}"

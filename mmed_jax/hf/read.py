@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmed_jax.data.jsonl import BadJSON, decode, loads
 from mmed_jax.data.tokenizer import local_path, warn
 from mmed_jax.errors import UserError
-from mmed_jax.hf.mapping import HARMLESS, HFTensor, flatten, group_names, hf_tensors, leaf_shapes, unflatten
+from mmed_jax.hf.mapping import HARMLESS, HFTensor, flatten, group_names, hf_tensors, leaf_shapes, some, unflatten
 from mmed_jax.hf.mapping import Path as LeafPath
-from mmed_jax.hf.safetensors import CODES, DTYPES, StoredTensor, read_header
+from mmed_jax.hf.safetensors import CODES, DTYPES, MAX_HEADER, StoredTensor, read_header, shown
+from mmed_jax.inputs import check_file, open_file, what_is
 from mmed_jax.model.config import LlamaConfig, from_hf
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -29,8 +31,9 @@ def load_config(path: str | os.PathLike) -> LlamaConfig:
     """
     folder = model_folder(path)
     file = folder / "config.json"
+    content = read_json(file)
     try:
-        cfg = from_hf(read_json(file))
+        cfg = from_hf(content)
     except UserError as e:
         raise UserError(str(e).replace("config.json:", f"{file}:", 1)) from e
     more = read_generation(folder).get("eos_token_id")
@@ -42,7 +45,7 @@ def load_config(path: str | os.PathLike) -> LlamaConfig:
 def read_generation(folder: Path) -> dict:
     """The content of generation_config.json, {} when there is none."""
     file = folder / "generation_config.json"
-    return read_json(file) if file.is_file() else {}
+    return read_json(file) if what_is(file) else {}
 
 
 def read_tensors(path: str | os.PathLike, cfg: LlamaConfig) -> dict[str, StoredTensor]:
@@ -54,6 +57,11 @@ def read_tensors(path: str | os.PathLike, cfg: LlamaConfig) -> dict[str, StoredT
     """
     folder = model_folder(path)
     stored = _all_headers(folder)
+    if cfg.num_layers > len(stored):  # not listed by name: a config may say a thousand million
+        raise UserError(
+            f"{folder}: the weights do not fit config.json: num_hidden_layers={cfg.num_layers:,}, and the files hold "
+            f"{len(stored):,} tensors"
+        )
     wanted = {t.name: t for t in hf_tensors(cfg)}
     tied_head = stored.pop("lm_head.weight", None) if cfg.tie_word_embeddings else None
     problems = []
@@ -69,9 +77,11 @@ def read_tensors(path: str | os.PathLike, cfg: LlamaConfig) -> dict[str, StoredT
     shapes: dict[str, list[str]] = {}
     for t, s in present:
         if s.shape != t.shape:
-            shapes.setdefault(f"{list(s.shape)}, config.json says {list(t.shape)}", []).append(t.name)
+            what = f"{shown(list(s.shape))}, config.json says {list(t.shape)}"
+            shapes.setdefault(what, []).append(t.name)
     if shapes:
-        problems.append("wrong shape: " + "; ".join(f"{group_names(n)} is {what}" for what, n in shapes.items()))
+        wrong = [f"{group_names(names)} is {what}" for what, names in shapes.items()]
+        problems.append(f"wrong shape: {some(wrong, '; ', 500)}")
     foreign = {t.name: s.dtype for t, s in present if s.dtype not in DTYPES}
     if foreign:
         kinds = ", ".join(sorted(set(foreign.values())))
@@ -171,6 +181,7 @@ def model_folder(path: str | os.PathLike) -> Path:
     folder = local_path(path, "model")
     if not folder.is_dir():
         raise UserError(f"model: {folder} is a file; give the folder that holds config.json and the safetensors")
+    check_file(folder / "config.json")
     if not (folder / "config.json").is_file():
         found = sorted(p.name for p in folder.iterdir())
         hint = "it holds " + ", ".join(found[:6]) + (", ..." if len(found) > 6 else "") if found else "it is empty"
@@ -181,34 +192,37 @@ def model_folder(path: str | os.PathLike) -> Path:
 
 
 def read_json(file: Path) -> dict:
-    """A JSON object from `file`; UserError with file and line otherwise."""
+    """A JSON object from `file`; UserError with file and place otherwise."""
+    with open_file(file) as f:
+        data = f.read(MAX_HEADER + 1)
+    if len(data) > MAX_HEADER:
+        raise UserError(f"{file}: larger than {MAX_HEADER // 1_000_000} MB; not a file of a model folder")
+    if data.startswith(b"version https://git-lfs"):
+        raise UserError(f"{file} is a git-lfs pointer, not the file; run `git lfs pull` in its folder")
     try:
-        text = file.read_text(encoding="utf-8")
-        if text.startswith("version https://git-lfs"):
-            raise UserError(f"{file} is a git-lfs pointer, not the file; run `git lfs pull` in its folder")
-        value = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise UserError(f"{file}:{e.lineno}: not JSON ({e.msg})") from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read {file}: {e}") from e
+        value = loads(decode(data, str(file)))
+    except BadJSON as e:
+        broken = isinstance(e.__context__, json.JSONDecodeError)
+        line = f":{e.__context__.lineno}" if broken else ""
+        raise UserError(f"{file}{line}: not JSON ({e})") from e
     if not isinstance(value, dict):
         raise UserError(f"{file}: must be a JSON object")
     return value
 
 
 def _all_headers(folder: Path) -> dict[str, StoredTensor]:
-    if (folder / SINGLE).exists():
+    if what_is(folder / SINGLE):
         return read_header(folder / SINGLE)
-    if not (folder / INDEX).exists():
+    if not what_is(folder / INDEX):
         raise UserError(f"model: {folder} {_without_weights(folder)}")
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise UserError(f"{folder / INDEX}: weight_map must be an object of tensor name: file name")
     files = sorted(set(weight_map.values()))
     if foreign := [name for name in files if name != Path(name).name]:
-        raise UserError(f"{folder / INDEX}: files must lie beside it: {', '.join(foreign)}")
-    if absent := [name for name in files if not (folder / name).exists()]:
-        raise UserError(f"{folder}: {len(absent)} of {len(files)} weight files are missing: {', '.join(absent)}")
+        raise UserError(f"{folder / INDEX}: files must lie beside it: {some(foreign)}")
+    if absent := [name for name in files if not what_is(folder / name)]:
+        raise UserError(f"{folder}: {len(absent)} of {len(files)} weight files are missing: {some(absent)}")
     tensors: dict[str, StoredTensor] = {}
     for name in files:
         header = read_header(folder / name)

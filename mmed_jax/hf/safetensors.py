@@ -9,6 +9,8 @@ once, and its reader keeps a whole file mapped; both would break the memory boun
 import json
 import math
 import mmap
+import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -16,10 +18,18 @@ from typing import BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mmed_jax.data.jsonl import BadJSON, loads
 from mmed_jax.errors import UserError
+from mmed_jax.inputs import open_file
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+# Bits of a value, for every dtype that the library knows (safetensors 0.8, tensor.rs).
+BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
 MAX_HEADER = 100_000_000  # the library's own limit
 MAP_BYTES = 1 << 25
 
@@ -71,42 +81,104 @@ class StoredTensor(NamedTuple):
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file by name, after checking that the file is whole.
+    """The tensors of one file by name, after checking that the file is whole and what its header says of it.
+
+    Refused is all that the safetensors library refuses, and also: a name given twice, of which it would take the last.
 
     Raises:
-      UserError: a git-lfs pointer, a cut or foreign file, or offsets that do not fit; with the path.
+      UserError: no regular file, a git-lfs pointer, a cut or foreign file, tensors that do not lie one after the other
+        and fill the file, or entries of a wrong type; with the path.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as f:
-            prefix = f.read(8)
-            if prefix == b"version " and size < 1024:
-                raise UserError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or length > MAX_HEADER or 8 + length > size:
-                raise UserError(f"{path} is not a safetensors file, or is cut short ({size} bytes); download it again")
-            raw = json.loads(f.read(length))
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror or e}") from e
-    except ValueError as e:
-        raise UserError(f"{path} is not a safetensors file: its header is not JSON") from e
-    tensors = {}
-    try:
-        raw.pop("__metadata__", None)
-        for name, t in raw.items():
-            begin, end = t["data_offsets"]
-            shape = tuple(int(n) for n in t["shape"])
-            tensors[name] = StoredTensor(path, t["dtype"], shape, 8 + length + begin, 8 + length + end)
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{path}: malformed safetensors header ({type(e).__name__}: {e})") from e
-    for name, t in tensors.items():
-        if t.end > size:
-            needed = max(t.end for t in tensors.values())
-            raise UserError(f"{path} is cut short: {size} bytes of {needed}; download it again")
-        wrong = t.dtype in DTYPES and t.end - t.begin != math.prod(t.shape) * DTYPES[t.dtype].itemsize
-        if wrong or t.begin < 8 + length or t.end < t.begin:
-            raise UserError(f"{path}: tensor {name} of {t.dtype} {list(t.shape)} has {t.end - t.begin} bytes")
+    with open_file(path) as f:
+        size = os.fstat(f.fileno()).st_size
+        prefix = f.read(8)
+        if prefix == b"version " and size < 1024:
+            raise UserError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > MAX_HEADER or 8 + length > size:
+            raise UserError(f"{path} is not a safetensors file, or is cut short ({size} bytes); download it again")
+        raw = _parse(f.read(length), path)
+    tensors, offset = {}, 8 + length
+    for name, entry in raw.items():
+        try:
+            tensors[name] = _stored(entry, path, offset)
+        except ValueError as e:
+            raise UserError(f"{path}: malformed safetensors header: tensor {shown(name)}: {e}") from None
+    at = offset
+    for name, t in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if t.begin != at:
+            what = "overlaps the one before it" if t.begin < at else f"leaves {t.begin - at:,} bytes before it unused"
+            raise UserError(f"{path}: malformed safetensors header: tensor {shown(name)} {what}")
+        at = t.end
+    if at > size:
+        raise UserError(f"{path} is cut short: {size} bytes of {at}; download it again")
+    if at < size:
+        raise UserError(f"{path}: {size - at:,} bytes follow the last tensor; download it again")
     return tensors
+
+
+def _parse(data: bytes, path: Path) -> dict:
+    """The header as {name: entry}, without __metadata__."""
+
+    def no_duplicates(pairs: list) -> dict:
+        out = dict(pairs)
+        if len(out) < len(pairs):
+            names = [k for k, _ in pairs]
+            raise BadJSON(f"{shown(next(k for k, n in Counter(names).items() if n > 1))} is given twice")
+        return out
+
+    def no_number(name: str) -> None:
+        raise BadJSON(f"{name} is no JSON")
+
+    try:
+        text = data.decode()
+        # The library takes -0 for a fraction. (Offsets and sizes that are below 0 are found by their users.)
+        raw = loads(
+            text, dict, object_pairs_hook=no_duplicates, parse_constant=no_number,
+            parse_int=lambda digits: -0.5 if digits == "-0" else int(digits),
+        )  # fmt: skip
+        if "\\u" in text:
+            json.dumps(raw, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except ValueError as e:  # UnicodeError is one
+        why = "not UTF-8" if isinstance(e, UnicodeError) else str(e)
+        raise UserError(f"{path} is not a safetensors file: its header is not JSON that it may hold ({why})") from e
+    metadata = raw.pop("__metadata__", None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    ):
+        raise UserError(f"{path}: malformed safetensors header: __metadata__ must be an object of texts")
+    return raw
+
+
+def _stored(entry: object, path: Path, offset: int) -> StoredTensor:
+    """One entry of the header, checked by itself. Raises ValueError that says what is wrong."""
+    if not isinstance(entry, dict):
+        raise ValueError("must be an object")
+    if absent := [k for k in ("dtype", "shape", "data_offsets") if k not in entry]:
+        raise ValueError(f"{absent[0]} is missing")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise ValueError(f"dtype {shown(dtype)} is unknown")
+    for what, numbers in (("shape", shape), ("data_offsets", offsets)):
+        # type(n) is int: True is an int, too.
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 64 for n in numbers):
+            raise ValueError(f"{what} {shown(numbers)}: must be a list of whole numbers from 0")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"data_offsets {shown(offsets)}: must be [begin, end]")
+    count = 1
+    for n in shape:
+        count *= n
+        if count >= 1 << 64:
+            raise ValueError(f"shape {shown(shape)} is larger than any file")
+    if count * BITS[dtype] != 8 * (offsets[1] - offsets[0]) or count * BITS[dtype] >= 1 << 64:
+        raise ValueError(f"of {dtype} {shown(shape)} has {offsets[1] - offsets[0]} bytes")
+    return StoredTensor(path, dtype, tuple(shape), offset + offsets[0], offset + offsets[1])
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A name or value of a foreign file as it stands in messages: on one line and of at most `most` characters."""
+    text = value if isinstance(value, str) else repr(value[:12] if isinstance(value, list) else value)
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def write_header(f: BinaryIO, tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> None:

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from mmed_jax.agreement import agree_on, any_text, on_main
+from mmed_jax.data import jsonl
 from mmed_jax.data.tokenizer import check_vocab, control_ids, save_tokenizer, stop_ids, tokenizer_hash, warn
 from mmed_jax.errors import UserError, WorkError, one_line
 from mmed_jax.hf.gather import gather, leaf_dtype
@@ -148,7 +149,7 @@ def check_output(path: Path, overwrite: bool = False, needed: int = 0) -> None:
         if not overwrite:
             raise UserError(f"--output={path}: holds an earlier export; add --overwrite to replace it")
         try:
-            ours = {MARKER, *json.loads(marker.read_text(encoding="utf-8"))["files"]}
+            ours = {MARKER, *jsonl.loads(marker.read_bytes(), dict)["files"]}
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise UserError(f"--output={path}: {MARKER} in it is unreadable; name a new folder") from e
         if added := sorted({p.name for p in path.iterdir()} - ours):

@@ -13,6 +13,7 @@ from typing import Any
 
 from mmed_jax.data import jsonl
 from mmed_jax.errors import UserError, WorkError
+from mmed_jax.inputs import check_file
 from mmed_jax.manifest import write_json
 
 
@@ -50,10 +51,11 @@ class Journal:
         if not self.done and (not self._torn or self.settings_path.exists()):
             return
         try:
-            saved = json.loads(self.settings_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            saved = jsonl.loads(self.settings_path.read_bytes(), dict)
+        except (OSError, ValueError) as e:
+            state = "does not" if isinstance(e, FileNotFoundError) else f"cannot be read ({e})"
             raise UserError(
-                f"{self._flag}={self.path}: exists and {self.settings_path.name} does not, so nobody knows what it "
+                f"{self._flag}={self.path}: exists and {self.settings_path.name} {state}, so nobody knows what it "
                 "holds; name another output"
             ) from None
         now = self.settings = {k: saved.get(k) if v is None else v for k, v in self.settings.items()}
@@ -118,6 +120,8 @@ class Journal:
 
     def _read(self) -> dict[tuple, dict]:
         done = {}
+        check_file(self.path, f"{self._flag}={self.path}")
+        check_file(self.settings_path, f"{self._flag}: {self.settings_path}")
         try:
             lines = self.path.read_bytes().split(b"\n")
         except FileNotFoundError:
@@ -127,9 +131,9 @@ class Journal:
         self._torn = bool(lines[-1])  # what follows the last line end
         for number, line in enumerate(lines[:-1], 1):
             try:
-                record = json.loads(line)
+                record = jsonl.loads(line, dict)
                 done[self._key(record)] = record
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError):  # TypeError: a key that is a list
                 raise UserError(
                     f"{self._flag}={self.path}:{number}: is not a result of this command; name another output"
                 ) from None

@@ -2,11 +2,11 @@
 
 import argparse
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmed_jax.data import jsonl
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.run_dir import CONFIG_FILE, step_folders
 
@@ -42,7 +42,7 @@ def identity(source: "ModelSource") -> dict[str, Any]:
         digest.update(manifest.read_bytes() if manifest.is_file() else str(source.path.resolve()).encode())
     else:
         digest.update((source.path / "config.json").read_bytes())
-        for path in sorted(source.path.glob("*.safetensors")):
+        for path in sorted(p for p in source.path.glob("*.safetensors") if p.is_file()):
             size = path.stat().st_size
             digest.update(f"{path.name} {size}".encode())
             with path.open("rb") as f:
@@ -57,10 +57,11 @@ def trained_prompts(source: "ModelSource") -> dict[str, str]:
     found = {"system_prompt": "", "prompt_family": "llama3"}
     if source.kind == "run":
         try:
-            data = json.loads((source.path / CONFIG_FILE).read_text(encoding="utf-8"))["data"]
-        except (OSError, ValueError, KeyError):
+            data = jsonl.loads((source.path / CONFIG_FILE).read_bytes(), dict)["data"]
+            told = {k: data.get(k) for k in found}
+        except (OSError, ValueError, KeyError, AttributeError):
             return found
-        found = {k: data.get(k) or v for k, v in found.items()}
+        found = {k: told[k] if told[k] and isinstance(told[k], str) else v for k, v in found.items()}
     return found
 
 

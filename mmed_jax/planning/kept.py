@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from ml_collections import ConfigDict
 
+from mmed_jax.data import jsonl
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.outputs import write_text
 from mmed_jax.planning.settings import relevant
@@ -74,14 +75,14 @@ def read(path: Path, begun: "PlanResult") -> "PlanResult | None":
     known = json.loads(json.dumps(dataclasses.asdict(begun)))
     kinds = {f.name: f.type for f in dataclasses.fields(begun)}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.keys() != kinds.keys():
+        found = jsonl.loads(path.read_bytes(), dict)
+        if found.keys() != kinds.keys():
             return None
         if any(found[name] != known[name] for name in _BEFORE):
             return None
         if not all(_is(value, kinds[name]) for name, value in found.items()):
             return None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, OverflowError):  # OverflowError: a whole number that no float holds
         return None
     return dataclasses.replace(begun, **found | {"cached": True})
 
