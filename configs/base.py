@@ -33,6 +33,8 @@ def base() -> ConfigDict:
     c.model.num_kv_heads = 0
     c.model.head_dim = 0
     c.model.max_position_embeddings = 0
+    # Keys in the config.json of init_from that are not known here, and of which you know that they change nothing.
+    c.model.ignore_keys = ()
 
     # Where it may run: "any", or "accelerator" = refuse to start on a CPU.
     c.platform = "any"

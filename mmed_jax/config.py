@@ -237,7 +237,8 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"config.batch of {batch_rows(config)} sequences does not divide by grad_accum={flat['grad_accum']}"
         )
-    sizes = any(v for k, v in flat.items() if k.startswith("model.") and k != "model.preset")
+    own = ("model.preset", "model.ignore_keys")
+    sizes = any(v for k, v in flat.items() if k.startswith("model.") and k not in own)
     if flat["init_from"] and (sizes or flat["model.preset"] != "demo"):
         raise UserError(
             "config.model.*: read only for random weights, init_from brings its own sizes; set them to 0 and preset to "

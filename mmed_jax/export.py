@@ -16,6 +16,7 @@ from typing import Any
 
 from mmed_jax.config import Parser
 from mmed_jax.errors import UserError, run_command
+from mmed_jax.inference.load import add_ignore_keys
 
 DTYPES = ("bfloat16", "float32", "float16", "source")
 
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.hf.write import check_output, output_folder, save_pretrained
     from mmed_jax.model.config import num_params
 
-    source = open_model(args.model, args.step)
+    source = open_model(args.model, args.step, args.ignore_keys)
     output = output_folder(args.output)
     inside = source.path.resolve()
     if output == inside or output in inside.parents:
@@ -90,6 +91,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="DIR", help="run directory or Hugging Face folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
+    add_ignore_keys(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16; an HF folder's own)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return parser.parse_args(argv)

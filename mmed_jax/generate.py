@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     check_seed(args.seed)
     given = [("--prompt", "1", {"prompt": args.prompt})] if args.prompt is not None else list(read_prompts(args.input))
     given = given[: args.limit or None]
-    source = open_model(args.model, args.step)
+    source = open_model(args.model, args.step, args.ignore_keys)
     trained, tok = trained_prompts(source), source.tokenizer
     how = Format(
         raw=args.raw, mode=args.mode, family=args.prompt_family or trained["prompt_family"],

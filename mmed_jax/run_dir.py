@@ -25,6 +25,7 @@ META_ITEM, META_FILE = "meta", "meta.json"
 NOT_COMPARED = (
     "run_dir", "platform", "remat", "xla_flags", "attention", "loss_chunk", "grad_accum", "data.cache_dir", "mesh.",
     "log_every", "eval_every", "eval_rows", "checkpoint.", "tensorboard", "wandb", "compile_cache", "distributed.",
+    "model.ignore_keys",  # what the model is stands in the run itself
     "profile_start", "profile_steps",  # of earlier versions
 )  # fmt: skip
 # What orbax calls a finished checkpoint.

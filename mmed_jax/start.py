@@ -50,7 +50,7 @@ def open_init(config: ConfigDict) -> "ModelSource | None":
     from mmed_jax.hf.source import open_model
 
     try:
-        return open_model(resolve_path(config.init_from))
+        return open_model(resolve_path(config.init_from), ignore_keys=config.model.ignore_keys)
     except UserError as e:
         with contextlib.suppress(UserError):
             return open_model(config.run_dir)

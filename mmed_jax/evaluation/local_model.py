@@ -23,7 +23,7 @@ class LocalModel:
 
     def __init__(self, args: argparse.Namespace):
         """Raises UserError for a folder that is no model."""
-        self._args, self._source, self._engine = args, open_model(args.model, args.step), None
+        self._args, self._source, self._engine = args, open_model(args.model, args.step, args.ignore_keys), None
         self._tok = self._source.tokenizer
         self.prompts = trained_prompts(self._source)
 

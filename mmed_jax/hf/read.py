@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ from mmed_jax.hf.mapping import HARMLESS, HFTensor, flatten, group_names, hf_ten
 from mmed_jax.hf.mapping import Path as LeafPath
 from mmed_jax.hf.safetensors import CODES, DTYPES, MAX_HEADER, StoredTensor, read_header, shown
 from mmed_jax.inputs import check_file, open_file, what_is
-from mmed_jax.model.config import LlamaConfig, from_hf
+from mmed_jax.model.config import MOST, LlamaConfig, from_hf
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def load_config(path: str | os.PathLike) -> LlamaConfig:
+def load_config(path: str | os.PathLike, ignore_keys: Collection[str] = ()) -> LlamaConfig:
     """The LlamaConfig of a folder with `config.json`; end tokens of `generation_config.json` are added to its own.
+
+    Args:
+      ignore_keys: of config.json, not known here, that the user vouches for (model.config.from_hf).
 
     Raises:
       UserError: no such folder (with the download command for a hub name), no or malformed config.json, not a Llama.
@@ -33,12 +36,14 @@ def load_config(path: str | os.PathLike) -> LlamaConfig:
     file = folder / "config.json"
     content = read_json(file)
     try:
-        cfg = from_hf(content)
+        cfg = from_hf(content, ignore_keys, lambda line: warn(line.replace("config.json:", f"{file}:", 1)))
     except UserError as e:
         raise UserError(str(e).replace("config.json:", f"{file}:", 1)) from e
     more = read_generation(folder).get("eos_token_id")
     more = more if isinstance(more, list) else [more]
-    extra = [i for i in more if isinstance(i, int) and i not in cfg.eos_token_id]
+    if wrong := [i for i in more if i is not None and not (type(i) is int and abs(i) <= MOST)]:
+        raise UserError(f"{folder / 'generation_config.json'}: eos_token_id={shown(wrong[0])}: must be token ids")
+    extra = [i for i in more if i is not None and i not in cfg.eos_token_id]
     return dataclasses.replace(cfg, eos_token_id=(*cfg.eos_token_id, *extra))
 
 

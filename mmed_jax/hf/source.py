@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, local_path
 from mmed_jax.errors import UserError
 from mmed_jax.hf.read import load_config, load_params, read_generation, read_json, read_tensors
+from mmed_jax.inputs import check_file
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.llama import abstract_params
 from mmed_jax.run_dir import CHECKPOINTS, CONFIG_FILE, step_folders
@@ -91,19 +92,23 @@ class ModelSource:
         return params
 
 
-def open_model(path: str | os.PathLike, step: int | None = None) -> ModelSource:
+def open_model(
+    path: str | os.PathLike, step: int | None = None, ignore_keys: Collection[str] = ()
+) -> ModelSource:
     """Opens a run directory or a Hugging Face folder.
 
     Args:
       path: the folder; for a run also its checkpoints/ or one step in it.
       step: checkpoint of a run; None = the newest good one.
+      ignore_keys: of an HF folder's config.json, not known here, that the user vouches for (model.config.from_hf).
 
     Raises:
       UserError: nothing there (with the download command for a hub name), neither of the two, no checkpoint or not that
         one, or config.json, weights' headers wrong.
     """
     folder = local_path(path, "model")
-    if folder.is_file():
+    if not folder.is_dir():
+        check_file(folder, f"model: {folder}")
         raise UserError(f"model: {folder} is a file; give a run directory or a Hugging Face folder")
     if folder.name.isdigit() and folder.parent.name == CHECKPOINTS and step is None:
         folder, step = folder.parent.parent, int(folder.name)
@@ -111,6 +116,7 @@ def open_model(path: str | os.PathLike, step: int | None = None) -> ModelSource:
         folder = folder.parent
     if (folder / ASSETS).is_dir() or (folder / CHECKPOINTS).is_dir():
         return _open_run(folder, step)
+    check_file(folder / "config.json")
     if (folder / "config.json").is_file() and _is_run_config(folder):
         raise UserError(f"model: {folder} is a run directory without checkpoints: nothing has been saved there yet")
     if step is not None:
@@ -122,7 +128,7 @@ def open_model(path: str | os.PathLike, step: int | None = None) -> ModelSource:
             f"model: {folder} is neither a run directory ({CHECKPOINTS}/ and {ASSETS}/) nor a Hugging Face folder "
             f"(config.json and safetensors): {inside}"
         )
-    source = ModelSource(folder, "hf", load_config(folder))
+    source = ModelSource(folder, "hf", load_config(folder, ignore_keys))
     read_tensors(folder, source.cfg)
     return source
 

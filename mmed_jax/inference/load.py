@@ -18,14 +18,23 @@ _SAMPLE = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --step, --dtype, --batch_size, --mesh_data, --mesh_tensor."""
+    """--model, --step, --ignore_keys, --dtype, --batch_size, --mesh_data, --mesh_tensor."""
     parser.add_argument("--model", required=True, metavar="DIR", help="run directory or Hugging Face folder")
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
+    add_ignore_keys(parser)
     dtypes = ("float32", "bfloat16")
     parser.add_argument("--dtype", choices=dtypes, help="of compute (default: float32 on a CPU, else bfloat16)")
     parser.add_argument("--batch_size", type=int, default=16, help="answers written at a time; changes speed only")
     parser.add_argument("--mesh_data", type=int, default=1, help="devices over which answers are spread")
     parser.add_argument("--mesh_tensor", type=int, default=1, help="devices over which the weights are spread")
+
+
+def add_ignore_keys(parser: argparse.ArgumentParser) -> None:
+    """--ignore_keys, a tuple of names."""
+    parser.add_argument(
+        "--ignore_keys", metavar="a,b", default=(), type=lambda text: tuple(k.strip() for k in text.split(",")),
+        help="keys of config.json, not known here, of which you know that they change nothing",
+    )  # fmt: skip
 
 
 def identity(source: "ModelSource") -> dict[str, Any]:

@@ -4,13 +4,14 @@ Nothing is guessed from a model's name. A key that could change the mathematics 
 """
 
 import dataclasses
-import json
-import math
+from collections.abc import Callable, Collection
 from typing import Any
 
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.errors import UserError
+from mmed_jax.model.config_keys import check_keys, shown
 
 ROPE_TYPES = ("default", "llama3")
+MOST = 2**31 - 1  # of any size, position or token id: they are int32 on the devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,41 +52,6 @@ class LlamaConfig:
     pad_token_id: int | None = None
 
 
-# Keys that carry no mathematics of the forward pass: provenance, generation defaults, training switches.
-HARMLESS = frozenset(
-    """_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attn_implementation
-    begin_suppress_tokens bad_words_ids bos_token_id decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing id2label keys_to_ignore_at_inference label2id length_penalty max_length min_length
-    model_max_length neftune_noise_alpha no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
-    output_attentions output_hidden_states output_scores prefix problem_type remove_invalid_values repetition_penalty
-    return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
-    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p unsloth_fixed unsloth_version
-    use_cache""".split()
-)
-
-# Keys that are understood at one value only: the value at which they change nothing.
-FIXED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama",),
-    "hidden_act": ("silu", "swish"),
-    "pretraining_tp": (1, None),
-    "attention_dropout": (0, None),
-    "embd_pdrop": (0, None),
-    "resid_pdrop": (0, None),
-    "hidden_dropout": (0, None),
-    "partial_rotary_factor": (1, None),
-    "rope_interleaved": (False, None),
-    "is_decoder": (False, True, None),
-    "is_encoder_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "tie_encoder_decoder": (False, None),
-    "cross_attention_hidden_size": (None,),
-    "chunk_size_feed_forward": (0, None),
-    "pruned_heads": ({}, None),
-    "use_bfloat16": (False, None),
-}
-ARCHITECTURES = ("LlamaForCausalLM", "LlamaModel")
-
 # config.json name -> (our field, type, default of transformers' LlamaConfig or REQUIRED)
 REQUIRED = object()
 FIELDS: dict[str, tuple[str, type, Any]] = {
@@ -107,21 +73,24 @@ SPECIAL = ("rope_theta", "rope_scaling", "rope_parameters", "bos_token_id", "eos
 DEFAULT_THETA = 10000.0
 
 
-def from_hf(d: dict) -> LlamaConfig:
+def from_hf(d: dict, ignore_keys: Collection[str] = (), say: Callable[[str], None] = lambda line: None) -> LlamaConfig:
     """Reads the content of a config.json, of transformers 4.x (rope_theta, rope_scaling) or 5.x (rope_parameters).
 
     An absent key takes the default that transformers' LlamaConfig gives it.
 
+    Args:
+      ignore_keys: keys that are not known here and that the user vouches for: they change nothing.
+      say: is given a line for the keys that were passed over without being known.
+
     Raises:
       UserError: not a Llama, a missing key, a wrong type, a rope type other than default and llama3, or a key that
-        is not understood and whose value is not null; the key and its value are named.
+        is not understood and whose value is neither false nor null nor empty; the key and its value are named.
     """
     if not isinstance(d, dict):
         raise UserError(f"config.json: must be an object, got {type(d).__name__}")
     if "model_type" not in d:
         raise UserError("config.json: model_type is missing (must be 'llama')")
-    for key, value in d.items():
-        _check_key(key, value)
+    check_keys(d, {*FIELDS, *SPECIAL}, ignore_keys, say)
     values = {}
     for key, (field, kind, default) in FIELDS.items():
         value = d.get(key)
@@ -162,11 +131,13 @@ def check(cfg: LlamaConfig, where: str = "config.json") -> LlamaConfig:
 
     for field in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
         need(getattr(cfg, field) >= 1, field, "must be at least 1")
+        need(getattr(cfg, field) <= MOST, field, f"must be at most {MOST}")
     # transformers refuses such a config even when head_dim is given.
     need(cfg.hidden_size % cfg.num_heads == 0, "hidden_size", f"must be a multiple of the {cfg.num_heads} heads")
     need(cfg.head_dim >= 2 and cfg.head_dim % 2 == 0, "head_dim", "must be even (rotary embeddings turn pairs)")
-    divisors = [k for k in range(1, cfg.num_heads + 1) if cfg.num_heads % k == 0]
-    need(cfg.num_kv_heads in divisors, "num_kv_heads", f"must divide the {cfg.num_heads} heads: one of {divisors}")
+    if cfg.num_heads % cfg.num_kv_heads:
+        divisors = [k for k in range(1, min(cfg.num_heads, 4096) + 1) if cfg.num_heads % k == 0]
+        need(False, "num_kv_heads", f"must divide the {cfg.num_heads} heads: one of {divisors}")
     need(cfg.max_position_embeddings >= 1, "max_position_embeddings", "must be at least 1")
     need(cfg.rms_norm_eps > 0, "rms_norm_eps", "must be above 0")
     need(cfg.rope_theta > 0, "rope_theta", "must be above 0")
@@ -178,43 +149,16 @@ def check(cfg: LlamaConfig, where: str = "config.json") -> LlamaConfig:
     return cfg
 
 
-def _check_key(key: str, value: Any) -> None:
-    if key in FIELDS or key in SPECIAL or key in HARMLESS:
-        if key == "architectures" and value is not None:
-            names = value if isinstance(value, list) else [value]
-            for name in names:
-                if name not in ARCHITECTURES:
-                    raise UserError(f"config.json: architectures={names}: supported are {', '.join(ARCHITECTURES)}")
-        return
-    if key in FIXED:
-        # `True == 1`, so booleans only match booleans.
-        ok = any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in FIXED[key])
-        if not ok:
-            wanted = " or ".join(json.dumps(v) for v in FIXED[key])
-            raise UserError(f"config.json: {key}={_shown(value)} is not supported; supported: {wanted}")
-        return
-    if value is not None:
-        raise UserError(
-            f"config.json: {key}={_shown(value)} is not known and could change the mathematics"
-            f"{nearest(key, [*FIELDS, *SPECIAL]) if value is not False else ''}"
-        )
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _typed(key: str, value: Any, kind: type) -> Any:
     if kind is bool:
         ok = isinstance(value, bool)
     elif kind is int:
-        ok = isinstance(value, int) and not isinstance(value, bool)
+        ok = type(value) is int and -MOST <= value <= MOST
     else:
-        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        ok = type(value) in (int, float) and abs(value) < 1e300  # also false for "not a number"
     if not ok:
-        name = {bool: "true or false", int: "an integer", float: "a number"}[kind]
-        raise UserError(f"config.json: {key}={_shown(value)}: must be {name}")
+        name = {bool: "true or false", int: f"an integer of at most {MOST}", float: "a number"}[kind]
+        raise UserError(f"config.json: {key}={shown(value)}: must be {name}")
     return kind(value)
 
 
@@ -245,29 +189,29 @@ def _rope(d: dict) -> tuple[float, RopeScaling | None]:
     scalings = {scaling for _, scaling in found.values()}
     if len(scalings) > 1:
         raise UserError(
-            f"config.json: rope_scaling={_shown(d['rope_scaling'])} and "
-            f"rope_parameters={_shown(d['rope_parameters'])} contradict each other"
+            f"config.json: rope_scaling={shown(d['rope_scaling'])} and "
+            f"rope_parameters={shown(d['rope_parameters'])} contradict each other"
         )
     return next(iter(thetas.values()), DEFAULT_THETA), next(iter(scalings), None)
 
 
 def _rope_dict(key: str, value: Any) -> tuple[float | None, RopeScaling | None]:
     if not isinstance(value, dict):
-        raise UserError(f"config.json: {key}={_shown(value)}: must be an object or null")
+        raise UserError(f"config.json: {key}={shown(value)}: must be an object or null")
     v = {k: x for k, x in value.items() if x is not None}
     theta = _typed(f"{key}.rope_theta", v.pop("rope_theta"), float) if "rope_theta" in v else None
     kinds = {k: v.pop(k) for k in ("rope_type", "type") if k in v}
     if len(set(map(str, kinds.values()))) > 1:
-        raise UserError(f"config.json: {key}.rope_type and {key}.type contradict each other: {_shown(value)}")
+        raise UserError(f"config.json: {key}.rope_type and {key}.type contradict each other: {shown(value)}")
     kind = next(iter(kinds.values()), "default")
     if kind not in ROPE_TYPES:
-        raise UserError(f"config.json: {key}.rope_type={_shown(kind)} is not supported; one of {', '.join(ROPE_TYPES)}")
+        raise UserError(f"config.json: {key}.rope_type={shown(kind)} is not supported; one of {', '.join(ROPE_TYPES)}")
     if v.get("partial_rotary_factor") == 1:
         v.pop("partial_rotary_factor")
     names = [f.name for f in dataclasses.fields(RopeScaling)] if kind == "llama3" else []
     for name in v:
         if name not in names:
-            raise UserError(f"config.json: {key}.{name}={_shown(v[name])} is not known for rope_type '{kind}'")
+            raise UserError(f"config.json: {key}.{name}={shown(v[name])} is not known for rope_type '{kind}'")
     for name in names:
         if name not in v:
             raise UserError(f"config.json: {key}.{name} is missing (rope_type '{kind}')")
