@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
-    from mmed_jax.data.tokenizer import stop_ids
+    from mmed_jax.data.formats import syntax_of
     from mmed_jax.hf.mapping import hf_tensors
     from mmed_jax.hf.source import open_model
     from mmed_jax.hf.write import check_output, output_folder, save_pretrained
@@ -50,11 +50,16 @@ def main(argv: list[str] | None = None) -> None:
     where = f"checkpoint step {args.step}" if args.step is not None else "newest checkpoint"
     print(f"model    {args.model} ({'Hugging Face folder' if source.kind == 'hf' else f'run directory, {where}'})")
     print(f"weights  {count:,} parameters in {len(hf_tensors(source.cfg))} tensors, {shown}, {_bytes(size)}")
-    print(f"tokens   {len(tokenizer):,} ids, stop ids {', '.join(map(str, stop_ids(tokenizer)))}")
+    chat = syntax_of(tokenizer)
+    stops = ", ".join(map(str, source.stop_ids)) or "none"
+    print(f"tokens   {len(tokenizer):,} ids, stop ids {stops}, chat format {chat.name if chat else 'none'}")
     print(f"output   {output}", flush=True)
 
     kept = None if dtype == "source" else dtype
-    info: dict[str, Any] = {"made_by": "mmed_jax.export", "source_kind": source.kind, "source": inside.name}
+    info: dict[str, Any] = {
+        "made_by": "mmed_jax.export", "source_kind": source.kind, "source": inside.name,
+        "chat_format": chat.name if chat else None,
+    }  # fmt: skip
 
     def params() -> dict[str, Any]:
         host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
@@ -80,7 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     total = sum(p.stat().st_size for p in files)
     print("checked  config, tokenizer, names, shapes, dtypes and logits of the folder as read back")
     print(f"done     {len(files)} files, {_bytes(total)}, {time.monotonic() - start:.1f} s")
-    print(f"next     python -m mmed_jax.generate --model={args.output} --prompt=TEXT")
+    raw = "" if chat else " --raw"
+    print(f"next     python -m mmed_jax.generate --model={args.output}{raw} --prompt=TEXT")
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -10,11 +10,13 @@ finished, and the same command goes on where it was stopped. --raw continues pla
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmed_jax.config import Parser
 from mmed_jax.data import jsonl
+from mmed_jax.data.plain_text import decode_after, joins_plainly
 from mmed_jax.data.prompts import FAMILIES, MODES
 from mmed_jax.errors import UserError, run_command
 from mmed_jax.inference.journal import Journal
@@ -24,11 +26,15 @@ from mmed_jax.progress import Progress
 
 
 class TextStream:
-    """Text from ids as they come, never half a character: a token may hold a part of one (byte-level vocabulary)."""
+    """Text from ids as they come, never half a character: a token may hold a part of one (byte-level vocabulary).
 
-    def __init__(self, tok: Any):
-        self._tok, self._ids = tok, []
+    `before`: ids that they follow, whose text is known.
+    """
+
+    def __init__(self, tok: Any, before: Sequence[int] = ()):
+        self._tok, self._ids, self._before = tok, [], list(before)
         self._shown = 0  # ids whose text is out; always at the end of a character
+        self._plain = joins_plainly(tok)
 
     def push(self, token: int) -> str:
         """The text that `token` completes, "" while a character is open."""
@@ -46,13 +52,14 @@ class TextStream:
         return text
 
     def _text(self) -> str:
-        return self._tok.decode(self._ids[self._shown :], skip_special_tokens=True)
+        if self._plain:
+            return self._tok.decode(self._ids[self._shown :], skip_special_tokens=True)
+        return decode_after(self._tok, self._before + self._ids[: self._shown], self._ids[self._shown :])
 
 
 def main(argv: list[str] | None = None) -> None:
     """The generate command; see the module's docstring and `--help`."""
     args = _arguments(argv)
-    from mmed_jax.data.tokenizer import stop_ids
     from mmed_jax.hf.source import open_model
     from mmed_jax.inference.engine import check_prompts
     from mmed_jax.inference.sampling import Sampling, check_seed
@@ -73,10 +80,10 @@ def main(argv: list[str] | None = None) -> None:
         "max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p,
         "top_k": args.top_k, "seed": args.seed,
     }  # fmt: skip
-    stops = stop_ids(tok)
+    stops = source.stop_ids
     if args.prompt is not None:
         engine = load_engine(args, source, stops)
-        _answer(engine, tok, prompts[0], sampling)
+        _answer(engine, TextStream(tok, prompts[0] if args.raw else ()), prompts[0], sampling)
         return
 
     # ---- A file -----------------------------------------------------------------------------------------------------
@@ -84,7 +91,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def record(k: int, completion: Any) -> dict:
         return {
-            "id": given[k][1], "prompt": texts[k], "output": tok.decode(completion.ids, skip_special_tokens=True),
+            "id": given[k][1], "prompt": texts[k],
+            "output": decode_after(tok, prompts[k] if args.raw else (), completion.ids),
             "finish_reason": completion.finish_reason, "prompt_tokens": len(prompts[k]),
             "new_tokens": len(completion.ids),
         }  # fmt: skip
@@ -129,9 +137,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"written    {output}")
 
 
-def _answer(engine: Any, tok: Any, prompt: list[int], sampling: dict) -> None:
+def _answer(engine: Any, stream: TextStream, prompt: list[int], sampling: dict) -> None:
     """Writes one answer to stdout as it comes."""
-    stream = TextStream(tok)
 
     def show(text: str) -> None:
         sys.stdout.write(text)

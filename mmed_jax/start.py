@@ -12,6 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmed_jax.config import ASSETS, batch_rows, resolve_path
+from mmed_jax.data.chat import chat_format
+from mmed_jax.data.plain_text import text_end
 from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, stop_ids
 from mmed_jax.errors import UserError, WorkError, nearest, one_line
 from mmed_jax.model.config import PRESETS, LlamaConfig, check, num_params
@@ -67,8 +69,18 @@ def open_tokenizer(config: ConfigDict, source: "ModelSource | None") -> "PreTrai
     """The tokenizer of the run: config.tokenizer, else that of the model it starts from.
 
     Raises:
-      UserError: none named; no tokenizer there; or ids mean other tokens than those the model was trained with.
+      UserError: none named; no tokenizer there; it has no chat format and the records need one; or ids mean other
+        tokens than those the model was trained with.
     """
+    tok = _named_tokenizer(config, source)
+    if config.data.kind == "mcq" and config.data.prompt_family == "mmedbench":  # plain text
+        text_end(tok)
+    else:
+        chat_format(tok)
+    return tok
+
+
+def _named_tokenizer(config: ConfigDict, source: "ModelSource | None") -> "PreTrainedTokenizerFast":
     if config.tokenizer:
         tok = load_tokenizer(ASSETS / "demo" if config.tokenizer == "demo" else resolve_path(config.tokenizer))
         if source is not None:

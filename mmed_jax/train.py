@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from mmed_jax import placement, sharding
     from mmed_jax.checkpoint import Checkpointer, PreemptionGuard
+    from mmed_jax.data.formats import syntax_of
     from mmed_jax.data.loader import BatchStream
     from mmed_jax.flops import train_flops_per_token
     from mmed_jax.metrics import DelayedMetrics, MetricsLogger
@@ -85,8 +86,11 @@ def main(argv: list[str] | None = None) -> None:
     sharding.check_divisible(dict(mesh.shape), dims, rows // config.grad_accum, seq_len)
     backend = attention_backend(config, cfg, devices[0].platform, mesh.shape["context"])
     check_remat(config.remat, devices[0])
+    syntax = syntax_of(tok)
+    chat = syntax.name if syntax else "none"
     facts = {
         "attention": backend,
+        "chat": f"format {chat}",
         "data": f"{len(prepared.train):,} rows of {seq_len} tokens, {rows} rows a step in {config.grad_accum} part(s)",
         "length": f"{steps:,} steps, {steps * rows / len(prepared.train):.2f} epochs",
     }
@@ -155,7 +159,10 @@ def main(argv: list[str] | None = None) -> None:
         Profiler(run_dir / FOLDER, profiled) as profiler,
         PreemptionGuard() as guard,
     ):
-        log.start(first, steps=steps, devices=len(devices), platform=devices[0].platform, **meter.describe())
+        log.start(
+            first, steps=steps, devices=len(devices), platform=devices[0].platform, chat_format=chat,
+            **meter.describe(),
+        )  # fmt: skip
 
         def record(held: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None) -> None:
             """Writes the numbers of a finished step; a loss or norm that is not finite ends the run here."""

@@ -3,18 +3,25 @@
 import functools
 
 import pytest
-from helpers_tokenizer import CONTROL_TOKENS, tiny_tokenizer
+from foreign_helpers import CHATML, chatml_tokenizer
+from helpers_tokenizer import CONTROL_TOKENS as LLAMA3
+from helpers_tokenizer import tiny_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mmed_jax.data.chat import Piece, chat_format, chat_pieces, chat_prompt_ids, encode_chat, encode_pieces, shorten
-from mmed_jax.data.tokenizer import control_ids, encode_text, load_tokenizer
+from mmed_jax.data.tokenizer import control_ids, encode_text, load_tokenizer, stop_ids
 from mmed_jax.errors import UserError
 
+CONTROL_TOKENS = [*LLAMA3, *CHATML, "<|endoftext|>"]
 
-@pytest.fixture(scope="module")
-def tok(tmp_path_factory):
-    return load_tokenizer(tiny_tokenizer(tmp_path_factory.mktemp("tok")))
+
+@pytest.fixture(scope="module", params=["llama3", "chatml"])
+def tok(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tok")
+    loaded = load_tokenizer({"llama3": tiny_tokenizer, "chatml": chatml_tokenizer}[request.param](folder))
+    assert chat_format(loaded).name == request.param
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,8 @@ def check_against_template(tok, messages):
     template = functools.partial(tok.apply_chat_template, tokenize=True, return_dict=False)
     sample = encode_chat(tok, messages)
     assert sample.ids == template(messages)
-    assert sample.ids.count(tok.bos_token_id) == 1 and sample.ids[0] == tok.bos_token_id
+    begins = chat_format(tok).name == "llama3"  # ChatML begins with no token
+    assert sample.ids.count(tok.bos_token_id) == begins and (sample.ids[0] == tok.bos_token_id) == begins
     prompt = chat_prompt_ids(tok, messages[:-1])
     assert prompt == template(messages[:-1], add_generation_prompt=True)
     assert sample.ids[: len(prompt)] == prompt
@@ -102,7 +110,8 @@ def check_hostile(tok, text):
     fmt = chat_format(tok)
     controls = [i for i in sample.ids if i in control_ids(tok)]
     start, end = fmt.headers["user"][0], fmt.headers["user"][-2]
-    assert controls == [fmt.bos, start, end, fmt.eot, start, end, fmt.eot]
+    message = {"llama3": [start, end, fmt.eot], "chatml": [start, fmt.eot]}[fmt.name]
+    assert controls == ([fmt.bos] if fmt.name == "llama3" else []) + 2 * message
     assert text.strip() in tok.decode(sample.ids)  # and nothing was lost
 
 
@@ -131,6 +140,20 @@ def test_unknown_role_and_foreign_template_are_refused(tok, tmp_path):
     other.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
     with pytest.raises(UserError, match="does not give plain Llama-3 ids"):
         encode_chat(other, [{"role": "user", "content": "x"}])
+
+
+def test_golden_ids_of_chatml(tmp_path):
+    tok = load_tokenizer(chatml_tokenizer(tmp_path))
+    start, end = (tok.convert_tokens_to_ids(t) for t in CHATML[:2])
+    line = encode_text(tok, "\n")
+    sample = encode_chat(tok, [{"role": "user", "content": " Hi "}, {"role": "assistant", "content": "Yes"}])
+    user, yes = encode_text(tok, "user\nHi"), encode_text(tok, "Yes")
+    answer = [start, *encode_text(tok, "assistant\n")]
+    assert sample.ids == [start, *user, end, *line, *answer, *yes, end, *line]
+    # The answer and its end token are trained, the line feed behind it is not.
+    assert sample.trained == [False] * (len(sample.ids) - len(yes) - 2) + [True] * (len(yes) + 1) + [False]
+    assert (tok.eos_token, tok.pad_token) == ("<|im_end|>", "<|pad|>")
+    assert stop_ids(tok) == tuple(sorted((end, tok.convert_tokens_to_ids("<|endoftext|>"))))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

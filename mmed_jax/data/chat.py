@@ -1,8 +1,8 @@
 """Conversations -> token ids and the mask of trained tokens, role by role.
 
 Roles and contents are tokenized apart and joined as ids, so text can never become a control token and the mask needs no
-search. The ids equal `apply_chat_template(tokenize=True)` of the same tokenizer (plain Llama-3 template, tokenizer.py)
-for every content that is free of control strings.
+search. The ids equal `apply_chat_template(tokenize=True)` of the same tokenizer (with the template of its chat format,
+formats.py) for every content that is free of control strings.
 """
 
 import weakref
@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmed_jax.data.formats import ChatSyntax, lacks, syntax_of, token_id
 from mmed_jax.data.schema import ROLES
-from mmed_jax.data.tokenizer import BOS, END_HEADER, EOT, START_HEADER, encode_texts
+from mmed_jax.data.tokenizer import encode_texts
 from mmed_jax.errors import UserError, nearest
 
 Messages = Sequence[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -53,20 +54,29 @@ MIN_KEPT = 32
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """Control ids of a Llama-3 tokenizer: `headers[role]` is <|start_header_id|>role<|end_header_id|>\\n\\n."""
+    """A tokenizer's ids of its chat format: `headers[role]` is what stands before a message, `eot` what ends it.
 
-    bos: int
+    `bos` is None where the format begins with no token; `after` is what follows `eot`, never trained.
+    """
+
+    name: str
+    bos: int | None
     eot: int
     headers: dict[str, tuple[int, ...]]
-    # The pieces that are the same in every conversation: its beginning, and what stands around a role's text.
+    after: tuple[int, ...] = ()
+    # The pieces that are the same in every conversation: its beginning, what stands before and behind a role's text.
     begin: Piece = field(init=False)
-    around: dict[str, tuple[Piece, Piece]] = field(init=False)
+    around: dict[str, tuple[Piece, tuple[Piece, ...]]] = field(init=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "begin", Piece(ids=(self.bos,)))
-        end = (self.eot,)
-        around = {r: (Piece(ids=h), Piece(ids=end, trained=r == "assistant")) for r, h in self.headers.items()}
+        object.__setattr__(self, "begin", Piece(ids=() if self.bos is None else (self.bos,)))
+        around = {r: (Piece(ids=h), self.ending(trained=r == "assistant")) for r, h in self.headers.items()}
         object.__setattr__(self, "around", around)
+
+    def ending(self, *, trained: bool) -> tuple[Piece, ...]:
+        """What stands behind the text of a message: the end token, and what the format writes after it."""
+        end = Piece(ids=(self.eot,), trained=trained)
+        return (end, Piece(ids=self.after)) if self.after else (end,)
 
 
 _FORMATS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -75,35 +85,46 @@ _PROBES = (" a", "患者\n\n発熱 ", "1 é", "- b\n", "", "\n\n그\t")
 
 
 def chat_format(tok) -> ChatFormat:
-    """The control ids of `tok`, looked up once per tokenizer.
+    """The ids of `tok`'s chat format, looked up once per tokenizer.
 
     Raises:
-        UserError: a control token is missing, or the tokenizer's own chat template gives other ids.
+        UserError: it has the control tokens of no format, or its own chat template gives other ids.
     """
     if tok not in _FORMATS:
-        vocab = tok.get_vocab()
-        missing = [t for t in (BOS, START_HEADER, END_HEADER, EOT) if t not in vocab]
-        if missing:
-            raise UserError(f"tokenizer: not a Llama-3 tokenizer, it has no {', '.join(missing)}")
-        *names, newlines = encode_texts(tok, [*ROLES, "\n\n"])
-        start, end = vocab[START_HEADER], vocab[END_HEADER]
-        headers = {role: (start, *ids, end, *newlines) for role, ids in zip(ROLES, names)}
-        fmt = ChatFormat(vocab[BOS], vocab[EOT], headers)
-        _check_template(tok, fmt)
+        syntax = syntax_of(tok)
+        if syntax is None:
+            raise UserError(
+                f"tokenizer: {tok.name_or_path or 'it'} has the control tokens of no chat format ({lacks(tok)}): name "
+                "one that has (config.tokenizer; scripts.make_tokenizer makes one), or use what needs none: "
+                "generate --raw, evaluate --mode=loglikelihood, --prompt_family=mmedbench, export"
+            )
+        cut = {role: syntax.header(role) for role in ROLES}
+        texts = [part for parts in cut.values() for part in parts if part not in syntax.controls]
+        encoded = dict(zip(texts, encode_texts(tok, texts)))
+        headers = {
+            role: tuple(chain.from_iterable(encoded.get(part) or [token_id(tok, part)] for part in parts))
+            for role, parts in cut.items()
+        }
+        bos = token_id(tok, syntax.begin or None)
+        after = tuple(encode_texts(tok, [syntax.after])[0]) if syntax.after else ()
+        fmt = ChatFormat(syntax.name, bos, token_id(tok, syntax.end), headers, after)
+        _check_template(tok, fmt, syntax)
         _FORMATS[tok] = fmt
     return _FORMATS[tok]
 
 
-def _check_template(tok, fmt: ChatFormat) -> None:
-    """A tokenizer that merges the header's newlines with text would give other ids when serving: refuse it."""
+def _check_template(tok, fmt: ChatFormat, syntax: ChatSyntax) -> None:
+    """A tokenizer that merges what surrounds a text with it would give other ids when serving: refuse it."""
     for text in _PROBES:
         messages = [{"role": role, "content": text} for role in ROLES]
         ours = _join(_pieces(fmt, messages), iter(encode_texts(tok, [text.strip()] * len(ROLES)))).ids
         theirs = tok.apply_chat_template(messages, tokenize=True, return_dict=False)
         if ours != list(theirs):
+            hint = "load it with mmed_jax.data.tokenizer.load_tokenizer"
+            if tok.chat_template == syntax.template:
+                hint = "it joins text with what stands around it; such a tokenizer serves without a chat format only"
             raise UserError(
-                f"tokenizer: its chat template does not give plain Llama-3 ids (tried on {text!r}); "
-                "load it with mmed_jax.data.tokenizer.load_tokenizer"
+                f"tokenizer: its chat template does not give plain {syntax.title} ids (tried on {text!r}); {hint}"
             )
 
 
@@ -115,12 +136,12 @@ def _pieces(fmt: ChatFormat, messages: Messages) -> list[Piece]:
             raise UserError(f"chat role '{role}' is unknown{nearest(role, ROLES)}")
         before, after = fmt.around[role]
         cut = (0, len(text)) if role == "user" else None
-        pieces += (before, Piece((), text, role == "assistant", cut, MIN_KEPT), after)
+        pieces += (before, Piece((), text, role == "assistant", cut, MIN_KEPT), *after)
     return pieces
 
 
 def chat_pieces(tok, messages: Messages) -> list[Piece]:
-    """The pieces of a conversation: loss on assistant text and its <|eot_id|>, in every turn of the assistant.
+    """The pieces of a conversation: loss on assistant text and its end token, in every turn of the assistant.
 
     Contents are trimmed as the template does. Raises UserError for an unknown role or a foreign tokenizer.
     """
@@ -161,7 +182,10 @@ def encode_arrays(tok, samples: Sequence[Sequence[Piece]]) -> tuple[np.ndarray, 
 
 
 def encode_chat(tok, messages: Messages) -> Example:
-    """Ids and trained mask of one conversation; exactly one <|begin_of_text|>. Raises UserError (see chat_pieces)."""
+    """Ids and trained mask of one conversation; one begin token or none, as its format has it.
+
+    Raises UserError (see chat_pieces).
+    """
     return encode_pieces(tok, [chat_pieces(tok, messages)])[0]
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from mmed_jax.config import resolve_path
 from mmed_jax.data import cache
 from mmed_jax.data.examples import LEFT_OUT, RenderSettings, build_samples
+from mmed_jax.data.formats import syntax_of
 from mmed_jax.data.mixing import copies
 from mmed_jax.data.pack import pack
 from mmed_jax.data.report import print_report, table_report
@@ -72,6 +73,7 @@ def prepare(
         "train": [cache.content_hash(p) for p in train_files],
         "validation": [cache.content_hash(p) for p in validation_files],
         "tokenizer": tokenizer_hash(tok),
+        "chat_format": syntax.name if (syntax := syntax_of(tok)) else None,
         "tokenizers": tokenizers.__version__,
         "code": cache.code_hash(),
     }

@@ -1,14 +1,15 @@
 """Multiple-choice questions as text and ids: one renderer for training, evaluation and serving.
 
-Family "llama3" is the chat template with an instruction in the language of the record. Family "mmedbench" is the
-Alpaca-style text of the MMedLM code (github.com/MAGIC-AI4Med/MMedLM, finetune/train.py), character for character, for
-comparison with published numbers. The original's inference.py has two spaces before "You should first" where train.py
-has one; here training and evaluation both use train.py's.
+Family "llama3" is the chat template (of the tokenizer's chat format, Llama-3's or another) with an instruction in the
+language of the record. Family "mmedbench", which needs no chat format, is the Alpaca-style text of the MMedLM code
+(github.com/MAGIC-AI4Med/MMedLM, finetune/train.py), character for character, for comparison with published numbers. The
+original's inference.py has two spaces before "You should first" where train.py has one; here training and evaluation
+both use train.py's.
 """
 
 from mmed_jax.data.chat import Example, Piece, chat_format, chat_pieces, encode_pieces
+from mmed_jax.data.plain_text import text_end, text_start
 from mmed_jax.data.schema import LANGUAGE_NAMES
-from mmed_jax.data.tokenizer import EOS
 from mmed_jax.errors import nearest
 
 FAMILIES = ("llama3", "mmedbench")
@@ -172,29 +173,28 @@ def mcq_prompt_pieces(tok, record: dict, mode: str, family: str = "llama3", *, s
         raise ValueError("family 'mmedbench' has no place for a system message")
     before, passage, after = _prompt_parts(record, mode, family)
     cut = (len(before), len(before) + len(passage)) if passage else None
-    fmt = chat_format(tok)
     if family == "mmedbench":
-        return [Piece(ids=(fmt.bos,)), Piece(text=before + passage + after, cut=cut)]
+        return [Piece(ids=text_start(tok)), Piece(text=before + passage + after, cut=cut)]
     pieces = []
     for piece in chat_pieces(tok, _question(record, mode, system_prompt)):
         pieces.append(Piece(text=piece.text, cut=cut) if piece.cut is not None else piece)
-    return [*pieces, Piece(ids=fmt.headers["assistant"])]
+    return [*pieces, Piece(ids=chat_format(tok).headers["assistant"])]
 
 
 def mcq_pieces(tok, record: dict, mode: str, family: str = "llama3", *, system_prompt: str = "") -> list[Piece]:
     """The pieces of a whole training sample: the prompt's, then the trained answer and end token.
 
-    The end token is <|eot_id|> in the llama3 family and <|end_of_text|> in the mmedbench family (the end token of base
-    Llama-3, on which MMed-Llama 3 was built), or the tokenizer's own end token where there is no <|end_of_text|>.
+    The end token is that of the chat format in the llama3 family and <|end_of_text|> in the mmedbench family (the end
+    token of base Llama-3, on which MMed-Llama 3 was built), or the tokenizer's own where there is no <|end_of_text|>.
     """
     if family == "mmedbench":
-        end = tok.get_vocab().get(EOS, tok.eos_token_id)
+        ending = (Piece(ids=(text_end(tok),), trained=True),)
     else:
-        end = chat_format(tok).eot
+        ending = chat_format(tok).ending(trained=True)
     return [
         *mcq_prompt_pieces(tok, record, mode, family, system_prompt=system_prompt),
         Piece(text=answer_text(record, mode, family), trained=True),
-        Piece(ids=(end,), trained=True),
+        *ending,
     ]
 
 

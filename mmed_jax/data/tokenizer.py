@@ -1,4 +1,4 @@
-"""The tokenizer: a Hugging Face folder's own, or Meta's tiktoken `tokenizer.model` converted; Llama-3's chat template.
+"""The tokenizer: a Hugging Face folder's own, or a `tokenizer.model` converted; its chat format's roles and template.
 
 Sources: the ranks file and the split expression are those of Meta's llama3 release (llama/tokenizer.py); the names of
 the 256 special tokens are those of the Llama-3.1 Hugging Face release. Llama 3.0 differs from it in names only (128004
@@ -17,6 +17,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmed_jax.data.formats import (
+    BOS,
+    END_HEADER,
+    EOM,
+    EOS,
+    EOT,
+    LLAMA3,
+    PAD,
+    START_HEADER,
+    SYNTAXES,
+    ChatSyntax,
+    missing,
+    syntax_of,
+    token_id,
+)
 from mmed_jax.data.jsonl import BadJSON, loads
 from mmed_jax.data.template_probe import render
 from mmed_jax.errors import UserError
@@ -26,20 +41,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-BOS, EOS, EOT, EOM = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"
-START_HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
-PAD = "<|finetune_right_pad_id|>"
 NUM_SPECIAL = 256
 
-# Plain Llama-3: begin of text once, then every message behind its header and closed by <|eot_id|>; no dated header.
-LLAMA3_CHAT_TEMPLATE = (
-    "{{- bos_token }}"
-    "{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
-    "{{- message['content'] | trim + '<|eot_id|>' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
-)
+LLAMA3_CHAT_TEMPLATE = LLAMA3.template
 
 # Meta's split expression: contractions, words with one leading non-letter, up to three digits, punctuation, space.
 SPLIT_PATTERN = (
@@ -55,8 +59,8 @@ _FILES = (
 _LARGEST = 256 << 20  # bytes; the largest known tokenizer.json has 35 MB
 
 _PROBE = [{"role": r, "content": f" {r} text "} for r in ("system", "user", "assistant", "user")]
-_PLAIN: "weakref.WeakKeyDictionary[PreTrainedTokenizerFast, tuple[Tokenizer, frozenset[int]]]"
-_PLAIN = weakref.WeakKeyDictionary()
+_PLAIN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # tokenizer -> what _plain_encoder gives
+_TOLD: weakref.WeakSet = weakref.WeakSet()  # tokenizers of which unknown characters were told
 
 
 def special_token_names() -> list[str]:
@@ -95,15 +99,17 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     """The tokenizer of a Hugging Face folder (`tokenizer.json`) or of Meta's tiktoken `tokenizer.model`.
 
     The class is always PreTrainedTokenizerFast over the folder's `tokenizer.json`: class names in
-    `tokenizer_config.json` are often wrong for byte-level vocabularies and would change the ids. On the returned
-    tokenizer the chat template is LLAMA3_CHAT_TEMPLATE, the end token is <|eot_id|>, the pad token is no stop token
-    where the vocabulary allows, and decoding never rewrites spaces.
+    `tokenizer_config.json` are often wrong for byte-level vocabularies and would change the ids. Decoding never
+    rewrites spaces. A tokenizer with the control tokens of a chat format (formats.syntax_of) gets its template and its
+    end token, and a pad token that is no stop token where the vocabulary allows; others stay as they are, for what
+    needs no chat format.
 
     Args:
         path: an HF folder, Meta's `tokenizer.model`, or a folder that holds it (also below `original/`).
 
     Raises:
-        UserError: nothing there, unreadable, a pointer instead of the file, or not a Llama-3 tokenizer.
+        UserError: nothing there, unreadable, a pointer instead of the file, or some control tokens of a format are
+            missing.
     """
     path = local_path(path, "tokenizer")
     check_file(path / "tokenizer.json" if path.is_dir() else path)
@@ -118,38 +124,46 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
         if ranks is None:
             raise UserError(f"tokenizer: {path} holds neither tokenizer.json nor Meta's tokenizer.model")
         tok = _convert_tiktoken(ranks)
-    return _as_llama3(tok, path)
+    return _with_format(tok, path)
 
 
 def tokenizer_hash(tok: "PreTrainedTokenizerFast") -> str:
     """SHA-256 (hex) over vocabulary, merges, splitting, added tokens, special roles and chat template of `tok`."""
     state = _backend_json(tok)
-    state["roles"] = {k: str(v) for k, v in tok.special_tokens_map.items() if isinstance(v, str)}
+    state["roles"] = _roles(tok)
     state["chat_template"] = tok.chat_template
     return hashlib.sha256(json.dumps(state, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def stop_ids(tok: "PreTrainedTokenizerFast") -> tuple[int, ...]:
-    """Ids that end an answer, ascending: <|eot_id|>, <|end_of_text|>, <|eom_id|> where present, the end token."""
-    vocab = tok.get_vocab()
-    return tuple(sorted({vocab[t] for t in (EOT, EOS, EOM, tok.eos_token) if t in vocab}))
+    """Ids that end an answer, ascending: those of the chat format (<|eot_id|>, ...) and the tokenizer's end token."""
+    syntax = syntax_of(tok)
+    names = (syntax.end, *syntax.stops, tok.eos_token) if syntax else (tok.eos_token,)
+    return tuple(sorted({token_id(tok, t) for t in names} - {None}))
 
 
 def control_ids(tok: "PreTrainedTokenizerFast") -> frozenset[int]:
     """Ids that text must never produce: special tokens, named roles, and any added token that looks like `<|...|>`."""
-    roles = {t for t in tok.special_tokens_map.values() if isinstance(t, str)}
+    roles = set(_roles(tok).values())
     return frozenset(
         i for i, t in tok.added_tokens_decoder.items() if t.special or t.content in roles or _looks_control(t.content)
     )
 
 
 def check_vocab(tok: "PreTrainedTokenizerFast", vocab_size: int) -> None:
-    """UserError when `tok` makes ids that a model of `vocab_size` rows has not; one warning line when it is smaller."""
+    """UserError when `tok` makes ids that a model of `vocab_size` rows has not; one warning line when it is smaller.
+
+    Without a chat format, control tokens behind the model's last row are warned about only: no text becomes one.
+    """
     used = max(tok.get_vocab().values()) + 1
     if used > vocab_size:
-        raise UserError(
-            f"tokenizer has ids up to {used - 1}, the model's vocabulary ends at {vocab_size - 1}: they do not fit"
-        )
+        beyond = sorted(i for i in tok.get_vocab().values() if i >= vocab_size)
+        if syntax_of(tok) or not control_ids(tok).issuperset(beyond):
+            raise UserError(
+                f"tokenizer has ids up to {used - 1}, the model's vocabulary ends at {vocab_size - 1}: they do not fit"
+            )
+        names = ", ".join(tok.convert_ids_to_tokens(beyond[:3])) + (", ..." if len(beyond) > 3 else "")
+        warn(f"tokenizer has {len(beyond)} control tokens that the model has no rows for ({names}); they are not used")
     if used < vocab_size - NUM_SPECIAL:
         warn(f"tokenizer has {used} ids, the model {vocab_size}: {vocab_size - used} rows will never be used")
 
@@ -165,10 +179,14 @@ def encode_text(tok: "PreTrainedTokenizerFast", text: str) -> list[int]:
 
 def encode_texts(tok: "PreTrainedTokenizerFast", texts: Iterable[str]) -> list[list[int]]:
     """`encode_text` for many texts at once (the encoder uses several threads if TOKENIZERS_PARALLELISM allows)."""
-    plain, controls = _plain_encoder(tok)
+    plain, controls, unknown = _plain_encoder(tok)
     texts = list(texts)
     encoded = [e.ids for e in plain.encode_batch_fast(texts, add_special_tokens=False)]
     for text, ids in zip(texts, encoded):
+        if unknown in ids and tok not in _TOLD:
+            _TOLD.add(tok)
+            name = tok.convert_ids_to_tokens(unknown)
+            warn(f"tokenizer: text {text[:60]!r} has characters that its vocabulary lacks; all such become {name}")
         if not controls.isdisjoint(ids):
             names = sorted({tok.convert_ids_to_tokens(i) for i in controls.intersection(ids)})
             raise UserError(
@@ -178,24 +196,28 @@ def encode_texts(tok: "PreTrainedTokenizerFast", texts: Iterable[str]) -> list[l
 
 
 def save_tokenizer(tok: "PreTrainedTokenizerFast", folder: str | os.PathLike) -> list[Path]:
-    """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja into `folder`.
+    """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json, a chat template where there is one.
 
     Written here rather than by `save_pretrained`, which since transformers 5 names a class that 4.x does not know. The
     chat template stands in the config as well, where older readers look.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    roles = {
-        k: v for k, v in tok.special_tokens_map.items() if k in ("bos_token", "eos_token", "pad_token", "unk_token")
-    }
+    roles = _roles(tok)
     added = {
         str(i): {k: getattr(t, k) for k in ("content", "lstrip", "normalized", "rstrip", "single_word", "special")}
         for i, t in sorted(tok.added_tokens_decoder.items())
     }
+    template = {"chat_template": tok.chat_template} if tok.chat_template else {}
+    if isinstance(tok.chat_template, dict):  # several, by name
+        template = {"chat_template": [{"name": k, "template": v} for k, v in tok.chat_template.items()]}
+    # Says of a tokenizer without chat format that its begin token goes in front of nothing (plain_text.text_start).
+    begin = {"add_bos_token": False} if not syntax_of(tok) and tok.init_kwargs.get("add_bos_token") is False else {}
     config = {
         "added_tokens_decoder": added,
         **roles,
-        "chat_template": tok.chat_template,
+        **template,
+        **begin,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": tok.model_max_length,
@@ -205,8 +227,9 @@ def save_tokenizer(tok: "PreTrainedTokenizerFast", folder: str | os.PathLike) ->
         "tokenizer.json": json.dumps(_backend_json(tok), ensure_ascii=False),
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
         "special_tokens_map.json": json.dumps(roles, indent=2, ensure_ascii=False) + "\n",
-        "chat_template.jinja": tok.chat_template,
     }
+    if isinstance(tok.chat_template, str):
+        files["chat_template.jinja"] = tok.chat_template
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [folder / name for name in files]
@@ -324,25 +347,44 @@ def _convert_tiktoken(path: Path) -> "PreTrainedTokenizerFast":
     return transformers.PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=BOS, eos_token=EOT, pad_token=PAD)
 
 
-def _as_llama3(tok: "PreTrainedTokenizerFast", path: Path) -> "PreTrainedTokenizerFast":
-    """Checks that the control tokens are there and sets roles and chat template (see load_tokenizer)."""
+def _with_format(tok: "PreTrainedTokenizerFast", path: Path) -> "PreTrainedTokenizerFast":
+    """Sets roles and chat template of the tokenizer's chat format, if it has one (see load_tokenizer)."""
+    tok.clean_up_tokenization_spaces = False
+    syntax = syntax_of(tok)
+    if syntax is None:
+        for s in SYNTAXES:  # most of a format's tokens are no accident: then the file is damaged
+            if 0 < 2 * len(lost := missing(tok, s)) < len(s.controls):
+                raise UserError(f"tokenizer: {path} is not a {s.title} tokenizer: it has no {', '.join(lost)}")
+        return tok
     vocab = tok.get_vocab()
-    missing = [t for t in (BOS, START_HEADER, END_HEADER, EOT) if t not in vocab]
-    if missing:
-        raise UserError(f"tokenizer: {path} is not a Llama-3 tokenizer: it has no {', '.join(missing)}")
-    weak = [t for t in (BOS, EOS, START_HEADER, END_HEADER, EOT, EOM) if t in vocab and t not in tok.all_special_tokens]
+    names = dict.fromkeys((*syntax.controls, *syntax.stops))
+    weak = [t for t in names if t in vocab and t not in tok.all_special_tokens]
     tok.add_tokens(weak, special_tokens=True)  # flags them; ids stay
     if set(tok.get_vocab()) != set(vocab):
         raise UserError(f"tokenizer: {path}: control tokens are inconsistent between its files")
-    tok.bos_token, tok.eos_token = BOS, EOT
-    tok.clean_up_tokenization_spaces = False
+    if syntax.begin:
+        tok.bos_token = syntax.begin
+    tok.eos_token = syntax.end
     if tok.pad_token_id is None or tok.pad_token_id in stop_ids(tok):
-        spare = [t for t in vocab if re.fullmatch(r"<\|reserved_special_token_\d+\|>", t)]
-        tok.pad_token = PAD if PAD in vocab else max(spare, key=vocab.__getitem__, default=EOS if EOS in vocab else EOT)
-    if tok.chat_template and _renders(tok, tok.chat_template) != _renders(tok, LLAMA3_CHAT_TEMPLATE):
-        warn(f"{path}: its chat template differs from plain Llama-3; the plain one is used, here and in exports")
-    tok.chat_template = LLAMA3_CHAT_TEMPLATE
+        tok.pad_token = _pad_token(vocab, syntax)
+    own = tok.chat_template
+    if own and own != syntax.template and _renders(tok, own) != _renders(tok, syntax.template):
+        what = f"its chat template differs from plain {syntax.title}"
+        warn(f"{path}: {what}; the plain one is used, here and in exports")
+    tok.chat_template = syntax.template
     return tok
+
+
+def _pad_token(vocab: dict[str, int], syntax: ChatSyntax) -> str:
+    for expression in syntax.pads:
+        if fit := [t for t in vocab if re.fullmatch(expression, t)]:
+            return max(fit, key=vocab.__getitem__)
+    return syntax.end
+
+
+def _roles(tok: "PreTrainedTokenizerFast") -> dict[str, str]:
+    """{"bos_token": "<s>", ...}: the tokens with a name of their own."""
+    return {k: str(v) for k, v in tok.special_tokens_map.items() if isinstance(v, str)}
 
 
 def _renders(tok: "PreTrainedTokenizerFast", template: str | dict) -> list[str] | None:
@@ -362,8 +404,9 @@ def _backend_json(tok: "PreTrainedTokenizerFast") -> dict:
     return {**json.loads(tok.backend_tokenizer.to_str()), "truncation": None, "padding": None}
 
 
-def _plain_encoder(tok: "PreTrainedTokenizerFast") -> "tuple[Tokenizer, frozenset[int]]":
-    """A copy of the encoder for which control tokens do not exist, and the control ids; made once per tokenizer.
+def _plain_encoder(tok: "PreTrainedTokenizerFast") -> "tuple[Tokenizer, frozenset[int], int | None]":
+    """A copy of the encoder for which control tokens do not exist, the ids that text must not produce, and the id of
+    characters that the vocabulary lacks; made once per tokenizer.
 
     A copy, because the switch for it (`encode_special_tokens`) is state that `tok(...)` itself flips. It acts on tokens
     flagged special, so the flag is first set on exactly the control tokens; other added tokens go on matching.
@@ -376,5 +419,9 @@ def _plain_encoder(tok: "PreTrainedTokenizerFast") -> "tuple[Tokenizer, frozense
             token["special"] = token["id"] in controls
         plain = Tokenizer.from_str(json.dumps(state))
         plain.encode_special_tokens = True
-        _PLAIN[tok] = plain, controls
+        model = state["model"]
+        unknown = model["unk_id"] if "unk_id" in model else token_id(tok, model.get("unk_token"))
+        if unknown in (tok.bos_token_id, *stop_ids(tok)):
+            unknown = None
+        _PLAIN[tok] = plain, controls - {unknown}, unknown
     return _PLAIN[tok]

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmed_jax.data.chat import Piece, chat_format, chat_pieces, encode_pieces
+from mmed_jax.data.plain_text import text_start
 from mmed_jax.data.prompts import answer_text, prompt_text
 from mmed_jax.data.schema import LANGUAGE_NAMES, question_keys
 from mmed_jax.data.tokenizer import encode_texts
@@ -214,9 +215,9 @@ def encode_items(tok: Any, items: Sequence[Item], how: Asking) -> list[Item]:
 
 
 def _pieces(tok: Any, messages: Sequence[dict], as_text: bool) -> list[Piece]:
-    """Begin token and messages: by the chat template, or one plain text after the other."""
+    """Begin token (an empty piece where there is none) and messages: by the chat template, or as texts in a row."""
     if as_text:
-        return [Piece(ids=(chat_format(tok).bos,)), *(Piece(text=m["content"]) for m in messages)]
+        return [Piece(ids=text_start(tok)), *(Piece(text=m["content"]) for m in messages)]
     return chat_pieces(tok, messages)
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mmed_jax.data.tokenizer import stop_ids
+from mmed_jax.data.formats import syntax_of
 from mmed_jax.evaluation import modes
 from mmed_jax.evaluation.items import Asking, Item, encode_items
 from mmed_jax.hf.source import open_model
@@ -15,7 +15,8 @@ class LocalModel:
     """The model of --model. No device is touched before `start`; evaluation.api_model.ApiModel has the same methods.
 
     Attributes:
-      prompts: {"prompt_family", "system_prompt"} that it was trained with. decoding: how it decodes, in words.
+      prompts: {"prompt_family", "system_prompt"} that it was trained with; log-likelihoods of a model without chat
+        format are asked in the family that needs none. decoding: how it decodes, in words.
     """
 
     decoding = "greedy"
@@ -26,6 +27,8 @@ class LocalModel:
         self._args, self._source, self._engine = args, open_model(args.model, args.step, args.ignore_keys), None
         self._tok = self._source.tokenizer
         self.prompts = trained_prompts(self._source)
+        if args.mode == "loglikelihood" and syntax_of(self._tok) is None:
+            self.prompts["prompt_family"] = "mmedbench"
 
     def room(self, default: int) -> int:
         """The most tokens of an answer; `default`: of the mode."""
@@ -33,10 +36,11 @@ class LocalModel:
 
     def prepare(self, items: Sequence[Item], how: Asking, max_new_tokens: int) -> list[Item]:
         """The items with their token ids. Raises UserError for one that the model has no room for."""
-        from mmed_jax.inference.engine import check_prompts
+        from mmed_jax.inference.engine import check_ids, check_prompts
 
         items = encode_items(self._tok, items, how)
         longest = [i.prompt + list(max(i.choices, key=len, default=())) for i in items]
+        check_ids(self._source.cfg, [c for i in items for c in i.choices], "an option's text")
         names = [f"{i.benchmark} {i.id}" for i in items]
         check_prompts(self._source.cfg, longest, 1 if how.score else max_new_tokens, names)
         return items
@@ -50,7 +54,7 @@ class LocalModel:
     def settings(self) -> dict[str, Any]:
         """What of the model's side decides the answers; dtype None where the device decides, known after `start`."""
         dtype = self._engine.dtype.name if self._engine else self._args.dtype
-        return {"dtype": dtype, "stop_ids": stop_ids(self._tok)}
+        return {"dtype": dtype, "stop_ids": self._source.stop_ids}
 
     def start(self, items: Sequence[Item], how: Asking, settings: dict[str, Any], before: int) -> None:
         """Loads the weights. Raises UserError or WorkError (inference.load.load_engine)."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
-from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, local_path
+from mmed_jax.data.plain_text import adopt_roles
+from mmed_jax.data.tokenizer import check_vocab, control_ids, load_tokenizer, local_path, stop_ids
 from mmed_jax.errors import UserError
 from mmed_jax.hf.read import load_config, load_params, read_generation, read_json, read_tensors
 from mmed_jax.inputs import check_file
@@ -46,14 +47,21 @@ class ModelSource:
 
     @functools.cached_property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """The model's tokenizer with the Llama-3 chat template. Raises UserError: none there, or it does not fit."""
+        """The model's tokenizer (data.tokenizer.load_tokenizer). Raises UserError: none there, or it does not fit."""
         tok = load_tokenizer(self.assets)
+        adopt_roles(tok, self.cfg.bos_token_id, self.cfg.eos_token_id)
         check_vocab(tok, self.cfg.vocab_size)
         return tok
 
     @property
-    def chat_template(self) -> str:
-        """Jinja text of the chat template."""
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: the tokenizer's, and the control tokens that config.json names as end tokens."""
+        named = control_ids(self.tokenizer).intersection(self.cfg.eos_token_id)
+        return tuple(sorted({i for i in (*stop_ids(self.tokenizer), *named) if i < self.cfg.vocab_size}))
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja text of the chat template; None where there is none."""
         return self.tokenizer.chat_template
 
     @property

@@ -109,10 +109,16 @@ def write_assets(
 ) -> None:
     """Writes config.json, generation_config.json, the tokenizer's files and its chat template into `folder`.
 
-    The end tokens of both configs are the tokenizer's stop ids and those of `cfg` that are control tokens.
+    The end tokens of both configs are the tokenizer's stop ids and those of `cfg` that are control tokens; what the
+    tokenizer has no token for stays as `cfg` says it.
     """
     stops = sorted({*stop_ids(tokenizer), *(i for i in cfg.eos_token_id if i in control_ids(tokenizer))})
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id}
+    stops = stops or sorted(cfg.eos_token_id)
+    bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
+    ids = {
+        "bos_token_id": cfg.bos_token_id if bos is None else bos, "eos_token_id": stops or None,
+        "pad_token_id": cfg.pad_token_id if pad is None else pad,
+    }  # fmt: skip
     config = to_hf(dataclasses.replace(cfg, **{**ids, "eos_token_id": tuple(stops)}), dtype)
     # The release whose config schema this is (the first with llama3 scaling). Without a version, 4.57 takes a large
     # vocabulary for a faulty Mistral one and says so.

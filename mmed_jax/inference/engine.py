@@ -43,12 +43,23 @@ def check_prompts(
         name = names[i] if names else f"prompt {i + 1}"
         if not len(prompt):
             raise UserError(f"{name}: is empty")
+        check_ids(cfg, [prompt], name)
         if len(prompt) >= limit:
             long = sum(len(p) >= limit for p in prompts) - 1
             more = f"; {long} more are as long" if long else ""
             raise UserError(
                 f"{name}: has {len(prompt)} tokens, and the model's max_position_embeddings is {limit} (prompt and "
                 f"answer together){more}"
+            )
+
+
+def check_ids(cfg: LlamaConfig, prompts: Sequence[Sequence[int]], name: str) -> None:
+    """Raises UserError for ids that the model has no row for, which would be read as others. Uses no device."""
+    for prompt in prompts:
+        if (most := max(prompt, default=0)) >= cfg.vocab_size:
+            raise UserError(
+                f"{name}: has token id {most}, and the model's vocabulary ends at {cfg.vocab_size - 1}: its tokenizer "
+                "does not fit it"
             )
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.data import jsonl
-from mmed_jax.data.chat import chat_format, chat_prompt_ids
+from mmed_jax.data.chat import chat_prompt_ids
 from mmed_jax.data.files import language_of, locate, members, read_with_place
+from mmed_jax.data.plain_text import text_start
 from mmed_jax.data.prompts import mcq_prompt_ids
 from mmed_jax.data.schema import validate_record
 from mmed_jax.data.tokenizer import encode_text
@@ -68,7 +69,7 @@ def prompt_ids(tok: Any, value: dict, where: str, how: Format) -> list[int]:
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{where}: field 'prompt': must be text that is not empty")
         if how.raw:
-            return [chat_format(tok).bos, *encode_text(tok, text)]
+            return [*text_start(tok), *encode_text(tok, text)]
         return chat_prompt_ids(tok, _with_system([{"role": "user", "content": text}], how.system))
     if how.raw:
         raise UserError(f"{where}: --raw continues plain text (a .txt file or 'prompt' fields), and this is a record")
