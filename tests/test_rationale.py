@@ -91,6 +91,16 @@ def test_the_fixed_responses_score_as_with_the_papers_code():
         assert means[metric]["average"]["count"] == len(RESPONSES)
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_text_cut_anywhere_is_split_as_by_the_papers_code(language):
+    """Commas, articles and marks at its end are the text's, with the answer behind it or nothing."""
+    text = next(r["response"] for r in RESPONSES if r["language"] == language).split("###Answer")[0]
+    ends = ("the,", "l'", " y la", "因此，", "**", "_", "`x`", "#", "and the\n", "，所以")
+    for cut in [text[:n] for n in range(20, len(text), 7)] + [text.strip() + " " + end for end in ends]:
+        for behind in ("", "###Answer: OPTION B IS CORRECT.", "\n###Answer: OPTION A,C IS CORRECT.</s>"):
+            assert split_rationale(cut + behind, "ABCDE", language) == papers_rationale(cut + behind)
+
+
 @given(st.lists(st.sampled_from(["a", "b", "c", "d", ".", ". ", " ", "é"]), max_size=25),
        st.lists(st.sampled_from(["a", "b", "c", "d", ".", ". ", " ", "é"]), max_size=25))  # fmt: skip
 @settings(max_examples=200, deadline=None)

@@ -42,6 +42,8 @@ _NEGATED_BEFORE, _FOLLOWS, _CONNECTIVE, _NOISE, _WRONG, _LEAD_IN, _MARK, _WEAK =
     )
 )  # fmt: skip
 
+_SPECIAL = re.compile(r"<\|[a-z_]+\|>|</s>")
+
 
 class Extraction(NamedTuple):
     """Letters found ("B", "A,C") or None, and the name of the rule that decided ("none", "ambiguous" for None)."""
@@ -69,20 +71,34 @@ def split_rationale(
 
     "Therefore, the" and the like go with the statement; the mark "###Rationale:" of the mmedbench family is left out.
     Where no statement decides (nothing found, or verdicts on one option after the other), it is the whole text up to an
-    invented next question; where the answer comes first, it is "".
+    invented next question; where the answer comes first, it is "". A text with the marks of the mmedbench family,
+    "###Rationale:" or "###Answer: OPTION", is split as the scripts of MMedLM do, to the letter: metrics are theirs.
 
     Args: as of `extract`.
     """
+    before, family, _ = text.partition("###Answer: OPTION ")
+    if family:
+        text = _SPECIAL.sub("", before).replace("###Rationale: ", "").strip()
+        return _MARK.sub("", text, count=1).strip() if _MARK.match(text) else text
     copy = prepare(text, aligned=True)
     found = _decide(copy.text, options, language)
     end = copy.end
-    if found and found.start is not None:
+    opened = _MARK.match(text)
+    if found and found.start is not None and (not opened or found.rule.startswith("mark")):
         line = max(0, copy.text.rfind("\n", 0, found.start) + 1, found.start - 80)
         at = line + _LEAD_IN.search(copy.text[line : found.start]).start()
+        if _torn(copy.text, at, found):
+            at = found.start
         end = copy.offsets[at] if at < len(copy.offsets) else end
-    text = re.sub(r"<\|[a-z_]+\|>|</s>", "", text[:end])
-    mark = _MARK.match(text)
-    return text[mark.end() if mark else 0 :].strip().rstrip("*#_` \n")
+    text = _SPECIAL.sub("", text[:end])
+    return text[opened.end() :].strip() if opened else text.strip().rstrip("*#_` \n")
+
+
+def _torn(text: str, lead: int, found: "_Found") -> bool:
+    """Whether the statement is a mark of its own, "### Answer: B" or "Answer: B", behind a sentence that breaks off:
+    the words from `lead` on are that sentence's."""
+    own = text[: found.start].rstrip().endswith("#") or text[found.start : found.start + 1].isupper()
+    return found.rule.startswith("mark") and own and text[:lead].rstrip()[-1:] not in ("", *".!?:;…。！？：")
 
 
 def normalise(letters: str) -> str:
