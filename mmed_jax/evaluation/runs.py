@@ -91,9 +91,9 @@ def _read(name: str, folder: Path) -> Run:
             f"{file}: has schema {found or 1}, from {age} version of mmed_jax; this one reads {SCHEMA}: evaluate again"
         )
     missing = [k for k in ("settings", "model", "data", "benchmarks", "overall") if k not in results]
-    for name in ("settings", "benchmarks", "overall"):
-        if not missing and not isinstance(results[name], dict):
-            raise UserError(f"{file}: field '{name}': must be an object")
+    for part in ("settings", "benchmarks", "overall"):
+        if not missing and not isinstance(results[part], dict):
+            raise UserError(f"{file}: field '{part}': must be an object")
     missing += [] if missing else [k for k in ("kind", "mode", "prompt_family") if k not in results["settings"]]
     if missing:
         raise UserError(f"{file}: field '{missing[0]}' is missing")
