@@ -34,6 +34,7 @@ from data_gen.generate import Generator, Rows
 from data_gen.method_command import Parser, unfinished_text
 from data_gen.recipes import FILTERS, as_dict, load_recipe, recipe_hash
 from data_gen.selection import KEPT, VALIDATION, Selection, Selector
+from mmed_jax import console
 from mmed_jax.errors import UserError, WorkError, nearest, run_command
 
 SUMMARY = "a whole set by a recipe: MMed-IFT, MMed-IFT-MC or your own"
@@ -261,6 +262,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("recipe", "output"):
         if not getattr(args, name):
             raise UserError(f"build: --{name} is missing (--help shows the flags)")
+    if not args.dry_run:
+        console.outlive()
     recipe = load_recipe(args.recipe, overrides)
     build = Build(
         recipe, args.data_dir, args.output, run=run, settings=settings_from(args), licenses=args.licenses,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mmed_jax import console
 from mmed_jax.data import jsonl
 from mmed_jax.data.schema import KINDS, LANGUAGES
 from mmed_jax.data.sources import SOURCES, Conversion, Report, get_source
@@ -105,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.source:
         get_source(args.source)
     _required(args)
+    console.outlive()
     conversion = Conversion(
         get_source(args.source), args.input, kind=args.kind, split=args.split, hub_config=args.hub_config,
         languages=tuple(c.strip() for c in args.language.split(",")) if args.language else None,

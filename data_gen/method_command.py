@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_gen.spool import remove_temporaries
+from mmed_jax import console
 from mmed_jax.data import jsonl
 from mmed_jax.data.schema import LANGUAGES, read_records
 from mmed_jax.errors import UserError, WorkError, nearest
@@ -128,6 +129,8 @@ def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[di
     Files are written atomically. Raises WorkError when rows are left pending (a stop by --max_usd, --max_requests: told
     with the ledger's total) or failed (the endpoint would not answer them): the same command goes on.
     """
+    if not args.dry_run:
+        console.outlive()
     rejects: list[str] = []
     for number, one in enumerate((method, *then)):
         if number:

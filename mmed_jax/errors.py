@@ -10,6 +10,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 
+from mmed_jax import console
+
 
 class UserError(Exception):
     """The input, configuration or environment is wrong; the message is one line: what, where, nearest valid value."""
@@ -39,27 +41,31 @@ def run_command(main: Callable[[], None]) -> None:
 
     MMED_JAX_TRACEBACK=1 prints the traceback as well. Anything that is neither a UserError nor a WorkError nor an
     operating-system error is a fault of this program and always shows its traceback.
+
+    SIGTERM and a closed terminal end `main` as Ctrl-C does, with what is half made removed (train saves instead).
     """
+    console.install()
     try:
-        main()
-        sys.stdout.flush()
+        with console.ended_by_signals():
+            main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except UserError as e:
         _report(e, 2)
-    except WorkError as e:
-        _report(e, 1)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): not a failure worth a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except console.ReaderGone:
+        # The reader of our output went away (`| head`): not a failure worth a line.
         sys.exit(1)
-    except OSError as e:
+    except (WorkError, console.OutputLost, OSError) as e:
         _report(e, 1)
     except Exception:
         traceback.print_exc()
         before_failing(1)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; run the same command again to continue", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+    except KeyboardInterrupt as e:
+        number, what = (e.number, str(e)) if isinstance(e, console.Stopped) else (signal.SIGINT, "Ctrl-C")
+        print(f"stopped by {what}; run the same command again to continue", file=sys.stderr)
+        before_failing(128 + number)
+        sys.exit(128 + number)
 
 
 def before_failing(code: int) -> None:

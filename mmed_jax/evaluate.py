@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmed_jax import console
 from mmed_jax.config import Parser
 from mmed_jax.data.schema import load_files
 from mmed_jax.errors import UserError, run_command
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         _list_benchmarks(argv[1:])
         return
     args = parse(argv, __doc__)
+    if not args.dry_run:
+        console.outlive()
 
     # ---- What is asked, of what; no device yet, and nothing sent ----------------------------------------------------
     if args.data:

@@ -14,6 +14,7 @@ import sys
 import time
 from typing import Any
 
+from mmed_jax import console
 from mmed_jax.config import Parser
 from mmed_jax.errors import UserError, run_command
 from mmed_jax.inference.load import add_ignore_keys
@@ -24,6 +25,7 @@ DTYPES = ("bfloat16", "float32", "float16", "source")
 def main(argv: list[str] | None = None) -> None:
     """The export command; see the module's docstring and `--help`."""
     args = _arguments(argv)
+    console.outlive()
     import jax
 
     if not os.environ.get("JAX_PLATFORMS"):

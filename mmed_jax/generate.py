@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmed_jax import console
 from mmed_jax.config import Parser
 from mmed_jax.data import jsonl
 from mmed_jax.data.plain_text import decode_after, joins_plainly
@@ -60,6 +61,8 @@ class TextStream:
 def main(argv: list[str] | None = None) -> None:
     """The generate command; see the module's docstring and `--help`."""
     args = _arguments(argv)
+    if args.output:
+        console.outlive()
     from mmed_jax.hf.source import open_model
     from mmed_jax.inference.engine import check_prompts
     from mmed_jax.inference.sampling import Sampling, check_seed

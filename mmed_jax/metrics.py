@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmed_jax import console
 from mmed_jax.errors import UserError, WorkError, one_line
 
 METRICS_FILE = "metrics.jsonl"
@@ -87,7 +88,7 @@ class MetricsLogger:
         self.event("start", step, **info)
 
     def event(self, event: str, step: int, **info: Any) -> None:
-        """Records something that happened (start, save, stop, compile, ...)."""
+        """Records something that happened (start, stopped, compiled, output_lost, ...)."""
         self._append({"kind": "event", "step": int(step), "time": time.time(), "event": event, **info})
 
     def train(self, step: int, values: Mapping[str, Any]) -> None:
@@ -140,6 +141,8 @@ class MetricsLogger:
                 raise OSError("the disk is full")
         except OSError as e:
             raise WorkError(f"{self._path}: cannot be written ({e.strerror or e})") from e
+        for lost in console.take_lost():  # the output of the run has a gap, and only here can it be said
+            self.event("output_lost", record["step"], **lost)
 
 
 class _Board:

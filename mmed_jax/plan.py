@@ -25,7 +25,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 from ml_collections import ConfigDict
 
-from mmed_jax import start
+from mmed_jax import console, start
 from mmed_jax.config import batch_rows, parse_args, resolve_path
 from mmed_jax.errors import UserError, WorkError, one_line, run_command
 from mmed_jax.model.config import LlamaConfig
@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--max_compiles={flags.max_compiles}: must be at least 1")
     batches = parse_batches(flags.batches)
     target = topology.parse(flags.topology)
+    if flags.output or flags.json:
+        console.outlive()
     file = check_file(flags.json, "--json") if flags.json else None
     if flags.output:
         check_output(flags.output, flags.config)

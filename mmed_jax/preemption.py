@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmed_jax import console
+
 
 class PreemptionGuard:
     """Context in which SIGTERM, SIGHUP and the first Ctrl-C only set a flag.
@@ -21,17 +23,19 @@ class PreemptionGuard:
                 if stop:
                     break                              # then exit 0
 
-    One process: the flag is looked at after every step. Several processes: a signal reaches them at different times,
-    and a process that left alone would hang the others in the next collective. jax's preemption service (started by
-    jax.distributed.initialize, which handles SIGTERM itself) then agrees on one step without touching the devices;
-    the others are handed to it as a SIGTERM. Where the service is switched off the flags are gathered every
-    `sync_every` steps, because gathering waits for the devices. A second Ctrl-C interrupts at once.
+    One process: `should_stop` is the flag. Several processes: a signal reaches them at different times, and a process
+    that left alone would hang the others in the next collective. jax's preemption service (started by
+    jax.distributed.initialize, which handles SIGTERM itself) then agrees on one call of `should_stop`, counted by every
+    process alike, without touching the devices; the others are handed to it as a SIGTERM. Where the service is
+    switched off the flags are gathered every `sync_every` calls, because gathering waits for the devices. A second
+    Ctrl-C interrupts at once.
     """
 
     def __init__(self, sync_every: int = 10):
         self.sync_every = sync_every
         self.signal_name = ""  # the signal that came, "" before
         self._flag = threading.Event()
+        self._calls, self._agreed = 0, False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "PreemptionGuard":
@@ -58,10 +62,7 @@ class PreemptionGuard:
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
         self._flag.set()
-        if number == signal.SIGHUP:
-            _leave_terminal()
-        # os.write: a handler must not wait for a lock that the interrupted code holds.
-        os.write(2, f"\n{self.signal_name}: saving after this step, then leaving\n".encode())
+        console.write_now(f"\n{self.signal_name}: saving after this step, then leaving\n")
         if self._service:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -70,30 +71,24 @@ class PreemptionGuard:
         """This process was asked to stop (the others may not know yet)."""
         return self._flag.is_set()
 
-    def should_stop(self, step: int) -> bool:
-        """True when the run ends after `step`, the same on every process. Call once after every step, ascending."""
+    def should_stop(self, step: int = 0) -> bool:
+        """Whether to leave now, with the same answer on every process; once True it stays True.
+
+        Asked after every step and between the batches of a validation: by all processes equally often and in the same
+        order.
+
+        Args:
+          step: for the reader only; what counts is the number of calls.
+        """
         if not self._several:
             return self._flag.is_set()
         from jax.experimental import multihost_utils
 
+        self._calls += 1
+        if self._agreed:
+            return True
         if self._service:
-            return multihost_utils.reached_preemption_sync_point(step)
-        if step % self.sync_every:
-            return False
-        return bool(multihost_utils.process_allgather(np.int32(self._flag.is_set())).any())
-
-
-def _leave_terminal() -> None:
-    """Output to a terminal that is gone would be an error in the midst of saving."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        if os.isatty(stream) or not _writable(stream):
-            os.dup2(nowhere, stream)
-    os.close(nowhere)
-
-
-def _writable(stream: int) -> bool:
-    try:
-        return os.write(stream, b"") == 0
-    except OSError:
-        return False
+            self._agreed = multihost_utils.reached_preemption_sync_point(self._calls)
+        elif self._calls % self.sync_every == 0:
+            self._agreed = bool(multihost_utils.process_allgather(np.int32(self._flag.is_set())).any())
+        return self._agreed

@@ -32,6 +32,7 @@ class Progress:
         self.total, self.every, self.label, self._on = total, max(1, every), label, is_main
         self._stream = sys.stderr if stream is None else stream
         self._bar = bool(getattr(self._stream, "isatty", lambda: False)())
+        self._marks = "█·" if _can_show(self._stream, "█·") else "#."
         self._start = self._step = start
         self._times: deque[tuple[float, int]] = deque(maxlen=101)
         self._drawn_at, self._width = 0.0, 0
@@ -84,7 +85,8 @@ class Progress:
         if not self._bar:
             return f"{self.label} {step}/{self.total} ({share:.0%})  {shown}  {eta}"
         filled = int(share * 20)
-        return f"{self.label} {share:4.0%} |{'█' * filled}{'·' * (20 - filled)}| {step}/{self.total} {eta}  {shown}"
+        full, empty = self._marks
+        return f"{self.label} {share:4.0%} |{full * filled}{empty * (20 - filled)}| {step}/{self.total} {eta}  {shown}"
 
     def _draw(self, line: str) -> None:
         # A line that wraps could not be overwritten.
@@ -97,6 +99,13 @@ class Progress:
         if self._bar and self._width:
             self._stream.write("\r" + " " * self._width + "\r")
             self._width = 0
+
+
+def _can_show(stream: Any, text: str) -> bool:
+    try:
+        return bool(text.encode(getattr(stream, "encoding", None) or "utf-8"))
+    except (UnicodeEncodeError, LookupError):
+        return False
 
 
 def clock(seconds: float) -> str:

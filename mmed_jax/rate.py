@@ -15,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from mmed_jax import console
 from mmed_jax.config import Parser
 from mmed_jax.data import jsonl
 from mmed_jax.errors import UserError, WorkError, nearest, run_command
@@ -68,6 +69,7 @@ def _judge(argv: list[str]) -> None:
     if not args.output.endswith(".jsonl"):
         raise UserError(f"--output={args.output}: must end in .jsonl")
     check_folder(Path(args.output).parent, "--output")
+    console.outlive()
     from mmed_jax.evaluation.judge import judge
 
     found, settings = _found(args), settings_from(args)

@@ -16,7 +16,7 @@ import numpy as np
 # XLA's C++ log lines are no news for a user; errors still come.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from mmed_jax import start
+from mmed_jax import console, start
 from mmed_jax.config import batch_rows, parse_args
 from mmed_jax.errors import UserError, run_command
 from mmed_jax.host_memory import keep_freed_memory
@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the training that the command line describes; see the module's docstring and --help."""
     config, flags = parse_args(argv, description=__doc__, extra=FLAGS)
     profiled = parse_steps(flags.profile)
+    console.outlive()
 
     # ---- What is asked for: small files only, no device -----------------------------------------------------------
     source = start.open_init(config)
@@ -204,10 +205,17 @@ def main(argv: list[str] | None = None) -> None:
             losses = None
             if validation and (number == steps or (config.eval_every and number % config.eval_every == 0)):
                 record(delayed.flush())
-                losses = validation_losses(eval_step, state["params"], validation, placer, config.eval_rows)
-                log.evaluation(number, losses)
-                progress.note(f"step {number}: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items() if "loss" in k))
+                losses = validation_losses(
+                    eval_step, state["params"], validation, placer, config.eval_rows, guard.should_stop
+                )
+                stop = losses is None or guard.should_stop(number)
                 meter.restart()
+                if losses is None:
+                    progress.note(f"step {number}: not validated, since the run is to stop")
+                else:
+                    log.evaluation(number, losses)
+                    shown = "  ".join(f"{k} {v:.4f}" for k, v in losses.items() if "loss" in k)
+                    progress.note(f"step {number}: {shown}")
             improved = losses is not None and losses["validation/loss"] < best
             best = losses["validation/loss"] if improved else best
 

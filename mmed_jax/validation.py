@@ -22,20 +22,33 @@ def by_language(nll: np.ndarray, count: np.ndarray, prefix: str) -> dict[str, fl
 
 
 def validation_losses(
-    eval_step: Callable[[Any, dict], dict], params: Any, table: Table, placer: BatchPlacer, limit: int = 0
-) -> dict[str, float]:
+    eval_step: Callable[[Any, dict], dict],
+    params: Any,
+    table: Table,
+    placer: BatchPlacer,
+    limit: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Loss over the table (each row once; at most `limit` rows when not 0).
 
     Args:
       eval_step: (params, placed batch) -> {"nll", "count"} sums by language slot.
       placer: puts global batches of its size on the devices.
+      stop: asked before every batch, on every process alike; True abandons the pass.
 
     Returns:
+      None when abandoned: a part of the rows is no result. Else
       {"validation/loss": sum over all supervised tokens / their number, "validation/loss/zh": ..., ...,
        "validation/tokens": supervised tokens}.
     """
     total: dict[str, jax.Array] | None = None
+    before: dict[str, jax.Array] | None = None
     for host_batch in eval_batches(table, placer.batch_size, local_rows=placer.rows, limit=limit):
+        if stop():
+            return None
+        # One batch waits on the devices, not all of them: they could not be called back.
+        jax.block_until_ready(before)
+        before = total
         sums = eval_step(params, placer(host_batch))
         total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
     sums = jax.device_get(total)

@@ -158,6 +158,8 @@ def test_validation_takes_every_row_once_and_no_padding(limit, expected):
     found = validation_losses(eval_step, None, FakeTable(), CountingPlacer(), limit)
     assert found["validation/loss"] == expected and found["validation/tokens"] == 2 * (limit or 7)
     assert len(list(eval_batches(FakeTable(), 5, limit=limit))) == (1 if limit else 2)
+    asked = iter([False, True])
+    assert limit or validation_losses(eval_step, None, FakeTable(), CountingPlacer(), 0, lambda: next(asked)) is None
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 from train_helpers import (
     SLOWLY,
     STEPS,
+    VALIDATING,
     bench,  # noqa: F401
     files,
     finish,
@@ -45,13 +46,14 @@ def test_every_mesh_has_the_losses_of_one_device(bench, tmp_path, mesh):  # noqa
 def test_two_processes_stop_resume_and_end_together(bench, tmp_path):  # noqa: F811
     run, validation = tmp_path / "run", unseen(tmp_path / "validation.jsonl")
     keys = {"data__validation": validation, "checkpoint__keep_best": 0, "checkpoint__every_steps": 0}
-    # SIGTERM to one: both save and leave.
-    first, second = bench.start_two(run, command=SLOWLY, **keys)
-    wait_for(lambda: last_step(run) >= 2, first)
+    # SIGTERM to one in the midst of a validation: both abandon it at the same batch, save and leave.
+    first, second = bench.start_two(run, command=VALIDATING, eval_every=3, **keys)
+    wait_for((run / "validating").exists, first)
     second.send_signal(signal.SIGTERM)
     outcomes = finish(first, second)
     assert [o.code for o in outcomes] == [0, 0], outcomes
     (stopped,) = saved(run)
+    assert stopped == last_step(run) == 3 and not metrics(run).evals
     assert f"stopped    at step {stopped} of {STEPS}" in outcomes[0].out
 
     # Resumed with the tensors split over both processes, so that each reads the whole batch. One is killed: the other

@@ -11,6 +11,8 @@ import pytest
 from train_helpers import (  # noqa: F401
     SLOWLY,
     STEPS,
+    VALIDATING,
+    WAIT,
     assert_same_state,
     bench,
     cut_back,
@@ -23,6 +25,7 @@ from train_helpers import (  # noqa: F401
     reproduced,
     saved,
     state_of,
+    unseen,
     wait_for,
 )
 
@@ -121,6 +124,32 @@ def test_a_signal_saves_and_leaves_and_the_next_call_goes_on(bench, tmp_path, nu
     outcome = bench.train(run)
     assert outcome.code == 0 and f"resumed    step {stopped} of" in outcome.out, outcome.err
     assert_as_uninterrupted(bench, run)
+
+
+def test_sigterm_in_a_validation_saves_at_once_and_gives_no_number(bench, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    keys = {"data__validation": unseen(tmp_path / "validation.jsonl"), "eval_every": 3, "checkpoint__every_steps": 0}
+    p = bench.start(run, command=VALIDATING, **keys)
+    wait_for((run / "validating").exists, p)
+    p.send_signal(signal.SIGTERM)
+    (outcome,) = finish(p)
+    assert outcome.code == 0 and "step 3: not validated" in outcome.err, outcome
+    assert saved(run) == [3] and last_step(run) == 3 and not metrics(run).evals
+    assert [e["step"] for e in metrics(run).events if e["event"] == "stopped"] == [3]
+
+
+def test_ctrl_c_that_also_ends_the_reader_of_the_output_saves(bench, tmp_path):  # noqa: F811
+    """As with `2>&1 | tee log`: tee gets the same signal and is gone before a word of ours is written."""
+    run = tmp_path / "run"
+    p = bench.start(run, command=SLOWLY, checkpoint__every_steps=0)
+    wait_for(lambda: last_step(run) >= 2, p)
+    p.stdout.close(), p.stderr.close()
+    p.send_signal(signal.SIGINT)
+    assert p.wait(WAIT) == 0
+    (stopped,) = saved(run)
+    events = metrics(run).events
+    assert [(e["step"], e["signal"]) for e in events if e["event"] == "stopped"] == [(stopped, "SIGINT")]
+    assert {e["reason"] for e in events if e["event"] == "output_lost"} == {"Broken pipe"}
 
 
 def test_a_terminal_that_is_closed_loses_nothing(bench, tmp_path):  # noqa: F811

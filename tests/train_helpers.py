@@ -56,6 +56,24 @@ start.check_finite = slow_check
 errors.run_command(train.main)
 """,
 )
+# The same with validations that take minutes; one that has begun leaves a file `validating` in the run directory.
+VALIDATING = (
+    *SLOWLY[:2],
+    """
+import pathlib, sys, time
+from mmed_jax import validation
+batches = validation.eval_batches
+run = next(a.partition("=")[2] for a in sys.argv if a.startswith("--config.run_dir="))
+def many_batches(*args, **keys):
+    for _ in range(2000):
+        for batch in batches(*args, **keys):
+            yield batch
+            pathlib.Path(run, "validating").touch()
+            time.sleep(0.05)
+validation.eval_batches = many_batches
+"""
+    + SLOWLY[2],
+)
 
 FINDINGS = {
     "en": ("fever", "cough", "pain", "rash", "nausea", "thirst", "fatigue", "pallor"),

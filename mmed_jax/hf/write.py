@@ -274,8 +274,8 @@ def _publish(stage: Path, path: Path) -> None:
         path.rmdir()
     try:
         stage.rename(path)
-    except OSError:
-        if replaced:
+    except BaseException:  # a signal as well
+        if replaced and not path.exists():
             old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
