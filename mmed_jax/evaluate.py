@@ -59,8 +59,6 @@ def main(argv: list[str] | None = None) -> None:
         _list_benchmarks(argv[1:])
         return
     args = parse(argv, __doc__)
-    if not args.dry_run:
-        console.outlive()
 
     # ---- What is asked, of what; no device yet, and nothing sent ----------------------------------------------------
     if args.data:
@@ -69,6 +67,8 @@ def main(argv: list[str] | None = None) -> None:
         found = B.find(listed(args.benchmark, "--benchmark"), args.data_dir, args.split or "")
     kind = B.kind_in(found, args.kind)
     model = _model(args)
+    if not model.dry_run:
+        console.outlive()
     family = args.prompt_family or model.prompts["prompt_family"]
     system = model.prompts["system_prompt"] if args.system is None else args.system
     mode = (args.mode or "direct") if kind == "mcq" else "exact_match"

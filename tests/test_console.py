@@ -20,6 +20,7 @@ LONG = """
     from mmed_jax import console
     from mmed_jax.errors import run_command
     console.PATIENCE_SECONDS = 0.1
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def main():
         console.outlive()
@@ -45,18 +46,12 @@ LONG = """
 """
 
 
-def start(folder: Path, code: str, stdout: object, stderr: object, **options: object) -> subprocess.Popen:
+def start(folder: Path, code: str, stdout: object, stderr: object, **env: str) -> subprocess.Popen:
     """Python of its own, with its outputs as a shell would set them up."""
-    env = os.environ | {"PYTHONPATH": str(REPO)} | options.pop("env", {})
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.Popen(command, stdout=stdout, stderr=stderr, cwd=folder, env=env, **options)
-
-
-def run(folder: Path, code: str, **options: object) -> subprocess.CompletedProcess:
-    """The same, with both outputs read to their end."""
-    env = os.environ | {"PYTHONPATH": str(REPO)} | options.pop("env", {})
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.run(command, capture_output=True, cwd=folder, env=env, timeout=100, **options)
+    env = os.environ | {"PYTHONPATH": str(REPO)} | env
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=stdout, stderr=stderr, cwd=folder, env=env
+    )
 
 
 def pipe_without_reader():
@@ -103,7 +98,7 @@ OUTPUTS = [pipe_without_reader, full_pipe_that_does_not_block, pipe_that_nobody_
 @pytest.mark.parametrize("make", OUTPUTS, ids=lambda f: f.__name__)
 def test_a_long_command_outlives_its_outputs(tmp_path, make):
     output, lose = make()
-    process = start(tmp_path, LONG, output, output, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = start(tmp_path, LONG, output, output)
     os.close(output)
     lose()
     (tmp_path / "go_on").touch()
@@ -115,9 +110,11 @@ def test_a_long_command_outlives_its_outputs(tmp_path, make):
 @pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
 def test_a_long_command_started_without_outputs(tmp_path, closed):
     (tmp_path / "go_on").touch()
-    nowhere = subprocess.DEVNULL
-    process = start(tmp_path, LONG, nowhere, nowhere, preexec_fn=lambda: [os.close(fd) for fd in closed])
-    assert process.wait(100) == 0
+    python = f'exec "$0" -c "$1" {" ".join(f"{fd}>&-" for fd in closed)}'
+    command = ["sh", "-c", python, sys.executable, textwrap.dedent(LONG)]
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPO)}, timeout=100, **nowhere)
+    assert done.returncode == 0
     names = [name for fd, name in ((2, "stderr"), (1, "stdout")) if fd in closed]
     assert (tmp_path / "result").read_text() == f"{names}[]"
 
@@ -182,15 +179,17 @@ def test_text_that_the_output_cannot_show_is_escaped(tmp_path, encoding):
 
         run_command(main)
     """
-    done = run(tmp_path, code, env={"PYTHONIOENCODING": encoding})
-    assert done.returncode == 2, done.stderr
+    process = start(tmp_path, code, subprocess.PIPE, subprocess.PIPE, PYTHONIOENCODING=encoding)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 2, err
     text = "剂量 5 µg, доза, \udcff\n".encode(encoding, "backslashreplace")
-    assert done.stdout == text and done.stderr == "error: 剂量.jsonl: 용량\n".encode(encoding, "backslashreplace")
+    assert out == text and err == "error: 剂量.jsonl: 용량\n".encode(encoding, "backslashreplace")
 
 
 HALF_MADE = """
-    import pathlib, time
+    import pathlib, signal, time
     from mmed_jax.errors import run_command
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
 
     def main():
         half = pathlib.Path("half")
@@ -206,8 +205,7 @@ HALF_MADE = """
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_a_command_and_leaves_nothing_half_made(tmp_path, number):
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}
-    process = start(tmp_path, HALF_MADE, subprocess.DEVNULL, subprocess.PIPE, **heard)
+    process = start(tmp_path, HALF_MADE, subprocess.DEVNULL, subprocess.PIPE)
     while not (tmp_path / "half").exists():
         time.sleep(0.01)
     process.send_signal(number)
