@@ -119,10 +119,16 @@ def _rows(entry, data_dir: str, inputs: Inputs, name: str) -> Iterator[dict]:
             inputs.read[name] += 1
             yield row
         return
-    conversion = Conversion(get_source(entry.adapter), place, kind=entry.kind or None, split=entry.split or None)
-    for row in conversion:
-        inputs.read[name] += 1
-        yield row
+    conversion = Conversion(
+        get_source(entry.adapter), place, kind=entry.kind or None, split=entry.split or None,
+        encoding=entry.get("encoding", ""),
+    )
+    try:
+        for row in conversion:
+            inputs.read[name] += 1
+            yield row
+    except UserError as e:
+        raise UserError(str(e).replace(" --encoding=", f" --recipe.source.{name}.encoding=")) from None
     for reason, count in conversion.report.dropped.items():
         if reason != "another split":
             inputs.read[name] += count

@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", metavar="NAME", help="keep this split; files that name none are all of this split")
     parser.add_argument("--language", metavar="CODES", help=f"keep these, with commas: {','.join(LANGUAGES)}")
     parser.add_argument("--answer_base", metavar="0|1", help="medmcqa: the number of the first option, if asked for it")
+    parser.add_argument("--encoding", metavar="NAME", default="", help="of text files that are not UTF-8, as cp949")
+    parser.add_argument("--keep_duplicates", action="store_true", help="keep equal rows, as benchmark counts do")
     parser.add_argument("--hub_config", metavar="NAME", help="with --input=hub: a configuration of the repository")
     return parser
 
@@ -110,11 +112,15 @@ def main(argv: list[str] | None = None) -> None:
     conversion = Conversion(
         get_source(args.source), args.input, kind=args.kind, split=args.split, hub_config=args.hub_config,
         languages=tuple(c.strip() for c in args.language.split(",")) if args.language else None,
-        answer_base=None if args.answer_base is None else int(args.answer_base),
+        answer_base=None if args.answer_base is None else int(args.answer_base), encoding=args.encoding,
+        keep_duplicates=args.keep_duplicates,
     )  # fmt: skip
     print(f"{args.source} -> {conversion.kind} records, from {args.input}", flush=True)
     jsonl.write_lines(args.output, map(jsonl.dump_line, _progress(conversion, conversion)))
     print(summary(conversion))
+    if conversion.report.test_copies:
+        copies = f"{conversion.report.test_copies:,} of the rows left out are duplicates within a test split"
+        print(f"note: {copies}; published counts include them: for a benchmark file add --keep_duplicates")
     stage = "stage1" if conversion.kind == "instruction" else "stage2"
     print(f"written: {args.output}")
     print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={args.output}")

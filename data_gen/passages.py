@@ -9,18 +9,19 @@ A passage is {"id", "language", "text", "source", "license", "provenance"} and p
     folder, zip     record sets as mmed_jax.data.schema.read_records reads them
 """
 
-import csv
+import contextlib
 import gzip
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmed_jax.data import jsonl
+from mmed_jax.data.delimited import header_of, read_lines, width_problem
 from mmed_jax.data.files import locate
 from mmed_jax.data.schema import LANGUAGES, read_records, validate_record
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.errors import UserError, nearest, one_line
+from mmed_jax.inputs import check_file, open_file
 
 TEXT_FIELDS = ("text", "passage", "context", "abstract", "content", "body")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|(?<=[。！？])|\n+")
@@ -109,7 +110,7 @@ def _objects(file: Path, field: str | None, common: dict) -> Iterator[dict]:
 
 def _table(file: Path, suffix: str, field: str | None, common: dict) -> Iterator[dict]:
     rows = _sheet(file) if suffix == ".xlsx" else _csv(file, "\t" if suffix == ".tsv" else ",")
-    header = [str(c).strip() if c is not None else "" for c in next(rows, [])]
+    header = header_of(next(rows, []), f"{file}:1")
     wanted = [c.strip() for c in field.split(",")] if field else header
     for column in wanted:
         if column not in header:
@@ -123,30 +124,35 @@ def _table(file: Path, suffix: str, field: str | None, common: dict) -> Iterator
 
 
 def _csv(file: Path, delimiter: str) -> Iterator[list]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        try:
-            yield from csv.reader(stream, delimiter=delimiter)
-        except UnicodeDecodeError:
-            raise UserError(f"{file}: not UTF-8; save the table as UTF-8") from None
-        except csv.Error as e:
-            raise UserError(f"{file}: broken table: {e}") from None
+    """The rows. Raises UserError for one that is broken or of another width than the header."""
+    header: list[str] | None = None
+    with open_file(file) as stream:
+        text = jsonl.decode(stream.read(), str(file))
+    for line in read_lines(text, str(file), delimiter, blank=True):
+        full = header is not None and any(c.strip() for c in line.cells)
+        problem = line.problem or (width_problem(line.cells, header) if full else "")
+        if problem:
+            raise UserError(f"{file}:{line.first}: {problem}; mend the row (a text with a {delimiter!r} needs quotes)")
+        header = line.cells if header is None else header
+        yield line.cells
 
 
 def _sheet(file: Path) -> Iterator[tuple]:
     """The rows of the first sheet, read as a stream."""
     import openpyxl
 
+    check_file(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # styles openpyxl does not know
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError, openpyxl.utils.exceptions.InvalidFileException) as e:
-        raise UserError(f"{file}: not a readable .xlsx file: {e}") from None
-    try:
-        book.worksheets[0].reset_dimensions()  # some writers state a wrong sheet size
-        yield from book.worksheets[0].iter_rows(values_only=True)
-    finally:
-        book.close()
+        with contextlib.closing(book):
+            book.worksheets[0].reset_dimensions()  # some writers state a wrong sheet size
+            yield from book.worksheets[0].iter_rows(values_only=True)
+    except (UserError, GeneratorExit):
+        raise
+    except Exception as e:  # openpyxl raises whatever its parts do: BadZipFile, KeyError, ParseError, zlib.error, ...
+        raise UserError(f"{file}: not a readable .xlsx file: {type(e).__name__}: {one_line(e)[:120]}") from None
 
 
 def _paragraphs(file: Path, common: dict, max_chars: int) -> Iterator[dict]:

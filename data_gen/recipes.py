@@ -19,6 +19,7 @@ from data_gen.gates import THRESHOLDS
 from data_gen.licenses import FILTERS
 from data_gen.methods import METHODS
 from mmed_jax.config import CONFIG_DIR, DATA_RECIPES, REPO, flatten, set_override
+from mmed_jax.data.encodings import known_encoding
 from mmed_jax.data.jsonl import BadJSON, loads
 from mmed_jax.data.schema import KINDS, LANGUAGES
 from mmed_jax.data.sources import SOURCES
@@ -86,11 +87,12 @@ def source(adapter: str = "", path: str = "", **more: object) -> ConfigDict:
     languages keep these; () = the recipe's
     keep      whether the rows themselves belong into the set, or are material for steps only
     limit     at most so many rows (chosen by hash, not the first ones); 0 = all
+    encoding  of published text files that are not UTF-8 ("cp949"); "" = UTF-8
     language, license   of passages whose files do not say it
     """
     entry = {
         "adapter": adapter, "path": path, "kind": "", "split": "train", "languages": (), "keep": True, "limit": 0,
-        "language": "", "license": "",
+        "encoding": "", "language": "", "license": "",
     }  # fmt: skip
     return ConfigDict(_known(entry, more, "source"))
 
@@ -204,6 +206,8 @@ def check(recipe: ConfigDict, name: str) -> None:
         s = recipe.source[entry]
         if s.adapter and s.adapter not in SOURCES:
             raise wrong(f"source.{entry}: no adapter '{s.adapter}'{nearest(s.adapter, SOURCES)}")
+        if s.get("encoding"):
+            known_encoding(s.encoding, f"--recipe={name}: source.{entry}.encoding")
         if s.kind not in ("", *KINDS, "passage"):
             raise wrong(f"source.{entry}: kind '{s.kind}'{nearest(s.kind, (*KINDS, 'passage'))}")
     known = list(recipe.sources)
@@ -286,7 +290,11 @@ def _is_number(value: object) -> bool:
 
 def as_dict(recipe: ConfigDict) -> dict:
     """The recipe as JSON can hold it."""
-    return json.loads(recipe.to_json())
+    found = json.loads(recipe.to_json())
+    for source in found.get("source", {}).values():
+        if not source.get("encoding"):
+            source.pop("encoding", None)  # recipes of before this key keep their hash
+    return found
 
 
 def recipe_hash(recipe: ConfigDict) -> str:

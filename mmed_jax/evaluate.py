@@ -18,6 +18,7 @@ again; results of other settings, modes or weights are never mixed into it. docs
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         found = B.from_files(listed(args.data, "--data"))
     else:
         found = B.find(listed(args.benchmark, "--benchmark"), args.data_dir, args.split or "")
+        found = [dataclasses.replace(b, encoding=args.encoding) for b in found]
     kind = B.kind_in(found, args.kind)
     model = _model(args)
     if not model.dry_run:

@@ -11,6 +11,7 @@ import pyarrow.parquet
 
 from mmed_jax.data.schema import kind_of, validate_record
 from mmed_jax.data.sources import SOURCES, Conversion, get_source
+from mmed_jax.errors import UserError
 
 
 def put(path: Path, content: object, encoding: str = "utf-8") -> Path:
@@ -71,3 +72,43 @@ def medmcqa(cop: int, **more: object) -> dict:
         "id": f"id{cop}", "question": f"Q{cop}", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": cop,
         "exp": "An explanation that is long enough.", **more,
     }  # fmt: skip
+
+
+# ---- Rows for files with a fault: row `n` of a set, with this key ----
+
+LETTERED = {"A": "gout", "B": "asthma", "C": "anaemia", "D": "scurvy"}
+KORMED = ["subject", "year", "period", "q_number", "question", *"ABCDE", "answer"]
+
+
+def kormed_row(n: int, answer: object, question: str = "진단은?") -> list:
+    return ["doctor", 2022, 1, n, f"{n} {question}", *"가나다라마", answer]
+
+
+def french_row(n: int, right: list, answers: object = None, **more: object) -> dict:
+    answers = dict(zip("abcde", ("un", "deux", "trois", "quatre", "cinq"))) if answers is None else answers
+    return {"id": str(n), "question": f"Question {n} ?", "answers": answers, "correct_answers": right, **more}
+
+
+def casimedicos_row(n: int, answer: object, names: str = "12345") -> dict:
+    options = dict(zip(names, ("uno", "dos", "tres", "cuatro", "cinco")))
+    return {"id": f"train-{n}", "lang": "es", "question": f"¿Pregunta {n}?", "options": options, "answer": answer,
+            "rationale": "Por esto."}  # fmt: skip
+
+
+def headqa_row(ra: object, aids: tuple = (1, 2, 3, 4), n: int = 1, **more: object) -> dict:
+    answers = [{"aid": a, "atext": f"opción {i}"} for i, a in enumerate(aids)]
+    return {"name": "E", "qid": n, "qtext": f"¿Cuál {n}?", "ra": ra, "answers": answers, **more}
+
+
+def drops(source: str, path: Path, kind: str | None = None, **options: object) -> dict:
+    """The drops of a run, also of one that leaves no record and therefore is an error."""
+    try:
+        return dict(convert(source, path, kind, **options)[1].report.dropped)
+    except UserError as e:
+        assert "none of" in str(e) and "; first: " in str(e)
+        return {str(e).partition("record (")[2].rpartition(":")[0].rpartition("; first")[0].rpartition(": ")[0]: 1}
+
+
+def medqa_row(n: int, **more: object) -> dict:
+    return {"question": f"Which drug helps case {n}?", "options": {"A": f"drug {n}", "B": "rest"},
+        "answer_idx": "A", **more}

@@ -8,7 +8,8 @@ import pytest
 from source_helpers import chosen, convert, medmcqa, put, say
 
 from mmed_jax.data.sources import SOURCES, get_source
-from mmed_jax.data.sources.base import Row, lettered, letters_at
+from mmed_jax.data.sources.base import Row, lettered
+from mmed_jax.data.sources.keys import key_at
 from mmed_jax.errors import UserError
 
 
@@ -26,7 +27,8 @@ def test_every_source_of_the_list_is_there():
 def test_shared_helpers():
     assert lettered(["x", None, "y"]).reason == "empty option" and lettered(["x", "", None]).reason == "no options"
     assert lettered(["x"] * 27).reason == "more than 26 options" and list(lettered(["x"] * 26))[-1] == "Z"
-    assert letters_at([1, "3"], 1) == ["A", "C"] and letters_at([0], 1) is None and letters_at(["b"], 0) is None
+    assert key_at([1, "3"], 1) == ["A", "C"] and key_at(["b"], 0) == ["B"] and key_at([""], 0) is None
+    assert key_at([0], 1).reason == "key is not among the options"
 
 
 def test_rows_of_unexpected_form_are_counted_after_the_first(tmp_path):
@@ -52,17 +54,20 @@ def test_splits_are_kept_apart_and_named(tmp_path):
     row = {"id": "1", "question": "Q", "answers": {"a": "x", "b": "y"}, "correct_answers": ["a"]}
     put(tmp_path / "train.json", [row])
     put(tmp_path / "dev.json", [{**row, "question": "R"}])
-    put(tmp_path / "more.json", [{**row, "question": "S"}])
     for asked in ("dev", "validation"):
         records, run = convert("frenchmedmcqa", tmp_path, split=asked)
-        assert [r["question"] for r in records] == ["R", "S"] and run.report.dropped == {"another split": 1}
-    assert [r["provenance"]["split"] for r in convert("frenchmedmcqa", tmp_path, split="test")[0]] == ["test"]
+        assert [r["question"] for r in records] == ["R"] and run.report.dropped == {"another split": 1}
+    more = put(tmp_path / "more.json", [{**row, "question": "S"}])
+    with pytest.raises(UserError,
+        match="more.json: names no split, and 1 rows of such files stand in none of the files"):
+        convert("frenchmedmcqa", tmp_path, split="dev")
+    assert [r["provenance"]["split"] for r in convert("frenchmedmcqa", more, split="test")[0]] == ["test"]
 
 
 @pytest.mark.parametrize(("name", "content", "says"), [
     ("x.json", b"[{", "x.json:1: broken JSON"),
     ("x.json", b"[1]", "x.json:1: expected an object, got int"),
-    ("x.json", b"\xff\xff", "x.json: neither UTF-8 nor GB18030"),
+    ("x.json", b"\xff\xff", "x.json: not UTF-8 (byte 0xff at position 0, line 1); save the file as UTF-8 or add "),
     ("x.json.gz", b"no gzip", "x.json.gz: damaged"),
     ("x.json.gz", gzip.compress(b"[]" * 99)[:-9], "x.json.gz: damaged"),
     ("x.zip", b"no zip", "x.zip: damaged zip file"),

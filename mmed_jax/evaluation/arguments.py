@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from mmed_jax.config import Parser
+from mmed_jax.data.encodings import known_encoding
 from mmed_jax.data.prompts import FAMILIES
 from mmed_jax.errors import UserError
 from mmed_jax.evaluation import breakdown, modes
@@ -98,6 +99,7 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
     add("--data", metavar="FILE[,FILE]", help="record files, instead of --benchmark")
     add("--split", help="of --benchmark, instead of the one that is reported")
     add("--allow_count_mismatch", action="store_true", help="go on when a split has not the published size")
+    add("--encoding", metavar="NAME", default="", help="of published text files that are not UTF-8, as cp949")
     add("--kind", default="auto", help="mcq or instruction (default: what the records are)")
     add("--mode", choices=modes.MODES, help="the letter alone, after a rationale, or scored (default: direct)")
     add("--score", choices=modes.SCORES, help="of loglikelihood: the option's letter (default) or its text")
@@ -134,6 +136,10 @@ def _check_data(args: argparse.Namespace) -> None:
         raise UserError("--data_dir: goes with --benchmark=NAME; --data=FILE names the file itself")
     if args.data and args.split:
         raise UserError(f"--split={args.split}: goes with --benchmark=NAME; write --data=PATH:{args.split}")
+    if args.encoding and not args.benchmark:
+        raise UserError(f"--encoding={args.encoding}: goes with --benchmark=NAME; record files are UTF-8")
+    if args.encoding:
+        known_encoding(args.encoding)
     if args.data and args.allow_count_mismatch:
         raise UserError("--allow_count_mismatch: goes with --benchmark=NAME; files of your own are not counted")
     if args.limit < 0:

@@ -22,7 +22,8 @@ class Benchmark:
     """A named set of questions.
 
     `path`: as read_records takes it, with ":split" where there are several; published files when `raw`; or "hub".
-    `entry` and `part` for a registered one, `split` when another one than the reported is asked by name.
+    `entry` and `part` for a registered one, `split` when another one than the reported is asked by name. `encoding` of
+    published text files that are not UTF-8.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Benchmark:
     part: str = ""
     raw: bool = False
     split: str = ""
+    encoding: str = ""
 
 
 def locate_entry(entry: Entry, folder: Path) -> Benchmark | None:

@@ -22,18 +22,18 @@ from mmed_jax.evaluation.registry import Entry
 
 # Drops that say a row belongs to another set or language, so that it is no row of the benchmark.
 _FOREIGN = ("not one of the nine medical subjects", "machine translation of the same problem", "language not supported",
-            "another language")  # fmt: skip
+            "another language", "also in the file of its split")  # fmt: skip
 
 
 class _Reading(Conversion):
     """A conversion of all splits that keeps duplicates and counts rows by (split, part or language)."""
 
-    def __init__(self, entry: Entry, input: str):
+    def __init__(self, entry: Entry, input: str, encoding: str = ""):
         number = itertools.count()
         source = dataclasses.replace(entry.source, duplicate_key=lambda _: next(number))
         # Which numbering a hub copy has is known, whatever rows it shows; see sources/medmcqa.py.
         base = 0 if entry.source.answer_base and input.startswith("hub:") else None
-        super().__init__(source, input, kind="mcq", answer_base=base)
+        super().__init__(source, input, kind="mcq", answer_base=base, encoding=encoding)
         self.entry = entry
         self.rows: Counter[tuple[str, str]] = Counter()
         self.lost: dict[tuple[str, str], list[tuple[str, str]]] = {}  # (split, cell) -> (reason, where)
@@ -59,7 +59,7 @@ class _Reading(Conversion):
             return text(row.raw.get("subject"))
         if len(self.entry.languages) == 1:
             return self.entry.languages[0]
-        return language_of(row.file) or text(row.raw.get("language") or row.raw.get("lang")) or "es"
+        return language_of(row.file) or text(row.raw.get("language") or row.raw.get("lang"))
 
 
 def load(
@@ -73,7 +73,7 @@ def load(
         place = benchmark.path
         if place == HUB:
             place = f"hub:{entry.source.hub.repo}" + (f"@{revision}" if revision else "")
-        reading = _Reading(entry, place)
+        reading = _Reading(entry, place, benchmark.encoding)
         try:
             records = list(reading)
         except UserError as e:
@@ -193,7 +193,7 @@ def splits_there(benchmark: Benchmark) -> dict[str, tuple[int, int | None]]:
     entry = benchmark.entry
     cells = _cells(benchmark, None)
     if benchmark.raw:
-        reading = _Reading(entry, benchmark.path)
+        reading = _Reading(entry, benchmark.path, benchmark.encoding)
         for _ in reading:
             pass
         rows = reading.rows

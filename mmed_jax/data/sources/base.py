@@ -1,8 +1,10 @@
 """What an adapter is: rows of a published data set in, checked records or counted drops out."""
 
+import datetime
 import hashlib
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,19 +14,27 @@ from mmed_jax.errors import UserError
 
 
 class Row(NamedTuple):
-    """One raw row: its fields, where it stands ("file:line"), its file name, split ("" unknown) and number from 1."""
+    """One raw row: its fields, where it stands ("file:line"), its file name, split ("" unknown) and number from 1.
+
+    `problem`: why it could not be read as a row; it is counted as dropped and no adapter sees it.
+    """
 
     raw: dict
     where: str
     file: str
     split: str
     number: int
+    problem: str = ""
 
 
 class Drop(NamedTuple):
-    """A row that becomes no record, and why; reasons are counted, so they name a class of rows, not one row."""
+    """A row that becomes no record, and why; reasons are counted, so they name a class of rows, not one row.
+
+    `content`: what it asks (content_of), where that could be read.
+    """
 
     reason: str
+    content: tuple = ()
 
 
 class WrongForm(UserError):
@@ -58,6 +68,22 @@ def content_key(record: dict) -> tuple:
     return record["language"], question_key(record), options, record["answer_idx"], record["rationale"]
 
 
+def content_of(question: str, options: Iterable[str] = (), context: str = "") -> tuple:
+    """What makes two rows one question wherever they stand: its text, passage and options, not how they are typed."""
+    return _plain(question), _plain(context), tuple(sorted(map(_plain, options)))
+
+
+def _plain(value: str) -> str:
+    return re.sub(r"""[\s.,;:!?¿¡。，；：？！"'“”‘’«»`]+""", "", unicodedata.normalize("NFKC", value).casefold())
+
+
+def record_content(record: dict) -> tuple:
+    """content_of a record."""
+    if "messages" in record:
+        return content_of(record["messages"][0]["content"])
+    return content_of(record["question"], record["options"].values(), record.get("context", ""))
+
+
 @dataclass(frozen=True)
 class Source:
     """A public data set. `rows` reads the published files; `convert(row, kind)` turns a row into a record or a Drop.
@@ -66,7 +92,7 @@ class Source:
     `expects` says in words what the files look like. Of two records with equal `duplicate_key` the later is dropped.
     `unfold` turns table rows into rows where one holds several (a question per column or language); `rows` applies it
     to files, the hub reader to its tables. `answer_base` True: the numbering of answers differs between publications
-    (see medmcqa); `rows` and `unfold` then take it as an argument.
+    (see medmcqa); `rows` and `unfold` then take it as an argument. `gb18030`: the set is published in that encoding.
     """
 
     name: str
@@ -81,6 +107,7 @@ class Source:
     unfold: Callable[..., Iterator[Row]] = iter
     duplicate_key: Callable[[dict], object] = content_key
     answer_base: bool = False
+    gb18030: bool = False
 
 
 def need(row: Row, *names: str) -> None:
@@ -96,6 +123,29 @@ def text(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return str(value).replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "").strip()
+
+
+# What Excel shows where a formula failed.
+_EXCEL_ERROR = re.compile(
+    r"#(?:NAME\?|REF!|DIV/0!|VALUE!|N/A|NUM!|NULL!|SPILL!|CALC!|FIELD!|BLOCKED!|CONNECT!|UNKNOWN!|BUSY!|GETTING_DATA)"
+)
+
+
+_DATES = (datetime.date, datetime.time, datetime.timedelta)
+DATE = Drop("a date where text should be")
+
+
+def cell_problem(value: object) -> Drop | None:
+    """Why a cell that should hold text holds something else: an error of Excel's, or a date it made of a text."""
+    if isinstance(value, _DATES):
+        return DATE
+    if isinstance(value, str):
+        value = value.strip()
+        if _EXCEL_ERROR.fullmatch(value):
+            return Drop("an Excel error where text should be")
+        if re.fullmatch(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?", value):
+            return DATE
+    return None
 
 
 def fingerprint(*parts: str) -> str:
@@ -116,6 +166,9 @@ def origin(row: Row, original_id: object = None, group: str | None = None, **mor
 
 def lettered(options: Iterable[object]) -> dict[str, str] | Drop:
     """Option texts as {"A": ...}. Empty ones at the end are left out; one in between would shift the letters: Drop."""
+    options = list(options)
+    if any(isinstance(o, _DATES) for o in options):
+        return DATE
     texts = [text(o) for o in options]
     while texts and not texts[-1]:
         texts.pop()
@@ -128,36 +181,32 @@ def lettered(options: Iterable[object]) -> dict[str, str] | Drop:
     return dict(zip(LETTERS, texts))
 
 
-def letters_at(numbers: Iterable[object], base: int) -> list[str] | None:
-    """Answer numbers, `base` the first option's, as letters; None when one is no number or below `base`."""
-    found = []
-    for number in numbers:
-        try:
-            index = int(str(number).strip()) - base
-        except ValueError:
-            return None
-        if not 0 <= index < len(LETTERS):
-            return None
-        found.append(LETTERS[index])
-    return found
-
-
 def mcq(
     source: str, license: str, *, ident: str, language: str, question: object, options: dict[str, str] | Drop,
-    answer: Iterable[str] | None, rationale: object = "", context: object = "", needs_image: bool = False,
+    answer: Iterable[str] | Drop | None, rationale: object = "", context: object = "", needs_image: bool = False,
     provenance: dict,
 ) -> dict | Drop:  # fmt: skip
     """A multiple-choice record, or why there is none."""
+    if problem := cell_problem(question) or cell_problem(context):
+        return problem
+    if cell_problem(rationale):
+        rationale = ""  # none is a state of its own; the question stays what it is
     question = text(question)
     if not question:
         return Drop("no question")
     if isinstance(options, Drop):
         return options
+    content = content_of(question, options.values(), text(context))
+    if isinstance(answer, Drop):
+        return answer._replace(content=content)
     answer = list(answer or ())
     if not answer:
-        return Drop("no key")
+        return Drop("no key", content)
     if not set(answer) <= set(options):
-        return Drop("key is not among the options")
+        return Drop("key is not among the options", content)
+    # A wrong option that is none does no harm, and published counts include such questions.
+    if problem := next(filter(None, (cell_problem(options[letter]) for letter in answer)), None):
+        return problem._replace(content=content)
     record = {
         "id": ident, "language": language, "question": question, "options": options, "answer_idx": answer,
         "rationale": text(rationale), "source": source, "license": license, "provenance": provenance,
@@ -174,10 +223,12 @@ def dialogue(
     needs_image: bool = False, provenance: dict,
 ) -> dict | Drop:  # fmt: skip
     """An instruction record of one question and one answer, or why there is none."""
+    if problem := cell_problem(question) or cell_problem(answer):
+        return problem
     if not text(question):
         return Drop("no question")
     if not text(answer):
-        return Drop("no answer")
+        return Drop("no answer", content_of(text(question)))
     record = {
         "id": ident, "language": language, "source": source, "license": license,
         "messages": [{"role": "user", "content": text(question)}, {"role": "assistant", "content": text(answer)}],

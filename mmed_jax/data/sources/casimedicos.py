@@ -19,21 +19,35 @@ from mmed_jax.data.sources.base import (
     Row,
     Source,
     dialogue,
-    lettered,
-    letters_at,
     make_id,
     mcq,
     need,
     origin,
     text,
 )
-from mmed_jax.data.sources.raw import objects
+from mmed_jax.data.sources.keys import by_name, key_by_name, number_of, same_base
+from mmed_jax.data.sources.raw import Download, objects
 
 _LANGUAGES = ("en", "es", "fr")
 
 
-def rows(path: Path) -> Iterator[Row]:
-    return objects(path, ".jsonl", ".parquet")
+def rows(given: Download | Path) -> Iterator[Row]:
+    return numbered(objects(given, ".jsonl", ".parquet"))
+
+
+def numbered(found: Iterator[Row]) -> Iterator[Row]:
+    """The rows of files whose answers are the numbers of their options; UserError for one that counts otherwise."""
+    return same_base(found, "casimedicos", _numbering)
+
+
+def _numbering(raw: dict) -> tuple[list, int, int]:
+    names = [number_of(name) for name, option in raw["options"].items() if _option(option)]
+    return [raw["answer" if "rationale" in raw else "correct_option"]], min(names), len(names)
+
+
+def _option(value: object) -> object:
+    """Years with four options have the text "nan" for the fifth."""
+    return "" if text(value) == "nan" else value
 
 
 def convert(row: Row, kind: str) -> dict | Drop:
@@ -52,25 +66,23 @@ def convert(row: Row, kind: str) -> dict | Drop:
     plain = (re.sub(r"^(train|dev|test)-", "", p) for p in parts)
     ident = make_id("casimedicos", row, language, *plain)
     about = origin(row, original, group, type=text(raw.get("type")), year=text(raw.get("year")))
-    # Years with four options have the text "nan" for the fifth.
-    given = {number: "" if text(option) == "nan" else text(option) for number, option in raw["options"].items()}
-    numbered = sorted(given.items(), key=lambda item: int(item[0]))
-    options = lettered(option for _, option in numbered)
+    named = by_name({name: _option(option) for name, option in raw["options"].items()})
+    options, names = (named, {}) if isinstance(named, Drop) else named
     common = {"ident": ident, "language": language, "provenance": about}
     if kind == "mcq":
-        answer = letters_at([raw["answer" if joined else "correct_option"]], 1)
+        answer = key_by_name([raw["answer" if joined else "correct_option"]], names)
         return mcq(
             "casimedicos", "CC BY 4.0", question=question, options=options, answer=answer, rationale=rationale, **common
         )
     if isinstance(options, Drop):
         return options
-    listed = "\n".join(f"{number}. {option}" for number, option in numbered if option)
+    listed = "\n".join(f"{name}. {options[letter]}" for name, letter in names.items())
     return dialogue("casimedicos", "CC BY 4.0", question=f"{question}\n{listed}", answer=rationale, **common)
 
 
 CASIMEDICOS = Source(
     name="casimedicos", kinds=("mcq", "instruction"), languages=_LANGUAGES, license="CC BY 4.0",
-    url="https://github.com/ixa-ehu/antidote-casimedicos", rows=rows, convert=convert,
+    url="https://github.com/ixa-ehu/antidote-casimedicos", rows=rows, convert=convert, unfold=numbered,
     expects="JSON lines with id, lang, options {1: ...} and question, answer, rationale (or full_question, "
             "correct_option, full_answer)",
     hub=Hub("HiTZ/casimedicos-exp", configs=_LANGUAGES),

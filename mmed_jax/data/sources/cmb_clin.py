@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmed_jax.data.sources.base import Drop, Hub, Row, Source, dialogue, make_id, need, origin, text
-from mmed_jax.data.sources.raw import objects
+from mmed_jax.data.sources.raw import Download, objects
 
 
-def rows(path: Path) -> Iterator[Row]:
-    return by_question(objects(path, ".json", ".jsonl", ".parquet"))
+def rows(given: Download | Path) -> Iterator[Row]:
+    return by_question(objects(given, ".json", ".jsonl", ".parquet"))
 
 
 def by_question(cases: Iterator[Row]) -> Iterator[Row]:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from mmed_jax.data.schema import LANGUAGE_NAMES
 from mmed_jax.data.sources.base import Drop, Row, Source, dialogue, make_id, need, origin, text
-from mmed_jax.data.sources.raw import objects
+from mmed_jax.data.sources.raw import Download, objects
 
 _LICENSES = {"CDC": "public domain (US Government work)", "WHO": "CC BY-NC-SA 3.0 IGO"}
 _CODES = {name.lower(): code for code, name in LANGUAGE_NAMES.items()}
 
 
-def rows(path: Path) -> Iterator[Row]:
-    found = list(objects(path, ".csv"))
+def rows(given: Download | Path) -> Iterator[Row]:
+    found = list(objects(given, ".csv"))
     for row in found[:1]:
         need(row, "question", "answer", "language", "source", "section")
     sizes = Counter((text(r.raw.get("source")), text(r.raw.get("language"))) for r in found)

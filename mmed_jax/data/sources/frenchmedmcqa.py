@@ -7,12 +7,33 @@ hub form: answer_a .. answer_e, correct_answers as class numbers from 0 = a
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.sources.base import Drop, Hub, Row, Source, lettered, letters_at, make_id, mcq, need, origin
-from mmed_jax.data.sources.raw import objects
+from mmed_jax.data.sources.base import Drop, Hub, Row, Source, make_id, mcq, need, origin, text
+from mmed_jax.data.sources.keys import by_name, key_at, key_by_name, number_of, same_base
+from mmed_jax.data.sources.raw import Download, objects
 
 
-def rows(path: Path) -> Iterator[Row]:
-    return objects(path, ".json", ".jsonl", ".parquet")
+def rows(given: Download | Path) -> Iterator[Row]:
+    return numbered(objects(given, ".json", ".jsonl", ".parquet"))
+
+
+def numbered(found: Iterator[Row]) -> Iterator[Row]:
+    """The rows of files whose answers, where they are numbers, count from 0; UserError for one that does not."""
+    return same_base(found, "frenchmedmcqa", _numbering)
+
+
+def _numbering(raw: dict) -> tuple[list, int, int]:
+    answers = _answers(raw)
+    named = all(number_of(name) is not None for name in answers)
+    return ([] if named else _right(raw)), 0, sum(bool(text(v)) for v in answers.values())
+
+
+def _answers(raw: dict) -> dict:
+    return raw.get("answers") or {c: raw.get(f"answer_{c}") for c in "abcde"}
+
+
+def _right(raw: dict) -> list:
+    right = raw["correct_answers"]
+    return list(right) if isinstance(right, list | tuple) else [] if right is None else [right]
 
 
 def convert(row: Row, kind: str) -> dict | Drop:
@@ -20,19 +41,20 @@ def convert(row: Row, kind: str) -> dict | Drop:
     need(row, "id", "question", "correct_answers")
     if "answers" not in raw:
         need(row, *(f"answer_{c}" for c in "abcde"))
-    answers = raw.get("answers") or {c: raw.get(f"answer_{c}") for c in "abcde"}
-    right = [str(c) for c in raw["correct_answers"] or ()]
-    answer = letters_at(right, 0) if all(c.isdigit() for c in right) else [c.upper() for c in right]
+    named, right = by_name(_answers(raw)), _right(raw)
+    options, names = (named, {}) if isinstance(named, Drop) else named
+    by_number = all(number_of(c) is not None for c in right) and "0" not in names and "1" not in names
+    answer = key_at(right, 0) if by_number else key_by_name(right, names)
     return mcq(
         "frenchmedmcqa", "Apache-2.0", ident=make_id("frenchmedmcqa", row, raw["id"]), language="fr",
-        question=raw["question"], options=lettered(answers[c] for c in sorted(answers)), answer=answer,
+        question=raw["question"], options=options, answer=answer,
         provenance=origin(row, raw["id"], subject_name=raw.get("subject_name")),
     )  # fmt: skip
 
 
 FRENCHMEDMCQA = Source(
     name="frenchmedmcqa", kinds=("mcq",), languages=("fr",), license="Apache-2.0",
-    url="https://github.com/qanastek/FrenchMedMCQA", rows=rows, convert=convert,
+    url="https://github.com/qanastek/FrenchMedMCQA", rows=rows, convert=convert, unfold=numbered,
     expects="train.json, dev.json or test.json: a list of {id, question, answers {a: ...}, correct_answers}",
     hub=Hub("Dr-BERT/FrenchMedMCQA", files=("data.zip",)),
 )  # fmt: skip

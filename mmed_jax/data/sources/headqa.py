@@ -8,9 +8,11 @@ EleutherAI/headqa on the hub: the rows of `data` with name, year, category.
 question share a group.
 """
 
+import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from mmed_jax.data.schema import LETTERS
 from mmed_jax.data.sources.base import (
     Drop,
     Hub,
@@ -18,25 +20,46 @@ from mmed_jax.data.sources.base import (
     Source,
     WrongForm,
     lettered,
-    letters_at,
     make_id,
     mcq,
     need,
     origin,
     text,
 )
-from mmed_jax.data.sources.raw import files, json_value, objects
+from mmed_jax.data.sources.keys import UNREADABLE, number_of, same_base
+from mmed_jax.data.sources.raw import Download, as_download, files, holds, json_value, objects
+from mmed_jax.errors import UserError
+
+_WORDS = {"en": {"en", "eng", "english"}, "es": {"es", "esp", "spa", "spanish", "espanol"}}
 
 
-def rows(path: Path) -> Iterator[Row]:
-    if path.suffix in (".parquet", ".jsonl") or path.is_dir() and any(path.rglob("*.parquet")):
-        yield from objects(path, ".parquet", ".jsonl")
+def rows(given: Download | Path) -> Iterator[Row]:
+    return numbered(_all_rows(as_download(given)))
+
+
+def numbered(found: Iterator[Row]) -> Iterator[Row]:
+    """The rows of files whose `ra` is the `aid` of an option; UserError for one that counts otherwise."""
+    return same_base(found, "headqa", _numbering)
+
+
+def _numbering(raw: dict) -> tuple[list, int, int]:
+    aids = [number_of(a["aid"]) for a in raw["answers"] if text(a["atext"])]
+    return [raw["ra"]], min(aids), len(aids)
+
+
+def _all_rows(given: Download) -> Iterator[Row]:
+    if not holds(given, ".json") or holds(given, ".parquet"):
+        for row in objects(given, ".parquet", ".jsonl"):
+            told = text(row.raw.get("language")) or language_of(row.file, given.path)
+            yield row._replace(raw={**row.raw, "language": told})
         return
-    for file in files(path, ".json"):
+    for file in files(given, ".json"):
         value = json_value(file)
         if not isinstance(value, dict) or not isinstance(value.get("exams"), dict):
             raise WrongForm(f"{file.label}: expected one object with 'exams'")
-        language = "en" if "_EN" in file.name or value.get("language") == "en" else "es"
+        language = text(value.get("language")) or language_of(file.name, given.path)
+        # Spanish is what the publication's names leave unsaid: train_HEAD.json, and train_HEAD_EN.json beside it.
+        language = language or ("es" if re.search(r"(?i)HEAD\.json", file.name) else "")
         number = 0
         for exam, content in value["exams"].items():
             for item in content["data"]:
@@ -45,13 +68,39 @@ def rows(path: Path) -> Iterator[Row]:
                 yield Row(raw, f"{file.label}: {exam} {item.get('qid')}", file.name, file.split, number)
 
 
+def language_of(name: str, path: Path) -> str:
+    """The language that the path of a file tells, the innermost folder first; "" for none.
+
+    Words count, so that "es/test-00000.parquet" and "test_HEAD_EN.json" tell one and "test.parquet" does not.
+    """
+    own = (path.parent.name, path.name) if path.is_file() else (path.name,)
+    for part in reversed((*own, *PurePosixPath(name).parts)):
+        words = set(re.split(r"[^a-z]+", part.lower()))
+        found = {code for code, names in _WORDS.items() if words & names}
+        if len(found) == 1:
+            return found.pop()
+    return ""
+
+
 def convert(row: Row, kind: str) -> dict | Drop:
     raw = row.raw
     need(row, "name", "qid", "qtext", "ra", "answers")
-    language = raw.get("language") or "es"
-    ids = [text(a["aid"]) for a in raw["answers"]]
-    right, image = text(raw["ra"]), raw.get("image")
-    answer = letters_at([ids.index(right)], 0) if right in ids else None
+    language, image = text(raw.get("language")), raw.get("image")
+    if not language:
+        raise UserError(
+            f"{row.where}: the language can't be told, from a field 'language' nor from the file's path; put the files "
+            "into folders es/ and en/"
+        )
+    if language not in ("es", "en"):
+        return Drop(f"language not supported ({language})")
+    # The key names an option, so it moves along with it, whatever the numbers are.
+    ids = [number_of(a["aid"]) for a in raw["answers"]]
+    if len(set(ids)) < len(ids):
+        return Drop("an option's name is given twice")
+    right = number_of(raw["ra"])
+    answer = [LETTERS[ids.index(right)]] if right in ids[: len(LETTERS)] and right is not None else None
+    if right is None and text(raw["ra"]):
+        answer = UNREADABLE
     return mcq(
         "headqa", "MIT", ident=make_id("headqa", row, language, raw["name"], raw["qid"]), language=language,
         question=raw["qtext"], options=lettered(a["atext"] for a in raw["answers"]), answer=answer,
@@ -64,6 +113,6 @@ def convert(row: Row, kind: str) -> dict | Drop:
 
 HEADQA = Source(
     name="headqa", kinds=("mcq",), languages=("es", "en"), license="MIT", url="https://github.com/aghie/head-qa",
-    rows=rows, convert=convert, expects="train_HEAD.json and its like: one object with 'exams'",
+    rows=rows, convert=convert, unfold=numbered, expects="train_HEAD.json and its like: one object with 'exams'",
     hub=Hub("EleutherAI/headqa", configs=("es", "en")),
 )  # fmt: skip

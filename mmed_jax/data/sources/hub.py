@@ -4,6 +4,7 @@ Tables go through `datasets.load_dataset` (parquet and JSON repositories, parque
 is never run); sets published as a zip are fetched as files. Column names are those of the repositories' cards.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from mmed_jax.data.files import SPLIT_NAMES
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.data.sources.base import Row, Source
+from mmed_jax.data.sources.raw import Download
 from mmed_jax.errors import UserError, WorkError, one_line
 
 if TYPE_CHECKING:
@@ -36,9 +38,11 @@ def _by_hand(source: Source) -> str:
 
 
 def hub_rows(
-    source: Source, value: str, languages: tuple[str, ...] | None, config: str | None, options: dict
-) -> Iterator[Row]:
-    """Rows of the hub copy. `config` overrides the known ones; `options` go to rows/unfold (answer_base).
+    source: Source, value: str, languages: tuple[str, ...] | None, config: str | None, options: dict,
+    download: Download,
+) -> Iterator[Row]:  # fmt: skip
+    """Rows of the hub copy. `config` overrides the known ones; `options` go to rows/unfold (answer_base),
+    `download` says how files are read.
 
     Raises UserError for a name that can't be, WorkError in one line when it can't be fetched (no network, gated, gone).
     """
@@ -49,13 +53,15 @@ def hub_rows(
     repo, revision = parse_input(source, value)
     known = repo == source.hub.repo
     if known and source.hub.files and not config:
-        return _from_files(source, repo, revision, options)
+        return _from_files(source, repo, revision, options, download)
     configs = (config,) if config else source.hub.configs if known else (None,)
     wanted = [c for c in configs if not (languages and c in LANGUAGES and c not in languages)]
     return source.unfold(_from_tables(source, repo, revision, wanted), **options)
 
 
-def _from_files(source: Source, repo: str, revision: str | None, options: dict) -> Iterator[Row]:
+def _from_files(
+    source: Source, repo: str, revision: str | None, options: dict, download: Download
+) -> Iterator[Row]:
     import huggingface_hub
 
     for name in source.hub.files:
@@ -63,7 +69,7 @@ def _from_files(source: Source, repo: str, revision: str | None, options: dict) 
             path = huggingface_hub.hf_hub_download(repo, name, revision=revision, repo_type="dataset")
         except Exception as e:  # the hub raises a dozen kinds, network and permission among them
             raise _unreachable(source, f"{repo}/{name}", e) from None
-        yield from source.rows(Path(path), **options)
+        yield from source.rows(dataclasses.replace(download, path=Path(path)), **options)
 
 
 def _from_tables(source: Source, repo: str, revision: str | None, configs: list[str | None]) -> Iterator[Row]:

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmed_jax.data.sources.base import Drop, Row, Source, lettered, make_id, mcq, need, origin, text
-from mmed_jax.data.sources.raw import objects
+from mmed_jax.data.sources.keys import letter_of
+from mmed_jax.data.sources.raw import Download, objects
 
 
-def rows(path: Path) -> Iterator[Row]:
-    return objects(path, ".jsonl")
+def rows(given: Download | Path) -> Iterator[Row]:
+    return objects(given, ".jsonl")
 
 
 def convert(row: Row, kind: str) -> dict | Drop:
@@ -21,7 +22,7 @@ def convert(row: Row, kind: str) -> dict | Drop:
     need(row, "problem_id", "problem_text", "choices", "answer")
     if "_translate" in row.file:
         return Drop("machine translation of the same problem")
-    answer = [text(a).upper() for a in raw["answer"] or ()]
+    answer = [letter_of(a) or text(a) for a in raw["answer"] or () if text(a)]
     if not raw["choices"] and any(re.search(r"\d", a) for a in answer):
         return Drop("number answer without options")
     year = re.search(r"(?:^|/)(20\d\d)/", row.file)

@@ -20,7 +20,6 @@ from mmed_jax.data.sources.base import (
     Source,
     dialogue,
     lettered,
-    letters_at,
     make_id,
     mcq,
     need,
@@ -28,7 +27,8 @@ from mmed_jax.data.sources.base import (
     text,
 )
 from mmed_jax.data.sources.figures import needs_figure
-from mmed_jax.data.sources.raw import objects
+from mmed_jax.data.sources.keys import UNREADABLE, key_at, number_of
+from mmed_jax.data.sources.raw import Download, objects
 from mmed_jax.errors import UserError
 
 _OPTIONS = ("opa", "opb", "opc", "opd")
@@ -36,8 +36,8 @@ _OPTIONS = ("opa", "opb", "opc", "opd")
 _MIN_EXPLANATION = 30
 
 
-def rows(path: Path, answer_base: int | None = None) -> Iterator[Row]:
-    return with_base(objects(path, ".jsonl", ".json", ".csv", ".parquet"), answer_base)
+def rows(given: Download | Path, answer_base: int | None = None) -> Iterator[Row]:
+    return with_base(objects(given, ".jsonl", ".json", ".csv", ".parquet"), answer_base)
 
 
 def with_base(found: Iterator[Row], answer_base: int | None = None) -> Iterator[Row]:
@@ -45,15 +45,10 @@ def with_base(found: Iterator[Row], answer_base: int | None = None) -> Iterator[
     for label, group in groupby(found, key=lambda row: row.where.rpartition(":")[0]):
         whole = list(group)
         need(whole[0], "question", "cop", *_OPTIONS)
-        numbers = {_number(row.raw.get("cop")) for row in whole}
+        numbers = {number_of(row.raw.get("cop")) for row in whole}
         base = _decide(label, numbers, answer_base)
         for row in whole:
             yield row._replace(raw={**row.raw, "answer_base": base})
-
-
-def _number(value: object) -> int | None:
-    value = text(value).removesuffix(".0")
-    return int(value) if value.lstrip("-").isdigit() else None
 
 
 def _decide(label: str, numbers: set[int | None], told: int | None) -> int | None:
@@ -81,13 +76,15 @@ def convert(row: Row, kind: str) -> dict | Drop:
         return options
     figure = needs_figure("en", text(raw["question"]), options)
     if kind == "mcq":
-        number = _number(raw["cop"])
+        number = number_of(raw["cop"])
         if number is not None and number >= 0 and raw["answer_base"] is None:
             raise UserError(
                 f"{row.where.rpartition(':')[0]}: field 'cop' holds neither 0 nor 4: answers may count from 0 "
                 "(as on the hub) or 1 (the official files); add --answer_base=0 or --answer_base=1"
             )
-        answer = None if number is None or number < 0 else letters_at([number], raw["answer_base"])
+        answer = UNREADABLE if text(raw["cop"]) else None
+        if number is not None:
+            answer = None if number < 0 else key_at([number], raw["answer_base"])
         return mcq(
             "medmcqa", "MIT", ident=ident, language="en", question=raw["question"], options=options, answer=answer,
             rationale=explanation, needs_image=figure, provenance=about,

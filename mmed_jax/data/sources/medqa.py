@@ -10,6 +10,7 @@ Forms of medqa_zh:
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from mmed_jax.data.sources.base import (
     text,
 )
 from mmed_jax.data.sources.figures import needs_figure
-from mmed_jax.data.sources.raw import objects
+from mmed_jax.data.sources.keys import UNREADABLE, by_name, key_by_name
+from mmed_jax.data.sources.raw import Download, objects
 
 _URL = "https://github.com/jind11/MedQA"
 # Apollo mixes four sets in one file and names each row's.
@@ -38,8 +40,8 @@ _APOLLO_LICENSES = {
 }  # fmt: skip
 
 
-def rows(path: Path) -> Iterator[Row]:
-    return objects(path, ".jsonl", ".json", ".parquet")
+def rows(given: Download | Path) -> Iterator[Row]:
+    return objects(given, ".jsonl", ".json", ".parquet")
 
 
 def convert_us(row: Row, kind: str) -> dict | Drop:
@@ -55,15 +57,13 @@ def convert_us(row: Row, kind: str) -> dict | Drop:
 
 
 def _official(row: Row, name: str, language: str, question: str, license: str, ident: str) -> dict | Drop:
-    options = row.raw["options"]
-    if isinstance(options, list):
-        options = {o["key"]: o["value"] for o in options}
-    given = lettered(options[k] for k in sorted(options))
-    answer = [a for a in re.split(r"[,\s]*", text(row.raw["answer_idx"]).upper()) if a]
-    if isinstance(given, Drop):
-        return given
+    named = by_name(row.raw["options"])
+    if isinstance(named, Drop):
+        return named
+    given, names = named
+    answer = key_by_name(_keys(row.raw["answer_idx"]), names)
     stated = text(row.raw.get("answer"))
-    if len(answer) == 1 and stated and given.get(answer[0]) != stated:
+    if isinstance(answer, list) and len(answer) == 1 and stated and given[answer[0]] != stated:
         return Drop("answer letter and answer text disagree")
     return mcq(
         name, license, ident=make_id(name, row, ident or fingerprint(question, *given.values())), language=language,
@@ -72,11 +72,21 @@ def _official(row: Row, name: str, language: str, question: str, license: str, i
     )  # fmt: skip
 
 
+def _keys(value: object) -> list[str]:
+    """The keys in "B", "A,C", "AC", "2"."""
+    parts = [part for part in re.split(r"[,;、，\s]+", text(value)) if part]
+    if len(parts) == 1 and (together := re.fullmatch(r"[A-Z]+", unicodedata.normalize("NFKC", parts[0]).upper())):
+        return list(together[0])
+    return parts
+
+
 def _sample(row: Row) -> dict | Drop:
     """Options stand in the input text; the output is an option's text, so the letter is found by matching."""
     head, *parts = re.split(r"\nOption ([A-Z]): ", str(row.raw["instances"].get("input", "")))
     question = _unquote(text(head.removeprefix("Question:")))
     options = lettered(parts[1::2])
+    if len(set(parts[::2])) < len(parts[::2]):
+        return Drop("an option's name is given twice")
     if isinstance(options, Drop):
         return options
     wanted = _plain(str(row.raw["instances"].get("output", "")))
@@ -118,9 +128,15 @@ def convert_zh(row: Row, kind: str) -> dict | Drop:
     return mcq(
         "medqa_zh", _APOLLO_LICENSES.get(part, "unspecified"), language="zh", question=question,
         ident=make_id("medqa_zh", row, part, fingerprint(question, *texts)), options=lettered(texts),
-        answer=re.findall(r"[A-Z]", text(raw["answer"])), needs_image=needs_figure("zh", question, {}),
+        answer=_apollo_key(raw["answer"]), needs_image=needs_figure("zh", question, {}),
         provenance=origin(row, row.number, part=part),
     )  # fmt: skip
+
+
+def _apollo_key(value: object) -> list[str] | Drop:
+    """The letters of "(B)" or "(ACE)"."""
+    found = re.findall(r"[A-Z]", unicodedata.normalize("NFKC", text(value)).upper())
+    return UNREADABLE if text(value) and not found else found
 
 
 MEDQA_US = Source(

@@ -15,8 +15,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from mmed_jax.data.sources.base import Drop, Hub, Row, Source, dialogue, fingerprint, make_id, need, origin, text
-from mmed_jax.data.sources.raw import files, objects
-from mmed_jax.errors import UserError
+from mmed_jax.data.sources.raw import Download, RawFile, files, holds, objects
+from mmed_jax.errors import UserError, one_line
 
 _HUB_NAMES = {
     "question_id": "qid", "question_type": "qtype", "document_source": "source", "document_url": "url",
@@ -24,21 +24,40 @@ _HUB_NAMES = {
 }  # fmt: skip
 
 
-def rows(path: Path) -> Iterator[Row]:
-    if not (path.suffix == ".xml" or path.is_dir() and any(path.rglob("*.xml"))):
-        yield from objects(path, ".jsonl", ".json", ".parquet")
+def rows(given: Download | Path) -> Iterator[Row]:
+    if not holds(given, ".xml"):
+        yield from objects(given, ".jsonl", ".json", ".parquet")
         return
-    for file in files(path, ".xml"):
-        try:
-            document = ElementTree.fromstring(file.data)
-        except ElementTree.ParseError as e:
-            raise UserError(f"{file.label}:{e.position[0]}: broken XML: {e}") from None
+    for file in files(given, ".xml"):
+        document = _parse(file)
         about = {"source": document.get("source"), "url": document.get("url"), "focus": document.findtext("Focus")}
         for number, pair in enumerate(document.iter("QAPair"), 1):
             question = pair.find("Question")
             asked = {} if question is None else {"question": question.text, **question.attrib}
             raw = {"qid": None, "question": None, **about, **asked, "answer": pair.findtext("Answer")}
-            yield Row(raw, f"{file.label}: pair {number}", file.name, "", number)
+            where = f"{file.label}: pair {number}"
+            if twice := next((n for n in ("Question", "Answer") if len(pair.findall(n)) > 1), None):
+                file.lose(where, number, f"<{twice}> given twice in a pair")
+                continue
+            yield Row(raw, where, file.name, file.split, number)
+
+
+def _parse(file: RawFile) -> ElementTree.Element:
+    """The document. Raises UserError when it is broken, or in an encoding that is not known."""
+    declared = re.match(rb"\s*<\?xml[^>]*encoding\s*=\s*[\"']([\w.-]+)", file.data[:200].removeprefix(b"\xef\xbb\xbf"))
+    utf16 = file.data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    plain = not utf16 and (declared is None or declared[1].lower() == b"utf-8")
+    try:
+        # As text when the encoding is UTF-8 or told: the message about other bytes is then that of every file.
+        return ElementTree.fromstring(file.text() if plain or file.download.encoding else file.data)
+    except ElementTree.ParseError as e:
+        raise UserError(f"{file.label}:{e.position[0]}: broken XML: {e}") from None
+    except (LookupError, ValueError) as e:  # an encoding that Python or expat has not
+        name = declared[1].decode() if declared else "?"
+        raise UserError(
+            f"{file.label}: XML in encoding '{name}', which can't be read ({one_line(e)}); save it as UTF-8 or add "
+            "--encoding=NAME"
+        ) from None
 
 
 def convert(row: Row, kind: str) -> dict | Drop:

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.sources.base import Drop, Row, Source, dialogue, make_id, need, origin, text
-from mmed_jax.data.sources.raw import objects
+from mmed_jax.data.sources.base import Drop, Row, Source, cell_problem, dialogue, make_id, need, origin, text
+from mmed_jax.data.sources.raw import Download, objects
 
 LICENSE = "Korean public-sector data (MFDS), licence line unverified"
 # Column header -> the question about {name}; {은} and {을} are the topic and object particles.
@@ -33,8 +33,8 @@ _CONSONANT_DIGITS = "013678"
 _UNITS = {"g": True, "%": False, "ml": False}
 
 
-def rows(path: Path) -> Iterator[Row]:
-    for row in objects(path, ".xlsx", ".csv"):
+def rows(given: Download | Path) -> Iterator[Row]:
+    for row in objects(given, ".xlsx", ".csv"):
         need(row, "품목일련번호", "제품명", "주성분", *QUESTIONS)
         for number, header in enumerate(QUESTIONS, 1):
             raw = {"code": row.raw["품목일련번호"], "product": row.raw["제품명"], "ingredients": row.raw["주성분"]}
@@ -70,6 +70,10 @@ def question_about(header: str, product: object) -> str:
 
 def convert(row: Row, kind: str) -> dict | Drop:
     raw = row.raw
+    if problem := cell_problem(raw["product"]):
+        return problem
+    if not product_name(raw["product"]):
+        return Drop("no product")
     return dialogue(
         "mfds_edrug", LICENSE, ident=make_id("mfds_edrug", row, raw["code"], raw["column"]), language="ko",
         question=question_about(raw["header"], raw["product"]), answer=raw["answer"],

@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 from mmed_jax.data.files import language_of
 from mmed_jax.data.schema import LANGUAGES, mmedbench_record
 from mmed_jax.data.sources.base import Drop, Hub, Row, Source, WrongForm, need
-from mmed_jax.data.sources.raw import files, json_objects, rows_of
+from mmed_jax.data.sources.raw import Download, files, json_objects, rows_of
 
 
-def rows(path: Path) -> Iterator[Row]:
-    for file in files(path, ".jsonl"):
+def rows(given: Download | Path) -> Iterator[Row]:
+    for file in files(given, ".jsonl"):
         if language_of(file.name) is None:
             raise WrongForm(f"{file.label}: MMedBench's files are named by language, English.jsonl and so on")
         yield from rows_of(file, json_objects(file))

@@ -21,13 +21,13 @@ from mmed_jax.data.sources.base import (
     WrongForm,
     fingerprint,
     lettered,
-    letters_at,
     make_id,
     mcq,
     origin,
     text,
 )
-from mmed_jax.data.sources.raw import csv_lists, files, objects
+from mmed_jax.data.sources.keys import key_at, same_base
+from mmed_jax.data.sources.raw import Download, csv_lists, files, holds, objects
 
 SUBJECTS = (
     "anatomy", "clinical_knowledge", "college_biology", "college_medicine", "human_aging", "medical_genetics",
@@ -35,11 +35,20 @@ SUBJECTS = (
 )  # fmt: skip
 
 
-def rows(path: Path) -> Iterator[Row]:
-    if path.suffix == ".parquet" or path.is_dir() and any(path.rglob("*.parquet")):
-        yield from objects(path, ".parquet")
+def rows(given: Download | Path) -> Iterator[Row]:
+    return numbered(_all_rows(given))
+
+
+def numbered(found: Iterator[Row]) -> Iterator[Row]:
+    """The rows of files whose answers, where they are numbers, count from 0; UserError for one that does not."""
+    return same_base(found, "MMLU", lambda raw: ([raw["answer"]], 0, 4))
+
+
+def _all_rows(given: Download | Path) -> Iterator[Row]:
+    if holds(given, ".parquet"):
+        yield from objects(given, ".parquet")
         return
-    for file in files(path, ".csv"):
+    for file in files(given, ".csv"):
         words = PurePosixPath(file.name).name.split(".")[0].lower()
         subject = re.sub(r"^(dev|val|validation|test)_|_(dev|val|validation|test)$", "", words)
         is_dev = "dev" in re.split(r"[^a-z]+", file.name.lower())
@@ -64,8 +73,7 @@ def _convert(name: str, language: str, license: str, row: Row) -> dict | Drop:
     spoken = " ".join([text(raw["question"]), *map(text, raw["choices"])])
     if bool(re.search(r"[\u3040-\u30ff\u4e00-\u9fff]", spoken)) != (language == "ja"):
         raise WrongForm(f"{row.where}: not in {LANGUAGE_NAMES[language]}")
-    key = text(raw["answer"]).upper()
-    answer = [key] if key in ("A", "B", "C", "D") else letters_at([key], 0)
+    answer = key_at([raw["answer"]], 0)
     options = lettered(raw["choices"])
     texts = options.values() if isinstance(options, dict) else ()
     return mcq(
@@ -76,7 +84,7 @@ def _convert(name: str, language: str, license: str, row: Row) -> dict | Drop:
 
 MMLU_MEDICAL = Source(
     name="mmlu_medical", kinds=("mcq",), languages=("en",), license="MIT", url="https://github.com/hendrycks/test",
-    rows=rows, convert=lambda row, kind: _convert("mmlu_medical", "en", "MIT", row),
+    rows=rows, unfold=numbered, convert=lambda row, kind: _convert("mmlu_medical", "en", "MIT", row),
     expects="CSV files SUBJECT_test.csv without header: question, A, B, C, D, letter", hub=Hub("cais/mmlu", SUBJECTS),
 )  # fmt: skip
 JMMLU_MEDICAL = Source(

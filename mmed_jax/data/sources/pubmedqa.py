@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mmed_jax.data.sources.base import Drop, Hub, Row, Source, WrongForm, dialogue, make_id, mcq, origin, text
-from mmed_jax.data.sources.raw import files, json_value, objects
+from mmed_jax.data.sources.raw import Download, files, holds, json_value, objects
 
 _DECISIONS = {"yes": "A", "no": "B", "maybe": "C"}
 
 
-def rows(path: Path) -> Iterator[Row]:
-    if path.is_file() and path.suffix == ".parquet" or path.is_dir() and any(path.rglob("*.parquet")):
-        yield from objects(path, ".parquet")
+def rows(given: Download | Path) -> Iterator[Row]:
+    if holds(given, ".parquet"):
+        yield from objects(given, ".parquet")
         return
-    found = [(file, json_value(file)) for file in files(path, ".json")]
+    found = [(file, json_value(file)) for file in files(given, ".json")]
     listed = {pmid for file, value in found if _is_key(file.name, value) for pmid in value}
     for file, value in found:
         if _is_key(file.name, value):
@@ -41,6 +41,8 @@ def _is_key(name: str, value: object) -> bool:
 
 def convert(row: Row, kind: str) -> dict | Drop:
     raw = {k.lower(): v for k, v in row.raw.items()}
+    if len(raw) < len(row.raw):
+        return Drop("a field is given twice")
     if not {"question", "final_decision", "long_answer"} <= set(raw):
         raise WrongForm(f"{row.where}: fields QUESTION, final_decision and LONG_ANSWER are missing")
     paragraphs = raw["context"]["contexts"] if "context" in raw else raw.get("contexts", [])

@@ -1,28 +1,56 @@
 """Reads published files as they are: JSON, JSON lines, CSV, xlsx, parquet; single, in folders, gzipped or zipped.
 
-Lenient where publications are: NaN in JSON is null, GB18030 is recognised when a file is not UTF-8. Never silent: a
-file that can't be read is an error naming file and line.
+Lenient where publications are (NaN in JSON is null), strict where leniency would move a key or lose a row: a name given
+twice, a CSV row of another width, bytes that are not UTF-8 (see encodings.py). Never silent: a file that can't be read
+is an error naming file and line, a row that can't be is counted by whoever reads (Download.lost).
 """
 
-import csv
 import gzip
-import io
-import json
 import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from mmed_jax.data import encodings, jsonl
+from mmed_jax.data.delimited import header_of, read_lines, width_problem
 from mmed_jax.data.files import SPLIT_NAMES, members
 from mmed_jax.data.sources.base import Row, WrongForm
 from mmed_jax.errors import UserError
+from mmed_jax.inputs import check_file
 
 _SPLITS = {**SPLIT_NAMES, "training": "train", "fewshot": "fewshot"}
 # Files that come with every download and are never rows.
 _IGNORED = {"provenance.json", "dataset_info.json", "dataset_infos.json", "package.json", "state.json"}
-csv.field_size_limit(1 << 27)
+# No published file unpacks to more: what does is of another kind, or malice.
+_MOST_BYTES = 2 << 30
+# Names with these would be obeyed by a terminal.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass
+class Download:
+    """What an adapter reads: a file, folder or zip, and how.
+
+    Attributes:
+      encoding: of its text files, "" for UTF-8. languages, gb18030: see encodings.decode.
+      lost: rows that are none, each with its `problem`; whoever reads takes them out and counts them. None: errors.
+      named: whether files with (True) and without (False) a split in their names were met.
+    """
+
+    path: Path
+    encoding: str = ""
+    languages: tuple[str, ...] = ()
+    gb18030: bool = False
+    lost: list[Row] | None = None
+    named: set[bool] = field(default_factory=set)
+
+    def lose(self, row: Row) -> None:
+        """Hands a row on that could not be read. Raises UserError when nobody counts it."""
+        if self.lost is None:
+            raise UserError(f"{row.where}: {row.problem}")
+        self.lost.append(row)
 
 
 @dataclass(frozen=True)
@@ -32,54 +60,108 @@ class RawFile:
     label: str
     name: str
     data: bytes
+    download: Download
 
     @property
     def split(self) -> str:
         """The split its name speaks of, last word first: "data/val/anatomy_val.csv" -> "validation"; "" for none."""
-        words = re.split(r"[^a-z]+", self.name.lower())
-        return next((_SPLITS[w] for w in reversed(words) if w in _SPLITS), "")
+        return split_of(self.name)
 
     def text(self) -> str:
-        """The file as text, UTF-8 or else GB18030. Raises UserError when it is neither."""
-        for encoding in ("utf-8-sig", "gb18030"):
-            try:
-                return self.data.decode(encoding)
-            except UnicodeDecodeError:
-                continue
-        raise UserError(f"{self.label}: neither UTF-8 nor GB18030 text")
+        """The file as text. Raises UserError when its bytes are none; see encodings.decode."""
+        d = self.download
+        return encodings.decode(self.data, self.label, d.encoding, languages=d.languages, gb18030=d.gb18030)
+
+    def lose(self, where: str, number: int, problem: str, raw: dict | None = None) -> None:
+        """Counts a row of this file that can't be read."""
+        self.download.lose(Row(raw or {}, where, self.name, self.split, number, problem))
 
 
-def files(path: Path, *suffixes: str) -> Iterator[RawFile]:
-    """The files below `path` (a file, folder or zip) with one of these suffixes, sorted; .gz is unpacked.
+def split_of(name: str) -> str:
+    """The split that the words of a file's path speak of, the last one first; "" for none."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((_SPLITS[w] for w in reversed(words) if w in _SPLITS), "")
 
-    Raises WrongForm when there is none, UserError when one is damaged.
+
+def shown(name: str) -> str:
+    """A name with its control characters escaped."""
+    return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", name)
+
+
+def as_download(given: Download | Path) -> Download:
+    """What an adapter is given as a download."""
+    return given if isinstance(given, Download) else Download(Path(given))
+
+
+def _members(download: Download, suffixes: tuple[str, ...]) -> list:
+    if not download.path.is_dir():
+        check_file(download.path, shown(str(download.path)))
+    return [m for m in members(download.path, *suffixes) if PurePosixPath(m.name).name.lower() not in _IGNORED]
+
+
+def holds(given: Download | Path, *suffixes: str) -> bool:
+    """Whether there is a file with one of these suffixes."""
+    return bool(_members(as_download(given), suffixes))
+
+
+def files(given: Download | Path, *suffixes: str) -> Iterator[RawFile]:
+    """The files below a path (a file, folder or zip) with one of these suffixes, sorted; .gz is unpacked.
+
+    Raises WrongForm when there is none, UserError when one is damaged or too large.
     """
-    found = [m for m in members(path, *suffixes) if PurePosixPath(m.name).name.lower() not in _IGNORED]
+    download = as_download(given)
+    found = _members(download, suffixes)
     if not found:
-        problem = "is no" if path.is_file() else "holds no"
-        raise WrongForm(f"{path}: {problem} {' or '.join(suffixes)} file")
+        problem = "is no" if download.path.is_file() else "holds no"
+        raise WrongForm(f"{shown(str(download.path))}: {problem} {' or '.join(suffixes)} file")
+    download.named |= {bool(split_of(m.name)) for m in found}
     for member in found:
+        label = shown(member.label)
         try:
             with member.open() as stream:
-                data = stream.read()
+                data = stream.read(_MOST_BYTES + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as e:
-            raise UserError(f"{member.label}: damaged: {e}") from None
-        yield RawFile(member.label, member.name, data)
+            raise UserError(f"{label}: damaged: {e}") from None
+        except OSError as e:
+            raise UserError(f"{label}: cannot be read ({e.strerror or e})") from e
+        except UserError as e:
+            raise UserError(shown(str(e))) from None
+        if len(data) > _MOST_BYTES:
+            raise UserError(f"{label}: unpacks to more than {_MOST_BYTES >> 30} GiB; no published file is that large")
+        yield RawFile(label, shown(member.name), data, download)
+
+
+def _loads(text: str, place: str) -> object:
+    """JSON of a publication: NaN is null, a name given twice an error, as for records (jsonl.parse_json)."""
+
+    def once(pairs: list) -> dict:
+        out = dict(pairs)
+        if len(out) < len(pairs):
+            names = [k for k, _ in pairs]
+            twice = next(k for k in names if names.count(k) > 1)
+            begins = shown(", ".join(f"{k}: {str(v)[:30]}" for k, v in pairs[:2]))
+            at = place.removesuffix(":LINE")
+            raise UserError(f"{at}: field '{shown(twice)}' is given twice in one object (it begins {begins})")
+        return out
+
+    try:
+        return jsonl.loads(text, object_pairs_hook=once, parse_constant=lambda _: None)
+    except jsonl.BadJSON as e:
+        line = re.search(r"at line (\d+)", str(e)) if "broken JSON" in str(e) else None
+        place = place.replace(":LINE", f":{line[1] if line else 1}" if "broken JSON" in str(e) else "")
+        raise WrongForm(f"{place}: {e}") from None
 
 
 def json_value(file: RawFile) -> object:
     """The whole file as one JSON value."""
-    try:
-        return json.loads(file.text(), parse_constant=lambda _: None)
-    except json.JSONDecodeError as e:
-        raise WrongForm(f"{file.label}:{e.lineno}: broken JSON: {e.msg}") from None
+    return _loads(file.text(), f"{file.label}:LINE")
 
 
 def json_objects(file: RawFile) -> Iterator[tuple[int, dict]]:
     """(number, object) of a file of JSON lines or of one JSON array, whatever its name ends in."""
     content = file.text()
-    if content.lstrip().startswith("["):
-        values = enumerate(json_value(file), 1)
+    if re.match(r"\s*\[", content):
+        values = enumerate(_loads(content, f"{file.label}:LINE"), 1)
     else:
         values = _json_lines(file, content)
     for number, value in values:
@@ -89,83 +171,64 @@ def json_objects(file: RawFile) -> Iterator[tuple[int, dict]]:
 
 
 def _json_lines(file: RawFile, content: str) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(content.split("\n"), 1):
+    start = number = 0
+    while start < len(content):
+        end = content.find("\n", start)
+        end = len(content) if end < 0 else end
+        number += 1
+        if end - start > jsonl.MAX_LINE:
+            size = f"{(end - start) >> 20} MiB, more than {jsonl.MAX_LINE >> 20}"
+            raise WrongForm(f"{file.label}:{number}: a line of {size}; no row is that long")
+        line, start = content[start:end], end + 1
         if line.strip():
-            try:
-                yield number, json.loads(line, parse_constant=lambda _: None)
-            except json.JSONDecodeError as e:
-                raise WrongForm(f"{file.label}:{number}: broken JSON at column {e.colno}: {e.msg}") from None
+            yield number, _loads(line, f"{file.label}:{number}")
 
 
 def csv_lists(file: RawFile) -> Iterator[tuple[int, list[str]]]:
-    """(line number where it ends, cells) of each CSV row that is not blank."""
-    reader = csv.reader(io.StringIO(file.text(), newline=""))
-    try:
-        for cells in reader:
-            if any(c.strip() for c in cells):
-                yield reader.line_num, cells
-    except csv.Error as e:
-        raise UserError(f"{file.label}:{reader.line_num}: broken CSV: {e}") from None
+    """(line number where it ends, cells) of each CSV row that is not blank; rows that are broken go to `lost`."""
+    for line in read_lines(file.text(), file.label):
+        if line.problem:
+            file.lose(f"{file.label}:{line.first}", line.last, line.problem)
+        else:
+            yield line.last, line.cells
 
 
 def csv_objects(file: RawFile) -> Iterator[tuple[int, dict]]:
-    """(line number, row as an object) of a CSV file with a header."""
-    rows = csv_lists(file)
-    _, header = next(rows, (0, []))
-    for number, cells in rows:
-        yield number, dict(zip(header, cells))
-
-
-def xlsx_objects(file: RawFile) -> Iterator[tuple[int, dict]]:
-    """(row number, row as an object) of the first sheet of an xlsx file with a header."""
-    import warnings
-
-    import openpyxl
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # styles openpyxl does not know
-            sheet = openpyxl.load_workbook(io.BytesIO(file.data), read_only=True, data_only=True).worksheets[0]
-    except (zipfile.BadZipFile, KeyError, ValueError) as e:
-        raise UserError(f"{file.label}: not a readable xlsx file: {e}") from None
-    sheet.reset_dimensions()  # some writers state a wrong sheet size
-    rows = enumerate(sheet.iter_rows(values_only=True), 1)
-    _, header = next(rows, (0, ()))
-    for number, cells in rows:
-        if any(c is not None for c in cells):
-            yield number, {str(k): v for k, v in zip(header, cells) if k is not None}
-
-
-def parquet_objects(file: RawFile) -> Iterator[tuple[int, dict]]:
-    """(row number, row as an object) of a parquet file, as hub repositories hold them."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(io.BytesIO(file.data))
-    except pyarrow.ArrowInvalid as e:
-        raise UserError(f"{file.label}: not a readable parquet file: {e}") from None
-    number = 0
-    for batch in table.iter_batches():
-        for value in batch.to_pylist():
-            number += 1
-            yield number, value
-
-
-_READERS = {
-    ".json": json_objects, ".jsonl": json_objects, ".csv": csv_objects, ".xlsx": xlsx_objects,
-    ".parquet": parquet_objects,
-}  # fmt: skip
-
-
-def objects(path: Path, *suffixes: str) -> Iterator[Row]:
-    """Rows of every file with one of these suffixes below `path`, read by what the name ends in."""
-    for file in files(path, *suffixes):
-        reader = _READERS[PurePosixPath(file.name.removesuffix(".gz")).suffix.lower()]
-        yield from rows_of(file, reader(file))
+    """(line number, row as an object) of a CSV file with a header; rows of another width go to `lost`."""
+    header: list[str] | None = None
+    for line in read_lines(file.text(), file.label):
+        where = f"{file.label}:{line.first}"
+        if header is None:
+            if line.problem:
+                raise UserError(f"{where}: {line.problem}, in the header")
+            header = header_of(line.cells, where)
+            continue
+        problem = line.problem or width_problem(line.cells, header)
+        row = {name: cell for name, cell in zip(header, line.cells) if name}
+        if problem:
+            file.lose(where, line.last, problem, row)
+        else:
+            yield line.last, row
 
 
 def rows_of(file: RawFile, numbered: Iterable[tuple[int, dict]]) -> Iterator[Row]:
-    """Numbered objects of a file as rows."""
+    """Numbered objects of a file as rows; where the file's name says no split, a row's own field `split` does."""
     for number, value in numbered:
-        yield Row(value, f"{file.label}:{number}", file.name, file.split, number)
+        split = file.split
+        if not split and isinstance(value.get("split"), str):
+            split = _SPLITS.get(value["split"].strip().lower(), "")
+        yield Row(value, f"{file.label}:{number}", file.name, split, number)
+
+
+def objects(given: Download | Path, *suffixes: str) -> Iterator[Row]:
+    """Rows of every file with one of these suffixes below a path, read by what the name ends in."""
+    from mmed_jax.data.sources.sheets import parquet_objects, xlsx_rows
+
+    readers = {".json": json_objects, ".jsonl": json_objects, ".csv": csv_objects, ".parquet": parquet_objects}
+    for file in files(given, *suffixes):
+        name = file.name[:-3] if file.name.lower().endswith(".gz") else file.name
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix == ".xlsx":
+            yield from xlsx_rows(file)
+        else:
+            yield from rows_of(file, readers[suffix](file))

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmed_jax.data.sources.base import Drop, Row, Source, fingerprint, make_id, mcq, need, origin, text
-from mmed_jax.data.sources.raw import objects
+from mmed_jax.data.sources.raw import Download, objects
 
 _KEY = {"да": "A", "нет": "B"}
 
 
-def rows(path: Path) -> Iterator[Row]:
-    return objects(path, ".jsonl")
+def rows(given: Download | Path) -> Iterator[Row]:
+    return objects(given, ".jsonl")
 
 
 def convert(row: Row, kind: str) -> dict | Drop:

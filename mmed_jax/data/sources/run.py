@@ -6,20 +6,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmed_jax.data.files import SPLIT_NAMES, nearest_sibling
-from mmed_jax.data.schema import LANGUAGES, RecordError, validate_record
+from mmed_jax.data.encodings import known_encoding
+from mmed_jax.data.files import nearest_sibling
+from mmed_jax.data.schema import LANGUAGE_NAMES, LANGUAGES, RecordError, validate_record
+from mmed_jax.data.scripts import wrong_script
 from mmed_jax.data.sources.base import Drop, Row, Source, WrongForm
+from mmed_jax.data.sources.raw import Download
+from mmed_jax.data.sources.splits import Splits, is_split
 from mmed_jax.errors import UserError, nearest
+
+_FORM = (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError)
 
 
 @dataclass
 class Report:
-    """What became of the rows: read == kept + sum(dropped)."""
+    """What became of the rows: read == kept + sum(dropped). `test_copies`: duplicates left out of a test split."""
 
     read: int = 0
     kept: int = 0
     needs_image: int = 0
     renamed: int = 0
+    test_copies: int = 0
     by_language: Counter = field(default_factory=Counter)
     by_split: Counter = field(default_factory=Counter)
     dropped: Counter = field(default_factory=Counter)
@@ -41,16 +48,23 @@ class Conversion:
       split: keep this split only; where the files name none, they are all of this split.
       languages: keep these only.
       answer_base: 0 or 1, for sources whose answer numbering can't be seen from the file.
+      encoding: of the text files; "" for UTF-8 (and GB18030 for sources published in it).
+      keep_duplicates: keep rows that are equal to an earlier one, as a benchmark's counts include them.
     Raises UserError for a wrong input before the first record, WorkError when the hub can't be reached.
     """
 
     def __init__(
         self, source: Source, input: str | Path, *, kind: str | None = None, split: str | None = None,
         languages: tuple[str, ...] | None = None, answer_base: int | None = None, hub_config: str | None = None,
+        encoding: str = "", keep_duplicates: bool = False,
     ) -> None:  # fmt: skip
         self.source, self.input, self.kind = source, str(input), kind or source.kinds[0]
         self.split, self.languages, self.answer_base, self.hub_config = split, languages, answer_base, hub_config
+        self.encoding, self.keep_duplicates = encoding, keep_duplicates
         self.report = Report()
+        self._download = Download(Path(self.input))
+        if encoding:
+            known_encoding(encoding)
         if self.kind not in source.kinds:
             raise UserError(f"--kind={kind}: {source.name} gives {' and '.join(source.kinds)}")
         for language in languages or ():
@@ -67,24 +81,36 @@ class Conversion:
             raise UserError(f"--input={self.input}: no such file or folder{nearest_sibling(self.input)}")
 
     def _rows(self) -> Iterator[Row]:
-        options = {} if self.answer_base is None else {"answer_base": self.answer_base}
+        """Rows as they come, those among them that could not be read with their problem."""
+        source, options = self.source, {} if self.answer_base is None else {"answer_base": self.answer_base}
+        lost: list[Row] = []
+        self._download = download = Download(
+            Path(self.input), self.encoding, source.languages, source.gb18030, lost, self._download.named
+        )
         if self._from_hub:
             from mmed_jax.data.sources.hub import hub_rows
 
-            return hub_rows(self.source, self.input, self.languages, self.hub_config, options)
-        return self.source.rows(Path(self.input), **options)
+            found = hub_rows(source, self.input, self.languages, self.hub_config, options, download)
+        else:
+            found = source.rows(download, **options)
+        for row in found:
+            yield from _taken(lost)
+            yield row
+        yield from _taken(lost)
 
     def __iter__(self) -> Iterator[dict]:
         report = self.report = Report()
         seen: set[bytes] = set()
         ids: set[str] = set()
         try:
-            for row in self._rows():
+            splits = Splits(self.split, self._convert, self._download.named)
+            for row, dropped in splits.sort(self._rows()):
                 report.read += 1
-                result = self._one(row)
+                result = dropped or self._one(row)
                 if isinstance(result, dict):
                     key = hashlib.sha256(repr(self.source.duplicate_key(result)).encode()).digest()[:16]
-                    if key in seen:
+                    if key in seen and not self.keep_duplicates:
+                        report.test_copies += row.split == "test"
                         result = Drop("duplicate of an earlier row")
                     seen.add(key)
                 if isinstance(result, Drop):
@@ -105,17 +131,23 @@ class Conversion:
         report.check()
         if not report.kept:
             reasons = "; ".join(f"{why}: {n}" for why, n in report.dropped.most_common(5))
-            raise UserError(f"{self.input}: none of {report.read} rows became a record ({reasons})")
+            first = report.examples[report.dropped.most_common(1)[0][0]]
+            raise UserError(f"{self.input}: none of {report.read} rows became a record ({reasons}); first: {first}")
+
+    def _convert(self, row: Row) -> dict | Drop:
+        return self.source.convert(row, self.kind)
 
     def _one(self, row: Row) -> dict | Drop:
         if self.split is not None:
-            if row.split and row.split not in (self.split, SPLIT_NAMES.get(self.split)):
+            if row.split and not is_split(row.split, self.split):
                 return Drop("another split")
             row = row._replace(split=row.split or self.split)
+        if row.problem:
+            return Drop(_class_of(row.problem))
         try:
             try:
-                result = self.source.convert(row, self.kind)
-            except (KeyError, TypeError, AttributeError, ValueError, IndexError) as e:  # a field of another type
+                result = self._convert(row)
+            except _FORM as e:  # a field of another type
                 raise WrongForm(f"{row.where}: a field of unexpected form; {type(e).__name__}: {e}") from e
             record = result if isinstance(result, Drop) else validate_record(result, row.where)
         except WrongForm as e:
@@ -124,9 +156,34 @@ class Conversion:
             return Drop(_reason(e))
         except RecordError as e:
             return Drop(f"breaks the schema ({e.field})")
-        if isinstance(record, dict) and self.languages and record["language"] not in self.languages:
+        except RecursionError:
+            return Drop("nested too deeply")
+        if isinstance(record, Drop):
+            return record
+        if self.languages and record["language"] not in self.languages:
             return Drop("another language")
+        if wrong_script(record["language"], *_texts(record)):
+            return Drop(f"text is not in {LANGUAGE_NAMES[record['language']]}")
         return record
+
+
+def _texts(record: dict) -> tuple[str, ...]:
+    """What a record asks, then the rest of its texts."""
+    if "messages" in record:
+        question, *rest = (m["content"] for m in record["messages"])
+        return question, *rest
+    asked = f"{record.get('context', '')}\n{record['question']}"
+    return asked, "\n".join(record["options"].values()), record["rationale"]
+
+
+def _class_of(problem: str) -> str:
+    """The class of a row that could not be read, without its own numbers."""
+    return "row of another width (" + problem + ")" if "cells where" in problem else problem
+
+
+def _taken(rows: list[Row]) -> Iterator[Row]:
+    while rows:
+        yield rows.pop(0)
 
 
 def _reason(error: WrongForm) -> str:

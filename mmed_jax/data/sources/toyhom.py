@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmed_jax.data.sources.base import Drop, Hub, Row, Source, dialogue, fingerprint, make_id, need, origin, text
-from mmed_jax.data.sources.raw import objects
+from mmed_jax.data.sources.raw import Download, objects
 
 
-def rows(path: Path) -> Iterator[Row]:
-    return objects(path, ".csv", ".json", ".jsonl", ".parquet")
+def rows(given: Download | Path) -> Iterator[Row]:
+    return objects(given, ".csv", ".json", ".jsonl", ".parquet")
 
 
 def convert(row: Row, kind: str) -> dict | Drop:
@@ -35,6 +35,6 @@ def convert(row: Row, kind: str) -> dict | Drop:
 
 TOYHOM = Source(
     name="toyhom", kinds=("instruction",), languages=("zh",), license="MIT",
-    url="https://github.com/Toyhom/Chinese-medical-dialogue-data", rows=rows, convert=convert,
+    url="https://github.com/Toyhom/Chinese-medical-dialogue-data", rows=rows, convert=convert, gb18030=True,
     expects="CSV (GB18030 or UTF-8) with department, title, ask, answer", hub=Hub("ticoAg/Chinese-medical-dialogue"),
 )  # fmt: skip

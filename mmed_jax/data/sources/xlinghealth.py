@@ -10,15 +10,15 @@ from pathlib import Path, PurePosixPath
 
 from mmed_jax.data.schema import LANGUAGE_NAMES
 from mmed_jax.data.sources.base import Drop, Hub, Row, Source, dialogue, make_id, need, origin, text
-from mmed_jax.data.sources.raw import objects
+from mmed_jax.data.sources.raw import Download, objects
 
 _LANGUAGES = ("en", "zh", "es")
 # What MedicationQA's annotators wrote where they found nothing; the other languages have it translated.
 _NOTHING = ("no answer", "no answers", "unanswerable")
 
 
-def rows(path: Path) -> Iterator[Row]:
-    return by_language(objects(path, ".xlsx", ".csv", ".parquet"))
+def rows(given: Download | Path) -> Iterator[Row]:
+    return by_language(objects(given, ".xlsx", ".csv", ".parquet"))
 
 
 def by_language(found: Iterator[Row]) -> Iterator[Row]:
