@@ -10,8 +10,9 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from data_gen.address import check_address, shown_url
 from data_gen.ledger import Answer
 from data_gen.prices import Price
 from data_gen.replies import read_completion, redact
@@ -49,17 +50,12 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def shown_url(url: str) -> str:
-    """An address without a user name and password in it."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
-
-
 def make_client(base_url: str | None, timeout_s: float, *, asynchronous: bool = True) -> Any:
     """A client of the `openai` package: Azure when AZURE_OPENAI_ENDPOINT is set and no other address, else `base_url`,
     OPENAI_BASE_URL or OpenAI's own. Raises Stop where a key is needed and there is none."""
     import openai
 
+    check_address(base_url)
     timeout = openai.Timeout(timeout_s, connect=min(timeout_s, 15.0), pool=None)
     # Requests that cost are repeated by us, counted; the free steps of batches by the client.
     common = {"max_retries": 0 if asynchronous else 5, "timeout": timeout}
@@ -70,14 +66,20 @@ def make_client(base_url: str | None, timeout_s: float, *, asynchronous: bool = 
             raise Stop("AZURE_OPENAI_ENDPOINT is set, but neither AZURE_OPENAI_API_KEY nor AZURE_OPENAI_AD_TOKEN is")
         kind = openai.AsyncAzureOpenAI if asynchronous else openai.AzureOpenAI
         return kind(api_version=os.environ.get("OPENAI_API_VERSION") or "2024-10-21", **common)
-    if url and urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(f"--base_url={shown_url(url)}: must start with http:// or https:// (and mostly end in /v1)")
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key and (not url or urlsplit(url).hostname == urlsplit(OPENAI_URL).hostname):
         raise Stop("OPENAI_API_KEY is not set; export it (or name a server of your own with --base_url)")
     kind = openai.AsyncOpenAI if asynchronous else openai.OpenAI
     # Servers of one's own often ask for no key; the client wants one all the same.
-    return kind(api_key=key or "none", base_url=url or OPENAI_URL, **common)
+    try:
+        return kind(api_key=key or "none", base_url=url or OPENAI_URL, **common)
+    except (openai.OpenAIError, OSError):
+        raise
+    except Exception:  # of the client's own reading of the address; its text may hold a part of the password
+        raise UserError(
+            f"--base_url={endpoint_name(base_url)}: the client cannot use this address, or that of a proxy in "
+            "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
+        ) from None
 
 
 def endpoint_name(base_url: str | None) -> str:

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_gen.address import check_address
 from data_gen.prices import Price, no_price, no_room, price_of
 from data_gen.tokens import LIMITS
 from mmed_jax.data import jsonl
@@ -51,6 +52,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         if not self.model:
             raise UserError("--model is missing (the model's name at the endpoint, for example gpt-4o-mini)")
+        check_address(self.base_url)
         for name, least in (("concurrency", 1), ("window", 1), ("max_requests", 0), ("enqueued_tokens", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

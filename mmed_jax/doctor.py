@@ -136,7 +136,9 @@ def check_environment(out: Findings, environment: Mapping[str, str]) -> None:
         value = environment[name]
         if not _ENVIRONMENT.match(name):
             continue
-        hidden = _SECRET.search(name) or re.search(r"://[^/\s]*@", value)
+        hidden = _SECRET.search(name) or "@" in value
+        if name.endswith(("_URL", "_ENDPOINT")):
+            value = re.split(r"[?#]", value)[0]
         rows.append(f"{name} {'is set' if hidden else '= ' + (value if len(value) <= 160 else value[:160] + ' ...')}")
     out.add("environment", "\n".join(rows) or "nothing special")
 

@@ -5,6 +5,7 @@ Exit codes of every command: 0 done, 1 the work itself failed, 2 the user's inpu
 
 import difflib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -31,9 +32,32 @@ def nearest(name: object, choices: Iterable[object]) -> str:
     return f"; valid: {shown}" if names else ""
 
 
+# What a terminal obeys and does not show: C0 (tab and line end excepted), DEL, C1, marks that turn the direction of
+# what follows; and half a surrogate pair, which cannot be written.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+LONGEST_LINE = 6000
+
+
+def printable(text: str) -> str:
+    """Foreign text for a terminal: control characters stand as their code (\\x1b), tab and line end stay."""
+    return _CONTROL.sub(lambda c: f"\\x{ord(c[0]):02x}" if c[0] < "\x80" else f"\\u{ord(c[0]):04x}", text)
+
+
 def one_line(error: BaseException) -> str:
     """The message of `error` on a single line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _without_passwords(text: str) -> str:
+    """A message that quotes the command line without the name and password of an address in it."""
+    if "unrecognized arguments" in text:  # an address that was given to a misspelt flag, in whatever form
+        return re.sub(r"[^\s=]*:.*@", "***@", text)
+    return re.sub(r"(//|--[\w.-]+=)[^\s]*:[^\s]*@", r"\1***@", text)
+
+
+def warn(message: str) -> None:
+    """One warning line on stderr."""
+    print(f"warning: {printable(one_line(Exception(message)))}", file=sys.stderr, flush=True)
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -58,7 +82,7 @@ def run_command(main: Callable[[], None]) -> None:
     except (WorkError, console.OutputLost, OSError) as e:
         _report(e, 1)
     except Exception:
-        traceback.print_exc()
+        sys.stderr.write(printable(traceback.format_exc()))
         before_failing(1)
         sys.exit(1)
     except KeyboardInterrupt as e:
@@ -74,7 +98,9 @@ def before_failing(code: int) -> None:
 
 def _report(error: Exception, code: int) -> None:
     if os.environ.get("MMED_JAX_TRACEBACK"):
-        traceback.print_exception(error)
-    print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        sys.stderr.write(printable("".join(traceback.format_exception(error))))
+    text = printable(_without_passwords(one_line(error)))
+    cut = text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + " ..."
+    print(f"error: {cut}", file=sys.stderr, flush=True)
     before_failing(code)
     sys.exit(code)

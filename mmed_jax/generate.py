@@ -9,6 +9,7 @@ finished, and the same command goes on where it was stopped. --raw continues pla
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from mmed_jax.config import Parser
 from mmed_jax.data import jsonl
 from mmed_jax.data.plain_text import decode_after, joins_plainly
 from mmed_jax.data.prompts import FAMILIES, MODES
-from mmed_jax.errors import UserError, run_command
+from mmed_jax.errors import UserError, printable, run_command
 from mmed_jax.inference.journal import Journal
 from mmed_jax.inference.load import add_arguments, identity, load_engine, say, trained_prompts
 from mmed_jax.inference.prompts import Format, prompt_ids, read_prompts
@@ -103,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.output:
         engine = load_engine(args, source, stops)
         engine.generate(
-            prompts, **sampling, on_done=lambda k, c: print(jsonl.dump_line(record(k, c)), flush=True)
+            prompts, **sampling, on_done=lambda k, c: print(_terminal_line(record(k, c)), flush=True)
         )  # fmt: skip
         return
 
@@ -140,11 +141,16 @@ def main(argv: list[str] | None = None) -> None:
     print(f"written    {output}")
 
 
+def _terminal_line(record: dict) -> str:
+    """A record as JSON in which characters that a terminal obeys are written as their escapes: the same values."""
+    return re.sub(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda c: f"\\u{ord(c[0]):04x}", jsonl.dump_line(record))
+
+
 def _answer(engine: Any, stream: TextStream, prompt: list[int], sampling: dict) -> None:
     """Writes one answer to stdout as it comes."""
 
     def show(text: str) -> None:
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text))
         sys.stdout.flush()
 
     completion = engine.generate([prompt], **sampling, on_token=lambda _, token: show(stream.push(token)))[0]

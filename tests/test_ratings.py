@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import random
+import shutil
+import zipfile
 from types import SimpleNamespace
 
 import openpyxl
@@ -67,15 +70,6 @@ def test_a_sheet_is_blind_and_its_order_drawn(tmp_path, found, suffix):
     # No run stands at the same place of every item, and items are not in the order of the files.
     assert len({tuple(orders[0][i : i + 3]) for i in range(0, 36, 3)}) > 2
     assert [row[2] for row in texts[0][1:]][::3] != sorted(row[2] for row in texts[0][1:])[::3]
-
-
-def test_no_text_becomes_a_formula(tmp_path, found):
-    write_sheet(tmp_path / "s.xlsx", found)
-    cells = [c for row in openpyxl.load_workbook(tmp_path / "s.xlsx")["ratings"] for c in row]
-    assert any(c.value and str(c.value).startswith("=") for c in cells) and all(c.data_type != "f" for c in cells)
-    write_sheet(tmp_path / "s.csv", found)
-    cells = [c for r in csv.reader((tmp_path / "s.csv").open(encoding="utf-8-sig", newline="")) for c in r if c]
-    assert sum(c.startswith("'=") for c in cells) == 3 and not any(c[0] in "=+-@" for c in cells)
 
 
 def test_what_spreadsheets_refuse_is_left_out(tmp_path, found):
@@ -229,3 +223,94 @@ def test_mistakes_with_runs(runs, tmp_path):
     file.write_text(lines[0].replace('"generated_rationale"', '"x"'))
     with pytest.raises(UserError, match="no item of good has a generated rationale"):
         explanations(load_runs({"good": str(runs["good"])}))
+
+
+PAYLOADS = [
+    lead + "=1+1" for lead in ("", "\x00", "\x01", "\x1f", "\ufffe", "\uffff", "\ufeff", "\t", "\r", "\n", "\r\n", " ",
+                               "\u3000", "\xa0", "\u200b", '"', "'", "\x00 \x01", "\u202e", "\x9b", "\ud800")
+] + [sign + "SUM(A1)" for sign in "+-@＝＋－＠﹦﹢﹣﹫"]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".xlsx"])
+def test_no_text_becomes_a_formula(tmp_path, found, suffix):
+    from dataclasses import replace
+
+    harmless = ["Iron is low.", "答案：甲", "2 < 3", "\U0001f600 fine", "(a) = b"]
+    rows = [replace(found[0], id=str(i), text=t, question=t, answer=t) for i, t in enumerate(PAYLOADS + harmless)]
+    path = tmp_path / f"sheet{suffix}"
+    key = json.loads(write_sheet(path, rows).read_text())["rows"]
+    if suffix == ".csv":
+        table = list(csv.reader(path.open(encoding="utf-8-sig", newline="")))
+    else:
+        sheet = openpyxl.load_workbook(path)["ratings"]
+        assert {c.data_type for row in sheet.iter_rows(min_row=2, max_col=7) for c in row} <= {"s", "n"}
+        table = [[c or "" for c in row] for row in sheet.values]
+    cells = {key[row[0]]["id"]: (row[2], row[4], row[6]) for row in table[1:]}
+    for i, text in enumerate(PAYLOADS + harmless):
+        guarded = suffix == ".csv" and text not in harmless
+        for cell in cells[str(i)]:
+            assert (cell[:1] == "'") == (guarded or (suffix == ".xlsx" and text[:1] == "'")), (text, cell)
+            if text in harmless:
+                assert cell == text
+            assert "1+1" in cell or "SUM(A1)" in cell or text in harmless
+    fill(path, lambda row, criterion: 4)
+    assert len(read_sheet(path).scores) == len(rows)
+
+
+def test_sheets_that_would_fill_the_memory_are_read_or_refused(tmp_path, found, monkeypatch):
+    path = tmp_path / "s.xlsx"
+    write_sheet(path, found)
+    fill(path, lambda row, criterion: 3)
+    expected = read_sheet(path)
+    book = openpyxl.load_workbook(path)
+    book["ratings"]["XFD1048576"] = "stray"
+    book["ratings"]["ALL2"] = " "
+    book.save(path)
+    assert read_sheet(path) == expected
+    write_sheet(path, found)
+    monkeypatch.setattr("mmed_jax.evaluation.ratings._MOST_CELLS", 100)
+    with pytest.raises(UserError, match="s.xlsx: more than 100 cells"):
+        read_sheet(path)
+    monkeypatch.setattr("mmed_jax.evaluation.ratings._LARGEST", 5000)
+    with pytest.raises(UserError, match="s.xlsx: unpacks to more than"):
+        read_sheet(path)
+
+
+def test_workbooks_that_are_cut_or_made_up(tmp_path, found):
+    """Every member of the archive in turn: its XML cut, empty, of an unknown encoding, of entities without end."""
+    good = tmp_path / "good.xlsx"
+    write_sheet(good, found)
+    fill(good, lambda row, criterion: 3)
+    bomb = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">' + "".join(
+        f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9)
+    ) + "]><x>&j;</x>"  # fmt: skip
+    with zipfile.ZipFile(good) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for name, data in members.items():
+        for kind in (data[: len(data) // 2], b"", b'<?xml version="1.0" encoding="utf-7"?><x/>',
+                     b'<?xml version="1.0" encoding="klingon"?><x/>', bomb.encode(), b"<x/>"):  # fmt: skip
+            path = tmp_path / "s.xlsx"
+            with zipfile.ZipFile(path, "w") as archive:
+                for other, content in members.items():
+                    archive.writestr(other, kind if other == name else content)
+            shutil.copy(tmp_path / "good.xlsx.key.json", tmp_path / "s.xlsx.key.json")
+            try:
+                read_sheet(path)
+            except UserError as e:
+                assert "s.xlsx" in str(e) and "\n" not in str(e)
+    for name, make in (("pipe.xlsx", os.mkfifo), ("gone.csv", lambda p: p.symlink_to("/nowhere")),
+                       ("zero.csv", lambda p: p.symlink_to("/dev/zero")), ("f.csv", lambda p: p.mkdir())):  # fmt: skip
+        make(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name}: is a"):
+            read_sheet(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "key", ["[]", "3", '{"scale": "x", "criteria": [], "rows": {}}', '{"scale": 5, "criteria": 1, "rows": {}}',
+            '{"scale": 5, "criteria": ["overall"], "rows": {"r1": 3}}', "[" * 100_000, '{"scale": ' + "9" * 5000 + "}"]
+)  # fmt: skip
+def test_keys_that_are_none(tmp_path, found, key):
+    path = tmp_path / "s.csv"
+    write_sheet(path, found).write_text(key)
+    with pytest.raises(UserError, match=r"s.csv.key.json"):
+        read_sheet(path)

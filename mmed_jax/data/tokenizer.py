@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,6 +34,7 @@ from mmed_jax.data.formats import (
 from mmed_jax.data.jsonl import BadJSON, loads
 from mmed_jax.data.template_probe import render
 from mmed_jax.errors import UserError
+from mmed_jax.errors import warn as warn
 from mmed_jax.inputs import check_file, open_file, what_is
 
 if TYPE_CHECKING:
@@ -243,11 +243,6 @@ def byte_chars() -> dict[int, str]:
         if b not in table:
             table[b] = chr(256 + len(table) - len(printable))
     return table
-
-
-def warn(message: str) -> None:
-    """One warning line on stderr."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _transformers():

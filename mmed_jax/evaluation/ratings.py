@@ -17,6 +17,7 @@ from typing import NamedTuple
 from mmed_jax.data import jsonl
 from mmed_jax.errors import UserError, nearest
 from mmed_jax.evaluation.rated import Explanation, Key, draw
+from mmed_jax.inputs import check_file, open_file
 from mmed_jax.manifest import write_json
 
 CRITERIA = {
@@ -26,8 +27,11 @@ CRITERIA = {
     "language": "Is it clear, fluent medical prose in the language of the question?",
 }
 SUFFIXES = (".csv", ".xlsx")
+_KEY = ("run", "benchmark", "id")
 _SHOWN = ("code", "in", "question", "options", "right answer", "reference", "explanation")
 _MOST = 32_000  # characters of a cell; Excel takes 32,767
+# Of a sheet that is read: bytes unpacked, cells, and columns that are looked at.
+_LARGEST, _MOST_CELLS, _MOST_COLUMNS = 256 << 20, 20_000_000, 1000
 
 
 class Ratings(NamedTuple):
@@ -86,6 +90,7 @@ def read_sheet(path: str | os.PathLike, key: str | os.PathLike | None = None) ->
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: a rating sheet ends in {' or '.join(SUFFIXES)}")
+    check_file(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     known = _read_key(path, Path(key) if key else key_path(path))
@@ -139,15 +144,41 @@ def _name(cell: str) -> str:
 def _read_key(sheet: Path, path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{sheet}: its key {path} is not there; it was written with the sheet and is needed to read it")
-    key = jsonl.parse_json(jsonl.decode(path.read_bytes(), str(path)), str(path))
-    if not isinstance(key, dict) or not {"scale", "criteria", "rows"} <= set(key):
+    key = jsonl.parse_json(jsonl.decode(_whole(path), str(path)), str(path))
+    if not isinstance(key, dict) or not _is_key(key):
         raise UserError(f"{path}: not the key of a rating sheet")
     return key
 
 
+# What a spreadsheet may take for the start of a formula, full-width and small forms included (some languages' Excel
+# does), also behind blanks, quotes and characters without width.
+_FORMULA = re.compile(
+    "[\\s\"'`\u2018-\u201f\xab\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\x7f-\x9f]*"
+    "[=+@\uff1d\uff0b\uff0d\uff20\ufe62\ufe63\ufe66\ufe6b-]|[\t\r\n]"
+)
+
+
+def _is_key(key: dict) -> bool:
+    """Whether it has the fields of a key, of their types."""
+    rows, criteria, scale = (key.get(k) for k in ("rows", "criteria", "scale"))
+    return (
+        isinstance(scale, (int, float)) and isinstance(criteria, list) and all(isinstance(c, str) for c in criteria)
+        and isinstance(rows, dict)
+        and all(isinstance(r, dict) and all(isinstance(r.get(k), str) for k in _KEY) for r in rows.values())
+    )  # fmt: skip
+
+
+def _whole(path: Path) -> bytes:
+    with open_file(path) as f:
+        data = f.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise UserError(f"{path}: larger than {_LARGEST >> 20} MiB; not a rating sheet")
+    return data
+
+
 def _safe(text: str) -> str:
     """Characters that a spreadsheet refuses taken out, cut to what a cell holds."""
-    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", "", text)
+    text = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "", text)
     return text if len(text) <= _MOST else text[:_MOST] + " [...]"
 
 
@@ -157,12 +188,12 @@ def _write_csv(path: Path, head: list[str], rows: list[list[str]], scale: int, c
         writer = csv.writer(f)
         writer.writerow(head)
         for row in rows:
-            cells = [("'" if c[:1] in tuple("=+-@\t\r") else "") + _safe(c) for c in row]
-            writer.writerow([*cells, *[""] * (len(criteria) + 1)])
+            cells = map(_safe, row)  # first, since what is taken out may hide the sign of a formula
+            writer.writerow([("'" if _FORMULA.match(c) else "") + c for c in cells] + [""] * (len(criteria) + 1))
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    text = jsonl.decode(path.read_bytes(), str(path))
+    text = jsonl.decode(_whole(path), str(path))
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     try:
@@ -210,11 +241,26 @@ def _read_xlsx(path: Path) -> Iterator[tuple[int, list[str]]]:
     import openpyxl
 
     try:
-        book = openpyxl.load_workbook(path, data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, openpyxl.utils.exceptions.InvalidFileException) as e:
-        raise UserError(f"{path}: not an XLSX workbook: {str(e)[:80]}") from None
-    sheet = book["ratings"] if "ratings" in book.sheetnames else book.worksheets[0]
-    return iter([(n, [_cell(c) for c in row]) for n, row in enumerate(sheet.iter_rows(values_only=True), 1)])
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _LARGEST:
+                raise UserError(f"{path}: unpacks to more than {_LARGEST >> 20} MiB; not a rating sheet")
+        # Row by row: one stray cell at the end of the sheet, XFD1048576, would fill it with 17 thousand million.
+        book = openpyxl.load_workbook(path, data_only=True, read_only=True)
+        sheet = book["ratings"] if "ratings" in book.sheetnames else book.worksheets[0]
+        sheet.reset_dimensions()
+        rows, cells = [], 0
+        for n, row in enumerate(sheet.iter_rows(values_only=True), 1):
+            cells += len(row)
+            if cells > _MOST_CELLS:
+                raise UserError(f"{path}: more than {_MOST_CELLS:,} cells; not a rating sheet")
+            if any(c is not None for c in row):
+                rows.append((n, [_cell(c) for c in row[:_MOST_COLUMNS]]))
+        book.close()
+    except (UserError, MemoryError):
+        raise
+    except Exception as e:  # the library raises anything at all for what is cut or made up, SyntaxError included
+        raise UserError(f"{path}: not an XLSX workbook: {str(e)[:80] or type(e).__name__}") from None
+    return iter(rows)
 
 
 def _cell(value: object) -> str:
@@ -239,13 +285,13 @@ def read_ratings(path: str | os.PathLike) -> Ratings:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     scores: dict[Key, dict[str, float]] = {}
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         for where, row in jsonl.read_objects(stream, str(path)):
             for field, kind in (("run", str), ("benchmark", str), ("id", str), ("scores", dict)):
                 if not isinstance(row.get(field), kind):
                     raise UserError(f"{where}: field '{field}' is missing or of another type")
             numbers = row["scores"].values()
-            if not numbers or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in numbers):
+            if not numbers or not all(type(v) in (int, float) and abs(v) < 1e300 for v in numbers):
                 raise UserError(f"{where}: field 'scores': must hold numbers")
             scores[row["run"], row["benchmark"], row["id"]] = {k: float(v) for k, v in row["scores"].items()}
     if not scores:

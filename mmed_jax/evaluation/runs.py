@@ -146,7 +146,9 @@ def read_scores(run: Run) -> dict[tuple[str, str], dict[str, float]] | None:
                 if field not in line:
                     raise UserError(f"{where}: field '{field}' is missing")
             scores = line["scores"]
-            if not isinstance(scores, dict) or not all(v is None or type(v) in (int, float) for v in scores.values()):
+            if not isinstance(scores, dict) or not all(
+                v is None or (type(v) in (int, float) and abs(v) < 1e300) for v in scores.values()
+            ):
                 raise UserError(f"{where}: field 'scores': must hold numbers")
             if (key := (line["benchmark"], line["id"])) in out:
                 raise UserError(f"{where}: item {key[0]} {key[1]} stands twice")

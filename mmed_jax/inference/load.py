@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmed_jax.data import jsonl
-from mmed_jax.errors import UserError, WorkError
+from mmed_jax.errors import UserError, WorkError, printable
 from mmed_jax.run_dir import CONFIG_FILE, step_folders
 
 if TYPE_CHECKING:
@@ -142,4 +142,4 @@ def check_mesh(args: argparse.Namespace, cfg: Any, devices: int) -> None:
 
 def say(name: str, text: str) -> None:
     """One line of the head of a command, on stderr."""
-    print(f"{name:10s} {text}", file=sys.stderr, flush=True)
+    print(f"{name:10s} {printable(text)}", file=sys.stderr, flush=True)
