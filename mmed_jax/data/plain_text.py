@@ -23,8 +23,9 @@ _STARTS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 def text_start(tok: "PreTrainedTokenizerFast") -> tuple[int, ...]:
     """Ids that go in front of plain text: the chat format's begin token, else what the tokenizer itself puts there.
 
-    A tokenizer that puts nothing there may name a begin token all the same: it counts when it is not the end token or a
-    token of a chat format as well, as in vocabularies that have none, and add_bos_token is not false.
+    A tokenizer that puts nothing there may name a begin token all the same. Then add_bos_token of its config decides,
+    and without it the token counts unless it is the end token or a token of a chat format as well, which stand there
+    in vocabularies that have no begin token.
     """
     syntax = syntax_of(tok)
     if syntax is not None and syntax.begin:
@@ -32,8 +33,9 @@ def text_start(tok: "PreTrainedTokenizerFast") -> tuple[int, ...]:
     if tok not in _STARTS:
         text, ids = (tok("a", add_special_tokens=special)["input_ids"] for special in (False, True))
         at = next((i for i in range(len(ids)) if ids[i : i + len(text)] == text), 0)
-        named = tok.bos_token_id is not None and tok.init_kwargs.get("add_bos_token") is not False
-        if at == 0 and named and tok.bos_token not in {tok.eos_token, *(c for s in SYNTAXES for c in s.controls)}:
+        others = {tok.eos_token, *(c for s in SYNTAXES for c in s.controls)}
+        wanted = tok.init_kwargs.get("add_bos_token", tok.bos_token not in others)
+        if at == 0 and tok.bos_token_id is not None and wanted:
             ids, at = [tok.bos_token_id], 1
         _STARTS[tok] = tuple(ids[:at])
     return _STARTS[tok]

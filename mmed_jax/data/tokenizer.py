@@ -211,8 +211,9 @@ def save_tokenizer(tok: "PreTrainedTokenizerFast", folder: str | os.PathLike) ->
     template = {"chat_template": tok.chat_template} if tok.chat_template else {}
     if isinstance(tok.chat_template, dict):  # several, by name
         template = {"chat_template": [{"name": k, "template": v} for k, v in tok.chat_template.items()]}
-    # Says of a tokenizer without chat format that its begin token goes in front of nothing (plain_text.text_start).
-    begin = {"add_bos_token": False} if not syntax_of(tok) and tok.init_kwargs.get("add_bos_token") is False else {}
+    # Whether a begin token goes in front of plain text, where no chat format says so (plain_text.text_start).
+    syntax, begin = syntax_of(tok), {k: v for k, v in tok.init_kwargs.items() if k == "add_bos_token"}
+    begin = {} if syntax and syntax.begin else begin
     config = {
         "added_tokens_decoder": added,
         **roles,
@@ -269,12 +270,13 @@ def _read_text(path: Path) -> str:
 
 
 def _load_hf(folder: Path) -> "PreTrainedTokenizerFast":
+    said = {}
     for name in _FILES:  # what the library would open without a look
         if what_is(folder / name):
             text = _read_text(folder / name)
             if name.endswith(".json"):
                 try:
-                    loads(text, dict)
+                    said[name] = loads(text, dict)
                 except BadJSON as e:
                     broken = isinstance(e.__context__, json.JSONDecodeError)
                     line = f":{e.__context__.lineno}" if broken else ""
@@ -283,12 +285,16 @@ def _load_hf(folder: Path) -> "PreTrainedTokenizerFast":
         for file in (folder / "additional_chat_templates").iterdir():
             check_file(file, f"tokenizer: {file}")
     try:
-        return _transformers().PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        tok = _transformers().PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except (KeyboardInterrupt, SystemExit):
         raise
     # The library raises plain Exception for a malformed vocabulary, and its part in Rust a BaseException.
     except BaseException as e:
         raise UserError(f"tokenizer: {folder / 'tokenizer.json'} cannot be loaded: {str(e)[:300]}") from e
+    wanted = said.get("tokenizer_config.json", {}).get("add_bos_token")  # the library passes over it
+    if isinstance(wanted, bool):
+        tok.init_kwargs["add_bos_token"] = wanted
+    return tok
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
