@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from data_gen.gates.quantities import changed, missing, quantities
 from data_gen.languages import language_problem
 from mmed_jax.data.sources import Conversion, get_source
+from mmed_jax.evaluation.language import response_language
 
 SAMPLES = {
     "en": "Primary biliary cholangitis is treated with ursodeoxycholic acid, which slows the disease.",
@@ -50,15 +51,47 @@ def test_mixtures_and_neighbours_are_found(text: str, asked: str):
 
 
 def test_real_texts_are_in_their_language(shared_dir):
-    wrong = checked = 0
+    wrong = checked = told = other = 0
     for source, path in (
         ("casimedicos", "casimedicos_en_es_fr"), ("rumeddanet", "rumeddanet_ru/dev_v1.jsonl"),
         ("jmmlu_medical", "jmmlu_medical_ja"), ("frenchmedmcqa", "frenchmedmcqa_fr/dev.json"),
     ):  # fmt: skip
         for r in Conversion(get_source(source), shared_dir / "data" / path):
             checked += 1
-            wrong += language_problem(f"{r['question']}\n{r['rationale']}", r["language"]) is not None
-    assert checked > 2000 and wrong == 0
+            text = f"{r['question']}\n{r['rationale']}"
+            wrong += language_problem(text, r["language"]) is not None
+            found = response_language(text)
+            other += found not in (r["language"], None)
+            told += found is not None
+    assert checked > 2000 and wrong == 0 and other <= 4 and told > 0.98 * checked
+
+
+# Languages that are none of the seven, in sentences and in the words that answers are marked with.
+OTHERS = """
+O paciente apresenta febre e tosse há três dias. | A resposta correta é a B, porque o paciente tem febre. | Resposta: A
+Il paziente ha febbre e tosse da tre giorni. | La risposta corretta è la B. | Risposta: A
+La metformina è il farmaco di prima scelta nel diabete di tipo 2 perché riduce la produzione epatica di glucosio.
+El pacient té febre i tos des de fa tres dies. | El tractament de primera línia és l'amoxicil·lina.
+O paciente ten febre e tose desde hai tres días. | A resposta correcta é a B.
+A metformina é o fármaco de elección na diabetes tipo 2 porque reduce a produción hepática de glicosa.
+Pacientul are febră și tuse de trei zile. | Răspunsul corect este B. | Răspuns: A
+Der Patient hat seit drei Tagen Fieber und Husten. | Die richtige Antwort ist B. | Antwort: A
+De patiënt heeft sinds drie dagen koorts en hoest. | Het juiste antwoord is B. | Prawidłowa odpowiedź to B.
+Пацієнт має гарячку та кашель. | Відповідь: A | У пацыента ліхаманка і кашаль. | Правільны адказ: Б
+Пациентът има треска и кашлица от три дни. | Верният отговор е Б. | Отговор: А | Лечението се провежда с антибиотици.
+Пацијент има температуру и кашаљ. | Тачан одговор је Б. | Одговор: А | Пациентот има треска. | Науқаста қызба бар.
+病人發燒三天，應先檢查胸部X光。 | 正確答案是B，因為病人有發燒。 | المريض يعاني من الحمى | रोगी को बुखार है
+Hastanın üç gündür ateşi ve öksürüğü var. | Bệnh nhân bị sốt và ho ba ngày nay. | Patienten har haft feber i tre dage.
+"""
+
+
+def test_the_report_and_the_gates_tell_languages_alike():
+    """None of the neighbours counts as one of the seven; what is counted as one passes its gate, and no other's."""
+    others = [text.strip() for line in OTHERS.strip().splitlines() for text in line.split(" | ")]
+    assert {text: code for text in others if (code := response_language(text))} == {}
+    for code, text in SAMPLES.items():
+        assert response_language(text) == code and response_language(text * 3) == code
+        assert [other for other in SAMPLES if language_problem(text, other, simplified=True) is None] == [code]
 
 
 def values(text: str) -> list[set[Decimal]]:
