@@ -14,6 +14,7 @@ from data_gen.method_command import Parser
 from mmed_jax.data import jsonl
 from mmed_jax.data.schema import KINDS, LANGUAGES, kind_of, load_files, wording_key
 from mmed_jax.errors import UserError, nearest, run_command
+from mmed_jax.inputs import open_file
 
 SUMMARY = "the hand-written samples, checked"
 FOLDER = Path(__file__).parent / "handcrafted"
@@ -117,8 +118,10 @@ def read(folder: Path) -> list[dict]:
 
 
 def _of_any_kind(file: Path) -> list[dict]:
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-        kind = "instruction" if b'"messages"' in stream.readline() else "mcq"
+    raw = open_file(file)
+    with gzip.open(raw) if file.suffix == ".gz" else raw as stream:
+        first = next(jsonl.read_objects(stream, str(file)), ("", {}))[1]
+    kind = "instruction" if "messages" in first else "mcq"
     return load_files([str(file)], kind)
 
 

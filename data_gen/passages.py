@@ -92,7 +92,8 @@ def _parts(passage: dict, max_chars: int) -> Iterator[dict]:
 
 
 def _objects(file: Path, field: str | None, common: dict) -> Iterator[dict]:
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+    raw = open_file(file)
+    with gzip.open(raw) if file.suffix == ".gz" else raw as stream:
         for where, value in jsonl.read_objects(stream, str(file)):
             if field is None and ("messages" in value or "question" in value):
                 yield validate_record({"language": common["language"], **value}, where)
@@ -157,7 +158,8 @@ def _sheet(file: Path) -> Iterator[tuple]:
 
 def _paragraphs(file: Path, common: dict, max_chars: int) -> Iterator[dict]:
     """Paragraphs (blank line between) joined while they fit; the number is the first one's."""
-    text = jsonl.decode(file.read_bytes(), str(file)).replace("\r\n", "\n").replace("\r", "\n")
+    with open_file(file) as stream:
+        text = jsonl.decode(stream.read(), str(file)).replace("\r\n", "\n").replace("\r", "\n")
     paragraphs = [p.strip() for p in re.split(r"\n[ \t]*\n", text) if p.strip()]
     start, joined = 1, ""
     for number, paragraph in enumerate([*paragraphs, ""], 1):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmed_jax.data.jsonl import loads
 from mmed_jax.errors import UserError, nearest
+from mmed_jax.inputs import open_file
 
 TABLE = Path(__file__).parent / "prices.json"
 _DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4}|latest)$")
@@ -45,7 +46,8 @@ def price_of(model: str, table: str | os.PathLike | None = None, given: str | No
         return Price(paid, paid, made, "as given", 1.0)
     path = Path(table) if table else TABLE
     try:
-        found = loads(path.read_bytes(), dict)
+        with open_file(path, f"--prices={path}") as f:
+            found = loads(f.read(), dict)
         date, factor = str(found["date"]), float(found.get("batch_factor", 1.0))
         models = {name: tuple(float(x) for x in three) for name, three in found["models"].items()}
         if any(len(three) != 3 or not all(0 <= x < 1e6 for x in three) for three in models.values()):

@@ -205,3 +205,41 @@ def test_a_tokenizer_folder_of_pipes_ends(tmp_path):
     assert [line.endswith("is a named pipe; a regular file is needed") for line in run.stdout.splitlines()] == [
         True
     ] * len(names), run.stdout
+
+
+def test_every_command_says_what_is_no_file(tmp_path):
+    """Pipes, devices and links to nowhere, in each place where a command takes a file of the user's."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "gone.jsonl").symlink_to("/nowhere/x.jsonl")
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "predictions.jsonl")
+    code = """if True:
+        import sys
+        from data_gen.handcraft import _of_any_kind
+        from data_gen.prices import price_of
+        from mmed_jax.data.cache import content_hash
+        from mmed_jax.data.schema import load_files
+        from mmed_jax.errors import UserError
+        from mmed_jax.evaluation.rated import load_runs
+        from mmed_jax.evaluation.ratings import read_ratings
+        from mmed_jax.inference.prompts import read_prompts
+        from pathlib import Path
+        folder = Path(sys.argv[1])
+        readers = (read_prompts, lambda p: load_files([p], "mcq"), read_ratings, _of_any_kind,
+                   lambda p: price_of("m", p, None), content_hash)
+        asked = [(r, folder / n) for r in readers for n in ("pipe.jsonl", "zero.jsonl", "gone.jsonl")]
+        asked += [(lambda p: load_runs({"a": p}), folder / "run"), (read_prompts, folder / "pipe.txt")]
+        for read, path in asked:
+            try:
+                found = read(str(path) if read is read_prompts else path)
+                list(found)
+                print("nothing said", path)
+            except UserError as e:
+                print(e)
+    """
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120,
+                         check=False)  # fmt: skip
+    lines = run.stdout.splitlines()
+    assert len(lines) == 20 and all(": is a" in line for line in lines), run.stdout + run.stderr

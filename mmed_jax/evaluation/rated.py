@@ -8,6 +8,7 @@ from pathlib import Path
 from mmed_jax.data import jsonl
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.errors import UserError, nearest
+from mmed_jax.inputs import check_file, open_file
 
 Key = tuple[str, str, str]  # run, benchmark, id
 
@@ -57,10 +58,11 @@ def load_runs(paths: Mapping[str, str]) -> dict[str, list[dict]]:
     for name, path in paths.items():
         file = Path(path).expanduser()
         file = file / "predictions.jsonl" if file.is_dir() else file
+        check_file(file)
         if not file.is_file():
             raise UserError(f"--runs={name}={path}: no predictions.jsonl there")
         rows, seen = [], set()
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             for where, row in jsonl.read_objects(stream, str(file)):
                 for field in ("benchmark", "id", "language", "options", "answer"):
                     if field not in row:

@@ -282,6 +282,7 @@ def read_ratings(path: str | os.PathLike) -> Ratings:
     path = Path(path).expanduser()
     if path.suffix != ".jsonl":
         return read_sheet(path)
+    check_file(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     scores: dict[Key, dict[str, float]] = {}

@@ -10,7 +10,7 @@ from typing import Any
 from mmed_jax.data import jsonl
 from mmed_jax.errors import UserError
 from mmed_jax.evaluation.rationale import AVERAGE
-from mmed_jax.inputs import open_file
+from mmed_jax.inputs import check_file, open_file
 
 SCHEMA = 2
 SCORES = "rationale_scores.jsonl"  # beside them: the metrics of each rationale
@@ -75,6 +75,8 @@ def _read(name: str, folder: Path) -> Run:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     file, journal = folder / "results.json", folder / "predictions.jsonl"
+    for path in (file, journal, folder / SCORES):
+        check_file(path)
     if not file.is_file():
         hint = "; the evaluation is not finished, its command goes on with it" if journal.is_file() else ""
         raise UserError(f"{folder}: holds no results.json, which `python -m mmed_jax.evaluate` writes{hint}")
@@ -140,7 +142,7 @@ def read_scores(run: Run) -> dict[tuple[str, str], dict[str, float]] | None:
     if not file.is_file():
         return None
     out: dict[tuple[str, str], dict[str, float]] = {}
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         for where, line in jsonl.read_objects(stream, str(file)):
             for field in ("benchmark", "id", "scores"):
                 if field not in line:

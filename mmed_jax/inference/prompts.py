@@ -13,6 +13,7 @@ from mmed_jax.data.prompts import mcq_prompt_ids
 from mmed_jax.data.schema import validate_record
 from mmed_jax.data.tokenizer import encode_text
 from mmed_jax.errors import UserError
+from mmed_jax.inputs import check_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ def read_prompts(path: str) -> Iterator[tuple[str, str, dict]]:
 def _read(path: str) -> Iterator[tuple[str, str, dict]]:
     file = Path(path).expanduser()
     locate(file)
+    if not file.is_dir():
+        check_file(file)
     if file.is_file() and file.name.endswith(".txt"):
         # Not splitlines(), which also ends a line at separators that may stand inside a text (U+2028, form feed).
         for number, line in enumerate(jsonl.decode(file.read_bytes(), path).split("\n"), 1):
