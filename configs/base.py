@@ -137,7 +137,7 @@ def base() -> ConfigDict:
     c.tensorboard = True
     # W&B project; "" = off. The key comes from the environment.
     c.wandb = ""
-    # XLA's persistent cache; "" = off. Several hosts: a shared folder.
+    # XLA's persistent cache; "" = off. Several hosts: a shared folder; several processes on CPUs do without.
     c.compile_cache = "~/.cache/mmed_jax/compile"
 
     # Several hosts. On TPU pods and under Slurm everything is found by itself.

@@ -19,6 +19,7 @@ from mmed_jax.data.files import SPLIT_NAMES
 from mmed_jax.data.schema import kind_of, read_records
 from mmed_jax.data.sources import SOURCES, Conversion, get_source
 from mmed_jax.errors import UserError, nearest
+from mmed_jax.paths import expand_home
 
 HERE = Path(__file__).parent
 
@@ -154,7 +155,7 @@ def _place(entry, data_dir: str) -> Path | str:
         return HERE / entry.path[1:]
     if entry.path.startswith("hub"):
         return entry.path
-    root = Path(data_dir).expanduser()
+    root = expand_home(data_dir)
     if not root.is_dir():
         raise UserError(f"--data_dir={data_dir}: no such folder")
     found = sorted(root.glob(entry.path)) if entry.path else _by_name(root, entry.adapter)
@@ -226,7 +227,7 @@ def _list(inputs: Inputs, name: str, row: dict, reason: Reject) -> None:
 
 def _nameless(text: str, data_dir: str) -> str:
     """A message without the folders of this machine: what is published says what is missing, not where it was."""
-    for folder in (str(Path(data_dir).expanduser()), data_dir, str(HERE)):
+    for folder in (str(expand_home(data_dir)), data_dir, str(HERE)):
         if folder not in (".", ""):
             text = text.replace(f"{folder}/", "").replace(folder, "data_dir")
     return text
@@ -255,7 +256,7 @@ def read_benchmarks(folder: str, benchmarks: Benchmarks) -> dict[str, int]:
     and published files or folders whose name begins with that of an adapter (see `python -m data_gen convert --list`).
     Raises UserError when one of them can't be read: a test set that is not looked at would be no check.
     """
-    root = Path(folder).expanduser()
+    root = expand_home(folder)
     if not root.is_dir():
         raise UserError(f"--benchmarks={folder}: no such folder")
     found: dict[str, int] = {}

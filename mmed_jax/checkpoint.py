@@ -27,6 +27,7 @@ from mmed_jax.checkpoint_read import available_steps, quiet_orbax, read_item, re
 from mmed_jax.checkpoint_tree import compare, describe, from_dict, package_versions, to_dict
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.manifest import MANIFEST, shorten, verify_manifest, write_manifest
+from mmed_jax.paths import expand_home
 from mmed_jax.preemption import PreemptionGuard
 from mmed_jax.run_dir import (
     CHECKPOINTS,
@@ -77,7 +78,7 @@ class Checkpointer:
         async_: bool = True,
         sync_every: int = 10,
     ):
-        self.run_dir = Path(run_dir).expanduser().resolve()
+        self.run_dir = expand_home(run_dir).resolve()
         self.every_steps, self.every_seconds = every_steps, every_minutes * 60
         self.best_metric, self._sync_every = best_metric, sync_every
         self._folder = self.run_dir / CHECKPOINTS

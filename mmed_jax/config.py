@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmed_jax.errors import UserError, nearest
+from mmed_jax.paths import expand_home
 from mmed_jax.recipe import CONFIG_DIR as CONFIG_DIR
 from mmed_jax.recipe import DATA_RECIPES as DATA_RECIPES
 from mmed_jax.recipe import MAPPINGS, REPO, flatten, load_config, nearest_key
@@ -25,7 +26,7 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 
 def resolve_path(path: str) -> Path:
     """A path of a config: as given (home expanded) when it exists, else relative to the checkout, else as given."""
-    p = Path(path).expanduser()
+    p = expand_home(path)
     if not p.exists() and not p.is_absolute() and (REPO / p).exists():
         return REPO / p
     return p

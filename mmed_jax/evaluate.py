@@ -20,7 +20,6 @@ again; results of other settings, modes or weights are never mixed into it. docs
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmed_jax import console
@@ -39,6 +38,7 @@ from mmed_jax.inference.journal import Journal
 from mmed_jax.inference.load import say
 from mmed_jax.manifest import write_json
 from mmed_jax.outputs import write_text
+from mmed_jax.paths import expand_home
 from mmed_jax.progress import Progress
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         "max_new_tokens": new_tokens, **model.settings, "rules_version": RULES_VERSION,
         "prompts_sha256": prompts_hash(items),
     }  # fmt: skip
-    output = Path(args.output).expanduser()
+    output = expand_home(args.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={args.output}: is a file; name a folder")
 

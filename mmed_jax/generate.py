@@ -12,7 +12,6 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mmed_jax import console
@@ -24,6 +23,7 @@ from mmed_jax.errors import UserError, printable, run_command
 from mmed_jax.inference.journal import Journal
 from mmed_jax.inference.load import add_arguments, identity, load_engine, say, trained_prompts
 from mmed_jax.inference.prompts import Format, prompt_ids, read_prompts
+from mmed_jax.paths import expand_home
 from mmed_jax.progress import Progress
 
 
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         )  # fmt: skip
         return
 
-    output = Path(args.output).expanduser()
+    output = expand_home(args.output)
     model = identity(source)
 
     def open_journal(dtype: str | None) -> Journal:
@@ -187,7 +187,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("--system: has no place in --raw text; write it into the prompt")
     if args.output and not args.output.endswith(".jsonl"):
         raise UserError(f"--output={args.output}: must end in .jsonl")
-    if args.output and Path(args.output).expanduser().is_dir():
+    if args.output and expand_home(args.output).is_dir():
         raise UserError(f"--output={args.output}: is a folder; name a file")
     if args.limit < 0:
         raise UserError(f"--limit={args.limit}: must be 0 (all) or more")

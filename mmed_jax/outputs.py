@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mmed_jax.errors import UserError
+from mmed_jax.paths import expand_home
 
 
 def check_file(path: str | os.PathLike, flag: str) -> Path:
@@ -23,7 +24,7 @@ def check_file(path: str | os.PathLike, flag: str) -> Path:
     Raises:
       UserError: no such folder, a folder or a device of that name, or no file can be made there.
     """
-    file = Path(path).expanduser()
+    file = expand_home(path)
     try:
         file = file.resolve()
         parent = file.parent
@@ -45,7 +46,7 @@ def check_folder(path: str | os.PathLike, flag: str) -> Path:
     Raises:
       UserError: a file of that name, or no file can be made there.
     """
-    folder = Path(path).expanduser()
+    folder = expand_home(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{flag}={path}: is a file; name a folder")
     try:
@@ -64,7 +65,7 @@ def _probe(folder: Path) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a file whole or not at all: a reader sees the old one or the new one. Raises OSError."""
-    file = Path(path).expanduser().resolve()
+    file = expand_home(path).resolve()
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")

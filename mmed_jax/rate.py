@@ -25,6 +25,7 @@ from mmed_jax.evaluation.ratings import CRITERIA, dump_ratings, read_ratings, wr
 from mmed_jax.evaluation.rationale import DEFAULT, METRICS, score_rationales
 from mmed_jax.manifest import write_json
 from mmed_jax.outputs import check_folder, csv_text, write_text
+from mmed_jax.paths import expand_home
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -97,7 +98,7 @@ def _correlate(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.resamples < 100:
         raise UserError(f"--resamples={args.resamples}: must be 100 or more")
-    output = Path(args.output).expanduser()
+    output = expand_home(args.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={args.output}: is a file; name a folder")
     ratings: dict[str, dict[Key, float]] = {}

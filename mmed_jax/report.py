@@ -11,6 +11,7 @@ prints the most expensive operations of the steps that `train --profile=START:ST
 import base64
 import html
 import json
+import logging
 import math
 import os
 import statistics
@@ -92,6 +93,8 @@ def write_plots(folder: Path, records: Records) -> dict[str, Path]:
 
 
 def _plot(path: Path, title: str, unit: str, series: list, resumes: list[int]) -> None:
+    # Without a home it keeps its fonts in a temporary folder, which is no news.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # The object interface, not pyplot: no global state, no display, safe in any thread.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -15,6 +15,7 @@ from typing import Any
 
 from mmed_jax.errors import UserError
 from mmed_jax.manifest import write_json
+from mmed_jax.paths import expand_home
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -92,7 +93,7 @@ def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any], *, writ
     text = os.fspath(run_dir)
     if "://" in text:
         raise UserError(f"run_dir={text}: must be a folder of a (shared) file system; mount the bucket and name that")
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if path.exists() and not path.is_dir():
         raise UserError(f"run_dir={text}: is a file, not a folder")
     try:

@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 from mmed_jax.config import ASSETS, batch_rows, resolve_path
 from mmed_jax.data.chat import chat_format
 from mmed_jax.data.plain_text import text_end
-from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, stop_ids
+from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, stop_ids, warn
 from mmed_jax.errors import UserError, WorkError, nearest, one_line
 from mmed_jax.model.config import PRESETS, LlamaConfig, check, num_params
+from mmed_jax.paths import expand_home
 from mmed_jax.planning.flags import refused
-from mmed_jax.run_dir import guard_run_dir
+from mmed_jax.run_dir import check_writable, guard_run_dir
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -260,17 +261,38 @@ def check_data_state(meta: dict[str, Any], now: dict[str, Any], run_dir: Path) -
         )
 
 
-def enable_compile_cache(folder: str) -> None:
-    """Turns on XLA's persistent cache; before the first compilation."""
+# The value of configs/base.py: nobody asked for it, so it stops nobody.
+COMPILE_CACHE = "~/.cache/mmed_jax/compile"
+
+
+def enable_compile_cache(folder: str, processes: int = 1) -> None:
+    """Turns on XLA's persistent cache; before the first compilation. Several processes on CPUs do without.
+
+    Raises:
+      UserError: a folder other than the default cannot be used; without the default, which is a convenience, a warning
+        is said and all is compiled anew.
+    """
     if not folder:
         return
     import jax
 
-    path = Path(folder).expanduser()
+    if processes > 1 and jax.default_backend() == "cpu":
+        # Only process 0 would write entries, which the others, whose programs are not its own, cannot use: it would
+        # find its program at the next start and wait for them in the first collective, which fails after 30 s.
+        if jax.process_index() == 0:
+            warn(f"compile cache {folder}: not used by several processes on CPUs")
+        return
     try:
+        path = expand_home(folder)
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"config.compile_cache={folder}: cannot be written ({e.strerror}); set another or ''") from e
+        if folder == COMPILE_CACHE:
+            check_writable(path)
+    except (UserError, OSError) as e:
+        why = str(e) if isinstance(e, UserError) else f"{folder}: cannot be written ({e.strerror or e})"
+        if folder == COMPILE_CACHE:
+            warn(f"compile cache {why}; it is not used")
+            return
+        raise UserError(f"config.compile_cache={why}; set another or ''") from e
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax import distributed
     from mmed_jax.data.prepare import prepare, print_report
 
-    process, _ = distributed.initialize(config)
+    process, processes = distributed.initialize(config)
     main_process = process == 0
     say = print if main_process else _silent
     prepared = distributed.first_process_first(
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
     from mmed_jax.validation import by_language, validation_losses
 
-    start.enable_compile_cache(config.compile_cache)
+    start.enable_compile_cache(config.compile_cache, processes)
     devices = start.choose_devices(config)
     start.check_platform(config, devices[0].platform)
     if devices[0].platform == "cpu":

@@ -20,6 +20,7 @@ from mmed_jax.data.split import by_question, without_overlap
 from mmed_jax.data.table import Table, write_rows
 from mmed_jax.data.tokenizer import tokenizer_hash, warn
 from mmed_jax.errors import UserError
+from mmed_jax.paths import expand_home
 
 __all__ = ["Prepared", "prepare", "print_report"]
 
@@ -88,7 +89,7 @@ def prepare(
             tables.pop("validation")
         return {"seq_len": data.seq_len, "inputs": inputs, "records": records, "tables": tables}
 
-    cache_dir = Path(data.cache_dir).expanduser()
+    cache_dir = expand_home(data.cache_dir)
     folder, cached = cache.obtain(cache_dir, key, build, is_writer=is_writer, timeout_s=timeout_s, say=say)
     info = cache.read_info(folder)
     tables = {split: Table(folder, split) for split in info["tables"]}

@@ -36,6 +36,7 @@ from mmed_jax.data.template_probe import render
 from mmed_jax.errors import UserError
 from mmed_jax.errors import warn as warn
 from mmed_jax.inputs import check_file, open_file, what_is
+from mmed_jax.paths import expand_home
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -76,7 +77,7 @@ _OUR_FOLDERS = ("runs", "models", "exports", "records", "results")
 
 def local_path(path: str | os.PathLike, what: str) -> Path:
     """`path` as an existing file or folder; UserError otherwise, with the download command when it is a hub name."""
-    found = Path(path).expanduser()
+    found = expand_home(path)
     if found.exists():
         return found
     owner, _, name = str(path).partition("/")

@@ -18,6 +18,7 @@ from mmed_jax.evaluation import published
 from mmed_jax.evaluation.items import Item
 from mmed_jax.evaluation.places import HUB, Benchmark, file_hash, locate_entry, same_split, source_of, splits_in
 from mmed_jax.evaluation.registry import ENTRIES, GROUPS, Entry, expand, lookup
+from mmed_jax.paths import expand_home
 
 __all__ = ["Benchmark", "Item", "Loaded", "find", "from_files", "kind_in", "load"]
 
@@ -64,7 +65,7 @@ def find(names: Iterable[str], data_dir: str, split: str = "") -> list[Benchmark
     wanted = [(name, lookup(name)) for name in expand(names)]
     if data_dir == HUB:
         return _checked([_on_hub(name, known) for name, known in wanted], "--benchmark", split)
-    folder = Path(data_dir).expanduser()
+    folder = expand_home(data_dir)
     if not folder.is_dir():
         raise UserError(f"--data_dir={data_dir}: no such folder")
     told = {n.lower() for n in names}

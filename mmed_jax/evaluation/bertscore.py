@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.errors import UserError
+from mmed_jax.paths import expand_home
 
 LAYER = 9  # of bert-base-multilingual-cased, bert_score's choice
 _BATCH = 32
@@ -19,7 +20,7 @@ class BertScore:
     """Scores pairs of texts. Raises UserError when torch is not installed or the folder holds no such model."""
 
     def __init__(self, path: str | Path, layer: int = LAYER):
-        path = Path(path).expanduser()
+        path = expand_home(path)
         if not (path / "config.json").is_file():
             raise UserError(f"BERTScore: {path}: no model there (a folder with config.json and model.safetensors)")
         try:

@@ -8,6 +8,7 @@ from mmed_jax.errors import UserError, one_line
 from mmed_jax.evaluation import published
 from mmed_jax.evaluation.places import locate_entry
 from mmed_jax.evaluation.registry import ENTRIES, GROUPS, Entry
+from mmed_jax.paths import expand_home
 
 
 def registered() -> str:
@@ -36,7 +37,7 @@ def _size(entry: Entry) -> str:
 
 def in_folder(data_dir: str) -> str:
     """What of it lies in a folder, split by split with its size, and the other record files there. Raises UserError."""
-    folder = Path(data_dir).expanduser()
+    folder = expand_home(data_dir)
     if not folder.is_dir():
         raise UserError(f"--data_dir={data_dir}: no such folder")
     lines, used = [], set()

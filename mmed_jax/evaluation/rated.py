@@ -9,6 +9,7 @@ from mmed_jax.data import jsonl
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.errors import UserError, nearest
 from mmed_jax.inputs import check_file, open_file
+from mmed_jax.paths import expand_home
 
 Key = tuple[str, str, str]  # run, benchmark, id
 
@@ -56,7 +57,7 @@ def load_runs(paths: Mapping[str, str]) -> dict[str, list[dict]]:
     """
     runs = {}
     for name, path in paths.items():
-        file = Path(path).expanduser()
+        file = expand_home(path)
         file = file / "predictions.jsonl" if file.is_dir() else file
         check_file(file)
         if not file.is_file():

@@ -19,6 +19,7 @@ from mmed_jax.errors import UserError, nearest
 from mmed_jax.evaluation.rated import Explanation, Key, draw
 from mmed_jax.inputs import check_file, open_file
 from mmed_jax.manifest import write_json
+from mmed_jax.paths import expand_home
 
 CRITERIA = {
     "correctness": "Are its medical statements true?",
@@ -279,7 +280,7 @@ def dump_ratings(scores: Mapping[Key, Mapping[str, float]], **more: object) -> l
 
 def read_ratings(path: str | os.PathLike) -> Ratings:
     """A sheet, or the .jsonl file of a judge. Raises UserError."""
-    path = Path(path).expanduser()
+    path = expand_home(path)
     if path.suffix != ".jsonl":
         return read_sheet(path)
     check_file(path)

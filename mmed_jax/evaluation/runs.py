@@ -11,6 +11,7 @@ from mmed_jax.data import jsonl
 from mmed_jax.errors import UserError
 from mmed_jax.evaluation.rationale import AVERAGE
 from mmed_jax.inputs import check_file, open_file
+from mmed_jax.paths import expand_home
 
 SCHEMA = 2
 SCORES = "rationale_scores.jsonl"  # beside them: the metrics of each rationale
@@ -52,7 +53,7 @@ def read_runs(told: Sequence[str]) -> list[Run]:
         name, sign, path = text.partition("=")
         # A folder may have a "=" in its name; a name has no slash.
         pairs.append(("", text) if not sign or Path(text).is_dir() or "/" in name else (name.strip(), path))
-    paths = [Path(p).expanduser().resolve() for _, p in pairs]
+    paths = [expand_home(p).resolve() for _, p in pairs]
     for k, path in enumerate(paths):
         if path in paths[:k]:
             raise UserError(f"{pairs[k][1]}: is named twice")
@@ -60,7 +61,7 @@ def read_runs(told: Sequence[str]) -> list[Run]:
     for k, name in enumerate(names):
         if name in names[:k]:
             raise UserError(f"{pairs[k][1]}: two runs are called '{name}'; name them as NAME=PATH")
-    return [_read(name, Path(path).expanduser()) for name, (_, path) in zip(names, pairs)]
+    return [_read(name, expand_home(path)) for name, (_, path) in zip(names, pairs)]
 
 
 def _tail(path: Path, others: Sequence[Path]) -> str:

@@ -28,6 +28,7 @@ from mmed_jax.hf.read import INDEX, SINGLE
 from mmed_jax.hf.safetensors import CODES, write_header, write_tensor
 from mmed_jax.hf.verify import prompt_logits, verify_export
 from mmed_jax.model.config import LlamaConfig, to_hf
+from mmed_jax.paths import expand_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -132,7 +133,7 @@ def write_assets(
 
 def output_folder(path: str | os.PathLike) -> Path:
     """`path` with links and ~ resolved, so that the temporary folder lies on the same disk."""
-    return Path(path).expanduser().resolve()
+    return expand_home(path).resolve()
 
 
 def check_output(path: Path, overwrite: bool = False, needed: int = 0) -> None:

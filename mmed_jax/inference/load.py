@@ -89,12 +89,9 @@ def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Seque
     from mmed_jax.model.config import num_params
     from mmed_jax.model.llama import logical_axes
     from mmed_jax.sharding import make_mesh, param_shardings
-    from mmed_jax.start import enable_compile_cache
+    from mmed_jax.start import COMPILE_CACHE, enable_compile_cache
 
-    try:
-        enable_compile_cache("~/.cache/mmed_jax/compile")
-    except UserError:
-        pass  # no home that can be written: everything is compiled anew
+    enable_compile_cache(COMPILE_CACHE)
     try:
         devices = jax.devices()
     except RuntimeError as e:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from mmed_jax.data import jsonl
@@ -14,6 +13,7 @@ from mmed_jax.data.schema import validate_record
 from mmed_jax.data.tokenizer import encode_text
 from mmed_jax.errors import UserError
 from mmed_jax.inputs import check_file
+from mmed_jax.paths import expand_home
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read_prompts(path: str) -> Iterator[tuple[str, str, dict]]:
 
 
 def _read(path: str) -> Iterator[tuple[str, str, dict]]:
-    file = Path(path).expanduser()
+    file = expand_home(path)
     locate(file)
     if not file.is_dir():
         check_file(file)

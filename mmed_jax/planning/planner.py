@@ -21,6 +21,7 @@ from mmed_jax.config import batch_rows
 from mmed_jax.errors import UserError, WorkError, one_line
 from mmed_jax.flops import train_flops_per_token
 from mmed_jax.model.config import LlamaConfig, num_params
+from mmed_jax.paths import expand_home
 from mmed_jax.planning import arithmetic, flags, kept
 from mmed_jax.planning.links import ICI_EFFICIENCY
 from mmed_jax.planning.memory import memory_terms, total
@@ -143,7 +144,10 @@ def plan(
     result.capacity_bytes = topology.hbm_bytes
     path = None
     if topology.kind == "tpu" and cache_dir:
-        path = Path(cache_dir).expanduser() / f"{kept.cache_key(config, cfg, topology)}.json"
+        try:
+            path = expand_home(cache_dir) / f"{kept.cache_key(config, cfg, topology)}.json"
+        except UserError as e:
+            say(f"not kept   {e}")
     if topology.kind != "tpu":
         _by_arithmetic(result, config, cfg, topology)
     elif path and (found := kept.read(path, result)):
