@@ -1,7 +1,6 @@
 """Start of jax.distributed: TPU pods and Slurm by themselves, other places by config."""
 
 import contextlib
-import importlib.util
 import os
 import socket
 import sys
@@ -12,11 +11,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mmed_jax import errors
+from mmed_jax import errors, peers
 from mmed_jax.errors import UserError, WorkError, one_line
+from mmed_jax.peers import several_processes
 
 # How long processes that fail together may lie apart.
 _LEAVE_SECONDS = 10
+# After so long without a sign of a process jax counts it as gone and ends the others.
+HEARTBEAT_SECONDS = 100
 
 
 def initialize(config: ConfigDict) -> tuple[int, int]:
@@ -43,7 +45,7 @@ def initialize(config: ConfigDict) -> tuple[int, int]:
         arguments = {
             "coordinator_address": d.coordinator, "num_processes": d.num_processes, "process_id": d.process_id
         }  # fmt: skip
-    elif not _several_processes():
+    elif not several_processes(config):
         _expect(d.expect_processes, 1)
         return 0, 1
     if "cpu" in os.environ.get("JAX_PLATFORMS", ""):
@@ -54,12 +56,19 @@ def initialize(config: ConfigDict) -> tuple[int, int]:
     )
     try:
         # jax aborts the process when its own time is up, with a stack of C++ calls for a message.
-        with _deadline(d.timeout_seconds, late):
-            jax.distributed.initialize(initialization_timeout=d.timeout_seconds + 60, **arguments)
+        with _deadline(d.timeout_seconds, late), peers.own_end():
+            jax.distributed.initialize(
+                initialization_timeout=d.timeout_seconds + 60, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **arguments
+            )
     except (RuntimeError, ValueError) as e:
         raise WorkError(f"{late} ({e})") from e
     errors.before_failing = _leave_together
     _expect(d.expect_processes, jax.process_count())
+    if jax.process_count() > 1:
+        from jax._src import distributed
+
+        state = distributed.global_state
+        peers.follow(state.client, jax.process_index(), jax.process_count(), state.coordinator_address)
     return jax.process_index(), jax.process_count()
 
 
@@ -131,17 +140,3 @@ def _expect(wanted: int, found: int) -> None:
         raise UserError(
             f"config.distributed.expect_processes={wanted} but {found} take part: start the same command on every host"
         )
-
-
-def _several_processes() -> bool:
-    env = os.environ
-    slurm = int(env.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_STEP_ID" in env
-    open_mpi = int(env.get("OMPI_COMM_WORLD_SIZE", "1") or 1) > 1
-    return slurm or open_mpi or _on_tpu_vm()
-
-
-def _on_tpu_vm() -> bool:
-    """TPU chips are attached and will be used; jax then finds the other workers of the pod, possibly none."""
-    chips = os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")
-    wanted = os.environ.get("JAX_PLATFORMS", "") in ("", "tpu")
-    return chips and wanted and importlib.util.find_spec("libtpu") is not None

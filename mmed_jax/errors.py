@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 
@@ -92,15 +93,23 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(128 + number)
 
 
+# Held while a failure is said: of two threads that see the same one, a single one says it.
+last_word = threading.Lock()
+failed_with: int | None = None  # the exit code, once the failure was said
+
+
 def before_failing(code: int) -> None:
     """Called with the exit code after a failure was reported; replaced where several processes work together."""
 
 
 def _report(error: Exception, code: int) -> None:
+    global failed_with
     if os.environ.get("MMED_JAX_TRACEBACK"):
         sys.stderr.write(printable("".join(traceback.format_exception(error))))
     text = printable(_without_passwords(one_line(error)))
     cut = text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + " ..."
-    print(f"error: {cut}", file=sys.stderr, flush=True)
+    with last_word:
+        print(f"error: {cut}", file=sys.stderr, flush=True)
+        failed_with = code
     before_failing(code)
     sys.exit(code)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from mmed_jax import peers
 from mmed_jax.config import ASSETS, batch_rows, resolve_path
 from mmed_jax.data.chat import chat_format
 from mmed_jax.data.plain_text import text_end
@@ -333,19 +334,35 @@ def device_failures(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> Itera
         yield
     except jax.errors.JaxRuntimeError as e:
         if jax.process_count() > 1 and any(word in str(e) for word in _LOST):
-            raise WorkError(
-                f"process {jax.process_index()}: another process of the run is gone ({one_line(e)[:200]}); its own "
-                "message says why. Start all of them again to continue from the newest checkpoint"
-            ) from e
+            raise _lost_process(one_line(e)) from e
         if complaint := refused(str(e), config.xla_flags):
             raise UserError(complaint) from e
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         raise _out_of_memory(config, cfg, mesh, str(e).splitlines()[0][:200]) from e
-    except WorkError as e:  # of a checkpoint that was read; a full disk may be called RESOURCE_EXHAUSTED too
+    except WorkError as e:  # of a checkpoint; a full disk may be called RESOURCE_EXHAUSTED too
+        if jax.process_count() > 1 and any(word in str(e) for word in _LOST[:-3]):
+            raise _lost_process(one_line(e)) from e
         if not re.search("RESOURCE_EXHAUSTED.*(out of memory|allocat)", one_line(e), re.IGNORECASE):
             raise
         raise _out_of_memory(config, cfg, mesh, str(e)[:400]) from e
+
+
+# A process that is there can be late as well: it still compiles, or its host has no time for it.
+_LATE = re.compile("timed out|timeout|DEADLINE_EXCEEDED", re.IGNORECASE)
+
+
+def _lost_process(message: str) -> WorkError:
+    """Names the process that is gone; of one that did not answer in time nothing else is claimed."""
+    found = peers.peers
+    if found is None:
+        return WorkError(f"another process of the run is gone ({message[:200]}); its own message says why")
+    who = found.silent(wait=2 * found.interval * peers.SILENT_INTERVALS)
+    if not who and _LATE.search(message):
+        who = "another process of the run did not answer in time, though all are there"
+    who = who or "another process of the run has left it; its own message says why"
+    again = "start all of them again to continue from the newest checkpoint"
+    return WorkError(f"process {found.index}: {who} ({message[:200]}); {again}")
 
 
 def _out_of_memory(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh", message: str) -> WorkError:

@@ -16,7 +16,7 @@ import numpy as np
 # XLA's C++ log lines are no news for a user; errors still come.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from mmed_jax import console, start
+from mmed_jax import console, peers, start
 from mmed_jax.config import batch_rows, parse_args
 from mmed_jax.errors import UserError, run_command
 from mmed_jax.host_memory import keep_freed_memory
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     config, flags = parse_args(argv, description=__doc__, extra=FLAGS)
     profiled = parse_steps(flags.profile)
     console.outlive()
+    peers.hush(config)
 
     # ---- What is asked for: small files only, no device -----------------------------------------------------------
     source = start.open_init(config)
