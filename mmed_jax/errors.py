@@ -69,6 +69,7 @@ def run_command(main: Callable[[], None]) -> None:
 
     SIGTERM and a closed terminal end `main` as Ctrl-C does, with what is half made removed (train saves instead).
     """
+    global failed_with
     console.install()
     try:
         with console.ended_by_signals():
@@ -84,11 +85,13 @@ def run_command(main: Callable[[], None]) -> None:
         _report(e, 1)
     except Exception:
         sys.stderr.write(printable(traceback.format_exc()))
+        failed_with = 1
         before_failing(1)
         sys.exit(1)
     except KeyboardInterrupt as e:
         number, what = (e.number, str(e)) if isinstance(e, console.Stopped) else (signal.SIGINT, "Ctrl-C")
         print(f"stopped by {what}; run the same command again to continue", file=sys.stderr)
+        failed_with = 128 + number
         before_failing(128 + number)
         sys.exit(128 + number)
 
