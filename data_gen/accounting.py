@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from data_gen.ledger import Ledger, Totals
 from mmed_jax.errors import WorkError
+from mmed_jax.evaluation.endings import kind_of_ending
 
 _ORPHANS = """
 SELECT count(*), min(row_id) FROM jobs LEFT JOIN requests USING (key) WHERE {where} AND CASE jobs.state
@@ -31,6 +32,19 @@ def check_run(ledger: Ledger, run: str, method: str) -> None:
     count, first = ledger.query(_ORPHANS.format(where="run = ? AND method = ?"), run, method)[0]
     if count:
         raise WorkError(f"{ledger.path}: {count} rows of {method} rest on no answer ({first}); the ledger is damaged")
+
+
+def strange_endings(ledger: Ledger, run: str, method: str) -> str:
+    """In words, which answers of a run ended for a reason that nobody knows, and how many; "" when none did."""
+    sql = (
+        "SELECT finish, count(*) FROM jobs JOIN requests USING (key) WHERE run = ? AND method = ? "
+        "AND finish IS NOT NULL AND requests.state = 'done' GROUP BY finish ORDER BY 2 DESC"
+    )
+    found = {said: n for said, n in ledger.query(sql, run, method) if kind_of_ending(said) == "unknown"}
+    if not found:
+        return ""
+    shown = ", ".join(f"'{said}' {n:,}" for said, n in list(found.items())[:5])
+    return f"{sum(found.values()):,} answers ended for a reason that is not known ({shown}); they may not be whole"
 
 
 def books(ledger: Ledger) -> Books:

@@ -4,10 +4,11 @@
     void: given up before anything was sent, or refused as a whole; its requests are pending again
 
 Between two steps lies either nothing that costs, or something that can be found again: a batch that was created just
-before a kill is recognised by its input file. Results are joined by custom_id, which is the request's key.
+before a kill is recognised by its input file. Results are joined by custom_id, which is the request's key
+(data_gen/batch_results.py). A batch is done when each of its requests is accounted for: what was worked on and cannot
+be read is looked for again, and nothing is sent a second time meanwhile.
 """
 
-import json
 import os
 import sqlite3
 import time
@@ -19,10 +20,13 @@ from typing import Any, BinaryIO
 
 from data_gen import batch_rows
 from data_gen import client as api
+from data_gen.batch_results import Results, count_of, id_of, read_line, state_of
 from data_gen.batch_rows import UNSENT, Batch
-from data_gen.ledger import Answer, Ledger
+from data_gen.failures import Told
+from data_gen.ledger import Ledger
+from data_gen.limits import backoff
 from data_gen.prices import Price
-from data_gen.sender import ATTEMPTS
+from data_gen.sender import say
 from data_gen.tokens import counter_for, most_cost, prompt_tokens
 from data_gen.types import Request
 from mmed_jax.data import jsonl
@@ -32,7 +36,8 @@ from mmed_jax.errors import WorkError
 MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000
 _PATH = "/v1/chat/completions"
 _ENDED = ("completed", "expired", "cancelled", "failed")
-_LINES = 500  # results a transaction
+_LINES = 500  # claims and results a transaction
+_LOOKS = 8  # at the results of a batch that has ended, before it is left for the next run
 
 
 class _File:
@@ -87,7 +92,9 @@ class Batches:
         self.folder = batch_rows.folder_of(ledger)
         self.most_tokens = settings.enqueued_tokens or 10**12
         self.capped = self.elsewhere = False
-        self._stop: api.Stop | None = None
+        self.told, self._stop = Told(say), None
+        self.failed = 0  # lines of batches so far that are to be asked again
+        self._looks: dict[int, tuple[int, float, str]] = {}  # batch -> looks without results, the next, what was seen
 
     def __enter__(self) -> "Batches":
         self._held = batch_rows.held(self.ledger)
@@ -118,7 +125,7 @@ class Batches:
         file: _File | None = None
         claimed = 0
         for request in requests:
-            line = {"custom_id": request.key, "method": "POST", "url": _PATH, "body": api.body_of(request)}
+            line = {"custom_id": request.key, "method": "POST", "url": _PATH, "body": api.body_of(request, self.told)}
             data, tokens = jsonl.dump_line(line).encode() + b"\n", prompt_tokens(request, count)
             if file is not None and not file.holds(len(data), tokens, self.most_tokens):
                 claimed, file = claimed + self._close_file(file), None
@@ -175,7 +182,7 @@ class Batches:
 
     def _steps(self) -> Iterator[str]:
         yield from [self._look(batch) for batch in self.all("created")]
-        queued = sum(b.tokens for b in self.all("created"))
+        queued = sum(b.tokens for b in self.all("created") if b.id not in self._looks)  # those have ended
         limit = self.settings.enqueued_tokens
         for batch in self.all("ready", "uploaded"):
             if limit is not None and queued and queued + batch.tokens > limit:
@@ -183,6 +190,19 @@ class Batches:
                 continue
             queued += batch.tokens
             yield self._send(batch)
+        left = self.all("ready", "uploaded", "created")
+        if left and all(self._looks.get(batch.id, (0,))[0] >= _LOOKS for batch in left):
+            raise self._unreadable(left)
+
+    def _unreadable(self, left: list[Batch]) -> WorkError:
+        """The end of a run that can only wait for results that do not come."""
+        first = left[0]
+        more = f" (and {len(left) - 1} more batches)" if len(left) > 1 else ""
+        return WorkError(
+            f"batch {first.id} ({first.batch_id}){more}: {self._looks[first.id][2]}, after {_LOOKS} looks; what was "
+            "not read may have been billed and counts with its upper bound; the same command looks again, python -m "
+            f"data_gen ledger --ledger={self.ledger.path} --release gives it up, to be asked for anew"
+        )
 
     def _send(self, batch: Batch) -> str:
         import openai
@@ -191,12 +211,12 @@ class Batches:
             found = None
             if batch.state == "ready":
                 with open(self.file(batch), "rb") as f:
-                    file_id = self.client.files.create(file=f, purpose="batch").id
+                    file_id = id_of(self.client.files.create(file=f, purpose="batch"))
                 batch = self._set(batch, file_id=file_id, state="uploaded")
             else:  # perhaps created by a process that was killed before it could say so
                 recent = islice(self.client.batches.list(limit=100), 500)
-                made = (b for b in recent if b.input_file_id == batch.file_id)
-                found = next((b for b in made if b.status != "failed"), None)
+                made = (b for b in recent if getattr(b, "input_file_id", None) == batch.file_id)
+                found = next((b for b in made if state_of(b) != "failed"), None)
         except openai.NotFoundError:  # an endpoint without a Batch API holds no batch
             self._give_up(batch._replace(state="ready"))
             raise
@@ -209,12 +229,15 @@ class Batches:
                 if not api.may_pass(e):  # refused, so there is none
                     self._give_up(batch._replace(state="ready"))
                 raise
-        self._set(batch, batch_id=found.id, state="created")
+        self._set(batch, batch_id=id_of(found), state="created")
         return f"batch {batch.id}: {batch.requests:,} requests sent ({found.id})"
 
     def _look(self, batch: Batch) -> str:
         import openai
 
+        looks, after, seen = self._looks.get(batch.id, (0, 0.0, ""))
+        if looks >= _LOOKS or time.monotonic() < after:
+            return f"batch {batch.id}: {seen}; looked {looks} times"
         try:
             found = self.client.batches.retrieve(batch.batch_id)
         except openai.NotFoundError:
@@ -223,22 +246,45 @@ class Batches:
                 f"the API key that made it, or give it up: python -m data_gen ledger --ledger={self.ledger.path} "
                 "--release"
             ) from None
-        if found.status not in _ENDED:
-            counts = found.request_counts
-            done = f", {counts.completed:,} of {counts.total:,}" if counts else ""
-            return f"batch {batch.id}: {found.status}{done}"
-        if found.status == "failed":
+        state = state_of(found)
+        if state not in _ENDED:
+            done, total = count_of(found, "completed"), count_of(found, "total")
+            return f"batch {batch.id}: {state}" + (f", {done:,} of {total:,}" if done is not None and total else "")
+        files = [getattr(found, name, None) for name in ("output_file_id", "error_file_id")]
+        if state == "failed" and not any(files):
             return self._failed(batch, found)
-        for file_id in (found.output_file_id, found.error_file_id):
-            if file_id:
-                self._fetch(batch, file_id)
+        results = Results(self.ledger, batch, self.folder, self._answer, _LINES)
+        for file_id in filter(None, files):
+            self._fetch(results, str(file_id))
+        results.settle()
+        self.failed += results.again
+        completed = count_of(found, "completed")
+        if missing := results.missing(state, completed):
+            # Ended, and not to be read: perhaps not yet. Nothing is sent again for it.
+            self.ledger.doubt(batch.owner).result()
+            next_look = time.monotonic() + backoff(looks + 1, self.settings.poll_s, most=600.0)
+            self._looks[batch.id] = (looks + 1, next_look, missing)
+            return f"batch {batch.id}: {missing}"
         # What an expired or cancelled batch has not answered was not billed and is asked for again.
-        self.ledger.release_owner(batch.owner).result()
-        self._set(batch, state="done", detail=found.status)
+        self.ledger.release_owner(batch.owner, uncertain=completed is None).result()
+        self._set(batch, state="done", detail=state)
+        self._looks.pop(batch.id, None)
         self.file(batch).unlink(missing_ok=True)
+        results.tell()
         if self._stop:
             raise self._stop
         return ""
+
+    def _fetch(self, results: Results, file_id: str) -> None:
+        results.fetch(self.client, file_id)
+
+    def _answer(self, line: bytes) -> tuple:
+        """What a line of results settles, as `read_line`; a Stop is kept till the other answers are stored."""
+        key, answer = read_line(line, self.price, self.told)
+        if isinstance(answer, api.Stop):
+            self._stop = answer
+            return key, api.Again(str(answer))
+        return key, answer
 
     def _failed(self, batch: Batch, found: Any) -> str:
         errors = found.errors.data if found.errors and found.errors.data else []
@@ -255,35 +301,3 @@ class Batches:
         self.most_tokens = max(1, batch.tokens // 2)
         self._give_up(batch)
         return f"batch {batch.id}: above the limit of enqueued tokens, cut into smaller ones"
-
-    def _fetch(self, batch: Batch, file_id: str) -> None:
-        path = self.folder / f"{batch.id:06d}.results"
-        reply = self.client.files.with_streaming_response.content(file_id)
-        with reply as found, jsonl.naming(path), open(path, "wb") as out:
-            for data in found.iter_bytes(1 << 20):
-                out.write(data)
-        with open(path, "rb") as lines:
-            while chunk := [line for _, line in zip(range(_LINES), lines)]:
-                answers = [a for line in chunk if line.strip() and (a := self._answer(line))]
-                # Only requests that this batch still holds: not foreign, doubled and already stored ones.
-                stored = [self.ledger.finish_held(batch.owner, key, answer, ATTEMPTS) for key, answer in answers]
-                for future in stored:
-                    future.result()
-        path.unlink()
-
-    def _answer(self, line: bytes) -> tuple[str, Answer | None] | None:
-        """(key, answer) of a line of results; None as answer: to be asked again; None: not to be read."""
-        try:
-            found = json.loads(line)
-            key, response = str(found["custom_id"]), found.get("response")
-            if not response:
-                return key, None
-            request_id, body = api.redact(str(response.get("request_id") or "")), response["body"]
-            if response["status_code"] == 200:
-                return key, api.read_completion(body, self.price, request_id=request_id, batch=True)
-            return key, api.status_answer(response["status_code"], body, request_id)
-        except api.Stop as e:  # said when the other answers of the batch are stored
-            self._stop = e
-            return key, None
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return None

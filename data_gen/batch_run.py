@@ -15,6 +15,7 @@ from data_gen.batch import Batches
 from data_gen.batch_rows import under_way
 from data_gen.judge import Judge, Slot
 from data_gen.ledger import Ledger
+from data_gen.limits import backoff
 from data_gen.settings import RunSettings
 from data_gen.spool import Spool, remove_left
 from data_gen.types import Job, Outcome, Request
@@ -41,9 +42,12 @@ def outcomes_by_batch(
                     source = _spooled(jobs, spool) if number == 0 else _jobs(spool)
                     sent = batches.build(_missing(source, judge, enter=number == 0))
                     judge.again = False
+                    failed = batches.failed
                     _wait(batches, settings)
                     if sent == 0:
                         break
+                    if batches.failed > failed:  # what ails the endpoint may take a while
+                        time.sleep(backoff(number + 1, settings.poll_s))
                 else:
                     raise WorkError(f"requests are still without an answer after {_MOST_PASSES} rounds of batches")
                 if batches.elsewhere:

@@ -31,7 +31,7 @@ from data_gen.contamination import Benchmarks
 from data_gen.estimate import summed
 from data_gen.facts import Facts, gather, loss_rows
 from data_gen.generate import Generator, Rows
-from data_gen.method_command import Parser, unfinished_text
+from data_gen.method_command import Parser, all_rejected, unfinished_text
 from data_gen.recipes import FILTERS, as_dict, load_recipe, recipe_hash
 from data_gen.selection import KEPT, VALIDATION, Selection, Selector
 from mmed_jax import console
@@ -286,8 +286,9 @@ def main(argv: list[str] | None = None) -> None:
     stage = "stage1" if recipe.kind == "instruction" else "stage2"
     print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={args.output}/tfds/{recipe.name}")
     failed = sum(n for counts in build.rows.outcomes.values() for (s, _), n in counts.items() if s == "failed")
-    if failed:
-        raise WorkError(f"the set is written, but {unfinished_text(0, failed)}")
+    lost = [f"step {name}: {said}" for name, counts in build.rows.outcomes.items() if (said := all_rejected(counts))]
+    if failed or lost:
+        raise WorkError(f"the set is written, but {'; '.join(filter(None, (unfinished_text(0, failed), *lost)))}")
 
 
 if __name__ == "__main__":

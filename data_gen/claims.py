@@ -11,14 +11,16 @@ from typing import NamedTuple
 LEASE_SECONDS = 90.0
 FINAL = ("done", "rejected")
 VERSION = 1
+# In one transaction: a full disk or a kill leaves all of it or nothing.
 SCHEMA = f"""
+BEGIN IMMEDIATE;
 PRAGMA user_version = {VERSION};
 CREATE TABLE IF NOT EXISTS requests (
   key TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '',
   attempts INTEGER NOT NULL DEFAULT 0, model TEXT NOT NULL, prompt TEXT NOT NULL, retry_of TEXT NOT NULL DEFAULT '',
   owner TEXT NOT NULL DEFAULT '', reserved REAL NOT NULL DEFAULT 0, request_id TEXT NOT NULL DEFAULT '', response TEXT,
   prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER, cost REAL,
-  created REAL NOT NULL, sent REAL, finished REAL, served TEXT);
+  created REAL NOT NULL, sent REAL, finished REAL, served TEXT, finish TEXT, doubted REAL NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS requests_sent ON requests(owner) WHERE state = 'sent';
 CREATE TABLE IF NOT EXISTS jobs (
   run TEXT NOT NULL, method TEXT NOT NULL, row_id TEXT NOT NULL, key TEXT NOT NULL, state TEXT NOT NULL,
@@ -33,7 +35,10 @@ CREATE TABLE IF NOT EXISTS totals (
   id INTEGER PRIMARY KEY CHECK (id = 1), requests INTEGER NOT NULL, spent REAL NOT NULL, reserved REAL NOT NULL,
   uncertain REAL NOT NULL);
 INSERT OR IGNORE INTO totals VALUES (1, 0, 0, 0, 0);
+COMMIT;
 """
+# Columns that came later, with their definitions; a ledger of an earlier version gets them.
+LATER = {"served": "TEXT", "finish": "TEXT", "doubted": "REAL NOT NULL DEFAULT 0"}
 # Owners of this process that live: two ledgers may be open in one process.
 _OWNERS_HERE: set[str] = set()
 
@@ -65,7 +70,7 @@ def _count(value: object) -> int | None:
 class Answer(NamedTuple):
     """What an endpoint answered: state "done", "rejected" or "failed". cost: None where nobody knows it (no price, no
     usage in the reply), 0 where nothing was billed. served: the model that the endpoint says it was, with its
-    fingerprint."""
+    fingerprint. finish: why the answer ended, in the endpoint's words."""
 
     state: str
     reason: str = ""
@@ -77,14 +82,15 @@ class Answer(NamedTuple):
     completion_tokens: int | None = None
     cost: float | None = None
     served: str | None = None
+    finish: str | None = None
 
     def stored(self) -> "Answer":
         """The same with every value such that it can be written."""
         texts = [None if t is None else storable(str(t)) for t in self[:5]]
         cost = self.cost
         sane = isinstance(cost, int | float) and math.isfinite(cost) and cost >= 0
-        served = None if self.served is None else storable(str(self.served))
-        return Answer(*texts, *(_count(n) for n in self[5:8]), float(cost) if sane else None, served)
+        said = (None if t is None else storable(str(t)) for t in (self.served, self.finish))
+        return Answer(*texts, *(_count(n) for n in self[5:8]), float(cost) if sane else None, *said)
 
 
 class Claims:
@@ -96,12 +102,15 @@ class Claims:
 
     def __init__(self, max_usd: float | None, max_requests: int | None):
         self.max_usd, self.max_requests = max_usd, max_requests
+        # The most that an answer has cost of its bound (reasoning beside the limit of an answer), and by how much the
+        # bounds of requests under way were raised for it.
+        self._over, self._raised = 1.0, {}
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
 
     def claim(self, c: sqlite3.Connection, key: str, reserve: float, owner: str) -> str:
         """See Ledger.claim."""
         # Whole multiples of 2^-36 dollars add up and cancel exactly: when nothing is under way, nothing is held.
-        reserve = math.ceil(reserve * 2**36) / 2**36
+        reserve = math.ceil(reserve * self._over * 2**36) / 2**36
         state, holder = c.execute("SELECT state, owner FROM requests WHERE key=?", (key,)).fetchone()
         if state in FINAL:
             return "final"
@@ -113,6 +122,8 @@ class Claims:
             self.release(c, "key = ?", key, uncertain=True)
         if capped := self._capped(c, reserve):
             return capped
+        if self._over > 1:
+            self._raised[key] = self._over
         sql = "UPDATE requests SET state='sent', owner=?, reserved=?, attempts=attempts+1, sent=? WHERE key=?"
         c.execute(sql, (owner, reserve, time.time(), key))
         c.execute("UPDATE totals SET requests = requests + 1, reserved = reserved + ?", (reserve,))
@@ -141,18 +152,24 @@ class Claims:
     def finish(self, c: sqlite3.Connection, key: str, a: Answer) -> None:
         """Stores an answer and what it cost, or where nobody says that, its upper bound as uncertain."""
         a = a.stored()
-        state, reserved = c.execute("SELECT state, reserved FROM requests WHERE key=?", (key,)).fetchone()
+        sql = "SELECT state, reserved, doubted FROM requests WHERE key=?"
+        state, reserved, doubted = c.execute(sql, (key,)).fetchone()
         c.execute("UPDATE totals SET spent = spent + ?", (a.cost or 0.0,))
         if a.cost is None and state == "sent":
             c.execute("UPDATE totals SET uncertain = uncertain + ?", (reserved,))
+        if a.cost is not None and doubted:  # it came after all, and is no longer in doubt
+            c.execute("UPDATE totals SET uncertain = max(0, uncertain - ?)", (doubted,))
+        bound = (reserved or doubted) / self._raised.pop(key, 1.0)
+        if a.cost is not None and state == "sent" and 0 < bound < a.cost:
+            self._over = max(self._over, a.cost / bound)
         if state in FINAL:  # the same answer came twice (a lease ran out meanwhile): both are paid, the first stays
             return
         if state == "sent":
             c.execute("UPDATE totals SET reserved = max(0, reserved - ?)", (reserved,))
         c.execute(
             "UPDATE requests SET state=?, reason=?, detail=?, response=?, request_id=?, prompt_tokens=?, "
-            "cached_tokens=?, completion_tokens=?, cost=?, served=?, owner='', reserved=0, finished=? WHERE key=?",
-            (*a, time.time(), key),
+            "cached_tokens=?, completion_tokens=?, cost=?, served=?, finish=?, owner='', reserved=0, doubted=0, "
+            "finished=? WHERE key=?", (*a, time.time(), key),
         )
 
     def release(
@@ -161,14 +178,29 @@ class Claims:
         """Sent requests `where` are pending again; how many. uncertain: the attempt may have been billed. unsent: it
         never left this machine, so it is none."""
         where = f"state='sent' AND {where}"
-        count, held = c.execute(f"SELECT count(*), total(reserved) FROM requests WHERE {where}", values).fetchone()
-        sql = f"UPDATE requests SET state='pending', owner='', reserved=0, attempts=attempts-? WHERE {where}"
+        sql = f"SELECT count(*), total(reserved), total(doubted) FROM requests WHERE {where}"
+        count, held, doubted = c.execute(sql, values).fetchone()
+        sql = f"UPDATE requests SET state='pending', owner='', reserved=0, doubted=0, attempts=attempts-? WHERE {where}"
         c.execute(sql, (int(unsent), *values))
         c.execute(
-            "UPDATE totals SET reserved = max(0, reserved - ?), uncertain = uncertain + ?, requests = requests - ?",
-            (held, held if uncertain else 0.0, count if unsent else 0),
-        )
+            "UPDATE totals SET reserved = max(0, reserved - ?), uncertain = max(0, uncertain + ?), "
+            "requests = requests - ?", (held, held if uncertain else -doubted, count if unsent else 0),
+        )  # fmt: skip
         return count
+
+    def spend(self, c: sqlite3.Connection, cost: float | None) -> None:
+        """Books what an attempt cost that brought no answer; nothing for None."""
+        sane = cost is not None and math.isfinite(cost) and cost > 0
+        c.execute("UPDATE totals SET spent = spent + ?", (cost if sane else 0.0,))
+
+    def doubt(self, c: sqlite3.Connection, owner: str) -> None:
+        """What `owner` has sent may have been billed and cannot be read now: its bounds count as uncertain, and the
+        requests stay sent. An answer that comes later takes its bound back."""
+        where = "state='sent' AND owner=? AND reserved > 0"
+        held = c.execute(f"SELECT total(reserved) FROM requests WHERE {where}", (owner,)).fetchone()[0]
+        c.execute(f"UPDATE requests SET doubted = doubted + reserved, reserved = 0 WHERE {where}", (owner,))
+        sql = "UPDATE totals SET reserved = max(0, reserved - ?), uncertain = uncertain + ?"
+        c.execute(sql, (held, held))
 
     def _lives(self, c: sqlite3.Connection, owner: str) -> bool:
         row = c.execute("SELECT host, pid, lease FROM owners WHERE owner=?", (owner,)).fetchone()

@@ -5,7 +5,6 @@ API key comes from the environment alone and is cut out of every text that is st
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,33 +12,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data_gen.address import check_address, shown_url
+from data_gen.failure_words import message_of
+from data_gen.failures import Again, Stop, Told, settle, settle_status
 from data_gen.ledger import Answer
 from data_gen.prices import Price
-from data_gen.replies import read_completion, redact
+from data_gen.replies import read_completion, read_json, redact
 from data_gen.types import Request
+from mmed_jax.data.jsonl import BadJSON
 from mmed_jax.errors import UserError, WorkError, one_line
 
-__all__ = ["Again", "Answer", "Reply", "Stop", "ask", "body_of", "endpoint_name", "make_client", "may_pass",
-           "plain_errors", "read_completion", "redact", "settled_status", "shown_url", "status_answer"]  # fmt: skip
+__all__ = ["Again", "Answer", "Reply", "Stop", "Told", "ask", "body_of", "connection_errors", "endpoint_name",
+           "make_client", "may_pass", "plain_errors", "read_completion", "redact", "settled_status",
+           "shown_url"]  # fmt: skip
 OPENAI_URL = "https://api.openai.com/v1"
-_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated")
-_FILTERS = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
-
-
-class Stop(UserError):
-    """Nothing can be had from this endpoint until the user changes something; the message says what."""
-
-
-@dataclass
-class Again(Exception):
-    """This attempt failed and another may succeed. uncertain: it may have been billed. limited: the server said 429.
-    foreign: what came is no JSON, as from a server that does not speak the API."""
-
-    detail: str
-    uncertain: bool = False
-    limited: bool = False
-    foreign: bool = False
-    headers: Mapping[str, str] | None = None
 
 
 @dataclass
@@ -88,20 +73,22 @@ def endpoint_name(base_url: str | None) -> str:
     return shown_url(url or os.environ.get("AZURE_OPENAI_ENDPOINT") or OPENAI_URL)
 
 
-def body_of(request: Request) -> dict:
-    """The JSON body of a chat completion."""
-    body = {"model": request.model, "messages": list(request.messages), **request.params}
+def body_of(request: Request, told: Told | None = None) -> dict:
+    """The JSON body of a chat completion; `told` what the endpoint does not take of it."""
+    params = told.params(request.params) if told else request.params
+    body = {"model": request.model, "messages": list(request.messages), **params}
     if request.schema is not None:
         asked = {"name": request.schema["name"], "schema": request.schema["schema"], "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": asked}
     return body
 
 
-async def ask(client: Any, request: Request, price: Price | None) -> Reply:
-    """Sends `request` once. Raises Again for what may pass, Stop for what will not until the user acts."""
+async def ask(client: Any, request: Request, price: Price | None, told: Told | None = None) -> Reply:
+    """Sends `request` once, without what the endpoint has `told` not to take. Raises Again for what may pass, Stop for
+    what will not until the user acts."""
     import openai
 
-    body = body_of(request)
+    body = body_of(request, told)
     headers = {"X-Client-Request-Id": request.key}  # finds our row in the endpoint's logs
     try:
         # The body goes as it stands; as arguments it would be walked through by the client, a sixth of its time.
@@ -110,23 +97,25 @@ async def ask(client: Any, request: Request, price: Price | None) -> Reply:
     except openai.APITimeoutError as e:
         raise Again("timed out", uncertain=not _unconnected(e)) from None
     except openai.APIStatusError as e:
-        return Reply(settled_status(e), e.response.headers)
+        return _learned(Reply(settled_status(e), e.response.headers), _error_body(e), body, told)
     except openai.APIConnectionError as e:
         detail = f"connection failed: {redact(one_line(e.__cause__ or e))}"
         raise Again(detail, uncertain=not _unconnected(e)) from None
-    request_id = _request_id(raw.headers)
     try:
-        reply = json.loads(raw.content)
-    except (ValueError, RecursionError):
+        reply = read_json(raw.content)
+    except BadJSON:
         kind = redact(raw.headers.get("content-type", "of no type"))[:60]
         detail = f"the reply is not JSON but {kind}: {redact(raw.content[:200].decode('utf-8', 'replace'))[:80]}"
         raise Again(detail, uncertain=True, foreign=True, headers=raw.headers) from None
-    # Some gateways pass errors on with status 200.
-    error = reply.get("error") if isinstance(reply, dict) and not reply.get("choices") else None
-    status = error.get("code") if isinstance(error, dict) and "usage" not in reply else None
-    if isinstance(status, int) and 400 <= status < 600:
-        return Reply(_status_error(status, _message(error), raw.headers, request_id), raw.headers)
-    return Reply(read_completion(reply, price, request_id=request_id), raw.headers)
+    answer = settle(reply, price, raw.headers, _request_id(raw.headers))
+    return _learned(Reply(answer, raw.headers), reply, body, told)
+
+
+def _learned(reply: Reply, error: Any, sent: dict, told: Told | None) -> Reply:
+    """`reply`, unless it refuses a parameter that the endpoint can be asked without: Again, which costs nothing."""
+    if reply.answer.reason == "bad_request" and told is not None and (how := told.learn(error, sent)):
+        raise Again(f"{reply.answer.detail}; {how}", headers=reply.headers)
+    return reply
 
 
 def _unconnected(error: BaseException) -> bool:
@@ -138,45 +127,19 @@ def _request_id(headers: Mapping[str, str]) -> str:
     return redact(headers.get("x-request-id") or headers.get("apim-request-id") or "")
 
 
-def _message(error: dict) -> dict:
-    """An API error with a "message" that is text."""
-    return {**error, "message": str(error.get("message") or "")}
-
-
-def _error_body(error: Any) -> dict:
-    """{"message", "code", "type"} of an API error, whatever form the server gave it."""
-    body = error.body if isinstance(error.body, dict) else {}
-    body = body["error"] if isinstance(body.get("error"), dict) else body
-    return {**body, "message": str(body.get("message") or error.response.text or error.message)}
-
-
-def _status_error(status: int, body: dict, headers: Mapping[str, str], request_id: str) -> Answer:
-    """What an HTTP status that is not success settles; raises Again or Stop."""
-    said = redact(body["message"])
-    inner = body.get("innererror")
-    codes = {str(x.get(name)) for x in (body, inner) if isinstance(x, dict) for name in ("code", "type")}
-    if status == 401:
-        # The server's own words would repeat parts of the key.
-        raise Stop("the endpoint does not accept the API key (401); check OPENAI_API_KEY and --base_url")
-    if status == 402 or codes & set(_QUOTA):
-        raise Stop(f"the account has no credit or quota left ({status}): {said}; add credit, then run the same command")
-    if status == 403:
-        raise Stop(f"the API key may not use this model or endpoint (403): {said}")
-    if status == 404:
-        raise Stop(f"no such model or address (404): {said}; check both (--base_url mostly ends in /v1)")
-    if status == 429:
-        raise Again(f"429: {said}", limited=True, headers=headers)
-    if status in (408, 409) or status >= 500:
-        raise Again(f"{status}: {said}", headers=headers, uncertain=status in (408, 504))
-    if codes & set(_FILTERS):
-        return Answer("rejected", "content_filter", said, request_id=request_id, cost=0.0)
-    return Answer("failed", "bad_request", f"{status}: {said}", request_id=request_id, cost=0.0)
+def _error_body(error: Any) -> Any:
+    """What the server said in an API error, whatever form it has."""
+    body = error.body.get("error") or error.body if isinstance(error.body, dict) else error.body
+    if isinstance(body, dict | list) and message_of(body):
+        return body
+    text = error.response.text or error.message
+    return {**body, "message": text} if isinstance(body, dict) else text
 
 
 def settled_status(error: Any) -> Answer:
     """What an openai.APIStatusError settles; raises Again or Stop."""
     headers = error.response.headers
-    return _status_error(error.status_code, _error_body(error), headers, _request_id(headers))
+    return settle_status(error.status_code, _error_body(error), headers, _request_id(headers))
 
 
 def may_pass(error: Any) -> bool:
@@ -190,14 +153,15 @@ def may_pass(error: Any) -> bool:
     return False
 
 
-def status_answer(status: int, body: Any, request_id: str) -> Answer | None:
-    """The same for one line of a batch's results: None where it may be asked again. Raises Stop."""
-    error = body.get("error", body) if isinstance(body, dict) else {}
-    error = error if isinstance(error, dict) else {}
+def connection_errors() -> tuple[type[Exception], ...]:
+    """What the client raises when a connection fails, also in the middle of a download."""
+    import openai
+
     try:
-        return _status_error(status, _message(error), {}, request_id)
-    except Again:
-        return None
+        import httpx2 as transport
+    except ImportError:
+        import httpx as transport
+    return openai.APIConnectionError, transport.HTTPError
 
 
 @contextlib.contextmanager
@@ -213,5 +177,8 @@ def plain_errors() -> Iterator[None]:
         except Again as again:
             raise WorkError(f"the endpoint failed ({again.detail}); the same command goes on") from None
         raise Stop(f"the endpoint refused a step of the Batch API ({answer.detail})") from None
-    except openai.APIConnectionError as e:
+    except connection_errors() as e:
         raise WorkError(f"no connection to the endpoint ({redact(one_line(e.__cause__ or e))})") from None
+    except (openai.APIError, RecursionError, ValueError) as e:  # a body that is not what it says it is
+        said = redact(one_line(e))[:120]
+        raise WorkError(f"the endpoint's answer to a step of the Batch API cannot be read ({said})") from None

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -158,24 +159,26 @@ class Generator:
             self.rows.estimates.append(found)
             print(f"{label}:\n{found}", flush=True)
             return 0
-        for outcome in self.run(method, records(), settings, default_gates(method.name, self.gates)):
-            outcomes[outcome.state, outcome.reason] += 1
-            self.rows.keys.add(outcome.job.request.key)
-            if outcome.state != "accepted":
-                if outcome.state != "pending":
-                    self.rows.rejects.append({
-                        "id": outcome.job.row_id, "stage": f"step {name}", "reason": outcome.reason,
-                        "detail": outcome.detail, **({"language": language} if language else {}),
-                    })  # fmt: skip
-                continue
-            for record in outcome.records:
-                about = record["provenance"]
-                flags = sorted({*about.get("flags", ()), *outcome.flags})
-                number = self.rows.spool.add({**record, "provenance": {**about, "flags": flags}})
-                self.rows.step.append(step)
-                made += 1
-                if method.enriches:  # the same record, completed
-                    self._stands_for(*by_id[outcome.job.parent["id"]], number)
+        found = self.run(method, records(), settings, default_gates(method.name, self.gates))
+        with closing(found) if hasattr(found, "close") else nullcontext():  # so that the ledger ends in order
+            for outcome in found:
+                outcomes[outcome.state, outcome.reason] += 1
+                self.rows.keys.add(outcome.job.request.key)
+                if outcome.state != "accepted":
+                    if outcome.state != "pending":
+                        self.rows.rejects.append({
+                            "id": outcome.job.row_id, "stage": f"step {name}", "reason": outcome.reason,
+                            "detail": outcome.detail, **({"language": language} if language else {}),
+                        })  # fmt: skip
+                    continue
+                for record in outcome.records:
+                    about = record["provenance"]
+                    flags = sorted({*about.get("flags", ()), *outcome.flags})
+                    number = self.rows.spool.add({**record, "provenance": {**about, "flags": flags}})
+                    self.rows.step.append(step)
+                    made += 1
+                    if method.enriches:  # the same record, completed
+                        self._stands_for(*by_id[outcome.job.parent["id"]], number)
         self.rows.skipped[name].update(method.skipped)
         return made
 
@@ -224,3 +227,4 @@ class Generator:
         inputs = (i for i, e in enumerate(self.inputs.entry) if e in keeps and not self.inputs.blocked[i])
         own = sum(self.inputs.spool[i]["language"] == language for i in inputs)
         return own + sum(self.get(("row", i))["language"] == language for i in self.rows.standing())
+

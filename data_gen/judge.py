@@ -121,7 +121,7 @@ class Judge:
             records = self.method.parse(job, row.response)
         except Reject as e:
             return Outcome(job, "rejected", e.reason, one_line(Exception(e.detail)) if e.detail else "")
-        except (ValueError, OverflowError, RecursionError) as e:  # one answer may not end every run
+        except (ValueError, OverflowError, RecursionError) as e:  # one answer may not end every run on its ledger
             return Outcome(job, "rejected", "schema", f"the answer cannot be read ({one_line(e)[:120]})")
         kept, flags, lost = [], set(), []
         for record in records:

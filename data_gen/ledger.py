@@ -8,6 +8,7 @@ All writing is done by one thread, which commits what has gathered while the com
 share a ledger; a request that one has claimed is not sent by another while its owner lives.
 """
 
+import contextlib
 import functools
 import os
 import queue
@@ -19,7 +20,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_gen.claims import FINAL, LEASE_SECONDS, SCHEMA, VERSION, Answer, Claims, Totals, storable
+from data_gen.claims import FINAL, LATER, LEASE_SECONDS, SCHEMA, VERSION, Answer, Claims, Totals, storable
 from data_gen.types import Request
 from mmed_jax.errors import UserError, WorkError, one_line
 
@@ -77,25 +78,27 @@ class Ledger:
         return c
 
     def _check_format(self) -> None:
-        tables = {name for (name,) in self._writing.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        have = _tables(self._writing)
         version = self._writing.execute("PRAGMA user_version").fetchone()[0]
-        if tables and not {"requests", "totals"} <= tables:
-            raise sqlite3.DatabaseError(f"it is another database, with tables {', '.join(sorted(tables)[:3])}")
         if version > VERSION:
             raise sqlite3.DatabaseError(f"it was made by a newer version, format {version}")
+        with contextlib.closing(sqlite3.connect(":memory:")) as c:
+            c.executescript(SCHEMA)
+            ours = _tables(c)
+        # Some of our tables: a ledger that was not finished (disk full, killed), which is completed.
+        strange = [t for t, found in have.items() if t not in ours or not ours[t] - set(LATER) <= found]
+        if strange:
+            raise sqlite3.DatabaseError(f"it is another database, with tables {', '.join(sorted(strange)[:3])}")
 
     def _add_columns(self) -> None:
         """What a ledger of an earlier version lacks; that version can still use it."""
         c = self._writing
-
-        def lacking() -> bool:
-            return "served" not in {row[1] for row in c.execute("PRAGMA table_info(requests)")}
-
-        if lacking():
-            c.execute("BEGIN IMMEDIATE")
-            if lacking():  # another process may have been faster
-                c.execute("ALTER TABLE requests ADD COLUMN served TEXT")
-            c.execute("COMMIT")
+        if set(LATER) <= _tables(c)["requests"]:
+            return
+        c.execute("BEGIN IMMEDIATE")
+        for name in set(LATER) - _tables(c)["requests"]:  # another process may have been faster
+            c.execute(f"ALTER TABLE requests ADD COLUMN {name} {LATER[name]}")
+        c.execute("COMMIT")
 
     def __enter__(self) -> "Ledger":
         return self
@@ -212,22 +215,49 @@ class Ledger:
         unsent: it never left, so it is no attempt."""
         return self.write(lambda c: self.claims.release(c, "owner = ?", owner, uncertain=uncertain, unsent=unsent))
 
-    def finish_held(self, owner: str, key: str, answer: Answer | None, most: int) -> Future:
-        """finish() for a request that `owner` holds, nothing for any other. answer None: none came; the request fails
-        after `most` attempts."""
+    def finish_held(self, owner: str, key: str, answer: Answer) -> Future:
+        """finish() for a request that `owner` holds, nothing for any other."""
 
-        def store(c: sqlite3.Connection, found: Answer | None) -> None:
-            sql = "SELECT attempts FROM requests WHERE key=? AND state='sent' AND owner=?"
-            held = c.execute(sql, (storable(key), owner)).fetchone()
-            if held and found is None and held[0] >= most:
-                found = Answer("failed", "api_error", "failed in every batch", cost=0.0)
-            if held and found is not None:
+        def store(c: sqlite3.Connection, found: Answer) -> None:
+            if self._attempts(c, owner, key):
                 self.claims.finish(c, key, found)
 
         def instead(c: sqlite3.Connection, error: Exception) -> None:
             store(c, Answer("rejected", "schema", f"the answer cannot be stored ({one_line(error)})"))
 
         return self.write(lambda c: store(c, answer), instead)
+
+    def fail_held(
+        self, owner: str, key: str, detail: str, most: int, *, uncertain: bool, cost: float | None
+    ) -> Future:  # fmt: skip
+        """A request that `owner` holds was not answered: it is pending again, and failed after `most` attempts; True,
+        False where it held no such request. uncertain: as in again(). cost: what the attempt cost, where known."""
+
+        def operation(c: sqlite3.Connection) -> bool:
+            attempts = self._attempts(c, owner, key)
+            if not attempts:
+                return False
+            self.claims.spend(c, cost)
+            self.claims.release(c, "key = ?", key, uncertain=uncertain)
+            if attempts >= most:
+                self.claims.finish(c, key, Answer("failed", "api_error", f"failed in every batch: {detail}", cost=0.0))
+            return True
+
+        return self.write(operation)
+
+    @staticmethod
+    def _attempts(c: sqlite3.Connection, owner: str, key: str) -> int:
+        """Attempts at a request that `owner` holds; 0 when it holds no such request."""
+        sql = "SELECT attempts FROM requests WHERE key=? AND state='sent' AND owner=?"
+        return (c.execute(sql, (storable(key), owner)).fetchone() or (0,))[0]
+
+    def doubt(self, owner: str) -> Future:
+        """What `owner` has sent may have been billed, and its answers cannot be read yet (Claims.doubt)."""
+        return self.write(lambda c: self.claims.doubt(c, owner))
+
+    def spend(self, cost: float | None) -> Future:
+        """Books what an attempt cost that brought no answer."""
+        return self.write(lambda c: self.claims.spend(c, cost))
 
     def _write_loop(self) -> None:
         c, renewed, closing = self._writing, time.monotonic(), False
@@ -242,6 +272,10 @@ class Ledger:
                 # One that cannot be written takes no other with it.
                 for item in items:
                     self._commit(c, [item], alone=True)
+        # So that the file alone is whole, and can be copied without its -wal, as far as others that use it let us.
+        with contextlib.suppress(sqlite3.Error):
+            c.execute("PRAGMA busy_timeout = 1000")
+            c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         c.close()
 
     def _commit(self, c: sqlite3.Connection, items: list[tuple], *, alone: bool = False) -> bool:
@@ -281,3 +315,9 @@ class Ledger:
                 items.append(self._work.get_nowait())
         except queue.Empty:
             return items
+
+
+def _tables(c: sqlite3.Connection) -> dict[str, set[str]]:
+    """{table: its columns} of a database."""
+    names = [name for (name,) in c.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return {name: {row[0] for row in c.execute("SELECT name FROM pragma_table_info(?)", (name,))} for name in names}

@@ -3,6 +3,7 @@
 import argparse
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -127,7 +128,8 @@ def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[di
     Writes records and rejects, prints tables. What an enriching method leaves out follows its records unchanged;
     a record that got no label stays where it was.
     Files are written atomically. Raises WorkError when rows are left pending (a stop by --max_usd, --max_requests: told
-    with the ledger's total) or failed (the endpoint would not answer them): the same command goes on.
+    with the ledger's total) or failed (the endpoint would not answer them): the same command goes on. And when every
+    row was rejected: more likely a fault of the model, the endpoint or the parameters than of each row.
     """
     if not args.dry_run:
         console.outlive()
@@ -135,18 +137,30 @@ def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[di
     for number, one in enumerate((method, *then)):
         if number:
             items = partial(read_any, args.output)
-        unfinished = _pass(one, args, items, rejects)
+        counts = _pass(one, args, items, rejects)
         jsonl.write_lines(args.rejects, rejects)
         print(f"written: {args.output}, {args.rejects}", flush=True)
+        unfinished = {state: sum(n for (s, _), n in counts.items() if s == state) for state in ("pending", "failed")}
         if any(unfinished.values()):
             from data_gen.runner import settings_from
 
             raise WorkError(unfinished_text(**unfinished, limit=reached(settings_from(args))))
+        if said := all_rejected(counts):
+            raise WorkError(f"{one.name}: {said}; see {args.rejects}")
 
 
-def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], rejects: list[str]) -> dict[str, int]:
-    """One method from its inputs to the output file; adds lines to `rejects`. Returns the numbers of rows that are
-    pending and failed."""
+def all_rejected(counts: Counter[tuple[str, str]]) -> str:
+    """In words, that every row was rejected, from counts by (state, reason); "" where one was not, or none came."""
+    if not counts or any(n for (state, _), n in counts.items() if state != "rejected"):
+        return ""
+    reasons = ", ".join(f"{reason} {n:,}" for (_, reason), n in counts.most_common())
+    return f"all {counts.total():,} rows were rejected ({reasons})"
+
+
+def _pass(
+    method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], rejects: list[str]
+) -> Counter[tuple[str, str]]:  # fmt: skip
+    """One method from its inputs to the output file; adds lines to `rejects`. Returns rows by (state, reason)."""
     from data_gen.gates import default_gates
     from data_gen.runner import run, settings_from
 
@@ -163,25 +177,27 @@ def _pass(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]],
 
     def lines() -> Iterator[str]:
         nonlocal made, bare
-        for outcome in run(method, items(), settings, gates):
-            counts[outcome.state, outcome.reason] += 1
-            if outcome.state != "accepted":
-                rejects.append(jsonl.dump_line(_reject(outcome)))
-                if method.labels and outcome.reason != "key":  # "key" is the label's verdict on the row
-                    bare += 1
-                    yield jsonl.dump_line(outcome.job.parent)
-            for record in outcome.records if outcome.state == "accepted" else ():
-                made += 1
-                flags.update(record["provenance"].get("flags", ()))
-                yield jsonl.dump_line(record)
+        with closing(run(method, items(), settings, gates)) as outcomes:  # whatever ends this ends the ledger in order
+            for outcome in outcomes:
+                counts[outcome.state, outcome.reason] += 1
+                if outcome.state != "accepted":
+                    rejects.append(jsonl.dump_line(_reject(outcome)))
+                    if method.labels and outcome.reason != "key":  # "key" is the label's verdict on the row
+                        bare += 1
+                        yield jsonl.dump_line(outcome.job.parent)
+                for record in outcome.records if outcome.state == "accepted" else ():
+                    made += 1
+                    flags.update(record["provenance"].get("flags", ()))
+                    yield jsonl.dump_line(record)
         if method.skipped_ids:
             yield from (jsonl.dump_line(r) for r in items() if r["id"] in method.skipped_ids)
 
     if settings.dry_run:
         deque(lines(), maxlen=0)  # prints the estimate and leaves
-    jsonl.write_lines(args.output, lines())
+    with closing(lines()) as made_lines:
+        jsonl.write_lines(args.output, made_lines)
     print(f"{method.name}\n{summary(method, counts, flags, made, bare)}", flush=True)
-    return {state: sum(n for (s, _), n in counts.items() if s == state) for state in ("pending", "failed")}
+    return counts
 
 
 def reached(settings: "RunSettings") -> str:

@@ -14,7 +14,7 @@ from itertools import islice
 
 from tqdm import tqdm
 
-from data_gen.accounting import check_run
+from data_gen.accounting import check_run, strange_endings
 from data_gen.batch_rows import UNSENT, give_up_unsent, under_way
 from data_gen.judge import Judge, Slot
 from data_gen.ledger import Ledger
@@ -73,6 +73,8 @@ def run(method: Method, inputs: Iterable[dict], settings: RunSettings, gates: It
         if sum(counts.values()) != judge.jobs:
             raise WorkError(f"{method.name}: {judge.jobs} jobs, but {sum(counts.values())} outcomes")
         check_run(ledger, settings.label, method.name)
+        if said := strange_endings(ledger, settings.label, method.name):
+            tqdm.write(f"warning: {said}", file=sys.stderr)
 
 
 def _online(

@@ -2,9 +2,12 @@
 
 import asyncio
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+
+from tqdm import tqdm
 
 from data_gen import client as api
 from data_gen.ledger import Answer, Ledger
@@ -16,11 +19,17 @@ from mmed_jax.errors import UserError, WorkError
 
 ATTEMPTS = 8  # of a request that fails; a server that says 429 is asked more often
 ATTEMPTS_LIMITED = 40
+_BROKEN = 3  # attempts at an answer that the endpoint begins and breaks off: each of them costs
 _CONNECTIONS = 12  # of one pool
 _POLL = 0.5  # seconds between looks at a request that another process has claimed
 _QUIET = 60.0  # seconds without one success after which a failing endpoint is given up
 _REFUSED = 20  # requests refused as malformed, or answered with something else than JSON, before any is accepted
 _FOREIGN = 3  # answers to one request that are no JSON, before any is
+
+
+def say(text: str) -> None:
+    """A line on stderr beside the progress bar."""
+    tqdm.write(f"note: {text}", file=sys.stderr)
 
 
 class Sender:
@@ -41,6 +50,7 @@ class Sender:
         self._succeeded = self._began = time.monotonic()
         self._retries: dict[str, tuple[float, str]] = {}  # until when a request waits for its next attempt, and why
         self._limiter = Limiter(settings.concurrency)
+        self._told = api.Told(say)
         self._any, self._refused, self._foreign = False, 0, 0
         # The client looks at each of its connections for every request; many small pools are cheaper than one.
         count = -(-settings.concurrency // _CONNECTIONS)
@@ -153,13 +163,15 @@ class Sender:
         """Sends once and stores the answer: (headers, None), or what went wrong when another attempt may succeed."""
         self._busy += 1
         try:
-            reply = await api.ask(client, request, self.price)
+            reply = await api.ask(client, request, self.price, self._told)
             self._learn(reply.answer, request)
             await asyncio.wrap_future(self.ledger.finish(request.key, reply.answer))
         except api.Stop:
             await asyncio.wrap_future(self.ledger.release(request.key, uncertain=False))
             raise
         except api.Again as failure:
+            if failure.cost:
+                await asyncio.wrap_future(self.ledger.spend(failure.cost))
             return failure.headers, failure
         finally:
             self._busy -= 1
@@ -176,9 +188,11 @@ class Sender:
                 "--base_url (it mostly ends in /v1)"
             )
         quiet = time.monotonic() - max(self._succeeded, self._began)
-        most = ATTEMPTS_LIMITED if failure.limited else ATTEMPTS
+        most = ATTEMPTS_LIMITED if failure.limited else _BROKEN if failure.broken else ATTEMPTS
         patience = _QUIET if self._any else _QUIET / 3
-        if quiet > max(patience, 2 * self.settings.timeout_s * failure.uncertain) and not failure.limited:
+        late = 2 * self.settings.timeout_s * (failure.uncertain and not failure.inside)
+        # A server that says 429 is alive; one that says so in place of every answer is not to be told from a dead one.
+        if quiet > max(patience, late) and (failure.inside or not failure.limited):
             await asyncio.wrap_future(self.ledger.release(request.key, uncertain=failure.uncertain))
             raise WorkError(f"the endpoint has answered nothing for {quiet:.0f} seconds; the last: {failure.detail}")
         if attempt >= most:
@@ -204,11 +218,17 @@ class Sender:
         return False
 
     def _learn(self, answer: Answer, request: Request) -> None:
-        self._succeeded = time.monotonic()
-        if answer.reason != "bad_request":
+        if answer.reason != "api_error":
+            self._succeeded = time.monotonic()
+        if answer.state != "failed":
             self._any = True
         elif not self._any:
             self._refused += 1
+            if self._refused >= _REFUSED and answer.reason == "api_error":
+                raise WorkError(
+                    f"the endpoint answered none of the first {_REFUSED} requests ({answer.detail}); the same command "
+                    "goes on"
+                )
             if self._refused >= _REFUSED:
                 more = ", and --no_schema if it has no structured output" if request.schema else ""
                 raise api.Stop(

@@ -24,12 +24,14 @@ from data_gen.types import Job, Outcome, Request
 from mmed_jax.data import jsonl
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.evaluation import modes
+from mmed_jax.evaluation.endings import kind_of_ending, was_cut
 from mmed_jax.evaluation.items import Asking, Item, chat_messages
 
 VERSION = "evaluate/1"  # of how items become requests; part of every request's key
-# finish_reason of an answer by the ledger's reason; the ledger's own word where it is not here.
-_FINISHED = {"": "stop", "control": "stop", "schema": "empty"}
-_ANSWERED = ("stop", "length")
+# Reasons of the ledger with which an answer came: whole, with broken text in it, cut. Others are the finish_reason of a
+# line, except that there was no text.
+_ANSWERED = {"": "stop", "control": "stop", "length": "length"}
+_FINISHED = {"schema": "empty"}
 _DEFAULTS = {"temperature": 0, "seed": 0}
 _WITHOUT = "--params='{\"temperature\": null}' leaves a parameter out"
 
@@ -180,11 +182,21 @@ class ApiModel:
         cost = "cost not known (--price=IN,OUT)" if usage["cost_usd"] is None else f"${usage['cost_usd']:.4f}"
         tokens = f"{usage['prompt_tokens']:,} prompt and {usage['new_tokens']:,} answer tokens"
         lines = [f"paid       {usage['requests']:,} requests, {tokens}, {cost}"]
-        gone = Counter(p["finish_reason"] for p in predictions if p["finish_reason"] not in _ANSWERED)
+        gone = Counter(p["finish_reason"] for p in predictions if "error" in p)
         if gone:
-            shown = ", ".join(f"{reason} {n:,}" for reason, n in gone.most_common())
-            lines.append(f"note       {sum(gone.values()):,} items got no answer and count as wrong: {shown}")
-        silent = sum(p["finish_reason"] == "length" and not p["output"].strip() for p in predictions)
+            shown = _counted(gone)
+            if gone.total() == len(predictions) and "refusal" not in gone:
+                first = next((p["error"] for p in predictions if p["error"]), "")
+                raise WorkError(
+                    f"0 answers of {len(predictions):,} ({shown}{': ' + first if first else ''}); no results are "
+                    "written: that says nothing of the model; --retry_failed asks again where the endpoint refused"
+                )
+            lines.append(f"note       {gone.total():,} items got no answer and count as wrong: {shown}")
+        cut = [p for p in predictions if was_cut(p)]
+        if odd := Counter(p["finish_reason"] for p in cut if kind_of_ending(p["finish_reason"]) != "cut"):
+            what = "answers ended for a reason that is not known and count as cut"
+            lines.append(f"note       {odd.total():,} {what}: {_counted(odd)}")
+        silent = sum(not p["output"].strip() for p in cut)
         if silent:
             lines.append(
                 f"note       {silent:,} answers were cut before their first word: the reasoning of a reasoning model "
@@ -251,17 +263,23 @@ class _Said(NamedTuple):
 def _line(item: Item, outcome: Outcome, how: Asking, ledger: Ledger) -> dict[str, Any]:
     """The line of predictions.jsonl: that of a local model, and request key, cost and served model."""
     request = outcome.job.request
-    [(response, prompt_tokens, new_tokens, cost, served)] = ledger.query(
-        "SELECT response, prompt_tokens, completion_tokens, cost, served FROM requests WHERE key = ?", request.key
+    [(response, prompt_tokens, new_tokens, cost, served, said)] = ledger.query(
+        "SELECT response, prompt_tokens, completion_tokens, cost, served, finish FROM requests WHERE key = ?",
+        request.key,
     )
-    finish = _FINISHED.get(outcome.reason, outcome.reason)
+    answered = outcome.reason in _ANSWERED
+    finish = said or _ANSWERED[outcome.reason] if answered else _FINISHED.get(outcome.reason, outcome.reason)
     line = modes.prediction(
         item, _Said(finish), mode=how.mode, prompt=_shown(request.messages), output=response or ""
     )
     line |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    if finish not in _ANSWERED:
-        line |= {"extracted": None, "rule": finish, "correct": False, "error": outcome.detail}
+    if not answered:
+        line |= {"extracted": None, "rule": finish, "correct": False, "cut": False, "error": outcome.detail}
     return line | {"request": request.key, "cost_usd": cost, "served": served}
+
+
+def _counted(reasons: Counter) -> str:
+    return ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
 
 
 def _shown(messages: Sequence[dict]) -> str:

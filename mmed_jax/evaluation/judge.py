@@ -6,6 +6,7 @@ data_gen/prompts/rationale_judge.toml; its version goes into every rating.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 from data_gen.answers import object_schema, read_answer
@@ -59,12 +60,13 @@ def judge(found: Sequence[Explanation], settings: RunSettings, *, structured: bo
     scores: dict[Key, dict[str, float]] = {e.key: dict.fromkeys(CRITERIA, 1.0) for e in found if not e.text.strip()}
     left: list[tuple[Key, str, str]] = []
     prompt = ""
-    for outcome in run(method, _Inputs(asked), settings):
-        key, prompt = outcome.job.target["key"], outcome.job.request.prompt_version
-        if outcome.state == "accepted":
-            scores[key] = outcome.records[0]["scores"]
-        else:
-            left.append((key, outcome.state, outcome.reason))
+    with closing(run(method, _Inputs(asked), settings)) as outcomes:
+        for outcome in outcomes:
+            key, prompt = outcome.job.target["key"], outcome.job.request.prompt_version
+            if outcome.state == "accepted":
+                scores[key] = outcome.records[0]["scores"]
+            else:
+                left.append((key, outcome.state, outcome.reason))
     return Judged({e.key: scores[e.key] for e in found if e.key in scores}, prompt, left)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmed_jax.errors import WorkError
 from mmed_jax.evaluation.answers import is_correct, split_rationale
+from mmed_jax.evaluation.endings import is_cut
 from mmed_jax.evaluation.items import Item
 from mmed_jax.evaluation.language import response_language
 from mmed_jax.evaluation.results import judge
@@ -78,7 +79,8 @@ def prediction(
     return {
         "benchmark": item.benchmark, "id": item.id, "language": item.language, "part": item.part or None,
         **question(item.record), "prompt": prompt, "output": output, **verdict, "answer": item.answer,
-        "finish_reason": "scored" if scored else result.finish_reason, "prompt_tokens": len(item.prompt),
+        "finish_reason": "scored" if scored else result.finish_reason,
+        "cut": not scored and is_cut(result.finish_reason), "prompt_tokens": len(item.prompt),
         "new_tokens": 0 if scored else len(result.ids), "mode": mode, "options": item.options, "order": item.order,
         **reference(item.record), "generated_rationale": explained,
         "response_language": None if scored else response_language(output),

@@ -8,6 +8,7 @@ from typing import Any
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.evaluation.answers import extract, is_correct
 from mmed_jax.evaluation.benchmarks import Item
+from mmed_jax.evaluation.endings import was_cut
 from mmed_jax.evaluation.intervals import mean_interval, wilson
 
 # How `confusion` calls an answer of several letters, and one that can't be read.
@@ -43,7 +44,7 @@ def cell(pairs: Sequence[tuple[Item, dict]]) -> dict[str, Any]:
         "correct": correct,
         "accuracy": correct / count,
         "interval95": [low, high],
-        "cut": sum(p["finish_reason"] == "length" for _, p in pairs),
+        "cut": sum(was_cut(p) for _, p in pairs),
     }
     if pairs[0][0].options:
         parsed = sum(p["extracted"] is not None for _, p in pairs)
