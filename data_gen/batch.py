@@ -125,7 +125,8 @@ class Batches:
         file: _File | None = None
         claimed = 0
         for request in requests:
-            line = {"custom_id": request.key, "method": "POST", "url": _PATH, "body": api.body_of(request, self.told)}
+            body = api.body_of(self.told.request(request))
+            line = {"custom_id": request.key, "method": "POST", "url": _PATH, "body": body}
             data, tokens = jsonl.dump_line(line).encode() + b"\n", prompt_tokens(request, count)
             if file is not None and not file.holds(len(data), tokens, self.most_tokens):
                 claimed, file = claimed + self._close_file(file), None

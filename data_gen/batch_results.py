@@ -93,8 +93,7 @@ class Results:
                 known, waiting = self.ledger.rows({key for key, _ in found if key is not None}), []
                 for key, answer in found:
                     if key not in known:
-                        what = "lines that cannot be read" if key is None else "lines for nothing that was asked"
-                        self._odd[what] += 1
+                        self._odd["unreadable" if key is None else "for requests that nobody made"] += 1
                     elif isinstance(answer, Answer):
                         self._answered.add(key)
                         self._failed.pop(key, None)
@@ -120,7 +119,7 @@ class Results:
         left = self.left()
         if not left:
             return ""
-        whole = not self._unfetched and not self._odd["lines that cannot be read"]
+        whole = not self._unfetched and not self._odd["unreadable"]
         if state != "completed" and whole:
             # An expired or cancelled batch leaves requests alone; what it has worked on, it counts.
             if self._answered and completed is None or completed is not None and len(self._answered) >= completed:
@@ -135,9 +134,8 @@ class Results:
 
     def tell(self) -> None:
         """Says what was not used of the results."""
-        odd = [f"{n:,} {what}" for what, n in self._odd.items() if n]
-        if odd:
-            say(f"batch {self.batch.id} ({self.batch.batch_id}): {', '.join(odd)} in its results, not used")
+        if odd := ", ".join(f"{n:,} {what}" for what, n in self._odd.items()):
+            say(f"batch {self.batch.id} ({self.batch.batch_id}): lines of its results were not used: {odd}")
 
 
 def read_line(
@@ -153,7 +151,7 @@ def read_line(
         answer = _settled(found, response if isinstance(response, dict) else {}, price)
     except (api.Again, api.Stop) as e:
         return key, e
-    if answer.reason == "bad_request" and (how := told.learn(found, _PARAMS)):
+    if answer.reason == "bad_request" and (how := told.learn(answer.detail, _PARAMS)):
         return key, api.Again(f"{answer.detail}; {how}")
     return key, answer
 

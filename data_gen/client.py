@@ -73,22 +73,20 @@ def endpoint_name(base_url: str | None) -> str:
     return shown_url(url or os.environ.get("AZURE_OPENAI_ENDPOINT") or OPENAI_URL)
 
 
-def body_of(request: Request, told: Told | None = None) -> dict:
-    """The JSON body of a chat completion; `told` what the endpoint does not take of it."""
-    params = told.params(request.params) if told else request.params
-    body = {"model": request.model, "messages": list(request.messages), **params}
+def body_of(request: Request) -> dict:
+    """The JSON body of a chat completion."""
+    body = {"model": request.model, "messages": list(request.messages), **request.params}
     if request.schema is not None:
         asked = {"name": request.schema["name"], "schema": request.schema["schema"], "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": asked}
     return body
 
 
-async def ask(client: Any, request: Request, price: Price | None, told: Told | None = None) -> Reply:
-    """Sends `request` once, without what the endpoint has `told` not to take. Raises Again for what may pass, Stop for
-    what will not until the user acts."""
+async def ask(client: Any, request: Request, price: Price | None) -> Reply:
+    """Sends `request` once. Raises Again for what may pass, Stop for what will not until the user acts."""
     import openai
 
-    body = body_of(request, told)
+    body = body_of(request)
     headers = {"X-Client-Request-Id": request.key}  # finds our row in the endpoint's logs
     try:
         # The body goes as it stands; as arguments it would be walked through by the client, a sixth of its time.
@@ -97,7 +95,7 @@ async def ask(client: Any, request: Request, price: Price | None, told: Told | N
     except openai.APITimeoutError as e:
         raise Again("timed out", uncertain=not _unconnected(e)) from None
     except openai.APIStatusError as e:
-        return _learned(Reply(settled_status(e), e.response.headers), _error_body(e), body, told)
+        return Reply(settled_status(e), e.response.headers)
     except openai.APIConnectionError as e:
         detail = f"connection failed: {redact(one_line(e.__cause__ or e))}"
         raise Again(detail, uncertain=not _unconnected(e)) from None
@@ -107,15 +105,7 @@ async def ask(client: Any, request: Request, price: Price | None, told: Told | N
         kind = redact(raw.headers.get("content-type", "of no type"))[:60]
         detail = f"the reply is not JSON but {kind}: {redact(raw.content[:200].decode('utf-8', 'replace'))[:80]}"
         raise Again(detail, uncertain=True, foreign=True, headers=raw.headers) from None
-    answer = settle(reply, price, raw.headers, _request_id(raw.headers))
-    return _learned(Reply(answer, raw.headers), reply, body, told)
-
-
-def _learned(reply: Reply, error: Any, sent: dict, told: Told | None) -> Reply:
-    """`reply`, unless it refuses a parameter that the endpoint can be asked without: Again, which costs nothing."""
-    if reply.answer.reason == "bad_request" and told is not None and (how := told.learn(error, sent)):
-        raise Again(f"{reply.answer.detail}; {how}", headers=reply.headers)
-    return reply
+    return Reply(settle(reply, price, raw.headers, _request_id(raw.headers)), raw.headers)
 
 
 def _unconnected(error: BaseException) -> bool:

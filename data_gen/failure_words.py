@@ -61,9 +61,10 @@ _SENTENCES = (
            r"|temporar|try again|retry|\bbusy\b|capacity|upstream|connection (?:was )?(?:reset|refused|closed|aborted|"
            r"error|failed)|not ready|still loading|is loading|繁忙|稍后|重试"),
     (NO_MODEL, r"model\b.{0,99}\b(?:not found|does not exist|doesn't exist)|(?:no such|unknown) model"),
-    (NOT_ALLOWED, r"forbidden|permission denied|access denied"),
+    (NOT_ALLOWED, r"\bforbidden\b|permission denied|access denied"),
     (MALFORMED, r"bad request|context (?:length|window)|too long|too large|\binvalid\b|malformed|unsupported"
-                r"|not supported|content[ _](?:filter|policy|management)|must be|is required"),
+                r"|unknown (?:field|parameter|argument)|unrecogni[sz]ed|unexpected (?:field|keyword)|not permitted"
+                r"|does(?: not|n't) support|not supported|content[ _](?:filter|policy|management)|must be|is required"),
 )  # fmt: skip
 _NUMBER = re.compile(
     r"(?:^|error(?: code)?:? ?|status(?:[ _]code)?:? ?|https?(?:/[\d.]+)? ?|\()([45]\d\d)(?![\d.])", re.IGNORECASE
@@ -113,6 +114,21 @@ def message_of(error: object) -> str:
     """What an error says in words; "" when nothing."""
     texts = [v for name, v in _facts(error, "message") if name in _TEXTS and isinstance(v, str) and v.strip()]
     return next((t for t in texts if " " in t.strip()), texts[0] if texts else "")
+
+
+def parameter_of(error: object, depth: int = 0) -> str:
+    """The parameter that an error names apart from its words: "param", or the end of a "loc"; "" for none."""
+    if depth > 5:
+        return ""
+    if isinstance(error, list):
+        return next((name for item in error[:5] if (name := parameter_of(item, depth + 1))), "")
+    if not isinstance(error, dict):
+        return ""
+    loc = error.get("loc")
+    for name in (error.get("param"), loc[-1] if isinstance(loc, list) and loc else None):
+        if isinstance(name, str) and re.fullmatch(r"\w{1,40}", name):
+            return name
+    return next((name for item in error.values() if (name := parameter_of(item, depth + 1))), "")
 
 
 def status_of_word(word: object) -> int | None:

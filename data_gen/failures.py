@@ -7,13 +7,14 @@ as the HTTP status that says the same; as the work may have been done, they coun
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data_gen import failure_words as words
 from data_gen.claims import Answer
 from data_gen.prices import Price
 from data_gen.replies import choice_of, read_completion, redact
+from data_gen.types import Request
 from mmed_jax.errors import UserError
 from mmed_jax.evaluation.endings import kind_of_ending
 
@@ -53,16 +54,18 @@ class Told:
         """`say` is told each finding once."""
         self._say, self._known = say, {}
 
-    def params(self, params: dict) -> dict:
-        """The parameters as this endpoint takes them."""
-        if not self._known:
-            return params
-        named = ((self._known.get(k, k), v) for k, v in params.items())
-        return {k: v for k, v in named if k}
+    def request(self, request: Request) -> Request:
+        """The request as this endpoint takes it, with the key that it had."""
+        if not any(name in request.params for name in self._known):
+            return request
+        named = ((self._known.get(k, k), v) for k, v in request.params.items())
+        sent = replace(request, params={k: v for k, v in named if k})
+        sent.__dict__["key"] = request.key
+        return sent
 
-    def learn(self, error: Any, sent: Iterable[str]) -> str:
+    def learn(self, error: str, sent: Iterable[str]) -> str:
         """Looks for a parameter of those `sent` that `error` refuses; what is done about it, "" for nothing."""
-        name = _refused_parameter(error, sent)
+        name = _refused_parameter(error, set(sent))
         other = _OTHER_NAME.get(name)
         if other is None or other in self._known:
             return ""
@@ -82,19 +85,14 @@ _REFUSED = re.compile(
 )
 
 
-def _refused_parameter(error: Any, sent: Iterable[str]) -> str:
-    """The name of the parameter of `sent` that an error (of a malformed request) does not take; "" for none."""
-    text = error if isinstance(error, str) else repr(error)
-    if not _REFUSED.search(text):
+def _refused_parameter(error: str, sent: set[str]) -> str:
+    """The parameter of those `sent` that an error (of a malformed request) does not take; "" for none."""
+    if not _REFUSED.search(error):
         return ""
-    param = error.get("param") if isinstance(error, dict) else None
-    inner = error.get("error") if isinstance(error, dict) else None
-    param = param or (inner.get("param") if isinstance(inner, dict) else None)
-    if isinstance(param, str) and param:
-        return param if param in sent else ""
+    if named := re.search(r"\((\w+)\)$", error):
+        return named[1] if named[1] in sent else ""
     # The first that is named: "'max_tokens' is not supported, use 'max_completion_tokens'".
-    names = set(sent) - {"model", "messages"}
-    found = [(at.start(), n) for n in names if (at := re.search(rf"\b{re.escape(n)}\b", text))]
+    found = [(at.start(), n) for n in sent if (at := re.search(rf"\b{re.escape(n)}\b", error))]
     return min(found)[1] if found else ""
 
 
@@ -126,6 +124,8 @@ def settle_status(
         raise Again(f"{status}: {said}", headers=headers, uncertain=uncertain, inside=inside)
     if codes & set(words.FILTERS):
         return Answer("rejected", "content_filter", said, request_id=request_id, cost=0.0)
+    about = words.parameter_of(error)
+    said += f" ({about})" if about else ""
     return Answer("failed", "bad_request", f"{status}: {said}", request_id=request_id, cost=0.0)
 
 

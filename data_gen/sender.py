@@ -163,7 +163,10 @@ class Sender:
         """Sends once and stores the answer: (headers, None), or what went wrong when another attempt may succeed."""
         self._busy += 1
         try:
-            reply = await api.ask(client, request, self.price, self._told)
+            sent = self._told.request(request)
+            reply = await api.ask(client, sent, self.price)
+            if reply.answer.reason == "bad_request" and (how := self._told.learn(reply.answer.detail, sent.params)):
+                return reply.headers, api.Again(f"{reply.answer.detail}; {how}")
             self._learn(reply.answer, request)
             await asyncio.wrap_future(self.ledger.finish(request.key, reply.answer))
         except api.Stop:

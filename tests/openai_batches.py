@@ -5,6 +5,10 @@ import json
 import time
 
 
+class Cut(bytes):
+    """A body that ends before its content-length: the connection goes."""
+
+
 class Batches:
     """Answers to /files and /batches; OpenAIServer has the state."""
 
@@ -31,7 +35,28 @@ class Batches:
             return 404, {}, error("No such File object", "not_found")
         if method == "DELETE":
             return 200, {}, {"id": parts[0], "object": "file", "deleted": True}
-        return 200, {"content-type": "application/octet-stream"}, self.files[parts[0]]
+        return self._spoiled(parts[0])
+
+    def _spoiled(self, name: str) -> tuple[int, dict, dict | bytes]:
+        """A file, as the fault of its batch leaves it."""
+        data, kind = self.files[name], {"content-type": "application/octet-stream"}
+        whose = (b for b in self.batches.values() if name in (b.get("output_file_id"), b.get("error_file_id")))
+        batch = next(whose, None)
+        if batch is None or batch.get("looks", 9) > 3:
+            return 200, kind, data
+        part = data[: len(data) * 2 // 3]
+        return {
+            "cut": (200, kind, part), "html": (200, {"content-type": "text/html"}, b"<html>not yet</html>"),
+            "torn": (200, kind | {"content-length": str(len(data))}, Cut(part)),
+            "gone": (404, {}, error("No such File object", "not_found")),
+        }.get(self.batch_faults.get(batch["number"]), (200, kind, data))  # fmt: skip
+
+    def _found(self, batch: dict) -> dict:
+        """A batch as it is shown: perhaps without its results."""
+        batch["looks"] = batch.get("looks", 0) + (batch["status"] == "completed")
+        fault = self.batch_faults.get(batch["number"])
+        hidden = fault == "never" or fault == "late" and batch["looks"] <= 3
+        return {k: v for k, v in _shown(batch).items() if not (hidden and k.endswith("put_file_id") and k[0] == "o")}
 
     def _batches(self, method: str, parts: list[str], body: bytes) -> tuple[int, dict, dict]:
         # Batches do their work, and are billed, whether anybody looks or not.
@@ -63,7 +88,7 @@ class Batches:
             )
         if parts[0] not in self.batches:
             return 404, {}, error("No batch found", "not_found")
-        return 200, {}, _shown(self.batches[parts[0]])
+        return 200, {}, self._found(self.batches[parts[0]])
 
     def _work_batch(self, batch: dict) -> None:
         fault = self.batch_faults.get(batch["number"], "")
@@ -87,7 +112,9 @@ class Batches:
             key = body_key(line["body"])
             fault_of = self.faults.of(key, self.asked[key])
             self.asked[key] += 1
-            if fault_of in self.transient:
+            if fault_of in self.inside:
+                errors.append(_result(line, 200, n, self.inside[fault_of]))
+            elif fault_of in self.transient:
                 body = error("The server had an error", "server_error")
                 errors.append(_result(line, 500, n, body))
             elif fault_of == "filter_400":
@@ -104,6 +131,9 @@ class Batches:
                 }
             )
         done.reverse()  # results come in any order
+        if fault == "status_text":
+            for n, result in enumerate(done):
+                result["response"]["status_code"] = ("200", 200.0, "200.0", None)[n % 4]
         if self.duplicate_results and done:
             done += [done[0], {**done[-1], "custom_id": "nobody-asked"}]
         for name, found in (("output_file_id", done), ("error_file_id", errors)):
@@ -111,6 +141,7 @@ class Batches:
                 batch[name] = f"file-{len(self.files)}"
                 self.files[batch[name]] = "\n".join(json.dumps(x) for x in found).encode()
         batch["status"] = {"expire": "expired", "cancel": "cancelled"}.get(fault, "completed")
+        batch["request_counts"] = {"total": len(lines), "completed": len(done), "failed": len(errors)}
 
 
 def body_key(body: dict) -> str:
@@ -132,7 +163,7 @@ def _result(line: dict, status: int, n: int, body: dict) -> dict:
 
 
 def _shown(batch: dict) -> dict:
-    return {k: v for k, v in batch.items() if k not in ("number", "ready")}
+    return {k: v for k, v in batch.items() if k not in ("number", "ready", "looks")}
 
 
 def _multipart(content_type: str, body: bytes) -> bytes:

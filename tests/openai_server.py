@@ -4,7 +4,8 @@
 
 Chat completions, files, batches; rate-limit headers; a book of what it billed. Faults depend on the seed, the request
 and how often it came, so that a disturbed run and an undisturbed one can be compared: "transient" ones (429, 500, 503,
-drop, timeout) strike a request at most twice, "content" ones (length, refusal, filter, json, ...) always.
+drop, timeout, errors in replies of status 200, answers broken off) strike a request at most twice, "content" ones
+(length, refusal, filter, json, odd counts, ...) always.
 """
 
 import argparse
@@ -17,10 +18,17 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.openai_batches import Batches, body_key, error
+from tests.openai_batches import Batches, Cut, body_key, error
 
-TRANSIENT = ("429", "429_after", "500", "503", "drop", "drop_late", "timeout", "html")
-CONTENT = ("length", "refusal", "content_filter", "filter_400", "bad_json", "empty")
+# Errors as gateways pass them on in replies of status 200.
+INSIDE = {
+    "200_word": {"error": {"message": "Rate limit exceeded, try later", "code": "rate_limit_exceeded"}},
+    "200_number": {"error": {"message": "upstream", "code": "502"}, "choices": []},
+    "200_text": {"error": "The model is overloaded"},
+    "200_nested": {"choices": None, "error": [{"error": {"type": "server_error", "code": None}}]},
+}
+TRANSIENT = ("429", "429_after", "500", "503", "drop", "drop_late", "timeout", "html", "broken_off", *INSIDE)
+CONTENT = ("length", "refusal", "content_filter", "filter_400", "bad_json", "empty", "max_tokens", "reasoning", "zeros")
 _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
             429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable"}  # fmt: skip
 
@@ -60,7 +68,8 @@ class OpenAIServer(Batches):
       model: answers the body of a chat completion with text. faults: see Faults. key: the only API key it takes.
       requests_per_minute, tokens_per_minute: limits, kept and told in headers. delay_s: time an answer takes.
       timeout_s: how long a request with the fault "timeout" is left without an answer.
-      batch_faults: dict of what happens to the n-th batch (from 0): "expire", "cancel", "enqueued", "invalid".
+      batch_faults: dict of what happens to the n-th batch (from 0): "expire", "cancel", "enqueued", "invalid", or to
+        its results: "late", "never", "cut", "torn", "html", "gone" (for three looks), "status_text".
       change: makes another reply of (the request's body, the reply); bytes are sent as they are.
       max_batch_requests: the limit of requests in a batch file. batch_s: how long a batch takes.
 
@@ -69,7 +78,7 @@ class OpenAIServer(Batches):
       billed_names: the same as billed, by the client's name of the request (X-Client-Request-Id, custom_id).
     """
 
-    transient = TRANSIENT
+    transient, inside = TRANSIENT, INSIDE
 
     def __init__(
         self, model: Callable[[dict], str] | None = None, *, faults: Faults | None = None, key: str | None = None,
@@ -149,6 +158,9 @@ class OpenAIServer(Batches):
                 lines = [f"HTTP/1.1 {status} {_REASONS[status]}", *(f"{k}: {v}" for k, v in more.items())]
                 writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
                 await writer.drain()
+                if isinstance(data, Cut):
+                    writer.close()
+                    return
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             writer.close()
 
@@ -200,6 +212,8 @@ class OpenAIServer(Batches):
             return None
         if fault == "html":
             return 200, {"content-type": "text/html"}, b"<html>gateway</html>"
+        if fault in INSIDE:
+            return 200, {}, INSIDE[fault]
         if fault == "filter_400":
             return 400, {}, error("The response was filtered", "content_filter")
         if fault == "timeout":
@@ -218,8 +232,8 @@ class OpenAIServer(Batches):
         self.served += 1
         text: str | None = self.model(body)
         finish, refusal = "stop", None
-        if fault == "length":
-            text, finish = text[: len(text) // 2], "length"
+        if fault in ("length", "max_tokens", "broken_off"):
+            text, finish = text[: len(text) // 2], {"broken_off": "error", "max_tokens": "MAX_TOKENS"}.get(fault, fault)
         elif fault == "refusal":
             text, refusal = None, "I'm sorry, I can't help with that."
         elif fault == "content_filter":
@@ -231,12 +245,18 @@ class OpenAIServer(Batches):
         prompt = sum(len(m["content"]) for m in body["messages"]) // 4 + 4
         usage = {"prompt_tokens": prompt, "completion_tokens": len(text or "") // 4 + 1}
         self.billed_usage.update(usage)
+        reasoning = 40 if fault == "reasoning" else 0  # beside the completion tokens, billed like them
+        self.billed_usage["completion_tokens"] += reasoning
         message = {"role": "assistant", "content": text, "refusal": refusal}
         reply = {
             "id": f"chatcmpl-{self.served}", "object": "chat.completion", "created": 1, "model": body["model"],
             "choices": [{"index": 0, "finish_reason": finish, "message": message}],
-            "usage": usage | {"total_tokens": sum(usage.values()), "prompt_tokens_details": {"cached_tokens": 0}},
+            "usage": usage | {
+                "total_tokens": sum(usage.values()) + reasoning, "prompt_tokens_details": {"cached_tokens": 0},
+            },
         }  # fmt: skip
+        if fault == "zeros":
+            reply["usage"] = dict.fromkeys(usage, 0) | {"total_tokens": 0}
         return self.change(body, reply) if self.change else reply
 
     def _rate(self, body: dict) -> tuple[bool, dict]:

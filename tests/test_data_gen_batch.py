@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_gen import batch
+from data_gen import batch, ledger_command
 from mmed_jax.errors import UserError, WorkError
 from tests.gen_helpers import balanced, echo_model, inputs, lines, outcomes, settings, states
 from tests.openai_batches import Batches as ServerBatches
@@ -39,6 +39,56 @@ def test_shards_stay_below_the_limits(tmp_path, monkeypatch):
         assert states(found) == {("accepted", ""): 200}
         assert max(server.uploads) <= 9000 and len(server.uploads) > 5
         assert max(server.billed.values()) == 1
+
+
+def _once(given, server) -> None:
+    """Everything was billed once, and stands in the books as what it cost."""
+    assert set(server.billed.values()) == {1}
+    usage, totals = server.billed_usage, balanced(given).totals
+    billed = given.known_price.cost(usage["prompt_tokens"], usage["completion_tokens"], batch=True)
+    assert totals.spent == pytest.approx(billed) and totals.uncertain == pytest.approx(0, abs=1e-12)
+    assert totals.reserved == 0
+
+
+@pytest.mark.parametrize("fault", ["late", "cut", "torn", "html", "gone", "status_text"])
+def test_results_that_cannot_be_read_yet_are_waited_for(tmp_path, fault):
+    with OpenAIServer(echo_model, batch_faults={0: fault}) as server:
+        given = settings(tmp_path, server.base_url, batch=True, poll_s=0.001)
+        assert states(outcomes(given, inputs(6))) == {("accepted", ""): 6}
+        assert len(server.batches) == 1
+        _once(given, server)
+
+
+@pytest.mark.parametrize("then", ["come", "release"])
+def test_results_that_do_not_come_are_never_sent_again_without_a_word(tmp_path, capsys, then):
+    with OpenAIServer(echo_model, batch_faults={0: "never"}) as server:
+        given = settings(tmp_path, server.base_url, batch=True, poll_s=0.001, max_usd=1.0)
+        for _ in range(2):
+            with pytest.raises(WorkError, match="batch_0.*6 of its 6 results.*may have been billed.*--release"):
+                outcomes(given, inputs(6))
+            totals = balanced(given).totals
+            assert len(server.batches) == 1 and set(server.billed.values()) == {1}
+            assert (totals.spent, totals.reserved) == (0, 0) and totals.uncertain > 0
+        bound = totals.uncertain
+        if then == "come":
+            server.batch_faults.clear()
+            assert states(outcomes(given, inputs(6))) == {("accepted", ""): 6}
+            _once(given, server)
+        else:
+            ledger_command.main([f"--ledger={given.ledger_file}", "--release"])
+            assert "6 rows are free again; perhaps billed" in capsys.readouterr().out
+            assert states(outcomes(given, inputs(6))) == {("accepted", ""): 6}
+            assert set(server.billed.values()) == {2}
+            assert balanced(given).totals.uncertain == pytest.approx(bound)
+
+
+def test_a_batch_without_results_keeps_no_other_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "MAX_REQUESTS", 3)
+    with OpenAIServer(echo_model, batch_faults={0: "never"}) as server:
+        given = settings(tmp_path, server.base_url, batch=True, poll_s=0.001, enqueued_tokens=600)
+        with pytest.raises(WorkError, match="3 of its 3 results"):
+            outcomes(given, inputs(9))
+        assert len(server.batches) == 3 and balanced(given).requests["gpt-4o-mini", "done", ""] == 6
 
 
 @pytest.mark.parametrize("ending", ["expire", "cancel"])

@@ -14,7 +14,7 @@ from data_gen.claims import FINAL
 from data_gen.ledger import Ledger
 from data_gen.prices import price_of
 from tests.gen_helpers import balanced, echo_model, inputs, lines, outcomes, settings, states
-from tests.openai_server import CONTENT, TRANSIENT, Faults, OpenAIServer, body_key
+from tests.openai_server import CONTENT, INSIDE, TRANSIENT, Faults, OpenAIServer, body_key
 
 ROWS, KILLS, SHARE = 5000, 10, 0.2
 
@@ -117,7 +117,8 @@ def test_batches_of_a_failing_endpoint_killed_ten_times(tmp_path, monkeypatch):
         assert max(server.billed_names.values()) == 1, "batches lose no answer, so none is paid twice"
         usage, price = server.billed_usage, price_of("gpt-4o-mini")
         billed = price.cost(usage["prompt_tokens"], usage["completion_tokens"], batch=True)
-        assert balanced(settings(tmp_path, server.base_url)).totals.spent == pytest.approx(billed)
+        totals = balanced(settings(tmp_path, server.base_url)).totals
+        assert totals.spent <= billed + 1e-9 <= totals.spent + totals.uncertain + 2e-9
 
 
 @pytest.mark.parametrize("fault", TRANSIENT)
@@ -127,5 +128,5 @@ def test_each_transient_fault_passes(tmp_path, fault):
         assert states(outcomes(given, inputs(40))) == {("accepted", ""): 40}
         book = balanced(given)
         assert book.totals.requests > 44
-        lost = fault in ("drop", "drop_late", "timeout", "html")
+        lost = fault in ("drop", "drop_late", "timeout", "html", *INSIDE)
         assert (book.totals.uncertain > 0) == lost, "what may have been billed is in the books"

@@ -110,6 +110,71 @@ def test_no_credit_stops_with_what_came(ask, server, tmp_path):
     assert len(predictions(tmp_path)) == 4
 
 
+ERRORS = [
+    ({"error": {"code": "rate_limit_exceeded", "message": "later"}}, "answered nothing for .*429: later"),
+    ({"error": "oops"}, r"12 rows failed \(quiz en0: an error in place of an answer: oops\); the same command"),
+    ({"choices": []}, "12 rows failed"),
+    ({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 0}}, r"0 answers of 12 \(empty 12: .*no resul"),
+]
+
+
+@pytest.mark.parametrize(("reply", "said"), ERRORS)
+@pytest.mark.parametrize("batch", [False, True])
+def test_an_evaluation_of_nothing_but_errors_has_no_results(ask, server, tmp_path, monkeypatch, reply, said, batch):
+    """No 0 % is written of an endpoint that answers every question with an error in a reply of status 200."""
+    monkeypatch.setattr("data_gen.sender._QUIET", 0.2)
+    server.change = lambda body, _: reply
+    flags = ["--batch", "--poll_s=0.001"] if batch else []
+    with pytest.raises(WorkError, match=said if not batch or "0 answers" in said else "12 rows failed"):
+        ask(*flags)
+    assert not (tmp_path / "out" / "results.json").exists()
+    server.change = None
+    if "0 answers" not in said:
+        assert ask(*flags)["overall"]["count"] == 12
+
+
+def test_endings_are_told_as_they_are(ask, server, tmp_path, capsys):
+    """Half a sentence is no whole answer, whatever its ending is called; one that the endpoint broke off is asked for
+    again."""
+    endings = ["stop", "eos_token", "MAX_TOKENS", "model_length", None, "finito", "SAFETY", "error", "tool_calls"]
+    came = Counter()
+
+    def change(body, reply):
+        n = int(body["messages"][-1]["content"].split("Question ")[1].split("?")[0]) % len(endings)
+        came[n] += 1
+        broken = endings[n] == "error" and came[n] > 1
+        reply["choices"][0]["finish_reason"] = "stop" if broken else endings[n]
+        return reply
+
+    server.change = change
+    write_records(tmp_path / "many.jsonl", [question(n, "en") for n in range(len(endings))])
+    found = ask(data=tmp_path / "many.jsonl")
+    got = {p["id"]: (p["finish_reason"], p["cut"]) for p in predictions(tmp_path)}
+    assert list(got.values()) == [
+        ("stop", False), ("eos_token", False), ("MAX_TOKENS", True), ("model_length", True), ("null", True),
+        ("finito", True), ("content_filter", False), ("stop", False), ("tool_calls", False),
+    ]  # fmt: skip
+    assert found["overall"]["cut"] == 4 and came[7] == 2
+    shown = capsys.readouterr()
+    assert "2 answers ended for a reason that is not known and count as cut: " in shown.out
+    assert "null 1" in shown.out and shown.err.count("warning:") == 1
+
+
+def test_a_judge_that_answers_errors_gives_no_grades(ask, server, tmp_path):
+    ask("--mode=rationale", "--languages=en")
+    came = Counter()
+
+    def change(body, reply):
+        came[str(body)] += 1
+        return {"error": {"type": "overloaded_error"}} if came[str(body)] == 1 else {"error": "oops"}
+
+    server.change = change
+    with pytest.raises(WorkError, match="4 explanations got no grade, the first .*failed api_error; the same command"):
+        rate.main(["judge", f"--runs=a={tmp_path / 'out'}", f"--output={tmp_path / 'grades.jsonl'}", "--model=m",
+                   f"--base_url={server.base_url}", f"--ledger={tmp_path / 'j.sqlite'}"])  # fmt: skip
+    assert set(came.values()) == {2}
+
+
 # ---- Mistakes -------------------------------------------------------------------------------------------------------
 
 MISTAKES = [
