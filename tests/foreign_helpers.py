@@ -86,6 +86,24 @@ def foreign_model(folder: Path, tokenizer: Tokenizer, config: dict | None = None
     return save(folder, tokenizer, **config or {})
 
 
+def sentencepiece_model(folder: Path, pieces: list[str], **config) -> Path:
+    """Writes a sentencepiece tokenizer.model of BPE with the pieces of sentencepiece_like, and no tokenizer.json."""
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    proto = import_protobuf().ModelProto()
+    proto.trainer_spec.model_type, proto.trainer_spec.byte_fallback = 2, True
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    texts = [*SPECIALS, *(f"<0x{b:02X}>" for b in range(256)), *(p.replace(" ", "▁") for p in pieces)]
+    for i, text in enumerate(texts):
+        kind = 2 if i == 0 else 3 if i < 3 else 6 if i < 259 else 1
+        proto.pieces.add(piece=text, score=float(-max(0, i - 259)) if kind == 1 else 0.0, type=kind)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
 # ---- llama2.c -----------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from foreign_helpers import (
     llama2c_folder,
     save,
     sentencepiece_like,
+    sentencepiece_model,
 )
 from helpers_tokenizer import tiny_fast_tokenizer
 from hf_helpers import raw_tensors
@@ -158,6 +159,27 @@ def test_the_small_trained_model_gives_its_documented_text(shared_dir, tmp_path)
     data = write_jsonl(tmp_path / "q.jsonl", questions()[:2])
     scored = ["--mode=loglikelihood", "--score=option", f"--data={data}", f"--output={tmp_path / 'e'}"]
     assert call(evaluate.main, f"--model={model}", *scored).code == 0
+
+
+def test_a_sentencepiece_file_is_the_tokenizer_that_it_converts_to(tmp_path):
+    tok = load_tokenizer(sentencepiece_model(tmp_path / "in", PIECES))
+    other = load_tokenizer(save(tmp_path / "other", sentencepiece_like(PIECES), **LLAMA2))
+    for text in (*TEXTS, "", "😀  <0x41> ▁the", "cough" * 50):
+        assert encode_text(tok, text) == encode_text(other, text)
+        assert tok.decode(encode_text(tok, text)) == other.decode(encode_text(other, text))
+    assert text_start(tok) == text_start(other) == (1,)
+    assert [tok.bos_token, tok.eos_token, tok.unk_token] == ["<s>", "</s>", "<unk>"]
+    save_tokenizer(tok, tmp_path / "out")
+    assert tokenizer_hash(load_tokenizer(tmp_path / "out")) == tokenizer_hash(tok)
+    # What lies beside it counts.
+    added = {"added_tokens_decoder": {str(len(tok)): {"content": "<|im_end|>", "special": True}}}
+    tok = load_tokenizer(sentencepiece_model(tmp_path / "in", PIECES, eos_token="<|im_end|>", **added))
+    assert tok.eos_token_id == len(other) and tok.name_or_path == str(tmp_path / "in")
+    whole = (tmp_path / "in" / "tokenizer.model").read_bytes()
+    for damaged in (whole[:-7], b"\n\x00", b"\n"):
+        (tmp_path / "in" / "tokenizer.model").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"tokenizer.model (looks like|is) a sentencepiece model"):
+            load_tokenizer(tmp_path / "in")
 
 
 @pytest.mark.parametrize("first", [False, True])

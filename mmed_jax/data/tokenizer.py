@@ -7,10 +7,12 @@ and 128008 were reserved there), so models of both read the same ids.
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import os
 import re
+import tempfile
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +34,7 @@ from mmed_jax.data.formats import (
     token_id,
 )
 from mmed_jax.data.jsonl import BadJSON, loads
+from mmed_jax.data.sentencepiece_file import convert, is_sentencepiece
 from mmed_jax.data.template_probe import render
 from mmed_jax.errors import UserError
 from mmed_jax.errors import warn as warn
@@ -97,7 +100,7 @@ def local_path(path: str | os.PathLike, what: str) -> Path:
 
 
 def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a Hugging Face folder (`tokenizer.json`) or of Meta's tiktoken `tokenizer.model`.
+    """The tokenizer of a Hugging Face folder (`tokenizer.json`) or of a `tokenizer.model`, Meta's or sentencepiece's.
 
     The class is always PreTrainedTokenizerFast over the folder's `tokenizer.json`: class names in
     `tokenizer_config.json` are often wrong for byte-level vocabularies and would change the ids. Decoding never
@@ -106,7 +109,7 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     needs no chat format.
 
     Args:
-        path: an HF folder, Meta's `tokenizer.model`, or a folder that holds it (also below `original/`).
+        path: an HF folder, a `tokenizer.model`, or a folder that holds one (also below `original/`).
 
     Raises:
         UserError: nothing there, unreadable, a pointer instead of the file, or some control tokens of a format are
@@ -115,7 +118,7 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     path = local_path(path, "tokenizer")
     check_file(path / "tokenizer.json" if path.is_dir() else path)
     if path.is_file():
-        tok = _load_hf(path.parent) if path.name == "tokenizer.json" else _convert_tiktoken(path)
+        tok = _load_hf(path.parent) if path.name == "tokenizer.json" else _load_model_file(path)
     elif (path / "tokenizer.json").is_file():
         tok = _load_hf(path)
     else:
@@ -124,7 +127,7 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
         )
         if ranks is None:
             raise UserError(f"tokenizer: {path} holds neither tokenizer.json nor Meta's tokenizer.model")
-        tok = _convert_tiktoken(ranks)
+        tok = _load_model_file(ranks)
     return _with_format(tok, path)
 
 
@@ -298,12 +301,36 @@ def _load_hf(folder: Path) -> "PreTrainedTokenizerFast":
     return tok
 
 
+def _load_model_file(path: Path) -> "PreTrainedTokenizerFast":
+    """Meta's ranks file, or a sentencepiece model with the configs that lie beside it."""
+    with open_file(path, f"tokenizer: {path}") as f:
+        data = f.read(_LARGEST + 1)
+    if not is_sentencepiece(data):
+        return _convert_tiktoken(path)
+    if len(data) > _LARGEST:
+        raise UserError(f"tokenizer: {path} is larger than {_LARGEST >> 20} MiB; not a file of a tokenizer")
+    fast, roles = convert(data, str(path))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fast.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(roles), encoding="utf-8")
+        for beside in _FILES[1:]:
+            if what_is(path.parent / beside):
+                text = _read_text(path.parent / beside)
+                with contextlib.suppress(BadJSON):  # said below
+                    text = json.dumps({**roles, **loads(text, dict)}) if beside == "tokenizer_config.json" else text
+                (folder / beside).write_text(text, encoding="utf-8")
+        try:
+            tok = _load_hf(folder)
+        except UserError as e:
+            raise UserError(str(e).replace(name, str(path.parent))) from e
+    tok.name_or_path = str(path.parent)
+    return tok
+
+
 def _read_ranks(path: Path) -> dict[bytes, int]:
     """The ranks file: one `base64(token bytes) rank` a line; ranks are 0 .. n-1 and all single bytes are there."""
     not_ranks = f"tokenizer: {path} is not Meta's tiktoken ranks file"
-    with open_file(path, f"tokenizer: {path}") as f:
-        if f.read(1) == b"\n":  # a sentencepiece protobuf opens with field 1 (0x0a)
-            raise UserError(f"{not_ranks}; it looks like sentencepiece (Llama 2), which Llama 3 does not use")
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(_read_text(path).splitlines(), 1):
         if not line:
