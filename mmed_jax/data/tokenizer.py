@@ -1,12 +1,5 @@
-"""The tokenizer: a Hugging Face folder's own, or a `tokenizer.model` converted; its chat format's roles and template.
+"""The tokenizer: a Hugging Face folder's own, or a `tokenizer.model` converted; roles and template of its chat format."""
 
-Sources: the ranks file and the split expression are those of Meta's llama3 release (llama/tokenizer.py); the names of
-the 256 special tokens are those of the Llama-3.1 Hugging Face release. Llama 3.0 differs from it in names only (128004
-and 128008 were reserved there), so models of both read the same ids.
-"""
-
-import base64
-import binascii
 import contextlib
 import hashlib
 import json
@@ -18,21 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmed_jax.data.formats import (
-    BOS,
-    END_HEADER,
-    EOM,
-    EOS,
-    EOT,
-    LLAMA3,
-    PAD,
-    START_HEADER,
-    SYNTAXES,
-    ChatSyntax,
-    missing,
-    syntax_of,
-    token_id,
-)
+from mmed_jax.data import formats, ranks_file
+from mmed_jax.data.formats import SYNTAXES, ChatSyntax, missing, syntax_of, token_id
 from mmed_jax.data.jsonl import BadJSON, loads
 from mmed_jax.data.sentencepiece_file import convert, is_sentencepiece
 from mmed_jax.data.template_probe import render
@@ -45,15 +25,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-NUM_SPECIAL = 256
-
-LLAMA3_CHAT_TEMPLATE = LLAMA3.template
-
-# Meta's split expression: contractions, words with one leading non-letter, up to three digits, punctuation, space.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# Llama-3's names, which other code takes from here.
+BOS, EOS, EOT, EOM, PAD = formats.BOS, formats.EOS, formats.EOT, formats.EOM, formats.PAD
+START_HEADER, END_HEADER = formats.START_HEADER, formats.END_HEADER
+LLAMA3_CHAT_TEMPLATE = formats.LLAMA3.template
+SPLIT_PATTERN, NUM_SPECIAL = ranks_file.SPLIT_PATTERN, ranks_file.NUM_SPECIAL
+byte_chars, special_token_names = ranks_file.byte_chars, ranks_file.special_token_names
 
 # Of a Hugging Face tokenizer, as transformers looks for them.
 _FILES = (
@@ -65,14 +42,6 @@ _LARGEST = 256 << 20  # bytes; the largest known tokenizer.json has 35 MB
 _PROBE = [{"role": r, "content": f" {r} text "} for r in ("system", "user", "assistant", "user")]
 _PLAIN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # tokenizer -> what _plain_encoder gives
 _TOLD: weakref.WeakSet = weakref.WeakSet()  # tokenizers of which unknown characters were told
-
-
-def special_token_names() -> list[str]:
-    """Names of Llama-3's 256 special tokens in id order (the first one follows the last rank: 128000 .. 128255)."""
-    named = {0: BOS, 1: EOS, 4: PAD, 6: START_HEADER, 7: END_HEADER, 8: EOM, 9: EOT, 10: "<|python_tag|>"}
-    reserved = (f"<|reserved_special_token_{i}|>" for i in range(NUM_SPECIAL))
-    return [named.get(i) or next(reserved) for i in range(NUM_SPECIAL)]
-
 
 # Folders of the default paths; no account of the hub's.
 _OUR_FOLDERS = ("runs", "models", "exports", "records", "results")
@@ -240,16 +209,6 @@ def save_tokenizer(tok: "PreTrainedTokenizerFast", folder: str | os.PathLike) ->
     return [folder / name for name in files]
 
 
-def byte_chars() -> dict[int, str]:
-    """Byte -> printable character of byte-level BPE (GPT-2's encoder.py): printable bytes stand for themselves."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    table = {b: chr(b) for b in printable}
-    for b in range(256):
-        if b not in table:
-            table[b] = chr(256 + len(table) - len(printable))
-    return table
-
-
 def _transformers():
     """The `transformers` module without its advice about a missing torch."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -306,7 +265,9 @@ def _load_model_file(path: Path) -> "PreTrainedTokenizerFast":
     with open_file(path, f"tokenizer: {path}") as f:
         data = f.read(_LARGEST + 1)
     if not is_sentencepiece(data):
-        return _convert_tiktoken(path)
+        fast = ranks_file.convert_ranks(_read_text(path), path)
+        roles = {"bos_token": BOS, "eos_token": EOT, "pad_token": PAD}
+        return _transformers().PreTrainedTokenizerFast(tokenizer_object=fast, **roles)
     if len(data) > _LARGEST:
         raise UserError(f"tokenizer: {path} is larger than {_LARGEST >> 20} MiB; not a file of a tokenizer")
     fast, roles = convert(data, str(path))
@@ -326,54 +287,6 @@ def _load_model_file(path: Path) -> "PreTrainedTokenizerFast":
             raise UserError(str(e).replace(name, str(path.parent))) from e
     tok.name_or_path = str(path.parent)
     return tok
-
-
-def _read_ranks(path: Path) -> dict[bytes, int]:
-    """The ranks file: one `base64(token bytes) rank` a line; ranks are 0 .. n-1 and all single bytes are there."""
-    not_ranks = f"tokenizer: {path} is not Meta's tiktoken ranks file"
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        if not line:
-            continue
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (ValueError, binascii.Error) as e:
-            raise UserError(f"{path}:{number}: expected 'base64 rank' of a tiktoken ranks file") from e
-    if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([b]) in ranks for b in range(256)):
-        raise UserError(f"{not_ranks}, or is cut short: {len(ranks)} entries, ranks or single bytes are missing")
-    return ranks
-
-
-def _convert_tiktoken(path: Path) -> "PreTrainedTokenizerFast":
-    """A fast tokenizer from a ranks file.
-
-    Every split of a token into two tokens becomes a merge, in the order of the result's rank, so that the lowest-ranked
-    result merges first as in tiktoken; a whole word that is a token is taken as it is (ignore_merges).
-    """
-    transformers = _transformers()
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-
-    ranks = _read_ranks(path)
-    chars = byte_chars()
-    name = {token: "".join(map(chars.__getitem__, token)) for token in ranks}
-    merges: list[tuple[str, str]] = []
-    for token in sorted(ranks, key=ranks.__getitem__):
-        cuts = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
-        cuts.sort(key=lambda cut: (ranks[cut[0]], ranks[cut[1]]))
-        merges += [(name[a], name[b]) for a, b in cuts]
-    vocab = {name[token]: rank for token, rank in ranks.items()}
-    fast = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    fast.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    fast.decoder = decoders.ByteLevel()
-    fast.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special_token_names()])
-    begin = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, fast.token_to_id(BOS))]
-    )
-    fast.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), begin])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=BOS, eos_token=EOT, pad_token=PAD)
 
 
 def _with_format(tok: "PreTrainedTokenizerFast", path: Path) -> "PreTrainedTokenizerFast":
