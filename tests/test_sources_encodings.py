@@ -153,6 +153,15 @@ def test_toyhom_takes_gb18030_only_when_it_reads_as_chinese(tmp_path):
                     convert("toyhom", path)
 
 
+def test_a_damaged_byte_in_utf8_is_no_other_encoding(tmp_path):
+    for source, language in (("kormedmcqa", "ko"), ("rumeddanet", "ru"), ("toyhom", "zh"), ("jmmlu_medical", "ja")):
+        name, content = form(source, TEXTS[language][1], language)
+        data = content.encode()
+        (tmp_path / name).write_bytes(data[:-40] + b"\xff" + data[-40:])
+        with pytest.raises(UserError, match=f"{name}: not UTF-8 .*the file is damaged there"):
+            convert(source, tmp_path / name)
+
+
 def test_xml_in_other_encodings(tmp_path):
     text = TEXTS["fr"][0]
     body = (
@@ -212,6 +221,8 @@ def test_the_flag(tmp_path):
     ("ja", ("怱嬝峓嵡偱忋徃偡傞偺偼",), True),
     ("ja", ("心筋梗塞で上昇するのは？", "CK-MB\nCRP"), False),
     ("ja", ("病人头痛三天了怎么办",), True),
+    ("ja", ("頰の痛みの原因はどれか", "神経\n血管"), False),
+    ("ja", ("呵も努磊な迹闻はどれか。斑の乃みを潦える吹荚", "A"), True),
     ("ja", ("正常値", "120 mmHg"), False),
     ("zh", ("5-Fu", "5-氟尿嘧啶"), False),
     ("zh", ("通草 瞿麦 茵陈 萆薢 萹蓄", "A"), False),

@@ -3,13 +3,14 @@
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from mmed_jax.errors import UserError
 
 # No cell of a published table is that long; csv raises an error for a longer one.
 csv.field_size_limit(1 << 26)
+_NOTED = 1000
 _KEY = re.compile(r"\d{1,9}|[A-Za-z]")
 
 
@@ -28,11 +29,12 @@ def read_lines(text: str, where: str, delimiter: str = ",", *, blank: bool = Fal
     A quotation mark that is wrong within its own line makes a row with a problem. Raises UserError, naming the line,
     where one reaches over several lines, since nobody can say then how many rows it swallowed.
     """
-    lines = io.StringIO(text, newline="").readlines()
-    reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
+    lines: list[str] = []  # of the row that is being read
+    reader = csv.reader(_noted(io.StringIO(text, newline=""), lines), delimiter=delimiter, strict=True)
     width = last = 0
     while True:
         first, cells, problem = last + 1, [], ""
+        lines.clear()
         try:
             cells = next(reader)
         except StopIteration:
@@ -51,13 +53,21 @@ def read_lines(text: str, where: str, delimiter: str = ",", *, blank: bool = Fal
         last = reader.line_num
         if any(c.strip() for c in cells):
             width = width or len(cells)
-            if last > first and _swallowed(lines[first - 1 : last], width, delimiter):
+            if last > first and _swallowed(lines, width, delimiter):
                 raise UserError(
                     f"{where}:{first}: broken CSV: a quotation mark opened in this row is closed in line {last}, and "
                     "the lines between look like rows of their own; mend the quotation mark"
                 )
         if problem or blank or any(c.strip() for c in cells):
             yield Line(first, last, cells, problem)
+
+
+def _noted(lines: Iterable[str], seen: list[str]) -> Iterator[str]:
+    """The lines, the first of them (since the list was emptied) noted: enough to judge a row by."""
+    for line in lines:
+        if len(seen) < _NOTED:
+            seen.append(line)
+        yield line
 
 
 def _swallowed(lines: list[str], width: int, delimiter: str) -> bool:

@@ -14,8 +14,9 @@ from mmed_jax.errors import UserError
 _NO_FILES = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "mbcs", "oem", "utf-7"}
 # By language, the likeliest first.
 _LIKELY = {
-    "ko": ("cp949",), "ja": ("cp932", "euc_jp"), "zh": ("gb18030", "big5"), "ru": ("cp1251", "koi8-r", "cp866"),
-    "en": ("cp1252",), "fr": ("cp1252",), "es": ("cp1252",),
+    "ko": ("cp949",), "ja": ("cp932", "euc_jp"), "zh": ("gb18030", "big5"),
+    "ru": ("cp1251", "koi8-r", "cp866", "iso8859-5"), "en": ("cp1252", "mac_roman"), "fr": ("cp1252", "mac_roman"),
+    "es": ("cp1252", "mac_roman"),
 }  # fmt: skip
 _WIDE = ("utf-16-le", "utf-16-be")
 _LOOKED_AT = 1 << 20
@@ -48,24 +49,29 @@ def decode(
     """
     if encoding:
         return _told(data, where, encoding)
+    if b"\0" in data:
+        likely = _utf16(data) or "no text"
+        add = f" or add --encoding={likely}" if likely.startswith("utf") else ""
+        raise UserError(f"{where}: not UTF-8 (holds NUL bytes); it looks like {likely}; save the file as UTF-8{add}")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         if gb18030 and (text := _chinese(data)):
             return text
+        line = data.count(b"\n", 0, e.start) + 1
+        place = f"{where}: not UTF-8 (byte 0x{data[e.start]:02x} at position {e.start}, line {line})"
+        if _damaged(data):
+            raise UserError(f"{place}, though the rest of it is; the file is damaged there, get it anew") from None
         likely = guess(data, languages)
         hint = f"it looks like {likely}; save" if likely else "save"
-        add = f"--encoding={likely}" if likely else "--encoding=NAME"
-        line = data.count(b"\n", 0, e.start) + 1
-        raise UserError(
-            f"{where}: not UTF-8 (byte 0x{data[e.start]:02x} at position {e.start}, line {line}); "
-            f"{hint} the file as UTF-8 or add {add}"
-        ) from None
-    if "\0" in text:
-        likely = _utf16(data) or "UTF-16 or no text"
-        add = f" or add --encoding={likely}" if likely.startswith("utf") else ""
-        raise UserError(f"{where}: holds NUL bytes; it looks like {likely}; save the file as UTF-8{add}")
-    return text
+        raise UserError(f"{place}; {hint} the file as UTF-8 or add --encoding={likely or 'NAME'}") from None
+
+
+def _damaged(data: bytes) -> bool:
+    """Whether bytes are UTF-8 but for a few."""
+    text = data[:_LOOKED_AT].decode("utf-8", "replace")
+    wrong = text.count("\ufffd")
+    return len(re.findall(r"[^\x00-\x7f]", text)) > 20 * wrong
 
 
 def _told(data: bytes, where: str, encoding: str) -> str:

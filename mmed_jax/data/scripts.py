@@ -110,7 +110,8 @@ def _no_japanese(text: str, han: list[str]) -> bool:
     outside = _outside(han, "cp932")
     if not SCRIPTS["kana"].search(text):
         return len(han) >= 10 or outside > 0
-    return len(han) >= 3 and outside > 0.3
+    # One may be a rarer form of a character; of several, or of most, there is no such text.
+    return outside > (0.1 if outside * len(han) > 1.5 else 0.5)
 
 
 def _no_chinese(text: str, han: list[str]) -> bool:

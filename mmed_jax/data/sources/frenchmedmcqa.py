@@ -4,6 +4,7 @@ train.json, dev.json, test.json: [{id, question, answers {a: ...}, correct_answe
 hub form: answer_a .. answer_e, correct_answers as class numbers from 0 = a
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def _answers(raw: dict) -> dict:
 
 def _right(raw: dict) -> list:
     right = raw["correct_answers"]
+    if isinstance(right, str):
+        right = re.findall(r"[^\W_]", right) if not right.strip().isdigit() else [right]
     return list(right) if isinstance(right, list | tuple) else [] if right is None else [right]
 
 
