@@ -1,4 +1,4 @@
-"""The tokenizer: a Hugging Face folder's own, or a `tokenizer.model` converted; roles and template of its chat format."""
+"""The tokenizer: of a Hugging Face folder, or a `tokenizer.model` converted; roles and template of its chat format."""
 
 import contextlib
 import hashlib
