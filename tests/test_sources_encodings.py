@@ -217,6 +217,7 @@ def test_the_flag(tmp_path):
     ("ko", ("45技 巢磊啊 啊娇",), True),
     ("ko", ("ECG 소견은?", "QT prolongation in patients with heart failure\n12"), False),
     ("ko", ("MRI?", "CT"), False),
+    ("ko", ("Sudden chest pain with ST elevation in II, III, aVF and low blood pressure: 진단은?", "12"), False),
     ("ko", ("肝硬化 환자의 腹水는?", "혈액"), False),
     ("ja", ("怱嬝峓嵡偱忋徃偡傞偺偼",), True),
     ("ja", ("心筋梗塞で上昇するのは？", "CK-MB\nCRP"), False),
@@ -241,4 +242,7 @@ def test_rows_in_another_script_are_counted(tmp_path):
     path = put(tmp_path / "x.jsonl", [row(1, "What is gout?"), row(2, "痛风是什么病？"), row(3, "The patient抯 arm?")])
     records, run = convert("medqa_us", path)
     assert len(records) == 1 and run.report.dropped == {"text is not in English": 2}
+    english = {"problem_id": 1, "problem_text": "What is the first choice in acute gout?", "choices": ["ice", "heat"],
+               "answer": ["a"]}  # fmt: skip
+    assert len(convert("igakuqa", put(tmp_path / "exam.jsonl", [english]))[0]) == 1  # as the exam asks a few
     assert not get_source("medqa_us").gb18030 and [n for n, s in SOURCES.items() if s.gb18030] == ["toyhom"]

@@ -53,6 +53,8 @@ def test_rows_of_another_width_are_counted_with_their_line(tmp_path, source, cha
     # Empty cells at the end, as spreadsheets write them, are no more cells.
     padded = put(tmp_path / "padded.csv", text_of(header, [*first, "", " "], second))
     assert not [r for r in convert(source, padded)[1].report.dropped if "width" in r]
+    unnamed = put(tmp_path / "unnamed.csv", text_of([*header, "", ""], first, [*second, "note"]))
+    assert not [r for r in convert(source, unnamed)[1].report.dropped if "width" in r]
 
 
 @pytest.mark.parametrize("source", [*TABLES, "mmlu_medical"])

@@ -103,9 +103,11 @@ def header_of(cells: list[object], where: str) -> list[str]:
 
 def width_problem(cells: list[str], header: list[str]) -> str:
     """Why a row does not fit its header; "" when it does. Empty cells beyond the header are no more cells."""
-    wide = len(cells)
+    wide, named = len(cells), len(header)
     while wide > len(header) and not cells[wide - 1].strip():
         wide -= 1
-    if wide == len(header):
+    while named and not header[named - 1]:
+        named -= 1  # columns without a name at the end
+    if named <= wide <= len(header):
         return ""
     return f"{wide} cells where the header has {len(header)}"

@@ -60,11 +60,12 @@ def _outside(han: list[str], encoding: str) -> float:
     return 1 - len("".join(han).encode(encoding, "ignore")) / 2 / len(han)  # two bytes a character in each of them
 
 
-def wrong_script(language: str, asked: str, *rest: str) -> bool:
+def wrong_script(language: str, asked: str, *rest: str, latin: bool = False) -> bool:
     """Whether the letters of a record are not those of its language, whatever the reason.
 
     Args:
       asked: the question with its passage. rest: options, answers, explanations; these may be in Latin letters.
+      latin: let questions pass that are in Latin letters altogether.
     """
     whole = "\n".join((asked, *rest))
     if any(_strange(language, text) for text in (asked, *rest, whole)):
@@ -74,7 +75,7 @@ def wrong_script(language: str, asked: str, *rest: str) -> bool:
         return False
     found = letters(asked)
     mine = sum(WEIGHT[name] * found[name] for name in own)
-    if found["latin"] >= (_LATIN_TEXT if not mine else 2 * _LATIN_TEXT) and mine < 0.05 * found["latin"]:
+    if not mine and found["latin"] >= _LATIN_TEXT and not latin:
         return True
     if len(_ACCENTED.findall(whole)) >= 4 and mine < found["latin"] and _accented(asked):
         return True

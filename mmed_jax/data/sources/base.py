@@ -93,6 +93,7 @@ class Source:
     `unfold` turns table rows into rows where one holds several (a question per column or language); `rows` applies it
     to files, the hub reader to its tables. `answer_base` True: the numbering of answers differs between publications
     (see medmcqa); `rows` and `unfold` then take it as an argument. `gb18030`: the set is published in that encoding.
+    `latin`: some of its questions are in English, whatever their language (the Japanese exam asks a few so).
     """
 
     name: str
@@ -108,6 +109,7 @@ class Source:
     duplicate_key: Callable[[dict], object] = content_key
     answer_base: bool = False
     gb18030: bool = False
+    latin: bool = False
 
 
 def need(row: Row, *names: str) -> None:

@@ -36,6 +36,6 @@ def convert(row: Row, kind: str) -> dict | Drop:
 
 IGAKUQA = Source(
     name="igakuqa", kinds=("mcq",), languages=("ja",), license="none stated",
-    url="https://github.com/jungokasai/IgakuQA", rows=rows, convert=convert,
+    url="https://github.com/jungokasai/IgakuQA", rows=rows, convert=convert, latin=True,
     expects="JSON lines with problem_id, problem_text, choices, answer, text_only",
 )  # fmt: skip

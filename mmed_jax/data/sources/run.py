@@ -162,7 +162,7 @@ class Conversion:
             return record
         if self.languages and record["language"] not in self.languages:
             return Drop("another language")
-        if wrong_script(record["language"], *_texts(record)):
+        if wrong_script(record["language"], *_texts(record), latin=self.source.latin):
             return Drop(f"text is not in {LANGUAGE_NAMES[record['language']]}")
         return record
 
