@@ -136,7 +136,7 @@ def test_names_of_foreign_files_reach_no_terminal(tmp_path):
     for name, value in ((EVIL, "x"), ("language", EVIL), ("id", [EVIL]), ("answer_idx", EVIL)):
         record = {"id": "1", "language": "en", "question": "?", "options": {"A": "a", "B": "b"}, "answer_idx": "A"}
         path = write_jsonl(tmp_path / "r.jsonl", [record | {name: value}])
-        outcomes.append(call(evaluate.main, f"--model={folder}", f"--data={path}", f"--output={tmp_path / 'e'}"))
+        outcomes.append(call(generate.main, f"--model={folder}", f"--input={path}"))
     assert all(o.code == 2 for o in outcomes), outcomes
     for found in outcomes:
         assert found.err and found.err == printable(found.err) and found.out == printable(found.out), found
