@@ -21,6 +21,8 @@ from unittest import mock
 from mmed_jax import console, errors
 
 _KEY = "mmed_jax/peer"
+# How often a process writes and reads; less often where there are many.
+INTERVAL_SECONDS = 2.0
 # A process counts as silent when it was not heard of for so many of its own intervals.
 SILENT_INTERVALS = 3
 _TERMINATE = ctypes.CFUNCTYPE(None)
@@ -35,7 +37,7 @@ class Peers:
 
     def __init__(self, client: Any, index: int, count: int, coordinator: str):
         self._client, self.index, self.count, self._coordinator = client, index, count, coordinator
-        self.interval = 2.0 + count / 16
+        self.interval = INTERVAL_SECONDS + count / 16
         self._heard: dict[int, tuple[str, float]] = {}  # the last word of each process, and when it was new
         self._looked = 0.0
         self._over = threading.Event()

@@ -320,8 +320,9 @@ def check_finite(step: int, metrics: dict[str, Any], stream: Any, log: Any) -> N
         )
 
 
-# What collectives say when a peer has died: gloo on CPUs, NCCL, the coordination service.
-_LOST = ("Gloo", "NCCL", "Connection reset", "Connection closed", "UNAVAILABLE", "coordination service", "heartbeat")
+# What collectives say when a peer has died: gloo on CPUs, NCCL; and the coordination service.
+_COLLECTIVES = ("Gloo", "NCCL", "Connection reset", "Connection closed")
+_LOST = (*_COLLECTIVES, "UNAVAILABLE", "coordination service", "heartbeat")
 
 
 @contextlib.contextmanager
@@ -341,7 +342,7 @@ def device_failures(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> Itera
             raise
         raise _out_of_memory(config, cfg, mesh, str(e).splitlines()[0][:200]) from e
     except WorkError as e:  # of a checkpoint; a full disk may be called RESOURCE_EXHAUSTED too
-        if jax.process_count() > 1 and any(word in str(e) for word in _LOST[:-3]):
+        if jax.process_count() > 1 and any(word in str(e) for word in _COLLECTIVES):
             raise _lost_process(one_line(e)) from e
         if not re.search("RESOURCE_EXHAUSTED.*(out of memory|allocat)", one_line(e), re.IGNORECASE):
             raise

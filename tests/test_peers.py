@@ -25,7 +25,7 @@ WAITING = """
         config.distributed.process_id = int(sys.argv[2])
         peers.hush(config)
         from mmed_jax import distributed
-        distributed.HEARTBEAT_SECONDS = 10
+        distributed.HEARTBEAT_SECONDS, peers.INTERVAL_SECONDS = 10, 0.4
         distributed.initialize(config)
         print("ready", flush=True)
         time.sleep(200)
@@ -47,7 +47,7 @@ def test_the_others_say_in_one_line_who_is_gone(killed):
     try:
         for process in processes:
             assert process.stdout.readline() == "ready\n", process.communicate()
-        time.sleep(4)  # until they have heard of each other
+        time.sleep(3)  # until they have heard of each other
         processes.pop(killed).kill()
         for process in processes:
             _, err = process.communicate(timeout=150)
