@@ -74,3 +74,10 @@ def test_a_build_with_failed_rows_says_so_and_how_to_go_on(tmp_path, capsys):
         build(tmp_path / "set", server, tmp_path / "l.sqlite", "--retry_failed")
         build(tmp_path / "set", server, tmp_path / "new.sqlite", "--dry_run")
         assert "all steps: " in capsys.readouterr().out
+
+
+def test_a_step_of_rejects_only_is_said(tmp_path):
+    with OpenAIServer(lambda body: "I can not say that as JSON.") as server:
+        with pytest.raises(WorkError, match=r"the set is written, but step \w+: all \d+ rows were rejected \(schema"):
+            build(tmp_path / "set", server, tmp_path / "l.sqlite")
+    assert (tmp_path / "set" / "README.md").exists()

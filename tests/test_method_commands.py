@@ -104,6 +104,15 @@ def test_bad_answers_are_counted_by_reason(run, capsys):
     assert re.search(rf"^  rejected +{len(fewer)}$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_a_run_of_rejects_only_has_failed(run):
+    """The files are written; more likely the model or a parameter is wrong than every row."""
+    with OpenAIServer(lambda body: "I can not say that as JSON.") as bad:
+        for _ in range(2):
+            with pytest.raises(WorkError, match=r"rationale: all 3 rows were rejected \(schema 3\); see out.rejects"):
+                run(rationale, bad.base_url, input=HANDCRAFTED / "mcq.jsonl", limit=3, replace=True)
+        assert bad.served == 6 and len(Path("out.rejects.jsonl").read_text("utf-8").splitlines()) == 3
+
+
 def _redrawn(again, fewer, rejects):
     """(row, further requests) of the rows that were asked for again, by the seeds of their final requests."""
     seeds = {r["id"]: r["provenance"]["seed"] or 0 for r in again}
