@@ -16,6 +16,9 @@ def base() -> ConfigDict:
     c.seed = 0
     # Everything the run writes goes here. Running again continues from here.
     c.run_dir = ""
+    # A run whose metrics.jsonl says that checkpoints were saved stops when none of them is there. True = begin again at
+    # step 0 then; where there are checkpoints it goes on from them as always.
+    c.restart = False
     # Weights to start from: "" = random, an HF folder, or a run folder (its newest good checkpoint; weights only,
     # step 0).
     c.init_from = ""

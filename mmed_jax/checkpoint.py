@@ -23,10 +23,23 @@ from jax.experimental import multihost_utils
 
 from mmed_jax.agreement import agree_on, any_text, on_main, same_storage
 from mmed_jax.checkpoint_keep import Keep, space_problem
-from mmed_jax.checkpoint_read import available_steps, quiet_orbax, read_item, reason, restore_params, say
+from mmed_jax.checkpoint_lost import SAVED_KEY, lost, say_odd_steps
+from mmed_jax.checkpoint_read import (
+    available_steps,
+    check_files,
+    in_order,
+    passing,
+    quiet_orbax,
+    read_item,
+    reason,
+    restore_params,
+    say,
+)
+from mmed_jax.checkpoint_stored import plain_path, stored_problems
 from mmed_jax.checkpoint_tree import compare, describe, from_dict, package_versions, to_dict
 from mmed_jax.errors import UserError, WorkError
-from mmed_jax.manifest import MANIFEST, shorten, verify_manifest, write_manifest
+from mmed_jax.host_memory import give_back_freed_memory
+from mmed_jax.manifest import MANIFEST, CannotRead, cannot_read, is_gone, shorten, write_manifest
 from mmed_jax.paths import expand_home
 from mmed_jax.preemption import PreemptionGuard
 from mmed_jax.run_dir import (
@@ -35,6 +48,7 @@ from mmed_jax.run_dir import (
     META_ITEM,
     guard_run_dir,
     lock_run_dir,
+    make_folder,
     plain_config,
     read_meta,
     training_hash,
@@ -82,31 +96,39 @@ class Checkpointer:
         self.every_steps, self.every_seconds = every_steps, every_minutes * 60
         self.best_metric, self._sync_every = best_metric, sync_every
         self._folder = self.run_dir / CHECKPOINTS
-        on_main(lambda: (self._folder.mkdir(parents=True, exist_ok=True), lock_run_dir(self.run_dir)))
+        on_main(lambda: (make_folder(self._folder), lock_run_dir(self.run_dir)))
         same_storage(self.run_dir)
-        recorded = {step: self._metric(step) for step in available_steps(self.run_dir)}
+        recorded = self._metrics()
         self._best = {step: value for step, value in recorded.items() if value is not None}
         self._keep = Keep(max(1, keep_last), keep_best, self._best)
         self._async = async_
+        self._names = contextlib.ExitStack()
         self._manager = self._make_manager()
         self._pending: int | None = None  # the step being written
+        self._leaves: dict[str, Any] = {}  # what its stores must hold
+        self.newest: int | None = None  # the newest step that is known to be whole
         self._last_saved = time.monotonic()
 
     def _make_manager(self) -> ocp.CheckpointManager:
         quiet_orbax()
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         registry.add(META_ITEM, ocp.args.JsonSave, ocp.JsonCheckpointHandler(filename=META_FILE))
-        # The callback runs on process 0 after the files are written and before they get their final name.
-        callback = self._seal if self._async else None
+        # The callback runs on process 0 after the files are written, before they get their final name, and before an
+        # older checkpoint is removed. (Without orbax's background there is no such place.)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._keep,
             cleanup_tmp_directories=True,
-            enable_async_checkpointing=self._async,
-            async_options=ocp.AsyncOptions(timeout_secs=_TIMEOUT_SECONDS, post_finalization_callback=callback),
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(timeout_secs=_TIMEOUT_SECONDS, post_finalization_callback=self._seal),
             # Else a damaged metadata file would stop us here, before it can be reported.
             lightweight_initialize=True,
         )
-        return ocp.CheckpointManager(self._folder, options=options, handler_registry=registry)
+        folder = self._names.enter_context(plain_path(self._folder))
+        return ocp.CheckpointManager(folder, options=options, handler_registry=registry)
+
+    def last_whole(self) -> dict[str, int]:
+        """For the numbers of a step: the newest checkpoint that is whole, {} before there is one."""
+        return {} if self.newest is None else {SAVED_KEY: self.newest}
 
     @property
     def best_value(self) -> float:
@@ -172,6 +194,7 @@ class Checkpointer:
             "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "leaves": {"params": describe(params), "opt_state": describe(optimizer)},
         }
+        self._leaves = meta["leaves"]
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             opt_state=ocp.args.StandardSave(optimizer),
@@ -196,10 +219,16 @@ class Checkpointer:
         return bool(multihost_utils.broadcast_one_to_all(np.int32(mine)))
 
     def _seal(self) -> None:
-        """Writes the manifest of the checkpoint being written, into whatever name its folder has now."""
-        for folder in (*self._folder.glob(f"{self._pending}.orbax-checkpoint-tmp*"), self._folder / str(self._pending)):
-            if folder.is_dir() and not (folder / MANIFEST).exists():
-                write_manifest(folder)
+        """Reads back what was written and writes its manifest; raises when a leaf is not there.
+
+        A checkpoint that is not what it should be never gets its name, and those before it stay.
+        """
+        for folder in self._folder.glob(f"{self._pending}.orbax-checkpoint-tmp*"):
+            if problems := stored_problems(folder, self._leaves):
+                raise WorkError(f"{len(problems)} leaves did not arrive in the store: {shorten(problems)}")
+            write_manifest(folder)
+            return
+        raise WorkError(f"nothing was written as {self._folder / str(self._pending)}.orbax-checkpoint-tmp*")
 
     def wait(self) -> None:
         """Waits until the save in the background is whole. Raises WorkError when it failed."""
@@ -207,9 +236,9 @@ class Checkpointer:
             return
         with self._as_work_error():
             self._manager.wait_until_finished()
-            if jax.process_index() == 0:
-                self._seal()
-        self._pending = None
+        self.newest, self._pending = self._pending, None
+        # The copy of the state that was written lies freed in the allocator's arenas, a new one each time.
+        give_back_freed_memory()
 
     def close(self) -> None:
         """Waits for the save in the background and ends the threads. Raises WorkError when the save failed."""
@@ -218,6 +247,7 @@ class Checkpointer:
         finally:
             with contextlib.suppress(Exception):  # what a failed save left behind was reported by wait()
                 self._manager.close()
+            self._names.close()
             unlock_run_dir(self.run_dir)
 
     def __enter__(self) -> "Checkpointer":
@@ -240,33 +270,43 @@ class Checkpointer:
 
     # Restoring
 
-    def restore_latest(self, abstract_state: State) -> tuple[State, dict[str, Any]] | None:
+    def restore_latest(self, abstract_state: State, *, restart: bool = False) -> tuple[State, dict[str, Any]] | None:
         """The newest good checkpoint, placed as `abstract_state` says: any mesh, any number of devices.
 
         Args:
           abstract_state: {"params", "opt_state", "step"} with jax.ShapeDtypeStruct leaves that carry a sharding (real
             arrays do as well).
+          restart: starting at step 0 is meant where the run's checkpoints are gone.
 
         Returns:
           (state, meta), or None when the run has no checkpoint at all. Newer checkpoints that turned out damaged are
-          reported and renamed to `<step>.corrupt`, so that their steps can be saved again.
+          reported and renamed to `<step>.corrupt`, so that their steps can be saved again. One without a manifest is
+          damaged when another has one; else it is read and that is said.
 
         Raises:
-          UserError: the checkpoint is whole but of another model or optimizer; every differing leaf is named.
-          WorkError: checkpoints exist and none can be read. Nothing is renamed then, and nothing starts at step 0.
+          UserError: the checkpoint is whole but of another model or optimizer, every differing leaf is named; or the
+            run had saved checkpoints, none is there, and no `restart` is asked for.
+          WorkError: checkpoints exist and none can be read, or the newest cannot be read now (no permission, storage
+            out of reach). Nothing is renamed then, and nothing starts at step 0.
 
         Warns when the disk cannot hold the checkpoints that the run will keep.
         """
         self.wait()
+        on_main(lambda: say_odd_steps(self.run_dir))
         if jax.process_index() == 0 and (problem := space_problem(self.run_dir, abstract_state, self._keep.most)):
             say(f"warning: {problem}")
         damaged: dict[int, str] = {}
         # Process 0 says what there is: another process's view of shared storage may lag.
-        steps = agree_on(available_steps(self.run_dir))
-        for step in sorted(steps, reverse=True):
+        steps = in_order({s: self._folder / str(s) for s in agree_on(available_steps(self.run_dir))})
+        for step in steps:
             state, meta, problem = self._try(step, abstract_state)
             if not problem:
+                for newer in (s for s in steps if s > step and s not in damaged):
+                    damaged[newer] = f"{MANIFEST} is missing"
+                    say(f"checkpoint {self._folder / str(newer)} is damaged and is not used: {damaged[newer]}")
                 self._set_aside(damaged)
+                self.newest = step
+                give_back_freed_memory()
                 return state, meta
             damaged[step] = problem
             say(f"checkpoint {self._folder / str(step)} is damaged and is not used: {problem}")
@@ -277,20 +317,23 @@ class Checkpointer:
                 f"no checkpoint in {self._folder} can be read ({what}); not starting again at step 0: restore the "
                 f"folder from a backup, or name another --config.run_dir"
             )
+        on_main(lambda: None if restart else lost(self.run_dir))
         return None
 
     def _try(self, step: int, abstract_state: State) -> tuple[State | None, dict[str, Any], str]:
         """(state, meta, "") or (None, {}, why the checkpoint is damaged), the same on every process."""
-        found = verify_manifest(self._folder / str(step), part=(jax.process_index(), jax.process_count()))
-        if problem := any_text(shorten(found or [])):
-            return None, {}, problem
+        folder = self._folder / str(step)
+        damage, unreadable, sealed = check_files(folder)
+        if unreadable:
+            raise CannotRead(unreadable)
+        if damage:
+            return None, {}, damage
         problem, fatal, state, meta = "", "", None, {}
         try:
             meta = read_meta(self.run_dir, step)
             optimizer, params = _optimizer_item(abstract_state), to_dict(abstract_state["params"])
             compare(params, meta["leaves"]["params"], f"parameters of step {step} in {self._folder}")
             compare(optimizer, meta["leaves"]["opt_state"], f"optimizer state of step {step} in {self._folder}")
-            folder = self._folder / str(step)
             read = read_item(folder / "params", params), read_item(folder / "opt_state", optimizer)
             state = {
                 "params": from_dict(abstract_state["params"], read[0]),
@@ -302,13 +345,13 @@ class Checkpointer:
         except Exception as e:
             problem = reason(e)
             # Every byte is as it was written, or the fault is this machine's: setting it aside would lose good work.
-            if found is not None or isinstance(e, (MemoryError, PermissionError)) or "RESOURCE_EXHAUSTED" in problem:
+            if sealed or passing(e):
                 fatal = problem
         if fatal := any_text(fatal):
             raise WorkError(f"checkpoint of step {step} in {self._folder} is whole but cannot be restored: {fatal}")
         if problem := any_text(problem):
             return None, {}, problem
-        if found is None:
+        if not sealed:
             say(f"checkpoint of step {step} has no {MANIFEST}: it was read, its checksums could not be compared")
         return state, meta, ""
 
@@ -328,11 +371,25 @@ class Checkpointer:
                 self._best.pop(step, None)
             self._manager.reload()
 
-    def _metric(self, step: int) -> float | None:
-        try:
-            return float(read_meta(self.run_dir, step)["best_metric"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    def _metrics(self) -> dict[int, float | None]:
+        """`best_metric` of every checkpoint there is, None where it has none or is damaged.
+
+        Raises:
+          CannotRead: a record cannot be read now; without it the best checkpoint might be removed.
+        """
+        found: dict[int, float | None] = {}
+        unreadable = ""
+        for step in available_steps(self.run_dir):
+            try:
+                found[step] = float(read_meta(self.run_dir, step)["best_metric"])
+            except (ValueError, KeyError, TypeError, OverflowError):
+                found[step] = None
+            except OSError as e:
+                found[step] = None
+                unreadable = unreadable or ("" if is_gone(e) else str(cannot_read(Path(e.filename or self._folder), e)))
+        if unreadable := any_text(unreadable):
+            raise CannotRead(unreadable)
+        return found
 
 
 def _optimizer_item(state: State) -> dict[str, Any]:

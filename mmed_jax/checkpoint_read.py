@@ -3,6 +3,7 @@
 import errno
 import logging
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -13,17 +14,60 @@ import jax
 import orbax.checkpoint as ocp
 
 from mmed_jax.agreement import agree_on, any_text
+from mmed_jax.checkpoint_stored import plain_path, without_alias
 from mmed_jax.checkpoint_tree import Described, compare, flatten, targets, to_dict, unflatten
 from mmed_jax.errors import UserError, WorkError, one_line
-from mmed_jax.manifest import shorten, verify_manifest
-from mmed_jax.run_dir import CHECKPOINTS, read_meta, step_folders
+from mmed_jax.manifest import MANIFEST, CannotRead, cannot_read, is_gone, shorten, verify_manifest
+from mmed_jax.run_dir import CHECKPOINTS, odd_steps, read_meta, step_folders
 
 IN_FLIGHT_BYTES = 2**30
+# Faults of the machine or the storage at this moment. The libraries that read arrays give them as text only.
+_PASSING = tuple(
+    os.strerror(n)
+    for n in (
+        errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR,
+        errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ENXIO, errno.ENODEV, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+        errno.ENETUNREACH, errno.ENOTCONN, errno.ECONNRESET, errno.EREMOTEIO, errno.ENOLINK, errno.ESHUTDOWN,
+    )
+) + ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "DEADLINE_EXCEEDED", "UNAVAILABLE")  # fmt: skip
 
 
 def available_steps(run_dir: str | Path) -> list[int]:
     """Steps of the finished checkpoints of a run, ascending; reads no array and checks nothing."""
     return list(step_folders(run_dir))
+
+
+def passing(e: BaseException) -> bool:
+    """Whether reading failed for a reason that says nothing of the bytes: access, memory, storage out of reach."""
+    if isinstance(e, MemoryError | CannotRead | TimeoutError):
+        return True
+    if isinstance(e, OSError) and e.errno is not None:
+        return not is_gone(e)
+    return any(text in str(e) for text in _PASSING)
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether a checkpoint is sealed; one that cannot be looked at counts as sealed, and reading it says why."""
+    try:
+        return (folder / MANIFEST).exists()
+    except OSError:
+        return True
+
+
+def check_files(folder: Path, under: str | tuple[str, ...] = "") -> tuple[str, str, bool]:
+    """Compares a checkpoint's files with its manifest; the processes share the reading and get the same answer.
+
+    Args:
+      under: only files whose names start with this, or with one of these.
+
+    Returns:
+      (what is damaged, what cannot be read now, whether there is a manifest)
+    """
+    try:
+        found, unreadable = verify_manifest(folder, under, (jax.process_index(), jax.process_count())), ""
+    except CannotRead as e:
+        found, unreadable = [], str(e)
+    return any_text(shorten(found or [])), any_text(unreadable), found is not None
 
 
 def restore_params(
@@ -45,17 +89,18 @@ def restore_params(
       UserError: no checkpoint, no such step, or leaves that are missing, unexpected or of another shape.
       WorkError: checkpoints exist and none can be read, or the one asked for cannot.
     """
-    folders = {s: step_folders(run_dir)[s] for s in agree_on(available_steps(run_dir))}
+    folders = {s: Path(run_dir) / CHECKPOINTS / str(s) for s in agree_on(available_steps(run_dir))}
     if not folders:
         raise UserError(f"{run_dir}: no checkpoint there (looked in {Path(run_dir) / CHECKPOINTS})")
     if step is not None and step not in folders:
         raise UserError(f"{run_dir}: no checkpoint of step {step}; there are {', '.join(map(str, folders))}")
+    for s, what in odd_steps(run_dir).items():
+        say(f"warning: checkpoint {Path(run_dir) / CHECKPOINTS / str(s)} is {what}; it is not used")
     damaged = []
-    for s in sorted(folders, reverse=True) if step is None else [step]:
-        found = verify_manifest(folders[s], part=(jax.process_index(), jax.process_count()))
-        problem = shorten([p for p in found or [] if not p.startswith("opt_state/")])
+    for s in in_order(folders) if step is None else [step]:
+        problem, unreadable, _ = check_files(folders[s], ("params/", "meta/"))
         params = None
-        if not any_text(problem):
+        if not problem and not unreadable:
             try:
                 params = _read_params(folders[s], read_meta(run_dir, s)["leaves"]["params"], shardings, dtype, expected)
             except UserError:
@@ -63,12 +108,23 @@ def restore_params(
             except Exception as e:
                 if "RESOURCE_EXHAUSTED" in str(e):  # the checkpoint is whole, the devices are full
                     raise
-                problem = reason(e)
+                problem, unreadable = ("", str(cannot_read(folders[s], e))) if passing(e) else (reason(e), "")
+        if unreadable := any_text(unreadable):
+            raise CannotRead(unreadable)
         if not (problem := any_text(problem)):
             return params, s
         damaged.append(f"step {s}: {problem}")
         say(f"checkpoint {folders[s]} is damaged and is not used: {problem}")
     raise WorkError(f"no checkpoint in {run_dir} can be read ({shorten(damaged)})")
+
+
+def in_order(folders: Mapping[int, Path]) -> list[int]:
+    """Steps in the order in which their checkpoints are tried: the newest first, those without a manifest last.
+
+    This program never leaves a checkpoint without one, so that it is gone says that something happened to the folder.
+    """
+    sealed = set(agree_on([s for s, folder in sorted(folders.items()) if has_manifest(folder)]))
+    return sorted(folders, key=lambda s: (s in sealed, s), reverse=True)
 
 
 def _read_params(folder: Path, saved: Described, shardings: Any, dtype: Any, expected: Any) -> dict[str, Any]:
@@ -93,12 +149,13 @@ def read_item(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """
     # A leaf can be stored wider than it is wanted, and orbax refuses one that alone reaches the bound.
     largest = max(4 * math.prod(x.shape) for x in jax.tree.leaves(wanted))
-    with ocp.StandardCheckpointer(restore_concurrent_gb=max(IN_FLIGHT_BYTES, 1.1 * largest) / 1e9) as reader:
-        return dict(reader.restore(folder.resolve(), targets(wanted)))
+    bound = max(IN_FLIGHT_BYTES, 1.1 * largest) / 1e9
+    with plain_path(folder) as path, ocp.StandardCheckpointer(restore_concurrent_gb=bound) as reader:
+        return dict(reader.restore(path, targets(wanted)))
 
 
 def reason(e: BaseException) -> str:
-    text = f"{type(e).__name__}: {e}"
+    text = without_alias(str(e) if isinstance(e, UserError | WorkError) else f"{type(e).__name__}: {e}")
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
         text = f"the disk is full ({text})"
     return one_line(WorkError(text))[:400]

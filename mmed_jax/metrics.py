@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax import console
+from mmed_jax.data.jsonl import loads
 from mmed_jax.errors import UserError, WorkError, one_line
 
 METRICS_FILE = "metrics.jsonl"
@@ -55,6 +56,7 @@ class MetricsLogger:
 
     Raises:
       UserError: a wanted writer is not installed, or W&B cannot start.
+      WorkError: metrics.jsonl or the event files cannot be written.
     """
 
     def __init__(
@@ -73,9 +75,12 @@ class MetricsLogger:
             return
         run_dir = Path(run_dir)
         self._path = run_dir / METRICS_FILE
-        self._file = open(self._path, "ab", buffering=0)
-        if self._path.stat().st_size and not _ends_with_newline(self._path):
-            self._file.write(b"\n")  # a line torn by a kill stays a line of its own
+        try:
+            self._file = open(self._path, "ab", buffering=0)
+            if self._path.stat().st_size and not _ends_with_newline(self._path):
+                self._file.write(b"\n")  # a line torn by a kill stays a line of its own
+        except OSError as e:
+            raise WorkError(f"{self._path}: cannot be written ({e.strerror or e})") from e
         if tensorboard:
             self._board = _Board(run_dir / "tensorboard")
         if wandb:
@@ -155,7 +160,11 @@ class _Board:
         except ImportError as e:
             raise UserError(f"tensorboard is not usable ({e}): install it, or --config.tensorboard=false") from e
         self._event, self._summary = event_pb2, summary_pb2
-        self._writer = EventFileWriter(str(folder))
+        try:
+            self._writer = EventFileWriter(str(folder))
+        except OSError as e:
+            why = e.strerror or e
+            raise WorkError(f"{folder}: cannot be written ({why}); --config.tensorboard=false does without") from e
 
     def restart(self, step: int) -> None:
         """TensorBoard forgets what earlier files hold from here on."""
@@ -230,7 +239,7 @@ class Records:
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """(steps, values) of every record that has the number `name`; NaN included."""
         found = [(r["step"], r[name]) for r in (*self.train, *self.evals) if isinstance(r.get(name), (int, float))]
-        return [s for s, _ in found], [float(v) for _, v in found]
+        return [s for s, _ in found], [_as_float(v) for _, v in found]
 
 
 def read_metrics(path: str | Path) -> Records:
@@ -248,13 +257,12 @@ def read_metrics(path: str | Path) -> Records:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            kind, step = record["kind"], int(record["step"])
-        except (ValueError, KeyError, TypeError):
+            record = _record(line)
+        except (ValueError, KeyError, TypeError, OverflowError):
             what = "torn by an interruption" if number == len(lines) else "not a record"
             out.notes.append(f"{path.name} line {number}: {what}, left out")
             continue
-        record = {k: _NAMES.get(v, v) if isinstance(v, str) else v for k, v in record.items()}
+        kind, step = record["kind"], record["step"]
         if kind == "event":
             out.events.append(record)
             if record.get("event") == "start":
@@ -266,6 +274,29 @@ def read_metrics(path: str | Path) -> Records:
     out.train = [by_kind["train"][s] for s in sorted(by_kind["train"])]
     out.evals = [by_kind["eval"][s] for s in sorted(by_kind["eval"])]
     return out
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """One line of the file, checked as far as readers rely on it. Raises ValueError, KeyError, TypeError or
+    OverflowError."""
+    record = loads(line, dict)
+    record = {k: _NAMES.get(v, v) if isinstance(v, str) else v for k, v in record.items()}
+    record["step"] = int(record["step"])
+    if not 0 <= record["step"] < 2**63 or not isinstance(record["kind"], str):
+        raise ValueError("not a record")
+    if record["kind"] == "event" and not isinstance(record["event"], str):
+        raise ValueError("an event without a name")
+    when = record.get("time", 0.0)
+    if isinstance(when, bool) or not isinstance(when, int | float) or not 0 <= when < 1e11:
+        del record["time"]
+    return record
+
+
+def _as_float(v: int | float) -> float:
+    try:
+        return float(v)
+    except OverflowError:  # an integer beyond the largest float
+        return math.inf if v > 0 else -math.inf
 
 
 def _is_scalar(v: Any) -> bool:

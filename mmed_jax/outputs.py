@@ -1,14 +1,17 @@
 """Places for results: looked at before the work that fills them, written whole or not at all."""
 
+import contextlib
 import csv
+import glob
 import io
 import os
+import shutil
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmed_jax.errors import UserError
+from mmed_jax.errors import UserError, WorkError
 from mmed_jax.paths import expand_home
 
 
@@ -72,6 +75,38 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def put_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder beside `folder` to write files into; when the block ends without error they are put there.
+
+    A new folder gets its name when it is whole. In one that is there already, each file that is missing or differs is
+    replaced whole; a kill leaves the old or the new one, never a part. Only one process may do this at a time.
+
+    Raises:
+      WorkError: naming the folder, when it cannot be written.
+    """
+    stage = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):  # of a killed process
+            shutil.rmtree(left)
+        stage.mkdir()
+        yield stage
+        for file in stage.iterdir():
+            with open(file, "rb") as f:
+                os.fsync(f.fileno())
+        if not folder.is_dir():
+            stage.rename(folder)
+            return
+        for file in sorted(stage.iterdir()):
+            there = folder / file.name
+            if not there.is_file() or there.read_bytes() != file.read_bytes():
+                file.replace(there)
+    except OSError as e:
+        raise WorkError(f"{folder}: cannot be written ({e.strerror or e})") from e
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def csv_text(head: Iterable, rows: Iterable[Iterable], end: str = "\n") -> str:

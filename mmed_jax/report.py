@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.config import Parser
+from mmed_jax.data.jsonl import BadJSON, loads
 from mmed_jax.data.schema import LANGUAGE_NAMES
 from mmed_jax.errors import UserError, run_command
 from mmed_jax.metrics import Records, read_metrics
@@ -217,11 +218,12 @@ def _final_numbers(run_dir: Path, records: Records) -> list[tuple[str, str]]:
     for key, text in [
         ("loss", "training loss, last"), ("lr", "learning rate"), ("grad_norm", "gradient norm"),
         ("tokens_seen", "tokens seen (no padding)"), ("device_memory_peak_gib", "device memory, peak (GiB)"),
-        ("host_memory_gib", "host memory (GiB)"), ("compile_count", "compilations of the step"),
+        ("host_memory_gib", "host memory (GiB)"), ("host_memory_peak_gib", "host memory, peak (GiB)"),
+        ("compile_count", "compilations of the step"),
         ("compile_seconds", "seconds of compiling it"), ("compile_cache_hits", "programs from the compile cache"),
         ("startup_seconds", "seconds from the start of the process to the first step"),
     ]:  # fmt: skip
-        values = records.series(key)[1] or [e[key] for e in records.events if isinstance(e.get(key), (int, float))]
+        values = records.series(key)[1] or Records(train=records.events).series(key)[1]
         if values:
             rows.append((text, _number(values[-1])))
     for key, text in [
@@ -239,7 +241,9 @@ def _final_numbers(run_dir: Path, records: Records) -> list[tuple[str, str]]:
     if seconds:
         rows.append(("share of all steps' time waiting for data", f"{waited / seconds:.2%}"))
     if start.get("mfu_formula") and records.series("mfu")[1]:
-        peak = f"; {start.get('peak_device', '')}, peak {_number(start.get('peak_flops_per_device') or 0.0)} each"
+        flops = start.get("peak_flops_per_device")
+        each = _number(flops if isinstance(flops, int | float) else 0.0)
+        peak = f"; {start.get('peak_device', '')}, peak {each} each"
         rows.append(("how MFU is computed", f"{start['mfu_formula']}{peak}"))
     steps, values = records.series("validation/loss")
     best = [(v, s) for s, v in zip(steps, values) if math.isfinite(v)]
@@ -293,11 +297,14 @@ def _resumes(records: Records) -> list[int]:
 
 def _read_config(run_dir: Path, notes: list[str]) -> dict[str, Any] | None:
     try:
-        config = json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = loads((run_dir / CONFIG_FILE).read_bytes())
         if isinstance(config, dict) and "model_type" not in config:
+            training_keys(config, not_compared=())  # as the page will
             return config
         notes.append(f"{CONFIG_FILE}: {'of a model, not of a run' if isinstance(config, dict) else 'not an object'}")
-    except (OSError, ValueError) as e:
+    except BadJSON as e:
+        notes.append(f"{CONFIG_FILE}: not readable ({e})")
+    except (OSError, ValueError, TypeError, RecursionError) as e:
         notes.append(f"{CONFIG_FILE}: not readable ({type(e).__name__})")
     return None
 

@@ -3,6 +3,7 @@
 Nothing here imports jax, so that these mistakes are said before any device is touched.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -13,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmed_jax.errors import UserError
+from mmed_jax.data.jsonl import loads
+from mmed_jax.errors import UserError, WorkError
 from mmed_jax.manifest import write_json
 from mmed_jax.paths import expand_home
 
@@ -24,8 +26,9 @@ META_ITEM, META_FILE = "meta", "meta.json"
 # Keys that do not change what is trained beyond rounding: where things lie, what is logged and saved, and how the work
 # is spread over devices. Everything else is part of the run. A name ending in "." stands for the whole group.
 NOT_COMPARED = (
-    "run_dir", "platform", "remat", "xla_flags", "attention", "loss_chunk", "grad_accum", "data.cache_dir", "mesh.",
-    "log_every", "eval_every", "eval_rows", "checkpoint.", "tensorboard", "wandb", "compile_cache", "distributed.",
+    "run_dir", "restart", "platform", "remat", "xla_flags", "attention", "loss_chunk", "grad_accum", "data.cache_dir",
+    "mesh.", "log_every", "eval_every", "eval_rows", "checkpoint.", "tensorboard", "wandb", "compile_cache",
+    "distributed.",
     "model.ignore_keys",  # what the model is stands in the run itself
     "profile_start", "profile_steps",  # of earlier versions
 )  # fmt: skip
@@ -61,19 +64,47 @@ def training_hash(config: Mapping[str, Any]) -> str:
 
 
 def step_folders(run_dir: str | os.PathLike) -> dict[int, Path]:
-    """{step: folder} of the finished checkpoints of a run, ascending (unfinished ones have another name)."""
+    """{step: folder} of the finished checkpoints of a run, ascending (unfinished ones have another name).
+
+    Raises:
+      WorkError: the folder is there and cannot be read.
+    """
+    return {step: p for step, (p, is_folder) in _named_steps(run_dir).items() if is_folder}
+
+
+def odd_steps(run_dir: str | os.PathLike) -> dict[int, str]:
+    """{step: what it is} of what has a checkpoint's name and is no folder: a file, a link to nothing.
+
+    Raises:
+      WorkError: the folder is there and cannot be read.
+    """
+    return {step: _what_it_is(p) for step, (p, is_folder) in _named_steps(run_dir).items() if not is_folder}
+
+
+def _named_steps(run_dir: str | os.PathLike) -> dict[int, tuple[Path, bool]]:
+    """{step: (path, whether it is a folder)}, ascending."""
+    folder = Path(run_dir) / CHECKPOINTS
     try:
-        entries = [p for p in (Path(run_dir) / CHECKPOINTS).iterdir() if _STEP.fullmatch(p.name) and p.is_dir()]
+        entries = {int(p.name): (p, p.is_dir()) for p in folder.iterdir() if _STEP.fullmatch(p.name)}
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    return {int(p.name): p for p in sorted(entries, key=lambda p: int(p.name))}
+    except OSError as e:
+        raise WorkError(f"{folder}: cannot be read ({e.strerror or e})") from e
+    return dict(sorted(entries.items()))
+
+
+def _what_it_is(path: Path) -> str:
+    """Of something that should be a folder and is none: "a file, not a folder", or where its link leads."""
+    if path.is_symlink() and not path.exists():
+        return f"a link to {os.readlink(path)}, which is not there"
+    return "a file, not a folder"
 
 
 def read_meta(run_dir: str | os.PathLike, step: int) -> dict[str, Any]:
     """The meta record of one checkpoint: see checkpoint.Checkpointer. Raises OSError or ValueError."""
     path = Path(run_dir) / CHECKPOINTS / str(step) / META_ITEM / META_FILE
-    meta = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(meta, dict) or meta.get("step") != step:
+    meta = loads(path.read_bytes(), dict)
+    if meta.get("step") != step:
         raise ValueError(f"{path}: not the meta record of step {step}")
     return meta
 
@@ -87,21 +118,21 @@ def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any], *, writ
     of an earlier version does not have counts as having had the neutral value of configs/base.py.
 
     Raises:
-      UserError: not a directory, not writable, full, an object-store address, or a run of another config (with the
-        first differing keys, both values, and what to do).
+      UserError: not a directory, not writable, full, an object-store address, a run whose files cannot be read, or
+        one of another config (with the first differing keys, both values, and what to do).
+      WorkError: the checkpoints' folder cannot be read, or config.json cannot be written.
     """
     text = os.fspath(run_dir)
     if "://" in text:
         raise UserError(f"run_dir={text}: must be a folder of a (shared) file system; mount the bucket and name that")
     path = expand_home(text)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"run_dir={text}: is a file, not a folder")
+    make_folder(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
         check_writable(path)
+        if os.path.lexists(path / CHECKPOINTS) and not (path / CHECKPOINTS).is_dir():
+            raise UserError(f"run_dir={text}: {path / CHECKPOINTS} is {_what_it_is(path / CHECKPOINTS)}")
     except OSError as e:
-        why = e.strerror or e
-        raise UserError(f"run_dir={text}: cannot be written ({why}); name another with --config.run_dir=DIR") from e
+        raise _not_writable(path, e) from e
 
     saved = _saved_config(path)
     steps = step_folders(path)
@@ -112,6 +143,21 @@ def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any], *, writ
     if write:
         write_json(path / CONFIG_FILE, plain_config(config))
     return path
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder of the run and those above it. Raises UserError where something else is in its place."""
+    try:
+        if os.path.lexists(path) and not path.is_dir():
+            raise UserError(f"run_dir={path}: is {_what_it_is(path)}")
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as e:  # a zero byte in the name is a ValueError
+        raise _not_writable(path, e) from e
+
+
+def _not_writable(path: Path, e: Exception) -> UserError:
+    why = getattr(e, "strerror", None) or e
+    return UserError(f"run_dir={path}: cannot be written ({why}); name another with --config.run_dir=DIR")
 
 
 def check_writable(folder: Path) -> None:
@@ -133,17 +179,27 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _saved_config(path: Path) -> dict[str, Any] | None:
     """config.json of the run, or the newest checkpoint's copy when it is gone or damaged."""
     try:
-        saved = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-        if isinstance(saved, dict):
-            return saved
-    except (OSError, ValueError):
+        return _usable(loads((path / CONFIG_FILE).read_bytes(), dict))
+    except (FileNotFoundError, ValueError):
         pass
+    except OSError as e:
+        # It is there, and would be overwritten without having been compared.
+        raise UserError(f"run_dir={path}: {CONFIG_FILE} cannot be read ({e.strerror or e})") from e
     for step in sorted(step_folders(path), reverse=True):
         try:
-            return read_meta(path, step)["config"]
+            return _usable(read_meta(path, step)["config"])
         except (OSError, ValueError, KeyError):
             continue
     return None
+
+
+def _usable(config: Any) -> dict[str, Any]:
+    """`config`, when it is one that can be compared. Raises ValueError."""
+    try:
+        training_keys(config)
+    except (RecursionError, TypeError, AttributeError) as e:
+        raise ValueError("not a config") from e
+    return config
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -185,12 +241,15 @@ _HELD: dict[str, Any] = {}
 def lock_run_dir(run_dir: str | os.PathLike) -> None:
     """Takes the run directory for this process until `unlock_run_dir` or its end, however it ends.
 
-    Does nothing on file systems without locks. Raises UserError when another process holds it.
+    Does nothing on file systems without locks. Raises UserError when another process holds it or it cannot be made.
     """
     path = Path(run_dir).resolve() / ".lock"
     if str(path) in _HELD:
         return
-    f = open(path, "a+", encoding="utf-8")
+    try:
+        f = open(path, "a+", encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"run_dir={run_dir}: {path} cannot be written ({e.strerror or e})") from e
     try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -203,9 +262,10 @@ def lock_run_dir(run_dir: str | os.PathLike) -> None:
     except OSError:
         f.close()
         return
-    f.truncate(0)
-    f.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    f.flush()
+    with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
+        f.truncate(0)
+        f.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        f.flush()
     _HELD[str(path)] = f
 
 

@@ -20,7 +20,7 @@ from mmed_jax.errors import UserError, WorkError, nearest, one_line
 from mmed_jax.model.config import PRESETS, LlamaConfig, check, num_params
 from mmed_jax.paths import expand_home
 from mmed_jax.planning.flags import refused
-from mmed_jax.run_dir import check_writable, guard_run_dir
+from mmed_jax.run_dir import CONFIG_FILE, check_writable, guard_run_dir
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -222,24 +222,34 @@ def choose_devices(config: ConfigDict) -> list:
 
 
 def write_run_files(
-    run_dir: Path, config: ConfigDict, cfg: LlamaConfig, tok: "PreTrainedTokenizerFast", source: "ModelSource | None"
+    run_dir: Path,
+    config: ConfigDict,
+    cfg: LlamaConfig,
+    tok: "PreTrainedTokenizerFast",
+    source: "ModelSource | None",
+    *,
+    finished: bool = False,
 ) -> None:
     """config.json of the run, and model config and tokenizer so that other commands need only the run directory.
 
-    Called by every process, when the run directory is locked; the first one writes.
+    Called by every process, when the run directory is locked; the first one writes. Every file is whole at any moment,
+    and one that is as it should be stays untouched; of a `finished` run only what is lost or damaged is written.
 
     Raises:
       UserError: meanwhile another run has saved checkpoints there.
+      WorkError: they cannot be written.
     """
     from mmed_jax.agreement import on_main
     from mmed_jax.hf.source import ASSETS
     from mmed_jax.hf.write import write_assets
+    from mmed_jax.outputs import put_folder
 
     def write() -> None:
-        guard_run_dir(run_dir, config)
+        guard_run_dir(run_dir, config, write=not finished or not (run_dir / CONFIG_FILE).is_file())
+        generation = source.generation if source else None
         folder = run_dir / ASSETS
-        folder.mkdir(exist_ok=True)
-        write_assets(folder, cfg, tok, dtype="float32", source_generation=source.generation if source else None)
+        with put_folder(folder) as stage:
+            write_assets(stage, cfg, tok, dtype="float32", source_generation=generation)
 
     on_main(write)
 
@@ -389,12 +399,19 @@ def plan_here(
     Raises:
       WorkError: it does not fit; what fills the memory and what to try next is said before.
     """
-    from mmed_jax.planning import advice, report
+    import jax
+
+    from mmed_jax.planning import advice, host, report
     from mmed_jax.planning.planner import plan_devices
     from mmed_jax.planning.settings import changed
 
     result = plan_devices(program, config, cfg)
     say(report.table(result, run_tokens=tokens))
+    if program.mesh.devices.flat[0].platform == "cpu":
+        compiled = {"state": result.argument_bytes, "a step": result.needed_bytes - result.argument_bytes}
+        own = sum(d.process_index == jax.process_index() for d in program.mesh.devices.flat)
+        parts = host.expected(config, cfg, program.mesh) | {k: n * own for k, n in compiled.items()}
+        say(f"host       {host.describe(parts)}")
     if not result.fits:
         ran = changed(config, {"attention": program.options.attention})
         factor = advice.off_by(ran, cfg, result)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import statistics
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -101,10 +102,14 @@ class SpeedMeter:
 
 
 def memory() -> dict[str, float]:
-    """GiB in use: of the fullest local device where the runtime tells (with its peak), and of this process."""
+    """GiB in use: of this process, and of the fullest local device where the runtime tells; both with their peaks.
+
+    host_memory_gib is the resident memory at this moment; host_memory_peak_gib is the most it ever was, as the kernel
+    counts it, in the middle of a save or a compilation too.
+    """
     import jax
 
-    out = {"host_memory_gib": host_memory_bytes() / 2**30}
+    out = {"host_memory_gib": host_memory_bytes() / 2**30, "host_memory_peak_gib": host_memory_peak_bytes() / 2**30}
     stats = [s for d in jax.local_devices() if (s := _memory_stats(d))]
     if stats:
         out["device_memory_gib"] = max(s.get("bytes_in_use", 0) for s in stats) / 2**30
@@ -138,9 +143,15 @@ def host_memory_bytes() -> int:
         with open("/proc/self/statm", encoding="ascii") as f:
             return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
-        import resource
+        return host_memory_peak_bytes()
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def host_memory_peak_bytes() -> int:
+    """The most resident memory that this process ever had."""
+    import resource
+
+    # KiB, but bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class CompileCounter:

@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.flops import train_flops_per_token
     from mmed_jax.metrics import DelayedMetrics, MetricsLogger
     from mmed_jax.model.remat import check_remat
+    from mmed_jax.planning import host
     from mmed_jax.planning.program import attention_backend, train_program
     from mmed_jax.progress import Progress
     from mmed_jax.report import make_report
@@ -96,6 +97,8 @@ def main(argv: list[str] | None = None) -> None:
         "data": f"{len(prepared.train):,} rows of {seq_len} tokens, {rows} rows a step in {config.grad_accum} part(s)",
         "length": f"{steps:,} steps, {steps * rows / len(prepared.train):.2f} epochs",
     }
+    if devices[0].platform == "cpu":
+        facts["memory"] = host.describe(host.expected(config, cfg, mesh))
     say(start.banner(config, cfg, mesh, facts), flush=True)
 
     program = train_program(config, cfg, mesh, steps=steps, attention=backend)
@@ -108,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpointer = Checkpointer(run_dir, **config.checkpoint.to_dict())
     data_state = {"table": prepared.train.fingerprint, "seed": config.seed, "tokens_seen": 0}
     with start.device_failures(config, cfg, mesh):
-        restored = checkpointer.restore_latest(abstract)
+        restored = checkpointer.restore_latest(abstract, restart=config.restart)
         if restored is not None:
             state, meta = restored
             start.check_data_state(meta, data_state, run_dir)
@@ -128,6 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     first = int(state["step"])
     if first >= steps:
         say(f"complete   step {first:,} of {steps:,} was reached before, nothing is left to do")
+        start.write_run_files(run_dir, config, cfg, tok, source, finished=True)
         if main_process and not (run_dir / "report.html").exists():
             make_report(run_dir)
         checkpointer.close()
@@ -179,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
                 compiled=host.pop("compiled"),
             )  # fmt: skip
             data_state["tokens_seen"] = meter.tokens_seen
-            log.train(number, {**values, **languages, **speed, **memory(), **host})
+            log.train(number, {**values, **languages, **speed, **memory(), **checkpointer.last_whole(), **host})
             shown = {"loss": values["loss"], "lr": values["lr"], "tok/s": round(speed.get("tokens_per_second", 0))}
             progress.update(number, shown)
 

@@ -119,10 +119,10 @@ def test_all_damaged_stops_and_keeps_stopping(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax, after the failed read
-def test_without_manifest_it_is_tried(tmp_path, capfd):
+def test_where_none_has_a_manifest_they_are_tried(tmp_path, capfd):
     with checkpointer(tmp_path) as c:
         save(c, 1, 2, 3)
-    for step in (2, 3):
+    for step in (1, 2, 3):
         (tmp_path / f"checkpoints/{step}/manifest.json").unlink()
     truncate(files_of(tmp_path, 3, "params")[0])
     with checkpointer(tmp_path) as c:

@@ -114,7 +114,11 @@ with PreemptionGuard() as guard, checkpointer(run_dir, every_minutes=1e-9, sync_
 
 
 def test_two_processes_agree(tmp_path, repo):
-    """The damaged newest is refused by both, saves by the clock are common, and so is the step a SIGTERM stops at."""
+    """The damaged newest is refused by both, saves by the clock are common, and so is the step a SIGTERM stops at.
+
+    In a folder whose name libraries would take for a pattern.
+    """
+    tmp_path = tmp_path / "lr=[1e-5]"
     with checkpointer(tmp_path) as c:
         save(c, 1, 2)
     flip(files_of(tmp_path, 2, "params")[0])

@@ -52,7 +52,7 @@ def test_every_step_is_written_down_completely(bench):  # noqa: F811
     assert [r["step"] for r in records.train] == list(range(1, STEPS + 1))
     always = {
         "loss", "loss/en", "loss/fr", "loss/zh", "lr", "grad_norm", "param_norm", "update_norm", "real_tokens",
-        "supervised_tokens", "tokens_seen", "host_memory_gib", "batch",
+        "supervised_tokens", "tokens_seen", "host_memory_gib", "host_memory_peak_gib", "batch",
     }  # fmt: skip
     timed = {
         "step_seconds", "step_seconds_median", "data_wait_seconds", "data_wait_share", "tokens_per_second",

@@ -1,10 +1,12 @@
 """Interrupted runs: killed, stopped or damaged, they end as if nothing had happened, bit for bit on the same mesh."""
 
 import fcntl
+import os
 import random
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +66,45 @@ def test_a_complete_run_says_so_and_changes_nothing(bench, tmp_path):  # noqa: F
     assert outcome.code == 0, outcome.err
     assert f"complete   step {STEPS} of {STEPS}" in outcome.out
     assert unlocked(files(run)) == unlocked(before)
+
+
+def lose_all(run: Path) -> None:
+    shutil.rmtree(run / "hf_assets")
+
+
+def lose_some(run: Path) -> None:
+    (run / "hf_assets/config.json").unlink()
+    os.truncate(run / "hf_assets/tokenizer.json", 1000)
+    (run / "config.json").unlink()
+    (run / ".hf_assets.1.partial").mkdir()  # of a process that was killed
+
+
+@pytest.mark.parametrize("lose", [lose_all, lose_some])
+def test_a_complete_runs_own_command_mends_its_files(bench, tmp_path, lose):  # noqa: F811
+    run = tmp_path / "run"
+    assert bench.train(run, steps=2).code == 0
+    before = files(run)
+    lose(run)
+    assert bench.train(run, steps=2).code == 0
+    assert unlocked(files(run)) == unlocked(before)
+
+
+def test_a_run_whose_checkpoints_are_gone_stops_or_begins_again(bench, tmp_path):  # noqa: F811
+    """In a folder whose name libraries would take for a pattern."""
+    run = tmp_path / "lr=[1e-5]"
+    assert bench.train(run, steps=4, checkpoint__every_steps=2, tensorboard=True).code == 0
+    assert bench.train(run, steps=4).code == 0 and len(metrics(run).events) == 3
+    records = metrics(run).train
+    assert [r.get("checkpoint_step") for r in records[:2]] == [None, None]
+    assert all(0 < r["host_memory_gib"] <= r["host_memory_peak_gib"] + 0.01 for r in records)
+    shutil.rmtree(run / "checkpoints")
+    outcome = bench.train(run, steps=4)
+    assert outcome.code == 2 and "says that step 4 was reached" in outcome.error and "restart=true" in outcome.error
+    begun = bench.train(run, steps=4, restart=True, checkpoint__every_steps=2)
+    assert begun.code == 0 and "resumed" not in begun.out and "memory     about " in begun.out
+    assert saved(run) == [2, 4] and [e["step"] for e in metrics(run).events if e["event"] == "start"] == [0, 0]
+    assert [r["loss"] for r in metrics(run).train] == [r["loss"] for r in records]
+    assert bench.train(run, steps=4, restart=True).out.count("complete   step 4 of 4") == 1
 
 
 def test_a_complete_run_without_its_report_gets_it(bench, tmp_path):  # noqa: F811

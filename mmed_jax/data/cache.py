@@ -15,7 +15,7 @@ from mmed_jax.data.files import locate
 from mmed_jax.data.table import TABLE
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.inputs import open_file
-from mmed_jax.manifest import MANIFEST, verify_manifest, write_json, write_manifest
+from mmed_jax.manifest import MANIFEST, CannotRead, verify_manifest, write_json, write_manifest
 
 _ABANDONED_AFTER_S = 24 * 3600
 
@@ -60,7 +60,10 @@ def problem_of(folder: Path, key: str) -> str | None:
     """Why the table in `folder` may not be used, None when it is whole and of this key."""
     if not folder.is_dir():
         return "does not exist"
-    problems = verify_manifest(folder)
+    try:
+        problems = verify_manifest(folder)
+    except CannotRead as e:  # a table is made anew in a minute; a checkpoint could not
+        return str(e)
     if problems is None:
         return f"{MANIFEST} is missing"
     if problems:
@@ -124,8 +127,9 @@ def _build(folder: Path, key: str, build: Callable[[Path], dict]) -> None:
     except OSError as e:
         raise UserError(f"config.data.cache_dir: {folder.parent} cannot be written: {e.strerror or e}") from e
     try:
-        write_json(temporary / TABLE, {**build(temporary), "key": key})
-        write_manifest(temporary)
+        with jsonl.naming(folder):
+            write_json(temporary / TABLE, {**build(temporary), "key": key})
+            write_manifest(temporary)
         problem = problem_of(temporary, key)
         if problem:
             raise WorkError(f"packed table {temporary}: {problem}, right after it was written")

@@ -1,0 +1,71 @@
+"""Checkpoints that a run had and that are not there: an unmounted volume, a clean-up script, a link to nothing."""
+
+from pathlib import Path
+
+from mmed_jax.checkpoint_read import available_steps, say
+from mmed_jax.data.jsonl import loads
+from mmed_jax.errors import UserError
+from mmed_jax.metrics import METRICS_FILE, Records, read_metrics
+from mmed_jax.run_dir import CHECKPOINTS, CONFIG_FILE, odd_steps
+
+# In every record of a training step: the newest checkpoint that was whole by then.
+SAVED_KEY = "checkpoint_step"
+
+
+def lost(run_dir: Path) -> None:
+    """Refuses to start at step 0 where the run's own numbers say that a checkpoint had been saved.
+
+    A run that was killed before its first checkpoint has nothing to lose and starts again.
+
+    Raises:
+      UserError: with the step and what to do.
+    """
+    records = read_metrics(run_dir)
+    saved = _last_saved(records, _every_steps(run_dir))
+    if saved is not None:
+        reached = max([r["step"] for r in records.train] + [saved])
+        raise UserError(
+            f"run_dir={run_dir}: {METRICS_FILE} says that step {reached:,} was reached and checkpoints were saved, but "
+            f"{run_dir / CHECKPOINTS} holds none: mount or restore it to go on from there, or begin again at step 0 "
+            "with --config.restart=true"
+        )
+
+
+def _last_saved(records: Records, every_steps: int) -> int | None:
+    """A step of which a checkpoint was saved since the run last began at step 0; None when nothing says so."""
+    begun, steps = False, []
+    for event in records.events:
+        if event["event"] == "start" and event["step"] == 0:
+            begun, steps = True, []
+        elif event["event"] in ("start", "stopped", "end"):
+            steps.append(int(event["step"]))
+    # (Records beyond the last start at step 0 are left out by the reader.)
+    steps += [r[SAVED_KEY] for r in records.train if isinstance(r.get(SAVED_KEY), int)]
+    reached = max((r["step"] for r in records.train), default=0)
+    if reached and not (begun or records.events):
+        steps.append(reached)  # numbers without a beginning: nothing says that there was nothing to lose
+    if every_steps and reached > 2 * every_steps:  # of an earlier version; the second save waits for the first
+        steps.append(every_steps)
+    return max(steps, default=None)
+
+
+def _every_steps(run_dir: Path) -> int:
+    try:
+        value = loads((run_dir / CONFIG_FILE).read_bytes(), dict)["checkpoint"]["every_steps"]
+        return value if isinstance(value, int) and value > 0 else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def say_odd_steps(run_dir: Path) -> None:
+    """Says what has a checkpoint's name and is no folder; stops where it is the newest.
+
+    Raises:
+      UserError: nothing newer is a folder. A link may lead to storage that is not mounted now.
+    """
+    newest = max(available_steps(run_dir), default=-1)
+    for step, what in odd_steps(run_dir).items():
+        line = f"checkpoint {run_dir / CHECKPOINTS / str(step)} is {what}"
+        if step > newest:
+            raise UserError(f"{line}: mount or restore what belongs there, or remove it to use older ones")
+        say(f"warning: {line}; it is not used")
