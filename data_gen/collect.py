@@ -19,6 +19,7 @@ from mmed_jax.data.files import SPLIT_NAMES
 from mmed_jax.data.schema import kind_of, read_records
 from mmed_jax.data.sources import SOURCES, Conversion, get_source
 from mmed_jax.errors import UserError, nearest
+from mmed_jax.inputs import stem, suffix
 from mmed_jax.paths import expand_home
 
 HERE = Path(__file__).parent
@@ -261,15 +262,15 @@ def read_benchmarks(folder: str, benchmarks: Benchmarks) -> dict[str, int]:
         raise UserError(f"--benchmarks={folder}: no such folder")
     found: dict[str, int] = {}
     for path in sorted(p for p in root.iterdir() if not p.name.startswith(".")):
-        name = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".zip")
+        name = stem(path, ".jsonl", ".zip")
         adapters = [a for a in SOURCES if path.name.lower().startswith(a)]
-        if path.name.endswith((".jsonl", ".jsonl.gz")) and not adapters or path.is_dir() and (path / "Test").is_dir():
+        if suffix(path) == ".jsonl" and not adapters or path.is_dir() and (path / "Test").is_dir():
             rows = read_records(f"{path}:test" if path.is_dir() else path)
         elif adapters:
             rows = _test_rows(path, max(adapters, key=len))
-        elif path.suffix.lower() in (".md", ".txt"):
+        elif suffix(path) in (".md", ".txt"):
             continue
-        elif path.is_dir() or path.suffix.lower() == ".zip":
+        elif path.is_dir() or suffix(path) == ".zip":
             rows = _with_test_split(path)
         else:
             raise UserError(f"--benchmarks: {path.name} is neither records nor named after a source"
@@ -282,7 +283,7 @@ def read_benchmarks(folder: str, benchmarks: Benchmarks) -> dict[str, int]:
 
 def _test_rows(path: Path, adapter: str) -> Iterator[dict]:
     """Records of that name, or published files of that adapter; the test split where they name it."""
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
+    if suffix(path) == ".jsonl":
         try:
             yield from list(read_records(path))
             return

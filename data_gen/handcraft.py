@@ -6,7 +6,6 @@
 
 import argparse
 import collections
-import gzip
 import unicodedata
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from data_gen.method_command import Parser
 from mmed_jax.data import jsonl
 from mmed_jax.data.schema import KINDS, LANGUAGES, kind_of, load_files, wording_key
 from mmed_jax.errors import UserError, nearest, run_command
-from mmed_jax.inputs import open_file
+from mmed_jax.inputs import open_unpacked, suffix
 
 SUMMARY = "the hand-written samples, checked"
 FOLDER = Path(__file__).parent / "handcrafted"
@@ -104,7 +103,7 @@ def read(folder: Path) -> list[dict]:
     """All records of the .jsonl files of a folder (or of one file), in the order of the names. Raises UserError."""
     files = [folder]
     if folder.is_dir():
-        files = sorted(f for f in folder.iterdir() if f.name.endswith(jsonl.SUFFIXES))
+        files = sorted(f for f in folder.iterdir() if suffix(f) == ".jsonl")
     if not folder.exists() or not files:
         raise UserError(f"--input={folder}: no .jsonl file there")
     records, places = [], {}
@@ -118,8 +117,7 @@ def read(folder: Path) -> list[dict]:
 
 
 def _of_any_kind(file: Path) -> list[dict]:
-    raw = open_file(file)
-    with gzip.open(raw) if file.suffix == ".gz" else raw as stream:
+    with open_unpacked(file) as stream:
         first = next(jsonl.read_objects(stream, str(file)), ("", {}))[1]
     kind = "instruction" if "messages" in first else "mcq"
     return load_files([str(file)], kind)

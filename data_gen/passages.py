@@ -10,7 +10,6 @@ A passage is {"id", "language", "text", "source", "license", "provenance"} and p
 """
 
 import contextlib
-import gzip
 import re
 import warnings
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from mmed_jax.data.delimited import header_of, read_lines, width_problem
 from mmed_jax.data.files import locate
 from mmed_jax.data.schema import LANGUAGES, read_records, validate_record
 from mmed_jax.errors import UserError, nearest, one_line
-from mmed_jax.inputs import check_file, open_file
+from mmed_jax.inputs import check_file, is_packed, open_file, open_unpacked, suffix
 
 TEXT_FIELDS = ("text", "passage", "context", "abstract", "content", "body")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|(?<=[。！？])|\n+")
@@ -44,14 +43,14 @@ def read_passages(
     if language is not None and language not in LANGUAGES:
         raise UserError(f"--from_language={language}: not supported{nearest(language, LANGUAGES)}")
     common = {"source": file.name.partition(".")[0], "license": license or "unspecified", "language": language}
-    suffix = "".join(file.suffixes[-2:]) if file.suffix == ".gz" else file.suffix.lower()
-    if file.is_dir() or suffix == ".zip":
+    kind = suffix(file)
+    if file.is_dir() or kind == ".zip":
         found: Iterator[dict] = read_records(path)
-    elif suffix in jsonl.SUFFIXES:
+    elif kind == ".jsonl":
         found = _objects(file, field, common)
-    elif suffix in (".csv", ".tsv", ".xlsx"):
-        found = _table(file, suffix, field, common)
-    elif suffix in (".txt", ".md", ""):
+    elif kind in (".csv", ".tsv", ".xlsx") and not is_packed(file):
+        found = _table(file, kind, field, common)
+    elif kind in (".txt", ".md", "") and not is_packed(file):
         found = _paragraphs(file, common, max_chars)
     else:
         kinds = ".txt .md .csv .tsv .xlsx .jsonl .jsonl.gz, a folder or zip of records"
@@ -92,8 +91,7 @@ def _parts(passage: dict, max_chars: int) -> Iterator[dict]:
 
 
 def _objects(file: Path, field: str | None, common: dict) -> Iterator[dict]:
-    raw = open_file(file)
-    with gzip.open(raw) if file.suffix == ".gz" else raw as stream:
+    with open_unpacked(file) as stream:
         for where, value in jsonl.read_objects(stream, str(file)):
             if field is None and ("messages" in value or "question" in value):
                 yield validate_record({"language": common["language"], **value}, where)
@@ -109,8 +107,8 @@ def _objects(file: Path, field: str | None, common: dict) -> Iterator[dict]:
             yield {**common, **given, "id": ident, "text": value[name].strip(), "provenance": origin}
 
 
-def _table(file: Path, suffix: str, field: str | None, common: dict) -> Iterator[dict]:
-    rows = _sheet(file) if suffix == ".xlsx" else _csv(file, "\t" if suffix == ".tsv" else ",")
+def _table(file: Path, kind: str, field: str | None, common: dict) -> Iterator[dict]:
+    rows = _sheet(file) if kind == ".xlsx" else _csv(file, "\t" if kind == ".tsv" else ",")
     header = header_of(next(rows, []), f"{file}:1")
     wanted = [c.strip() for c in field.split(",")] if field else header
     for column in wanted:

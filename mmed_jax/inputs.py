@@ -4,9 +4,10 @@ A named pipe or a terminal would be waited for without end, a link to /dev/zero 
 like a file that is not there.
 """
 
+import gzip
 import os
 import stat
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from mmed_jax.errors import UserError
@@ -34,6 +35,32 @@ def what_is(path: str | os.PathLike) -> str:
         return "file"
     kind = _KINDS.get(mode, "no file")
     return f"a link to {kind}" if path.is_symlink() and mode != stat.S_IFDIR else kind
+
+
+def suffix(name: str | os.PathLike) -> str:
+    """What a file is by its name, in small letters: ".jsonl" of "X.JSONL" and of "X.Jsonl.GZ"; "" without one."""
+    path = PurePath(name)
+    return PurePath(path.stem if is_packed(path) else path.name).suffix.lower()
+
+
+def is_packed(name: str | os.PathLike) -> bool:
+    """Whether a name says gzip, in letters of any size."""
+    return PurePath(name).suffix.lower() == ".gz"
+
+
+def stem(name: str | os.PathLike, *suffixes: str) -> str:
+    """The last part of a path without .gz and then without one of `suffixes`, whatever the size of their letters."""
+    text = PurePath(name).name
+    for ending in (".gz", *suffixes):
+        if text.lower().endswith(ending):
+            text = text[: -len(ending)]
+    return text
+
+
+def open_unpacked(path: Path) -> BinaryIO:
+    """`open_file`, unpacked when the name says so."""
+    stream = open_file(path)
+    return gzip.open(stream) if is_packed(path) else stream
 
 
 def check_file(path: str | os.PathLike, label: str | None = None) -> None:

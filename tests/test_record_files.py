@@ -35,6 +35,37 @@ def lines(path: Path, *records: dict) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", ["X.JSONL.GZ", "X.Jsonl.gz", "x.jsonl.GZ", "X.JSONL", "ü.b.JsonL"])
+@pytest.mark.parametrize("where", ["file", "folder", "zip"])
+def test_the_size_of_letters_in_a_suffix_means_nothing(tmp_path, name, where):
+    """In every reader: records, published files, prompts, handcrafted samples, passages, benchmarks."""
+    from data_gen import handcraft
+    from data_gen.passages import read_passages
+    from mmed_jax.data.sources.raw import objects
+    from mmed_jax.evaluation.benchmarks import from_files
+    from mmed_jax.inference.prompts import read_prompts
+
+    plain = lines(tmp_path / "in" / name, MCQ | {"context": "Le foie est grand."}).read_bytes()
+    content = gzip.compress(plain) if name.lower().endswith(".gz") else plain
+    (tmp_path / "in" / name).write_bytes(content)
+    path = tmp_path / "in"
+    if where == "file":
+        path /= name
+    elif where == "zip":
+        path = tmp_path / "IN.ZIP"
+        with zipfile.ZipFile(path, "w") as z:
+            z.writestr(name, content)
+    (record,) = read_records(path)
+    assert record["id"] == "m1"
+    assert [row.raw["id"] for row in objects(path, ".json", ".jsonl")] == ["m1"]
+    assert len(list(read_passages(path))) == 1
+    if where == "file":
+        assert [ident for _, ident, _ in read_prompts(str(path))] == ["m1"]
+        assert [b.name for b in from_files([str(path)])] == [name[: name.lower().index(".jsonl")]]
+    if where != "zip":
+        assert [r["id"] for r in handcraft.read(path)] == ["m1"]
+
+
 texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=30).filter(str.strip)
 
 

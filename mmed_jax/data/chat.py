@@ -15,7 +15,7 @@ import numpy as np
 
 from mmed_jax.data.formats import ChatSyntax, lacks, syntax_of, token_id
 from mmed_jax.data.schema import ROLES
-from mmed_jax.data.tokenizer import encode_texts
+from mmed_jax.data.tokenizer import encode_texts, text_spans
 from mmed_jax.errors import UserError, nearest
 
 Messages = Sequence[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -205,14 +205,15 @@ def shorten(tok, pieces: Sequence[Piece], slots: int) -> Example | None:
     """
     parts = [(p, i) for p in pieces for i in _spans(p)]
     texts = iter(encode_texts(tok, [text for p, (text, _) in parts if text]))
-    encoded = [(p, next(texts) if text else p.ids, cuttable) for p, (text, cuttable) in parts]
-    excess = sum(len(ids) for _, ids, _ in encoded) - 1 - slots
+    encoded = [(p, text, next(texts) if text else p.ids, cuttable) for p, (text, cuttable) in parts]
+    excess = sum(len(ids) for _, _, ids, _ in encoded) - 1 - slots
     out = Example([], [])
-    for piece, ids, cuttable in encoded:
+    for piece, text, ids, cuttable in encoded:
         if cuttable and excess > 0:
             start = min(excess, max(0, len(ids) - piece.keep))
             # A byte-level token may begin inside a character; what is left must begin with a whole one.
-            while start and start < len(ids) and tok.decode(ids[start : start + 4]).startswith("\ufffd"):
+            spans = text_spans(tok, text) if start else []
+            while 0 < start < len(ids) and spans[start][0] < spans[start - 1][1]:
                 start += 1
             ids, excess = ids[start:], excess - start
         out.ids += ids

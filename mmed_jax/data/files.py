@@ -11,7 +11,7 @@ from typing import BinaryIO
 from mmed_jax.data import jsonl
 from mmed_jax.data.schema import LANGUAGE_NAMES, RecordError, kind_of, mmedbench_record, validate_record
 from mmed_jax.errors import UserError, nearest
-from mmed_jax.inputs import check_file, open_file, what_is
+from mmed_jax.inputs import check_file, is_packed, open_file, stem, suffix, what_is
 
 SPLIT_NAMES = {
     "train": "train", "test": "test", "dev": "validation", "val": "validation", "valid": "validation",
@@ -41,15 +41,14 @@ class Member:
         """The unpacked bytes as a stream. Raises UserError: no regular file, a damaged or an encrypted archive."""
         try:
             stream = self.opener()
-            return gzip.open(stream) if self.name.endswith(".gz") else stream
+            return gzip.open(stream) if is_packed(self.name) else stream
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as e:
             raise UserError(f"{self.label}: can't be unpacked: {e}") from None
 
 
 def members(path: Path, *suffixes: str) -> list[Member]:
     """The files of a file, folder or zip whose name ends in one of `suffixes` (or that and .gz), sorted by name."""
-    wanted = tuple(s for suffix in suffixes for s in (suffix, suffix + ".gz"))
-    if path.is_file() and path.suffix.lower() == ".zip":
+    if path.is_file() and suffix(path) == ".zip":
         try:
             with zipfile.ZipFile(path) as archive:
                 names = sorted(n for n in archive.namelist() if not n.endswith("/"))
@@ -65,7 +64,7 @@ def members(path: Path, *suffixes: str) -> list[Member]:
         found = [Member(str(p), own + p.relative_to(path).as_posix(), lambda p=p: open_file(p)) for p in inside]
     else:
         found = [Member(str(path), _split_folder(path.absolute().parent) + path.name, lambda: open_file(path))]
-    return [m for m in found if m.name.lower().endswith(wanted) and not _is_hidden(m.name)]
+    return [m for m in found if suffix(m.name) in suffixes and not _is_hidden(m.name)]
 
 
 def _split_folder(folder: Path) -> str:
@@ -80,7 +79,7 @@ def _is_hidden(name: str) -> bool:
 
 def language_of(name: str) -> str | None:
     """MMedBench's files are named by language: "Train/English.jsonl" -> "en"; None for any other name."""
-    return _LANGUAGE_FILES.get(PurePosixPath(name).name.removesuffix(".gz").removesuffix(".jsonl").lower())
+    return _LANGUAGE_FILES.get(stem(name, ".jsonl").lower())
 
 
 def locate(path: str | os.PathLike) -> tuple[Path, str | None]:
@@ -141,7 +140,7 @@ def _read_any(path: Path, wanted: str | None) -> Iterator[tuple[str, dict]]:
     if what_is(path) != "a folder":
         check_file(path)
     found = members(path, ".jsonl")
-    if not found and path.is_file() and path.suffix.lower() != ".zip":
+    if not found and path.is_file() and suffix(path) != ".zip":
         raise UserError(f"{path}: expected a .jsonl or .jsonl.gz file of records, a folder or a zip of them; "
                         "raw data sets go through `python -m data_gen convert` first")  # fmt: skip
     if not found:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmed_jax.errors import UserError, WorkError
+from mmed_jax.inputs import is_packed
 
-SUFFIXES = (".jsonl", ".jsonl.gz")
+SUFFIXES = (".jsonl", ".jsonl.gz")  # of what is written; read by `inputs.suffix`
 # No record comes near either; what does is no JSON lines (or is packed to fill the memory of whoever opens it).
 MAX_LINE = 64 << 20
 MAX_BLANK_LINES = 1_000_000
@@ -179,7 +180,7 @@ def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> int:
     try:
         try:
             # mtime=0 and no name: the same records give the same bytes.
-            packed = gzip.GzipFile("", "wb", 6, raw, mtime=0) if path.name.endswith(".gz") else None
+            packed = gzip.GzipFile("", "wb", 6, raw, mtime=0) if is_packed(path) else None
             out = packed or raw
             for line in lines:
                 with naming(path):

@@ -168,6 +168,11 @@ def encode_texts(tok: "PreTrainedTokenizerFast", texts: Iterable[str]) -> list[l
     return encoded
 
 
+def text_spans(tok: "PreTrainedTokenizerFast", text: str) -> list[tuple[int, int]]:
+    """(first, end) of the characters that each token of `encode_text` holds; tokens that share one overlap in it."""
+    return _plain_encoder(tok)[0].encode(text, add_special_tokens=False).offsets
+
+
 def save_tokenizer(tok: "PreTrainedTokenizerFast", folder: str | os.PathLike) -> list[Path]:
     """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json, a chat template where there is one.
 

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from mmed_jax.data import jsonl
 from mmed_jax.data.files import SPLIT_NAMES, locate
 from mmed_jax.data.schema import KINDS, kind_of, load_files, question_key, read_records
 from mmed_jax.errors import UserError, nearest
@@ -18,6 +17,7 @@ from mmed_jax.evaluation import published
 from mmed_jax.evaluation.items import Item
 from mmed_jax.evaluation.places import HUB, Benchmark, file_hash, locate_entry, same_split, source_of, splits_in
 from mmed_jax.evaluation.registry import ENTRIES, GROUPS, Entry, expand, lookup
+from mmed_jax.inputs import stem, suffix
 from mmed_jax.paths import expand_home
 
 __all__ = ["Benchmark", "Item", "Loaded", "find", "from_files", "kind_in", "load"]
@@ -41,7 +41,7 @@ def from_files(paths: Iterable[str]) -> list[Benchmark]:
     found: list[Benchmark] = []
     places = [(path, *locate(path)) for path in paths]
     for path, real, split in places:
-        name = real.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".zip")
+        name = stem(real, ".jsonl", ".zip")
         if split and [r for _, r, _ in places].count(real) > 1:
             name = f"{name}:{split}"
         if name in [b.name for b in found] and path not in [b.path for b in found]:
@@ -156,7 +156,7 @@ def _find(name: str, known: tuple[Entry, str, str] | None, folder: Path) -> Benc
         # A folder of published files may be called by the other name; it is read under the registered one.
         if known is None and path.exists() and not (hint and not path.is_file()):
             return Benchmark(name, str(path))
-    files = sorted(p for p in folder.iterdir() if p.name.endswith(jsonl.SUFFIXES))
+    files = sorted(p for p in folder.iterdir() if suffix(p) == ".jsonl")
     sources = {p: source_of(p) for p in files}
     same = [p for p, s in sources.items() if s == (known[0].name if known else name)]
     if len(same) > 1:
@@ -170,7 +170,7 @@ def _find(name: str, known: tuple[Entry, str, str] | None, folder: Path) -> Benc
             f"--benchmark={name}: not in {folder}: neither a folder or zip '{known[0].name}' of the published files "
             f"({known[0].source.expects}) nor {known[0].name}.jsonl"
         )
-    there = {p.name.removesuffix(".gz").removesuffix(".jsonl") for p in files} | {s for s in sources.values() if s}
+    there = {stem(p, ".jsonl") for p in files} | {s for s in sources.values() if s}
     there |= {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
     there |= {n for n, e in ENTRIES.items() if locate_entry(e, folder)}
     hint = hint or nearest(name, sorted(there)) or ", which holds no record file"

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from mmed_jax.data import jsonl
 from mmed_jax.data.schema import kind_of, read_records
 from mmed_jax.errors import UserError, one_line
 from mmed_jax.evaluation import published
 from mmed_jax.evaluation.places import locate_entry
 from mmed_jax.evaluation.registry import ENTRIES, GROUPS, Entry
+from mmed_jax.inputs import suffix
 from mmed_jax.paths import expand_home
 
 
@@ -54,7 +54,7 @@ def in_folder(data_dir: str) -> str:
                 lines.append((entry.name, Path(there.path).name, f"{split} {found:,}{whole}{mark}"))
         except UserError as e:
             lines.append((entry.name, "-", one_line(e)))
-    for path in sorted(p for p in folder.iterdir() if p.name.endswith(jsonl.SUFFIXES) and p not in used):
+    for path in sorted(p for p in folder.iterdir() if suffix(p) == ".jsonl" and p not in used):
         try:
             kinds = [kind_of(r) for r in read_records(path)]
             lines.append((path.name, "records", f"{kinds[0]} {len(kinds):,}" if kinds else "empty"))

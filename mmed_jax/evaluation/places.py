@@ -13,6 +13,7 @@ from mmed_jax.data.schema import read_records
 from mmed_jax.data.sources import SOURCES
 from mmed_jax.errors import UserError
 from mmed_jax.evaluation.registry import Entry
+from mmed_jax.inputs import stem, suffix
 
 HUB = "hub"
 
@@ -41,8 +42,8 @@ def locate_entry(entry: Entry, folder: Path) -> Benchmark | None:
     for path in (folder / f"{entry.name}.jsonl", folder / f"{entry.name}.jsonl.gz"):
         if path.is_file():
             return Benchmark(entry.name, str(path), entry)
-    places = [p for p in sorted(folder.iterdir()) if p.is_dir() or p.suffix.lower() == ".zip"]
-    exact = [p for p in places if _plain(p.name.removesuffix(".zip")) in names]
+    places = [p for p in sorted(folder.iterdir()) if p.is_dir() or suffix(p) == ".zip"]
+    exact = [p for p in places if _plain(stem(p, ".zip")) in names]
     like = [p for p in places if _plain(p.name).startswith(entry.name + "_") and not _is_other(p, entry)]
     found = exact[:1] or like
     if len(found) > 1:
@@ -91,7 +92,7 @@ def splits_in(path: Path) -> list[str]:
 
         if (version := tfds_io.version_folder(path)) is not None:
             return sorted(tfds_io.splits(version))
-    elif path.suffix.lower() != ".zip":
+    elif suffix(path) != ".zip":
         return []
     return sorted({m.split for m in members(path, ".jsonl") if m.split})
 

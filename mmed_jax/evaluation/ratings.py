@@ -89,13 +89,13 @@ def read_sheet(path: str | os.PathLike, key: str | os.PathLike | None = None) ->
     Raises UserError, one line with file, row and column, for whatever is wrong in it.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: a rating sheet ends in {' or '.join(SUFFIXES)}")
     check_file(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     known = _read_key(path, Path(key) if key else key_path(path))
-    rows = _read_csv(path) if path.suffix == ".csv" else _read_xlsx(path)
+    rows = _read_csv(path) if path.suffix.lower() == ".csv" else _read_xlsx(path)
     number, head = next(((n, [_name(c) for c in row]) for n, row in rows if any(row)), (1, []))
     for column in ("code", *known["criteria"]):
         if head.count(column) != 1:
@@ -281,7 +281,7 @@ def dump_ratings(scores: Mapping[Key, Mapping[str, float]], **more: object) -> l
 def read_ratings(path: str | os.PathLike) -> Ratings:
     """A sheet, or the .jsonl file of a judge. Raises UserError."""
     path = expand_home(path)
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         return read_sheet(path)
     check_file(path)
     if not path.is_file():

@@ -12,7 +12,7 @@ from mmed_jax.data.prompts import mcq_prompt_ids
 from mmed_jax.data.schema import validate_record
 from mmed_jax.data.tokenizer import encode_text
 from mmed_jax.errors import UserError
-from mmed_jax.inputs import check_file
+from mmed_jax.inputs import check_file, is_packed, suffix
 from mmed_jax.paths import expand_home
 
 
@@ -51,12 +51,12 @@ def _read(path: str) -> Iterator[tuple[str, str, dict]]:
     locate(file)
     if not file.is_dir():
         check_file(file)
-    if file.is_file() and file.name.endswith(".txt"):
+    if file.is_file() and suffix(file) == ".txt" and not is_packed(file):
         # Not splitlines(), which also ends a line at separators that may stand inside a text (U+2028, form feed).
         for number, line in enumerate(jsonl.decode(file.read_bytes(), path).split("\n"), 1):
             if line.strip():
                 yield f"{path}:{number}", str(number), {"prompt": line.removesuffix("\r")}
-    elif file.is_file() and file.name.endswith(jsonl.SUFFIXES) and language_of(file.name) is None:
+    elif file.is_file() and suffix(file) == ".jsonl" and language_of(file.name) is None:
         with members(file, ".jsonl")[0].open() as stream:
             for where, value in jsonl.read_objects(stream, path):
                 yield where, str(value.get("id", where.rpartition(":")[2])), value

@@ -18,7 +18,7 @@ from mmed_jax.data.delimited import header_of, read_lines, width_problem
 from mmed_jax.data.files import SPLIT_NAMES, members
 from mmed_jax.data.sources.base import Row, WrongForm
 from mmed_jax.errors import UserError
-from mmed_jax.inputs import check_file
+from mmed_jax.inputs import check_file, suffix
 
 _SPLITS = {**SPLIT_NAMES, "training": "train", "fewshot": "fewshot"}
 # Files that come with every download and are never rows.
@@ -226,9 +226,8 @@ def objects(given: Download | Path, *suffixes: str) -> Iterator[Row]:
 
     readers = {".json": json_objects, ".jsonl": json_objects, ".csv": csv_objects, ".parquet": parquet_objects}
     for file in files(given, *suffixes):
-        name = file.name[:-3] if file.name.lower().endswith(".gz") else file.name
-        suffix = PurePosixPath(name).suffix.lower()
-        if suffix == ".xlsx":
+        kind = suffix(file.name)
+        if kind == ".xlsx":
             yield from xlsx_rows(file)
         else:
-            yield from rows_of(file, readers[suffix](file))
+            yield from rows_of(file, readers[kind](file))
