@@ -80,7 +80,7 @@ De patiënt heeft sinds drie dagen koorts en hoest. | Het juiste antwoord is B. 
 Пацієнт має гарячку та кашель. | Відповідь: A | У пацыента ліхаманка і кашаль. | Правільны адказ: Б
 Пациентът има треска и кашлица от три дни. | Верният отговор е Б. | Отговор: А | Лечението се провежда с антибиотици.
 Пацијент има температуру и кашаљ. | Тачан одговор је Б. | Одговор: А | Пациентот има треска. | Науқаста қызба бар.
-病人發燒三天，應先檢查胸部X光。 | 正確答案是B，因為病人有發燒。 | المريض يعاني من الحمى | रोगी को बुखार है
+المريض يعاني من الحمى | रोगी को बुखार है
 Hastanın üç gündür ateşi ve öksürüğü var. | Bệnh nhân bị sốt và ho ba ngày nay. | Patienten har haft feber i tre dage.
 """
 
@@ -134,6 +134,7 @@ def test_any_writing_is_read(text: str):
 def test_neighbours_are_told_from_the_language_asked_for(text: str, language: str, problem: str):
     assert language_problem(text, language, simplified=True) == problem
     assert language_problem(text, language, sure=1e9) is None or language == "ru"  # else Traditional is Chinese too
+    assert response_language(text) == ("zh" if language == "zh" else None)
 
 
 def test_missing_numbers():
