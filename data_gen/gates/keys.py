@@ -14,7 +14,7 @@ LAST = 3
 # Rules of mmed_jax.evaluation.answers that read an opinion on one option, not the conclusion.
 _WEAK = ("verdict", "leading", "first_line")
 # Rules that read letters out of a sentence about the answer.
-_STATEMENTS = ("boxed", "mark", "sentence", "choose", "conclusion", "is_answer")
+_STATEMENTS = ("boxed", "json", "mark", "sentence", "choose", "conclusion", "is_answer")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"'”’»)\]]*\s+(?!\d)|(?<=[。！？])|\n+")
 _CLAUSE = re.compile(
     r"[,;:()，；：（）、]\s*|\s[-–—]+\s"

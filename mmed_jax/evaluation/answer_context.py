@@ -5,10 +5,12 @@ import re
 
 # Right before an anchor: it heads the wrong answers, or one not given ("오답" holds "답").
 _OTHER_HEAD = re.compile(
-    r"(?:\b(?:(?:incorrect|wrong|false|other|previous|prior|earlier|initial|traditional|tempting|alternat(?:iv)?e|common|"
+    r"(?:\b(?:(?:incorrect|wrong|false|other|previous|prior|earlier|initial|traditional|tempting|alternat(?:iv)?e|common|possible|"
+    r"candidate|remaining|available|"
     r"second[- ](?:best|most\s+\w+)|next[- ]best|"
     r"mauvaise|fausse|autre|incorrecte|inexacte|mala|peor|errónea|otra|incorrecta|falsa)s?|not\s+(?:the|an?)|"
     r"(?:неправильн|неверн|ошибочн|друг)\w*)(?:\s+(?:most\s+)?(?:common|likely|popular))?[ \t]+|"
+    r"\b(?:no|aucune?|ninguna|hay)[ \t]+(?:(?:correct|right|clear|single|bonne|one)\s+)?|(?:没有|无)(?:正确|合适)?的?|"
     r"(?:错误?|干扰|其他|其它|其余)的?|(?:誤った|間違った|他の)|오|(?:틀린|잘못된|다른)\s*)$",
     re.IGNORECASE,
 )
@@ -40,6 +42,8 @@ _SO = re.compile(r"(?:\b(?:so|therefore|thus|hence|donc|por\s+(?:lo\s+)?tanto|п
 _TAKEN_BACK = re.compile(
     r"[^.\n;?]{0,40}?\b(?:but|though|although)\s+(?:it|this|that|they|these)\s+(?:is|are|was|would\s+be)\s+"
     r"(?:wrong|incorrect|false|not\s+(?:correct|right|true|the\b))|"
+    r"[ \t]*[,:–—-]{1,2}[ \t]*(?:none|neither|aucune|ninguna|ни\s+од\w+)\b|[ \t,]*(?:都不|均不|(?:の|"
+    r"は)?いずれも|모두\s?아)|"
     r"[ \t]*\?\W*(?:no|nope|wrong|non|нет|不|いいえ|아니)|"
     r"[ \t]+(?:only[ \t]+)?(?:if|unless|si|если)\b|"
     r"(?:[ \t]*,?[ \t]*(?:但|这|则|就|都|均))?(?:也|是|为)?(?:错|不对|不正确|不可|不能|不符)|"
@@ -50,6 +54,26 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _ASKED = re.compile(r"[ \t]*\?")
+
+# Earlier in the sentence: what follows holds of none of the letters, of one of them that is not said, or is asked.
+_OF_NONE = re.compile(
+    r"(?:\b(?:none|neither|either|whether|which|any|each|(?:only\s+)?one|not\s+(?:all|any|one)|no\s+(?:single\s+)?(?:option|answer|choice)s?|"
+    r"aucune?s?|laquelle|lesquelles|lequel|quelles?|ni|ninguna?|ninguno|cuál(?:es)?|ни\s+од\w+|ни|как(?:ой|ая|ие|ое)|нет)\b|"
+    r"没有|并非|哪|どれ|いずれ|どの|어느|어떤|아무)"
+    r"(?:[^.,;:\n。]|,(?=\s{0,3}(?:(?:or|and|nor|ou|et|ni|o|y|или|и|ни)\s+)?\W?[A-ZАВСЕ]\b)|(?<=[A-ZАВСЕ]),(?=\s)){0,80}$",
+    re.IGNORECASE,
+)
+_OR_BEFORE = re.compile(
+    r"[A-ZАВСЕ][)\]]?(?:,?\s{1,3}(?:or|ou|o|u|или|либо)\s{1,3}|\s{0,2}(?:或者?|または|もしくは|또는|혹은|"
+    r"/)\s{0,2})\W{0,3}$"
+)
+_JOINED = re.compile(r"[)\]」]\s{0,2}(?:,\s{0,2})?(?:\b(?:and|et|y|и)\s|[和与及と、,]|과|와)\s{0,2}\W?$")
+_PLURAL = re.compile(r"\s{1,3}(?:are|sont|son|являются)\b", re.IGNORECASE)
+# After a letter of a list: the list is of wrong or of all options.
+_ALL_WRONG = re.compile(
+    r"\s{0,3}(?:都|均|全部?|皆)(?:不|错|非|没)|\s{0,3}(?:のいずれも|はいずれも|はどれも|すべて誤)|"
+    r"\s{0,3}(?:중|가운데)\b|\s{0,3}모두\s?(?:틀|오답|정답이\s?아|아니)"
+)
 
 # A letter after any other word is that word's label: "Table A", "vitamin B", "protein C", "in panel B".
 _SUBJECT_BEFORE = re.compile(
@@ -76,6 +100,11 @@ _MORE_AFTER = re.compile(
 )
 
 
+def other_head(text: str, start: int) -> bool:
+    """Whether what stands right before `start` makes it the head of the wrong answers, or of others."""
+    return _OTHER_HEAD.search(text[max(0, start - 40) : start]) is not None
+
+
 def withheld(text: str, start: int, end: int, choosing: bool = False) -> bool:
     """Whether the statement text[start:end] is not made: denied, left to a condition, or of the wrong answers.
 
@@ -90,10 +119,29 @@ def withheld(text: str, start: int, end: int, choosing: bool = False) -> bool:
     return _TAKEN_BACK.match(text, end) is not None
 
 
+def hypothetical(text: str, start: int, end: int) -> bool:
+    """Whether the statement says what would be the answer."""
+    return _WOULD.search(text, start, end) is not None
+
+
 def conditional(text: str, start: int) -> bool:
     """Whether the sentence opens with "if", 若, ...: such a statement yields to one without."""
     sentence = _sentence(text, start)
     return _CASE_FIRST.match(sentence) is not None and not _SO.search(sentence)
+
+
+def of_none(text: str, start: int, end: int) -> bool:
+    """Whether the letters text[start:end] are listed to say that none is meant ("none of A, B, C"), or not which."""
+    if _OF_NONE.search(_sentence(text, start)) or _ALL_WRONG.match(text, end):
+        return True
+    return _OR_BEFORE.search(text[max(0, start - 20) : start]) is not None
+
+
+def joined(text: str, start: int, end: int, single: bool) -> bool:
+    """Whether what the letters text[start:end] share their verb with is left out: "A (aspirin) and C are right"."""
+    if _JOINED.search(text[max(0, start - 8) : start]):
+        return True
+    return single and _PLURAL.match(text, end) is not None
 
 
 def label(text: str, start: int) -> bool:

@@ -11,6 +11,11 @@ from mmed_jax.evaluation.answer_text import fold
 _COPULA, _HEDGE, _AND, _NEGATED_BEFORE, _FOLLOWS = (
     re.compile(p, re.IGNORECASE) for p in (R.COPULA, R.HEDGE, R.SEPARATOR, R.NEGATED_BEFORE, R.FOLLOWS)
 )
+_JOINED_BEFORE = re.compile(
+    r"(?:[\w)]\s{0,2}[,;、]|\b(?:and|or|et|ou|y|o|и|или)|[和与及或と]|および|または|및|과|와|또는)\s{1,3}(?:\w{1,3}\s)?"
+    r"(?:[(\[]?[A-ZАВСЕ][.:)\]、]\s{0,2})?$|[和与及或と、](?:[A-Z][.:)、]?\s{0,2})?$",
+    re.IGNORECASE,
+)
 _OTHER_ENDS = re.compile(r"\s*(?:$|[^\w\s]|(?:and|or)\b)", re.IGNORECASE)
 
 
@@ -54,6 +59,8 @@ class OptionTexts:
         if not words or len(words) < sum(len(v) > 1 and v not in R.YES_NO for v in self.texts.values()):
             return
         for m in P.text_suffix(tuple(sorted(words, key=len, reverse=True)), suffix).finditer(text):
-            negated = _NEGATED_BEFORE.search(text[max(0, m.start() - 30) : m.start()])
+            before = text[max(0, m.start() - 30) : m.start()]
+            # "aspirin and warfarin are the right answers": more than one is meant.
+            negated = _NEGATED_BEFORE.search(before) or _JOINED_BEFORE.search(before)
             if not (negated or C.withheld(text, m.start(), m.end()) or C.goes_on(text, m.end())):
                 yield words[fold(m["s"])], m

@@ -12,7 +12,7 @@ def anchors() -> tuple[tuple[str, re.Pattern], ...]:
     return tuple((rule, re.compile(rf"{pattern}(?P<noise>{R.NOISE})", re.IGNORECASE)) for rule, pattern in R.ANCHORS)
 
 
-_WORD = "A-Za-zÀ-ÿА-яЁё0-9"  # what must not touch a letter; Chinese and Japanese characters may
+WORD = "A-Za-zÀ-ÿА-яЁё0-9"  # what must not touch a letter; Chinese and Japanese characters may
 
 
 def capitals(letters: str, russian: bool) -> str:
@@ -23,7 +23,7 @@ def capitals(letters: str, russian: bool) -> str:
 def _one(letters: str, russian: bool) -> str:
     """Pattern of one letter, or several capitals written together, as a word of its own."""
     run = rf"(?:(?-i:[{capitals(letters, russian)}]){{1,{len(letters)}}}|[{letters.lower()}])"
-    return rf"(?<![{_WORD}]){run}(?![{_WORD}]|['’][A-Za-zÀ-ÿА-я]|-[^\W\d]|\+)"
+    return rf"(?<![{WORD}]){run}(?![{WORD}]|['’][A-Za-zÀ-ÿА-я]|-[^\W\d]|\+(?!\s?[A-Z]\b))"
 
 
 @lru_cache(maxsize=64)
@@ -35,7 +35,7 @@ def hedge(letters: str, russian: bool) -> re.Pattern:
 @lru_cache(maxsize=64)
 def letter_set(letters: str, russian: bool) -> re.Pattern:
     """One letter or several, with what stands around and between them; group "s"."""
-    one = rf"[{R.OPEN}]*+{_one(letters, russian)}(?:\s?[{R.CLOSE}])*+"
+    one = rf"[{R.OPEN}]{{0,6}}+{_one(letters, russian)}(?:\s?[{R.CLOSE}]){{0,6}}+"
     # With dashes from three on: "A - C" may be a range.
     dashed = rf"{one}(?:\s[-–]\s{one}){{2,25}}+"
     return re.compile(rf"(?P<s>{dashed}|{one}(?:{R.SEPARATOR}{one}){{0,25}}+)", re.IGNORECASE)
@@ -45,21 +45,22 @@ def letter_set(letters: str, russian: bool) -> re.Pattern:
 def text_pattern(folded: str) -> re.Pattern:
     """Matches an option's text by its folded form, with what folding takes away around it and between words."""
     words = r"\s+".join(re.escape(w) for w in folded.split())
-    return re.compile(rf"[\s.。,;:!{R.OPEN}]*{words}", re.IGNORECASE)
+    return re.compile(rf"[\s.。,;:!{R.OPEN}]{{0,12}}{words}", re.IGNORECASE)
 
 
 @lru_cache(maxsize=64)
 def text_suffix(folded: tuple[str, ...], suffix: str) -> re.Pattern:
     """One of the folded option texts (group "s"; longest first) with `suffix` after it."""
     one = "|".join(r"\s+".join(re.escape(w) for w in f.split()) for f in folded)
-    return re.compile(rf"(?<![^\W_の]|-)(?P<s>{one})[{R.CLOSE}]*(?:{suffix})", re.IGNORECASE)
+    return re.compile(rf"(?<![^\W_の]|-)(?P<s>{one})[{R.CLOSE}]{{0,6}}(?:{suffix})", re.IGNORECASE)
 
 
 @lru_cache(maxsize=128)
 def letter_suffix(letters: str, russian: bool, suffix: str) -> re.Pattern:
     """Letters (group "s") with `suffix` after them."""
     # Capitals only, but "bが正解" as Japanese examinations write it.
-    small = rf"[{letters.lower()}](?=(?:\s*[、,と]\s*[{letters.lower()}])*\s*(?:が|は)(?:正|答))"
+    low = rf"(?-i:[{letters.lower()}])"
+    small = rf"{low}(?=(?:\s{{0,3}}[、,と]\s{{0,3}}{low}){{0,9}}+\s{{0,3}}(?:が|は)(?:正|答|最も))"
     one = rf"(?:(?-i:[{capitals(letters, russian)}])|{small})"
-    one = rf"[{R.OPEN}]*(?<![{_WORD}'’-]){one}(?![{_WORD}])[{R.CLOSE}]*"
+    one = rf"[{R.OPEN}]{{0,6}}+(?<![{WORD}'’-]){one}(?![{WORD}])[{R.CLOSE}]{{0,6}}+"
     return re.compile(rf"(?P<s>{one}(?:{R.SEPARATOR}{one}){{0,25}}+)(?:{suffix})", re.IGNORECASE)

@@ -5,15 +5,33 @@ OPEN, CLOSE = r"(\[{【「『〈《<\"'“‘«|", r")\]}】」』〉》>\"'”�
 
 # Words that may stand between an anchor and the letter. Possessive (*+), like every loop here: no backtracking.
 NOISE = (
-    r"(?:[\s:]|(?:the|both|options?|choice|letter|answer|la|le|les|el|los|las|lettre|réponses?|propositions?|items?|"
+    r"(?:[\s:]|(?<=\n)(?:[-•·]|1[.)])\s|(?:the|both|options?|choice|letter|answer|la|le|les|el|los|las|lettre|réponses?|propositions?|items?|"
     r"opción|opciones|letra|número|respuesta|alternativa|вариант(?:ы|ом|ами)?|ответ|буква|под буквой|пункт|опция)\b|"
     r"l['’]|选项|答案|選択肢|선택지|보기|옵션)*+"
 )
-SEPARATOR = r"\s*+(?:[,、;&+]\s*+(?:(?:and|et|y|и)\b)?|(?:and|et|y|и)\b|和|与|及|と|および|및|과|와)\s*+"
+SEPARATOR = r"\s{0,6}+(?:[,、;&+]\s{0,6}+(?:(?:and|et|y|и)\b)?|(?:and|et|y|и)\b|和|与|及|と|および|및|과|와)\s{0,6}+"
 
 _EN_GOOD = r"(?:correct|best|right|appropriate|suitable|likely|final|only)"
 _FR_GOOD = r"(?:correcte?|exacte?|juste|vraie?|attendue?|finale?|appropriée?|bonne?)s?"
 _ES_GOOD = r"(?:correcta|(?:más\s+)?adecuada|acertada|verdadera|final)s?"
+
+# What is asked for: the best, most likely, ... one of these.
+_EN_MOST = r"most\s+(?:likely|appropriate|suitable|probable|accurate|plausible|fitting)"
+_EN_NOUN = (
+    r"(?:steps?|diagnos[ie]s|causes?|treatments?|management|therapy|options?|choices?|answers?|explanation|interventions?|"
+    r"drugs?|medications?|agent|tests?|approach|action|response|statements?|mechanism|etiology|organism|pathogen|finding|"
+    r"match|complication|recommendation|one|fit)"
+)
+_FR_NOUN = (
+    r"(?:diagnostic|traitement|réponse|option|proposition|choix|cause|étiologie|examen|conduite(?:\s+à\s+tenir)?|"
+    r"prise\s+en\s+charge|attitude|germe|explication)"
+)
+_FR_MOST = r"(?:probable|vraisemblable|appropri[ée]e?|adaptée?|juste|correcte?|pertinente?|plausible)"
+_ES_NOUN = (
+    r"(?:diagnóstico|tratamiento|respuesta|opción|alternativa|elección|causa|etiología|prueba|conducta|manejo|actitud|"
+    r"medida|explicación|germen|fármaco)"
+)
+_ES_MOST = r"(?:probable|adecuad[oa]|apropiad[oa]|correct[oa]|acertad[oa]|indicad[oa]|plausible)"
 
 # What comes right before the letters, or the option's text, of a statement: (rule name, pattern). A bare "Options:" or
 # "Choices:" opens a restated list and is no anchor.
@@ -24,6 +42,7 @@ ANCHORS: tuple[tuple[str, str], ...] = (
         r"\b(?:answers?|ans(?=\s*[:=])|(?:correct|final|best|right|chosen|selected|my)\s+(?:option|choice|response))"
         r"(?:\s+(?:letter|choice|option|index))?[\"']?\s*(?:[:=→]|\s[-–—]+\s)",
     ),
+    ("mark:en", r"\[(?:(?:final|correct)\s)?answer\]\s{0,3}:?"),
     ("mark:en", r"(?:^|\n)\W*(?:(?:final\s+|correct\s+)?answer\s+|ans\.\s*)(?=\S)"),
     (
         "sentence:en",
@@ -42,6 +61,54 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     (
         "choose:en",
         r"(?:^|\n)(?:so,?\s+)?(?:choose|select|pick)\s",
+    ),
+    (
+        "mark:en",
+        r"(?:^|\n)\W{0,8}(?:(?:choice|selection|selected|pick|correct)|option(?=\s{0,3}:\s{0,3}\W?[A-Z]\b\W{0,3}(?:$|\n)))\s{0,3}[:=]",
+    ),
+    (
+        "sentence:en",
+        rf"\b(?:{_EN_MOST}|(?<!second )(?<!second-)(?<!next )(?<!next-)best|next\s+best(?!\s+(?:answer|option|choice))|"
+        r"correct|right|closest|first)\s+"
+        rf"(?:(?:next|initial|first|possible|overall|single|underlying|clinical|additional)\s+){{0,3}}{_EN_NOUN}"
+        r"(?:\s+(?:in|for|of|to|among|from|with|by|here|given|that)\b[^.;:\n]{0,60}?)?"
+        r"\s+(?:is|are|would\s+be|should\s+be|will\s+be|(?:seems|appears)\s+to\s+be)\s{0,3}:?"
+        r"\s{0,3}(?:therefore|thus|clearly|likely|probably|most\s+likely|indeed)?,?",
+    ),
+    (
+        "sentence:fr",
+        rf"\b(?:(?:{_FR_NOUN}\s+)?(?:la|le)\s+plus\s+{_FR_MOST}|meilleure?\s+{_FR_NOUN})(?:\s+(?:ici|dans\s+ce\s+cas))?"
+        r"\s+(?:est|serait)(?:\s+donc)?(?=[\s:])",
+    ),
+    (
+        "sentence:es",
+        rf"\b(?:(?:{_ES_NOUN}|lo|la|el)\s+más\s+{_ES_MOST}|mejor\s+{_ES_NOUN})(?:\s+(?:aquí|en\s+este\s+caso))?"
+        r"\s+(?:es|sería)(?=[\s:])",
+    ),
+    (
+        "sentence:ru",
+        r"\bнаиболее\s+(?:вероятн|подходящ|правильн|целесообразн|обоснованн|предпочтительн)\w{1,3}(?:\s+\w{1,20}){0,2}?"
+        r"\s{0,3}(?:является|будет|это|[:–—-])(?:\s+(?:это|является))?",
+    ),
+    (
+        "sentence:ru",
+        r"\bнаиболее\s+(?:вероят(?:ен|на|но)|правил(?:ен|ьна|ьно)|подходит)\s+(?:вариант|ответ|диагноз)\s{0,3}:?",
+    ),
+    (
+        "sentence:zh",
+        r"最(?:为)?(?:可能|合适|适合|适宜|恰当|佳|符合|正确|准确)(?:题意)?的?(?:诊断|治疗方案|治疗方法|治疗措施|治疗|措施|方法|原因|处理|做法|检查|是|药物)?"
+        r"(?:应该|应|就)?(?:(?<=是)|是|为|:)",
+    ),
+    (
+        "sentence:ja",
+        r"最も(?:可能性が高い|可能性の高い|適切な|適切だ|適当な|妥当な|考えられる|考えやすい|疑われる|疑わしい|ふさわしい|有力な)"
+        r"(?:と(?:考えられる|思われる|考える|思う))?"
+        r"(?:選択肢|もの|診断|診断名|疾患|治療|治療法|対応|検査|原因|処置|薬剤|の)(?:は|:)[、,]?",
+    ),
+    (
+        "sentence:ko",
+        r"가장\s?(?:적절한|적합한|가능성이?\s?(?:높은|큰)|알맞은|옳은|타당한|의심되는|유력한)\s?"
+        r"(?:것|선택지|보기|진단|진단명|치료|처치|검사|원인|약물|조치)?(?:은|는|:)",
     ),
     ("mark:fr", rf"\br[ée]ponses?(?:\(s\))?(?:\s+{_FR_GOOD})?\s*(?:[:=→]|[-–—])"),
     (
@@ -122,7 +189,7 @@ RUSSIAN = ("mark:ru", "sentence:ru", "choose:ru")
 _BE_EN = r"\s+(?:is|are|would\s+be)\s+(?:therefore\s+|thus\s+|clearly\s+|indeed\s+|also\s+)?"
 # What comes right after the letters: of the answer (a statement) ...
 ANSWER_AFTER = (
-    rf"{_BE_EN}(?:the\s+|our\s+|my\s+)?(?:most\s+)?{_EN_GOOD}\s+(?:correct\s+)?(?:answer|option|choice|response)|"
+    rf"{_BE_EN}(?:the\s+|our\s+|my\s+)?(?:single\s+)?(?:most\s+)?{_EN_GOOD}\s+(?:correct\s+)?(?:answer|option|choice|response)|"
     rf"{_BE_EN}(?:the|our|my)\s+answer|"
     r"\s+(?:est|sont)\s+(?:donc\s+)?(?:la|les)\s+(?:(?:bonnes?\s+)?réponses?|bonnes?(?=\W*(?:$|\n)))|"
     r"\s+(?:es|son)\s+(?:por\s+tanto\s+)?las?\s+(?:respuestas?|(?:opci[óo]n(?:es)?\s+)?correctas?)|"
@@ -131,6 +198,17 @@ ANSWER_AFTER = (
     r"\s*(?:が|は)(?:正解|正答|答え)|\s*を(?:選択|選ぶ|選び|選ん)|"
     r"\s*번?(?:가|이)\s*(?:(?:가장\s*)?(?:적절한|올바른|옳은|맞는)\s*)?(?:정답|답)(?!이?\s*아)|"
     r"\s*번?(?:를|을)\s*(?:선택|고르|고른|고릅)"
+)
+# ... of being the best or most likely of all, where nothing goes on to say of what else ...
+BEST_AFTER = (
+    rf"{_BE_EN}(?:(?:the\s+)?{_EN_MOST}|the\s+(?:next\s+)?best)(?:\s+(?:next|initial|first|underlying)){{0,2}}"
+    rf"(?:\s+(?:and\s+\w+\s+)?{_EN_NOUN})?(?!\w|\s+to\b)|"
+    rf"\s+(?:est|serait)\s+(?:donc\s+)?(?:la|le)\s+plus\s+{_FR_MOST}\b|"
+    rf"\s+(?:es|sería)\s+(?:por\s+tanto\s+)?(?:la|el|lo)\s+más\s+{_ES_MOST}\b|"
+    r"\s{0,3}(?:является|—|-)?\s{0,3}наиболее\s+(?:вероятен|подходит|(?:вероятн|подходящ|правильн|обоснованн)\w{1,3})(?:\s+(?:ответ|вариант|диагноз)\w{0,3})?|"
+    r"\s{0,3}(?:选项|项)?(?:是)?最(?:为)?(?:合适|适合|适宜|可能|恰当|佳|符合|准确)的?(?:选择|选项|答案|诊断|治疗|措施|题意)?(?=\W|$|因)|"
+    r"\s{0,3}の可能性が最も高|\s{0,3}」?(?:が|は)[、,]?最も(?:適切|適当|可能性が高|考えられ|考えやす|妥当|ふさわし|疑わし|疑われ|有力)|"
+    r"\s{0,3}번?(?:가|이)\s?가장\s?(?:적절|적합|알맞|가능성이?\s?(?:높|크)|타당|옳|유력|올바르)(?![^.\n]{0,14}(?:아니|아닙|않|못|없))"
 )
 # ... or of correctness (a verdict on one option).
 VERDICT_AFTER = (
@@ -142,6 +220,17 @@ VERDICT_AFTER = (
     r"\s*(?:选项|项)?(?:是)?正确(?=(?:的|无误)?(?:\W|$|因))|"
     r"\s*(?:が|は)(?:正しい|適切(?!で(?:は)?な))|"
     r"\s*번?(?:가|이)\s*(?:맞|옳|올바르|적절)"
+)
+# ... or of falsehood.
+FALSE_AFTER = (
+    rf"{_BE_EN}(?:(?:the\s+)?(?:only\s+)?(?:incorrect|wrong|false)|not\s+(?:correct|true|right)|not(?=\s{{0,3}}(?:$|[.,;\n])))\b|\s{{0,3}}[:–—-]\s{{0,3}}(?:incorrect|wrong|false)\b|"
+    r"\s+(?:est|sont)\s+(?:fau(?:x|sses?)|incorrecte?s?|inexacte?s?)\b|\s+n['’]est\s+pas\s+(?:vraie?|exacte?|correcte?)\b|"
+    r"\s{0,3}[:–—-]\s{0,3}(?:faux|fausse|inexacte?|incorrecte?)\b|"
+    r"\s{0,3}(?:[:–—-]\s{0,3}|\s(?:es|son)\s+)(?:fals[oa]s?|incorrect[oa]s?|erróne[oa]s?)\b|"
+    r"\s{0,3}(?:[:–—-]|является)?\s{0,3}(?:неверн|неправильн|ложн)\w{1,3}\b|"
+    r"\s{0,3}(?:选项|项)?(?:是|说法)?(?:错误|不正确|错的|错(?=\W|$)|不对)|"
+    r"\s{0,3}(?:が|は)(?:誤り|誤っ|間違|正しくな|不適切|不正解)|"
+    r"\s{0,3}번?(?:가|이|는|은)\s?(?:틀|옳지\s?않|올바르지\s?않|잘못|거짓|맞지\s?않)"
 )
 # Words before a letter that make a suffix statement none: "nor B is correct", "vitamin B is correct".
 NEGATED_BEFORE = (
@@ -163,13 +252,21 @@ FOLLOWS = (
     r"porque|ya\s+que|pues|dado|debido|es\s+(?:la|correct[ao])|son\s+(?:las|correct[ao]s)|"
     r"так\s+как|потому|поскольку|является|верн\w+|"
     r"instead(?!\s+of)|explanation|rationale|explication|explicación|объяснение|解析|解释|理由|分析|解説|説明|해설|설명)\b|"
-    r"\s*(?:因为|由于|选项|项|是正确|正确|の|です|でし|である|であり|だ|となる|と考え|と思|と判断|になる|が正|を選|が適|"
+    r"\s*(?:因为|由于|选项|项|是正确|正确|の|です|でし|である|であり|だ|となる|と考え|と思|と判断|にな[るり]|が正|を選|が適|"
     r"입니다|이다|이며|이고|이라|임|번|로|예요|이에요|가\s*정답|이\s*정답|라고|야)"
 )
 CONNECTIVE = r"[.,]\s*(?:because|since|as|due|the|this|it|car|parce|puisque|porque|ya que|так как|потому)\b"
+# The rest of a species' name after its genus: "E. coli" where options are known by their letters only.
+SPECIES = (
+    r"\. ?(?:coli|difficile|diff|albicans|perfringens|trachomatis|tetani|botulinum|neoformans|jejuni|"
+    r"diphtheriae|fragilis|cereus|"
+    r"anthracis|pertussis|burgdorferi|henselae|melitensis|abortus|cepacia|faecalis|faecium|histolytica|granulosus|"
+    r"multilocularis|corrodens|aerogenes|cloacae|fumigatus|flavus|baumannii|lumbricoides|duodenale|israelii|latum|dermatitidis|"
+    r"elegans|canis|glabrata|immitis|burnetii|psittaci|pneumoniae)\b"
+)
 # Where a model begins to invent the next question.
 RUN_ON = (
-    r"(?<=\S)(?:\s*+#{2,}\s*(?:question|instruction|input)\b|"
+    r"(?<=[^\s#])(?:\s*+#{2,}\s*(?:question|instruction|input)\b|"
     # on a line of its own; a numbered vignette after an empty line
     r"(?=[^\S\n]*\n)\s*+(?:question|instruction|问题|質問|問題|문제|질문|pregunta|вопрос|q|user|human)\s*\d*\s*[:：]|"
     r"(?=[^\S\n]*\n[^\S\n]*\n)\s*+\d+\s*[.)、]\s*(?:an?\s+\d+[- ](?:year|month|week|day)|患者[,，]?\s*[男女])|"

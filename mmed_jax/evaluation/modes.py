@@ -70,17 +70,19 @@ def prediction(
 ) -> dict[str, Any]:
     """The line of predictions.jsonl for one answer; `output` is the decoded completion."""
     scored = bool(item.choices)
+    cut = not scored and is_cut(result.finish_reason)
+    ended = "length" if cut else "stop"  # to those who read it; the endpoint may have a word of its own, or none
     if scored:
         output = pick(item, result, normalise)
         verdict = {"extracted": output, "rule": "loglikelihood", "correct": is_correct(output, item.answer)}
     else:
-        verdict = judge(item, output)
-    explained = split_rationale(output, item.options, item.language) if mode == "rationale" else None
+        verdict = judge(item, output, ended)
+    explained = split_rationale(output, item.options, item.language, ended) if mode == "rationale" else None
     return {
         "benchmark": item.benchmark, "id": item.id, "language": item.language, "part": item.part or None,
         **question(item.record), "prompt": prompt, "output": output, **verdict, "answer": item.answer,
         "finish_reason": "scored" if scored else result.finish_reason,
-        "cut": not scored and is_cut(result.finish_reason), "prompt_tokens": len(item.prompt),
+        "cut": cut, "prompt_tokens": len(item.prompt),
         "new_tokens": 0 if scored else len(result.ids), "mode": mode, "options": item.options, "order": item.order,
         **reference(item.record), "generated_rationale": explained,
         "response_language": None if scored else response_language(output),

@@ -20,11 +20,14 @@ def fold(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def judge(item: Item, output: str) -> dict[str, Any]:
-    """{"extracted", "rule", "correct"} of one output: letters for multiple choice, exact match for instructions."""
+def judge(item: Item, output: str, finish_reason: str | None = None) -> dict[str, Any]:
+    """{"extracted", "rule", "correct"} of one output: letters for multiple choice, exact match for instructions.
+
+    `finish_reason` is why the output ends ("stop", "length"; None: not known).
+    """
     if not item.options:
         return {"extracted": None, "rule": "exact_match", "correct": fold(output) == fold(item.answer)}
-    letters, rule = extract(output, item.options, item.language)
+    letters, rule = extract(output, item.options, item.language, finish_reason)
     return {"extracted": letters, "rule": rule, "correct": is_correct(letters, item.answer)}
 
 
