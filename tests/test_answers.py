@@ -99,15 +99,26 @@ def test_unparsed_names_its_reason():
     assert extract("no idea") == Extraction(None, "none")
 
 
-_FILLERS = ["x" + " \n" * 9, "\n\n2. ", "if A is right? ", "<think>", "\\boxed{", "Answer B: x\n", "Aが", "A가 "]
+# What a looping or hostile model repeats.
+_FILLERS = [
+    "<think>", "</think>", "Answer:", "Answer: A. Aspirin, ", "Answer B: x\n", "answer is ", "A is correct. ", "(",
+    "**", "A, ", "Aが", '{"answer": ', "{", "\\boxed{", "\\text{", " ", "\n", "x \n", "\n\n2. ", '"', "'", "答案", "##",
+    "<|a", "if A is right? ", "none of A, ",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("filler", ["lorem ", "A ", "A, ", "( ", "答案", "answer is ", "option A ", *_FILLERS])
-def test_long_repetitive_output_is_read_in_time(filler):
-    """A looping model writes thousands of repeats; no rule may take quadratic time over them."""
-    start = time.perf_counter()
-    extract(filler * 2000, DRUGS, "en")
-    assert time.perf_counter() - start < 5
+@pytest.mark.parametrize("filler", _FILLERS)
+def test_time_grows_with_the_length(filler):
+    """Twice the repeats take about twice the time, below the length from which the middle is left out and above."""
+
+    def seconds(count):
+        start = time.process_time()
+        extract(filler * count, DRUGS, "en")
+        return time.process_time() - start
+
+    for count in (max(1, 12_000 // len(filler)), 20_000):
+        once = seconds(count)
+        assert seconds(2 * count) < 3.5 * max(once, 0.1)
 
 
 @pytest.mark.parametrize("family", ["llama3", "mmedbench"])
@@ -255,3 +266,101 @@ def test_the_way_back_to_the_output_holds_for_any_text(text, mark):
 @pytest.mark.parametrize("text", ["ﾊﾞﾝｺﾏｲｼﾝ 5㎎", "e\u0301te\u0301", "\u1112\u1161\u11ab국", "Ａ①ﬁ℃ ½", "한국어 ガ ｶﾞ"])
 def test_both_ways_of_preparing_agree(text):
     assert prepare(text, aligned=True).text == prepare(text).text == unicodedata.normalize("NFKC", text)
+
+
+# ---- Replies that were cut off --------------------------------------------------------------------------------------
+
+DOSES = {"A": "lisinopril", "B": "labetalol", "C": "losartan", "D": "methyldopa"}
+_THOUGHTS = ("<think>", "<thinking>", "<reasoning>", "<THINK>", "[THINK]", "◁think▷", "<|channel|>analysis<|message|>")
+_QUOTED = (
+    "In a similar question the answer is C. Now this patient: lisinopril is",
+    "先看一道类似的题，答案：C。\n\n现在看本题，患者为孕妇，",
+    "似た問題では正解はCです。しかし、本問では妊婦であり、",
+    "비슷한 문제에서 정답은 C입니다. 그러나 이 환자는 임신 중이며",
+    "Dans un cas semblable la bonne réponse est C. Ici la patiente est enceinte, donc il faut",
+    "En un caso parecido la respuesta es C. Pero aquí la paciente está",
+    "В похожем вопросе правильный ответ: C. Но здесь пациентка беременна, поэтому",
+)
+
+
+@pytest.mark.parametrize("text", _QUOTED)
+def test_a_cut_reply_is_not_read_for_what_it_quotes(text):
+    """Not after finish reason "length", nor in a thought or an object that has no end; a finished reply as before."""
+    assert extract(text, DOSES, "en", "length") == Extraction(None, "cut")
+    assert split_rationale(text, DOSES, "en", "length") == text
+    for opened in _THOUGHTS:
+        assert extract(opened + text, DOSES, "en").letters is None
+        assert extract(f"{opened}{text}", DOSES, "en", "stop").letters is None
+    assert extract('{"step_by_step_thinking": "' + text, DOSES, "en").letters is None
+    long = "She is at 24 weeks, and her pressure is 162/104 mmHg.\n" * 20 + text.strip("，、")
+    assert extract(long, DOSES, "en").letters is None
+    assert extract(f"{text}.\n\nAnswer: B", DOSES, "en", "stop").letters == "B"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "B", "B. labetalol\n\nLabetalol is safe", "Answer: B\n\nLabetalol is safe in pregnancy and", "B\n\nShe",
+        "She is pregnant.\n\nAnswer: B", "She is pregnant. Therefore, the answer is B.", "患者为孕妇。\n\n答案：B",
+        '{"answer": "B", "why": "safe in', "<think>Answer: C</think>\n\nAnswer: B", "妊婦である。正解：B",
+        "She is pregnant. Therefore, the correct answer is B. labetalol, which",
+        "B\n\nQuestion: What else?\nAnswer: C\n\nQuestion: And",
+    ],
+)  # fmt: skip
+def test_a_cut_reply_counts_where_the_answer_opens_or_closes_it(text):
+    assert extract(text, DOSES, "en", "length").letters == "B"
+
+
+def test_a_cut_list_of_options_is_no_answer():
+    for text in (
+        "A. lisinopril is harmful. B. labetalol is",
+        "A is correct. B is correct. C is",
+        "A. lisinopril is an",
+    ):
+        assert extract(text, DOSES, "en", "length").letters is None
+
+
+# ---- Fields of JSON -------------------------------------------------------------------------------------------------
+
+FIELDS = (
+    "answer", "answer_choice", "final_answer", "finalAnswer", "Final Answer", "choice", "correct_option", "letter",
+    "答案", "正确答案", "选项", "回答", "正解", "答え", "정답", "최종 답변", "réponse", "bonne_réponse", "choix",
+    "respuesta_correcta", "opción", "ответ", "правильный_ответ",
+)  # fmt: skip
+VALUES = {
+    '"B"': "B", '"B. labetalol"': "B", '"(B)"': "B", '"option B"': "B", '"b"': "B", '"Labetalol"': "B", "B": "B",
+    '["B"]': "B", '"B labetalol"': "B", '["A", "C"]': "A,C", '"A, C"': "A,C", '"A. lisinopril, C. losartan"': "A,C",
+    '["A. lisinopril", "C. losartan"]': "A,C", "null": None, "2": None, '"2"': None, '"A or B"': None, '"none"': None,
+    '""': None, '["A", "x"]': None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields(name):
+    """The field decides, whatever the object says besides, and broken objects are read as far as they go."""
+    for value, letters in VALUES.items():
+        texts = (
+            f'{{"why": "Maybe the answer is D.", "{name}": {value}}}',
+            f'{{"{name}": {value}, "why": "The answer is D in men."}}',
+            f'Here it is:\n```json\n{{\n  "{name}": {value}\n}}\n```\nI hope this helps.',
+            f'{{"why": "x"}} {{"{name}": {value}}}',
+            f'{{"why": "Maybe the answer is D.\\n\\n{name}": {value}}}}}',
+            f"{{'why': 'The answer is D', '{name}': {value}}}",
+        )
+        for text in texts:
+            assert extract(text, DOSES, "en").letters == letters, text
+    assert extract(f"{{'{name}': 'B'}}", DOSES).letters == extract(f"{{“{name}”：“B”}}", DOSES).letters == "B"
+    assert extract(f'{{"{name}": "B"}}\n\nWait. Answer: C', DOSES).letters == "C"
+    assert extract(f'{{"{name}": "B"}}\n{{"{name}": "C"}}', DOSES).letters is None
+    assert extract(f'{{"wrong_{name}": "A", "{name}": "B"}}', DOSES).letters == "B"
+
+
+# ---- Outputs of real models -----------------------------------------------------------------------------------------
+
+
+def test_outputs_of_real_models(shared_dir):
+    """97 in a hundred are read as expected, and none as a letter that is not."""
+    lines = [json.loads(x) for x in (shared_dir / "model_outputs" / "outputs.jsonl").open(encoding="utf-8")]
+    read = [(extract(x["output"], x["options"] or "ABCDE", x["language"]).letters, x["expected"]) for x in lines]
+    assert [pair for pair in read if pair[0] not in (None, pair[1])] == []
+    assert sum(got == expected for got, expected in read) >= 0.97 * len(read)
