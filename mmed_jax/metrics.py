@@ -239,7 +239,7 @@ class Records:
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """(steps, values) of every record that has the number `name`; NaN included."""
         found = [(r["step"], r[name]) for r in (*self.train, *self.evals) if isinstance(r.get(name), (int, float))]
-        return [s for s, _ in found], [_as_float(v) for _, v in found]
+        return [s for s, _ in found], [float(v) for _, v in found]
 
 
 def read_metrics(path: str | Path) -> Records:
@@ -280,7 +280,7 @@ def _record(line: bytes) -> dict[str, Any]:
     """One line of the file, checked as far as readers rely on it. Raises ValueError, KeyError, TypeError or
     OverflowError."""
     record = loads(line, dict)
-    record = {k: _NAMES.get(v, v) if isinstance(v, str) else v for k, v in record.items()}
+    record = {k: _value(v) for k, v in record.items()}
     record["step"] = int(record["step"])
     if not 0 <= record["step"] < 2**63 or not isinstance(record["kind"], str):
         raise ValueError("not a record")
@@ -292,11 +292,13 @@ def _record(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _as_float(v: int | float) -> float:
-    try:
-        return float(v)
-    except OverflowError:  # an integer beyond the largest float
+def _value(v: Any) -> Any:
+    """The numbers that are written as names, and integers beyond the largest float as infinity."""
+    if isinstance(v, str):
+        return _NAMES.get(v, v)
+    if isinstance(v, int) and abs(v) >= 2**1023:
         return math.inf if v > 0 else -math.inf
+    return v
 
 
 def _is_scalar(v: Any) -> bool:

@@ -156,7 +156,7 @@ def _page(run_dir: Path, records: Records, config: dict | None, plots: dict[str,
     parts = [f"<h1>{esc(run_dir.resolve().name)}</h1><p class=sub>{esc(name)} · report of {_now()}</p>"]
     if notes:
         parts.append("<div class=warn><b>Files</b><ul>" + "".join(f"<li>{esc(n)}</li>" for n in notes) + "</ul></div>")
-    bad = [r["step"] for r in records.train if not math.isfinite(r.get("loss", 0.0))]
+    bad = [s for s, v in zip(*records.series("loss")) if not math.isfinite(v)]
     if bad:
         parts.append(f"<div class=warn><b>The loss is NaN or infinite</b> in {len(bad)} steps, first {bad[0]:,}.</div>")
     parts.append("<h2>Numbers</h2>" + _table(_final_numbers(run_dir, records)))

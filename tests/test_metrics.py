@@ -18,6 +18,7 @@ from mmed_jax import flops, telemetry
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.metrics import DelayedMetrics, MetricsLogger, read_metrics
 from mmed_jax.progress import Progress, clock
+from mmed_jax.report import make_report
 from mmed_jax.telemetry import CompileCounter, CompileWatch, SpeedMeter, host_memory_bytes, memory
 
 
@@ -293,3 +294,29 @@ def test_progress_lines_and_bar(monkeypatch):
     assert drawn.count("\r") > 10 and "50% |██████████··········| 10/20" in drawn and "saved step 10\n" in drawn
     assert all(len(part) < 200 for part in drawn.split("\r")) and drawn.endswith("\n")
     assert [clock(s) for s in (0.4, 59.6, 3725)] == ["0:00", "1:00", "1:02:05"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"kind": "train", "step": 1e999, "loss": 1}', '{"kind": "train", "step": NaN}',
+        '{"kind": "train", "step": -1}',
+        '{"kind": "train", "step": ' + "1" * 5000 + "}", "[" * 100_000, '{"kind": "train", "step": {"a": 1}}',
+        "[]", "3",
+        '{"kind": ["train"], "step": 3}', '{"kind": "event", "step": 3}', '{"kind": "event", "step": 3, "event": 5}',
+        '{"a": ' * 100_000, "\xff", '{"kind": "train", "step": true, "step": null}',
+    ],
+)  # fmt: skip
+def test_a_line_of_any_content_is_left_out_and_the_report_is_made(tmp_path, line):
+    with MetricsLogger(tmp_path, tensorboard=False) as log:
+        log.start(0, steps=3, mfu_formula="x", peak_flops_per_device="many")
+        log.train(1, {"loss": 2.0, "mfu": 0.1})
+    with open(tmp_path / "metrics.jsonl", "ab") as f:
+        f.write(line.encode("latin-1") + b"\n")
+        f.write(b'{"kind": "train", "step": 2, "time": 1e300, "loss": 1' + b"0" * 400 + b"}\n")
+        f.write(b'{"kind": "event", "step": 2, "time": "noon", "event": "end"}\n')
+    (tmp_path / "config.json").write_text('{"a":' * 900 + "1" + "}" * 900)
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records.train] == [1, 2] and len(records.notes) == 1 and "line 3" in records.notes[0]
+    assert records.series("loss") == ([1, 2], [2.0, float("inf")])
+    assert "line 3: not a record" in make_report(tmp_path).read_text()

@@ -139,6 +139,8 @@ def read_objects(stream: BinaryIO, label: str) -> Iterator[tuple[str, dict]]:
         raise UserError(f"{label}: damaged in its zip file: {e}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise UserError(f"{label}: damaged gzip file after line {number}: {e}") from None
+    except OSError as e:  # of storage; the system does not say which file
+        raise UserError(f"{label}: cannot be read after line {number} ({e.strerror or e})") from e
 
 
 def lines_of(stream: BinaryIO, label: str) -> Iterator[bytes]:
