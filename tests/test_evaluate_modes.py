@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +99,20 @@ def test_the_pick_under_each_normalisation():
     assert modes.pick(item, [-1.0, -1.0, -1.0], "none") == "A"
     with pytest.raises(WorkError, match="NaN"):
         modes.pick(item, [-1.0, math.nan, -1.0], "none")
+
+
+@pytest.mark.parametrize(
+    ("reason", "letters"), [("stop", "C"), ("length", None), ("MAX_TOKENS", None), ("model_length", None), (None, None)]
+)
+def test_why_an_answer_ended_is_known_to_who_reads_it(reason, letters):
+    """A statement in the middle of a text that was cut, by whatever word, is no answer, nor where a rationale ends."""
+    item = Item("b", "i", "en", [], "B", {"A": "Aspirin", "B": "Warfarin", "C": "Heparin"})
+    text = "He is forty. The answer is C.\n\nLet us see what this case says and"
+    ended = SimpleNamespace(finish_reason=reason, ids=(1, 2))
+    line = modes.prediction(item, ended, mode="rationale", prompt="", output=text)
+    assert (line["extracted"], line["finish_reason"]) == (letters, reason)
+    assert line["rule"] == ("sentence:en" if letters else "cut")
+    assert line["generated_rationale"] == ("He is forty." if letters else text)
 
 
 def test_loglikelihood_run(run, quiz, model, tmp_path, capsys):
