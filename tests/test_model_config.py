@@ -211,6 +211,10 @@ BAD = {
     "pretraining_tp": ({"pretraining_tp": 2}, ["pretraining_tp", "2"]),
     "unknown number": ({"residual_multiplier": 0.22}, ["residual_multiplier", "0.22"]),
     "misspelt": ({"rms_norm_epsilon": 1e-5}, ["rms_norm_epsilon", "rms_norm_eps'"]),
+    "window before scaling": (
+        {"rope_scaling": ph.LLAMA3_ROPE, "original_max_position_embeddings": 4096}, ["4096", "64", "contradict"],
+    ),
+    "sliding window switched on": ({"sliding_window": 4096, "use_sliding_window": True}, ["sliding_window"]),
     "sliding window": ({"sliding_window": 4096}, ["sliding_window", "4096"]),
     "logit soft-capping": ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping", "30.0"]),
     "quantised": ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
@@ -255,8 +259,14 @@ def test_harmless_keys_change_nothing():
         "_name_or_path": "x", "torch_dtype": "float16", "dtype": "float16", "use_cache": False,
         "transformers_version": "9", "pretraining_tp": 1, "attention_dropout": 0.0, "temperature": 0.6,
         "unsloth_version": "2025.1", "id2label": {"0": "A"}, "sliding_window": None, "quantization_config": None,
+        "original_max_position_embeddings": 16384, "architectures": ["LLaMAForCausalLM"], "max_window_layers": 28,
     }  # fmt: skip
     assert from_hf(MINIMAL | extra) == from_hf(MINIMAL)
+    # A window that is switched off, and the window before scaling where scaling says the same.
+    assert from_hf(MINIMAL | {"sliding_window": 4096, "use_sliding_window": False}) == from_hf(MINIMAL)
+    before = ph.LLAMA3_ROPE["original_max_position_embeddings"]
+    scaled = MINIMAL | {"rope_scaling": ph.LLAMA3_ROPE}
+    assert from_hf(scaled | {"original_max_position_embeddings": before}) == from_hf(scaled)
 
 
 def test_every_field_of_the_config_is_written():

@@ -63,7 +63,12 @@ OFF_IS_HARMLESS = frozenset(
     """attn_logit_softcapping auto_map final_logit_softcapping mlp_layer_types mtp_layer_types no_rope_layers qk_norm
     qkv_bias tie_weights use_bias use_mrope use_qk_norm""".split()
 )
-ARCHITECTURES = ("LlamaForCausalLM", "LlamaModel")
+# The third is what transformers called the first before its release.
+ARCHITECTURES = ("LlamaForCausalLM", "LlamaModel", "LLaMAForCausalLM")
+
+
+# Keys whose right value other keys decide.
+_BY_OTHERS = ("architectures", "layer_types", "original_max_position_embeddings")
 
 
 def check_keys(
@@ -80,7 +85,7 @@ def check_keys(
     Raises:
       UserError: naming the key and its value; also a vouched-for key whose meaning is known and matters.
     """
-    matter = {*read, *FIXED, "architectures", "layer_types"}
+    matter = {*read, *FIXED, *_BY_OTHERS}
     for key in ignore_keys:
         if key in matter:
             raise UserError(f"ignore_keys={key}: this key is known and decides what the model computes; leave it out")
@@ -89,7 +94,7 @@ def check_keys(
         if key in read or (key in HARMLESS and key != "architectures"):
             continue
         off = value is None or value is False or value in ("", [], {})
-        if key in FIXED or key in ("architectures", "layer_types"):
+        if key in FIXED or key in _BY_OTHERS:
             _check_known(key, value, d)
         elif key in ignore_keys:
             vouched.append(key)
@@ -112,7 +117,7 @@ def _check_known(key: str, value: Any, d: dict) -> None:
         names = value if isinstance(value, list) else [value]
         if value is not None and (foreign := [n for n in names if n not in ARCHITECTURES]):
             raise UserError(
-                f"config.json: architectures={shown(names)}: supported are {', '.join(ARCHITECTURES)}, not "
+                f"config.json: architectures={shown(names)}: supported are {', '.join(ARCHITECTURES[:2])}, not "
                 f"{shown(foreign[0])}"
             )
     elif key == "layer_types":
@@ -124,10 +129,25 @@ def _check_known(key: str, value: Any, d: dict) -> None:
                 f"config.json: layer_types={shown(value)} is not supported; supported: \"full_attention\" for each of "
                 f"the {shown(count)} layers"
             )
+    elif key == "original_max_position_embeddings":
+        _check_window(value, d)
+    elif key == "sliding_window" and d.get("use_sliding_window") is False:
+        return  # switched off, whatever its size
     # `True == 1`, so booleans only match booleans.
     elif not any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in FIXED[key]):
         wanted = " or ".join(json.dumps(v) for v in FIXED[key])
         raise UserError(f"config.json: {key}={shown(value)} is not supported; supported: {wanted}")
+
+
+def _check_window(value: Any, d: dict) -> None:
+    """The window before scaling: without scaling it says nothing, with it it must be what the scaling says."""
+    scalings = [s for s in (d.get("rope_parameters"), d.get("rope_scaling")) if isinstance(s, dict)]
+    for said in (s.get("original_max_position_embeddings") for s in scalings):
+        if None not in (value, said) and said != value:
+            raise UserError(
+                f"config.json: original_max_position_embeddings={shown(value)} and {shown(said)} of its rope scaling "
+                "contradict each other"
+            )
 
 
 def _similar(key: str, d: dict, known: Collection[str]) -> str:
