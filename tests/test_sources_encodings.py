@@ -202,7 +202,26 @@ def test_the_flag(tmp_path):
     assert TEXTS["ko"][0] in (tmp_path / "o.jsonl").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("source", "language", "encoding"), [
+    ("kormedmcqa", "ko", "iso2022_kr"), ("igakuqa", "ja", "iso2022_jp"), ("jmmlu_medical", "ja", "iso2022_jp"),
+    ("toyhom", "zh", "hz"), ("medqa_zh", "zh", "hz"),
+])  # fmt: skip
+def test_encodings_that_are_ascii_are_told_from_text(tmp_path, source, language, encoding):
+    """Their bytes are valid UTF-8: of a short question nothing would be left to see that it is none."""
+    text = TEXTS[language][0]
+    name, content = form(source, text, language)
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    with pytest.raises(UserError, match=f"not UTF-8 text .ASCII with the marks of {encoding}.*--encoding={encoding}$"):
+        convert(source, tmp_path / name)
+    [record] = convert(source, tmp_path / name, encoding=encoding)[0]
+    assert text in json.dumps(record, ensure_ascii=False)
+
+
 @pytest.mark.parametrize(("language", "texts", "wrong"), [
+    ("fr", ("Quelle rÃ©ponse est exacte Ã\xa0 propos du cÅ“ur ?",), True),
+    ("es", ("Â¿CuÃ¡l es el Ã³rgano?",), True),
+    ("en", ("The patientâ€™s airways", "30 °C"), False),
+    ("fr", ("À la fin, SÃO PAULO",), False),
     ("en", ("It narrows the patient抯 airways.",), True),
     ("en", ("The drug cuбl is given.",), True),
     ("es", ("緾u醠 es el m醩 adecuado?",), True),

@@ -18,6 +18,12 @@ _LIKELY = {
     "ru": ("cp1251", "koi8-r", "cp866", "iso8859-5"), "en": ("cp1252", "mac_roman"), "fr": ("cp1252", "mac_roman"),
     "es": ("cp1252", "mac_roman"),
 }  # fmt: skip
+# Encodings that need no byte above 0x7f: what they begin their own letters with.
+_SEVEN_BIT = {
+    "iso2022_jp": re.compile(rb"\x1b\$[@B]|\x1b\([IJ]|\x1b\$\([DOQ]"),
+    "iso2022_kr": re.compile(rb"\x1b\$\)C"),
+    "hz": re.compile(rb"~\{(?:[\x21-\x77][\x21-\x7e])+~\}"),
+}
 _WIDE = ("utf-16-le", "utf-16-be")
 _LOOKED_AT = 1 << 20
 
@@ -53,6 +59,11 @@ def decode(
         likely = _utf16(data) or "no text"
         add = f" or add --encoding={likely}" if likely.startswith("utf") else ""
         raise UserError(f"{where}: not UTF-8 (holds NUL bytes); it looks like {likely}; save the file as UTF-8{add}")
+    if likely := _seven_bit(data):
+        raise UserError(
+            f"{where}: not UTF-8 text (ASCII with the marks of {likely}); save the file as UTF-8 or add "
+            f"--encoding={likely}"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -72,6 +83,16 @@ def _damaged(data: bytes) -> bool:
     text = data[:_LOOKED_AT].decode("utf-8", "replace")
     wrong = text.count("\ufffd")
     return len(re.findall(r"[^\x00-\x7f]", text)) > 20 * wrong
+
+
+def _seven_bit(data: bytes) -> str:
+    """The encoding whose marks stand in bytes that are valid UTF-8 all the same, "" for none."""
+    if not data.isascii():
+        return ""
+    for name, marks in _SEVEN_BIT.items():
+        if marks.search(data):
+            return name
+    return ""
 
 
 def _told(data: bytes, where: str, encoding: str) -> str:

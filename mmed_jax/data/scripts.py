@@ -28,6 +28,8 @@ _ACCENTED = re.compile(r"[\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f]")
 # Cyrillic letters that are met in Latin text because they look like its own.
 _LOOKALIKES = re.compile(r"[АВЕКМНОРСТУХІЈЅаеорсухіјѕԁһӏԛԝ]")
 # "patient抯", "cuбl": a letter of another script within a word of Latin letters is a byte read in a wrong encoding.
+# "rÃ©ponse": UTF-8 that was read as Windows-1252 or Latin-1 and stored as UTF-8 again.
+_TWICE = re.compile("Ã[\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹Œ‘’“”•–—˜™š›œžŸ]|Â[\x80-\xbf]")
 _LATIN = SCRIPTS["latin"].pattern
 _STRANGE = "[" + "".join(SCRIPTS[name].pattern[1:-1] for name in ("han", "kana", "hangul", "cyrillic")) + "]"
 _GLUED = re.compile(rf"{_LATIN}{_STRANGE}|{_STRANGE}{_LATIN}")
@@ -72,7 +74,7 @@ def wrong_script(language: str, asked: str, *rest: str, latin: bool = False) -> 
         return True
     own = SCRIPTS_OF[language]
     if own == ("latin",):
-        return False
+        return len(_TWICE.findall(whole)) >= 2
     found = letters(asked)
     mine = sum(WEIGHT[name] * found[name] for name in own)
     if not mine and found["latin"] >= _LATIN_TEXT and not latin:
