@@ -54,6 +54,10 @@ BASES = {
     "casimedicos": lambda keys: ("casimedicos", None, [casimedicos_row(n, k) for n, k in enumerate(keys)]),
     "french": lambda keys: ("frenchmedmcqa", None, [french_row(n, [k]) for n, k in enumerate(keys)]),
     "headqa": lambda keys: ("headqa", None, [headqa_row(k, n=n, language="es") for n, k in enumerate(keys)]),
+    "medqa": lambda keys: ("medqa_us", None, [medqa_row(n, options=dict(zip("123", "xyz")), answer_idx=k)
+                                              for n, k in enumerate(keys)]),
+    "french numbers": lambda keys: ("frenchmedmcqa", None,
+        [french_row(n, [k], dict(zip("123", ("un", "deux", "trois")))) for n, k in enumerate(keys)]),
     "mmlu": lambda keys: ("mmlu_medical", [], [[f"Why {n}?", *"wxyz", k] for n, k in enumerate(keys)]),
 }  # fmt: skip
 
@@ -73,6 +77,8 @@ def keyed(folder: Path, name: str, keys: tuple) -> tuple[str, Path]:
     ("french", (1, 5), "t.jsonl:2: the key is 5, and frenchmedmcqa numbers its 5 options from 0"),
     ("french", ("1", "2", "5"), "the key is 5"),
     ("headqa", (3, 0), "t.jsonl:2: the key is 0, and headqa numbers its 4 options from 1"),
+    ("medqa", ("2", "0"), "t.jsonl:2: the key is 0, and MedQA numbers its 3 options from 1"),
+    ("french numbers", ("1", 0), "t.jsonl:2: the key is 0, and frenchmedmcqa numbers its 3 options from 1"),
     ("mmlu", (4, 2), "anatomy.csv:1: the key is 4, and MMLU numbers its 4 options from 0"),
 ])  # fmt: skip
 def test_a_file_that_counts_from_another_number_is_an_error(tmp_path, name, keys, says):
@@ -86,6 +92,8 @@ def test_a_file_that_counts_from_another_number_is_an_error(tmp_path, name, keys
     ("casimedicos", (1, "2.0", "③", "４"), "ABCD"),
     ("french", (0, "1", 2.0, "３"), "ABCD"),
     ("headqa", (1, "2.0", "③", "４"), "ABCD"),
+    ("medqa", (1, "2.0", "③"), "ABC"),
+    ("french numbers", (1, "2", "③"), "ABC"),
     ("mmlu", (0, "1.0", "②", "Ａ", "b"), "ABCAB"),
 ])  # fmt: skip
 def test_numbers_and_letters_as_spreadsheets_write_them(tmp_path, name, keys, right):
@@ -105,16 +113,64 @@ def test_keys_that_cannot_be_read_tell_why(tmp_path, name, key, reason):
     assert found == {reason: 1} or name == "headqa" and key in (-1, 9) and found == {"no key": 1}
 
 
+def test_the_key_of_the_last_option_is_right_whatever_is_missing_before_it(tmp_path):
+    """An option without text, or a fifth one, is no sign that a file counts from another number."""
+    answers = dict(zip("abcde", ("un", "deux", "", "quatre", "cinq")))
+    rows = [french_row(1, [4], answers), french_row(2, [4])]
+    records, run = convert("frenchmedmcqa", put(tmp_path / "f.jsonl", rows))
+    assert [chosen(r) for r in records] == [["cinq"]] and run.report.dropped == {"empty option": 1}
+    row = {"question": "Why?", "subject": "anatomy", "choices": list("vwxyz"), "answer": 4}
+    [record] = convert("mmlu_medical", table(tmp_path / "m.parquet", list(row), list(row.values())))[0]
+    assert chosen(record) == ["z"]
+
+
+@pytest.mark.parametrize("choices", [
+    "胃肺", {"a": "胃", "c": "肺", "d": "心"}, {"text": ["胃", "肺"], "label": ["A", "B"]},
+])  # fmt: skip
+def test_options_that_are_no_list_are_not_taken_apart(tmp_path, choices):
+    exam = {"problem_id": 1, "problem_text": "正しいのはどれか。", "choices": choices, "answer": ["b"]}
+    assert drops("igakuqa", put(tmp_path / "e.jsonl", [exam])) == {"options are no list": 1}
+    row = {"question": "どれか。", "subject": "anatomy", "choices": choices, "answer": 1}
+    path = table(tmp_path / "m.parquet", list(row), list(row.values()))
+    assert drops("jmmlu_medical", path) == {"options are no list": 1}
+
+
+def test_lists_and_objects_are_no_text(tmp_path):
+    def case(**more):
+        pair = {"question": "怎么办？", "answer": "休息。", **more}
+        return {"id": 1, "description": "病人头痛。", "QA_pairs": [pair]}
+
+    cases = [case(), case(question=["怎么办？"]), case(answer={"text": "休息。"}), {**case(), "description": ["头痛"]}]
+    records, run = convert("cmb_clin", put(tmp_path / "c.json", cases))
+    assert len(records) == 1 and run.report.dropped == {"malformed row (a field of unexpected form)": 3}
+    rows = [medqa_row(1), medqa_row(2, question=["Which?"]), medqa_row(3, options={"A": {"text": "x"}, "B": "y"})]
+    records, run = convert("medqa_us", put(tmp_path / "m.jsonl", [*rows, medqa_row(4, answer_idx=["A", "B"])]))
+    assert [r["answer_idx"] for r in records] == ["A", "A,B"]
+    assert run.report.dropped == {"malformed row (a field of unexpected form)": 2}
+
+
+@pytest.mark.parametrize(("source", "content"), [
+    ("cmb_clin", [{"id": 1, "description": "头痛。", "QA_pairs": None}]),
+    ("cmb_clin", [{"id": 1, "description": "头痛。", "QA_pairs": ["x"]}]),
+    ("headqa", {"exams": {"E": [1]}}), ("headqa", {"exams": {"E": {"data": None}}}),
+    ("headqa", {"exams": {"E": {"data": [1]}}}),
+])  # fmt: skip
+def test_files_of_another_build_are_one_line(tmp_path, source, content):
+    with pytest.raises(UserError, match="x_HEAD.json: a part of unexpected form; .* expects "):
+        convert(source, put(tmp_path / "x_HEAD.json", content))
+
+
 def test_medmcqa_numbers(tmp_path):
     rows = [
         medmcqa(4),
         medmcqa(1),
         {**medmcqa(2), "cop": "②"},
         {**medmcqa(3), "cop": "3.0"},
-        {**medmcqa(-1), "cop": "x"},
+        {**medmcqa(-1), "cop": "?"},
+        {**medmcqa(-2), "cop": "b"},
     ]
     records, run = convert("medmcqa", put(tmp_path / "t.jsonl", rows))
-    assert [r["answer_idx"] for r in records] == list("DABC")
+    assert [r["answer_idx"] for r in records] == list("DABCB")
     assert run.report.dropped == {"key is neither a letter nor a number": 1}
 
 
@@ -169,6 +225,26 @@ def test_rows_that_stand_in_a_file_of_a_split_belong_to_it(tmp_path, source, zip
     assert "" in {r["provenance"].get("split", "") for r in convert(source, folder)[0]}
 
 
+@pytest.mark.parametrize(("train", "test"), [
+    ("trainset", "testset"), ("TrainData", "TestData"), ("training", "testing"), ("x_traindata", "x_testdata"),
+])  # fmt: skip
+def test_names_of_files_that_say_their_split_in_other_words(tmp_path, train, test):
+    put(tmp_path / f"{train}.jsonl", [medqa_row(1)])
+    put(tmp_path / f"{test}.jsonl", [medqa_row(2)])
+    for split, number in (("train", "1"), ("test", "2")):
+        [record] = convert("medqa_us", tmp_path, split=split)[0]
+        assert number in record["question"] and record["provenance"]["split"] == split
+
+
+def test_a_row_of_two_splits_is_of_the_one_that_must_not_be_learned_from(tmp_path):
+    said = ("train", "Test set", "TESTING", "validation", "")
+    rows = [medqa_row(n, split=split) for n, split in enumerate(said)]
+    records, _ = convert("medqa_us", put(tmp_path / "train.jsonl", rows))
+    assert [r["provenance"]["split"] for r in records] == ["train", "test", "test", "validation", "train"]
+    records, _ = convert("medqa_us", put(tmp_path / "test.jsonl", rows))
+    assert {r["provenance"]["split"] for r in records} == {"test"}
+
+
 def test_rows_say_their_split_where_the_file_does_not(tmp_path):
     rows = [{**casimedicos_row(n, 1), "split": split} for n, split in enumerate(("train", "dev", "test"))]
     path = put(tmp_path / "es.jsonl", rows)
@@ -219,6 +295,9 @@ def test_headqa_languages_come_from_field_or_path(tmp_path):
     for place in ("c", "c/test-0.parquet"):
         with pytest.raises(UserError, match="test-0.parquet:1: the language can't be told.*folders es/ and en/"):
             convert("headqa", tmp_path / place)
+    for said, language in (("ES", "es"), ("English", "en"), ("Español", "es")):
+        path = put(tmp_path / "f" / "x.jsonl", [headqa_row(1, language=said)])
+        assert [r["language"] for r in convert("headqa", path)[0]] == [language]
     exams = {"exams": {"E": {"data": [headqa_row(1)]}}}
     for name, language in (("train_HEAD.json", "es"), ("train_HEAD_EN.json", "en"), ("english/HEAD.json", "en")):
         path = put(tmp_path / "d" / name, exams)

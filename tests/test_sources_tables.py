@@ -152,6 +152,27 @@ def test_further_sheets_are_read_or_counted(tmp_path):
     assert run.report.examples["on another sheet, with another header"] == f"{tmp_path}/L.xlsx[notes]:2"
 
 
+def test_sheets_named_by_a_split_are_of_it(tmp_path):
+    sheets = [(title, [XLING, [n, 1, f"Why {n}?", "So."]]) for n, title in enumerate(("train", "Test"))]
+    path = book(tmp_path / "L.xlsx", *sheets)
+    assert [say(r)[0] for r in convert("xlinghealth", path, split="train")[0]] == ["Why 0?"]
+    assert [say(r)[0] for r in convert("xlinghealth", path, split="test")[0]] == ["Why 1?"]
+
+
+def test_headers_of_tables_that_may_have_none(tmp_path):
+    """MMLU's tables are read by place, unless a header says where the columns are."""
+    row = {"question": "Why?", "a": "w", "b": "x", "c": "y", "d": "z", "answer": "B"}
+    for order in (list(row), list(row)[::-1], ["answer", "question", "b", "a", "d", "c"]):
+        path = table(tmp_path / "anatomy.csv", [n.title() for n in order], [row[n] for n in order])
+        [record] = convert("mmlu_medical", path)[0]
+        assert record["question"] == "Why?" and list(record["options"].values()) == list("wxyz")
+        assert record["answer_idx"] == "B"
+    for header in (["prompt", *"ABCD", "answer"], ["question", "one", "two", "three", "four", "answer"]):
+        assert len(convert("mmlu_medical", table(tmp_path / "anatomy.csv", header, list(row.values())))[0]) == 1
+    with pytest.raises(UserError, match="anatomy.csv:1: the columns are question, a, c, d, e, answer; expected"):
+        convert("mmlu_medical", table(tmp_path / "anatomy.csv", ["question", *"ACDE", "answer"], list(row.values())))
+
+
 def test_errors_and_dates_are_no_answers(tmp_path):
     day = datetime.datetime(2024, 3, 5)
     cells = ["#NAME?", "#REF!", "#N/A", "#DIV/0!", "#VALUE!", day, day.time(), "fine", "#1 cause", "2024-03-05"]
@@ -160,6 +181,13 @@ def test_errors_and_dates_are_no_answers(tmp_path):
     assert [say(r)[1] for r in records] == ["fine", "#1 cause", "2024-03-05"]
     assert run.report.dropped["an Excel error where text should be"] == 5
     assert run.report.dropped["a date where text should be"] == 2
+    # As spreadsheets in other languages write them into CSV; none of the rest is one.
+    wrong = ["#NOM?", "#VALEUR!", "#¿NOMBRE?", "#¡VALOR!", "#N/D", "#ИМЯ?", "#ДЕЛ/0!", "#Н/Д", "########", "Err:502"]
+    right = ["#1", "#Stop!", "# VALUE!", "N/A", "Error 502", "#REF! see below"]
+    rows = [[n, 1, f"Why {n}?", cell] for n, cell in enumerate([*wrong, *right])]
+    records, run = convert("xlinghealth", table(tmp_path / "L.csv", XLING, *rows))
+    assert [say(r)[1] for r in records] == right
+    assert run.report.dropped["an Excel error where text should be"] == len(wrong)
     rows = [
         {**medqa_row(1), "options": {"A": "#REF!", "B": "rest"}},
         {**medqa_row(2), "options": {"A": "rest", "B": "#REF!"}},

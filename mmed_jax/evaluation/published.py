@@ -56,10 +56,15 @@ class _Reading(Conversion):
     def _cell_of(self, row: Row) -> str:
         """Where a row that became no record belongs, as far as it says."""
         if self.entry.parts:
-            return text(row.raw.get("subject"))
+            return _word(row.raw.get("subject"))
         if len(self.entry.languages) == 1:
             return self.entry.languages[0]
-        return language_of(row.file) or text(row.raw.get("language") or row.raw.get("lang"))
+        return language_of(row.file) or _word(row.raw.get("language") or row.raw.get("lang"))
+
+
+def _word(field: object) -> str:
+    """A field of a row that may be anything, as text where it is some."""
+    return "" if isinstance(field, list | dict) else text(field)
 
 
 def load(

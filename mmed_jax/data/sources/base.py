@@ -5,7 +5,7 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -121,15 +121,21 @@ def need(row: Row, *names: str) -> None:
 
 
 def text(value: object) -> str:
-    """A cell as text: None and NaN are "", outer whitespace is cut, line ends are \\n."""
+    """A cell as text: None and NaN are "", outer whitespace is cut, line ends are \\n.
+
+    Raises TypeError for a list or an object, whose brackets and quotation marks nobody wrote as text.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, list | tuple | dict | bytes):
+        raise TypeError(f"{'an object' if isinstance(value, dict) else 'a list'} where text should be")
     return str(value).replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "").strip()
 
 
-# What Excel shows where a formula failed.
+# What Excel shows where a formula failed (#REF!, in other languages #NOM?, #¡VALOR!, #ИМЯ?, #Н/Д) or a column is too
+# narrow, and LibreOffice (Err:502).
 _EXCEL_ERROR = re.compile(
-    r"#(?:NAME\?|REF!|DIV/0!|VALUE!|N/A|NUM!|NULL!|SPILL!|CALC!|FIELD!|BLOCKED!|CONNECT!|UNKNOWN!|BUSY!|GETTING_DATA)"
+    r"#[¡¿]?[^\W\d_a-zа-я]+(?:/0)?[!?]|#N/[AD]|#Н/Д|#GETTING_DATA|#{4,}|Err:\d{3}"
 )
 
 
@@ -168,6 +174,8 @@ def origin(row: Row, original_id: object = None, group: str | None = None, **mor
 
 def lettered(options: Iterable[object]) -> dict[str, str] | Drop:
     """Option texts as {"A": ...}. Empty ones at the end are left out; one in between would shift the letters: Drop."""
+    if isinstance(options, str | Mapping):  # of which a list would be the characters, or the names
+        return Drop("options are no list")
     options = list(options)
     if any(isinstance(o, _DATES) for o in options):
         return DATE

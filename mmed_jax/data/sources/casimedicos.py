@@ -25,7 +25,7 @@ from mmed_jax.data.sources.base import (
     origin,
     text,
 )
-from mmed_jax.data.sources.keys import by_name, key_by_name, number_of, same_base
+from mmed_jax.data.sources.keys import by_name, key_by_name, named_numbering, same_base
 from mmed_jax.data.sources.raw import Download, objects
 
 _LANGUAGES = ("en", "es", "fr")
@@ -41,8 +41,8 @@ def numbered(found: Iterator[Row]) -> Iterator[Row]:
 
 
 def _numbering(raw: dict) -> tuple[list, int, int]:
-    names = [number_of(name) for name, option in raw["options"].items() if _option(option)]
-    return [raw["answer" if "rationale" in raw else "correct_option"]], min(names), len(names)
+    options = {name: _option(option) for name, option in raw["options"].items()}
+    return named_numbering([raw["answer" if "rationale" in raw else "correct_option"]], options)
 
 
 def _option(value: object) -> object:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmed_jax.data.sources.base import Drop, Hub, Row, Source, make_id, mcq, need, origin, text
-from mmed_jax.data.sources.keys import by_name, key_at, key_by_name, number_of, same_base
+from mmed_jax.data.sources.keys import by_name, key_at, key_by_name, named_numbering, number_of, same_base
 from mmed_jax.data.sources.raw import Download, objects
 
 
@@ -24,8 +24,9 @@ def numbered(found: Iterator[Row]) -> Iterator[Row]:
 
 def _numbering(raw: dict) -> tuple[list, int, int]:
     answers = _answers(raw)
-    named = all(number_of(name) is not None for name in answers)
-    return ([] if named else _right(raw)), 0, sum(bool(text(v)) for v in answers.values())
+    if all(number_of(name) is not None for name in answers):
+        return named_numbering(_right(raw), answers)
+    return _right(raw), 0, max(n for n, option in enumerate(answers.values(), 1) if text(option))
 
 
 def _answers(raw: dict) -> dict:

@@ -30,7 +30,7 @@ from mmed_jax.data.sources.keys import UNREADABLE, number_of, same_base
 from mmed_jax.data.sources.raw import Download, as_download, files, holds, json_value, objects
 from mmed_jax.errors import UserError
 
-_WORDS = {"en": {"en", "eng", "english"}, "es": {"es", "esp", "spa", "spanish", "espanol"}}
+_WORDS = {"en": {"en", "eng", "english"}, "es": {"es", "esp", "spa", "spanish", "espanol", "español"}}
 
 
 def rows(given: Download | Path) -> Iterator[Row]:
@@ -50,14 +50,14 @@ def _numbering(raw: dict) -> tuple[list, int, int]:
 def _all_rows(given: Download) -> Iterator[Row]:
     if not holds(given, ".json") or holds(given, ".parquet"):
         for row in objects(given, ".parquet", ".jsonl"):
-            told = text(row.raw.get("language")) or language_of(row.file, given.path)
+            told = _code(row.raw.get("language")) or language_of(row.file, given.path)
             yield row._replace(raw={**row.raw, "language": told})
         return
     for file in files(given, ".json"):
         value = json_value(file)
         if not isinstance(value, dict) or not isinstance(value.get("exams"), dict):
             raise WrongForm(f"{file.label}: expected one object with 'exams'")
-        language = text(value.get("language")) or language_of(file.name, given.path)
+        language = _code(value.get("language")) or language_of(file.name, given.path)
         # Spanish is what the publication's names leave unsaid: train_HEAD.json, and train_HEAD_EN.json beside it.
         language = language or ("es" if re.search(r"(?i)HEAD\.json", file.name) else "")
         number = 0
@@ -66,6 +66,12 @@ def _all_rows(given: Download) -> Iterator[Row]:
                 number += 1
                 raw = {**item, "name": exam, "language": language, "category": content.get("category")}
                 yield Row(raw, f"{file.label}: {exam} {item.get('qid')}", file.name, file.split, number)
+
+
+def _code(field: object) -> str:
+    """What a field calls the language, as its code where it is one of the two."""
+    told = str(field or "").strip()
+    return next((code for code, names in _WORDS.items() if told.lower() in names), told)
 
 
 def language_of(name: str, path: Path) -> str:

@@ -96,6 +96,13 @@ def key_by_name(values: Iterable[object], names: Mapping[str, str]) -> list[str]
 Numbering = Callable[[dict], tuple[Iterable[object], int, int]]
 
 
+def named_numbering(keys: Iterable[object], options: object) -> tuple[Iterable[object], int, int]:
+    """The Numbering of keys that are names of options (see by_name), where these are numbers."""
+    pairs = [(o["key"], o["value"]) for o in options] if isinstance(options, list) else options.items()
+    names = [number_of(name) for name, value in pairs if text(value)]
+    return ([], 0, 0) if None in names else (keys, min(names), len(names))
+
+
 def same_base(found: Iterable[Row], source: str, numbering: Numbering) -> Iterator[Row]:
     """The rows, once no row of their file shows that its keys count from another number than they should.
 

@@ -27,7 +27,7 @@ from mmed_jax.data.sources.base import (
     text,
 )
 from mmed_jax.data.sources.figures import needs_figure
-from mmed_jax.data.sources.keys import UNREADABLE, key_at, number_of
+from mmed_jax.data.sources.keys import key_at, number_of
 from mmed_jax.data.sources.raw import Download, objects
 from mmed_jax.errors import UserError
 
@@ -82,9 +82,7 @@ def convert(row: Row, kind: str) -> dict | Drop:
                 f"{row.where.rpartition(':')[0]}: field 'cop' holds neither 0 nor 4: answers may count from 0 "
                 "(as on the hub) or 1 (the official files); add --answer_base=0 or --answer_base=1"
             )
-        answer = UNREADABLE if text(raw["cop"]) else None
-        if number is not None:
-            answer = None if number < 0 else key_at([number], raw["answer_base"])
+        answer = key_at([raw["cop"]], raw["answer_base"] or 0)
         return mcq(
             "medmcqa", "MIT", ident=ident, language="en", question=raw["question"], options=options, answer=answer,
             rationale=explanation, needs_image=figure, provenance=about,

@@ -30,7 +30,7 @@ from mmed_jax.data.sources.base import (
     text,
 )
 from mmed_jax.data.sources.figures import needs_figure
-from mmed_jax.data.sources.keys import UNREADABLE, by_name, key_by_name
+from mmed_jax.data.sources.keys import UNREADABLE, by_name, key_by_name, named_numbering, same_base
 from mmed_jax.data.sources.raw import Download, objects
 
 _URL = "https://github.com/jind11/MedQA"
@@ -41,7 +41,12 @@ _APOLLO_LICENSES = {
 
 
 def rows(given: Download | Path) -> Iterator[Row]:
-    return objects(given, ".jsonl", ".json", ".parquet")
+    return numbered(objects(given, ".jsonl", ".json", ".parquet"))
+
+
+def numbered(found: Iterator[Row]) -> Iterator[Row]:
+    """The rows of files whose keys, where options have numbers, are these; UserError for one that counts otherwise."""
+    return same_base(found, "MedQA", lambda raw: named_numbering(_keys(raw["answer_idx"]), raw["options"]))
 
 
 def convert_us(row: Row, kind: str) -> dict | Drop:
@@ -73,7 +78,9 @@ def _official(row: Row, name: str, language: str, question: str, license: str, i
 
 
 def _keys(value: object) -> list[str]:
-    """The keys in "B", "A,C", "AC", "2"."""
+    """The keys in "B", "A,C", "AC", "2", ["A", "C"]."""
+    if isinstance(value, list):
+        return value
     parts = [part for part in re.split(r"[,;、，\s]+", text(value)) if part]
     if len(parts) == 1 and (together := re.fullmatch(r"[A-Z]+", unicodedata.normalize("NFKC", parts[0]).upper())):
         return list(together[0])
@@ -141,12 +148,13 @@ def _apollo_key(value: object) -> list[str] | Drop:
 
 MEDQA_US = Source(
     name="medqa_us", kinds=("mcq",), languages=("en",), license="MIT", url=_URL, rows=rows, convert=convert_us,
+    unfold=numbered,
     expects="JSON lines with question, options {A: ...}, answer_idx (official; mediQ with context) or instances",
     hub=Hub("GBaker/MedQA-USMLE-4-options"),
 )  # fmt: skip
 MEDQA_ZH = Source(
     name="medqa_zh", kinds=("mcq",), languages=("zh",), license="MIT, Apache-2.0", url=_URL, rows=rows,
-    convert=convert_zh,
+    convert=convert_zh, unfold=numbered,
     expects="JSON lines with question, options {A: ...}, answer_idx (official) or Apollo's JSON with options '(A) ...'",
     hub=Hub("bigbio/med_qa", configs=("med_qa_zh_source",), revision="refs/convert/parquet", subdirs=True),
 )  # fmt: skip

@@ -9,7 +9,7 @@ two splits. JMMLU translates MMLU's test questions: never train on one and test 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from mmed_jax.data.schema import LANGUAGE_NAMES
@@ -34,6 +34,8 @@ SUBJECTS = (
     "nutrition", "professional_medicine", "virology",
 )  # fmt: skip
 
+_HEADER = ("question", "a", "b", "c", "d", "answer")
+
 
 def rows(given: Download | Path) -> Iterator[Row]:
     return numbered(_all_rows(given))
@@ -41,7 +43,7 @@ def rows(given: Download | Path) -> Iterator[Row]:
 
 def numbered(found: Iterator[Row]) -> Iterator[Row]:
     """The rows of files whose answers, where they are numbers, count from 0; UserError for one that does not."""
-    return same_base(found, "MMLU", lambda raw: ([raw["answer"]], 0, 4))
+    return same_base(found, "MMLU", lambda raw: ([raw["answer"]], 0, len(raw["choices"])))
 
 
 def _all_rows(given: Download | Path) -> Iterator[Row]:
@@ -52,14 +54,31 @@ def _all_rows(given: Download | Path) -> Iterator[Row]:
         words = PurePosixPath(file.name).name.split(".")[0].lower()
         subject = re.sub(r"^(dev|val|validation|test)_|_(dev|val|validation|test)$", "", words)
         is_dev = "dev" in re.split(r"[^a-z]+", file.name.lower())
+        order: Sequence[int] | None = None
         for number, cells in csv_lists(file):
             where = f"{file.label}:{number}"
             if len(cells) != 6:
                 raise WrongForm(f"{where}: expected 6 columns (question, A, B, C, D, letter), got {len(cells)}")
-            if cells[-1].strip().lower() == "answer":
-                continue  # the header that JMMLU's zip has
-            raw = {"subject": subject, "question": cells[0], "choices": cells[1:5], "answer": cells[5]}
+            if order is None:
+                order = _columns(cells, where)
+                if order is not None:
+                    continue  # the header that JMMLU's zip has
+                order = range(6)
+            question, *choices, answer = (cells[i] for i in order)
+            raw = {"subject": subject, "question": question, "choices": choices, "answer": answer}
             yield Row(raw, where, file.name, "dev" if is_dev else file.split, number)
+
+
+def _columns(cells: list[str], where: str) -> Sequence[int] | None:
+    """Where question, A, B, C, D and the key stand, when these cells are a header, else None. Raises WrongForm."""
+    names = [cell.strip().lower() for cell in cells]
+    if sorted(names) == sorted(_HEADER):
+        return [names.index(name) for name in _HEADER]
+    if names[-1] != "answer":
+        return None
+    if names[1:5] != list("abcd") and all(len(name) == 1 for name in names[1:5]):
+        raise WrongForm(f"{where}: the columns are {', '.join(names)}; expected {', '.join(_HEADER)}")
+    return range(6)
 
 
 def _convert(name: str, language: str, license: str, row: Row) -> dict | Drop:
@@ -89,7 +108,7 @@ MMLU_MEDICAL = Source(
 )  # fmt: skip
 JMMLU_MEDICAL = Source(
     name="jmmlu_medical", kinds=("mcq",), languages=("ja",), license="CC BY-SA 4.0",
-    url="https://github.com/nlp-waseda/JMMLU", rows=rows,
+    url="https://github.com/nlp-waseda/JMMLU", rows=rows, unfold=numbered,
     convert=lambda row, kind: _convert("jmmlu_medical", "ja", "CC BY-SA 4.0", row),
     expects="CSV files SUBJECT.csv: question, A, B, C, D, letter", hub=Hub("nlp-waseda/JMMLU", files=("JMMLU.zip",)),
 )  # fmt: skip

@@ -20,7 +20,12 @@ from mmed_jax.data.sources.base import Row, WrongForm
 from mmed_jax.errors import UserError
 from mmed_jax.inputs import check_file, suffix
 
-_SPLITS = {**SPLIT_NAMES, "training": "train", "fewshot": "fewshot"}
+_SPLITS = {
+    **SPLIT_NAMES, **{name + more: split for name, split in SPLIT_NAMES.items() for more in ("set", "data")},
+    "training": "train", "testing": "test", "fewshot": "fewshot",
+}  # fmt: skip
+# Of two splits that a row is said to be of, the one that must not be learned from counts.
+RANK = {"test": 0, "validation": 1, "dev": 1}
 # Files that come with every download and are never rows.
 _IGNORED = {"provenance.json", "dataset_info.json", "dataset_infos.json", "package.json", "state.json"}
 # No published file unpacks to more: what does is of another kind, or malice.
@@ -79,7 +84,7 @@ class RawFile:
 
 def split_of(name: str) -> str:
     """The split that the words of a file's path speak of, the last one first; "" for none."""
-    words = re.split(r"[^a-z]+", name.lower())
+    words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
     return next((_SPLITS[w] for w in reversed(words) if w in _SPLITS), "")
 
 
@@ -212,12 +217,15 @@ def csv_objects(file: RawFile) -> Iterator[tuple[int, dict]]:
 
 
 def rows_of(file: RawFile, numbered: Iterable[tuple[int, dict]]) -> Iterator[Row]:
-    """Numbered objects of a file as rows; where the file's name says no split, a row's own field `split` does."""
+    """Numbered objects of a file as rows, each with its split."""
     for number, value in numbered:
-        split = file.split
-        if not split and isinstance(value.get("split"), str):
-            split = _SPLITS.get(value["split"].strip().lower(), "")
-        yield Row(value, f"{file.label}:{number}", file.name, split, number)
+        yield Row(value, f"{file.label}:{number}", file.name, split_in(file.split, value.get("split")), number)
+
+
+def split_in(split: str, field: object) -> str:
+    """The split of a row in a file of `split` ("" unknown), whose own field `split` may say one too."""
+    own = split_of(field) if isinstance(field, str) else ""
+    return min((s for s in (split, own) if s), key=lambda s: RANK.get(s, 2), default="")
 
 
 def objects(given: Download | Path, *suffixes: str) -> Iterator[Row]:

@@ -93,9 +93,15 @@ class Conversion:
             found = hub_rows(source, self.input, self.languages, self.hub_config, options, download)
         else:
             found = source.rows(download, **options)
-        for row in found:
-            yield from _taken(lost)
-            yield row
+        last = None
+        try:
+            for row in found:
+                last = row
+                yield from _taken(lost)
+                yield row
+        except _FORM as e:  # in what holds the rows; what becomes of a row is caught at the row
+            after = f"{last.where}: after this row" if last else self.input
+            raise WrongForm(f"{after}: a part of unexpected form; {type(e).__name__}: {e}") from e
         yield from _taken(lost)
 
     def __iter__(self) -> Iterator[dict]:

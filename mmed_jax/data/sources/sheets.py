@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from mmed_jax.data.delimited import header_of
 from mmed_jax.data.sources.base import Row
-from mmed_jax.data.sources.raw import RawFile, shown
+from mmed_jax.data.sources.raw import RawFile, shown, split_of
 from mmed_jax.errors import UserError, one_line
 
 # The parts of a workbook, unpacked.
@@ -33,7 +33,7 @@ def xlsx_rows(file: RawFile) -> Iterator[Row]:
                 file.lose(where, number, "on another sheet, with another header")
             else:
                 value = {name: cell for name, cell in zip(names, row) if name}
-                yield Row(value, where, file.name, file.split, number)
+                yield Row(value, where, file.name, file.split or split_of(title), number)
 
 
 def _same(cells: tuple, header: list[str]) -> bool:

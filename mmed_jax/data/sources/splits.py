@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 
 from mmed_jax.data.files import SPLIT_NAMES
 from mmed_jax.data.sources.base import Drop, Row, record_content
+from mmed_jax.data.sources.raw import RANK
 from mmed_jax.errors import UserError
-
-# A row of several splits belongs to the one that must not be learned from.
-_RANK = {"test": 0, "validation": 1, "dev": 1}
 
 
 def is_split(split: str, wanted: str) -> bool:
@@ -88,7 +86,7 @@ class Splits:
         if result is not None and _content(result):
             key = _hash(result)
             known = self._splits.get(key, row.split)
-            self._splits[key] = min(known, row.split, key=lambda s: _RANK.get(s, 2))
+            self._splits[key] = min(known, row.split, key=lambda s: RANK.get(s, 2))
 
 
 def _content(result: dict | Drop) -> tuple:
