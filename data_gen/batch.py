@@ -252,7 +252,7 @@ class Batches:
             done, total = count_of(found, "completed"), count_of(found, "total")
             return f"batch {batch.id}: {state}" + (f", {done:,} of {total:,}" if done is not None and total else "")
         files = [getattr(found, name, None) for name in ("output_file_id", "error_file_id")]
-        if state == "failed" and not any(files):
+        if state == "failed" and not any(files) and not count_of(found, "completed"):
             return self._failed(batch, found)
         results = Results(self.ledger, batch, self.folder, self._answer, _LINES)
         for file_id in filter(None, files):

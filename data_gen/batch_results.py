@@ -17,7 +17,11 @@ from data_gen.sender import ATTEMPTS, say
 from mmed_jax.data import jsonl
 from mmed_jax.errors import WorkError, one_line
 
-_STATES = {"canceled": "cancelled", "succeeded": "completed", "finished": "completed", "ended": "completed"}
+_STATES = {
+    "canceled": "cancelled", "succeeded": "completed", "success": "completed", "finished": "completed",
+    "ended": "completed", "done": "completed", "error": "failed", "errored": "failed", "timeout": "expired",
+    "timed_out": "expired", "timeout_exceeded": "expired",
+}  # fmt: skip
 # A line without a response says so of a request that was never worked on.
 _NOT_SENT = ("batch_expired", "batch_cancelled", "batch_canceled", "expired", "cancelled", "canceled")
 _PARAMS = ("seed", "max_completion_tokens", "max_tokens", "temperature", "top_p", "response_format")
@@ -42,7 +46,10 @@ def id_of(found: Any) -> str:
 
 def count_of(found: Any, name: str) -> int | None:
     """A number of the batch's request_counts; None where it is not told."""
-    value = getattr(getattr(found, "request_counts", None), name, None)
+    counts = getattr(found, "request_counts", None)
+    if getattr(counts, "total", None) == 0:  # no batch is empty: they are not filled in
+        return None
+    value = getattr(counts, name, None)
     return value if isinstance(value, int) and value >= 0 else None
 
 

@@ -4,8 +4,11 @@ Endpoints and the gateways before them write errors as numbers (429, 502.0, "502
 "ThrottlingException"), as a sentence, as lists of them, nested; with an HTTP status or inside a reply of status 200.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
+
+from mmed_jax.data.jsonl import BadJSON, loads
 
 # An account without money is told apart from too many requests: waiting does not help it.
 NO_CREDIT, NO_KEY, NOT_ALLOWED, NO_MODEL, LIMITED, LATE, DOWN, MALFORMED = 402, 401, 403, 404, 429, 504, 503, 400
@@ -55,11 +58,11 @@ _SENTENCES = (
     (NO_KEY, r"(?:invalid|incorrect|missing|wrong|expired|no) (?:api|auth\w*)[ -]?(?:key|token)|unauthori[sz]ed"
              r"|api key (?:is |was )?(?:not valid|invalid|missing|expired)|authentication failed"),
     (LIMITED, r"rate[ _-]?limit|too many (?:concurrent )?requests|throttl|(?:requests|tokens) per (?:second|minute|day)"
-              r"|resource[ _]exhausted|quota exceeded|slow down|限流|请求过于频繁"),
+              r"|resource[ _]exhausted|quota (?:exceeded|violation)|slow down|\bqps\b|限流|并发|频繁"),
     (LATE, r"timed?[ -]?out|deadline exceeded"),
     (DOWN, r"overload|unavailable|bad gateway|gateway error|internal (?:server )?error|server error|had an error"
            r"|temporar|try again|retry|\bbusy\b|capacity|upstream|connection (?:was )?(?:reset|refused|closed|aborted|"
-           r"error|failed)|not ready|still loading|is loading|繁忙|稍后|重试"),
+           r"error|failed)|not ready|\bloading\b|queue is full|out of memory|broken pipe|\beof\b|繁忙|稍后|重试"),
     (NO_MODEL, r"model\b.{0,99}\b(?:not found|does not exist|doesn't exist)|(?:no such|unknown) model"),
     (NOT_ALLOWED, r"\bforbidden\b|permission denied|access denied"),
     (MALFORMED, r"bad request|context (?:length|window)|too long|too large|\binvalid\b|malformed|unsupported"
@@ -71,9 +74,9 @@ _NUMBER = re.compile(
 )
 _NAMES = ("code", "status", "type", "reason", "name", "error", "errors", "innererror", "metadata", "details", "detail",
           "statuscode", "httpstatus", "httpcode", "httpstatuscode", "errorcode", "errortype", "cause", "raw", "body",
-          "response", "baseresp")  # fmt: skip
+          "response", "baseresp", "fault", "exception", "errcode")  # fmt: skip
 _TEXTS = ("message", "msg", "error", "errors", "detail", "raw", "reason", "errormessage", "errormsg", "statusmsg",
-          "title", "description")  # fmt: skip
+          "title", "description", "errmsg", "faultstring", "exception")  # fmt: skip
 
 
 def _letters(word: object) -> str:
@@ -92,7 +95,7 @@ def _facts(value: object, name: str = "code", depth: int = 0) -> Iterator[tuple[
         for key, item in list(value.items())[:50]:
             word = _letters(key)
             if word in _NAMES or word in _TEXTS:
-                if isinstance(item, dict | list):
+                if isinstance(item, dict | list) or _is_packed(item):
                     inner.append((word, item))
                 else:
                     yield word, item
@@ -101,8 +104,17 @@ def _facts(value: object, name: str = "code", depth: int = 0) -> Iterator[tuple[
     elif isinstance(value, list):
         for item in value[:5]:
             yield from _facts(item, name, depth + 1)
+    elif _is_packed(value):
+        with contextlib.suppress(BadJSON):
+            yield from _facts(loads(value), name, depth + 1)
+        yield name, value
     else:
         yield name, value
+
+
+def _is_packed(value: object) -> bool:
+    """Whether a text may be JSON: what a gateway was told by the server behind it."""
+    return isinstance(value, str) and len(value) < 10_000 and value.lstrip()[:1] in ("{", "[")
 
 
 def codes_of(error: object) -> set[str]:
@@ -134,6 +146,8 @@ def parameter_of(error: object, depth: int = 0) -> str:
 def status_of_word(word: object) -> int | None:
     """The status that a code or type stands for: "insufficient_quota" is 402, "ServiceUnavailableException" 503."""
     letters = _letters(word)
+    if number := re.fullmatch(r"(?:https?|status|code|err|error|e)+([45]\d\d)", letters):
+        return int(number[1])
     for ending in ("", "error", "exception", "errorexception"):
         if letters.endswith(ending) and (found := _STATUS.get(letters.removesuffix(ending))):
             return found

@@ -141,9 +141,12 @@ def error_in(reply: Any) -> Any:
     message = choice.get("message")
     ended = kind_of_ending(choice.get("finish_reason"))
     whole = isinstance(message, dict) and (message.get("content") or message.get("refusal")) and ended != "broken"
-    if choice and (whole or ended in ("cut", "filtered", "refused")):
+    error = reply.get("error") or reply.get("errors") or choice.get("error")
+    # Half a text without an ending, and beside it why: the error. Beside a text that the model ended it is none.
+    torn = whole and choice.get("finish_reason") in (None, "") and words.status_of(error)
+    if choice and not torn and (whole or ended in ("cut", "filtered", "refused")):
         return None
-    if error := reply.get("error") or reply.get("errors") or choice.get("error"):
+    if error:
         return error
     if choice or isinstance(reply.get("usage"), dict):
         return None
@@ -169,7 +172,7 @@ def settle(
     try:
         found = settle_status(status, error, headers, request_id, inside=True, paid=answer.cost is None)
     except Again as again:
-        again.cost, again.broken = answer.cost, broken
+        again.cost, again.broken = answer.cost, broken or bool(answer.response)
         again.detail = answer.detail if broken else again.detail
         raise
     # The endpoint refused it: what it counts all the same is paid.

@@ -26,7 +26,7 @@ class Price:
 
     def cost(self, prompt: int, completion: int, cached: int = 0, *, batch: bool = False) -> float:
         """Dollars for so many tokens; `cached` of the prompt's tokens were read from the endpoint's cache."""
-        cached = min(max(cached, 0), prompt)
+        cached = cached if 0 < cached <= prompt else 0  # more than there are is no count
         million = (prompt - cached) * self.input + cached * self.cached + completion * self.output
         return million / 1e6 * (self.batch if batch else 1.0)
 

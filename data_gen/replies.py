@@ -85,7 +85,7 @@ def usage_of(
         return None, None, None, None
     details = usage.get("prompt_tokens_details")
     cached = token_count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-    cached = min(cached or 0, prompt)
+    cached = cached if cached and cached <= prompt else 0
     cost = None if price is None else price.cost(prompt, completion, cached, batch=batch)
     return prompt, cached, completion, cost
 
@@ -117,7 +117,8 @@ def read_completion(reply: Any, price: Price | None, *, request_id: str = "", ba
     counts = usage_of(whole, price, batch, text or (refusal if isinstance(refusal, str) else None))
     said = choice.get("finish_reason") if choice else None
     finish = redact("null" if said is None else str(said))[:40] if choice else None
-    state, reason, detail = _verdict(whole, choice, finish, text, refusal, counts[2])
+    other = isinstance(reply, str | list) and bool(reply)  # something is there, and no object
+    state, reason, detail = _verdict(whole, choice, finish, text, refusal, counts[2], other)
     if reason == "refusal" and refusal:
         text = refusal if isinstance(refusal, str) else json.dumps(refusal, ensure_ascii=False)
     text = None if text is None else storable(without_key(text))
@@ -127,7 +128,8 @@ def read_completion(reply: Any, price: Price | None, *, request_id: str = "", ba
 
 
 def _verdict(
-    whole: dict, choice: dict | None, finish: str | None, text: str | None, refusal: object, completion: int | None
+    whole: dict, choice: dict | None, finish: str | None, text: str | None, refusal: object, completion: int | None,
+    other: bool,
 ) -> tuple[str, str, str]:  # fmt: skip
     """(state, reason, detail) of a reply."""
     if choice is None:
@@ -136,7 +138,7 @@ def _verdict(
         detail = f"a reply without an answer: {redact(said)}"
         # Something was made, and paid, where tokens are counted; else this is an error, whatever it calls itself.
         made = isinstance(whole.get("choices"), list | dict) and completion is not None and not whole.get("error")
-        return ("rejected", "schema", detail) if made or not whole else ("failed", "api_error", detail)
+        return ("rejected", "schema", detail) if made or other else ("failed", "api_error", detail)
     kind = kind_of_ending(finish)
     if kind == "cut":
         return "rejected", "length", "cut off" if completion is None else f"cut off after {completion} tokens"

@@ -82,6 +82,37 @@ def test_results_that_do_not_come_are_never_sent_again_without_a_word(tmp_path, 
             assert balanced(given).totals.uncertain == pytest.approx(bound)
 
 
+_COUNTED, _EMPTY = {"total": 6, "completed": 6, "failed": 0}, {"total": 0, "completed": 0, "failed": 0}
+
+
+@pytest.mark.parametrize(
+    ("status", "counts"),
+    [("SUCCESS", _COUNTED), ("Succeeded", _EMPTY), ("done", None), ("failed", _COUNTED), ("error", _COUNTED),
+     ("expired", _EMPTY), ("TIMEOUT_EXCEEDED", None), ("canceled", _COUNTED)],
+)  # fmt: skip
+def test_an_ending_of_any_name_without_results_is_no_reason_to_send_again(tmp_path, monkeypatch, status, counts):
+    """Not while requests may have been worked on; and when the results come, they are read."""
+    found, there = ServerBatches._found, []
+
+    def shown(self, batch):
+        ended = found(self, batch)
+        if ended["status"] == "completed":
+            ended |= {"status": status, "request_counts": counts}
+            if not there:
+                del ended["output_file_id"]
+        return ended
+
+    monkeypatch.setattr(ServerBatches, "_found", shown)
+    with OpenAIServer(echo_model) as server:
+        given = settings(tmp_path, server.base_url, batch=True, poll_s=0.001)
+        with pytest.raises(WorkError, match="6 of its 6 results cannot be read.*may have been billed"):
+            outcomes(given, inputs(6))
+        assert len(server.batches) == 1 and balanced(given).totals.uncertain > 0
+        there.append(True)
+        assert states(outcomes(given, inputs(6))) == {("accepted", ""): 6}
+        _once(given, server)
+
+
 def test_a_batch_without_results_keeps_no_other_waiting(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "MAX_REQUESTS", 3)
     with OpenAIServer(echo_model, batch_faults={0: "never"}) as server:

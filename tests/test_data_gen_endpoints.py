@@ -59,10 +59,22 @@ ERRORS = [
     ({"base_resp": {"status_code": 1002, "status_msg": "rate limit"}, "choices": None}, TOO_MANY),
     ({"choices": [{"finish_reason": "error", "message": {"content": "The ans"}}]}, DOWN),
     ({"choices": [{"finish_reason": "stop", "message": {"content": ""}}], "error": {"code": "429"}}, TOO_MANY),
+    # Half a text without an ending, and the error that ended it.
+    ({"choices": [{"finish_reason": None, "message": {"content": "The ans"}}], "error": {"code": 502}}, DOWN),
+    ({"choices": [{"message": {"content": "The ans"}, "error": {"code": "rate_limit_exceeded"}}]}, TOO_MANY),
+    # Errors of the server behind a gateway, as text.
+    ({"error": '{"code": 429, "message": "slow"}'}, TOO_MANY), ({"error": {"message": '[{"code": 503}]'}}, DOWN),
+    ({"error": {"code": "HTTP_503"}}, DOWN), ({"error": {"code": "E429"}}, TOO_MANY),
+    ({"error": "Model m is currently loading", "estimated_time": 20.0}, DOWN), ({"error": "queue is full"}, DOWN),
+    ({"object": "error", "message": "CUDA out of memory", "code": 50001}, DOWN),
+    ({"error_code": 18, "error_msg": "Open api qps request limit reached"}, TOO_MANY),
+    ({"code": "1302", "msg": "您当前使用该API的并发数过高"}, TOO_MANY),
+    ({"fault": {"faultstring": "Rate limit quota violation", "detail": {"errorcode": "x"}}}, TOO_MANY),
     # What nobody knows is no answer either.
     ({"error": {"code": "E-17", "message": "oops"}}, FAILED), ({"error": {"code": None, "message": "\udc00"}}, FAILED),
     ({"error": True}, FAILED), ({"error": ["x"]}, FAILED), ({"choices": None}, FAILED), ({"choices": []}, FAILED),
-    ({"id": "x", "choices": None, "usage": None}, FAILED),
+    ({"id": "x", "choices": None, "usage": None}, FAILED), (None, FAILED), ({}, FAILED), ([], FAILED), (0, FAILED),
+    ({"error": '{"code": ' + "9" * 5000 + "}"}, FAILED), ({"error": "[" * 5000}, FAILED), ({"error": "{"}, FAILED),
 ]  # fmt: skip
 
 
@@ -240,6 +252,7 @@ def _counts(**usage):
         ({"completion_tokens": 10, "total_tokens": -1, "completion_tokens_details": {"reasoning_tokens": None}},
          (100, 10, 120)),
         ({"completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 100}}, (100, 10, 70)),
+        ({"completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 101}}, (100, 10, 120)),
         ({"completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": True}}, (100, 10, 120)),
         ({"prompt_tokens": None, "input_tokens": 100, "output_tokens": 10}, (100, 10, 120)),
         # Impossible: no counts, so that the bound is booked.

@@ -112,7 +112,7 @@ def test_more_cached_tokens_than_there_are_earn_nothing():
     usage = {"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 1000}}
     reply = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": usage}
     answer = read_completion(reply, PRICE)
-    assert answer.cached_tokens == 10 and answer.cost == pytest.approx((10 * 0.5 + 2) / 1e6)
+    assert answer.cached_tokens == 0 and answer.cost == pytest.approx((10 * 1.0 + 2) / 1e6)
     assert PRICE.cost(10, 1, 1000) == answer.cost
 
 

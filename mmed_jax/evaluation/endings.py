@@ -21,19 +21,19 @@ _WORDS = {
     "cut": (
         "length", "max_tokens", "max_token", "max_new_tokens", "max_output_tokens", "max_completion_tokens",
         "max_length", "model_length", "token_limit", "length_limit", "length_capped", "context_length",
-        "context_length_exceeded", "max_context_length", "model_context_window_exceeded", "incomplete", "truncated",
+        "context_length_exceeded", "max_context_length", "error_limit", "model_context_window_exceeded", "incomplete", "truncated",
     ),
     "filtered": (
         "content_filter", "content_filtered", "content_filter_stop", "content_policy_violation", "safety",
         "image_safety", "recitation", "blocklist", "prohibited_content", "spii", "sensitive", "guardrail_intervened",
-        "guardrails", "model_armor", "blocked", "moderation",
+        "guardrails", "model_armor", "blocked", "moderation", "error_toxic",
     ),
     "refused": ("refusal", "refused"),
     "broken": (
         "error", "abort", "aborted", "cancel", "cancelled", "canceled", "insufficient_system_resource",
         "insufficient_system_resources", "network_error", "server_error", "internal_error", "engine_error",
         "model_error", "timeout", "time_limit", "interrupted", "preempted", "failed", "failure",
-        "malformed_function_call", "unexpected_tool_call",
+        "malformed_function_call", "unexpected_tool_call", "user_cancel",
     ),
 }  # fmt: skip
 
