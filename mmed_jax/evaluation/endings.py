@@ -21,7 +21,8 @@ _WORDS = {
     "cut": (
         "length", "max_tokens", "max_token", "max_new_tokens", "max_output_tokens", "max_completion_tokens",
         "max_length", "model_length", "token_limit", "length_limit", "length_capped", "context_length",
-        "context_length_exceeded", "max_context_length", "error_limit", "model_context_window_exceeded", "incomplete", "truncated",
+        "context_length_exceeded", "max_context_length", "model_context_window_exceeded", "incomplete", "truncated",
+        "error_limit",
     ),
     "filtered": (
         "content_filter", "content_filtered", "content_filter_stop", "content_policy_violation", "safety",
