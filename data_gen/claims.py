@@ -34,7 +34,8 @@ CREATE TABLE IF NOT EXISTS batches (
 CREATE TABLE IF NOT EXISTS totals (
   id INTEGER PRIMARY KEY CHECK (id = 1), requests INTEGER NOT NULL, spent REAL NOT NULL, reserved REAL NOT NULL,
   uncertain REAL NOT NULL);
-INSERT OR IGNORE INTO totals VALUES (1, 0, 0, 0, 0);
+INSERT OR IGNORE INTO totals
+  SELECT 1, coalesce(sum(attempts), 0), total(cost), total(reserved), 0 FROM requests;
 COMMIT;
 """
 # Columns that came later, with their definitions; a ledger of an earlier version gets them.
@@ -178,7 +179,7 @@ class Claims:
         """Sent requests `where` are pending again; how many. uncertain: the attempt may have been billed. unsent: it
         never left this machine, so it is none."""
         where = f"state='sent' AND {where}"
-        sql = f"SELECT count(*), total(reserved), total(doubted) FROM requests WHERE {where}"
+        sql = f"SELECT count(*), total(reserved), 0 FROM requests WHERE {where}"
         count, held, doubted = c.execute(sql, values).fetchone()
         sql = f"UPDATE requests SET state='pending', owner='', reserved=0, doubted=0, attempts=attempts-? WHERE {where}"
         c.execute(sql, (int(unsent), *values))

@@ -24,6 +24,7 @@ from typing import Any
 from mmed_jax import console
 from mmed_jax.data.jsonl import loads
 from mmed_jax.errors import UserError, WorkError, one_line
+from mmed_jax.inputs import check_file
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb_id.txt"
@@ -249,9 +250,10 @@ def read_metrics(path: str | Path) -> Records:
     out = Records()
     by_kind: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}}
     try:
+        check_file(path)
         lines = path.read_bytes().split(b"\n")
-    except OSError as e:
-        out.notes.append(f"{path.name}: not readable ({e.strerror or e})")
+    except (OSError, UserError) as e:
+        out.notes.append(f"{path.name}: not readable ({getattr(e, 'strerror', None) or e})")
         return out
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -16,12 +16,15 @@ from typing import Any
 
 from mmed_jax.data.jsonl import loads
 from mmed_jax.errors import UserError, WorkError
+from mmed_jax.inputs import check_file
 from mmed_jax.manifest import write_json
+from mmed_jax.metrics import METRICS_FILE
 from mmed_jax.paths import expand_home
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 META_ITEM, META_FILE = "meta", "meta.json"
+LOCK_FILE = ".lock"
 
 # Keys that do not change what is trained beyond rounding: where things lie, what is logged and saved, and how the work
 # is spread over devices. Everything else is part of the run. A name ending in "." stands for the whole group.
@@ -118,8 +121,8 @@ def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any], *, writ
     of an earlier version does not have counts as having had the neutral value of configs/base.py.
 
     Raises:
-      UserError: not a directory, not writable, full, an object-store address, a run whose files cannot be read, or
-        one of another config (with the first differing keys, both values, and what to do).
+      UserError: not a directory, not writable, full, an object-store address, a run whose files are none (a pipe) or
+        cannot be read, or one of another config (with the first differing keys, both values, and what to do).
       WorkError: the checkpoints' folder cannot be read, or config.json cannot be written.
     """
     text = os.fspath(run_dir)
@@ -129,6 +132,9 @@ def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any], *, writ
     make_folder(path)
     try:
         check_writable(path)
+        for name in (CONFIG_FILE, METRICS_FILE, LOCK_FILE):
+            if (path / name).exists():
+                check_file(path / name, f"run_dir={text}: {name}")
         if os.path.lexists(path / CHECKPOINTS) and not (path / CHECKPOINTS).is_dir():
             raise UserError(f"run_dir={text}: {path / CHECKPOINTS} is {_what_it_is(path / CHECKPOINTS)}")
     except OSError as e:
@@ -243,7 +249,7 @@ def lock_run_dir(run_dir: str | os.PathLike) -> None:
 
     Does nothing on file systems without locks. Raises UserError when another process holds it or it cannot be made.
     """
-    path = Path(run_dir).resolve() / ".lock"
+    path = Path(run_dir).resolve() / LOCK_FILE
     if str(path) in _HELD:
         return
     try:
@@ -271,6 +277,6 @@ def lock_run_dir(run_dir: str | os.PathLike) -> None:
 
 def unlock_run_dir(run_dir: str | os.PathLike) -> None:
     """Gives the run directory back; does nothing when this process does not hold it."""
-    held = _HELD.pop(str(Path(run_dir).resolve() / ".lock"), None)
+    held = _HELD.pop(str(Path(run_dir).resolve() / LOCK_FILE), None)
     if held is not None:
         held.close()

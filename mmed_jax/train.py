@@ -73,7 +73,6 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.planning import host
     from mmed_jax.planning.program import attention_backend, train_program
     from mmed_jax.progress import Progress
-    from mmed_jax.report import make_report
     from mmed_jax.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
     from mmed_jax.validation import by_language, validation_losses
 
@@ -133,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         say(f"complete   step {first:,} of {steps:,} was reached before, nothing is left to do")
         start.write_run_files(run_dir, config, cfg, tok, source, finished=True)
         if main_process and not (run_dir / "report.html").exists():
-            make_report(run_dir)
+            start.try_report(run_dir)
         checkpointer.close()
         return
     if profiled and profiled[1] <= first:
@@ -241,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- What came of it -------------------------------------------------------------------------------------------
     if main_process:
-        make_report(run_dir)
+        start.try_report(run_dir)
         say(f"data wait  {meter.totals()['data_wait_share']:.2%} of the training time")
         say(start.closing(config, int(state["step"]), steps))
 

@@ -351,6 +351,11 @@ def test_a_ledger_that_was_half_made_is_completed(tmp_path):
             ledger.add([(Request("m", (), {}, None, "t/1"), "")]).result()
             assert ledger.totals() == (0, 0, 0, 0) and ledger.query("SELECT count(*) FROM requests") == [(1,)]
         assert given
+        with sqlite3.connect(path) as c:  # the sums are lost: what stands in the requests is counted again
+            c.execute("UPDATE requests SET attempts = 3, cost = 0.25")
+            c.execute("DROP TABLE totals")
+        with Ledger(path) as ledger:
+            assert ledger.totals() == (3, 0.25, 0, 0)
     with sqlite3.connect(tmp_path / "other.sqlite") as c:  # a table of ours by its name only
         c.execute("PRAGMA user_version = 1")
         c.execute("CREATE TABLE jobs (title, salary)")

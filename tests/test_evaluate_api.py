@@ -4,6 +4,7 @@ A local server speaks the protocol; everything goes through the command line.
 """
 # ruff: noqa: F811
 
+import re
 import signal
 import subprocess
 import sys
@@ -101,6 +102,17 @@ def test_parameters_are_greedy_by_default_and_settable(ask, server, tmp_path):
 
 
 # ---- What comes out -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counted", "said"), [(9, r"\$0\.001\d and what 3 of them cost, whose tokens were not counted"),
+                          (0, r"cost not known \(no tokens were counted\)")],
+)  # fmt: skip
+def test_answers_whose_tokens_nobody_counted_are_told_apart_from_a_missing_price(ask, server, capsys, counted, said):
+    server.change = lambda body, reply: reply if len(server.bodies) <= counted else {**reply, "usage": None}
+    found = ask("--concurrency=1")
+    assert found["usage"]["cost_usd"] is None and found["usage"]["uncounted"] == 12 - counted
+    assert re.search(said, capsys.readouterr().out)
 
 
 def test_results_hold_model_cost_and_no_secret(ask, server, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from checkpoint_helpers import CONFIG, checkpointer, save
 
 from mmed_jax.errors import UserError
+from mmed_jax.metrics import read_metrics
 from mmed_jax.preemption import PreemptionGuard
 from mmed_jax.run_dir import guard_run_dir
 
@@ -59,6 +61,15 @@ def test_guard_run_dir_refuses(tmp_path, monkeypatch, where, text):
         guard_run_dir(where, CONFIG)
     with pytest.raises(UserError, match="cannot be written"):
         guard_run_dir("/proc/no_such_place", CONFIG)  # read-only even for root
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", ".lock"])
+def test_a_pipe_in_the_run_directory_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{re.escape(name)}: is a named pipe"):
+        guard_run_dir(tmp_path, CONFIG)
+    if name == "metrics.jsonl":
+        assert "is a named pipe" in read_metrics(tmp_path).notes[0]
 
 
 @pytest.fixture

@@ -114,6 +114,15 @@ def test_a_complete_run_without_its_report_gets_it(bench, tmp_path):  # noqa: F8
     assert (run / "report.html").exists() and list((run / "plots").glob("*.png"))
 
 
+def test_a_report_that_cannot_be_written_fails_no_run(bench, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    shutil.copytree(bench.reference, run, ignore=shutil.ignore_patterns("report.html", str(STEPS)))
+    (run / "report.html").mkdir()
+    again = bench.train(run)
+    assert again.code == 0 and f"done       {STEPS} steps" in again.out
+    assert again.err.count("warning: no report: ") == 1 and "mmed_jax.report --run=" in again.err
+
+
 def test_killed_at_random_moments_and_in_the_middle_of_a_save(bench, tmp_path):  # noqa: F811
     run = tmp_path / "run"
     # Killed with all arrays of step 6 written and the checkpoint not yet whole.

@@ -66,6 +66,7 @@ class ApiModel:
         given = settings_from(argparse.Namespace(**{**vars(args), "model": args.api_model, "params": params}))
         self.settings_of_run: RunSettings = given
         self.dry_run, self._retry_failed = given.dry_run, given.retry_failed
+        self._priced = given.known_price is not None
         self._params = {k: v for k, v in _DEFAULTS.items() if k not in left_out} | given.params
         self._limits = [f"--params: {k}" for k in LIMITS if k in self._params]
         if args.max_tokens is not None:
@@ -179,7 +180,12 @@ class ApiModel:
             "cost_usd": None if None in costs else sum(costs),
             "uncounted": sum(p["prompt_tokens"] is None for p in requests if p["finish_reason"] != "bad_request"),
         }  # fmt: skip
-        cost = "cost not known (--price=IN,OUT)" if usage["cost_usd"] is None else f"${usage['cost_usd']:.4f}"
+        if usage["cost_usd"] is not None:
+            cost = f"${usage['cost_usd']:.4f}"
+        elif known := [c for c in costs if c is not None]:  # so there is a price
+            cost = f"${sum(known):.4f} and what {len(costs) - len(known):,} of them cost, whose tokens were not counted"
+        else:
+            cost = "cost not known (" + ("no tokens were counted)" if self._priced else "--price=IN,OUT)")
         tokens = f"{usage['prompt_tokens']:,} prompt and {usage['new_tokens']:,} answer tokens"
         lines = [f"paid       {usage['requests']:,} requests, {tokens}, {cost}"]
         gone = Counter(p["finish_reason"] for p in predictions if "error" in p)
