@@ -54,6 +54,7 @@ More than one of the above|Two of the above|At least two of the above|Any two of
 One or more of the above|Several of these|Most of the above|Only one of the above|More than one is correct
 More than one answer is correct|More than one of these
 AOTA|NOTA|AOTA.|A.O.T.A.|N.O.T.A.|aota|All of these|None of these options|None of the choices
+None of the other answers|All of the other options|Ninguna de las otras|Aucune des autres réponses
 None of the listed|None of the answers is correct|None of the options listed|Any of the above|All the above
 All of the above are correct|All options are correct|None of them|All statements are true
 None of the statements is correct|A combination of the above|All answers are correct|No correct answer
@@ -94,7 +95,8 @@ Adrenérgicos 1 y 2.|98％以上。|위의 염증|全血|2 weeks only|Apo E and 
 The first two weeks|First trimester|First and second ribs|The last two vertebrae|More than one lesion
 Two of the three coronary arteries|Some of the platelets|First-line therapy|All but the youngest children
 1-3|1 to 3 days|2-4 mg|The first dose|Options for surgery|Nota bene|All four limbs|None of the patients died
-Any antibiotic|Aorta
+Any antibiotic|Aorta|Both eyes|All cranial nerves|A and B blood groups|None (no treatment)|Option B vaccine
+Hepatitis A, B and C|1 and 2 mg|T and B cells|The other kidney|Other antibiotics
 Las dos primeras semanas|Los dos riñones|La primera dosis|Más de una dosis|Dos de cada tres pacientes
 Ninguna lesión visible|Cualquier antibiótico|Todo el colon|La respuesta inmune anterior a la infección
 Les deux reins|Les deux premières semaines|Plusieurs lésions cutanées|Toutes les artères coronaires
@@ -102,7 +104,7 @@ Aucun traitement|Plus d'une semaine|La première dose|Rien par la bouche|Toutes 
 Первые два месяца|Первые два ребра|Обе почки|Все артерии|Ни одной дозы|Оба яичника|Более одного очага
 Несколько лимфоузлов|Все слои стенки|Два раза в день
 前两周|前三个月|后两根肋骨|两者之间|全身|全部切除|均匀|多项检查|第一和第三肋|都市人群|所有患者|无症状|以后
-前列腺|可以下床|A型和B型|维生素A和D|上面部|对症治疗
+以上腹部为主|以上肢为著|前列腺|可以下床|A型和B型|维生素A和D|上面部|对症治疗
 最初の2週間|前立腺|両側|両方の腎臓|上肢|全身|すべての血管|どちらかの腎臓|最後の肋骨|全部切除|複数の病変
 上記症状が続く|ビタミンAとD|A型とB型
 처음 두 달|앞의 염증|두 가지 약물|위 출혈|위 모양|모두걸기|전부하|모든 환자|둘째 날|비타민 A와 D|A형과 B형

@@ -52,8 +52,9 @@ _CALLED = _any(
 )
 _STATED = _any("statement statements afirmación afirmaciones enunciados утверждение утверждения утверждений")
 _ABOVE = _any(
-    "above below following given listed mentioned these those them preceding previous",
-    "estas anterior anteriores siguientes indicadas mencionados mencionadas ellas ellos citadas señaladas",
+    "above below following given listed mentioned these those them preceding previous other others remaining",
+    "otra otras otro otros restantes autres estas anterior anteriores siguientes indicadas mencionados mencionadas",
+    "ellas ellos citadas señaladas",
     "ces ci-dessus précédent précédente précédentes précédents citées cela",
     "вышеперечисленных вышеперечисленные вышеперечисленное вышеперечисленного перечисленных перечисленные",
     "перечисленное перечисленного указанных указанные указанное вышеуказанное названного вышеназванное них этого",
@@ -162,7 +163,7 @@ _ALL_OF = re.compile(
     r"|\b(?:tou(?:te)?s|aucune?|plusieurs)\b.*\b(?:propositions?|ci-dessus|precedente?s?)\b"
     r"|\b(?:все|более (?:чем )?одного из|несколько из|два из|некоторые из) (?:выше)?(?:перечисленн|указанн|названн)"
     r"|ни од(?:ин|но|на) из|ничего из|^нет (?:правильн|верн)"
-    r"|^以上|^上述|^(?:上列|上面|前面|前述)(?:的)?(?:各|所有)?(?:项|选项|答案|说法)?[都均皆全不无]|^上列各项"
+    r"|^以上(?!腹|肢|颌|唇|皮|臂|身|消化|呼吸)|^上述|^(?:上列|上面|前面|前述)(?:的)?(?:各|所有)?(?:项|选项|答案|说法)?[都均皆全不无]|^上列各项"
     r"|^上記(?:$|すべて|全て|全部|以外|いずれ|どれ|選択肢|の(?:すべて|全て|全部|うち|中|内|いずれ|どれ|選択肢|項目))"
     r"|すべて正しい|^いずれも|^위의 (?:모두|모든|전부|것|보기|어느)|모두 (?:옳|맞|정답)"
 )
