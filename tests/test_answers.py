@@ -104,6 +104,8 @@ _FILLERS = [
     "<think>", "</think>", "Answer:", "Answer: A. Aspirin, ", "Answer B: x\n", "answer is ", "A is correct. ", "(",
     "**", "A, ", "Aが", '{"answer": ', "{", "\\boxed{", "\\text{", " ", "\n", "x \n", "\n\n2. ", '"', "'", "答案", "##",
     "<|a", "if A is right? ", "none of A, ",
+    "it's A, ", "not A but ", "all are true except ", "makes A the ", "..., no ", "D：正解\n", "A ✅ ", "Aspirin (A), ",
+    "given the, ", "is Aspirin, so ", "A\n\nA 6-year-old ", "А) Б) ",
 ]  # fmt: skip
 
 
@@ -187,6 +189,18 @@ def test_full_width_letters_read_as_plain_ones():
         if c["rule"].startswith("mark:") and "<" not in c["output"]:
             text = c["output"].translate(wide)
             assert extract(text, c["options"], c["language"]) == (c["letters"], c["rule"]), text
+
+
+def test_labels_in_russian_letters():
+    """В is the third letter where Б or Г is one, and looks like the second where none is."""
+    listed = "А) Aspirin; Б) Warfarin; В) Heparin; Г) Clopidogrel.\n\n"
+    for mark in ("Ответ: {}", "Правильный ответ: {})", "Правильный ответ — {}."):
+        read = {k: extract(mark.format(k), "ABCDE", "ru").letters for k in "АБВГ"}
+        assert read == {"А": "A", "Б": "B", "В": "B", "Г": "D"}
+        read = {k: extract(listed + mark.format(k), DRUGS, "ru").letters for k in "АБВГ"}
+        assert read == {"А": "A", "Б": "B", "В": "C", "Г": "D"}
+    assert extract("В данном случае ответ: Aspirin", DRUGS, "ru").letters == "A"
+    assert extract("Ответ: Б", DRUGS, "en").letters is None
 
 
 def test_none_of_these_is_no_answer():
@@ -309,6 +323,11 @@ def test_a_cut_reply_is_not_read_for_what_it_quotes(text):
 )  # fmt: skip
 def test_a_cut_reply_counts_where_the_answer_opens_or_closes_it(text):
     assert extract(text, DOSES, "en", "length").letters == "B"
+
+
+def test_a_cut_thought_that_has_changed_its_mind_is_no_answer():
+    assert extract("<think>\nThe answer is probably B. In men the answer is C.", DOSES, "en").letters is None
+    assert extract("<think>\nShe is pregnant. The answer is B.", DOSES, "en").letters == "B"
 
 
 def test_a_cut_list_of_options_is_no_answer():

@@ -16,8 +16,8 @@ _OTHER_HEAD = re.compile(
 )
 # Right before "choose B": it is not chosen, or only by others or in another case.
 _NOT_CHOSEN = re.compile(
-    r"(?:\b(?:no|ni|nunca|not|never)[ \t]+|(?:不(?:能|应该?|可以?|宜|该|得|要|会|是)?|勿|别|避免|容易|[易常误]|往往|"
-    r"考生(?:都|多)?会?|如果|假如|倘若|若|为何|为什么)|오답인\s*)$",
+    r"(?:\b(?:no|ni|nunca|not|never)[ \t]+|(?:不(?:能|应该?|可以?|宜|该|得|要|会|是)?|勿|别|避免|容易|[易常误错]|往往|"
+    r"考生(?:都|多)?会?|还是|如果|假如|倘若|若|为何|为什么)|오답인\s*)$",
     re.IGNORECASE,
 )
 # Earlier in the sentence: what others think, or what is denied as a whole ("I don't think ...", "no creo que ...").
@@ -79,7 +79,7 @@ _ALL_WRONG = re.compile(
 _SUBJECT_BEFORE = re.compile(
     r"\b(?:options?|answers?|choices?|letters?|statements|items?|that|so|therefore|thus|hence|and|but|because|since|as|"
     r"while|whereas|however|only|why|both|then|of|here|these|this|case|above|actually|clearly|think|believe|say|conclude|"
-    r"propositions?|réponses?|lettres?|affirmations?|assertions?|la|le|les|et|que|donc|mais|car|seules?|"
+    r"propositions?|réponses?|lettres?|affirmations?|assertions?|la|le|les|et|que|donc|mais|car|seule?s?|"
     r"opci[óo]n(?:es)?|alternativas?|respuestas?|letras?|afirmaci[óo]n(?:es)?|el|los|las|y|pero|porque|s[óo]lo|"
     r"вариант\w*|ответ\w*|утвержден\w*|пункт\w*|букв\w*|и|а|но|что|только|поэтому|значит|следовательно)[ \t]+$",
     re.IGNORECASE,

@@ -4,12 +4,14 @@ import re
 from functools import lru_cache
 
 from mmed_jax.evaluation import answer_rules as R
+from mmed_jax.evaluation.answer_phrases import PHRASES
 
 
 @lru_cache(maxsize=1)
 def anchors() -> tuple[tuple[str, re.Pattern], ...]:
     """(rule name, pattern) of what stands before an answer, with the words that may follow it (group "noise")."""
-    return tuple((rule, re.compile(rf"{pattern}(?P<noise>{R.NOISE})", re.IGNORECASE)) for rule, pattern in R.ANCHORS)
+    every = R.ANCHORS + PHRASES
+    return tuple((rule, re.compile(rf"(?:{pattern})(?P<noise>{R.NOISE})", re.IGNORECASE)) for rule, pattern in every)
 
 
 WORD = "A-Za-zÀ-ÿА-яЁё0-9"  # what must not touch a letter; Chinese and Japanese characters may

@@ -17,6 +17,14 @@ _NEGATED_BEFORE, _FOLLOWS, _CONNECTIVE, _NOISE, _WRONG, _WEAK = (
     for p in (R.NEGATED_BEFORE, R.FOLLOWS, R.CONNECTIVE, rf"\W{{0,40}}{R.NOISE}", R.WRONG_AFTER, R.WEAK)
 )
 
+# "D - 정답" and the next line: a verdict on D, and no heading.
+_ONE_OF_THEM = re.compile(r"(?:^|\n)\W{0,4}[A-J]\s{0,2}[.:)–—-]\s{0,2}$")
+# The number of a question, or a guess.
+_BEFORE_BARE = re.compile(
+    r"\s{0,4}(?:(?:q(?:uestion)?\s?)?\d{1,3}\s?[.):]|probably|(?:most\s+)?likely|definitely|clearly|probablement|"
+    r"uniquement|probablemente|вероятно)\s",
+    re.IGNORECASE,
+)
 _FAR = 1500  # characters after a letter that are looked at
 
 
@@ -88,7 +96,9 @@ class Reader:
         for rule, anchor in P.anchors():
             for m in anchor.finditer(text):
                 hit = self._after_anchor(text, m, self.russian or rule in R.RUSSIAN)
-                if not hit or rule == "conclusion" and not self._closes(text, hit):
+                if not hit or _ONE_OF_THEM.search(text[max(0, m.start() - 12) : m.start()]) and "\n" in m[0]:
+                    continue
+                if rule == "conclusion" and not self._closes(text, hit):
                     continue
                 if not C.withheld(text, m.start(), hit.end, rule.startswith("choose")):
                     name = "ambiguous" if hit.letters is None else rule + hit.how
@@ -178,6 +188,8 @@ class Reader:
         """Whether `said` counts though the text is cut."""
         if said.field:
             return True
+        if thinking and len({f.letters for f in found}) > 1:  # it has changed its mind, and may again
+            return False
         if answer_cut.closes(text, said.end, thinking):
             return not answer_cut.quoted(text, said.start, self.texts)
         return not thinking and {f.letters for f in found} == {said.letters} and any(
@@ -196,8 +208,8 @@ class Reader:
     def _closes(self, text: str, hit: _Hit) -> bool:
         """After "therefore" only letters that end the line, or their option's text, are a statement."""
         after, own = text[hit.place : hit.place + _FAR], self.texts.get(hit.letters or "", "")
-        ends = re.match(r"\W*(?:$|\n)", after) or (own and _fold(after.lstrip(" .:)-")).startswith(own))
-        return not hit.how and bool(ends)
+        ends = re.match(r"(?:입니다|이다|です|である|だ)?\W*(?:$|\n)", after)
+        return not hit.how and bool(ends or own and _fold(after.lstrip(" .:)(-")).startswith(own))
 
     def _after_anchor(self, text: str, anchor: re.Match, russian: bool) -> _Hit | None:
         """What stands after it; None if it is no answer."""
@@ -248,7 +260,8 @@ class Reader:
         same = [k for k, v in self.texts.items() if v == _fold(text) and len(re.findall(r"\w", v)) > 1]
         if len(same) == 1:
             return Found(same[0], "option_text")
-        if letters := self._bare(text) or self._apart(text):
+        before = _BEFORE_BARE.match(text)
+        if letters := self._bare(text[before.end() :] if before else text) or self._apart(text):
             return Found(letters, "bare")
         first, _, rest = text.partition("\n")
         if (letters := self._bare(first)) and not self._bare(rest.strip().partition("\n")[0]):
@@ -265,9 +278,16 @@ class Reader:
         if m and self._join(m["s"]) and self._may_end(text, m) and not self._restated(text, m):
             after = text[m.end() :].lstrip()
             marked = after[:1] in tuple(".:)、-–—(,") or m["s"].strip()[-1:] in ")]】」"
+            marked = marked or m["s"].strip().isupper() and self._said_of(text, m)
             if marked and self.options.at(text, 0) is None and not _WRONG.match(text, m.end()):
                 return Found(self._join(m["s"]), "leading")
         return None
+
+    def _said_of(self, text: str, m: re.Match) -> bool:
+        """Whether the letter that opens the text is followed by its option's text alone, or by "because"."""
+        after = text[m.end() :].partition("\n")[0]
+        own = self.texts.get(self._join(m["s"]), "")
+        return bool(own) and _fold(after) == own or re.match(R.REASON, after, re.IGNORECASE) is not None
 
     def verdicts(self, text: str) -> Found | None:
         """Stage 3: "B is correct"; several of them make a set, since options are judged one by one."""
@@ -294,12 +314,17 @@ class Reader:
             return None
         return Found(letters, "last_line", lines[-1].start())
 
+    def closing(self, text: str) -> Found | None:
+        """Stage 6: the last sentence concludes with an option's text and its letter, "... is aspirin (A)"."""
+        found = self.options.concluded(text)
+        return Found(found[0], "closing", found[1]) if found else None
+
     def option_text(self, text: str) -> Found | None:
         """Stage 5: the reply or its first line is one option's text; "yes, ..." for yes/no options."""
         for part in (text, text.partition("\n")[0]):
             same = [k for k, v in self.texts.items() if v == _fold(part)]
-            if len(same) == 1:
-                return Found(same[0], "option_text")
+            if letter := same[0] if len(same) == 1 else self.options.whole(part):
+                return Found(letter, "option_text")
         m = re.match(r"\W*(\w+)(\W?)", text)
         word, mark = (_fold(m[1]), m[2]) if m else ("", "")
         # "No difference was seen" answers nothing.
@@ -308,7 +333,7 @@ class Reader:
         return Found(same[0], "yes_no") if len(same) == 1 else None
 
     def _bare(self, line: str) -> str | None:
-        ends = r"(?:\s*(?:번|项|选项|です|입니다|이다))?\W*$"
+        ends = r"\s*번?(?:项|选项|です|だ?と思います|と考えられます|である|입니다|이다|(?:이)?라고 생각합니다)?\W*$"
         s = P.letter_set(self.letters, self.russian).match(line, _NOISE.match(line).end())
         return self._join(s["s"]) if s and re.match(ends, line[s.end() :]) else None
 
@@ -326,7 +351,8 @@ class Reader:
                 continue
             if C.joined(text, m.start("s"), m.end("s"), "," not in self._join(m["s"])):
                 continue
-            if not (C.label(text, m.start()) or C.withheld(text, m.start(), m.end())):
+            name = C.label(text, m.start()) and not self.options.named(text, self._join(m["s"]), m)
+            if not (name or C.withheld(text, m.start(), m.end())):
                 yield m
 
     def _join(self, span: str) -> str:
@@ -370,4 +396,6 @@ class Reader:
             return False  # "A. <text of A>" and nothing more
         window = "\n".join(after.lstrip("\n").split("\n")[:2])
         second = f"[{P.capitals(self.letters[1], True)}]"
+        if own and rest.startswith(own) and (other := self.texts.get(self.letters[1], "")):
+            return re.search(rf"(?<!\w){second.casefold()}\W{{1,4}}{re.escape(other)}", _fold(window)) is not None
         return re.search(rf"(?:^|[\s(\[。;,、.]){second}\s*[.:、)\]](?!(?<=\.)[A-Za-z])\s*\S", window) is not None

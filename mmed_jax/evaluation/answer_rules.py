@@ -5,22 +5,27 @@ OPEN, CLOSE = r"(\[{【「『〈《<\"'“‘«|", r")\]}】」』〉》>\"'”�
 
 # Words that may stand between an anchor and the letter. Possessive (*+), like every loop here: no backtracking.
 NOISE = (
-    r"(?:[\s:]|(?<=\n)(?:[-•·]|1[.)])\s|(?:the|both|options?|choice|letter|answer|la|le|les|el|los|las|lettre|réponses?|propositions?|items?|"
-    r"opción|opciones|letra|número|respuesta|alternativa|вариант(?:ы|ом|ами)?|ответ|буква|под буквой|пункт|опция)\b|"
-    r"l['’]|选项|答案|選択肢|선택지|보기|옵션)*+"
+    r"(?:[\s:]|(?<=\n)(?:[-•·]|1[.)])\s|(?:the|both|options?|choice|letter|answer|number|following|la|le|les|el|los|las|"
+    r"lettre|réponses?|propositions?|items?|suivantes?|siguientes?|opción|opciones|letra|número|respuesta|alternativa|"
+    r"вариант(?:ы|ом|ами)?|ответ|буква|под буквой|пункт|опция)\b|l['’]|"
+    r"选项|答案|如下|選択肢の?|以下の(?:通り|とおり)です[。.]?|다음과 같(?:습니다|다)[.]?|선택지|보기|옵션)*+"
 )
-SEPARATOR = r"\s{0,6}+(?:[,、;&+]\s{0,6}+(?:(?:and|et|y|и)\b)?|(?:and|et|y|и)\b|和|与|及|と|および|및|과|와)\s{0,6}+"
+SEPARATOR = (
+    r"\s{0,6}+(?:[,、;&+・]\s{0,6}+(?:(?:and|et|y|и)\b)?|(?:and|et|y|и)\b|和|与|及|と|および|및|과|와)\s{0,6}+"
+    r"(?:(?:la|le|el|option|réponse|opción)\s{1,3}+)?"
+)
 
-_EN_GOOD = r"(?:correct|best|right|appropriate|suitable|likely|final|only)"
-_FR_GOOD = r"(?:correcte?|exacte?|juste|vraie?|attendue?|finale?|appropriée?|bonne?)s?"
-_ES_GOOD = r"(?:correcta|(?:más\s+)?adecuada|acertada|verdadera|final)s?"
+EN_GOOD = r"(?:correct|best|right|appropriate|suitable|likely|final|only)"
+FR_GOOD = r"(?:correcte?|exacte?|juste|vraie?|attendue?|finale?|appropriée?|bonne?)s?"
+ES_GOOD = r"(?:correcta|(?:más\s+)?adecuada|acertada|verdadera|final)s?"
 
 # What is asked for: the best, most likely, ... one of these.
-_EN_MOST = r"most\s+(?:likely|appropriate|suitable|probable|accurate|plausible|fitting)"
+EN_MOST = r"most\s+(?:likely|appropriate|suitable|probable|accurate|plausible|fitting)"
 _EN_NOUN = (
     r"(?:steps?|diagnos[ie]s|causes?|treatments?|management|therapy|options?|choices?|answers?|explanation|interventions?|"
-    r"drugs?|medications?|agent|tests?|approach|action|response|statements?|mechanism|etiology|organism|pathogen|finding|"
-    r"match|complication|recommendation|one|fit)"
+    r"(?:treatment\s+)?options?|drugs?|medications?|antibiotic|agent|tests?|investigation|study|imaging|procedure|modality|"
+    r"approach|strategy|regimen|action|response|statements?|mechanism|etiology|organism|pathogen|microorganism|virus|"
+    r"condition|disease|disorder|finding|match|complication|recommendation|one|fit)"
 )
 _FR_NOUN = (
     r"(?:diagnostic|traitement|réponse|option|proposition|choix|cause|étiologie|examen|conduite(?:\s+à\s+tenir)?|"
@@ -40,15 +45,15 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     (
         "mark:en",
         r"\b(?:answers?|ans(?=\s*[:=])|(?:correct|final|best|right|chosen|selected|my)\s+(?:option|choice|response))"
-        r"(?:\s+(?:letter|choice|option|index))?[\"']?\s*(?:[:=→]|\s[-–—]+\s)",
+        r"(?:\s+(?:letter|choice|option|index))?[\"']?\s*(?:[:=→➜➡⇒]|\s[-–—]+\s)",
     ),
     ("mark:en", r"\[(?:(?:final|correct)\s)?answer\]\s{0,3}:?"),
-    ("mark:en", r"(?:^|\n)\W*(?:(?:final\s+|correct\s+)?answer\s+|ans\.\s*)(?=\S)"),
+    ("mark:en", r"(?:^|\n)\W*(?:(?:final\s+|correct\s+)?answer\s+|ans(?:\.|(?=-|\s+is\b))\s*(?:is\b\s*|-\s*)?)(?=\S)"),
     (
         "sentence:en",
-        rf"\b(?:answers?|{_EN_GOOD}\s+(?:option|choice|response|statement|one)s?)"
+        rf"\b(?:answers?|{EN_GOOD}\s+(?:option|choice|response|statement|one)s?)"
         r"(?:\s+(?:to|for|in)\s+(?:this|the|your)\s+(?:\w+\s+)?(?:question|case|patient|scenario|situation|vignette)|\s+here)?"
-        r"\s+(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be)\s*:?"
+        r"\s+(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be|has\s+to\s+be)\s*:?"
         r"\s*(?:therefore|thus|clearly|most\s+likely|probably|likely|definitely|indeed)?,?"
         r"(?:\s*not\s+[A-Z],?\s+but)?",
     ),
@@ -56,7 +61,7 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     ("choose:en", r"\bso,?\s+(?=(?:option\s+)?\(?[A-Z]\)?\s+instead\b)"),
     (
         "choose:en",
-        r"\b(?:(?:i|we)(?:\s+would|\s+will|['’]d|['’]ll)?\s+(?:choose|pick|select|chose|say|go\s+(?:with|for))|it\s+must\s+be)\s",
+        r"\b(?:(?:i|we)(?:\s+would|\s+will|\s+now|['’]d|['’]ll)?\s+(?:choose|pick|select|chose|say|go\s+(?:with|for))|it\s+must\s+be)\s",
     ),
     (
         "choose:en",
@@ -68,7 +73,7 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     ),
     (
         "sentence:en",
-        rf"\b(?:{_EN_MOST}|(?<!second )(?<!second-)(?<!next )(?<!next-)best|next\s+best(?!\s+(?:answer|option|choice))|"
+        rf"\b(?:{EN_MOST}|(?<!second )(?<!second-)(?<!next )(?<!next-)best|next\s+best(?!\s+(?:answer|option|choice))|"
         r"correct|right|closest|first)\s+"
         rf"(?:(?:next|initial|first|possible|overall|single|underlying|clinical|additional)\s+){{0,3}}{_EN_NOUN}"
         r"(?:\s+(?:in|for|of|to|among|from|with|by|here|given|that)\b[^.;:\n]{0,60}?)?"
@@ -96,7 +101,7 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     ),
     (
         "sentence:zh",
-        r"最(?:为)?(?:可能|合适|适合|适宜|恰当|佳|符合|正确|准确)(?:题意)?的?(?:诊断|治疗方案|治疗方法|治疗措施|治疗|措施|方法|原因|处理|做法|检查|是|药物)?"
+        r"最(?:为)?(?:可能|合适|适合|适宜|恰当|佳|符合|正确|准确)(?:题意)?的?(?:诊断|治疗方案|治疗方法|治疗措施|治疗|措施|方法|原因|处理|做法|检查|病原体|致病菌|病因|选项|是|药物)?"
         r"(?:应该|应|就)?(?:(?<=是)|是|为|:)",
     ),
     (
@@ -108,13 +113,13 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     (
         "sentence:ko",
         r"가장\s?(?:적절한|적합한|가능성이?\s?(?:높은|큰)|알맞은|옳은|타당한|의심되는|유력한)\s?"
-        r"(?:것|선택지|보기|진단|진단명|치료|처치|검사|원인|약물|조치)?(?:은|는|:)",
+        r"(?:것|선택지|보기|진단|진단명|치료|처치|검사|원인|약물|약제|조치)?(?:은|는|:)",
     ),
-    ("mark:fr", rf"\br[ée]ponses?(?:\(s\))?(?:\s+{_FR_GOOD})?\s*(?:[:=→]|[-–—])"),
+    ("mark:fr", rf"\br[ée]ponses?(?:\(s\))?(?:\s+{FR_GOOD})?\s*(?:[:=→]|[-–—])"),
     (
         "sentence:fr",
-        rf"\b(?:r[ée]ponses?(?:\s+{_FR_GOOD})?|(?:option|proposition|item|affirmation)s?\s+{_FR_GOOD}|bons?\s+choix)"
-        r"\s+(?:(?:est|sont|serait|seraient)(?:\s+donc)?(?=[\s:])|"
+        rf"\b(?:r[ée]ponses?(?:\s+{FR_GOOD})?|(?:option|proposition|item|affirmation)s?\s+{FR_GOOD}|bons?\s+choix)"
+        r"(?:\s+à\s+(?:la|cette)\s+question|\s+dans\s+ce\s+cas|\s+ici)?\s+(?:(?:est|sont|serait|seraient)(?:\s+donc)?(?=[\s:])|"
         r"n['’]est\s+(?:donc\s+)?pas\s+(?:la\s+)?[A-Z]\s*,?\s*mais\b)",
     ),
     (
@@ -122,15 +127,15 @@ ANCHORS: tuple[tuple[str, str], ...] = (
         r"\b(?:c['’]est|il\s+s['’]agit\s+(?:donc\s+)?de)\s+(?:donc\s+)?(?:la\s+réponse|l['’]option|la\s+proposition)\s",
     ),
     ("choose:fr", r"\bje\s+(?:choisis|retiens|réponds|sélectionne)\s"),
-    ("mark:es", rf"\b(?:respuestas?(?:\(s\))?|soluci[óo]n)(?:\s+{_ES_GOOD})?\s*(?:[:=→]|[-–—])"),
+    ("mark:es", rf"\b(?:respuestas?(?:\(s\))?|soluci[óo]n)(?:\s+{ES_GOOD})?\s*(?:[:=→]|[-–—])"),
     (
         "sentence:es",
-        rf"\b(?:respuestas?(?:\s+{_ES_GOOD})?|la\s+correcta|(?:opci[óo]n|alternativa|afirmaci[óo]n)(?:es|s)?\s+{_ES_GOOD})"
-        r"(?:\s+a\s+(?:la|esta)\s+pregunta)?"
+        rf"\b(?:respuestas?(?:\s+{ES_GOOD})?|la\s+correcta|(?:opci[óo]n|alternativa|afirmaci[óo]n)(?:es|s)?\s+{ES_GOOD})"
+        r"(?:\s+a\s+(?:la|esta)\s+pregunta|\s+en\s+este\s+caso|\s+aquí)?"
         r"\s+(?:(?:es|son|sería|serían)(?:,?\s+por\s+(?:lo\s+)?tanto,?)?(?=[\s:])|"
         r"no\s+es\s+(?:la\s+)?[A-Z]\s*,?\s*sino\b)",
     ),
-    ("choose:es", r"\b(?:elijo|escojo|selecciono|elegiría)\s"),
+    ("choose:es", r"\b(?:elijo|escojo|selecciono|elegiría|seleccionaría|escogería|marcaría|contestaría)\s"),
     ("mark:ru", r"\bответы?\s*(?:[:=→]|[-–—])"),
     (
         "mark:ru",
@@ -139,7 +144,7 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     ),
     (
         "sentence:ru",
-        r"\b(?:(?:правильн|верн)\w+\s+(?:(?:вариант|утвержден|ответ)\w*)(?:\s+ответа)?|ответом?)"
+        r"\b(?:(?:правильн|верн|лучш)\w+\s+(?:(?:вариант|утвержден|ответ)\w*)(?:\s+ответа)?|ответом?)"
         r"\s*(?:(?:является|являются|будет|это|[:–—-])(?:\s+(?:это|является))?|"
         r"(?:[:–—-]\s*)?не\s+[A-ZАВСЕ]\s*,?\s*а\b)",
     ),
@@ -158,7 +163,7 @@ ANCHORS: tuple[tuple[str, str], ...] = (
         "sentence:zh",
         r"(?:正确|最佳|合适|可能|恰当|适合|适当|准确)的?(?:选项|选择|说法|一项)\s*(?:应该|应)?(?:是|为|:)",
     ),
-    ("choose:zh", r"(?<![不未可首备待若如误])(?:选择|选)(?!\s*\n)\s*:?"),
+    ("choose:zh", r"(?<![不未可首备待若如误])(?:选择|选)(?:的是)?(?!\s*\n)\s*:?"),
     (
         "mark:ja",
         r"(?:(?<!不)(?:正解|正答)|答え|解答|回答|(?<![解回誤])答)\s*[】\]]?\s*(?:の選択肢)?(?:として)?(?:は[,、]?|が|:|=|→)?"
@@ -171,66 +176,75 @@ ANCHORS: tuple[tuple[str, str], ...] = (
     ),
     (
         "mark:ko",
-        r"(?:정답|해답|답안?|(?:올바른|옳은|맞는)\s*(?:선택지|보기|것|선택)|선택\s*(?=:))"
+        r"(?:정답|해답|답변|답안?|(?:올바른|옳은|맞는)\s*(?:선택지|보기|것|선택)|선택\s*(?=:))"
         r"\s*[】\]]?\s*(?:은|는|이|:|=|→)?\s*:?(?:\s*[A-Z]\s*(?:가|이)\s*아니라)?",
     ),
     (
         "conclusion",
         r"(?:\b(?:therefore|thus|hence|donc|ainsi|(?:por\s+)?(?:lo\s+)?tanto|следовательно|поэтому)|"
-        r"因此|所以|したがって|よって|따라서|그러므로)\s*[:,、]?",
+        r"(?:因此|所以)(?:应该?)?[是为]?|したがって|よって|따라서|그러므로)\s*[:,、]?",
     ),
 )
 # Statements that yield to any other, by rule, the character before and the anchor: orders ("Select C for males"), and
 # what answers "which is right?" or "which is wrong?" but is a note in every other question.
-WEAK = r"choose:en \W*(?:choose|select|pick)|sentence:zh 不|sentence:ja (?:不|[\s\S]?(?:誤っている|正しい))"
+WEAK = r"note:|choose:en \W*(?:choose|select|pick)|sentence:zh 不|sentence:ja (?:不|[\s\S]?(?:誤っている|正しい))"
 # Rules after which Cyrillic lookalikes are read as Latin letters, whatever the language of the question.
-RUSSIAN = ("mark:ru", "sentence:ru", "choose:ru")
+RUSSIAN = ("mark:ru", "sentence:ru", "choose:ru", "note:ru")
 
-_BE_EN = r"\s+(?:is|are|would\s+be)\s+(?:therefore\s+|thus\s+|clearly\s+|indeed\s+|also\s+)?"
+_BE_EN = (
+    r"\s+(?:is|are|would\s+be|(?:seems|appears)(?:\s+to\s+be)?)\s+"
+    r"(?:therefore\s+|thus\s+|clearly\s+|indeed\s+|also\s+)?"
+)
 # What comes right after the letters: of the answer (a statement) ...
 ANSWER_AFTER = (
-    rf"{_BE_EN}(?:the\s+|our\s+|my\s+)?(?:single\s+)?(?:most\s+)?{_EN_GOOD}\s+(?:correct\s+)?(?:answer|option|choice|response)|"
-    rf"{_BE_EN}(?:the|our|my)\s+answer|"
-    r"\s+(?:est|sont)\s+(?:donc\s+)?(?:la|les)\s+(?:(?:bonnes?\s+)?réponses?|bonnes?(?=\W*(?:$|\n)))|"
-    r"\s+(?:es|son)\s+(?:por\s+tanto\s+)?las?\s+(?:respuestas?|(?:opci[óo]n(?:es)?\s+)?correctas?)|"
+    rf"{_BE_EN}(?:the\s+|our\s+|my\s+)?(?:single\s+)?(?:most\s+)?{EN_GOOD}\s+(?:correct\s+)?(?:answer|option|choice|response|one\b)|"
+    rf"{_BE_EN}(?:the|our|my)\s+answer|\s+(?:remains|is\s+left)(?=\s{{0,3}}(?:$|[.\n]|,\s+which\b))|"
+    r"\s+(?:est|sont)\s+(?:donc\s+)?(?:la|les)\s+(?:(?:bonnes?\s+)?réponses?(?:\s+(?:correct|exact)es?)?|bonnes?(?=\W*(?:$|\n)))|"
+    r"\s+(?:es|son)\s+(?:por\s+tanto\s+)?las?\s+(?:respuestas?(?:\s+correctas?)?|(?:opci[óo]n(?:es)?\s+)?correctas?)|"
     r"\s*(?:—|-|является|являются)\s*(?:правильн|верн)\w+\s+(?:ответ|вариант)|"
     r"\s*(?:选项)?(?:是|为)(?:正确|最佳|最终)的?(?:答案|选项|选择)|"
     r"\s*(?:が|は)(?:正解|正答|答え)|\s*を(?:選択|選ぶ|選び|選ん)|"
-    r"\s*번?(?:가|이)\s*(?:(?:가장\s*)?(?:적절한|올바른|옳은|맞는)\s*)?(?:정답|답)(?!이?\s*아)|"
+    r"\s*번?(?:\s*선택지)?(?:가|이)\s*(?:(?:가장\s*)?(?:적절한|올바른|옳은|맞는)\s*)?(?:정답|답)(?!이?\s*아)|"
     r"\s*번?(?:를|을)\s*(?:선택|고르|고른|고릅)"
 )
 # ... of being the best or most likely of all, where nothing goes on to say of what else ...
 BEST_AFTER = (
-    rf"{_BE_EN}(?:(?:the\s+)?{_EN_MOST}|the\s+(?:next\s+)?best)(?:\s+(?:next|initial|first|underlying)){{0,2}}"
+    r"\s+(?:fits|matches)\s+best\b|\s+best\s+(?:explains|fits|matches|accounts\s+for)\b[^.,;:?\n]{0,100}|"
+    rf"{_BE_EN}(?:(?:the\s+)?{EN_MOST}|the\s+(?:next\s+)?best)(?:\s+(?:next|initial|first|underlying)){{0,2}}"
     rf"(?:\s+(?:and\s+\w+\s+)?{_EN_NOUN})?(?!\w|\s+to\b)|"
     rf"\s+(?:est|serait)\s+(?:donc\s+)?(?:la|le)\s+plus\s+{_FR_MOST}\b|"
     rf"\s+(?:es|sería)\s+(?:por\s+tanto\s+)?(?:la|el|lo)\s+más\s+{_ES_MOST}\b|"
     r"\s{0,3}(?:является|—|-)?\s{0,3}наиболее\s+(?:вероятен|подходит|(?:вероятн|подходящ|правильн|обоснованн)\w{1,3})(?:\s+(?:ответ|вариант|диагноз)\w{0,3})?|"
-    r"\s{0,3}(?:选项|项)?(?:是)?最(?:为)?(?:合适|适合|适宜|可能|恰当|佳|符合|准确)的?(?:选择|选项|答案|诊断|治疗|措施|题意)?(?=\W|$|因)|"
+    r"\s{0,3}(?:选项|项)?(?:是)?最(?:为)?(?:合适|适合|适宜|可能|恰当|佳|符合|准确)的?(?:选择|选项|答案|诊断|治疗|措施|题意)?(?=\W|$|因)|\s{0,3}(?:选项|项)?符合(?:题意|题目要求)|"
     r"\s{0,3}の可能性が最も高|\s{0,3}」?(?:が|は)[、,]?最も(?:適切|適当|可能性が高|考えられ|考えやす|妥当|ふさわし|疑わし|疑われ|有力)|"
     r"\s{0,3}번?(?:가|이)\s?가장\s?(?:적절|적합|알맞|가능성이?\s?(?:높|크)|타당|옳|유력|올바르)(?![^.\n]{0,14}(?:아니|아닙|않|못|없))"
 )
+_EACH = r"\s{0,2}[:.–—-]\s{0,2}"
 # ... or of correctness (a verdict on one option).
 VERDICT_AFTER = (
     rf"{_BE_EN}(?:correct|right|true)\b|"
-    r"\s*(?:[:–—-]\s*(?:correct|true|exacte?|verdader[oa]|correct[ao])|(?:[:–—-]\s*|\s)vraie?)\b|"
+    r"(?:\s*[.:–—-]\s*|\s)(?:correct|true|exacte?|vraie?|verdader[oa]|ciert[oa]|correct[ao])(?=\s{0,3}(?:$|[.,;:!(–—\n]|-\s))|"
+    r"\s*[:–—-]\s*(?:correct|true|exacte?|vraie?|verdader[oa]|correct[ao])\b|\svraie?\b|"
     r"\s+(?:est|sont)\s+(?:donc\s+)?(?:correct|exact|vrai|just)e?s?\b|"
     r"\s+(?:es|son)\s+(?:correct|verdader|ciert|adecuad)[oa]s?\b|"
-    r"\s*(?:—|-|является)?\s*(?:верн|правильн)(?:ый|о|ая|ы|ым)\b|"
-    r"\s*(?:选项|项)?(?:是)?正确(?=(?:的|无误)?(?:\W|$|因))|"
-    r"\s*(?:が|は)(?:正しい|適切(?!で(?:は)?な))|"
-    r"\s*번?(?:가|이)\s*(?:맞|옳|올바르|적절)"
+    r"\s*(?:[.:—-]|является)?\s*(?:верн|правильн)(?:ый|ые|о|ая|ы|ым)\b|\s+(?:верен|прав(?:илен|ы))\b|"
+    r"\s*(?:选项|项)?(?:是)?(?:正确|对)(?=(?:的|无误)?(?:\W|$|因))|"
+    r"\s*(?:が|は|[.:\s])\s*(?:正しい|該当する|適切(?!で(?:は)?な))|"
+    r"\s*번?(?:가|이)\s*(?:맞|옳|올바르|적절)|\s*번?(?:은|는)\s*(?:맞|옳)(?:다|습니다|음)|"
+    # one after the other: "A - 오답", "D：正解", "E ✓"
+    rf"{_EACH}(?:정답|정답입니다|맞음|옳음|正解|正答|正确|正しい)(?=\W{{0,3}}(?:$|\n))|\s{{0,2}}[:.–—-]?\s{{0,2}}[✅✓✔☑√○⭕]"
 )
 # ... or of falsehood.
 FALSE_AFTER = (
-    rf"{_BE_EN}(?:(?:the\s+)?(?:only\s+)?(?:incorrect|wrong|false)|not\s+(?:correct|true|right)|not(?=\s{{0,3}}(?:$|[.,;\n])))\b|\s{{0,3}}[:–—-]\s{{0,3}}(?:incorrect|wrong|false)\b|"
+    rf"{_BE_EN}(?:(?:the\s+)?(?:only\s+)?(?:incorrect|wrong|false)|not\s+(?:correct|true|right)|not(?=\s{{0,3}}(?:$|[.,;\n])))\b|\s{{0,3}}[.:–—-]\s{{0,3}}(?:incorrect|wrong|false)\b|"
     r"\s+(?:est|sont)\s+(?:fau(?:x|sses?)|incorrecte?s?|inexacte?s?)\b|\s+n['’]est\s+pas\s+(?:vraie?|exacte?|correcte?)\b|"
-    r"\s{0,3}[:–—-]\s{0,3}(?:faux|fausse|inexacte?|incorrecte?)\b|"
-    r"\s{0,3}(?:[:–—-]\s{0,3}|\s(?:es|son)\s+)(?:fals[oa]s?|incorrect[oa]s?|erróne[oa]s?)\b|"
-    r"\s{0,3}(?:[:–—-]|является)?\s{0,3}(?:неверн|неправильн|ложн)\w{1,3}\b|"
+    r"\s{0,3}[.:–—-]\s{0,3}(?:faux|fausse|inexacte?|incorrecte?)\b|"
+    r"\s{0,3}(?:[.:–—-]\s{0,3}|\s(?:es|son)\s+)(?:fals[oa]s?|incorrect[oa]s?|erróne[oa]s?)\b|"
+    r"\s{0,3}(?:[.:–—-]|является)?\s{0,3}(?:(?:неверн|неправильн|ложн)\w{1,3}|неверен|неправилен)\b|"
     r"\s{0,3}(?:选项|项)?(?:是|说法)?(?:错误|不正确|错的|错(?=\W|$)|不对)|"
-    r"\s{0,3}(?:が|は)(?:誤り|誤っ|間違|正しくな|不適切|不正解)|"
-    r"\s{0,3}번?(?:가|이|는|은)\s?(?:틀|옳지\s?않|올바르지\s?않|잘못|거짓|맞지\s?않)"
+    r"\s{0,3}(?:が|は|[.:\s])\s?(?:誤り|誤っ|間違|正しくな|不適切|不正解)|"
+    r"\s{0,3}번?(?:가|이|는|은)\s?(?:틀|옳지\s?않|올바르지\s?않|잘못|거짓|맞지\s?않)|"
+    rf"{_EACH}(?:오답|틀림|不正解|誤り|错误)(?=\W{{0,3}}(?:$|\n))|\s{{0,2}}[:.–—-]?\s{{0,2}}[❌✗✘×☒]"
 )
 # Words before a letter that make a suffix statement none: "nor B is correct", "vitamin B is correct".
 NEGATED_BEFORE = (
@@ -240,7 +254,7 @@ NEGATED_BEFORE = (
 )
 # "A or B": between two letters.
 HEDGE = (
-    r"(?:\.{3}|…|,)?\s*(?:\b(?:or|ou|o|u|или|либо)\b|或者?|または|もしくは|か|또는|혹은|이나|나|/)"
+    r"(?:\.{3}|…|,)?\s*(?:\b(?:or|ou|o|u|или|либо)\b|或者?|还是(?:选择?)?|または|もしくは|か|또는|혹은|이나|나|/)"
     r"(?:\s*(?:maybe|perhaps|possibly|even|peut-être|quizás?|возможно|может быть|可能是|是)\s)?"
     rf"\s*(?:option\s+|(?:⟦boxed⟧\s*)?[{OPEN}]*)"
 )
@@ -248,13 +262,14 @@ HEDGE = (
 FOLLOWS = (
     r"\s*(?:$|\n|[.。,、;:!?…(\[【「『〈《|⟦]|\s[-–—→]\s|[–—→])|"
     r"\s+(?:because|since|as|due|given|which|based|for|is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best)|"
-    r"are\s+correct|car|parce|puisque|qui\s+(?:est|sont)|est\s+(?:la|correcte?|exacte?)|sont\s+(?:les|correct|exact|vrai)\w*|"
+    r"are\s+correct|not\s+(?-i:[A-Z])|rather\s+than|i\.e(?=\.)|that\s+is|the\s+(?:single\s+)?(?:most\s+)?(?:correct|best|right|likely|appropriate)|car|parce|puisque|qui\s+(?:est|sont)|est\s+(?:la|correcte?|exacte?)|sont\s+(?:les|correct|exact|vrai)\w*|"
     r"porque|ya\s+que|pues|dado|debido|es\s+(?:la|correct[ao])|son\s+(?:las|correct[ao]s)|"
     r"так\s+как|потому|поскольку|является|верн\w+|"
     r"instead(?!\s+of)|explanation|rationale|explication|explicación|объяснение|解析|解释|理由|分析|解説|説明|해설|설명)\b|"
-    r"\s*(?:因为|由于|选项|项|是正确|正确|の|です|でし|である|であり|だ|となる|と考え|と思|と判断|にな[るり]|が正|を選|が適|"
-    r"입니다|이다|이며|이고|이라|임|번|로|예요|이에요|가\s*정답|이\s*정답|라고|야)"
+    r"\s*(?:因为|由于|选项|[两二三四]?项|作为|是正确|正确|の|です|でし|である|であり|だ|とな[るり]|と考え|と思|と判断|にな[るり]|が正|を選|が適|"
+    r"입니다|이다|이며|이고|이라|임|번|로|다(?=[.\s]|$)|가\s*(?:된|됩)|예요|이에요|가\s*정답|이\s*정답|라고|야)"
 )
+REASON = r"\s+(?:because|since|not\s+(?-i:[A-Z])\b|rather\s+than|car|puisque|porque|ya\s+que|потому|так\s+как)\b"
 CONNECTIVE = r"[.,]\s*(?:because|since|as|due|the|this|it|car|parce|puisque|porque|ya que|так как|потому)\b"
 # The rest of a species' name after its genus: "E. coli" where options are known by their letters only.
 SPECIES = (
@@ -270,13 +285,13 @@ RUN_ON = (
     # on a line of its own; a numbered vignette after an empty line
     r"(?=[^\S\n]*\n)\s*+(?:question|instruction|问题|質問|問題|문제|질문|pregunta|вопрос|q|user|human)\s*\d*\s*[:：]|"
     r"(?=[^\S\n]*\n[^\S\n]*\n)\s*+\d+\s*[.)、]\s*(?:an?\s+\d+[- ](?:year|month|week|day)|患者[,，]?\s*[男女])|"
-    r"\s*+<\|(?:start_header_id|begin_of_text)\|>)"
+    r"\s*+(?:<\|(?:start_header_id|begin_of_text|im_start)\|>|(?:</s>|<s>)?\s*\[INST\]|<start_of_turn>))"
 )
 YES_NO = frozenset("yes no maybe да нет oui non sí si là 是 否 はい いいえ 예 네 아니오 아니요".split())
 # A verdict of falsehood right after a letter: "A - incorrect" opens a judgement of every option, not an answer.
 WRONG_AFTER = (
     r"\W*(?:(?:is\s+|est\s+|es\s+)?(?:incorrect|wrong|false|faux|fausse|inexact|fals[oa]|неверн|неправильн)|错|不正确|"
-    r"誤|正しくない|틀리|틀렸|옳지|no\b(?=\W*(?:$|\n|[A-Z]\b)))"
+    r"誤|正しくない|不正解|오답|[❌✗✘×☒]|틀리|틀렸|옳지|no\b(?=\W*(?:$|\n|[A-Z]\b)))"
 )
 # What may follow an option's text where words are not set apart by spaces: the copula of a statement.
 COPULA = r"です|でし|である|であり|だ(?:[。、と]|$)|となる|と考え|と思|이다|입니다|이며|이고|임(?:\W|$)|이에요|예요"

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from mmed_jax.evaluation import answer_rules as R
 
 _RUN_ON = re.compile(R.RUN_ON, re.IGNORECASE)
+# Where the first line is the answer, a vignette in a paragraph of its own is another question's.
+_ANSWERED = re.compile(r"\W{0,12}(?:answer\W{1,4})?\(?[A-J]\b[).]?[^\n]{0,200}\n[^\S\n]*\n", re.IGNORECASE)
+_NEXT_CASE = re.compile(r"(?<=\S)[^\S\n]*+\n[^\S\n]*+\n\s*+An?\s\d+[- ](?:year|month|week|day)s?[- ]old\b[^\n]*\?")
 _NAMES = r"(?:think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad|inner_monologue|seed:think)"
 _THOUGHT = re.compile(
     rf"<{_NAMES}>|\[THINK\]|◁think▷|<\|(?:begin_of_thought|START_THINKING)\|>|<\|channel\|>\s?(?:analysis|commentary)\b|"
@@ -45,7 +48,17 @@ _CHANGES: tuple[tuple[re.Pattern, str | Callable[[re.Match], str]], ...] = (
     ),
     (re.compile(rf"(?<=⟦boxed⟧ [A-Z]){_BOXES}(?=[A-Z]\b)"), ", "),
     (re.compile(r"\\[()\[\]]"), " "),
+    (re.compile(r"\\(?=[%&_])"), ""),
     (re.compile(r"[*`$#]|__"), ""),
+)
+
+
+# Letters of the Russian alphabet as labels of options: "Б)", "ответ: Б". Б and Г look like no Latin letter; where they
+# stand, В is the third and С none.
+_ALPHABET = {"А": "A", "Б": "B", "В": "C", "Г": "D"}
+_CYRILLIC = re.compile(
+    r"(?<![^\W_])([АБВГ])(?=\s?[.):;,»\"]|\s{0,3}(?:$|\n|[—–-]\s|и\s[АБВГ]\b))|"
+    r"(?<=ответ: )([абвг])(?=\W{0,3}$)"
 )
 
 
@@ -74,7 +87,10 @@ def prepare(text: str, aligned: bool = False) -> Prepared:
     else:
         text, offsets = unicodedata.normalize("NFKC", text), []
     first = _THOUGHT_END.search(text)  # a thought may quote questions
-    if cut := _RUN_ON.search(text, first.end() if first else 0):
+    begin = first.end() if first else 0
+    if cut := _NEXT_CASE.search(text, begin) if _ANSWERED.match(text, begin) else None:
+        cut = min(cut, _RUN_ON.search(text, begin) or cut, key=lambda m: m.start())
+    if cut := cut or _RUN_ON.search(text, begin):
         end = offsets[cut.start()] if aligned else 0
         text = text[: cut.start()]
     start, stop, thinking = _without_thoughts(text)
@@ -87,6 +103,15 @@ def prepare(text: str, aligned: bool = False) -> Prepared:
             text = pattern.sub(new, text)
     start = len(text) - len(text.lstrip())
     return Prepared(text.strip(), offsets[start:] if aligned else None, end, thinking, cut is not None)
+
+
+def in_latin(text: str) -> str:
+    """The text with the labels of options, А, Б, В, Г, in Latin letters of the same places, if those of them that look
+    like no Latin letter show that they are Russian."""
+    labels = {(m[1] or m[2]).upper() for m in _CYRILLIC.finditer(text)}
+    if not labels & {"Б", "Г"}:
+        return text
+    return _CYRILLIC.sub(lambda m: _ALPHABET[m[0].upper()], text)
 
 
 def _without_thoughts(text: str) -> tuple[int, int, bool]:

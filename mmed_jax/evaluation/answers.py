@@ -10,7 +10,8 @@ Order (the first stage that finds something decides):
      line is; it opens with "B. ..." (and is not a restated list)
   3. verdicts, "B is correct", all of them together, unless one option alone is called false
   4. the last line is nothing but letters, or "yes", "no", "да", ... where those are the options
-  5. the reply, or its first line, is exactly one option's text
+  5. the reply, or its first line, is exactly one option's text, also with its letter, "Aspirin (A)"
+  6. the last sentence concludes with an option's text and its letter, "The drug of choice is aspirin (A)."
 After a statement's letter the rest of it is read: "A. aspirin, C. heparin" is a set (answer_sets). Of a cut reply only
 what opens or closes it counts (answer_cut).
 What is denied, conditional or of the wrong answers is no statement ("incorrect answer: C"; see answer_context).
@@ -18,7 +19,8 @@ Nothing found is None: scored as wrong and counted as unparsed. There is no "any
 
 A letter counts only where something that may follow an answer follows it: the end, punctuation, "because", the
 option's own text. "The answer is A patient...", "C. difficile", "B cell", "Réponse : C'est..." are not answers.
-NFKC is applied here only, to a copy. Cyrillic А В С Е are read as Latin in Russian context only. Several answers
+NFKC is applied here only, to a copy. Cyrillic А В С Е are read as Latin in Russian context only, А Б В Г as
+the first four letters where Б or Г labels an option. Several answers
 ("A,C", "A et C", "A、C", "ACD") are sets, returned sorted and joined by commas.
 
 split_rationale gives what was written before the statement that decided.
@@ -32,9 +34,9 @@ from mmed_jax.evaluation import answer_rules as R
 from mmed_jax.evaluation.answer_cut import is_cut
 from mmed_jax.evaluation.answer_json import is_torn
 from mmed_jax.evaluation.answer_reader import Found, Reader, normalise
-from mmed_jax.evaluation.answer_text import Prepared, fold, prepare
+from mmed_jax.evaluation.answer_text import Prepared, fold, in_latin, prepare
 
-RULES_VERSION = 4  # goes into results; raise it when a rule changes
+RULES_VERSION = 5  # goes into results; raise it when a rule changes
 
 _LEAD_IN, _MARK = (re.compile(p, re.IGNORECASE) for p in (R.LEAD_IN, R.RATIONALE_MARK))
 _SPECIAL = re.compile(r"<\|[a-z_]+\|>|</s>")
@@ -115,7 +117,7 @@ def _decide(
     copy: Prepared, options: Mapping[str, str] | Sequence[str], language: str | None, finish_reason: str | None
 ) -> Found | None:
     """The first stage that finds something in the prepared text."""
-    text = copy.text
+    text = in_latin(copy.text) if language == "ru" else copy.text
     if not text:
         return None
     texts = {k: fold(v) for k, v in options.items()} if isinstance(options, Mapping) else {}
@@ -126,5 +128,6 @@ def _decide(
         stages = (lambda t: reader.statements(t, cut=True, thinking=inside), reader.opening_of_cut)
         stages = stages[:1] if inside else stages
     else:
-        stages = (reader.statements, reader.opening, reader.verdicts, reader.last_line, reader.option_text)
+        stages = (reader.statements, reader.opening, reader.verdicts, reader.last_line)
+        stages += (reader.option_text, reader.closing)
     return next((found for stage in stages if (found := stage(text))), None)
