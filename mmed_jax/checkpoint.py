@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from mmed_jax.agreement import agree_on, any_text, on_main, same_storage
 from mmed_jax.checkpoint_keep import Keep, space_problem
-from mmed_jax.checkpoint_lost import SAVED_KEY, lost, say_odd_steps
+from mmed_jax.checkpoint_lost import SAVED_KEY, lost, say_odd_steps, say_older
 from mmed_jax.checkpoint_read import (
     available_steps,
     check_files,
@@ -304,6 +304,8 @@ class Checkpointer:
                 for newer in (s for s in steps if s > step and s not in damaged):
                     damaged[newer] = f"{MANIFEST} is missing"
                     say(f"checkpoint {self._folder / str(newer)} is damaged and is not used: {damaged[newer]}")
+                if jax.process_index() == 0 and not damaged:
+                    say_older(self.run_dir, step)
                 self._set_aside(damaged)
                 self.newest = step
                 give_back_freed_memory()

@@ -31,13 +31,23 @@ def lost(run_dir: Path) -> None:
         )
 
 
+def say_older(run_dir: Path, step: int) -> None:
+    """Says that the newest checkpoint, of `step`, is older than one that the run's own numbers know of."""
+    saved = _last_saved(read_metrics(run_dir), 0)
+    if saved is not None and saved > step:
+        say(
+            f"warning: {METRICS_FILE} says that a checkpoint of step {saved:,} was saved, the newest in "
+            f"{run_dir / CHECKPOINTS} is of step {step:,}: going on from there, what came after it is trained again"
+        )
+
+
 def _last_saved(records: Records, every_steps: int) -> int | None:
     """A step of which a checkpoint was saved since the run last began at step 0; None when nothing says so."""
     begun, steps = False, []
     for event in records.events:
         if event["event"] == "start" and event["step"] == 0:
             begun, steps = True, []
-        elif event["event"] in ("start", "stopped", "end"):
+        elif event["event"] in ("start", "end"):  # "stopped" is written before its checkpoint is whole
             steps.append(int(event["step"]))
     # (Records beyond the last start at step 0 are left out by the reader.)
     steps += [r[SAVED_KEY] for r in records.train if isinstance(r.get(SAVED_KEY), int)]

@@ -215,7 +215,7 @@ def test_a_file_or_a_dangling_link_as_folder(tmp_path, make, which):
 # What metrics.jsonl says: {event: step}, the last training step, the newest checkpoint by then, every_steps.
 LOST = {
     "finished": ([("start", 0), ("end", 80)], 80, None, 0),
-    "stopped": ([("start", 0), ("stopped", 40)], 40, None, 0),
+    "stopped": ([("start", 0), ("stopped", 40), ("end", 40)], 40, None, 0),
     "resumed once": ([("start", 0), ("start", 20)], 22, None, 0),
     "killed after a save": ([("start", 0)], 75, 70, 5),
     "killed, by an earlier version": ([("start", 0)], 11, None, 5),
@@ -226,6 +226,7 @@ NOTHING_LOST = {
     "only begun": ([("start", 0)], 0, None, 5),
     "killed before the first save": ([("start", 0)], 40, None, 0),
     "killed in the first save": ([("start", 0)], 7, None, 5),
+    "stopped, and killed in the save that this began": ([("start", 0), ("stopped", 40)], 40, None, 0),
     "begun again, killed before the first save": ([("start", 0), ("end", 80), ("start", 0)], 4, None, 0),
 }
 
@@ -256,6 +257,18 @@ def test_a_run_that_never_saved_starts_again(tmp_path, case):
     run_of(tmp_path, *NOTHING_LOST[case])
     with checkpointer(tmp_path) as c:
         assert c.restore_latest(abstract(make_state())) is None
+
+
+@pytest.mark.parametrize(("newest", "said"), [(70, 0), (65, 1)])
+def test_a_newest_checkpoint_that_is_gone_is_told(tmp_path, capfd, newest, said):
+    """Older ones are left: a copy of yesterday, a folder that was removed."""
+    with checkpointer(tmp_path) as c:
+        save(c, newest)
+    run_of(tmp_path, [("start", 0)], 75, 70, 5)
+    with checkpointer(tmp_path) as c:
+        _, meta = c.restore_latest(abstract(make_state()))
+    assert meta["step"] == newest
+    assert capfd.readouterr().err.count("a checkpoint of step 70 was saved, the newest in") == said
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
