@@ -18,6 +18,7 @@ _KEY_LIKE = re.compile(r"\b(?:sk|pk|rk)-[\w*-]{4,}|(?i:bearer)\s+\S+")
 _SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?(?:_?\d+)?$", re.IGNORECASE)  # names of variables
 _LEAST_SECRET = 12  # letters: a shorter one is no secret, and its letters may be in any answer
 _MOST_TOKENS = 10**9  # of one request; more is no count
+_LONGEST_TOKEN = 128  # letters, in any vocabulary
 _COUNTS = (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
 
 
@@ -65,7 +66,7 @@ def usage_of(
 
     What is billed as an answer is the most that the counts support: reasoning tokens stand inside completion_tokens at
     some endpoints and beside them at others, where only total_tokens, or their being more, tells. Counts that cannot be
-    (a prompt of no tokens, a text of none) are no counts.
+    (a prompt of no tokens, a text of too few) are no counts.
     """
     usage = reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
@@ -81,7 +82,7 @@ def usage_of(
     if reasoning > completion:  # so it is no part of them
         completion += reasoning
     completion = max(completion, (token_count(usage.get("total_tokens")) or 0) - prompt)
-    if text and text.strip() and not completion:
+    if len((text or "").strip()) > completion * _LONGEST_TOKEN:
         return None, None, None, None
     details = usage.get("prompt_tokens_details")
     cached = token_count(details.get("cached_tokens")) if isinstance(details, dict) else 0

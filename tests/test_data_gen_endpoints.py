@@ -267,6 +267,13 @@ def test_the_most_that_the_counts_support_is_the_cost(usage, expected):
     assert _counts(**{"prompt_tokens": 100, **usage}) == (expected or (None, None, None))
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 3, 4, 100])
+def test_a_text_has_as_many_tokens_as_it_needs_at_least(tokens):
+    reply = {"choices": [{"message": {"content": "fever " * 80}, "finish_reason": "stop"}],
+             "usage": {"prompt_tokens": 100, "completion_tokens": tokens}}  # fmt: skip
+    assert (read_completion(reply, PRICE).cost is None) == (tokens < 4)
+
+
 def test_max_usd_stops_where_reasoning_stands_beside_the_limit_of_an_answer(tmp_path):
     """The bound of a request does not know of it; the first answers tell."""
 
