@@ -23,7 +23,7 @@ from typing import Any
 
 from mmed_jax import console
 from mmed_jax.data.jsonl import loads
-from mmed_jax.errors import UserError, WorkError, one_line
+from mmed_jax.errors import UserError, WorkError, one_line, warn
 from mmed_jax.inputs import check_file
 
 METRICS_FILE = "metrics.jsonl"
@@ -142,6 +142,12 @@ class MetricsLogger:
             return
         line = json.dumps(json_value(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
         try:
+            if not os.path.exists(self._path) and os.fstat(self._file.fileno()).st_nlink == 0:
+                # Its folder is gone as well, perhaps; written to nowhere it would be without an error.
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file.close()
+                self._file = open(self._path, "ab", buffering=0)
+                warn(f"{self._path}: was removed while the run went on; what it held is lost, a new one is begun")
             # One unbuffered write, so that a kill tears at most the last line.
             if self._file.write(line) != len(line):
                 raise OSError("the disk is full")

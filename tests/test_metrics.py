@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shutil
 import sys
 import types
 
@@ -66,6 +67,17 @@ def test_missing_or_foreign_file_is_noted(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'[1]\n\xff\xfe\n{"kind": "train", "step": 1, "loss": 2}\n')
     records = read_metrics(tmp_path)
     assert len(records.notes) == 2 and records.series("loss") == ([1], [2.0])
+
+
+def test_a_file_that_is_removed_meanwhile_is_begun_again(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with MetricsLogger(tmp_path / "run", tensorboard=False) as log:
+        log.train(1, {"loss": 1.0})
+        shutil.rmtree(tmp_path / "run")
+        log.train(2, {"loss": 2.0})
+        log.train(3, {"loss": 3.0})
+    assert read_metrics(tmp_path / "run").series("loss") == ([2, 3], [2.0, 3.0])
+    assert capsys.readouterr().err.count("was removed while the run went on") == 1
 
 
 def test_not_main_writes_nothing(tmp_path):
