@@ -278,9 +278,31 @@ def _drop_eot(folder):
     (folder / "special_tokens_map.json").unlink()
 
 
+def change(**parts):
+    """A change of the parts of a folder's tokenizer.json."""
+
+    def write(folder):
+        state = json.loads((folder / "tokenizer.json").read_text())
+        for name, part in parts.items():
+            state[name] = {**(state[name] if name == "model" else {}), **part}
+        (folder / "tokenizer.json").write_text(json.dumps(state))
+
+    return write
+
+
 BROKEN = {
     "empty folder": (lambda f: shutil.rmtree(f) or f.mkdir(), "neither tokenizer.json nor"),
     "cut json": (lambda f: (f / "tokenizer.json").write_text('{"model": \n{'), r"tokenizer.json:2: not JSON"),
+    "prefix that its merges have not": (
+        change(model={"continuing_subword_prefix": "##", "merges": [["t", "h"]]}), "the merge .* has none",
+    ),
+    "two tokens of one id": (change(model={"vocab": {"a": 0, "b": 0}}), "gives 2 tokens 1 ids"),
+    "an id without end": (change(model={"vocab": {"a": 0, "b": 2**31}}), "holds the id 2147483648"),
+    "token in front that nothing says the id of": (
+        change(post_processor={"type": "TemplateProcessing", "special_tokens": {}, "pair": [],
+                               "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]}),
+        "post_processor names <s>, which is not in its special_tokens",
+    ),
     "json of something else": (lambda f: (f / "tokenizer.json").write_text("{}"), "cannot be loaded"),
     "git-lfs pointer": (
         lambda f: (f / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),

@@ -16,7 +16,7 @@ from mmed_jax.data.formats import SYNTAXES, ChatSyntax, missing, syntax_of, toke
 from mmed_jax.data.jsonl import BadJSON, loads
 from mmed_jax.data.sentencepiece_file import convert, is_sentencepiece
 from mmed_jax.data.template_probe import render
-from mmed_jax.errors import UserError
+from mmed_jax.errors import UserError, one_line
 from mmed_jax.errors import warn as warn
 from mmed_jax.inputs import check_file, open_file, what_is
 from mmed_jax.paths import expand_home
@@ -38,6 +38,8 @@ _FILES = (
     "chat_template.json",
 )  # fmt: skip
 _LARGEST = 256 << 20  # bytes; the largest known tokenizer.json has 35 MB
+
+_LARGEST_ID = 1 << 24  # eighty times the largest known vocabulary; room is made for every id up to the last
 
 _PROBE = [{"role": r, "content": f" {r} text "} for r in ("system", "user", "assistant", "user")]
 _PLAIN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # tokenizer -> what _plain_encoder gives
@@ -252,17 +254,48 @@ def _load_hf(folder: Path) -> "PreTrainedTokenizerFast":
     if what_is(folder / "additional_chat_templates") == "a folder":
         for file in (folder / "additional_chat_templates").iterdir():
             check_file(file, f"tokenizer: {file}")
+    if problem := _would_abort(said.get("tokenizer.json", {})):
+        raise UserError(f"tokenizer: {folder / 'tokenizer.json'} cannot be loaded: {problem}")
     try:
         tok = _transformers().PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except (KeyboardInterrupt, SystemExit):
         raise
     # The library raises plain Exception for a malformed vocabulary, and its part in Rust a BaseException.
     except BaseException as e:
-        raise UserError(f"tokenizer: {folder / 'tokenizer.json'} cannot be loaded: {str(e)[:300]}") from e
+        raise UserError(f"tokenizer: {folder / 'tokenizer.json'} cannot be loaded: {one_line(e)[:300]}") from e
     wanted = said.get("tokenizer_config.json", {}).get("add_bos_token")  # the library passes over it
     if isinstance(wanted, bool):
         tok.init_kwargs["add_bos_token"] = wanted
     return tok
+
+
+def _would_abort(state: dict) -> str:
+    """What the library's part in Rust would end the process for, on loading or at the first text; "" for nothing."""
+    model, processor = state.get("model"), state.get("post_processor")
+    model = model if isinstance(model, dict) else {}
+    if isinstance(vocab := model.get("vocab"), dict):
+        ids = [i for i in vocab.values() if type(i) is int]  # others are refused in loading
+        if max(ids, default=0) > _LARGEST_ID:
+            return f"model.vocab holds the id {max(ids)}; the largest that is read is {_LARGEST_ID}"
+        if len(set(ids)) < len(ids):
+            return f"model.vocab gives {len(ids)} tokens {len(set(ids))} ids; each needs one of its own"
+    if isinstance(prefix := model.get("continuing_subword_prefix"), str) and prefix:
+        merges = model.get("merges")
+        for merge in merges if isinstance(merges, list) else []:
+            parts = merge.split(" ") if isinstance(merge, str) else merge
+            if isinstance(parts, list) and not str(parts[-1:] and parts[-1]).startswith(prefix):
+                return f"model.continuing_subword_prefix is {prefix[:20]!r}, and the merge {str(merge)[:60]} has none"
+    more = processor.get("processors") if isinstance(processor, dict) else None
+    for step in [processor, *(more if isinstance(more, list) else [])]:
+        if not isinstance(step, dict) or step.get("type") != "TemplateProcessing":
+            continue
+        known = step.get("special_tokens")
+        for part in (p for name in ("single", "pair") if isinstance(step.get(name), list) for p in step[name]):
+            token = part.get("SpecialToken") if isinstance(part, dict) else None
+            name = token.get("id") if isinstance(token, dict) else None
+            if isinstance(name, str) and not (isinstance(known, dict) and name in known):
+                return f"post_processor names {name[:60]}, which is not in its special_tokens"
+    return ""
 
 
 def _load_model_file(path: Path) -> "PreTrainedTokenizerFast":
