@@ -20,6 +20,8 @@ def shown_url(url: str) -> str:
     found = _SCHEME.match(url)
     scheme = found[0] if found else ""
     rest = url[len(scheme) :]
+    host = re.split(r"[/?#]", rest)[0]
+    rest = re.sub("(?i)%3a", ":", re.sub("%40|\uff20", "@", host)) + rest[len(host) :]
     before, at, after = rest.rpartition("@")
     if at and (":" in before or "@" in re.split(r"[/?#]", rest)[0]):
         rest = after

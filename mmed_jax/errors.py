@@ -51,8 +51,10 @@ def one_line(error: BaseException) -> str:
 
 def _without_passwords(text: str) -> str:
     """A message that quotes the command line without the name and password of an address in it."""
-    if "unrecognized arguments" in text:  # an address that was given to a misspelt flag, in whatever form
-        return re.sub(r"[^\s=]*:.*@", "***@", text)
+    before, unknown, given = text.partition("unrecognized arguments: ")
+    if unknown:  # an address that was given to a misspelt flag, in whatever form
+        given = re.sub(r"(?is)[^\s=]*(?::|%3a).*(?:@|%40|\uff20)", "***@", given)
+        return before + unknown + re.sub(r"(=[^\s?#]*[?#])\S*", r"\1***", given)
     return re.sub(r"(//|--[\w.-]+=)[^\s]*:[^\s]*@", r"\1***@", text)
 
 
