@@ -22,9 +22,9 @@ _NOT_CHOSEN = re.compile(
 )
 # Earlier in the sentence: what others think, or what is denied as a whole ("I don't think ...", "no creo que ...").
 _NOT_SAID = re.compile(
-    r"(?:\b(?:students?|candidates?|people|residents?|examinees|(?:one|you)\s+(?:might|may|could))\s+(?:\w+\s+)?"
-    r"(?:think|believe|assume|choose|say|pick)\b|"
-    r"(?:\b(?:not|never)|n['’]t)\s+(?:think|believe|say|agree|true)\b|^\W*(?:would|do|did)\s+you\s+\w+|"
+    r"(?:\b(?:students?|candidates?|people|residents?|examinees|some|others|many|(?:one|you)\s+(?:might|may|could))\s+"
+    r"(?:\w+\s+)?(?:think|believe|assume|choose|say|pick|argue|guess)\b|\bdoubt\b|"
+    r"(?:\b(?:not|never)|n['’]t)\s+(?:think|believe|say|agree|true|sure|certain|convinced)\b|^\W*(?:would|do|did)\s+you\s+\w+|"
     r"\b(?:wrong|incorrect|mistake|tempting)\s+to\s+(?:say|think|assume|believe|choose|pick|conclude)\b|"
     r"\b(?:no\s+(?:es\s+(?:cierto|verdad)|creo|pienso)\s+que|ne\s+(?:pense|crois)\s+pas\s+que|"
     r"n['’]est\s+pas\s+vrai\s+que|не\s+(?:думаю|считаю)|неверно,?\s+что)\b)(?:(?!\bbut\b)[^,])*$",
@@ -98,6 +98,22 @@ _MORE_AFTER = re.compile(
     r"[^\W\d_\u3040-\u9fff\uac00-\ud7a3]",
     re.IGNORECASE,
 )
+
+
+# A verdict on one option, "D - 정답", where the next line speaks of another.
+_VERDICT = re.compile(r"(?:^|\n)\W{0,4}[A-J]\s{0,2}[.:)–—-]\s{0,2}$")
+# "(Choice A) ... (Choice E) ...": notes on options.
+_ASIDE = re.compile(r"\W{0,4}\((?:choice|option)\s", re.IGNORECASE)
+
+
+def verdict(text: str, start: int) -> bool:
+    """Whether a letter is all that stands before `start` on its line, so that what follows judges that option."""
+    return _VERDICT.search(text[max(0, start - 12) : start]) is not None
+
+
+def aside(text: str) -> bool:
+    """Whether the text opens with a note on one option, "(Choice A)"."""
+    return _ASIDE.match(text) is not None
 
 
 def other_head(text: str, start: int) -> bool:

@@ -38,8 +38,8 @@ _CONCLUDES = re.compile(
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(
-    r"\b(?:not?|n['’]t|unlike|than|instead|rather|except|without|rules?|excludes?|less|never|but|although|if|unless|differential|"
-    r"pas|sauf|non|moins|mais|si|exclu\w*|sin|menos|pero|descarta\w*|не|без|кроме|если|исключ\w*)\b|"
+    r"\b(?:not?|n['’]t|unlike|than|instead|rather|except|without|rules?|excludes?|less|never|consider|remember|but|although|if|unless|differential|"
+    r"pas|sauf|non|moins|mais|si|exclu\w*|élimin\w*|différentiel|sin|menos|pero|descarta\w*|diferencial|не|без|кроме|если|исключ\w*)\b|"
     r"不|非|排除|但|如果|除|ない|除外|もし|않|아니|제외|만약",
     re.IGNORECASE,
 )

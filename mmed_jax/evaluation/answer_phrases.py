@@ -17,7 +17,7 @@ _LONE = rf"(?={_CALLED}{_LETTER}\s{{0,3}}{_AFTER})"
 _NOT_ASKED = r"(?![^.!\n]{0,80}\?)"
 _ENDS = rf"(?={_CALLED}{_LETTER}[.。!]?\s{{0,3}}(?:$|\n))"
 # Nothing else is left, as "this leaves B and D" would say.
-_ALONE = rf"{_LONE}(?![^.;\n]{{0,80}}\b(?:and|or)\b)"
+_ALONE = rf"{_LONE}(?![^.\n]{{0,80}}\b(?:and|or)\b)"
 _WAS = r"(?-i:[A-JАВСЕ])[)\]\"'”]?\s{0,2},?\s{0,2}"
 
 PHRASES: tuple[tuple[str, str], ...] = (

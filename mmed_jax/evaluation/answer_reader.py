@@ -17,8 +17,6 @@ _NEGATED_BEFORE, _FOLLOWS, _CONNECTIVE, _NOISE, _WRONG, _WEAK = (
     for p in (R.NEGATED_BEFORE, R.FOLLOWS, R.CONNECTIVE, rf"\W{{0,40}}{R.NOISE}", R.WRONG_AFTER, R.WEAK)
 )
 
-# "D - 정답" and the next line: a verdict on D, and no heading.
-_ONE_OF_THEM = re.compile(r"(?:^|\n)\W{0,4}[A-J]\s{0,2}[.:)–—-]\s{0,2}$")
 # The number of a question, or a guess.
 _BEFORE_BARE = re.compile(
     r"\s{0,4}(?:(?:q(?:uestion)?\s?)?\d{1,3}\s?[.):]|probably|(?:most\s+)?likely|definitely|clearly|probablement|"
@@ -96,7 +94,7 @@ class Reader:
         for rule, anchor in P.anchors():
             for m in anchor.finditer(text):
                 hit = self._after_anchor(text, m, self.russian or rule in R.RUSSIAN)
-                if not hit or _ONE_OF_THEM.search(text[max(0, m.start() - 12) : m.start()]) and "\n" in m[0]:
+                if not hit or "\n" in m[0] and C.verdict(text, m.start()):
                     continue
                 if rule == "conclusion" and not self._closes(text, hit):
                     continue
@@ -279,6 +277,7 @@ class Reader:
             after = text[m.end() :].lstrip()
             marked = after[:1] in tuple(".:)、-–—(,") or m["s"].strip()[-1:] in ")]】」"
             marked = marked or m["s"].strip().isupper() and self._said_of(text, m)
+            marked = marked and not C.aside(text)
             if marked and self.options.at(text, 0) is None and not _WRONG.match(text, m.end()):
                 return Found(self._join(m["s"]), "leading")
         return None

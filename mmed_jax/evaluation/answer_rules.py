@@ -25,7 +25,7 @@ _EN_NOUN = (
     r"(?:steps?|diagnos[ie]s|causes?|treatments?|management|therapy|options?|choices?|answers?|explanation|interventions?|"
     r"(?:treatment\s+)?options?|drugs?|medications?|antibiotic|agent|tests?|investigation|study|imaging|procedure|modality|"
     r"approach|strategy|regimen|action|response|statements?|mechanism|etiology|organism|pathogen|microorganism|virus|"
-    r"condition|disease|disorder|finding|match|complication|recommendation|one|fit)"
+    r"condition|disease|disorder|abnormality|deficiency|defect|lesion|structure|site|location|source|enzyme|nerve|finding|match|complication|recommendation|one|fit)"
 )
 _FR_NOUN = (
     r"(?:diagnostic|traitement|réponse|option|proposition|choix|cause|étiologie|examen|conduite(?:\s+à\s+tenir)?|"
@@ -75,8 +75,9 @@ ANCHORS: tuple[tuple[str, str], ...] = (
         "sentence:en",
         rf"\b(?:{EN_MOST}|(?<!second )(?<!second-)(?<!next )(?<!next-)best|next\s+best(?!\s+(?:answer|option|choice))|"
         r"correct|right|closest|first)\s+"
-        rf"(?:(?:next|initial|first|possible|overall|single|underlying|clinical|additional)\s+){{0,3}}{_EN_NOUN}"
-        r"(?:\s+(?:in|for|of|to|among|from|with|by|here|given|that)\b[^.;:\n]{0,60}?)?"
+        rf"(?:(?:next|initial|first|possible|overall|single|underlying|clinical|additional|causative|electrolyte|primary)\s+){{0,3}}{_EN_NOUN}"
+        r"(?:\s+(?:in|for|of|to(?!\s+(?:exclude|consider|rule|avoid|remember))|among|from|with|by|here|given|that)\b"
+        r"[^.;:\n]{0,60}?)?"
         r"\s+(?:is|are|would\s+be|should\s+be|will\s+be|(?:seems|appears)\s+to\s+be)\s{0,3}:?"
         r"\s{0,3}(?:therefore|thus|clearly|likely|probably|most\s+likely|indeed)?,?",
     ),
@@ -232,7 +233,7 @@ VERDICT_AFTER = (
     r"\s*(?:が|は|[.:\s])\s*(?:正しい|該当する|適切(?!で(?:は)?な))|"
     r"\s*번?(?:가|이)\s*(?:맞|옳|올바르|적절)|\s*번?(?:은|는)\s*(?:맞|옳)(?:다|습니다|음)|"
     # one after the other: "A - 오답", "D：正解", "E ✓"
-    rf"{_EACH}(?:정답|정답입니다|맞음|옳음|正解|正答|正确|正しい)(?=\W{{0,3}}(?:$|\n))|\s{{0,2}}[:.–—-]?\s{{0,2}}[✅✓✔☑√○⭕]"
+    rf"{_EACH}(?:对|정답|정답입니다|맞음|옳음|正解|正答|正确|正しい)(?=\W{{0,3}}(?:$|\n)|[。;,])|\s{{0,2}}[:.–—-]?\s{{0,2}}[✅✓✔☑√○⭕]"
 )
 # ... or of falsehood.
 FALSE_AFTER = (
@@ -244,7 +245,7 @@ FALSE_AFTER = (
     r"\s{0,3}(?:选项|项)?(?:是|说法)?(?:错误|不正确|错的|错(?=\W|$)|不对)|"
     r"\s{0,3}(?:が|は|[.:\s])\s?(?:誤り|誤っ|間違|正しくな|不適切|不正解)|"
     r"\s{0,3}번?(?:가|이|는|은)\s?(?:틀|옳지\s?않|올바르지\s?않|잘못|거짓|맞지\s?않)|"
-    rf"{_EACH}(?:오답|틀림|不正解|誤り|错误)(?=\W{{0,3}}(?:$|\n))|\s{{0,2}}[:.–—-]?\s{{0,2}}[❌✗✘×☒]"
+    rf"{_EACH}(?:错|오답|틀림|不正解|誤り|错误)(?=\W{{0,3}}(?:$|\n)|[。;,])|\s{{0,2}}[:.–—-]?\s{{0,2}}[❌✗✘×☒]"
 )
 # Words before a letter that make a suffix statement none: "nor B is correct", "vitamin B is correct".
 NEGATED_BEFORE = (
@@ -262,7 +263,7 @@ HEDGE = (
 FOLLOWS = (
     r"\s*(?:$|\n|[.。,、;:!?…(\[【「『〈《|⟦]|\s[-–—→]\s|[–—→])|"
     r"\s+(?:because|since|as|due|given|which|based|for|is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best)|"
-    r"are\s+correct|not\s+(?-i:[A-Z])|rather\s+than|i\.e(?=\.)|that\s+is|the\s+(?:single\s+)?(?:most\s+)?(?:correct|best|right|likely|appropriate)|car|parce|puisque|qui\s+(?:est|sont)|est\s+(?:la|correcte?|exacte?)|sont\s+(?:les|correct|exact|vrai)\w*|"
+    r"are\s+correct|here|not\s+(?-i:[A-Z])|rather\s+than|i\.e(?=\.)|that\s+is|the\s+(?:single\s+)?(?:most\s+)?(?:correct|best|right|likely|appropriate)|car|parce|puisque|qui\s+(?:est|sont)|est\s+(?:la|correcte?|exacte?)|sont\s+(?:les|correct|exact|vrai)\w*|"
     r"porque|ya\s+que|pues|dado|debido|es\s+(?:la|correct[ao])|son\s+(?:las|correct[ao]s)|"
     r"так\s+как|потому|поскольку|является|верн\w+|"
     r"instead(?!\s+of)|explanation|rationale|explication|explicación|объяснение|解析|解释|理由|分析|解説|説明|해설|설명)\b|"

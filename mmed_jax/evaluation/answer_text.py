@@ -56,6 +56,8 @@ _CHANGES: tuple[tuple[re.Pattern, str | Callable[[re.Match], str]], ...] = (
 # Letters of the Russian alphabet as labels of options: "Б)", "ответ: Б". Б and Г look like no Latin letter; where they
 # stand, В is the third and С none.
 _ALPHABET = {"А": "A", "Б": "B", "В": "C", "Г": "D"}
+_NAMED_RUSSIAN = re.compile(r"(?:вариант\w*|ответ\w*|пункт)\W{1,3}[БГ](?![^\W_])", re.IGNORECASE)
+_STANDING = re.compile(r"(?<![^\W_])[АБВГ](?![^\W_])|(?<=ответ: )[абвг](?=\W{0,3}$)")
 _CYRILLIC = re.compile(
     r"(?<![^\W_])([АБВГ])(?=\s?[.):;,»\"]|\s{0,3}(?:$|\n|[—–-]\s|и\s[АБВГ]\b))|"
     r"(?<=ответ: )([абвг])(?=\W{0,3}$)"
@@ -109,9 +111,9 @@ def in_latin(text: str) -> str:
     """The text with the labels of options, А, Б, В, Г, in Latin letters of the same places, if those of them that look
     like no Latin letter show that they are Russian."""
     labels = {(m[1] or m[2]).upper() for m in _CYRILLIC.finditer(text)}
-    if not labels & {"Б", "Г"}:
+    if not labels & {"Б", "Г"} and not _NAMED_RUSSIAN.search(text):
         return text
-    return _CYRILLIC.sub(lambda m: _ALPHABET[m[0].upper()], text)
+    return _STANDING.sub(lambda m: _ALPHABET[m[0].upper()], text)
 
 
 def _without_thoughts(text: str) -> tuple[int, int, bool]:
