@@ -54,7 +54,7 @@ def text_pattern(folded: str) -> re.Pattern:
 def text_suffix(folded: tuple[str, ...], suffix: str) -> re.Pattern:
     """One of the folded option texts (group "s"; longest first) with `suffix` after it."""
     one = "|".join(r"\s+".join(re.escape(w) for w in f.split()) for f in folded)
-    return re.compile(rf"(?<![^\W_の]|-)(?P<s>{one})[{R.CLOSE}]{{0,6}}(?:{suffix})", re.IGNORECASE)
+    return re.compile(rf"(?<![^\W_の项項]|-)(?P<s>{one})[{R.CLOSE}]{{0,6}}(?:{suffix})", re.IGNORECASE)
 
 
 @lru_cache(maxsize=128)

@@ -276,7 +276,7 @@ class Reader:
         if m and self._join(m["s"]) and self._may_end(text, m) and not self._restated(text, m):
             after = text[m.end() :].lstrip()
             marked = after[:1] in tuple(".:)、-–—(,") or m["s"].strip()[-1:] in ")]】」"
-            marked = marked or m["s"].strip().isupper() and self._said_of(text, m)
+            marked = marked or self._said_of(text, m)
             marked = marked and not C.aside(text)
             if marked and self.options.at(text, 0) is None and not _WRONG.match(text, m.end()):
                 return Found(self._join(m["s"]), "leading")
@@ -286,7 +286,8 @@ class Reader:
         """Whether the letter that opens the text is followed by its option's text alone, or by "because"."""
         after = text[m.end() :].partition("\n")[0]
         own = self.texts.get(self._join(m["s"]), "")
-        return bool(own) and _fold(after) == own or re.match(R.REASON, after, re.IGNORECASE) is not None
+        because = m["s"].strip().isupper() and re.match(R.REASON, after, re.IGNORECASE)
+        return bool(own and _fold(after) == own or because)
 
     def verdicts(self, text: str) -> Found | None:
         """Stage 3: "B is correct"; several of them make a set, since options are judged one by one."""
