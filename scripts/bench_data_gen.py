@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ if __name__ == "__main__" and str(ROOT) not in sys.path:
 
 from mmed_jax.config import Parser  # noqa: E402
 from mmed_jax.errors import UserError, WorkError, run_command  # noqa: E402
+from mmed_jax.telemetry import host_memory_peak_bytes  # noqa: E402
 
 STEPS = ("send", "fill", "resume")
 _WORDS = "a patient of years presents with fever cough pain in the chest and is treated with mg of drug daily".split()
@@ -81,8 +81,7 @@ def step(args: argparse.Namespace) -> dict:
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     if total != count or accepted < 0.95 * count:
         raise WorkError(f"{args.step}: {total} outcomes, {accepted} accepted, of {count} rows")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)
-    return {"rows": count, "seconds": seconds, "cpu_seconds": cpu, "mib": peak}
+    return {"rows": count, "seconds": seconds, "cpu_seconds": cpu, "mib": host_memory_peak_bytes() / 2**20}
 
 
 def _without_http(model) -> None:

@@ -189,7 +189,8 @@ def test_text_that_the_output_cannot_show_is_escaped(tmp_path, encoding):
 HALF_MADE = """
     import pathlib, signal, time
     from mmed_jax.errors import run_command
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup, or in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def main():
         half = pathlib.Path("half")
