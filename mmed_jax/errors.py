@@ -1,6 +1,7 @@
 """Two kinds of failure and how a command reports them.
 
-Exit codes of every command: 0 done, 1 the work itself failed, 2 the user's input or configuration is wrong.
+Exit codes of every command: 0 done, 1 the work itself failed, 2 the user's input or configuration is wrong; 128 + the
+number of the signal that ended it.
 """
 
 import difflib

@@ -76,9 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
     from mmed_jax.validation import by_language, validation_losses
 
-    start.enable_compile_cache(config.compile_cache, processes)
     devices = start.choose_devices(config)
     start.check_platform(config, devices[0].platform)
+    start.enable_compile_cache(config.compile_cache, processes)
     if devices[0].platform == "cpu":
         keep_freed_memory()
     sizes = {a: config.mesh[a] for a in sharding.MESH_AXES}

@@ -109,10 +109,14 @@ def _strange(language: str, text: str) -> bool:
 
 
 def _no_japanese(text: str, han: list[str]) -> bool:
-    """Han without any kana, or Han that Japanese has not: Chinese, or kana read in another encoding."""
+    """Han without any kana, or Han that Japanese has not: Chinese, or kana read in another encoding.
+
+    Findings and diseases in a row need no kana; characters that no Chinese text has show that they are Japanese.
+    """
     outside = _outside(han, "cp932")
     if not SCRIPTS["kana"].search(text):
-        return len(han) >= 10 or outside > 0
+        only = any(_outside([c], "gb2312") and _outside([c], "big5") for c in han)
+        return outside > 0 or len(han) >= 10 and not only
     # One may be a rarer form of a character; of several, or of most, there is no such text.
     return outside > (0.1 if outside * len(han) > 1.5 else 0.5)
 

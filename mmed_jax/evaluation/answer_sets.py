@@ -42,6 +42,15 @@ _SAYS = re.compile(
     r"[错误不誤]|である(?!。|$)|ではな|でな|ない|아니|틀|않",
     re.IGNORECASE,
 )
+# What is said of a letter, or of a whole list of them, that leaves no doubt: they are wrong.
+_WRONG = re.compile(
+    r"[\s,]{0,3}(?:\b(?:is|are|was|were|would\s+be|est|sont|serait|es|son|sería)\s{1,3})?"
+    r"(?:(?:all|both|clearly|tous|toutes|todas|ambas|все|都|均|すべて|모두)\s{0,3})?"
+    r"(?:\b(?:wrong|incorrect\w{0,2}|false|not\s+(?:correct|right|true|appropriate|indicated)|contraindicated|faux|fauss\w{1,2}|"
+    r"inexact\w{0,2}|contre-indiqué\w{0,2}|falsas?|contraindicad\w{1,2}|неверн\w{1,3}|неправильн\w{1,3}|ошибочн\w{1,3})\b|"
+    r"错|不正确|不对|は?(?:誤り|間違い|不正解)|[은는이가]?\s?(?:틀|오답))",
+    re.IGNORECASE,
+)
 # Between two letters: what follows is of another kind.
 _HEAD = re.compile(
     r":|\b(?:over|than|rather|instead|unlike|versus|vs|except|but|plutôt|que|sauf|lugar|vez|salvo|вместо|чем|кроме)\b|"
@@ -217,6 +226,8 @@ def _on_its_line(
 
 def _judged(text: str, this: _Member, joint: re.Match, letters: str, russian: bool) -> _Member | None:
     """`this` if it is given as an answer; None if it is judged apart, "unclear" where it can't be told."""
+    if _called_wrong(text, this, letters, russian):
+        return None
     unclear = _Member(this.letter, this.end, "unclear")
     if joint["or"]:
         return unclear
@@ -239,6 +250,19 @@ def _judged(text: str, this: _Member, joint: re.Match, letters: str, russian: bo
         return unclear if joint["and"] else None
     # "A (x), C (y) block it"; but "B. labetalol, A beta blocker"
     return unclear if this.how != "bare" or joint["and"] else None
+
+
+def _called_wrong(text: str, this: _Member, letters: str, russian: bool) -> bool:
+    """Whether the letter, or the list that begins with it, is said to be wrong: "; A, B and C are incorrect"."""
+    letter = rf"[{R.OPEN}]{{0,2}}(?-i:[{P.capitals(letters, russian)}])(?![{P.WORD}])"
+    step = rf"{_CLOSE}\s{{0,3}}(?:[,;、&]\s{{0,3}})?(?:{_AND}\s{{0,3}})?{letter}"
+    listed = re.compile(rf"(?:{step}){{0,{len(letters)}}}{_CLOSE}", re.IGNORECASE).match(text, this.end)
+    if this.how != "free":
+        return bool(_WRONG.match(text, listed.end()))
+    stop = _STOP.search(text, this.end, this.end + 300)
+    words = text[this.end : stop.start() if stop else this.end + 300]
+    after = _candidates(letters, russian)[1].search(words)
+    return bool(_WRONG.search(words[: after.start()] if after else words))
 
 
 def _side_by_side(
