@@ -14,13 +14,13 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from data_gen import batch_rows
 from data_gen import client as api
-from data_gen.batch_results import Results, count_of, id_of, read_line, state_of
+from data_gen.batch_replies import count_of, errors_of, files_of, id_of, made_from, state_of
+from data_gen.batch_results import Results, read_line
 from data_gen.batch_rows import UNSENT, Batch
 from data_gen.failures import Told
 from data_gen.ledger import Ledger
@@ -93,7 +93,9 @@ class Batches:
         self.most_tokens = settings.enqueued_tokens or 10**12
         self.capped = self.elsewhere = False
         self.told, self._stop = Told(say), None
-        self.failed = 0  # lines of batches so far that are to be asked again
+        # So far: answers, responses, lines that are to be asked again, batches cut into smaller ones.
+        self.answered = self.worked = self.failed = self.cut = 0
+        self.last = ""  # the end of the last one
         self._looks: dict[int, tuple[int, float, str]] = {}  # batch -> looks without results, the next, what was seen
 
     def __enter__(self) -> "Batches":
@@ -215,9 +217,7 @@ class Batches:
                     file_id = id_of(self.client.files.create(file=f, purpose="batch"))
                 batch = self._set(batch, file_id=file_id, state="uploaded")
             else:  # perhaps created by a process that was killed before it could say so
-                recent = islice(self.client.batches.list(limit=100), 500)
-                made = (b for b in recent if getattr(b, "input_file_id", None) == batch.file_id)
-                found = next((b for b in made if state_of(b) != "failed"), None)
+                found = made_from(self.client, batch.file_id)
         except openai.NotFoundError:  # an endpoint without a Batch API holds no batch
             self._give_up(batch._replace(state="ready"))
             raise
@@ -230,8 +230,8 @@ class Batches:
                 if not api.may_pass(e):  # refused, so there is none
                     self._give_up(batch._replace(state="ready"))
                 raise
-        self._set(batch, batch_id=id_of(found), state="created")
-        return f"batch {batch.id}: {batch.requests:,} requests sent ({found.id})"
+        batch = self._set(batch, batch_id=id_of(found), state="created")
+        return f"batch {batch.id}: {batch.requests:,} requests sent ({batch.batch_id})"
 
     def _look(self, batch: Batch) -> str:
         import openai
@@ -251,15 +251,17 @@ class Batches:
         if state not in _ENDED:
             done, total = count_of(found, "completed"), count_of(found, "total")
             return f"batch {batch.id}: {state}" + (f", {done:,} of {total:,}" if done is not None and total else "")
-        files = [getattr(found, name, None) for name in ("output_file_id", "error_file_id")]
-        if state == "failed" and not any(files) and not count_of(found, "completed"):
-            return self._failed(batch, found)
-        results = Results(self.ledger, batch, self.folder, self._answer, _LINES)
-        for file_id in filter(None, files):
-            self._fetch(results, str(file_id))
-        results.settle()
-        self.failed += results.again
+        output, errors = files_of(found)
         completed = count_of(found, "completed")
+        results = Results(self.ledger, batch, self.folder, self._answer, _LINES)
+        for file_id in (*output, *errors):
+            self._fetch(results, file_id)
+        if state == "failed" and results.refused(completed, bool(output)):
+            return self._failed(batch, errors_of(found), results.said)
+        results.settle()
+        self.failed, self.answered = self.failed + results.again, self.answered + len(results.answered)
+        self.worked += len(results.worked)
+        self.last = f"batch {batch.id}, {state}" + (f": {results.said}" if results.said else "")
         if missing := results.missing(state, completed):
             # Ended, and not to be read: perhaps not yet. Nothing is sent again for it.
             self.ledger.doubt(batch.owner).result()
@@ -284,15 +286,15 @@ class Batches:
         key, answer = read_line(line, self.price, self.told)
         if isinstance(answer, api.Stop):
             self._stop = answer
-            return key, api.Again(str(answer))
+            return key, api.Again(str(answer), cost=answer.cost, responded=answer.responded)
         return key, answer
 
-    def _failed(self, batch: Batch, found: Any) -> str:
-        errors = found.errors.data if found.errors and found.errors.data else []
-        said = api.redact("; ".join(f"{e.code}: {e.message}" for e in errors[:3]) or "no reason given")
-        if not any(e.code == "token_limit_exceeded" for e in errors):
+    def _failed(self, batch: Batch, errors: list[str], lines: str) -> str:
+        """A batch that was refused as a whole. lines: what those of its file of errors say, where it has no reason."""
+        said = api.redact("; ".join(errors[:3])) or lines or "no reason given"
+        if not any("token_limit_exceeded" in error for error in errors):
             self._give_up(batch)
-            raise api.Stop(f"the endpoint refused batch {found.id}: {said}")
+            raise api.Stop(f"the endpoint refused batch {batch.batch_id}: {said}")
         if len(self.all("created")) > 1:  # room comes with the end of the others
             self._set(batch, state="uploaded", batch_id="")
             return f"batch {batch.id}: waits for room"
@@ -300,5 +302,6 @@ class Batches:
             self._give_up(batch)
             raise api.Stop(f"the account's limit of enqueued tokens does not hold one request: {said}")
         self.most_tokens = max(1, batch.tokens // 2)
+        self.cut += 1
         self._give_up(batch)
         return f"batch {batch.id}: above the limit of enqueued tokens, cut into smaller ones"

@@ -8,49 +8,19 @@ from typing import Any
 
 from data_gen import client as api
 from data_gen.batch_rows import Batch
-from data_gen.failure_words import number_of, status_of
+from data_gen.claims import storable
+from data_gen.failure_words import message_of, number_of, status_of
 from data_gen.failures import Told, settle, settle_status
 from data_gen.ledger import Answer, Ledger
 from data_gen.prices import Price
 from data_gen.replies import read_json
 from data_gen.sender import ATTEMPTS, say
 from mmed_jax.data import jsonl
-from mmed_jax.errors import WorkError, one_line
+from mmed_jax.errors import one_line
 
-_STATES = {
-    "canceled": "cancelled", "succeeded": "completed", "success": "completed", "finished": "completed",
-    "ended": "completed", "done": "completed", "error": "failed", "errored": "failed", "timeout": "expired",
-    "timed_out": "expired", "timeout_exceeded": "expired",
-}  # fmt: skip
 # A line without a response says so of a request that was never worked on.
 _NOT_SENT = ("batch_expired", "batch_cancelled", "batch_canceled", "expired", "cancelled", "canceled")
 _PARAMS = ("seed", "max_completion_tokens", "max_tokens", "temperature", "top_p", "response_format")
-
-
-def state_of(found: Any) -> str:
-    """The state of a batch as the endpoint shows it. Raises WorkError for what is no batch."""
-    state = getattr(found, "status", None)
-    if not isinstance(state, str):
-        shown = api.redact(one_line(Exception(str(found))))[:80]
-        raise WorkError(f"the endpoint's answer on a batch is none ({shown}); the same command goes on")
-    return _STATES.get(state.lower(), state.lower())
-
-
-def id_of(found: Any) -> str:
-    """The id of a file or batch that was made. Raises WorkError when the endpoint's answer has none."""
-    if isinstance(name := getattr(found, "id", None), str) and name:
-        return name
-    shown = api.redact(one_line(Exception(str(found))))[:80]
-    raise WorkError(f"the endpoint's answer to a step of the Batch API has no id ({shown}); the same command goes on")
-
-
-def count_of(found: Any, name: str) -> int | None:
-    """A number of the batch's request_counts; None where it is not told."""
-    counts = getattr(found, "request_counts", None)
-    if getattr(counts, "total", None) == 0:  # no batch is empty: they are not filled in
-        return None
-    value = getattr(counts, name, None)
-    return value if isinstance(value, int) and value >= 0 else None
 
 
 class Results:
@@ -60,13 +30,14 @@ class Results:
       answer: reads a line (see `read_line`). size: lines a transaction.
 
     Attributes:
-      again: requests that are to be asked again.
+      again: requests that are to be asked again. answered, worked, used: requests for which there is an answer, a
+      response whatever is in it, a line. said: why a request was not answered, of the first line that says so.
     """
 
     def __init__(self, ledger: Ledger, batch: Batch, folder: Path, answer: Callable[[bytes], tuple], size: int):
         self.ledger, self.batch, self.folder, self.answer, self.size = ledger, batch, folder, answer, size
-        self.again = 0
-        self._answered: set[str] = set()  # requests for which there is a response
+        self.again, self.said = 0, ""
+        self.answered, self.worked, self.used = set[str](), set[str](), set[str]()
         self._failed: dict[str, api.Again] = {}
         self._odd: Counter[str] = Counter()
         self._unfetched = ""
@@ -96,19 +67,25 @@ class Results:
         held = {key for (key,) in self.ledger.query(sql, self.batch.owner)}
         with open(path, "rb") as lines:
             while chunk := [line for _, line in zip(range(self.size), lines)]:
-                found = [self.answer(line) for line in filter(bytes.strip, chunk)]
-                known, waiting = self.ledger.rows({key for key, _ in found if key is not None}), []
-                for key, answer in found:
+                found = [(line, *self.answer(line)) for line in filter(bytes.strip, chunk)]
+                known, waiting = self.ledger.rows({key for _, key, _ in found if key is not None}), []
+                for line, key, answer in found:
                     if key not in known:
                         self._odd["unreadable" if key is None else "for requests that nobody made"] += 1
-                    elif isinstance(answer, Answer):
-                        self._answered.add(key)
+                        self.said = self.said or _said(line)
+                        continue
+                    self.used.add(key)
+                    if isinstance(answer, Answer) or answer.responded:
+                        self.worked.add(key)
+                    if isinstance(answer, Answer):
+                        self.answered.add(key)
                         self._failed.pop(key, None)
                         if key in held:
                             waiting.append(self.ledger.finish_held(self.batch.owner, key, answer))
                         held.discard(key)  # the second of two answers is none
                     elif key in held:  # an answer may come yet, in another line
                         self._failed[key] = answer
+                        self.said = self.said or answer.detail
                 for future in waiting:
                     future.result()
 
@@ -129,10 +106,15 @@ class Results:
         whole = not self._unfetched and not self._odd["unreadable"]
         if state != "completed" and whole:
             # An expired or cancelled batch leaves requests alone; what it has worked on, it counts.
-            if self._answered and completed is None or completed is not None and len(self._answered) >= completed:
+            if self.worked and completed is None or completed is not None and len(self.worked) >= completed:
                 return ""
-        why = self._unfetched or ("its results are not whole" if self._answered else "there are no results yet")
+        why = self._unfetched or ("its results are not whole" if self.worked else "there are no results yet")
         return f"{state}, but {left:,} of its {self.batch.requests:,} results cannot be read ({why})"
+
+    def refused(self, completed: int | None, output: bool) -> bool:
+        """Whether a batch that failed never began: no line is on any of its requests, and nothing says that one was
+        worked on. output: it has a file of results."""
+        return not (self.used or self._unfetched or completed) and (completed == 0 or not output)
 
     def left(self) -> int:
         """Requests that the batch still holds."""
@@ -151,16 +133,27 @@ def read_line(
     """(key, what it settles) of a line of results; (None, None) for one that cannot be read."""
     try:
         found = read_json(line)
-        key, response = str(found["custom_id"]), found.get("response")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        # The keys of others may be anything, also what SQLite cannot look up.
+        key, response = storable(str(found["custom_id"])), found.get("response")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None, None
+    responded = bool(response) and isinstance(response, dict)
     try:
         answer = _settled(found, response if isinstance(response, dict) else {}, price)
     except (api.Again, api.Stop) as e:
+        e.responded = responded
         return key, e
     if answer.reason == "bad_request" and (how := told.learn(answer.detail, _PARAMS)):
-        return key, api.Again(f"{answer.detail}; {how}")
+        return key, api.Again(f"{answer.detail}; {how}", cost=answer.cost, responded=responded)
     return key, answer
+
+
+def _said(line: bytes) -> str:
+    """What a line that belongs to no request says, as the reason of a batch that failed."""
+    try:
+        return api.redact(message_of(read_json(line)))
+    except ValueError:
+        return ""
 
 
 def _settled(found: dict, response: dict, price: Price | None) -> Answer:

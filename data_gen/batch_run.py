@@ -16,6 +16,7 @@ from data_gen.batch_rows import under_way
 from data_gen.judge import Judge, Slot
 from data_gen.ledger import Ledger
 from data_gen.limits import backoff
+from data_gen.sender import say
 from data_gen.settings import RunSettings
 from data_gen.spool import Spool, remove_left
 from data_gen.types import Job, Outcome, Request
@@ -37,13 +38,13 @@ def outcomes_by_batch(
         spool = Spool(Path(folder) / "jobs.jsonl")
         try:
             with Batches(ledger, settings, settings.known_price) as batches:
-                _wait(batches, settings)  # those of an earlier process first: their answers are paid for
+                _round(batches, settings)  # those of an earlier process first: their answers are paid for
                 for number in range(_MOST_PASSES):
                     source = _spooled(jobs, spool) if number == 0 else _jobs(spool)
                     sent = batches.build(_missing(source, judge, enter=number == 0))
                     judge.again = False
                     failed = batches.failed
-                    _wait(batches, settings)
+                    _round(batches, settings)
                     if sent == 0:
                         break
                     if batches.failed > failed:  # what ails the endpoint may take a while
@@ -70,6 +71,22 @@ def _missing(jobs: Iterable[Job], judge: Judge, *, enter: bool) -> Iterator[Requ
             if slot.job.request.key not in seen:
                 seen.add(slot.job.request.key)
                 yield slot.job.request
+
+
+def _round(batches: Batches, settings: RunSettings) -> None:
+    """Takes the batches under way to their end, and says when they brought no answer: the same is sent again then.
+
+    Raises WorkError when there is no reason to believe that another round would bring more.
+    """
+    before = batches.answered, batches.worked, batches.cut
+    sent = sum(batch.requests for batch in batches.all("ready", "uploaded", "created"))
+    _wait(batches, settings)
+    if not sent or batches.answered > before[0] or batches.cut > before[2]:
+        return
+    said = f"not one of the {sent:,} requests of a round of batches was answered ({batches.last})"
+    if batches.worked == before[1]:
+        raise WorkError(f"{said}; nothing more is sent; the same command asks for them anew")
+    say(f"{said}; they are asked again")
 
 
 def _wait(batches: Batches, settings: RunSettings) -> None:

@@ -177,9 +177,9 @@ class Claims:
         self, c: sqlite3.Connection, where: str, *values: object, uncertain: bool = False, unsent: bool = False
     ) -> int:
         """Sent requests `where` are pending again; how many. uncertain: the attempt may have been billed. unsent: it
-        never left this machine, so it is none."""
+        never left this machine, so it is none. What was in doubt of one that was not billed is taken back."""
         where = f"state='sent' AND {where}"
-        sql = f"SELECT count(*), total(reserved), 0 FROM requests WHERE {where}"
+        sql = f"SELECT count(*), total(reserved), total(doubted) FROM requests WHERE {where}"
         count, held, doubted = c.execute(sql, values).fetchone()
         sql = f"UPDATE requests SET state='pending', owner='', reserved=0, doubted=0, attempts=attempts-? WHERE {where}"
         c.execute(sql, (int(unsent), *values))

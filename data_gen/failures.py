@@ -20,7 +20,14 @@ from mmed_jax.evaluation.endings import kind_of_ending
 
 
 class Stop(UserError):
-    """Nothing can be had from this endpoint until the user changes something; the message says what."""
+    """Nothing can be had from this endpoint until the user changes something; the message says what.
+
+    Attributes:
+      cost, responded: as of Again.
+    """
+
+    cost: float | None = None
+    responded: bool = False
 
 
 @dataclass
@@ -31,6 +38,7 @@ class Again(Exception):
       uncertain: it may have been billed. cost: what it cost, where that is known.
       limited: the server said 429. foreign: what came is no JSON, as from a server that does not speak the API.
       inside: it was said in a reply of status 200. broken: an answer was begun and broken off.
+      responded: it was said in a response, in a line of a batch's results.
     """
 
     detail: str
@@ -41,6 +49,7 @@ class Again(Exception):
     cost: float | None = None
     inside: bool = False
     broken: bool = False
+    responded: bool = False
 
 
 class Told:
@@ -89,8 +98,9 @@ def _refused_parameter(error: str, sent: set[str]) -> str:
     """The parameter of those `sent` that an error (of a malformed request) does not take; "" for none."""
     if not _REFUSED.search(error):
         return ""
-    if named := re.search(r"\((\w+)\)$", error):
-        return named[1] if named[1] in sent else ""
+    # In brackets at its end: what the error names apart from its words, or the end of a sentence of the server's.
+    if (named := re.search(r"\((\w+)\)$", error)) and named[1] in sent:
+        return named[1]
     # The first that is named: "'max_tokens' is not supported, use 'max_completion_tokens'".
     found = [(at.start(), n) for n in sent if (at := re.search(rf"\b{re.escape(n)}\b", error))]
     return min(found)[1] if found else ""
@@ -104,7 +114,7 @@ def settle_status(
 
     Args:
       error: what the server said: an object, a list, a text.
-      inside: it came in a reply of status 200. paid: and that may have been billed.
+      inside: it came in a reply of status 200. paid: that may have been billed, and nobody says what.
     """
     said = redact(words.message_of(error) or (error if isinstance(error, str) else ""))
     codes = words.codes_of(error)
@@ -120,7 +130,7 @@ def settle_status(
     if status == words.LIMITED:
         raise Again(f"429: {said}", limited=True, headers=headers, uncertain=inside and paid, inside=inside)
     if status in (408, 409) or status >= 500:
-        uncertain = status in (408, 504) or inside and paid
+        uncertain = paid if inside else status in (408, 504)
         raise Again(f"{status}: {said}", headers=headers, uncertain=uncertain, inside=inside)
     if codes & set(words.FILTERS):
         return Answer("rejected", "content_filter", said, request_id=request_id, cost=0.0)
@@ -174,6 +184,9 @@ def settle(
     except Again as again:
         again.cost, again.broken = answer.cost, broken or bool(answer.response)
         again.detail = answer.detail if broken else again.detail
+        raise
+    except Stop as stop:
+        stop.cost = answer.cost
         raise
     # The endpoint refused it: what it counts all the same is paid.
     return found._replace(cost=answer.cost or 0.0)

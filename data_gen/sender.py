@@ -166,10 +166,11 @@ class Sender:
             sent = self._told.request(request)
             reply = await api.ask(client, sent, self.price)
             if reply.answer.reason == "bad_request" and (how := self._told.learn(reply.answer.detail, sent.params)):
-                return reply.headers, api.Again(f"{reply.answer.detail}; {how}")
+                raise api.Again(f"{reply.answer.detail}; {how}", cost=reply.answer.cost, headers=reply.headers)
             self._learn(reply.answer, request)
             await asyncio.wrap_future(self.ledger.finish(request.key, reply.answer))
-        except api.Stop:
+        except api.Stop as stop:
+            await asyncio.wrap_future(self.ledger.spend(stop.cost))
             await asyncio.wrap_future(self.ledger.release(request.key, uncertain=False))
             raise
         except api.Again as failure:

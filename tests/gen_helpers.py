@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from data_gen.accounting import books
 from data_gen.ledger import Ledger
 from data_gen.runner import RunSettings, run
@@ -92,3 +94,12 @@ def balanced(given: RunSettings):
         found = books(ledger)
     assert found.problems == []
     return found
+
+
+def billed_once(given: RunSettings, server) -> None:
+    """Everything was billed once, and stands in the books as what it cost."""
+    assert set(server.billed.values()) == {1}
+    usage, totals = server.billed_usage, balanced(given).totals
+    billed = given.known_price.cost(usage["prompt_tokens"], usage["completion_tokens"], batch=True)
+    assert totals.spent == pytest.approx(billed) and totals.uncertain == pytest.approx(0, abs=1e-12)
+    assert totals.reserved == 0

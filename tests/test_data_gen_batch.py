@@ -4,7 +4,7 @@ import pytest
 
 from data_gen import batch, ledger_command
 from mmed_jax.errors import UserError, WorkError
-from tests.gen_helpers import balanced, echo_model, inputs, lines, outcomes, settings, states
+from tests.gen_helpers import balanced, billed_once, echo_model, inputs, lines, outcomes, settings, states
 from tests.openai_batches import Batches as ServerBatches
 from tests.openai_server import TRANSIENT, Faults, OpenAIServer
 
@@ -41,22 +41,13 @@ def test_shards_stay_below_the_limits(tmp_path, monkeypatch):
         assert max(server.billed.values()) == 1
 
 
-def _once(given, server) -> None:
-    """Everything was billed once, and stands in the books as what it cost."""
-    assert set(server.billed.values()) == {1}
-    usage, totals = server.billed_usage, balanced(given).totals
-    billed = given.known_price.cost(usage["prompt_tokens"], usage["completion_tokens"], batch=True)
-    assert totals.spent == pytest.approx(billed) and totals.uncertain == pytest.approx(0, abs=1e-12)
-    assert totals.reserved == 0
-
-
 @pytest.mark.parametrize("fault", ["late", "cut", "torn", "html", "gone", "status_text"])
 def test_results_that_cannot_be_read_yet_are_waited_for(tmp_path, fault):
     with OpenAIServer(echo_model, batch_faults={0: fault}) as server:
         given = settings(tmp_path, server.base_url, batch=True, poll_s=0.001)
         assert states(outcomes(given, inputs(6))) == {("accepted", ""): 6}
         assert len(server.batches) == 1
-        _once(given, server)
+        billed_once(given, server)
 
 
 @pytest.mark.parametrize("then", ["come", "release"])
@@ -73,7 +64,7 @@ def test_results_that_do_not_come_are_never_sent_again_without_a_word(tmp_path, 
         if then == "come":
             server.batch_faults.clear()
             assert states(outcomes(given, inputs(6))) == {("accepted", ""): 6}
-            _once(given, server)
+            billed_once(given, server)
         else:
             ledger_command.main([f"--ledger={given.ledger_file}", "--release"])
             assert "6 rows are free again; perhaps billed" in capsys.readouterr().out
@@ -110,7 +101,7 @@ def test_an_ending_of_any_name_without_results_is_no_reason_to_send_again(tmp_pa
         assert len(server.batches) == 1 and balanced(given).totals.uncertain > 0
         there.append(True)
         assert states(outcomes(given, inputs(6))) == {("accepted", ""): 6}
-        _once(given, server)
+        billed_once(given, server)
 
 
 def test_a_batch_without_results_keeps_no_other_waiting(tmp_path, monkeypatch):
@@ -180,7 +171,7 @@ class _Killed(BaseException):
 
 
 @pytest.mark.parametrize("step", ["build", "upload", "uploaded", "create", "created", "poll", "fetch", "store"])
-def test_stopped_at_any_step_it_goes_on_and_pays_once(tmp_path, monkeypatch, step):
+def test_stopped_at_any_step_it_goes_on_and_paysbilled_once(tmp_path, monkeypatch, step):
     def stop_at(name: str) -> None:
         if name == step and not fired:
             fired.append(name)

@@ -8,6 +8,7 @@ import pytest
 
 from data_gen import client as api
 from data_gen.batch_results import read_line
+from data_gen.failure_words import status_of
 from data_gen.failures import Told, settle, settle_status
 from data_gen.ledger import Ledger
 from data_gen.prices import Price
@@ -118,9 +119,41 @@ def test_answers_are_no_errors():
             assert settle({"choices": [choice], "usage": usage, **more}, PRICE, {}).state == "done"
 
 
+@pytest.mark.parametrize("code", [408, 504, 502, 503, 429, "timeout", "gateway_timeout", "server_error", "rate_limit"])
+@pytest.mark.parametrize("counted", [False, True])
+def test_what_is_counted_is_no_longer_in_doubt(code, counted):
+    """Beside an error in a reply of status 200; one without counts may have been billed, whatever its status."""
+    reply = {"error": {"code": code}, **({"usage": {"prompt_tokens": 3, "completion_tokens": 2}} if counted else {})}
+    line = json.dumps({"custom_id": "k", "response": {"status_code": 200, "body": reply}})
+    for found, cost in [
+        (_caught(settle, reply, PRICE, {}), 7e-6), (read_line(line.encode(), PRICE, Told(print))[1], 3.5e-6),
+    ]:  # fmt: skip
+        assert found.uncertain != counted
+        assert found.cost == (pytest.approx(cost) if counted else None)
+    with pytest.raises(api.Again) as plain:
+        settle_status(status_of({"code": code}), reply["error"], {})
+    assert plain.value.uncertain == (code in (408, 504, "timeout", "gateway_timeout")) and plain.value.cost is None
+
+
 @pytest.mark.parametrize("batch", [False, True])
-def test_errors_that_pass_are_asked_again_and_others_in_the_next_run(tmp_path, batch):
-    """Neither is lost for good; money stays within its bounds though every attempt may have been billed."""
+def test_an_error_that_stops_is_paid_where_it_is_counted(tmp_path, batch):
+    def change(body, reply):
+        return {"error": {"code": "insufficient_quota"}, "usage": reply["usage"]}
+
+    with OpenAIServer(echo_model, change=change) as server:
+        given = settings(tmp_path, server.base_url, batch=batch, concurrency=1)
+        with pytest.raises(UserError, match="no credit"):
+            outcomes(given, inputs(2))
+        usage, totals = server.billed_usage, balanced(given).totals
+        billed = given.known_price.cost(usage["prompt_tokens"], usage["completion_tokens"], batch=batch)
+        assert totals.spent == pytest.approx(billed) and totals.uncertain == totals.reserved == 0
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("code", ["502", "504", "timeout", ""], ids=["502", "504", "timeout", "not counted"])
+def test_errors_that_pass_are_asked_again_and_others_in_the_next_run(tmp_path, capsys, batch, code):
+    """Neither is lost for good; money stays within its bounds though every attempt may have been billed, and is exact
+    where every one is counted."""
     came: dict[str, int] = {}
 
     def change(body, reply):
@@ -128,8 +161,11 @@ def test_errors_that_pass_are_asked_again_and_others_in_the_next_run(tmp_path, b
         came[text] = came.get(text, 0) + 1
         n = int(text.split()[2].strip(","))
         if n % 3 == 0 and came[text] <= 2:
-            return {"error": {"message": "upstream died", "code": "502"}}
-        return {"error": "oops"} if n % 3 == 1 and came[text] == 1 else reply
+            return {"error": {"message": "upstream died", "code": code or "502"}, **counts(reply)}
+        return {"error": "oops", **counts(reply)} if n % 3 == 1 and came[text] == 1 else reply
+
+    def counts(reply):
+        return {"usage": reply["usage"]} if code else {}
 
     with OpenAIServer(echo_model, change=change) as server:
         given = settings(tmp_path, server.base_url, batch=batch, poll_s=0.001)
@@ -138,7 +174,11 @@ def test_errors_that_pass_are_asked_again_and_others_in_the_next_run(tmp_path, b
         usage, totals = server.billed_usage, balanced(given).totals
         billed = given.known_price.cost(usage["prompt_tokens"], usage["completion_tokens"], batch=batch)
         assert totals.spent <= billed + 1e-9 <= totals.spent + totals.uncertain + 2e-9
+        assert (totals.uncertain < 1e-12) == bool(code)
         assert sum(server.billed.values()) == 2 + 2 * 3 + 2 * 2
+    # Its second round: only the two that fail twice.
+    said = capsys.readouterr().err
+    assert said.count("not one of the 2 requests of a round of batches was answered (batch 2, completed: ") == batch
 
 
 def test_an_endpoint_of_nothing_but_errors_is_given_up(tmp_path, monkeypatch):
@@ -181,6 +221,8 @@ UNKNOWN = [
     {"error": {"message": "Unrecognized request argument supplied: seed", "type": "invalid_request_error"}},
     {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]},
     {"message": "This model does not support seed"}, "unknown field `seed`",
+    {"error": {"message": "'seed' is not supported with this model (gpt)"}},
+    {"error": {"message": "Unknown parameter: seed (request)", "param": "body"}},
 ]  # fmt: skip
 
 
@@ -220,6 +262,8 @@ def test_a_limit_has_two_names():
     new = told.request(old)
     assert new.params == {"max_completion_tokens": 9, "seed": 1} and new.key == old.key
     assert not told.learn("max_completion_tokens is not supported", new.params), "not to and fro"
+    said = "'seed' is not supported with this model (gpt)"
+    assert Told(print).learn(said, {"seed": 1}) and not Told(print).learn(said, {"temperature": 0})
     for other in ("max_tokens is too large: 9", "temperature is not supported", "unsupported value (temperature)"):
         assert not Told(print).learn(other, {**old.params, "temperature": 0})
 
