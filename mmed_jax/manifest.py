@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mmed_jax.data.jsonl import BadJSON, loads
 from mmed_jax.errors import WorkError
+from mmed_jax.inputs import what_is
 
 MANIFEST = "manifest.json"
 # Written or changed by orbax after the manifest, and not needed to restore.
@@ -90,6 +91,8 @@ def verify_manifest(
     Raises:
       CannotRead: a file is there and cannot be read now; that is no damage.
     """
+    if kind := _endless(folder / MANIFEST):
+        return [f"{MANIFEST} is {kind}"]
     try:
         manifest = loads((folder / MANIFEST).read_bytes(), dict)
         files = {str(k): (int(v[0]), int(v[1])) for k, v in manifest["files"].items()}
@@ -134,9 +137,17 @@ def _measure(path: Path) -> tuple[int, int]:
     return size, crc
 
 
+def _endless(path: Path) -> str:
+    """ "a named pipe" or the like where reading would wait without end; "" for files, folders and what is not there."""
+    kind = what_is(path)
+    return kind if kind.endswith(("pipe", "device", "socket")) else ""
+
+
 def _compare(path: Path, expected: tuple[int, int]) -> str:
     """What is wrong with one file, or "" when it is as recorded. Raises CannotRead."""
     try:
+        if kind := _endless(path):
+            return f"is {kind}"
         size = path.stat().st_size
         if size != expected[0]:
             return f"has {size} bytes instead of {expected[0]}"

@@ -140,6 +140,15 @@ def test_what_cannot_be_read_now_is_no_damage(three, monkeypatch, capfd, name, w
     assert sorted(os.listdir(three / "checkpoints")) == before and "damaged" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("name", [manifest.MANIFEST, "a"])
+def test_a_pipe_in_a_files_place_is_damage_and_not_waited_for(tmp_path, name):
+    (tmp_path / "a").touch()
+    manifest.write_manifest(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    assert manifest.verify_manifest(tmp_path) == [f"{name} is a named pipe"]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "3", "[" * 100_000, '{"files": {"params/x": [' + "1" * 5000 + ", 1]}}"])
 def test_a_manifest_of_any_content_is_damage_at_most(tmp_path, text):
     with checkpointer(tmp_path) as c:
