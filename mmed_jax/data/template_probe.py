@@ -81,7 +81,10 @@ def main() -> None:
     asked = json.loads(sys.stdin.buffer.read())
     import jinja2  # noqa: F401  its time is not the template's
 
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process, whatever it is at
+    # The timer ends the process, whatever it is at; unless its signal is ignored, which a child inherits from a
+    # process that has used a profiler.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     template = compiled(asked["template"])
     texts = [
