@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmed_jax.data.language import language_of
 from mmed_jax.evaluation import breakdown
 from mmed_jax.evaluation.answers import RULES_VERSION, split_rationale
 from mmed_jax.evaluation.items import Item
-from mmed_jax.evaluation.language import response_language
 from mmed_jax.evaluation.modes import question, reference
 from mmed_jax.evaluation.report import make_page
 from mmed_jax.evaluation.results import judge, summarise
@@ -54,7 +54,7 @@ def evaluated(
             "answer": item.answer, "finish_reason": "scored" if scored else "stop", "prompt_tokens": 2, "new_tokens": 3,
             "mode": mode, "options": item.options, "order": item.order, **reference(item.record),
             "generated_rationale": split_rationale(said, item.options, item.language) if mode == "rationale" else None,
-            "response_language": None if scored else response_language(said),
+            "response_language": None if scored else language_of(said),
             **({"loglikelihoods": said} if scored else {}),
         })  # fmt: skip
     names = list(dict.fromkeys(i.benchmark for i in items))

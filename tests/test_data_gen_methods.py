@@ -7,11 +7,11 @@ import pytest
 
 from data_gen.fence import inside
 from data_gen.gates.quantities import quantities
-from data_gen.languages import language_problem
 from data_gen.methods import METHODS, QA, Expand, Rationale, Reanswer, Topics, Translate, make_method
 from data_gen.methods.qa import grounded
 from data_gen.prompts import TOPICS
 from data_gen.types import REASONS, Reject
+from mmed_jax.data.language import language_problem
 from mmed_jax.data.schema import LANGUAGES, read_records, validate_record
 from mmed_jax.data.schema import METHODS as RECORD_METHODS
 from mmed_jax.errors import UserError

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from data_gen import prompts
-from data_gen.languages import language_problem
 from data_gen.prompts import NAMES, TOPICS, load_prompt, versions, words_hash
+from mmed_jax.data.language import language_problem
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.errors import UserError
 

@@ -11,12 +11,12 @@ from helpers_inference import TableEngine
 from hf_helpers import hf_folder
 
 from mmed_jax import evaluate
+from mmed_jax.data.language import language_of
 from mmed_jax.data.schema import write_records
 from mmed_jax.errors import UserError, WorkError
 from mmed_jax.evaluation import local_model, modes
 from mmed_jax.evaluation.breakdown import order_bias
 from mmed_jax.evaluation.items import Item
-from mmed_jax.evaluation.language import response_language
 from mmed_jax.hf.source import open_model
 
 DRUGS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
@@ -278,7 +278,7 @@ def test_open_and_closed_book(run, tmp_path):
      ("The patient has fever and a cough.", "en"), ("Пациенту назначен amoxicillin.", "ru")],
 )  # fmt: skip
 def test_response_language(text, language):
-    assert response_language(text) == language
+    assert language_of(text) == language
 
 
 # ---- Flags --------------------------------------------------------------------------------------------------------

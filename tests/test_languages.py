@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_gen.gates.quantities import changed, missing, quantities
-from data_gen.languages import language_problem
+from mmed_jax.data.language import language_of, language_problem
 from mmed_jax.data.sources import Conversion, get_source
-from mmed_jax.evaluation.language import response_language
 
 SAMPLES = {
     "en": "Primary biliary cholangitis is treated with ursodeoxycholic acid, which slows the disease.",
@@ -60,7 +59,7 @@ def test_real_texts_are_in_their_language(shared_dir):
             checked += 1
             text = f"{r['question']}\n{r['rationale']}"
             wrong += language_problem(text, r["language"]) is not None
-            found = response_language(text)
+            found = language_of(text)
             other += found not in (r["language"], None)
             told += found is not None
     assert checked > 2000 and wrong == 0 and other <= 4 and told > 0.98 * checked
@@ -88,9 +87,9 @@ Hastanın üç gündür ateşi ve öksürüğü var. | Bệnh nhân bị sốt v
 def test_the_report_and_the_gates_tell_languages_alike():
     """None of the neighbours counts as one of the seven; what is counted as one passes its gate, and no other's."""
     others = [text.strip() for line in OTHERS.strip().splitlines() for text in line.split(" | ")]
-    assert {text: code for text in others if (code := response_language(text))} == {}
+    assert {text: code for text in others if (code := language_of(text))} == {}
     for code, text in SAMPLES.items():
-        assert response_language(text) == code and response_language(text * 3) == code
+        assert language_of(text) == code and language_of(text * 3) == code
         assert [other for other in SAMPLES if language_problem(text, other, simplified=True) is None] == [code]
 
 
@@ -134,7 +133,7 @@ def test_any_writing_is_read(text: str):
 def test_neighbours_are_told_from_the_language_asked_for(text: str, language: str, problem: str):
     assert language_problem(text, language, simplified=True) == problem
     assert language_problem(text, language, sure=1e9) is None or language == "ru"  # else Traditional is Chinese too
-    assert response_language(text) == ("zh" if language == "zh" else None)
+    assert language_of(text) == ("zh" if language == "zh" else None)
 
 
 def test_missing_numbers():

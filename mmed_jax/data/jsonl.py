@@ -96,15 +96,19 @@ def is_deep(value: object, most: int = MAX_DEPTH) -> bool:
     return True
 
 
+def given_twice(pairs: list[tuple[str, Any]]) -> str:
+    """The first name that stands more than once in an object's pairs."""
+    names = [k for k, _ in pairs]
+    return next(k for k in names if names.count(k) > 1)
+
+
 def parse_json(text: str, where: str) -> object:
     """Strict JSON: a key given twice, NaN and Infinity are errors. Raises UserError naming `where`."""
 
     def no_duplicates(pairs: list) -> dict:
         out = dict(pairs)
         if len(out) < len(pairs):
-            names = [k for k, _ in pairs]
-            twice = next(k for k in names if names.count(k) > 1)
-            raise UserError(f"{where}: field '{twice}' is given twice in one object")
+            raise UserError(f"{where}: field '{given_twice(pairs)}' is given twice in one object")
         return out
 
     def no_constant(name: str) -> None:

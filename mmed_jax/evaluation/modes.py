@@ -14,11 +14,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmed_jax.data.language import language_of
 from mmed_jax.errors import WorkError
 from mmed_jax.evaluation.answers import is_correct, split_rationale
 from mmed_jax.evaluation.endings import is_cut
 from mmed_jax.evaluation.items import Item
-from mmed_jax.evaluation.language import response_language
 from mmed_jax.evaluation.results import judge
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def prediction(
         "cut": cut, "prompt_tokens": len(item.prompt),
         "new_tokens": 0 if scored else len(result.ids), "mode": mode, "options": item.options, "order": item.order,
         **reference(item.record), "generated_rationale": explained,
-        "response_language": None if scored else response_language(output),
+        "response_language": None if scored else language_of(output),
         **({"loglikelihoods": [float(v) for v in result]} if scored else {}),
     }  # fmt: skip
 

@@ -142,8 +142,7 @@ def _loads(text: str, place: str) -> object:
     def once(pairs: list) -> dict:
         out = dict(pairs)
         if len(out) < len(pairs):
-            names = [k for k, _ in pairs]
-            twice = next(k for k in names if names.count(k) > 1)
+            twice = jsonl.given_twice(pairs)
             begins = shown(", ".join(f"{k}: {str(v)[:30]}" for k, v in pairs[:2]))
             at = place.removesuffix(":LINE")
             raise UserError(f"{at}: field '{shown(twice)}' is given twice in one object (it begins {begins})")
