@@ -77,17 +77,35 @@ def _sources(c: ConfigDict) -> None:
     s.rumeddanet = source("rumeddanet", keep=False)
     s.pubmedqa_abstracts = source("pubmedqa", kind="mcq", keep=False)
     c.sources = (
-        "handcrafted", "casimedicos", "medquad", "xlinghealth", "covid_faq", "pubmedqa", "medmcqa", "toyhom",
-        "mfds_edrug", "medqa_us", "medqa_zh", "jmmlu_medical", "frenchmedmcqa", "headqa", "rumeddanet",
+        "handcrafted",
+        "casimedicos",
+        "medquad",
+        "xlinghealth",
+        "covid_faq",
+        "pubmedqa",
+        "medmcqa",
+        "toyhom",
+        "mfds_edrug",
+        "medqa_us",
+        "medqa_zh",
+        "jmmlu_medical",
+        "frenchmedmcqa",
+        "headqa",
+        "rumeddanet",
         "pubmedqa_abstracts",
-    )  # fmt: skip
+    )
 
 
 def _steps(c: ConfigDict) -> None:
     examinations = ("medqa_us", "medqa_zh", "jmmlu_medical", "frenchmedmcqa", "headqa", "rumeddanet")
     c.step.expand = step("answer_expanding", examinations, limit=8000, fill=True)
-    c.step.qa = step("qa_generation", ("rumeddanet", "pubmedqa_abstracts", "medquad", "mfds_edrug"),
-                     limit=2000, fill=True, options={"pairs": 3})  # fmt: skip
+    c.step.qa = step(
+        "qa_generation",
+        ("rumeddanet", "pubmedqa_abstracts", "medquad", "mfds_edrug"),
+        limit=2000,
+        fill=True,
+        options={"pairs": 3},
+    )
     translated = ("casimedicos", "medquad", "xlinghealth", "pubmedqa", "medmcqa", "expand", "qa", "toyhom")
     c.step.translate = step("translation", translated, fill=True)
     c.steps = ("expand", "qa", "translate")

@@ -21,9 +21,16 @@ from data_gen.recipes import base, source, step
 
 VARIANTS = ("", "open", "demo")
 OPEN = (
-    "casimedicos", "medqa_us", "medqa_zh", "medmcqa", "jmmlu_medical", "frenchmedmcqa", "headqa", "rumeddanet",
+    "casimedicos",
+    "medqa_us",
+    "medqa_zh",
+    "medmcqa",
+    "jmmlu_medical",
+    "frenchmedmcqa",
+    "headqa",
+    "rumeddanet",
     "pubmedqa",
-)  # fmt: skip
+)
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -49,12 +49,14 @@ def strange_endings(ledger: Ledger, run: str, method: str) -> str:
 
 def books(ledger: Ledger) -> Books:
     """Counts and money of a whole ledger, with whatever does not balance."""
-    rows = Counter({
-        (f"{run} {method}", state, reason): n
-        for run, method, state, reason, n in ledger.query(
-            "SELECT run, method, state, reason, count(*) FROM jobs GROUP BY run, method, state, reason"
-        )
-    })  # fmt: skip
+    rows = Counter(
+        {
+            (f"{run} {method}", state, reason): n
+            for run, method, state, reason, n in ledger.query(
+                "SELECT run, method, state, reason, count(*) FROM jobs GROUP BY run, method, state, reason"
+            )
+        }
+    )
     found = ledger.query(
         "SELECT model, state, reason, count(*), sum(attempts), total(cost), total(reserved), "
         "coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0), coalesce(sum(completion_tokens), 0) "

@@ -33,8 +33,11 @@ def read_answer(answer: dict | str, schema: dict) -> dict:
 def object_schema(properties: dict[str, dict]) -> dict:
     """A JSON schema of an object with exactly these fields, all required: what strict structured output asks for."""
     return {
-        "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False,
-    }  # fmt: skip
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def _parse(text: str) -> object:

@@ -10,10 +10,18 @@ from data_gen.replies import token_count
 from mmed_jax.errors import WorkError, one_line
 
 _STATES = {
-    "canceled": "cancelled", "succeeded": "completed", "success": "completed", "finished": "completed",
-    "ended": "completed", "done": "completed", "error": "failed", "errored": "failed", "timeout": "expired",
-    "timed_out": "expired", "timeout_exceeded": "expired",
-}  # fmt: skip
+    "canceled": "cancelled",
+    "succeeded": "completed",
+    "success": "completed",
+    "finished": "completed",
+    "ended": "completed",
+    "done": "completed",
+    "error": "failed",
+    "errored": "failed",
+    "timeout": "expired",
+    "timed_out": "expired",
+    "timeout_exceeded": "expired",
+}
 _FILES = ("output_file_id", "error_file_id")
 
 

@@ -94,7 +94,7 @@ class Results:
         found = [
             self.ledger.fail_held(self.batch.owner, key, e.detail, ATTEMPTS, uncertain=e.uncertain, cost=e.cost)
             for key, e in self._failed.items()
-        ]  # fmt: skip
+        ]
         self.again = sum(future.result() for future in found)
         self._failed.clear()
 
@@ -127,9 +127,7 @@ class Results:
             say(f"batch {self.batch.id} ({self.batch.batch_id}): lines of its results were not used: {odd}")
 
 
-def read_line(
-    line: bytes, price: Price | None, told: Told
-) -> tuple[str | None, Answer | api.Again | api.Stop | None]:  # fmt: skip
+def read_line(line: bytes, price: Price | None, told: Told) -> tuple[str | None, Answer | api.Again | api.Stop | None]:
     """(key, what it settles) of a line of results; (None, None) for one that cannot be read."""
     try:
         found = read_json(line)

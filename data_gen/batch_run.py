@@ -26,9 +26,7 @@ _CHUNK = 256
 _MOST_PASSES = 20  # answers, redraws, expired batches; a set that needs more does not converge
 
 
-def outcomes_by_batch(
-    jobs: Iterable[Job], settings: RunSettings, judge: Judge, ledger: Ledger
-) -> Iterator[Outcome]:  # fmt: skip
+def outcomes_by_batch(jobs: Iterable[Job], settings: RunSettings, judge: Judge, ledger: Ledger) -> Iterator[Outcome]:
     """Yields the outcome of every job, in order, once all batches are through. Raises as data_gen.runner.run.
 
     The jobs wait on disk, beside the ledger, so that memory does not grow with their number.

@@ -39,18 +39,34 @@ from mmed_jax.errors import UserError, WorkError, nearest, run_command
 
 SUMMARY = "a whole set by a recipe: MMed-IFT, MMed-IFT-MC or your own"
 _FILES = (
-    "jsonl", "tfds", "parquet", "README.md", "report.html", "build.json", "recipe.json", "rejects.jsonl",
+    "jsonl",
+    "tfds",
+    "parquet",
+    "README.md",
+    "report.html",
+    "build.json",
+    "recipe.json",
+    "rejects.jsonl",
     "contaminated.jsonl",
-)  # fmt: skip
+)
 
 
 class Build:
     """One build. `run(method, inputs, settings, gates)` is data_gen.runner.run, `settings` its settings."""
 
     def __init__(
-        self, recipe: Any, data_dir: str, output: str, *, run: Callable, settings: Any, licenses: str = "open",
-        benchmarks: str = "", partial: bool = False, say: Callable[[str], None] = print,
-    ) -> None:  # fmt: skip
+        self,
+        recipe: Any,
+        data_dir: str,
+        output: str,
+        *,
+        run: Callable,
+        settings: Any,
+        licenses: str = "open",
+        benchmarks: str = "",
+        partial: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
         if licenses not in FILTERS:
             raise UserError(f"--licenses={licenses}: unknown{nearest(licenses, FILTERS)}")
         self.recipe, self.data_dir, self.output, self.run, self.settings = recipe, data_dir, Path(output), run, settings
@@ -101,8 +117,10 @@ class Build:
             self.say("not in it: steps over rows that other steps are still to make; nothing was sent, nothing written")
             return None
         if self.rows.pending() and not self.partial:
-            raise WorkError(f"{self.rows.pending():,} requests are pending; the same command goes on (--partial builds "
-                            "a set of what is there)")  # fmt: skip
+            raise WorkError(
+                f"{self.rows.pending():,} requests are pending; the same command goes on (--partial builds "
+                "a set of what is there)"
+            )
         with _bar("selection") as bar:
             selector = Selector(self.recipe, self.inputs, self.rows, tests, bar.update)
             self.selection = selector()
@@ -138,11 +156,17 @@ class Build:
         """Every row and input that gives a test item away, and the rows that fell with their families."""
         keeps = {i for i, name in enumerate(self.recipe.sources) if self.recipe.source[name].keep}
         inputs = [
-            {"id": self.inputs.spool[i]["id"], "stage": f"source {self.recipe.sources[self.inputs.entry[i]]}",
-             "reason": "contamination", "detail": f"{hit.benchmark}: {hit.item}", "how": hit.how,
-             "score": hit.score}
-            for i, hit in sorted(self.inputs.hits.items()) if self.inputs.entry[i] not in keeps
-        ]  # fmt: skip
+            {
+                "id": self.inputs.spool[i]["id"],
+                "stage": f"source {self.recipe.sources[self.inputs.entry[i]]}",
+                "reason": "contamination",
+                "detail": f"{hit.benchmark}: {hit.item}",
+                "how": hit.how,
+                "score": hit.score,
+            }
+            for i, hit in sorted(self.inputs.hits.items())
+            if self.inputs.entry[i] not in keeps
+        ]
         return inputs + self.selection.contaminated
 
     # What card and report ask.
@@ -199,18 +223,25 @@ class Build:
         outcomes = {
             name: {f"{state}/{reason}" if reason else state: n for (state, reason), n in sorted(counts.items())}
             for name, counts in self.rows.outcomes.items()
-        }  # fmt: skip
+        }
         return {
-            "name": self.recipe.name, "version": self.recipe.version, "recipe": recipe_hash(self.recipe),
-            "licenses": self.licenses, "rows": {f"{s}/{c}": n for (s, c), n in sorted(facts.rows.items())},
-            "inputs": dict(self.inputs.read), "dropped": {k: dict(v) for k, v in self.inputs.dropped.items() if v},
-            "missing": self.inputs.missing, "steps": outcomes,
+            "name": self.recipe.name,
+            "version": self.recipe.version,
+            "recipe": recipe_hash(self.recipe),
+            "licenses": self.licenses,
+            "rows": {f"{s}/{c}": n for (s, c), n in sorted(facts.rows.items())},
+            "inputs": dict(self.inputs.read),
+            "dropped": {k: dict(v) for k, v in self.inputs.dropped.items() if v},
+            "missing": self.inputs.missing,
+            "steps": outcomes,
             "skipped": {k: dict(v) for k, v in self.rows.skipped.items() if v},
             "candidates": self.selection.candidates,
             "removed": {k: dict(v) for k, v in self.selection.removed.items() if v},
-            "benchmarks": self.benchmarks, "hits": dict(self.hits_by_benchmark()), "flags": dict(facts.flags),
+            "benchmarks": self.benchmarks,
+            "hits": dict(self.hits_by_benchmark()),
+            "flags": dict(facts.flags),
             "cost": self.cost(),
-        }  # fmt: skip
+        }
 
 
 def _clear(output: Path) -> None:
@@ -232,9 +263,11 @@ def _parser() -> Parser:
     from data_gen.runner import add_run_flags
 
     parser = Parser(
-        prog="python -m data_gen build", description=__doc__.partition("\n")[0], allow_abbrev=False,
+        prog="python -m data_gen build",
+        description=__doc__.partition("\n")[0],
+        allow_abbrev=False,
         epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/recipes.py explains each.",
-    )  # fmt: skip
+    )
     parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmed_ift, mmed_ift_mc, or a .py file")
     parser.add_argument("--data_dir", metavar="DIR", default=".", help="where the published sources lie")
     parser.add_argument("--output", metavar="DIR", help="folder of the set")
@@ -266,9 +299,16 @@ def main(argv: list[str] | None = None) -> None:
         console.outlive()
     recipe = load_recipe(args.recipe, overrides)
     build = Build(
-        recipe, args.data_dir, args.output, run=run, settings=settings_from(args), licenses=args.licenses,
-        benchmarks=args.benchmarks, partial=args.partial, say=lambda text: print(text, flush=True),
-    )  # fmt: skip
+        recipe,
+        args.data_dir,
+        args.output,
+        run=run,
+        settings=settings_from(args),
+        licenses=args.licenses,
+        benchmarks=args.benchmarks,
+        partial=args.partial,
+        say=lambda text: print(text, flush=True),
+    )
     facts = build()
     if facts is None:
         return

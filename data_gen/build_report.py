@@ -29,24 +29,33 @@ def page(build: Any, facts: Facts) -> str:
     sources = sorted({s for _, s in facts.sources}, key=lambda s: (-sum(facts.sources[c, s] for c in codes), s))
     body = [
         f"<h1>{html.escape(title)}</h1><p>{html.escape(recipe.description)}</p>{_warnings(build, facts)}",
-        "<h2>Rows by language and method</h2>", bars(codes, {h: [facts.how[c, h] for c in codes] for h in hows}),
-        "<h2>Rows by language and source</h2>", bars(codes, {s: [facts.sources[c, s] for c in codes] for s in sources}),
-        "<h2>Length of answers and rationales (characters)</h2>", _lengths(facts, codes),
-        "<h2>Splits</h2>", _table(("language", *build.splits), [
-            (LANGUAGE_NAMES[c], *(facts.rows[s, c] for s in build.splits)) for c in codes
-        ]),
-        "<h2>Not in the set</h2>", _losses(build),
-        "<h2>Licences</h2>", _table(("licence", "rows", "kind", "note"), license_rows(facts)),
+        "<h2>Rows by language and method</h2>",
+        bars(codes, {h: [facts.how[c, h] for c in codes] for h in hows}),
+        "<h2>Rows by language and source</h2>",
+        bars(codes, {s: [facts.sources[c, s] for c in codes] for s in sources}),
+        "<h2>Length of answers and rationales (characters)</h2>",
+        _lengths(facts, codes),
+        "<h2>Splits</h2>",
+        _table(
+            ("language", *build.splits), [(LANGUAGE_NAMES[c], *(facts.rows[s, c] for s in build.splits)) for c in codes]
+        ),
+        "<h2>Not in the set</h2>",
+        _losses(build),
+        "<h2>Licences</h2>",
+        _table(("licence", "rows", "kind", "note"), license_rows(facts)),
         _balance(build),
         _topics(facts),
-        "<h2>Requests</h2>", f"<p>{html.escape(build.cost_text())}</p>",
-        "<h2>Random rows</h2>", *(_samples(facts, code) for code in codes),
-    ]  # fmt: skip
+        "<h2>Requests</h2>",
+        f"<p>{html.escape(build.cost_text())}</p>",
+        "<h2>Random rows</h2>",
+        *(_samples(facts, code) for code in codes),
+    ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head><body>'
-        + "".join(body) + "</body></html>\n"
-    )  # fmt: skip
+        + "".join(body)
+        + "</body></html>\n"
+    )
 
 
 def bars(labels: list[str], series: dict[str, list[int]]) -> str:
@@ -72,8 +81,9 @@ def bars(labels: list[str], series: dict[str, list[int]]) -> str:
     height = base + 20 * ((len(series) + 2) // 3) + 8
     return (
         f'<figure><svg viewBox="0 0 720 {height}" font-size="13" font-family="system-ui,sans-serif" role="img">'
-        + "".join(parts + legend) + "</svg></figure>"
-    )  # fmt: skip
+        + "".join(parts + legend)
+        + "</svg></figure>"
+    )
 
 
 def _cycle():
@@ -116,10 +126,16 @@ def _balance(build: Any) -> str:
     if not build.selection.balance:
         return ""
     rows = [
-        (b.source, b.language, b.options, sum(b.counts.values()), " ".join(f"{k} {n}" for k, n in b.counts.items()),
-         f"{b.letter} {b.share:.0%}" + (" (leans to it)" if b.skewed else ""))
+        (
+            b.source,
+            b.language,
+            b.options,
+            sum(b.counts.values()),
+            " ".join(f"{k} {n}" for k, n in b.counts.items()),
+            f"{b.letter} {b.share:.0%}" + (" (leans to it)" if b.skewed else ""),
+        )
         for b in build.selection.balance
-    ]  # fmt: skip
+    ]
     head = ("source", "language", "options", "rows", "letters", "most")
     return "<h2>Letters of the right answers</h2>" + _table(head, rows)
 

@@ -14,11 +14,19 @@ def card(build: Any, facts: Facts) -> str:
     """The card of a finished build (data_gen.build.Build): YAML head for the hub, tables, limits."""
     recipe = build.recipe
     parts = [
-        _head(recipe, facts, build.splits), f"# {recipe.title or recipe.name}", recipe.description,
-        _counts(facts, build.splits), _made(recipe, facts), _licenses(facts), _losses(build), _contamination(build),
-        _cost(build, facts), _fields(recipe), _limits(recipe, build, facts),
+        _head(recipe, facts, build.splits),
+        f"# {recipe.title or recipe.name}",
+        recipe.description,
+        _counts(facts, build.splits),
+        _made(recipe, facts),
+        _licenses(facts),
+        _losses(build),
+        _contamination(build),
+        _cost(build, facts),
+        _fields(recipe),
+        _limits(recipe, build, facts),
         f"## Citation\n\n```bibtex\n{recipe.citation.strip()}\n```" if recipe.citation else "",
-    ]  # fmt: skip
+    ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
@@ -49,7 +57,7 @@ def _counts(facts: Facts, splits: list[str]) -> str:
     rows = [
         (f"{LANGUAGE_NAMES[c]} ({c})", *(facts.rows[s, c] for s in splits), sum(facts.rows[s, c] for s in splits))
         for c in languages_present(facts)
-    ]  # fmt: skip
+    ]
     of_split = (sum(n for (s, _), n in facts.rows.items() if s == split) for split in splits)
     rows.append(("**all**", *of_split, facts.total))
     return "## Rows\n\n" + table(("language", *splits, "all"), rows)
@@ -110,20 +118,24 @@ def _fields(recipe: Any) -> str:
     own = {
         "instruction": [("messages", "turns of system, user, assistant; the last is the answer")],
         "mcq": [
-            ("context", "a passage the question is about, or empty"), ("question", "without the options"),
-            ("options", "text by letter"), ("answer_idx", "right letters, `A` or `A,C`"),
+            ("context", "a passage the question is about, or empty"),
+            ("question", "without the options"),
+            ("options", "text by letter"),
+            ("answer_idx", "right letters, `A` or `A,C`"),
             ("rationale", "why these; empty where there is none"),
             ("human_checked, human_check_passed", "of MMedBench's rationales"),
         ],
-    }[recipe.kind]  # fmt: skip
+    }[recipe.kind]
     rows = [
-        ("id", "unique"), ("language", "ISO 639-1"), *own,
+        ("id", "unique"),
+        ("language", "ISO 639-1"),
+        *own,
         ("source, license", "of the row or of what it was made from"),
         ("method", "original, answer_expanding, qa_generation, translation or handcrafted"),
         ("group", "shared by all versions of one question; no group is in two splits"),
         ("flags", "soft findings of the gates"),
         ("provenance", "JSON: parent, model, prompt version, request key, parameters, earlier steps"),
-    ]  # fmt: skip
+    ]
     return "## Fields\n\n" + table(("field", "meaning"), rows)
 
 

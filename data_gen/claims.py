@@ -170,7 +170,8 @@ class Claims:
         c.execute(
             "UPDATE requests SET state=?, reason=?, detail=?, response=?, request_id=?, prompt_tokens=?, "
             "cached_tokens=?, completion_tokens=?, cost=?, served=?, finish=?, owner='', reserved=0, doubted=0, "
-            "finished=? WHERE key=?", (*a, time.time(), key),
+            "finished=? WHERE key=?",
+            (*a, time.time(), key),
         )
 
     def release(
@@ -185,8 +186,9 @@ class Claims:
         c.execute(sql, (int(unsent), *values))
         c.execute(
             "UPDATE totals SET reserved = max(0, reserved - ?), uncertain = max(0, uncertain + ?), "
-            "requests = requests - ?", (held, held if uncertain else -doubted, count if unsent else 0),
-        )  # fmt: skip
+            "requests = requests - ?",
+            (held, held if uncertain else -doubted, count if unsent else 0),
+        )
         return count
 
     def spend(self, c: sqlite3.Connection, cost: float | None) -> None:

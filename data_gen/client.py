@@ -21,9 +21,24 @@ from data_gen.types import Request
 from mmed_jax.data.jsonl import BadJSON
 from mmed_jax.errors import UserError, WorkError, one_line
 
-__all__ = ["Again", "Answer", "Reply", "Stop", "Told", "ask", "body_of", "connection_errors", "endpoint_name",
-           "make_client", "may_pass", "plain_errors", "read_completion", "redact", "settled_status",
-           "shown_url"]  # fmt: skip
+__all__ = [
+    "Again",
+    "Answer",
+    "Reply",
+    "Stop",
+    "Told",
+    "ask",
+    "body_of",
+    "connection_errors",
+    "endpoint_name",
+    "make_client",
+    "may_pass",
+    "plain_errors",
+    "read_completion",
+    "redact",
+    "settled_status",
+    "shown_url",
+]
 OPENAI_URL = "https://api.openai.com/v1"
 
 

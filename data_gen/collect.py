@@ -122,7 +122,10 @@ def _rows(entry, data_dir: str, inputs: Inputs, name: str) -> Iterator[dict]:
             yield row
         return
     conversion = Conversion(
-        get_source(entry.adapter), place, kind=entry.kind or None, split=entry.split or None,
+        get_source(entry.adapter),
+        place,
+        kind=entry.kind or None,
+        split=entry.split or None,
         encoding=entry.get("encoding", ""),
     )
     try:
@@ -273,8 +276,9 @@ def read_benchmarks(folder: str, benchmarks: Benchmarks) -> dict[str, int]:
         elif path.is_dir() or suffix(path) == ".zip":
             rows = _with_test_split(path)
         else:
-            raise UserError(f"--benchmarks: {path.name} is neither records nor named after a source"
-                            f"{nearest(path.name, SOURCES)}")  # fmt: skip
+            raise UserError(
+                f"--benchmarks: {path.name} is neither records nor named after a source{nearest(path.name, SOURCES)}"
+            )
         found[name] = benchmarks.add(name, rows)
     if not sum(found.values()):
         raise UserError(f"--benchmarks={folder}: holds no test items")

@@ -31,9 +31,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m data_gen convert", description=__doc__.partition("\n")[0], allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog="sources: " + ", ".join(SOURCES),
-    )  # fmt: skip
+        prog="python -m data_gen convert",
+        description=__doc__.partition("\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="sources: " + ", ".join(SOURCES),
+    )
     parser.add_argument("--list", action="store_true", help="list the sources with kinds, languages and licence")
     parser.add_argument("--source", metavar="NAME", help="which data set the input is")
     parser.add_argument("--input", metavar="PATH", help="file, folder or zip as published, or hub[:REPO_ID[@REVISION]]")
@@ -110,11 +113,16 @@ def main(argv: list[str] | None = None) -> None:
     _required(args)
     console.outlive()
     conversion = Conversion(
-        get_source(args.source), args.input, kind=args.kind, split=args.split, hub_config=args.hub_config,
+        get_source(args.source),
+        args.input,
+        kind=args.kind,
+        split=args.split,
+        hub_config=args.hub_config,
         languages=tuple(c.strip() for c in args.language.split(",")) if args.language else None,
-        answer_base=None if args.answer_base is None else int(args.answer_base), encoding=args.encoding,
+        answer_base=None if args.answer_base is None else int(args.answer_base),
+        encoding=args.encoding,
         keep_duplicates=args.keep_duplicates,
-    )  # fmt: skip
+    )
     print(f"{args.source} -> {conversion.kind} records, from {args.input}", flush=True)
     jsonl.write_lines(args.output, map(jsonl.dump_line, _progress(conversion, conversion)))
     print(summary(conversion))

@@ -199,8 +199,9 @@ def _experience(found: Estimate, ledger: Ledger) -> None:
         where = "FROM requests WHERE model = ? AND prompt = ?"
         n, p, a, retries = ledger.query(
             f"SELECT count(prompt_tokens), avg(prompt_tokens), avg(completion_tokens), total(retry_of != '') {where}",
-            found.settings.model, version,
-        )[0]  # fmt: skip
+            found.settings.model,
+            version,
+        )[0]
         if not n:
             return
         seen, again = seen + n, again + retries

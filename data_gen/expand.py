@@ -1,7 +1,7 @@
 """Answer expanding: records with short or letter-only answers in, instruction records with full answers out.
 
-    python -m data_gen expand --input=medqa.jsonl --output=medqa_full.jsonl --model=gpt-4o-mini
-    python -m data_gen expand --input=faq.jsonl --output=faq_full.jsonl --max_chars=120 --limit=20
+python -m data_gen expand --input=medqa.jsonl --output=medqa_full.jsonl --model=gpt-4o-mini
+python -m data_gen expand --input=faq.jsonl --output=faq_full.jsonl --max_chars=120 --limit=20
 """
 
 from data_gen.method_command import check, inputs, parser_for, run_method

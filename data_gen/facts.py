@@ -84,8 +84,9 @@ def gather(recipe: Any, read, splits: list[str]) -> Facts:
             push(best[code], item)
     facts.samples = {
         code: [record for _, _, record in sorted(found, reverse=True, key=lambda i: i[:2])]
-        for code, found in best.items() if found
-    }  # fmt: skip
+        for code, found in best.items()
+        if found
+    }
     return facts
 
 
@@ -102,8 +103,9 @@ def loss_rows(recipe: Any, inputs: Inputs, rows: Rows, selection: Selection) -> 
         found += [("step", name, f"no request: {why}", n) for why, n in _most(rows.skipped[name])]
         found += [
             ("step", name, reason or state, n)
-            for (state, reason), n in _most(rows.outcomes[name]) if state != "accepted"
-        ]  # fmt: skip
+            for (state, reason), n in _most(rows.outcomes[name])
+            if state != "accepted"
+        ]
     for name in (*recipe.sources, *recipe.steps):
         found += [("selection", name, why, n) for why, n in _most(selection.removed.get(name, Counter()))]
     return found
@@ -123,5 +125,14 @@ def _most(counter: Counter) -> list:
     return sorted(counter.items(), key=lambda item: (-item[1], str(item[0])))
 
 
-__all__ = ["LENGTHS", "Facts", "answer_text", "gather", "how_made", "languages_present", "license_rows",
-           "loss_rows", "prompt_rows"]  # fmt: skip
+__all__ = [
+    "LENGTHS",
+    "Facts",
+    "answer_text",
+    "gather",
+    "how_made",
+    "languages_present",
+    "license_rows",
+    "loss_rows",
+    "prompt_rows",
+]

@@ -107,9 +107,14 @@ def _refused_parameter(error: str, sent: set[str]) -> str:
 
 
 def settle_status(
-    status: int, error: Any, headers: Mapping[str, str], request_id: str = "", *, inside: bool = False,
+    status: int,
+    error: Any,
+    headers: Mapping[str, str],
+    request_id: str = "",
+    *,
+    inside: bool = False,
     paid: bool = True,
-) -> Answer:  # fmt: skip
+) -> Answer:
     """What an HTTP status that is not success settles; raises Again or Stop.
 
     Args:
@@ -166,7 +171,7 @@ def error_in(reply: Any) -> Any:
 
 def settle(
     reply: Any, price: Price | None, headers: Mapping[str, str], request_id: str = "", *, batch: bool = False
-) -> Answer:  # fmt: skip
+) -> Answer:
     """What a reply of status 200 (parsed JSON, whatever it is) settles; raises Again or Stop."""
     answer = read_completion(reply, price, request_id=request_id, batch=batch)
     error = error_in(reply)

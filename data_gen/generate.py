@@ -166,10 +166,15 @@ class Generator:
                 self.rows.keys.add(outcome.job.request.key)
                 if outcome.state != "accepted":
                     if outcome.state != "pending":
-                        self.rows.rejects.append({
-                            "id": outcome.job.row_id, "stage": f"step {name}", "reason": outcome.reason,
-                            "detail": outcome.detail, **({"language": language} if language else {}),
-                        })  # fmt: skip
+                        self.rows.rejects.append(
+                            {
+                                "id": outcome.job.row_id,
+                                "stage": f"step {name}",
+                                "reason": outcome.reason,
+                                "detail": outcome.detail,
+                                **({"language": language} if language else {}),
+                            }
+                        )
                     continue
                 for record in outcome.records:
                     about = record["provenance"]
@@ -227,4 +232,3 @@ class Generator:
         inputs = (i for i, e in enumerate(self.inputs.entry) if e in keeps and not self.inputs.blocked[i])
         own = sum(self.inputs.spool[i]["language"] == language for i in inputs)
         return own + sum(self.get(("row", i))["language"] == language for i in self.rows.standing())
-

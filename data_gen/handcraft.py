@@ -1,7 +1,7 @@
 """Reads the hand-written samples and checks them: schema, duplicates, languages, balance of letters, notice.
 
-    python -m data_gen handcraft
-    python -m data_gen handcraft --input=my_samples --output=handcrafted.jsonl --kind=mcq
+python -m data_gen handcraft
+python -m data_gen handcraft --input=my_samples --output=handcrafted.jsonl --kind=mcq
 """
 
 import argparse
@@ -52,9 +52,14 @@ def _families(records: list[dict]) -> list[str]:
         lacking = [code for code in LANGUAGES if not languages[code]]
         twice = [code for code in LANGUAGES if languages[code] > 1]
         if group and (lacking or twice):
-            found.append(f"group {group}: " + "; ".join(
-                f"{what} {', '.join(codes)}" for what, codes in (("lacks", lacking), ("holds twice", twice)) if codes
-            ))  # fmt: skip
+            found.append(
+                f"group {group}: "
+                + "; ".join(
+                    f"{what} {', '.join(codes)}"
+                    for what, codes in (("lacks", lacking), ("holds twice", twice))
+                    if codes
+                )
+            )
     return found
 
 

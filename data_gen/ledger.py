@@ -148,9 +148,10 @@ class Ledger:
     # Writing: each returns a Future that is done when the change is on the disk.
 
     def write(
-        self, operation: Callable[[sqlite3.Connection], Any],
+        self,
+        operation: Callable[[sqlite3.Connection], Any],
         instead: Callable[[sqlite3.Connection, Exception], Any] | None = None,
-    ) -> Future:  # fmt: skip
+    ) -> Future:
         """Has `operation` run inside the next transaction; `instead` when its values cannot be written."""
         future: Future = Future()
         future.set_running_or_notify_cancel()  # a waiter that is cancelled leaves the change to be made
@@ -227,9 +228,7 @@ class Ledger:
 
         return self.write(lambda c: store(c, answer), instead)
 
-    def fail_held(
-        self, owner: str, key: str, detail: str, most: int, *, uncertain: bool, cost: float | None
-    ) -> Future:  # fmt: skip
+    def fail_held(self, owner: str, key: str, detail: str, most: int, *, uncertain: bool, cost: float | None) -> Future:
         """A request that `owner` holds was not answered: it is pending again, and failed after `most` attempts; True,
         False where it held no such request. uncertain: as in again(). cost: what the attempt cost, where known."""
 

@@ -81,8 +81,9 @@ def row_text(ledger: Ledger, row_id: str) -> str:
         while key:
             row = ledger.query(
                 "SELECT state, reason, detail, attempts, model, prompt, request_id, prompt_tokens, completion_tokens, "
-                "cost, response, retry_of FROM requests WHERE key = ?", key,
-            )  # fmt: skip
+                "cost, response, retry_of FROM requests WHERE key = ?",
+                key,
+            )
             if not row:
                 break
             r = row[0]

@@ -14,7 +14,7 @@ _UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds(text: str | None) -> float | None:
-    """"6m0s", "120ms", "1.5s" or "30" (seconds) as seconds; None when it is none of these."""
+    """ "6m0s", "120ms", "1.5s" or "30" (seconds) as seconds; None when it is none of these."""
     text = (text or "").strip()
     try:
         value = float(text)

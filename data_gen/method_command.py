@@ -37,9 +37,12 @@ def parser_for(command: str, doc: str) -> Parser:
     from data_gen.runner import add_run_flags
 
     parser = Parser(
-        prog=f"python -m data_gen {command}", description=doc.partition("\n")[0], allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=doc.partition("\n")[2],
-    )  # fmt: skip
+        prog=f"python -m data_gen {command}",
+        description=doc.partition("\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=doc.partition("\n")[2],
+    )
     parser.add_argument("--input", metavar="PATHS", help="files or folders, with commas")
     parser.add_argument("--output", metavar="FILE", help="records to write: a name ending in .jsonl or .jsonl.gz")
     parser.add_argument("--rejects", metavar="FILE", help="rows that became no record (default: beside it)")
@@ -159,7 +162,7 @@ def all_rejected(counts: Counter[tuple[str, str]]) -> str:
 
 def _pass(
     method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], rejects: list[str]
-) -> Counter[tuple[str, str]]:  # fmt: skip
+) -> Counter[tuple[str, str]]:
     """One method from its inputs to the output file; adds lines to `rejects`. Returns rows by (state, reason)."""
     from data_gen.gates import default_gates
     from data_gen.runner import run, settings_from
@@ -235,9 +238,13 @@ def unfinished_text(pending: int, failed: int, limit: str = "") -> str:
 def _reject(outcome) -> dict:
     job = outcome.job
     return {
-        "row_id": job.row_id, "method": job.method, "state": outcome.state, "reason": outcome.reason,
-        "detail": outcome.detail, "key": job.request.key,
-    }  # fmt: skip
+        "row_id": job.row_id,
+        "method": job.method,
+        "state": outcome.state,
+        "reason": outcome.reason,
+        "detail": outcome.detail,
+        "key": job.request.key,
+    }
 
 
 def summary(method, counts: Counter, flags: Counter, made: int, bare: int) -> str:

@@ -27,7 +27,11 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|(?<=[。！？])|\n+")
 
 
 def read_passages(
-    path: str, *, language: str | None = None, license: str | None = None, field: str | None = None,
+    path: str,
+    *,
+    language: str | None = None,
+    license: str | None = None,
+    field: str | None = None,
     max_chars: int = 4000,
 ) -> Iterator[dict]:
     """Passages of one file or folder, in order, streaming.
@@ -38,7 +42,7 @@ def read_passages(
       field: the text field of JSON objects, or the columns of a table, with commas; all columns otherwise.
       max_chars: longer passages are cut at sentence ends into parts with ids of their own.
     Raises UserError for files that can't be read this way.
-    """  # fmt: skip
+    """
     file, _ = locate(path)
     if language is not None and language not in LANGUAGES:
         raise UserError(f"--from_language={language}: not supported{nearest(language, LANGUAGES)}")

@@ -22,11 +22,28 @@ FOLDER = Path(__file__).parent / "prompts"
 NAMES = ("answer_expanding", "qa_generation", "translation", "rationale", "topics", "reanswer", "rationale_judge")
 # The 21 topics of MMedBench, arXiv 2402.13963, by their share of its test set.
 TOPICS = (
-    "Internal Medicine", "Biochemistry", "Pharmacology", "Psychiatry", "Pediatrics", "Microbiology", "Physiology",
-    "Pathology", "Immunology", "Obstetrics and Gynecology", "Public Health", "Hematology", "Surgery",
-    "Emergency Medicine", "Orthopedics", "Neurology", "Anatomy", "Medical Genetics", "Radiology", "Dermatology",
+    "Internal Medicine",
+    "Biochemistry",
+    "Pharmacology",
+    "Psychiatry",
+    "Pediatrics",
+    "Microbiology",
+    "Physiology",
+    "Pathology",
+    "Immunology",
+    "Obstetrics and Gynecology",
+    "Public Health",
+    "Hematology",
+    "Surgery",
+    "Emergency Medicine",
+    "Orthopedics",
+    "Neurology",
+    "Anatomy",
+    "Medical Genetics",
+    "Radiology",
+    "Dermatology",
     "Endocrinology",
-)  # fmt: skip
+)
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _USER = "{{data}}\n\n{{reminder}}"
 

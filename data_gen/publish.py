@@ -72,10 +72,19 @@ def _batches(rows: Iterator[dict]) -> Iterator[list[dict]]:
 def _schema(pa, kind: str, letters: str):
     text = pa.string()
     message = pa.struct([("role", text), ("content", text)])
-    own = [("messages", pa.list_(message))] if kind == "instruction" else [
-        ("context", text), ("question", text), ("options", pa.struct([(letter, text) for letter in letters])),
-        ("answer_idx", text), ("rationale", text), ("human_checked", pa.bool_()), ("human_check_passed", pa.bool_()),
-    ]  # fmt: skip
+    own = (
+        [("messages", pa.list_(message))]
+        if kind == "instruction"
+        else [
+            ("context", text),
+            ("question", text),
+            ("options", pa.struct([(letter, text) for letter in letters])),
+            ("answer_idx", text),
+            ("rationale", text),
+            ("human_checked", pa.bool_()),
+            ("human_check_passed", pa.bool_()),
+        ]
+    )
     about = [(name, text) for name in ("source", "license", "method", "group", "flags", "provenance")]
     return pa.schema([("id", text), ("language", text), *own, *about])
 
@@ -83,9 +92,11 @@ def _schema(pa, kind: str, letters: str):
 def _flat(record: dict, letters: str) -> dict:
     about = record["provenance"]
     row = {
-        **record, "group": about.get("group", ""), "flags": ",".join(about.get("flags", ())),
+        **record,
+        "group": about.get("group", ""),
+        "flags": ",".join(about.get("flags", ())),
         "provenance": json.dumps(about, ensure_ascii=False, sort_keys=True),
-    }  # fmt: skip
+    }
     if "options" in record:
         row["options"] = {letter: record["options"].get(letter) for letter in letters}
         row.setdefault("context", "")

@@ -1,7 +1,7 @@
 """Question-answer pairs from passages: text, tables (.csv, .tsv, .xlsx), JSON lines, records with a passage.
 
-    python -m data_gen qa --input=rumeddanet.jsonl --pairs=3 --output=rumeddanet_qa.jsonl
-    python -m data_gen qa --input=drugs.xlsx --from_language=ko --language=en --license="KOGL 1" --output=drugs_en.jsonl
+python -m data_gen qa --input=rumeddanet.jsonl --pairs=3 --output=rumeddanet_qa.jsonl
+python -m data_gen qa --input=drugs.xlsx --from_language=ko --language=en --license="KOGL 1" --output=drugs_en.jsonl
 """
 
 from collections.abc import Iterator
@@ -29,9 +29,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.max_chars < 200:
         raise UserError(f"--max_chars={args.max_chars}: must be 200 or more")
     method = QA(
-        pairs=args.pairs, language=args.language, min_chars=args.min_chars, structured=not args.no_schema,
+        pairs=args.pairs,
+        language=args.language,
+        min_chars=args.min_chars,
+        structured=not args.no_schema,
         redraws=args.redraws,
-    )  # fmt: skip
+    )
 
     def read(path: str) -> Iterator[dict]:
         return read_passages(

@@ -1,7 +1,7 @@
 """Rationales for multiple-choice records: why the keyed options are right.
 
-    python -m data_gen rationale --input=kormedmcqa.jsonl --output=kormedmcqa_explained.jsonl
-    python -m data_gen rationale --input=headqa.jsonl --language=en --output=headqa_explained_en.jsonl
+python -m data_gen rationale --input=kormedmcqa.jsonl --output=kormedmcqa_explained.jsonl
+python -m data_gen rationale --input=headqa.jsonl --language=en --output=headqa_explained_en.jsonl
 """
 
 from data_gen.method_command import check, inputs, parser_for, run_method

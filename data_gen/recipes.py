@@ -91,9 +91,17 @@ def source(adapter: str = "", path: str = "", **more: object) -> ConfigDict:
     language, license   of passages whose files do not say it
     """
     entry = {
-        "adapter": adapter, "path": path, "kind": "", "split": "train", "languages": (), "keep": True, "limit": 0,
-        "encoding": "", "language": "", "license": "",
-    }  # fmt: skip
+        "adapter": adapter,
+        "path": path,
+        "kind": "",
+        "split": "train",
+        "languages": (),
+        "keep": True,
+        "limit": 0,
+        "encoding": "",
+        "language": "",
+        "license": "",
+    }
     return ConfigDict(_known(entry, more, "source"))
 
 

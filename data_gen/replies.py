@@ -61,7 +61,7 @@ def token_count(value: object) -> int | None:
 
 def usage_of(
     reply: dict, price: Price | None, batch: bool, text: str | None = None
-) -> tuple[int | None, int | None, int | None, float | None]:  # fmt: skip
+) -> tuple[int | None, int | None, int | None, float | None]:
     """(prompt, cached and completion tokens, dollars) of a reply; all None where it does not count both kinds.
 
     What is billed as an answer is the most that the counts support: reasoning tokens stand inside completion_tokens at
@@ -129,9 +129,14 @@ def read_completion(reply: Any, price: Price | None, *, request_id: str = "", ba
 
 
 def _verdict(
-    whole: dict, choice: dict | None, finish: str | None, text: str | None, refusal: object, completion: int | None,
+    whole: dict,
+    choice: dict | None,
+    finish: str | None,
+    text: str | None,
+    refusal: object,
+    completion: int | None,
     other: bool,
-) -> tuple[str, str, str]:  # fmt: skip
+) -> tuple[str, str, str]:
     """(state, reason, detail) of a reply."""
     if choice is None:
         said = whole.get("error") or "no choices"

@@ -79,7 +79,7 @@ def run(method: Method, inputs: Iterable[dict], settings: RunSettings, gates: It
 
 def _online(
     jobs: Iterator, settings: RunSettings, judge: Judge, ledger: Ledger, notes: list[Callable[[str], None]]
-) -> Iterator[Outcome]:  # fmt: skip
+) -> Iterator[Outcome]:
     window: deque[Slot] = deque()
     waiting: dict[str, list[Slot]] = {}
     sender: Sender | None = None
@@ -143,9 +143,15 @@ def _settled(sender: Sender) -> list[str]:
 def _bar(name: str, total: int | None, settings: RunSettings) -> tqdm:
     interactive = sys.stderr.isatty()
     return tqdm(
-        total=total, desc=name, unit=" rows", dynamic_ncols=True, disable=not settings.progress,
-        mininterval=0.2 if interactive else 10.0, maxinterval=10.0, file=sys.stderr,
-    )  # fmt: skip
+        total=total,
+        desc=name,
+        unit=" rows",
+        dynamic_ncols=True,
+        disable=not settings.progress,
+        mininterval=0.2 if interactive else 10.0,
+        maxinterval=10.0,
+        file=sys.stderr,
+    )
 
 
 def _note(bar: tqdm, text: str) -> None:

@@ -126,7 +126,7 @@ def add_run_flags(parser: argparse.ArgumentParser, model: str = "--model") -> No
     add("--temperature", metavar="T", type=float, help="sampling temperature (default: the endpoint's)")
     add("--sampling_seed", metavar="N", type=int, help="seed sent to the endpoint")
     add("--max_tokens", metavar="N", type=int, help="room for an answer (default: the method's)")
-    add("--params", metavar="JSON", help="more fields of the request body, as {\"top_p\": 0.9}")
+    add("--params", metavar="JSON", help='more fields of the request body, as {"top_p": 0.9}')
     add("--concurrency", metavar="N", type=int, default=32, help="requests under way at most (%(default)s)")
     add("--max_usd", metavar="USD", type=float, help="stop before the ledger's cost, earlier runs included, passes it")
     add("--max_requests", metavar="N", type=int, help="stop at so many requests in the ledger, earlier runs included")
@@ -153,7 +153,20 @@ def settings_from(args: argparse.Namespace) -> RunSettings:
     if taken:
         raise UserError(f"--params={json.dumps(params)}: {', '.join(sorted(taken))} is set by the command")
     same = (
-        "ledger", "model", "base_url", "run", "concurrency", "max_usd", "max_requests", "price", "prices", "batch",
-        "enqueued_tokens", "poll_s", "timeout_s", "retry_failed", "dry_run",
-    )  # fmt: skip
+        "ledger",
+        "model",
+        "base_url",
+        "run",
+        "concurrency",
+        "max_usd",
+        "max_requests",
+        "price",
+        "prices",
+        "batch",
+        "enqueued_tokens",
+        "poll_s",
+        "timeout_s",
+        "retry_failed",
+        "dry_run",
+    )
     return RunSettings(params=params, **{name: getattr(args, name) for name in same})

@@ -1,6 +1,6 @@
 """The 21 topics of MMedBench as provenance.topic of each record.
 
-    python -m data_gen topics --input=mcq.jsonl --output=mcq_topics.jsonl
+python -m data_gen topics --input=mcq.jsonl --output=mcq_topics.jsonl
 """
 
 from data_gen.method_command import check, inputs, parser_for, run_method

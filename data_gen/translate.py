@@ -1,6 +1,6 @@
 """Cross-lingual translation of instruction and multiple-choice records; letters, order and key stay.
 
-    python -m data_gen translate --input=casimedicos_es.jsonl --language=ko,ja --output=casimedicos_ko_ja.jsonl
+python -m data_gen translate --input=casimedicos_es.jsonl --language=ko,ja --output=casimedicos_ko_ja.jsonl
 """
 
 from data_gen.method_command import check, codes, inputs, parser_for, run_method

@@ -25,11 +25,29 @@ IN_FLIGHT_BYTES = 2**30
 _PASSING = tuple(
     os.strerror(n)
     for n in (
-        errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR,
-        errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ENXIO, errno.ENODEV, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-        errno.ENETUNREACH, errno.ENOTCONN, errno.ECONNRESET, errno.EREMOTEIO, errno.ENOLINK, errno.ESHUTDOWN,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.ESTALE,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EINTR,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.ETIMEDOUT,
+        errno.ENXIO,
+        errno.ENODEV,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ENOTCONN,
+        errno.ECONNRESET,
+        errno.EREMOTEIO,
+        errno.ENOLINK,
+        errno.ESHUTDOWN,
     )
-) + ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "DEADLINE_EXCEEDED", "UNAVAILABLE")  # fmt: skip
+) + ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
 
 
 def available_steps(run_dir: str | Path) -> list[int]:

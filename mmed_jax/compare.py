@@ -68,9 +68,11 @@ def _wanted(text: str) -> tuple[str, ...] | None:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m mmed_jax.compare", description=__doc__, allow_abbrev=False,
+        prog="python -m mmed_jax.compare",
+        description=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folders of evaluations, or NAME=FOLDER; the first is compared with")
     add("--output", metavar="DIR", help="where the tables are written as well")

@@ -163,17 +163,39 @@ CHOICES = {
     "optim.mu_dtype": ("float32", "bfloat16"),
 }
 POSITIVE = (
-    "grad_accum", "loss_chunk", "optim.lr", "optim.eps", "log_every", "checkpoint.keep_last", "data.seq_len",
+    "grad_accum",
+    "loss_chunk",
+    "optim.lr",
+    "optim.eps",
+    "log_every",
+    "checkpoint.keep_last",
+    "data.seq_len",
     "distributed.timeout_seconds",
-)  # fmt: skip
+)
 NOT_NEGATIVE = (
-    "seed", "batch_size", "batch_tokens", "steps", "epochs", "eval_every", "eval_rows", "checkpoint.every_steps",
-    "checkpoint.every_minutes", "checkpoint.keep_best", "optim.warmup_steps", "optim.weight_decay", "optim.clip_norm",
+    "seed",
+    "batch_size",
+    "batch_tokens",
+    "steps",
+    "epochs",
+    "eval_every",
+    "eval_rows",
+    "checkpoint.every_steps",
+    "checkpoint.every_minutes",
+    "checkpoint.keep_best",
+    "optim.warmup_steps",
+    "optim.weight_decay",
+    "optim.clip_norm",
     "mesh.devices",
-)  # fmt: skip
+)
 RATIOS = (
-    "optim.warmup_ratio", "optim.end_lr_ratio", "optim.decay_ratio", "data.validation_fraction", "optim.b1", "optim.b2",
-)  # fmt: skip
+    "optim.warmup_ratio",
+    "optim.end_lr_ratio",
+    "optim.decay_ratio",
+    "data.validation_fraction",
+    "optim.b1",
+    "optim.b2",
+)
 
 # Keys that Adafactor does not read, with the only value they may then have: that of configs/base.py.
 ADAMW_ONLY = {"optim.b1": 0.9, "optim.eps": 1e-8, "optim.mu_dtype": "float32"}

@@ -159,9 +159,12 @@ def install() -> None:
             lines, unbuffered = stream.line_buffering, stream.write_through
         _outputs[name] = output
         text = io.TextIOWrapper(
-            output if unbuffered else io.BufferedWriter(output), encoding=encoding, errors="backslashreplace",
-            line_buffering=lines, write_through=unbuffered,
-        )  # fmt: skip
+            output if unbuffered else io.BufferedWriter(output),
+            encoding=encoding,
+            errors="backslashreplace",
+            line_buffering=lines,
+            write_through=unbuffered,
+        )
         setattr(sys, name, text)
 
 

@@ -42,9 +42,7 @@ def initialize(config: ConfigDict) -> tuple[int, int]:
                 f"config.distributed: coordinator={d.coordinator} needs num_processes >= 1 and 0 <= process_id < "
                 f"num_processes (got {d.num_processes} and {d.process_id})"
             )
-        arguments = {
-            "coordinator_address": d.coordinator, "num_processes": d.num_processes, "process_id": d.process_id
-        }  # fmt: skip
+        arguments = {"coordinator_address": d.coordinator, "num_processes": d.num_processes, "process_id": d.process_id}
     elif not several_processes(config):
         _expect(d.expect_processes, 1)
         return 0, 1

@@ -265,8 +265,11 @@ def check_jax(out: Findings, accelerators: list[str], timeout: int = PROBE_SECON
         out.problems.append(f"jax does not start: {last[:400]}")
         return
     memory = f", {max(found['memory_gib'])} GiB each" if found["memory_gib"] else ""
-    out.add("jax", f"{found['platform']}: {found['devices']} x {', '.join(found['kinds'])}{memory}, started in "
-                   f"{found['start_seconds']} s")  # fmt: skip
+    out.add(
+        "jax",
+        f"{found['platform']}: {found['devices']} x {', '.join(found['kinds'])}{memory}, started in "
+        f"{found['start_seconds']} s",
+    )
     out.add("processes", f"this is {found['process']}, {found['local_devices']} local device(s)")
     out.add("test product", "right on every device" if not found["wrong"] else f"WRONG on {', '.join(found['wrong'])}")
     if found["wrong"]:

@@ -83,14 +83,22 @@ def main(argv: list[str] | None = None) -> None:
 
     open_book = any(i.record.get("context") for i in items) and args.book != "closed"
     settings = {
-        "kind": kind, "mode": mode, "score": score or None,
+        "kind": kind,
+        "mode": mode,
+        "score": score or None,
         "normalise": args.normalise or modes.DEFAULT_NORMALISE.get(score, "none"),
-        "prompt_family": family if kind == "mcq" else "chat", "system_prompt": system, "few_shot": args.few_shot,
-        "shuffle_seed": args.shuffle_options, "book": "open" if open_book else "closed",
-        "languages": listed(args.languages, "--languages") if args.languages else None, "limit": args.limit,
-        "max_new_tokens": new_tokens, **model.settings, "rules_version": RULES_VERSION,
+        "prompt_family": family if kind == "mcq" else "chat",
+        "system_prompt": system,
+        "few_shot": args.few_shot,
+        "shuffle_seed": args.shuffle_options,
+        "book": "open" if open_book else "closed",
+        "languages": listed(args.languages, "--languages") if args.languages else None,
+        "limit": args.limit,
+        "max_new_tokens": new_tokens,
+        **model.settings,
+        "rules_version": RULES_VERSION,
         "prompts_sha256": prompts_hash(items),
-    }  # fmt: skip
+    }
     output = expand_home(args.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={args.output}: is a file; name a folder")
@@ -193,12 +201,21 @@ def _items(
     told = load_files([args.few_shot_data], "mcq") if args.few_shot_data else None
     items, data = [], {}
     read = [
-        (b, B.load(
-            b, kind, split=args.split or "", languages=languages, limit=args.limit, images=args.images or "",
-            count_mismatch=args.allow_count_mismatch, pools=args.few_shot > 0 and told is None,
-        ))
+        (
+            b,
+            B.load(
+                b,
+                kind,
+                split=args.split or "",
+                languages=languages,
+                limit=args.limit,
+                images=args.images or "",
+                count_mismatch=args.allow_count_mismatch,
+                pools=args.few_shot > 0 and told is None,
+            ),
+        )
         for b in found
-    ]  # fmt: skip
+    ]
     B.check_apart(read)
     for b, loaded in read:
         records, pools, info = loaded.records, loaded.pools, loaded.info

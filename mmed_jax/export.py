@@ -59,9 +59,11 @@ def main(argv: list[str] | None = None) -> None:
 
     kept = None if dtype == "source" else dtype
     info: dict[str, Any] = {
-        "made_by": "mmed_jax.export", "source_kind": source.kind, "source": inside.name,
+        "made_by": "mmed_jax.export",
+        "source_kind": source.kind,
+        "source": inside.name,
         "chat_format": chat.name if chat else None,
-    }  # fmt: skip
+    }
 
     def params() -> dict[str, Any]:
         host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
@@ -93,9 +95,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m mmed_jax.export", description=__doc__, allow_abbrev=False,
+        prog="python -m mmed_jax.export",
+        description=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--model", required=True, metavar="DIR", help="run directory or Hugging Face folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")

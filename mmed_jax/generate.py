@@ -75,15 +75,20 @@ def main(argv: list[str] | None = None) -> None:
     source = open_model(args.model, args.step, args.ignore_keys)
     trained, tok = trained_prompts(source), source.tokenizer
     how = Format(
-        raw=args.raw, mode=args.mode, family=args.prompt_family or trained["prompt_family"],
+        raw=args.raw,
+        mode=args.mode,
+        family=args.prompt_family or trained["prompt_family"],
         system="" if args.raw else trained["system_prompt"] if args.system is None else args.system,
-    )  # fmt: skip
+    )
     prompts = [prompt_ids(tok, value, where, how) for where, _, value in given]
     check_prompts(source.cfg, prompts, args.max_new_tokens, [where for where, _, _ in given])
     sampling = {
-        "max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p,
-        "top_k": args.top_k, "seed": args.seed,
-    }  # fmt: skip
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "top_k": args.top_k,
+        "seed": args.seed,
+    }
     stops = source.stop_ids
     if args.prompt is not None:
         engine = load_engine(args, source, stops)
@@ -95,17 +100,17 @@ def main(argv: list[str] | None = None) -> None:
 
     def record(k: int, completion: Any) -> dict:
         return {
-            "id": given[k][1], "prompt": texts[k],
+            "id": given[k][1],
+            "prompt": texts[k],
             "output": decode_after(tok, prompts[k] if args.raw else (), completion.ids),
-            "finish_reason": completion.finish_reason, "prompt_tokens": len(prompts[k]),
+            "finish_reason": completion.finish_reason,
+            "prompt_tokens": len(prompts[k]),
             "new_tokens": len(completion.ids),
-        }  # fmt: skip
+        }
 
     if not args.output:
         engine = load_engine(args, source, stops)
-        engine.generate(
-            prompts, **sampling, on_done=lambda k, c: print(_terminal_line(record(k, c)), flush=True)
-        )  # fmt: skip
+        engine.generate(prompts, **sampling, on_done=lambda k, c: print(_terminal_line(record(k, c)), flush=True))
         return
 
     output = expand_home(args.output)
@@ -161,9 +166,11 @@ def _answer(engine: Any, stream: TextStream, prompt: list[int], sampling: dict) 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m mmed_jax.generate", description=__doc__, allow_abbrev=False,
+        prog="python -m mmed_jax.generate",
+        description=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add_arguments(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="one question; the answer is written as it comes")
     parser.add_argument("--input", metavar="FILE", help=".txt, .jsonl or .jsonl.gz of prompts")

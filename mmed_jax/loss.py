@@ -106,15 +106,15 @@ def _over_devices(hidden, head, targets, weights, how: _How, *, gradients: bool)
 
     rows, wide, table = P(batch, length), P(batch, length, None), P(vocab, shards)
     mapped = jax.shard_map(
-        local, in_specs=(wide, table, rows, rows), out_specs=(rows, wide, table) if gradients else (rows,),
+        local,
+        in_specs=(wide, table, rows, rows),
+        out_specs=(rows, wide, table) if gradients else (rows,),
         check_vma=False,
-    )  # fmt: skip
+    )
     return mapped(hidden, head, targets, weights)
 
 
-def _chunks(
-    hidden_btd, head, targets_bt, weights_bt, chunk: int, vocab_axis: str | None, gradients: bool, order: str
-):  # fmt: skip
+def _chunks(hidden_btd, head, targets_bt, weights_bt, chunk: int, vocab_axis: str | None, gradients: bool, order: str):
     """nll [B, T] and, if asked, d_hidden [B, T, D] and d_head of the weighted sum, float32, on one device.
 
     The head and its gradient have the axes `order`, "vd" or "dv". The device holds all of the vocabulary or its part

@@ -67,7 +67,7 @@ class Peers:
             self._over.wait(self.interval)
 
     def name(self, peer: int) -> str:
-        """"process 3 on HOST"."""
+        """ "process 3 on HOST"."""
         said = self._heard.get(peer, ("", 0.0))[0]
         return f"process {peer}" + (f" on {said.partition(' ')[2]}" if said else "")
 

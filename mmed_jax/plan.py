@@ -79,9 +79,18 @@ def main(argv: list[str] | None = None) -> None:
         from mmed_jax.planning.search import search
 
         search(
-            config, cfg, target, recipe=flags.config, output=flags.output, batches=batches,
-            max_compiles=flags.max_compiles, run_tokens=tokens, price=flags.price, notes=notes, **options,
-        )  # fmt: skip
+            config,
+            cfg,
+            target,
+            recipe=flags.config,
+            output=flags.output,
+            batches=batches,
+            max_compiles=flags.max_compiles,
+            run_tokens=tokens,
+            price=flags.price,
+            notes=notes,
+            **options,
+        )
         return
 
     result = plan(config, cfg, target, **options)

@@ -112,18 +112,45 @@ def _correlate(argv: list[str]) -> None:
     if not any(r["count"] for r in rows):
         raise UserError("--ratings: no explanation was rated twice; are the runs named alike in all of them?")
     output = check_folder(output, "--output")
-    write_json(output / "correlation.json", {
-        "statistic": "Kendall's tau-b; slope of b on a through the runs' mean places",
-        "interval": "95 % percentile bootstrap over questions", "seed": args.seed, "resamples": args.resamples,
-        "criterion": args.criterion or "mean of all", "pairs": rows, "means": correlation.means(ratings),
-    })  # fmt: skip
-    head = ("rating", "with", "explanations", "questions", "tau_b", "low95", "high95", "slope", "slope_low95",
-            "slope_high95", "slope_questions")  # fmt: skip
+    write_json(
+        output / "correlation.json",
+        {
+            "statistic": "Kendall's tau-b; slope of b on a through the runs' mean places",
+            "interval": "95 % percentile bootstrap over questions",
+            "seed": args.seed,
+            "resamples": args.resamples,
+            "criterion": args.criterion or "mean of all",
+            "pairs": rows,
+            "means": correlation.means(ratings),
+        },
+    )
+    head = (
+        "rating",
+        "with",
+        "explanations",
+        "questions",
+        "tau_b",
+        "low95",
+        "high95",
+        "slope",
+        "slope_low95",
+        "slope_high95",
+        "slope_questions",
+    )
     lines = [
-        [r["b"], r["a"], r["count"], r["items"], r["tau"], *(r["interval95"] or ("", "")), r["slope"],
-         *(r["slope_interval95"] or ("", "")), r["slope_items"]]
+        [
+            r["b"],
+            r["a"],
+            r["count"],
+            r["items"],
+            r["tau"],
+            *(r["interval95"] or ("", "")),
+            r["slope"],
+            *(r["slope_interval95"] or ("", "")),
+            r["slope_items"],
+        ]
         for r in rows
-    ]  # fmt: skip
+    ]
     write_text(output / "correlation.csv", csv_text(head, lines))
     print(correlation.table(rows) + "\n")
     _print_means(ratings)
@@ -186,9 +213,12 @@ def _print_means(ratings: dict[str, dict[Key, float]]) -> None:
 
 def _parser(command: str, text: str) -> Parser:
     return Parser(
-        prog=f"python -m mmed_jax.rate {command}", description=text, epilog=__doc__, allow_abbrev=False,
+        prog=f"python -m mmed_jax.rate {command}",
+        description=text,
+        epilog=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
 
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:

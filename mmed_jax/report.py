@@ -59,9 +59,13 @@ def make_report(run_dir: str | Path) -> Path:
 
 
 _LABELS = {
-    "loss": "training", "validation/loss": "validation", "lr": "learning rate", "grad_norm": "gradient norm",
-    "tokens_per_second": "real tokens (no padding)", "supervised_tokens_per_second": "supervised tokens",
-}  # fmt: skip
+    "loss": "training",
+    "validation/loss": "validation",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_second": "real tokens (no padding)",
+    "supervised_tokens_per_second": "supervised tokens",
+}
 
 # Plots
 
@@ -115,9 +119,15 @@ def _plot(path: Path, title: str, unit: str, series: list, resumes: list[int]) -
         xs, ys = [s for s, _ in finite], [v for _, v in finite]
         few, noisy = len(xs) <= 40, len(xs) > 200
         axes.plot(
-            xs, ys, color=colour, lw=1.0 if noisy else 1.6, alpha=0.35 if noisy else 1.0,
-            marker="o" if few else None, ms=4, label=None if noisy else _label(name),
-        )  # fmt: skip
+            xs,
+            ys,
+            color=colour,
+            lw=1.0 if noisy else 1.6,
+            alpha=0.35 if noisy else 1.0,
+            marker="o" if few else None,
+            ms=4,
+            label=None if noisy else _label(name),
+        )
         if noisy:
             axes.plot(*_rolling_median(xs, ys), color=colour, lw=1.8, label=f"{_label(name)} (rolling median)")
     for i, step in enumerate(resumes):
@@ -216,13 +226,18 @@ def _final_numbers(run_dir: Path, records: Records) -> list[tuple[str, str]]:
         total = start.get("steps")
         rows.append(("last step", f"{last['step']:,}" + (f" of {total:,}" if isinstance(total, int) else "")))
     for key, text in [
-        ("loss", "training loss, last"), ("lr", "learning rate"), ("grad_norm", "gradient norm"),
-        ("tokens_seen", "tokens seen (no padding)"), ("device_memory_peak_gib", "device memory, peak (GiB)"),
-        ("host_memory_gib", "host memory (GiB)"), ("host_memory_peak_gib", "host memory, peak (GiB)"),
+        ("loss", "training loss, last"),
+        ("lr", "learning rate"),
+        ("grad_norm", "gradient norm"),
+        ("tokens_seen", "tokens seen (no padding)"),
+        ("device_memory_peak_gib", "device memory, peak (GiB)"),
+        ("host_memory_gib", "host memory (GiB)"),
+        ("host_memory_peak_gib", "host memory, peak (GiB)"),
         ("compile_count", "compilations of the step"),
-        ("compile_seconds", "seconds of compiling it"), ("compile_cache_hits", "programs from the compile cache"),
+        ("compile_seconds", "seconds of compiling it"),
+        ("compile_cache_hits", "programs from the compile cache"),
         ("startup_seconds", "seconds from the start of the process to the first step"),
-    ]:  # fmt: skip
+    ]:
         values = records.series(key)[1] or Records(train=records.events).series(key)[1]
         if values:
             rows.append((text, _number(values[-1])))

@@ -29,12 +29,28 @@ LOCK_FILE = ".lock"
 # Keys that do not change what is trained beyond rounding: where things lie, what is logged and saved, and how the work
 # is spread over devices. Everything else is part of the run. A name ending in "." stands for the whole group.
 NOT_COMPARED = (
-    "run_dir", "restart", "platform", "remat", "xla_flags", "attention", "loss_chunk", "grad_accum", "data.cache_dir",
-    "mesh.", "log_every", "eval_every", "eval_rows", "checkpoint.", "tensorboard", "wandb", "compile_cache",
+    "run_dir",
+    "restart",
+    "platform",
+    "remat",
+    "xla_flags",
+    "attention",
+    "loss_chunk",
+    "grad_accum",
+    "data.cache_dir",
+    "mesh.",
+    "log_every",
+    "eval_every",
+    "eval_rows",
+    "checkpoint.",
+    "tensorboard",
+    "wandb",
+    "compile_cache",
     "distributed.",
     "model.ignore_keys",  # what the model is stands in the run itself
-    "profile_start", "profile_steps",  # of earlier versions
-)  # fmt: skip
+    "profile_start",
+    "profile_steps",  # of earlier versions
+)
 # What orbax calls a finished checkpoint.
 _STEP = re.compile("0|[1-9][0-9]*")
 # Mappings that are values, not groups of keys.

@@ -31,9 +31,15 @@ if TYPE_CHECKING:
 
 # Fields of config.model that replace the preset's when they are not 0.
 SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
     "max_position_embeddings",
-)  # fmt: skip
+)
 
 
 # The step counter is an int32.
@@ -111,9 +117,7 @@ def _check_same_tokens(name: str, tok: "PreTrainedTokenizerFast", source: "Model
         )
 
 
-def model_config(
-    config: ConfigDict, source: "ModelSource | None", tok: "PreTrainedTokenizerFast"
-) -> LlamaConfig:
+def model_config(config: ConfigDict, source: "ModelSource | None", tok: "PreTrainedTokenizerFast") -> LlamaConfig:
     """The architecture: that of `source`, or the preset with the sizes that config.model sets; checked with `tok`.
 
     Raises:

@@ -148,9 +148,10 @@ def main(argv: list[str] | None = None) -> None:
 
     delayed, best = DelayedMetrics(), checkpointer.best_value
     meter = SpeedMeter(
-        flops_per_token=train_flops_per_token(cfg, seq_len), device_kind=devices[0].device_kind,
+        flops_per_token=train_flops_per_token(cfg, seq_len),
+        device_kind=devices[0].device_kind,
         num_devices=len(devices),
-    )  # fmt: skip
+    )
     meter.tokens_seen = data_state["tokens_seen"]
     with (
         jax.set_mesh(mesh),
@@ -165,9 +166,13 @@ def main(argv: list[str] | None = None) -> None:
         PreemptionGuard() as guard,
     ):
         log.start(
-            first, steps=steps, devices=len(devices), platform=devices[0].platform, chat_format=chat,
+            first,
+            steps=steps,
+            devices=len(devices),
+            platform=devices[0].platform,
+            chat_format=chat,
             **meter.describe(),
-        )  # fmt: skip
+        )
 
         def record(held: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None) -> None:
             """Writes the numbers of a finished step; a loss or norm that is not finite ends the run here."""
@@ -178,9 +183,10 @@ def main(argv: list[str] | None = None) -> None:
             languages = by_language(m.pop("language_nll"), m.pop("language_count"), "loss")
             values = {k: float(v) for k, v in m.items()}
             speed = meter.step(
-                real_tokens=values["real_tokens"], supervised_tokens=values["supervised_tokens"],
+                real_tokens=values["real_tokens"],
+                supervised_tokens=values["supervised_tokens"],
                 compiled=host.pop("compiled"),
-            )  # fmt: skip
+            )
             data_state["tokens_seen"] = meter.tokens_seen
             log.train(number, {**values, **languages, **speed, **memory(), **checkpointer.last_whole(), **host})
             shown = {"loss": values["loss"], "lr": values["lr"], "tok/s": round(speed.get("tokens_per_second", 0))}
@@ -224,11 +230,15 @@ def main(argv: list[str] | None = None) -> None:
             best = losses["validation/loss"] if improved else best
 
             checkpointer.maybe_save(
-                number, state, data_state=lambda: data_state, config=config, metrics=losses,
+                number,
+                state,
+                data_state=lambda: data_state,
+                config=config,
+                metrics=losses,
                 force=stop or number == steps or (improved and config.checkpoint.keep_best > 0),
                 # Nothing is written from a state whose numbers have not been looked at.
                 before=lambda: record(delayed.flush()),
-            )  # fmt: skip
+            )
             if profiler.after(number, state):
                 progress.note(f"profile    python -m mmed_jax.report --run={config.run_dir} --profile")
             if stop:

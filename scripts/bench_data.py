@@ -123,9 +123,16 @@ def sft_trainer(tok, talks: list[list[dict]], seq_len: int, folder: Path) -> Cal
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), **sizes))
     config = SFTConfig(
-        output_dir=str(folder), packing=True, max_length=seq_len, assistant_only_loss=True, report_to="none",
-        use_cpu=True, bf16=False, eos_token=tok.eos_token, pad_token=tok.pad_token,
-    )  # fmt: skip
+        output_dir=str(folder),
+        packing=True,
+        max_length=seq_len,
+        assistant_only_loss=True,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        eos_token=tok.eos_token,
+        pad_token=tok.pad_token,
+    )
     marked = copy.deepcopy(tok)
     marked.chat_template = MARKED_TEMPLATE
     assert marked.apply_chat_template(talks[0], tokenize=False) == tok.apply_chat_template(talks[0], tokenize=False)
@@ -160,10 +167,12 @@ def summary(results: dict[str, list[dict]]) -> dict[str, dict]:
     for name, turns in results.items():
         rates = [tokens / t["seconds"] for t in turns]
         out[name] = {
-            "tokens_per_second": statistics.median(rates), "best": max(rates), "worst": min(rates),
+            "tokens_per_second": statistics.median(rates),
+            "best": max(rates),
+            "worst": min(rates),
             "tokens_per_cpu_second": statistics.median(tokens / t["cpu_seconds"] for t in turns),
             "ours_over_it": statistics.median(t["seconds"] / o["seconds"] for t, o in zip(turns, results[OURS])),
-        }  # fmt: skip
+        }
     return out
 
 

@@ -44,9 +44,15 @@ def rows_of(count: int, method: str) -> Iterator[dict]:
             continue
         options = {x: f"{_WORDS[(i + k) % 20]} {_WORDS[(i * 3 + k) % 20]} {i + k} mg" for k, x in enumerate("ABCD")}
         yield {
-            "id": f"row-{i}", "language": "en", "question": text + "?", "options": options, "answer_idx": "ABCD"[i % 4],
-            "source": "bench", "license": "CC0-1.0", "provenance": {},
-        }  # fmt: skip
+            "id": f"row-{i}",
+            "language": "en",
+            "question": text + "?",
+            "options": options,
+            "answer_idx": "ABCD"[i % 4],
+            "source": "bench",
+            "license": "CC0-1.0",
+            "provenance": {},
+        }
 
 
 def _method(name: str) -> tuple:
@@ -71,8 +77,12 @@ def step(args: argparse.Namespace) -> dict:
         _without_http(model)
     count = args.requests if args.step == "send" else args.rows
     settings = RunSettings(
-        ledger=args.ledger, model="gpt-4o-mini", base_url=args.base_url, concurrency=args.concurrency, total=count,
-    )  # fmt: skip
+        ledger=args.ledger,
+        model="gpt-4o-mini",
+        base_url=args.base_url,
+        concurrency=args.concurrency,
+        total=count,
+    )
     began, cpu = time.perf_counter(), time.process_time()
     accepted = total = 0
     for outcome in run(method, rows_of(count, args.method), settings, gates):
@@ -105,9 +115,18 @@ def _serve(method: str) -> None:
 
 
 def _run_step(name: str, args: argparse.Namespace, ledger: Path, base_url: str) -> dict:
-    command = [sys.executable, "-m", "scripts.bench_data_gen", f"--step={name}", f"--ledger={ledger}",
-               f"--base_url={base_url}", f"--rows={args.rows}", f"--requests={args.requests}",
-               f"--concurrency={args.concurrency}", f"--method={args.method}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.bench_data_gen",
+        f"--step={name}",
+        f"--ledger={ledger}",
+        f"--base_url={base_url}",
+        f"--rows={args.rows}",
+        f"--requests={args.requests}",
+        f"--concurrency={args.concurrency}",
+        f"--method={args.method}",
+    ]
     environment = {**os.environ, "OPENAI_API_KEY": "sk-bench"}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -151,9 +170,11 @@ def report(args: argparse.Namespace) -> str:
                 server.kill()
         size = sum(p.stat().st_size for p in Path(folder).iterdir()) / 2**20
     load = f"load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
-    lines = [f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {load}",
-             f"method {args.method}, concurrency {args.concurrency}",
-             "step          rows   seconds    rows/s  CPU ms/row  peak MiB"]  # fmt: skip
+    lines = [
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {load}",
+        f"method {args.method}, concurrency {args.concurrency}",
+        "step          rows   seconds    rows/s  CPU ms/row  peak MiB",
+    ]
     for name, r in found.items():
         lines.append(
             f"{name:<8} {r['rows']:>9,} {r['seconds']:>9.1f} {r['rows'] / r['seconds']:>9.0f}"

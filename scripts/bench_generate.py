@@ -89,11 +89,19 @@ def make_model(size: str, folder: Path) -> Path:
 
     hidden, intermediate, layers, heads, kv_heads, vocab = SIZES[size]
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocab, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=2048,
-        tie_word_embeddings=False, initializer_range=0.08,
-    )).save_pretrained(folder)  # fmt: skip
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            max_position_embeddings=2048,
+            tie_word_embeddings=False,
+            initializer_range=0.08,
+        )
+    ).save_pretrained(folder)
     return folder
 
 
@@ -165,9 +173,14 @@ def theirs(path: Path, rows: int) -> Callable[[Work], list]:
             ids, mask = padded([work.prompts[i] for i in chosen], left=True)
             width, limits = ids.shape[1], [work.answers[i] for i in chosen]
             written = model.generate(
-                ids, attention_mask=mask, max_new_tokens=max(limits), do_sample=False, eos_token_id=None,
-                pad_token_id=0, stopping_criteria=[Ends([width + n for n in limits])],
-            )  # fmt: skip
+                ids,
+                attention_mask=mask,
+                max_new_tokens=max(limits),
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                stopping_criteria=[Ends([width + n for n in limits])],
+            )
             for n, i in enumerate(chosen):
                 out[i] = written[n, width : width + limits[n]].tolist()
         return out
@@ -219,10 +232,13 @@ def summary(work: Work, found: dict[str, dict]) -> dict[str, dict]:
     for name, f in found.items():
         alike = [same(a, b) for a, b in zip(f["out"], mine["out"])]
         out[name] = {
-            "rate": work.amount / statistics.median(f["turns"]), "first_seconds": f["first"], "turns": f["turns"],
+            "rate": work.amount / statistics.median(f["turns"]),
+            "first_seconds": f["first"],
+            "turns": f["turns"],
             "ours_over_it": statistics.median(t / o for t, o in zip(f["turns"], mine["turns"])),
-            "alike": sum(alike), "of": len(alike),
-        }  # fmt: skip
+            "alike": sum(alike),
+            "of": len(alike),
+        }
     return out
 
 

@@ -100,9 +100,14 @@ def cases(args: argparse.Namespace, cfg: LlamaConfig, card_bytes: float) -> list
             tries = [{"remat": p} for p in policies_that_fit(cfg, optimizer, rows * seq_len, card_bytes)]
         shape = f"{rows} x {seq_len} {'packed' if packed else 'one document a row'}"
         return {
-            "system": system, "shape": shape, "rows": rows, "seq_len": seq_len, "packed": packed,
-            "optimizer": optimizer, "tries": tries,
-        }  # fmt: skip
+            "system": system,
+            "shape": shape,
+            "rows": rows,
+            "seq_len": seq_len,
+            "packed": packed,
+            "optimizer": optimizer,
+            "tries": tries,
+        }
 
     if args.smoke:
         return [case("mmed_jax", 256, True), case("transformers", 256, True)]
@@ -165,9 +170,11 @@ def summary(case: dict[str, Any], flops_per_token: float, measured: float, sheet
     result = case["result"]
     rate = case["rows"] * case["seq_len"] / result["seconds_per_step"]
     return {
-        "tokens_per_second": rate, "mfu_of_measured": rate * flops_per_token / measured,
-        "mfu_of_sheet": rate * flops_per_token / sheet if sheet else None, "peak_bytes": result["peak_bytes"],
-    }  # fmt: skip
+        "tokens_per_second": rate,
+        "mfu_of_measured": rate * flops_per_token / measured,
+        "mfu_of_sheet": rate * flops_per_token / sheet if sheet else None,
+        "peak_bytes": result["peak_bytes"],
+    }
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -209,9 +216,18 @@ def main(argv: list[str] | None = None) -> None:
     begun = time.monotonic()
     if args.smoke:
         cfg = dataclasses.replace(
-            PRESETS["demo"], vocab_size=256, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2,
-            num_kv_heads=1, head_dim=16, bos_token_id=1, eos_token_id=(2,), pad_token_id=0,
-        )  # fmt: skip
+            PRESETS["demo"],
+            vocab_size=256,
+            hidden_size=32,
+            intermediate_size=64,
+            num_layers=1,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=16,
+            bos_token_id=1,
+            eos_token_id=(2,),
+            pad_token_id=0,
+        )
         card = {"name": f"a CPU ({platform.machine()}), a try of the script", "bytes": 2 * WORKING_BYTES, "driver": ""}
         args.steps, args.tokens = 1, 512
     else:
@@ -236,9 +252,14 @@ def main(argv: list[str] | None = None) -> None:
             case["summary"] = summary(case, flops, best, peak_flops(products["device_kind"]))
     versions = {p: importlib.metadata.version(p) for p in PACKAGES if _installed(p)}
     report = {
-        "model": "a tiny model" if args.smoke else args.model, "card": card, "versions": versions, "matmul": products,
-        "date": datetime.date.today().isoformat(), "seconds": time.monotonic() - begun, "cases": measured,
-    }  # fmt: skip
+        "model": "a tiny model" if args.smoke else args.model,
+        "card": card,
+        "versions": versions,
+        "matmul": products,
+        "date": datetime.date.today().isoformat(),
+        "seconds": time.monotonic() - begun,
+        "cases": measured,
+    }
     (args.output / "bench_gpu.json").write_text(json.dumps(report, indent=1) + "\n")
     (args.output / "bench_gpu.md").write_text(markdown(report))
     print(markdown(report) + f"\n{report['seconds']:.0f} s; also in {args.output}/bench_gpu.json and bench_gpu.md")

@@ -35,9 +35,13 @@ def packed_rows(rows: int, length: int, packed: bool, vocab: int, seed: int = 0)
             start, number = end, number + 1
     tokens = rng.integers(0, vocab, (rows, length), dtype=np.int32)
     return {
-        "tokens": tokens, "targets": np.roll(tokens, -1, 1), "segment_ids": segments, "positions": positions,
-        "language": np.ones_like(tokens), "loss_mask": np.ones(tokens.shape, np.float32),
-    }  # fmt: skip
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, 1),
+        "segment_ids": segments,
+        "positions": positions,
+        "language": np.ones_like(tokens),
+        "loss_mask": np.ones(tokens.shape, np.float32),
+    }
 
 
 def matmul(case: dict) -> dict[str, Any]:
@@ -83,9 +87,13 @@ def mmed_jax(case: dict) -> dict[str, Any]:
     device = jax.devices()[0]
     mesh = sharding.make_mesh(devices=[device])
     backend = resolve_backend(
-        "auto", device.platform, case["packed"], seq_len=case["seq_len"], head_dim=cfg.head_dim,
+        "auto",
+        device.platform,
+        case["packed"],
+        seq_len=case["seq_len"],
+        head_dim=cfg.head_dim,
         dtype=config.compute_dtype,
-    )  # fmt: skip
+    )
     program = train_program(config, cfg, mesh, steps=1000, attention=backend)
     host = packed_rows(case["rows"], case["seq_len"], case["packed"], cfg.vocab_size)
     batch = placement.BatchPlacer(mesh, case["rows"], case["seq_len"])(host)
@@ -112,8 +120,11 @@ def mmed_jax(case: dict) -> dict[str, Any]:
         found = operations(sorted(Path(folder).rglob("*.xplane.pb")))
     memory = step.memory_analysis()
     return {
-        "seconds_per_step": seconds, "compile_seconds": compile_seconds, "attention": backend,
-        "flops_per_token": train_flops_per_token(cfg, case["seq_len"]), "loss": float(metrics["loss"]),
+        "seconds_per_step": seconds,
+        "compile_seconds": compile_seconds,
+        "attention": backend,
+        "flops_per_token": train_flops_per_token(cfg, case["seq_len"]),
+        "loss": float(metrics["loss"]),
         "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
         "compiled_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else None,
         "kernels": [
@@ -121,7 +132,7 @@ def mmed_jax(case: dict) -> dict[str, Any]:
             for o in found[:KERNELS]
         ],
         "profiled_seconds_per_step": sum(o.seconds for o in found) / 2,
-    }  # fmt: skip
+    }
 
 
 def transformers(case: dict) -> dict[str, Any]:
@@ -177,10 +188,12 @@ def transformers(case: dict) -> dict[str, Any]:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return {
-        "seconds_per_step": statistics.mean(seconds), "attention": attention, "loss": loss,
+        "seconds_per_step": statistics.mean(seconds),
+        "attention": attention,
+        "loss": loss,
         "peak_bytes": None if cpu else torch.cuda.max_memory_allocated(),
         "versions": {"torch": torch.__version__, "transformers": hf.__version__},
-    }  # fmt: skip
+    }
 
 
 SYSTEMS = {"matmul": matmul, "mmed_jax": mmed_jax, "transformers": transformers}

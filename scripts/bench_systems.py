@@ -109,9 +109,13 @@ def _packed_dense(spec: dict) -> dict[str, np.ndarray]:
     ones = np.ones((spec["batch"], spec["seq_len"]), np.int32)
     positions = np.broadcast_to(np.arange(spec["seq_len"], dtype=np.int32), ones.shape)
     return {
-        "tokens": rows[:, :-1], "targets": rows[:, 1:], "segment_ids": ones, "positions": positions, "language": ones,
+        "tokens": rows[:, :-1],
+        "targets": rows[:, 1:],
+        "segment_ids": ones,
+        "positions": positions,
+        "language": ones,
         "loss_mask": ones.astype(np.float32),
-    }  # fmt: skip
+    }
 
 
 class Transformers:

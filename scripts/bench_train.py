@@ -45,9 +45,15 @@ EMBEDDED = (ROOT / "data_gen/handcrafted/instructions.jsonl", ROOT / "data_gen/h
 PACKAGES = ("jax", "flax", "optax", "torch", "transformers")
 DATA = ("dense", "real")
 SIZES = {
-    "batch_size": 4, "seq_len": 512, "vocab_size": 32768, "hidden_size": 512, "num_layers": 8, "num_heads": 8,
-    "num_kv_heads": 4, "intermediate_size": 1792,
-}  # fmt: skip
+    "batch_size": 4,
+    "seq_len": 512,
+    "vocab_size": 32768,
+    "hidden_size": 512,
+    "num_layers": 8,
+    "num_heads": 8,
+    "num_kv_heads": 4,
+    "intermediate_size": 1792,
+}
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -83,14 +89,27 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def hf_model(args: argparse.Namespace) -> dict[str, Any]:
     """The architecture under Hugging Face's names, which all systems read."""
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": args.vocab_size,
-        "hidden_size": args.hidden_size, "intermediate_size": args.intermediate_size,
-        "num_hidden_layers": args.num_layers, "num_attention_heads": args.num_heads,
-        "num_key_value_heads": args.num_kv_heads, "head_dim": args.hidden_size // args.num_heads,
-        "max_position_embeddings": args.seq_len, "rope_theta": 500000.0, "rope_scaling": None, "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu",
-        "initializer_range": 0.02, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": args.vocab_size,
+        "hidden_size": args.hidden_size,
+        "intermediate_size": args.intermediate_size,
+        "num_hidden_layers": args.num_layers,
+        "num_attention_heads": args.num_heads,
+        "num_key_value_heads": args.num_kv_heads,
+        "head_dim": args.hidden_size // args.num_heads,
+        "max_position_embeddings": args.seq_len,
+        "rope_theta": 500000.0,
+        "rope_scaling": None,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
 
 
 def read_all(given: str) -> list[dict]:
@@ -154,9 +173,13 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
     (folder / TABLE).write_text(json.dumps(table), encoding="utf-8")
     np.savez(folder / "samples.npz", ids=samples.ids, trained=samples.trained, offsets=samples.offsets)
     spec = {
-        "model": hf_model(args), "batch": args.batch_size, "seq_len": args.seq_len, "data": args.data,
-        "table": str(folder), "samples": str(folder / "samples.npz"),
-    }  # fmt: skip
+        "model": hf_model(args),
+        "batch": args.batch_size,
+        "seq_len": args.seq_len,
+        "data": args.data,
+        "table": str(folder),
+        "samples": str(folder / "samples.npz"),
+    }
     keys = ("samples", "tokens", "supervised", "rows", "efficiency")
     languages = {name: counts["samples"] for name, counts in report["languages"].items()}
     return spec, {**{k: report[k] for k in keys}, "languages": languages, "tokenizer_ids": len(tok)}
@@ -172,8 +195,12 @@ class Worker:
         start = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "scripts.bench_systems", name, str(spec)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=env,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=env,
+        )
         self.start = {**self._answer(), "seconds_to_ready": time.perf_counter() - start}
 
     def _answer(self) -> dict:
@@ -236,15 +263,19 @@ def summary(results: dict[str, dict], data: list[str]) -> dict[str, dict]:
             ours = [rate(t, "slots" if kind == "dense" else "supervised") for t in results[OURS][kind]]
             ratios = [a / b for a, b in zip(ours, rates)]
             row[kind] = {
-                "tokens_per_second": statistics.median(rates), "best": max(rates), "worst": min(rates),
-                "cpu_seconds_per_1000": 1000 * sum(t["cpu_seconds"] for t in turns)
+                "tokens_per_second": statistics.median(rates),
+                "best": max(rates),
+                "worst": min(rates),
+                "cpu_seconds_per_1000": 1000
+                * sum(t["cpu_seconds"] for t in turns)
                 / sum(t["slots" if kind == "dense" else "supervised"] for t in turns),
-                "ours_over_it": statistics.median(ratios), "ratios": ratios,
+                "ours_over_it": statistics.median(ratios),
+                "ratios": ratios,
                 # What the first step takes above the others: compilation, and the first use of everything.
                 "first_step_extra_seconds": max(0.0, start["first_step_seconds"][kind] - step),
                 "trained_share": sum(t["supervised"] for t in turns) / sum(t["slots"] for t in turns),
                 "filled": sum(t["tokens"] for t in turns) / sum(t["slots"] for t in turns),
-            }  # fmt: skip
+            }
         row["peak_mib"] = max(t["peak_mib"] for kind in data for t in result[kind])
         out[name] = row
     return out
@@ -263,8 +294,9 @@ def markdown(rows: dict[str, dict], data: list[str]) -> str:
             r = row[kind]
             cells += [
                 f"{r['tokens_per_second']:,.0f} ({r['worst']:,.0f} to {r['best']:,.0f})",
-                "" if name == OURS else f"{r['ours_over_it']:.2f}", f"{r['cpu_seconds_per_1000']:.2f}",
-            ]  # fmt: skip
+                "" if name == OURS else f"{r['ours_over_it']:.2f}",
+                f"{r['cpu_seconds_per_1000']:.2f}",
+            ]
         cells += [f"{row['real']['filled']:.1%}"] if "real" in data else []
         extra = max(row[kind]["first_step_extra_seconds"] for kind in data)
         cells += [f"{row['peak_mib']:,.0f}", f"{row['setup_seconds']:.1f}", f"{extra:.1f}"]
@@ -283,9 +315,13 @@ def machine(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
         cpu = models[0] if models else cpu
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
-        "cpu": cpu, "cores": os.cpu_count(), "load_at_start": load, "python": platform.python_version(),
-        "versions": names, "date": datetime.date.today().isoformat(),
-    }  # fmt: skip
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "load_at_start": load,
+        "python": platform.python_version(),
+        "versions": names,
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def installed(package: str) -> bool:

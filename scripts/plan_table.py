@@ -44,9 +44,19 @@ FASTER = [
     ("stage1:70b", "v5p-256", {}),
 ]
 HEAD = (
-    "config", "slice", "chips", "batch x length", "changed", "memory GiB a chip", "of", "HLO / model FLOPs",
-    "step ms (hidden / scheduled / not hidden)", "MFU scheduled", "tokens/s a chip", "compile s",
-)  # fmt: skip
+    "config",
+    "slice",
+    "chips",
+    "batch x length",
+    "changed",
+    "memory GiB a chip",
+    "of",
+    "HLO / model FLOPs",
+    "step ms (hidden / scheduled / not hidden)",
+    "MFU scheduled",
+    "tokens/s a chip",
+    "compile s",
+)
 
 
 def plan(config: str, topology: str, changes: dict) -> dict:
@@ -70,15 +80,23 @@ def line(config: str, topology: str, changes: dict) -> str:
     shown = {k: v for k, v in changes.items() if k not in ("batch_size", "data.seq_len")}
     changed = ", ".join(f"{k} {v}" for k, v in shown.items())
     cells = [
-        config, topology, r["topology"]["chips"], f"{r['tokens_per_step'] // seq_len} x {seq_len}", changed,
-        f"{r['needed_bytes'] / GIB:.1f}", f"{r['capacity_bytes'] / GIB:.0f}",
-    ]  # fmt: skip
+        config,
+        topology,
+        r["topology"]["chips"],
+        f"{r['tokens_per_step'] // seq_len} x {seq_len}",
+        changed,
+        f"{r['needed_bytes'] / GIB:.1f}",
+        f"{r['capacity_bytes'] / GIB:.0f}",
+    ]
     if r["fits"]:
         times = (f"{1e3 * r[k]:,.0f}" for k in ("low_s", "schedule_s", "high_s"))
         cells += [
-            f"{r['hlo_over_model_flops']:.3f}", " / ".join(times), f"{r['mfu']['schedule']:.0%}",
-            f"{r['tokens_per_second_chip']['schedule']:,.0f}", f"{r['compile_seconds']:.0f}",
-        ]  # fmt: skip
+            f"{r['hlo_over_model_flops']:.3f}",
+            " / ".join(times),
+            f"{r['mfu']['schedule']:.0%}",
+            f"{r['tokens_per_second_chip']['schedule']:,.0f}",
+            f"{r['compile_seconds']:.0f}",
+        ]
     else:
         cells += ["does not fit", "", "", "", f"{r['compile_seconds']:.0f}"]
     return f"| {' | '.join(map(str, cells))} |"

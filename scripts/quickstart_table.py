@@ -1,6 +1,6 @@
 """The closing table of scripts/quickstart.sh: what was trained, how much of it is right, where to look next.
 
-    python -m scripts.quickstart_table runs/quickstart
+python -m scripts.quickstart_table runs/quickstart
 """
 
 import argparse

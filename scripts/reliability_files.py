@@ -71,8 +71,21 @@ def noise(data: bytes, draw: random.Random) -> bytes:
 
 def value(data: bytes, draw: random.Random) -> bytes:
     """One number, text or word of JSON becomes something else."""
-    others = (b"9" * 5000, b"[" * 3000, b"null", b"[]", b"{}", b'"x"', b"-1", b"1e999", b"NaN", b"true", b"1000000000",
-              b'"\\u001b[2J"', b'"\\ud800"')  # fmt: skip
+    others = (
+        b"9" * 5000,
+        b"[" * 3000,
+        b"null",
+        b"[]",
+        b"{}",
+        b'"x"',
+        b"-1",
+        b"1e999",
+        b"NaN",
+        b"true",
+        b"1000000000",
+        b'"\\u001b[2J"',
+        b'"\\ud800"',
+    )
     places = list(re.finditer(rb'-?\d+(?:\.\d+)?|true|false|null|"[^"\\]{0,80}"', data[: 1 << 20]))
     if not places:
         return flip(data, draw)
@@ -120,9 +133,11 @@ def targets(base: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
     published.mkdir()
     put(published / "medmcqa.jsonl", [medmcqa(n) for n in range(1, 5)])
     put(published / "medqa.jsonl", [medqa_row(n) for n in range(1, 9)])
-    table(published / "mmlu.csv", ["question", "A", "B", "C", "D", "answer"], *(
-        [f"Which drug is number {n}?", "aspirin", "heparin", "digoxin", "insulin", "B"] for n in range(8)
-    ))  # fmt: skip
+    table(
+        published / "mmlu.csv",
+        ["question", "A", "B", "C", "D", "answer"],
+        *([f"Which drug is number {n}?", "aspirin", "heparin", "digoxin", "insulin", "B"] for n in range(8)),
+    )
 
     def look(train: Path, cache: Path) -> None:
         inspect.main([a for a in bench.argv(base / "none", **{"data__train": train, "data__cache_dir": cache})])
@@ -196,8 +211,11 @@ def verdict(code: int | None, said: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the suite and prints its table; exit 1 when a case is wrong."""
-    parser = Parser(prog="python -m scripts.reliability_files", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m scripts.reliability_files",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=60, help="seconds that a command may take")

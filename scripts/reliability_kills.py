@@ -100,8 +100,11 @@ def differences(run_dir: Path, reference: Path) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the suite and prints its table; exit 1 when anything differs."""
-    parser = Parser(prog="python -m scripts.reliability_kills", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m scripts.reliability_kills",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--kills", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -129,10 +132,14 @@ def main(argv: list[str] | None = None) -> None:
                 continue
             wrong += [f"run {runs}: {d}" for d in differences(run_dir, bench.folder / "reference")]
             repeated = [a + b for a, b in zip(repeated, raw_steps(run_dir))]
-    print("| kills | around a save | after a step | while starting | runs completed | steps repeated (different) | "
-          "differences |\n|---|---|---|---|---|---|---|")  # fmt: skip
-    print(f"| {sum(counts.values())} | {counts['a save']} | {counts['a step']} | {counts['the start']} | {runs} | "
-          f"{repeated[0]} ({repeated[1]}) | {len(wrong)} |")  # fmt: skip
+    print(
+        "| kills | around a save | after a step | while starting | runs completed | steps repeated (different) | "
+        "differences |\n|---|---|---|---|---|---|---|"
+    )
+    print(
+        f"| {sum(counts.values())} | {counts['a save']} | {counts['a step']} | {counts['the start']} | {runs} | "
+        f"{repeated[0]} ({repeated[1]}) | {len(wrong)} |"
+    )
     if wrong or repeated[1]:
         raise WorkError(f"{len(wrong)} differences, first: {wrong[0] if wrong else 'a repeated step differs'}")
 

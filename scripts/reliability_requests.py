@@ -79,8 +79,11 @@ def disturbed(folder: Path, server: OpenAIServer, args: argparse.Namespace) -> t
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the suite and prints its table; exit 1 when anything does not add up."""
-    parser = Parser(prog="python -m scripts.reliability_requests", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m scripts.reliability_requests",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
@@ -111,10 +114,14 @@ def main(argv: list[str] | None = None) -> None:
     wrong += [f"{again} finished requests were billed again"] if again else []
     if not spent - 1e-9 <= billed <= most + 1e-9:
         wrong.append("the server's bill is outside what the ledger allows")
-    print("| rows | requests | kills | rows in the ledger | finished, billed again | ledger: spent | server's bill | "
-          "ledger: spent and uncertain | wrong |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
-    print(f"| {args.rows} | {asked} | {killed} | {rows} | {again} | ${spent:.6f} | ${billed:.6f} | ${most:.6f} | "
-          f"{len(wrong)} |")  # fmt: skip
+    print(
+        "| rows | requests | kills | rows in the ledger | finished, billed again | ledger: spent | server's bill | "
+        "ledger: spent and uncertain | wrong |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    print(
+        f"| {args.rows} | {asked} | {killed} | {rows} | {again} | ${spent:.6f} | ${billed:.6f} | ${most:.6f} | "
+        f"{len(wrong)} |"
+    )
     if wrong:
         raise WorkError("; ".join(wrong))
 

@@ -15,8 +15,15 @@ DRUGS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
 
 
 def question(n, language, **more):
-    return {"id": f"{language}{n}", "language": language, "question": f"Question {n}?", "options": DRUGS,
-            "answer_idx": "ABCD"[n % 4], "rationale": f"Because of reason {n}.", **more}  # fmt: skip
+    return {
+        "id": f"{language}{n}",
+        "language": language,
+        "question": f"Question {n}?",
+        "options": DRUGS,
+        "answer_idx": "ABCD"[n % 4],
+        "rationale": f"Because of reason {n}.",
+        **more,
+    }
 
 
 @pytest.fixture
@@ -46,10 +53,17 @@ def ask(server, quiz, tmp_path):
     """Runs the command against the server."""
 
     def go(*flags, output="out", url=None, data=quiz):
-        evaluate.main([
-            "--api_model=m", f"--base_url={url or server.base_url}", f"--ledger={tmp_path / 'ledger.sqlite'}",
-            "--price=1,10", f"--output={tmp_path / output}", *([f"--data={data}"] if data else []), *flags,
-        ])  # fmt: skip
+        evaluate.main(
+            [
+                "--api_model=m",
+                f"--base_url={url or server.base_url}",
+                f"--ledger={tmp_path / 'ledger.sqlite'}",
+                "--price=1,10",
+                f"--output={tmp_path / output}",
+                *([f"--data={data}"] if data else []),
+                *flags,
+            ]
+        )
         return results(tmp_path, output)
 
     return go

@@ -28,9 +28,11 @@ def gpt2_like(*, added: tuple[str, ...] = (), vocab_size: int = 400) -> Tokenize
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1 - len(added), special_tokens=["<|endoftext|>"], show_progress=False,
+        vocab_size=vocab_size - 1 - len(added),
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )  # fmt: skip
+    )
     tok.train_from_iterator(TEXT * 3, trainer)
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in added])
     return tok
@@ -73,9 +75,29 @@ def sentencepiece_like(pieces: list[str], *, first: bool = False) -> Tokenizer:
 
 
 PIECES = [
-    " ", *"abcdefghijklmnopqrstuvwxyzTA.,:?é", " t", "th", "he", " th", " the", "er", " a", "in", "nd", " and", "ver",
-    " f", " fe", " fever", " The", " c", " co", "ug", "ugh", " cough",
-]  # fmt: skip
+    " ",
+    *"abcdefghijklmnopqrstuvwxyzTA.,:?é",
+    " t",
+    "th",
+    "he",
+    " th",
+    " the",
+    "er",
+    " a",
+    "in",
+    "nd",
+    " and",
+    "ver",
+    " f",
+    " fe",
+    " fever",
+    " The",
+    " c",
+    " co",
+    "ug",
+    "ugh",
+    " cough",
+]
 
 
 def foreign_model(folder: Path, tokenizer: Tokenizer, config: dict | None = None, vocab_size: int = 512, **changes):
@@ -123,10 +145,17 @@ def read_llama2c(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
         return w.reshape(-1, head // 2, 2, dim).swapaxes(1, 2).reshape(w.shape)
 
     tensors = {"model.embed_tokens.weight": take(abs(vocab), dim)}
-    rows = {"input_layernorm": (dim,), "self_attn.q_proj": (dim, dim), "self_attn.k_proj": (kv_heads * head, dim),
-            "self_attn.v_proj": (kv_heads * head, dim), "self_attn.o_proj": (dim, dim),
-            "post_attention_layernorm": (dim,), "mlp.gate_proj": (mlp, dim), "mlp.down_proj": (dim, mlp),
-            "mlp.up_proj": (mlp, dim)}  # fmt: skip
+    rows = {
+        "input_layernorm": (dim,),
+        "self_attn.q_proj": (dim, dim),
+        "self_attn.k_proj": (kv_heads * head, dim),
+        "self_attn.v_proj": (kv_heads * head, dim),
+        "self_attn.o_proj": (dim, dim),
+        "post_attention_layernorm": (dim,),
+        "mlp.gate_proj": (mlp, dim),
+        "mlp.down_proj": (dim, mlp),
+        "mlp.up_proj": (mlp, dim),
+    }
     for name, shape in rows.items():
         for i, w in enumerate(take(layers, *shape)):
             tensors[f"model.layers.{i}.{name}.weight"] = halves(w) if name[-6:-5] in "qk" and "attn" in name else w
@@ -136,12 +165,23 @@ def read_llama2c(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
         tensors["lm_head.weight"] = take(-vocab, dim)
     assert at == len(data), "not a legacy llama2.c file"
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": abs(vocab), "hidden_size": dim,
-        "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads, "max_position_embeddings": length, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "tie_word_embeddings": vocab > 0, "hidden_act": "silu", "torch_dtype": "float32",
-        "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": abs(vocab),
+        "hidden_size": dim,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": length,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": vocab > 0,
+        "hidden_act": "silu",
+        "torch_dtype": "float32",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     return config, {k: np.ascontiguousarray(v) for k, v in tensors.items()}
 
 

@@ -19,23 +19,45 @@ OPTIONS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
 
 def record(n: int, language: str, answer: str = "", **more: Any) -> dict[str, Any]:
     """A question; its right letter turns with n."""
-    return {"id": f"{language}{n}", "language": language, "question": f"Question {n}?", "options": OPTIONS,
-            "answer_idx": answer or "ABCD"[n % 4], "rationale": f"Because of reason {n}.", "provenance": {},
-            **more}  # fmt: skip
+    return {
+        "id": f"{language}{n}",
+        "language": language,
+        "question": f"Question {n}?",
+        "options": OPTIONS,
+        "answer_idx": answer or "ABCD"[n % 4],
+        "rationale": f"Because of reason {n}.",
+        "provenance": {},
+        **more,
+    }
 
 
 def items_of(records: Iterable[dict], benchmark: str, part_field: str = "") -> list[Item]:
     return [
-        Item(benchmark, r["id"], r["language"], [1, 2], r["answer_idx"], r["options"], record=r,
-             part=r["provenance"].get(part_field, ""))
+        Item(
+            benchmark,
+            r["id"],
+            r["language"],
+            [1, 2],
+            r["answer_idx"],
+            r["options"],
+            record=r,
+            part=r["provenance"].get(part_field, ""),
+        )
         for r in records
-    ]  # fmt: skip
+    ]
 
 
 def evaluated(
-    folder: Path, items: Sequence[Item], answer: Callable[[Item], Any], *, mode: str = "direct",
-    info: dict | None = None, metrics: Sequence[str] = (), model: str = "runs/stage2", **settings: Any,
-) -> dict[str, Any]:  # fmt: skip
+    folder: Path,
+    items: Sequence[Item],
+    answer: Callable[[Item], Any],
+    *,
+    mode: str = "direct",
+    info: dict | None = None,
+    metrics: Sequence[str] = (),
+    model: str = "runs/stage2",
+    **settings: Any,
+) -> dict[str, Any]:
     """Writes results.json, predictions.jsonl and report.html; returns the results. `answer` gives the output's text, or
     log-likelihoods in that mode; `info` adds to what is said of every benchmark."""
     lines = []
@@ -47,36 +69,78 @@ def evaluated(
             verdict = {"extracted": letter, "rule": "loglikelihood", "correct": letter == item.answer}
         else:
             verdict = judge(item, said)
-        lines.append({
-            "benchmark": item.benchmark, "id": item.id, "language": item.language, "part": item.part or None,
-            **question(item.record), "prompt": f"<|user|>{item.record['question']}",
-            "output": letter if scored else said, **verdict,
-            "answer": item.answer, "finish_reason": "scored" if scored else "stop", "prompt_tokens": 2, "new_tokens": 3,
-            "mode": mode, "options": item.options, "order": item.order, **reference(item.record),
-            "generated_rationale": split_rationale(said, item.options, item.language) if mode == "rationale" else None,
-            "response_language": None if scored else language_of(said),
-            **({"loglikelihoods": said} if scored else {}),
-        })  # fmt: skip
+        lines.append(
+            {
+                "benchmark": item.benchmark,
+                "id": item.id,
+                "language": item.language,
+                "part": item.part or None,
+                **question(item.record),
+                "prompt": f"<|user|>{item.record['question']}",
+                "output": letter if scored else said,
+                **verdict,
+                "answer": item.answer,
+                "finish_reason": "scored" if scored else "stop",
+                "prompt_tokens": 2,
+                "new_tokens": 3,
+                "mode": mode,
+                "options": item.options,
+                "order": item.order,
+                **reference(item.record),
+                "generated_rationale": split_rationale(said, item.options, item.language)
+                if mode == "rationale"
+                else None,
+                "response_language": None if scored else language_of(said),
+                **({"loglikelihoods": said} if scored else {}),
+            }
+        )
     names = list(dict.fromkeys(i.benchmark for i in items))
     asked = {n: sum(i.benchmark == n for i in items) for n in names}
     data = {
-        n: {"split": "test", "expected": None, "counted": asked[n], "asked": asked[n], "needs_image": 0,
-            "count_mismatch": None, "licence": "CC-BY-4.0", "revision": None, "sha256": "ab" * 32, **(info or {}),
-            "published_average": "mean_over_languages" if n == "mmedbench" else "overall"}
+        n: {
+            "split": "test",
+            "expected": None,
+            "counted": asked[n],
+            "asked": asked[n],
+            "needs_image": 0,
+            "count_mismatch": None,
+            "licence": "CC-BY-4.0",
+            "revision": None,
+            "sha256": "ab" * 32,
+            **(info or {}),
+            "published_average": "mean_over_languages" if n == "mmedbench" else "overall",
+        }
         for n in names
-    }  # fmt: skip
+    }
     told = {
-        "kind": "mcq", "mode": mode, "score": "letter" if mode == "loglikelihood" else None, "normalise": "none",
-        "prompt_family": "mmedbench", "system_prompt": "", "few_shot": 0, "shuffle_seed": None, "book": "closed",
-        "languages": None, "limit": 0, "max_new_tokens": 64, "dtype": "bfloat16", "stop_ids": [128009],
-        "rules_version": RULES_VERSION, "prompts_sha256": "cd" * 32, **settings,
-    }  # fmt: skip
+        "kind": "mcq",
+        "mode": mode,
+        "score": "letter" if mode == "loglikelihood" else None,
+        "normalise": "none",
+        "prompt_family": "mmedbench",
+        "system_prompt": "",
+        "few_shot": 0,
+        "shuffle_seed": None,
+        "book": "closed",
+        "languages": None,
+        "limit": 0,
+        "max_new_tokens": 64,
+        "dtype": "bfloat16",
+        "stop_ids": [128009],
+        "rules_version": RULES_VERSION,
+        "prompts_sha256": "cd" * 32,
+        **settings,
+    }
     results = {
-        "schema": 2, "metric": "Accuracy: the letters read from the generated answer are exactly the right ones",
+        "schema": 2,
+        "metric": "Accuracy: the letters read from the generated answer are exactly the right ones",
         **{k: told[k] for k in ("mode", "prompt_family", "few_shot", "shuffle_seed", "book")},
         "model": {"path": model, "kind": "run", "step": 1200, "fingerprint": "0123456789abcdef"},
-        "settings": told, "prompts_sha256": told["prompts_sha256"], "data": data, **summarise(items, lines),
-    }  # fmt: skip
+        "settings": told,
+        "prompts_sha256": told["prompts_sha256"],
+        "data": data,
+        **summarise(items, lines),
+    }
     breakdown.add(results, items, lines, data)
     folder.mkdir(parents=True, exist_ok=True)
     if metrics:

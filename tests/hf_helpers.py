@@ -28,15 +28,29 @@ def torch_llama(**changes):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings = {
-        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 3e-4,
-        "max_position_embeddings": 256, "tie_word_embeddings": False, "initializer_range": 0.3,
-        "bos_token_id": 256, "eos_token_id": [257, 265], "pad_token_id": 260,
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "rms_norm_eps": 3e-4,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.3,
+        "bos_token_id": 256,
+        "eos_token_id": [257, 265],
+        "pad_token_id": 260,
         "rope_parameters": {
-            "rope_type": "llama3", "rope_theta": 123456.0, "factor": 4.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 3.0, "original_max_position_embeddings": 64,
+            "rope_type": "llama3",
+            "rope_theta": 123456.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 3.0,
+            "original_max_position_embeddings": 64,
         },
-    }  # fmt: skip
+    }
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
     with torch.no_grad():  # norms and biases away from their trivial start

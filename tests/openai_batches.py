@@ -46,10 +46,11 @@ class Batches:
             return 200, kind, data
         part = data[: len(data) * 2 // 3]
         return {
-            "cut": (200, kind, part), "html": (200, {"content-type": "text/html"}, b"<html>not yet</html>"),
+            "cut": (200, kind, part),
+            "html": (200, {"content-type": "text/html"}, b"<html>not yet</html>"),
             "torn": (200, kind | {"content-length": str(len(data))}, Cut(part)),
             "gone": (404, {}, error("No such File object", "not_found")),
-        }.get(self.batch_faults.get(batch["number"]), (200, kind, data))  # fmt: skip
+        }.get(self.batch_faults.get(batch["number"]), (200, kind, data))
 
     def _found(self, batch: dict) -> dict:
         """A batch as it is shown: perhaps without its results."""

@@ -29,8 +29,16 @@ INSIDE = {
 }
 TRANSIENT = ("429", "429_after", "500", "503", "drop", "drop_late", "timeout", "html", "broken_off", *INSIDE)
 CONTENT = ("length", "refusal", "content_filter", "filter_400", "bad_json", "empty", "max_tokens", "reasoning", "zeros")
-_REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
-            429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable"}  # fmt: skip
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
 
 
 @dataclass
@@ -81,12 +89,22 @@ class OpenAIServer(Batches):
     transient, inside = TRANSIENT, INSIDE
 
     def __init__(
-        self, model: Callable[[dict], str] | None = None, *, faults: Faults | None = None, key: str | None = None,
-        requests_per_minute: int | None = None, tokens_per_minute: int | None = None, delay_s: float = 0.0,
-        timeout_s: float = 30.0, port: int = 0, batch_faults: dict[int, str] | None = None,
-        max_batch_requests: int = 50_000, batch_s: float = 0.0, duplicate_results: bool = False,
+        self,
+        model: Callable[[dict], str] | None = None,
+        *,
+        faults: Faults | None = None,
+        key: str | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        delay_s: float = 0.0,
+        timeout_s: float = 30.0,
+        port: int = 0,
+        batch_faults: dict[int, str] | None = None,
+        max_batch_requests: int = 50_000,
+        batch_s: float = 0.0,
+        duplicate_results: bool = False,
         change: Callable[[dict, dict], object] | None = None,
-    ):  # fmt: skip
+    ):
         self.model = model or (lambda body: "echo: " + body["messages"][-1]["content"][:200])
         self.faults, self.key, self.delay_s, self.timeout_s = faults or Faults(), key, delay_s, timeout_s
         self.limits = {"requests": requests_per_minute, "tokens": tokens_per_minute}
@@ -249,12 +267,17 @@ class OpenAIServer(Batches):
         self.billed_usage["completion_tokens"] += reasoning
         message = {"role": "assistant", "content": text, "refusal": refusal}
         reply = {
-            "id": f"chatcmpl-{self.served}", "object": "chat.completion", "created": 1, "model": body["model"],
+            "id": f"chatcmpl-{self.served}",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
             "choices": [{"index": 0, "finish_reason": finish, "message": message}],
-            "usage": usage | {
-                "total_tokens": sum(usage.values()) + reasoning, "prompt_tokens_details": {"cached_tokens": 0},
+            "usage": usage
+            | {
+                "total_tokens": sum(usage.values()) + reasoning,
+                "prompt_tokens_details": {"cached_tokens": 0},
             },
-        }  # fmt: skip
+        }
         if fault == "zeros":
             reply["usage"] = dict.fromkeys(usage, 0) | {"total_tokens": 0}
         return self.change(body, reply) if self.change else reply
@@ -274,9 +297,10 @@ class OpenAIServer(Batches):
             self._left[name] -= cost[name] if allowed else 0
             limit, left = self.limits[name], self._left[name]
             headers |= {
-                f"x-ratelimit-limit-{name}": str(limit), f"x-ratelimit-remaining-{name}": str(int(left)),
+                f"x-ratelimit-limit-{name}": str(limit),
+                f"x-ratelimit-remaining-{name}": str(int(left)),
                 f"x-ratelimit-reset-{name}": f"{(limit - left) / limit * 60:.3f}s",
-            }  # fmt: skip
+            }
         return allowed, headers
 
 
@@ -298,8 +322,13 @@ def main() -> None:
     parser.add_argument("--delay_s", type=float, default=0.0)
     parser.add_argument("--requests_per_minute", type=int)
     args = parser.parse_args()
-    with OpenAIServer(FakeModel(), faults=Faults.mixed(args.faults), port=args.port, delay_s=args.delay_s,
-                      requests_per_minute=args.requests_per_minute) as server:  # fmt: skip
+    with OpenAIServer(
+        FakeModel(),
+        faults=Faults.mixed(args.faults),
+        port=args.port,
+        delay_s=args.delay_s,
+        requests_per_minute=args.requests_per_minute,
+    ) as server:
         print(f"export OPENAI_BASE_URL={server.base_url} OPENAI_API_KEY=local", flush=True)
         try:
             threading.Event().wait()

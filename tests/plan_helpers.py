@@ -13,10 +13,20 @@ from mmed_jax.planning.memory import memory_terms, total
 
 # One head of 128: what the TPU kernel takes as it is, and compiles in seconds.
 SMALL = {
-    "model.hidden_size": 128, "model.intermediate_size": 256, "model.num_heads": 1, "model.num_kv_heads": 1,
-    "model.head_dim": 128, "model.vocab_size": 512, "model.num_layers": 2, "model.max_position_embeddings": 4096,
-    "data.seq_len": 128, "batch_size": 4, "mesh.devices": 0, "compute_dtype": "bfloat16", "xla_flags": "none",
-}  # fmt: skip
+    "model.hidden_size": 128,
+    "model.intermediate_size": 256,
+    "model.num_heads": 1,
+    "model.num_kv_heads": 1,
+    "model.head_dim": 128,
+    "model.vocab_size": 512,
+    "model.num_layers": 2,
+    "model.max_position_embeddings": 4096,
+    "data.seq_len": 128,
+    "batch_size": 4,
+    "mesh.devices": 0,
+    "compute_dtype": "bfloat16",
+    "xla_flags": "none",
+}
 
 
 def run_plan(topology: str, *flags: str, config: str = "stage1", cache: Path | None = None, **keys: object) -> Outcome:

@@ -24,10 +24,16 @@ def make_runs(tmp_path):
                 words = [f"w{i}x{k}" for k in range(10)]
                 text = " ".join(w if rng.random() < quality / 5 else "other" for w in words)
                 row = {
-                    "benchmark": "b", "id": f"q{i}", "language": LANGUAGES[i % 3], "options": {"A": "x", "B": "y"},
-                    "answer": "A", "question": f"Question {i}?", "rationale": " ".join(words),
-                    "rationale_checked": i % 2 == 0, "generated_rationale": "=" + text if i == 4 else text,
-                }  # fmt: skip
+                    "benchmark": "b",
+                    "id": f"q{i}",
+                    "language": LANGUAGES[i % 3],
+                    "options": {"A": "x", "B": "y"},
+                    "answer": "A",
+                    "question": f"Question {i}?",
+                    "rationale": " ".join(words),
+                    "rationale_checked": i % 2 == 0,
+                    "generated_rationale": "=" + text if i == 4 else text,
+                }
                 f.write(json.dumps(row) + "\n")
     return folders
 

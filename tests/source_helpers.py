@@ -69,9 +69,16 @@ def chosen(record: dict) -> list[str]:
 def medmcqa(cop: int, **more: object) -> dict:
     """One MedMCQA row with that answer number."""
     return {
-        "id": f"id{cop}", "question": f"Q{cop}", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": cop,
-        "exp": "An explanation that is long enough.", **more,
-    }  # fmt: skip
+        "id": f"id{cop}",
+        "question": f"Q{cop}",
+        "opa": "a",
+        "opb": "b",
+        "opc": "c",
+        "opd": "d",
+        "cop": cop,
+        "exp": "An explanation that is long enough.",
+        **more,
+    }
 
 
 # ---- Rows for files with a fault: row `n` of a set, with this key ----
@@ -91,8 +98,14 @@ def french_row(n: int, right: list, answers: object = None, **more: object) -> d
 
 def casimedicos_row(n: int, answer: object, names: str = "12345") -> dict:
     options = dict(zip(names, ("uno", "dos", "tres", "cuatro", "cinco")))
-    return {"id": f"train-{n}", "lang": "es", "question": f"¿Pregunta {n}?", "options": options, "answer": answer,
-            "rationale": "Por esto."}  # fmt: skip
+    return {
+        "id": f"train-{n}",
+        "lang": "es",
+        "question": f"¿Pregunta {n}?",
+        "options": options,
+        "answer": answer,
+        "rationale": "Por esto.",
+    }
 
 
 def headqa_row(ra: object, aids: tuple = (1, 2, 3, 4), n: int = 1, **more: object) -> dict:
@@ -110,5 +123,9 @@ def drops(source: str, path: Path, kind: str | None = None, **options: object) -
 
 
 def medqa_row(n: int, **more: object) -> dict:
-    return {"question": f"Which drug helps case {n}?", "options": {"A": f"drug {n}", "B": "rest"},
-        "answer_idx": "A", **more}
+    return {
+        "question": f"Which drug helps case {n}?",
+        "options": {"A": f"drug {n}", "B": "rest"},
+        "answer_idx": "A",
+        **more,
+    }

@@ -101,12 +101,45 @@ def test_unparsed_names_its_reason():
 
 # What a looping or hostile model repeats.
 _FILLERS = [
-    "<think>", "</think>", "Answer:", "Answer: A. Aspirin, ", "Answer B: x\n", "answer is ", "A is correct. ", "(",
-    "**", "A, ", "Aが", '{"answer": ', "{", "\\boxed{", "\\text{", " ", "\n", "x \n", "\n\n2. ", '"', "'", "答案", "##",
-    "<|a", "if A is right? ", "none of A, ",
-    "it's A, ", "not A but ", "all are true except ", "makes A the ", "..., no ", "D：正解\n", "A ✅ ", "Aspirin (A), ",
-    "given the, ", "is Aspirin, so ", "A\n\nA 6-year-old ", "А) Б) ",
-]  # fmt: skip
+    "<think>",
+    "</think>",
+    "Answer:",
+    "Answer: A. Aspirin, ",
+    "Answer B: x\n",
+    "answer is ",
+    "A is correct. ",
+    "(",
+    "**",
+    "A, ",
+    "Aが",
+    '{"answer": ',
+    "{",
+    "\\boxed{",
+    "\\text{",
+    " ",
+    "\n",
+    "x \n",
+    "\n\n2. ",
+    '"',
+    "'",
+    "答案",
+    "##",
+    "<|a",
+    "if A is right? ",
+    "none of A, ",
+    "it's A, ",
+    "not A but ",
+    "all are true except ",
+    "makes A the ",
+    "..., no ",
+    "D：正解\n",
+    "A ✅ ",
+    "Aspirin (A), ",
+    "given the, ",
+    "is Aspirin, so ",
+    "A\n\nA 6-year-old ",
+    "А) Б) ",
+]
 
 
 @pytest.mark.parametrize("filler", _FILLERS)
@@ -206,11 +239,24 @@ def test_labels_in_russian_letters():
 def test_none_of_these_is_no_answer():
     """In any language and dress, where no option says so; letters alone or with texts."""
     said = (
-        "none of these", "None of the above", "neither", "以上都不是", "以上皆非", "没有正确答案", "該当なし",
-        "どれも正しくない", "정답 없음", "해당 사항 없음", "aucune de ces réponses", "aucune proposition n'est exacte",
-        "ninguna de las anteriores", "ninguna es correcta", "ни один из вариантов", "ничего из перечисленного",
+        "none of these",
+        "None of the above",
+        "neither",
+        "以上都不是",
+        "以上皆非",
+        "没有正确答案",
+        "該当なし",
+        "どれも正しくない",
+        "정답 없음",
+        "해당 사항 없음",
+        "aucune de ces réponses",
+        "aucune proposition n'est exacte",
+        "ninguna de las anteriores",
+        "ninguna es correcta",
+        "ни один из вариантов",
+        "ничего из перечисленного",
         "нет верного ответа",
-    )  # fmt: skip
+    )
     for text in said:
         for dressed in (text, text.capitalize() + ".", f"**{text}**", *(m.format(text) for m in MARKS)):
             for options in ("ABCDE", DRUGS | {"E": "Apixaban"}, DA_NET if "нет" not in text else YES_NO):
@@ -251,7 +297,8 @@ SPLITS = [
     ("en", "###Rationale: It lowers the,###Answer: OPTION B IS CORRECT.", "It lowers the,"),
     ("fr", "###Rationale: Le rein et la ###Answer: OPTION A,C IS CORRECT.", "Le rein et la"),
     ("en", "One.###Answer: OPTION A IS CORRECT. ###Rationale: Two.###Answer: OPTION B IS CORRECT.", "One."),
-    ("en", "It lowers the, ### Answer: B", "It lowers the,"), ("es", "Baja la, Respuesta: B", "Baja la,"),
+    ("en", "It lowers the, ### Answer: B", "It lowers the,"),
+    ("es", "Baja la, Respuesta: B", "Baja la,"),
     ("en", "It lowers the pressure. The correct Answer: B", "It lowers the pressure."),
     ("en", "Wheeze. Answer: B\n\nIncorrect answer: C, it is teratogenic.", "Wheeze."),
     ("en", "Wheeze.\n\nAnswer: B\n\nWhy not:\nAnswer A: too slow.\nAnswer C: too weak.", "Wheeze."),
@@ -259,7 +306,7 @@ SPLITS = [
     ("ja", "血圧が低い。正解：B\n不正解：A、C", "血圧が低い。"),
     ("ko", "혈압이 낮다. 정답: B\n오답: A, C", "혈압이 낮다."),
     ("en", "<think>Maybe A. Answer: A</think>Wheeze. \\(\\boxed{B}\\)", "<think>Maybe A. Answer: A</think>Wheeze."),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("language", "text", "rationale"), SPLITS)
@@ -314,13 +361,20 @@ def test_a_cut_reply_is_not_read_for_what_it_quotes(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "B", "B. labetalol\n\nLabetalol is safe", "Answer: B\n\nLabetalol is safe in pregnancy and", "B\n\nShe",
-        "She is pregnant.\n\nAnswer: B", "She is pregnant. Therefore, the answer is B.", "患者为孕妇。\n\n答案：B",
-        '{"answer": "B", "why": "safe in', "<think>Answer: C</think>\n\nAnswer: B", "妊婦である。正解：B",
+        "B",
+        "B. labetalol\n\nLabetalol is safe",
+        "Answer: B\n\nLabetalol is safe in pregnancy and",
+        "B\n\nShe",
+        "She is pregnant.\n\nAnswer: B",
+        "She is pregnant. Therefore, the answer is B.",
+        "患者为孕妇。\n\n答案：B",
+        '{"answer": "B", "why": "safe in',
+        "<think>Answer: C</think>\n\nAnswer: B",
+        "妊婦である。正解：B",
         "She is pregnant. Therefore, the correct answer is B. labetalol, which",
         "B\n\nQuestion: What else?\nAnswer: C\n\nQuestion: And",
     ],
-)  # fmt: skip
+)
 def test_a_cut_reply_counts_where_the_answer_opens_or_closes_it(text):
     assert extract(text, DOSES, "en", "length").letters == "B"
 
@@ -342,16 +396,52 @@ def test_a_cut_list_of_options_is_no_answer():
 # ---- Fields of JSON -------------------------------------------------------------------------------------------------
 
 FIELDS = (
-    "answer", "answer_choice", "final_answer", "finalAnswer", "Final Answer", "choice", "correct_option", "letter",
-    "答案", "正确答案", "选项", "回答", "正解", "答え", "정답", "최종 답변", "réponse", "bonne_réponse", "choix",
-    "respuesta_correcta", "opción", "ответ", "правильный_ответ",
-)  # fmt: skip
+    "answer",
+    "answer_choice",
+    "final_answer",
+    "finalAnswer",
+    "Final Answer",
+    "choice",
+    "correct_option",
+    "letter",
+    "答案",
+    "正确答案",
+    "选项",
+    "回答",
+    "正解",
+    "答え",
+    "정답",
+    "최종 답변",
+    "réponse",
+    "bonne_réponse",
+    "choix",
+    "respuesta_correcta",
+    "opción",
+    "ответ",
+    "правильный_ответ",
+)
 VALUES = {
-    '"B"': "B", '"B. labetalol"': "B", '"(B)"': "B", '"option B"': "B", '"b"': "B", '"Labetalol"': "B", "B": "B",
-    '["B"]': "B", '"B labetalol"': "B", '["A", "C"]': "A,C", '"A, C"': "A,C", '"A. lisinopril, C. losartan"': "A,C",
-    '["A. lisinopril", "C. losartan"]': "A,C", "null": None, "2": None, '"2"': None, '"A or B"': None, '"none"': None,
-    '""': None, '["A", "x"]': None,
-}  # fmt: skip
+    '"B"': "B",
+    '"B. labetalol"': "B",
+    '"(B)"': "B",
+    '"option B"': "B",
+    '"b"': "B",
+    '"Labetalol"': "B",
+    "B": "B",
+    '["B"]': "B",
+    '"B labetalol"': "B",
+    '["A", "C"]': "A,C",
+    '"A, C"': "A,C",
+    '"A. lisinopril, C. losartan"': "A,C",
+    '["A. lisinopril", "C. losartan"]': "A,C",
+    "null": None,
+    "2": None,
+    '"2"': None,
+    '"A or B"': None,
+    '"none"': None,
+    '""': None,
+    '["A", "x"]': None,
+}
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -53,9 +53,15 @@ def test_reference_is_the_definition(kv_heads):
     q, k, v = random_qkv(2, 21, 21, 6, kv_heads, 10)
     segments, positions = packed_rows(2, 21)
     ours = att.attention(
-        q, k, v, q_positions=positions, kv_positions=positions, q_segments=segments, kv_segments=segments,
+        q,
+        k,
+        v,
+        q_positions=positions,
+        kv_positions=positions,
+        q_segments=segments,
+        kv_segments=segments,
         backend="reference",
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(ours, oracle(q, k, v, positions, positions, segments, segments), atol=2e-6)
 
 
@@ -215,9 +221,13 @@ def test_packed_is_unpacked(model, backend):
     tokens = ph.random_tokens(cfg, 2, length)
     segments, positions = packed_rows(2, length, seed=3)
     packed = ph.logits(
-        params, cfg, tokens, segment_ids_bt=jnp.asarray(segments), positions_bt=jnp.asarray(positions),
+        params,
+        cfg,
+        tokens,
+        segment_ids_bt=jnp.asarray(segments),
+        positions_bt=jnp.asarray(positions),
         attention=backend,
-    )  # fmt: skip
+    )
     for b in range(2):
         for segment in range(1, segments[b].max() + 1):
             (where,) = np.nonzero(segments[b] == segment)
@@ -265,9 +275,12 @@ def test_no_gradient_flows_between_documents(model):
         # Tokens are looked up in a table of their own, one row a place, to see each place's gradient.
         own = params | {"embed": {"weight": inputs_btd}}
         hidden = llama.forward(
-            own, cfg, jnp.arange(length)[None], segment_ids_bt=jnp.asarray(segments),
+            own,
+            cfg,
+            jnp.arange(length)[None],
+            segment_ids_bt=jnp.asarray(segments),
             positions_bt=jnp.asarray(positions),
-        )  # fmt: skip
+        )
         return (hidden[0, segments[0] == 2] ** 3).sum()
 
     grad = np.asarray(jax.jit(jax.grad(loss))(table[tokens[0]]))
@@ -289,9 +302,15 @@ def test_a_changed_document_leaves_all_gradients_of_the_others(backend):
     def run(q, k, v, do):
         def f(q, k, v):
             return att.attention(
-                q, k, v, q_positions=positions, kv_positions=positions, q_segments=segments, kv_segments=segments,
+                q,
+                k,
+                v,
+                q_positions=positions,
+                kv_positions=positions,
+                q_segments=segments,
+                kv_segments=segments,
                 backend=backend,
-            )  # fmt: skip
+            )
 
         out, vjp = jax.vjp(f, q, k, v)
         return (out, *vjp(do))
@@ -335,9 +354,15 @@ def test_kernels_on_a_mesh(backend, packed):
 
     def run(backend):
         return att.attention(
-            q, k, v, q_positions=positions, kv_positions=positions, q_segments=segments, kv_segments=segments,
+            q,
+            k,
+            v,
+            q_positions=positions,
+            kv_positions=positions,
+            q_segments=segments,
+            kv_segments=segments,
             backend=backend,
-        )  # fmt: skip
+        )
 
     if not packed:
         positions = np.broadcast_to(np.arange(128, dtype=np.int32), (2, 128))

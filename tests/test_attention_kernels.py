@@ -131,9 +131,7 @@ def test_triton_compiles_for_a_gpu_that_is_not_here(head_dim):
     ids = jax.ShapeDtypeStruct((2, 256), jnp.int32)
 
     def loss(q, k, v, ids):
-        out = att.attention(
-            q, k, v, q_positions=ids, kv_positions=ids, q_segments=ids, kv_segments=ids, backend="auto"
-        )
+        out = att.attention(q, k, v, q_positions=ids, kv_positions=ids, q_segments=ids, kv_segments=ids, backend="auto")
         return out.astype(jnp.float32).sum()
 
     with jax.sharding.use_abstract_mesh(mesh):
@@ -167,9 +165,15 @@ def test_context_is_kept_once(backend, capsys):
 
     def mix(q, k, v):
         out = att.attention(
-            q, k, v, q_positions=positions, kv_positions=positions, q_segments=segments, kv_segments=segments,
+            q,
+            k,
+            v,
+            q_positions=positions,
+            kv_positions=positions,
+            q_segments=segments,
+            kv_segments=segments,
             backend=backend,
-        )  # fmt: skip
+        )
         return out, None
 
     layer = rematerialise(lambda x, p: llama._layer(x, p, cfg, rope_tables(cfg, positions), mix), "minimal_ctx")

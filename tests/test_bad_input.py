@@ -128,7 +128,9 @@ TRAIN = {
     "missing tokenizer": ({"tokenizer": "BAD/none"}, "none"),
     "not a tokenizer": ({"tokenizer": "BAD/junk"}, "junk"),
     "another tokenizer of the same size": (
-        FROM_MODEL | {"tokenizer": "BAD/exchanged"}, "2 ids mean other tokens than in", "'b' here, 'a' there",
+        FROM_MODEL | {"tokenizer": "BAD/exchanged"},
+        "2 ids mean other tokens than in",
+        "'b' here, 'a' there",
     ),
     "no tokenizer named": ({"tokenizer": ""}, "config.tokenizer is empty"),
     # records
@@ -148,7 +150,9 @@ TRAIN = {
     "questions in stage 1": ({"data__train": "QUESTIONS"}, "stage2.jsonl:1: "),
     "instructions in stage 2": (FROM_MODEL | {"data__train": "BAD/good.jsonl"}, "good.jsonl:1: "),
     "answer without option": (
-        FROM_MODEL | {"data__train": "BAD/letter.jsonl"}, "letter.jsonl:3: field 'answer_idx'", "valid: A to B",
+        FROM_MODEL | {"data__train": "BAD/letter.jsonl"},
+        "letter.jsonl:3: field 'answer_idx'",
+        "valid: A to B",
     ),
     "unknown language wanted": ({"data__languages": "en,de"}, "'de' is not supported"),
     "language that is not there": ({"data__languages": "ko"}, "no record in the languages ko", "en, fr, zh"),
@@ -163,9 +167,10 @@ TRAIN = {
     # platform
     "a large variant on a CPU": (
         {"stage": "stage1:8b", "init_from": "BAD/model", "data__train": "BAD/good.jsonl"},
-        "stage1:8b is meant for a TPU or GPU", "doctor",
+        "stage1:8b is meant for a TPU or GPU",
+        "doctor",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("changes, said", [(c, s) for c, *s in TRAIN.values()], ids=TRAIN.keys())
@@ -283,7 +288,7 @@ OTHERS = {
     "convert: suffix": (data_gen, f"{MEDQA} --input=BAD/good.jsonl --output=TMP/o.txt", ".jsonl"),
     "convert: output": (data_gen, f"{MEDQA} --input=BAD/good.jsonl --output=BAD/file/o.jsonl", "o.jsonl"),
     "data_gen: command": (data_gen, "convrt --source=medqa_us", "did you mean 'convert'?"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("command, arguments, said", OTHERS.values(), ids=OTHERS.keys())

@@ -12,9 +12,18 @@ from scripts import bench_data, bench_data_gen, bench_generate, bench_gpu, bench
 from scripts.bench_systems import IGNORED, PaddedSamples
 
 TINY = [
-    "--hidden_size=32", "--num_layers=2", "--num_heads=4", "--num_kv_heads=2", "--intermediate_size=64",
-    "--vocab_size=4096", "--seq_len=128", "--batch_size=2", "--rounds=1", "--seconds=0.1", "--tokenizer=demo",
-]  # fmt: skip
+    "--hidden_size=32",
+    "--num_layers=2",
+    "--num_heads=4",
+    "--num_kv_heads=2",
+    "--intermediate_size=64",
+    "--vocab_size=4096",
+    "--seq_len=128",
+    "--batch_size=2",
+    "--rounds=1",
+    "--seconds=0.1",
+    "--tokenizer=demo",
+]
 
 
 def test_training_beside_two_systems(tmp_path, capsys):
@@ -66,10 +75,16 @@ def test_the_input_side(tmp_path, capsys):
 
 def test_generation(tmp_path, capsys):
     """Every set, beside transformers: all answers and scores alike."""
-    bench_generate.main([
-        "--against=transformers", "--size=tiny", "--prompts=6", "--rounds=1", "--batch_size=3",
-        f"--output={tmp_path}/o.json",
-    ])  # fmt: skip
+    bench_generate.main(
+        [
+            "--against=transformers",
+            "--size=tiny",
+            "--prompts=6",
+            "--rounds=1",
+            "--batch_size=3",
+            f"--output={tmp_path}/o.json",
+        ]
+    )
     results = json.loads((tmp_path / "o.json").read_text())["results"]
     assert list(results) == ["mixed", "equal", "single", "score"]
     for name, rows in results.items():
@@ -79,42 +94,52 @@ def test_generation(tmp_path, capsys):
     assert capsys.readouterr().out.count("| transformers |") == 4
 
 
-@pytest.mark.parametrize("module, arguments, message", [
-    (bench_train, ["--rounds=x"], "argument --rounds: invalid int value: 'x'"),
-    (bench_train, ["--round=1"], "unrecognized arguments: --round=1"),
-    (bench_train, ["--seconds=0"], "--seconds=0.0: must be"),
-    (bench_train, ["--num_kv_heads=0"], "--num_kv_heads=0: must be at least 1"),
-    (bench_train, ["--num_heads=3"], "--num_heads must divide"),
-    (bench_train, ["--records={}/empty.jsonl"], "empty"),
-    (bench_train, ["--output={}/empty.jsonl/out.json"], "--output="),
-    (bench_train, ["--output={}"], "is a folder"),
-    (bench_data, ["--rounds=x"], "invalid int value"),
-    (bench_data, ["--examples=0"], "--examples=0: must be at least 1"),
-    (bench_data, ["--records={}/empty.jsonl"], "empty"),
-    (bench_data, ["--output=/proc/x.json"], "can't be written"),
-    (bench_generate, ["--size=7b"], "argument --size: invalid choice: '7b'"),
-    (bench_generate, ["--prompts=0"], "--prompts=0: must be at least 1"),
-    (bench_generate, ["--sets=mixed,score,sinle"], "--sets: 'sinle' is unknown, did you mean 'single'"),
-    (bench_generate, ["--model={}/none"], "none"),
-    (bench_generate, ["--output=/proc/x.json"], "can't be written"),
-    (bench_gpu, ["--model=foo"], "argument --model: invalid choice: 'foo'"),
-    (bench_gpu, ["--smoke", "--output={}/empty.jsonl"], "is a file; name a folder"),
-    (bench_gpu, ["--smoke", "--output=/proc/bench"], "--output=/proc/bench: can't be written"),
-    (bench_gpu, ["--smoke", "--minutes=nan"], "--minutes=nan: must be"),
-    (bench_data_gen, ["--method=foo"], "invalid choice: 'foo'"),
-    (bench_data_gen, ["--concurrency=0"], "--concurrency=0: must be at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "module, arguments, message",
+    [
+        (bench_train, ["--rounds=x"], "argument --rounds: invalid int value: 'x'"),
+        (bench_train, ["--round=1"], "unrecognized arguments: --round=1"),
+        (bench_train, ["--seconds=0"], "--seconds=0.0: must be"),
+        (bench_train, ["--num_kv_heads=0"], "--num_kv_heads=0: must be at least 1"),
+        (bench_train, ["--num_heads=3"], "--num_heads must divide"),
+        (bench_train, ["--records={}/empty.jsonl"], "empty"),
+        (bench_train, ["--output={}/empty.jsonl/out.json"], "--output="),
+        (bench_train, ["--output={}"], "is a folder"),
+        (bench_data, ["--rounds=x"], "invalid int value"),
+        (bench_data, ["--examples=0"], "--examples=0: must be at least 1"),
+        (bench_data, ["--records={}/empty.jsonl"], "empty"),
+        (bench_data, ["--output=/proc/x.json"], "can't be written"),
+        (bench_generate, ["--size=7b"], "argument --size: invalid choice: '7b'"),
+        (bench_generate, ["--prompts=0"], "--prompts=0: must be at least 1"),
+        (bench_generate, ["--sets=mixed,score,sinle"], "--sets: 'sinle' is unknown, did you mean 'single'"),
+        (bench_generate, ["--model={}/none"], "none"),
+        (bench_generate, ["--output=/proc/x.json"], "can't be written"),
+        (bench_gpu, ["--model=foo"], "argument --model: invalid choice: 'foo'"),
+        (bench_gpu, ["--smoke", "--output={}/empty.jsonl"], "is a file; name a folder"),
+        (bench_gpu, ["--smoke", "--output=/proc/bench"], "--output=/proc/bench: can't be written"),
+        (bench_gpu, ["--smoke", "--minutes=nan"], "--minutes=nan: must be"),
+        (bench_data_gen, ["--method=foo"], "invalid choice: 'foo'"),
+        (bench_data_gen, ["--concurrency=0"], "--concurrency=0: must be at least 1"),
+    ],
+)
 def test_wrong_values_are_one_line_before_anything_is_measured(module, arguments, message, tmp_path):
     (tmp_path / "empty.jsonl").touch()
-    measuring = {bench_train: "measure", bench_data: "measure", bench_gpu: "run_case", bench_data_gen: "report",
-                 bench_generate: "measure"}  # fmt: skip
+    measuring = {
+        bench_train: "measure",
+        bench_data: "measure",
+        bench_gpu: "run_case",
+        bench_data_gen: "report",
+        bench_generate: "measure",
+    }
     with mock.patch.object(module, measuring[module], side_effect=AssertionError("measured")):
         outcome = call(module.main, *(a.format(tmp_path) for a in arguments))
     assert outcome.code == 2 and message in outcome.error and len(outcome.err.splitlines()) == 1, outcome.err
 
 
-@pytest.mark.parametrize("module, argument", [(bench_train, "--against=transformer"), (bench_data, "--against=tlr"),
-                                               (bench_generate, "--against=transformer")])  # fmt: skip
+@pytest.mark.parametrize(
+    "module, argument",
+    [(bench_train, "--against=transformer"), (bench_data, "--against=tlr"), (bench_generate, "--against=transformer")],
+)
 def test_unknown_systems_are_refused(module, argument):
     with pytest.raises(UserError, match="--against: .* did you mean '(transformers|trl)'"):
         module.main([argument])

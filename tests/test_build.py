@@ -193,8 +193,17 @@ def test_pending_requests_stop_the_build_unless_a_part_is_wanted(tmp_path):
 def mcq(ident: str, language: str, question: str, **more) -> dict:
     options = more.pop("options", {"A": f"first {ident}", "B": f"second {ident}", "C": f"third {ident}"})
     about = {"group": more.pop("group", ident)}
-    return {"id": ident, "language": language, "question": question, "options": options, "answer_idx": "B",
-            "license": "MIT", "source": "mine", "provenance": about, **more}  # fmt: skip
+    return {
+        "id": ident,
+        "language": language,
+        "question": question,
+        "options": options,
+        "answer_idx": "B",
+        "license": "MIT",
+        "source": "mine",
+        "provenance": about,
+        **more,
+    }
 
 
 QUESTIONS = (
@@ -224,10 +233,13 @@ def test_contaminated_families_are_out_with_their_translations_and_listed(tmp_pa
     recipe = own_recipe(tmp_path, rows, steps=("translate",))
     recipe.step.translate = step("translation", ("mine",), languages=("ko",))
     bench = tmp_path / "bench"
-    write_records(bench / "board.jsonl", [
-        mcq("t1", "en", QUESTIONS[0].upper(), group="t1", source="board"),
-        mcq("t2", "en", "Unrelated question about the spleen?", source="board"),
-    ])  # fmt: skip
+    write_records(
+        bench / "board.jsonl",
+        [
+            mcq("t1", "en", QUESTIONS[0].upper(), group="t1", source="board"),
+            mcq("t2", "en", "Unrelated question about the spleen?", source="board"),
+        ],
+    )
     run = runner()
     made, facts = build(recipe, tmp_path / "out", tmp_path, run=run, benchmarks=str(bench))
     ids = {r["id"] for r in read_records(f"{tmp_path}/out/jsonl")}
@@ -235,8 +247,9 @@ def test_contaminated_families_are_out_with_their_translations_and_listed(tmp_pa
     assert len(run.asked) == 5  # nothing was paid for what is not used
     listed = [json.loads(line) for line in (tmp_path / "out/contaminated.jsonl").read_text().splitlines()]
     assert [(r["id"], r["how"], r["detail"]) for r in listed] == [
-        ("q0", "text", "board: t1"), ("q0-fr", "family", "board: t1"),
-    ]  # fmt: skip
+        ("q0", "text", "board: t1"),
+        ("q0-fr", "family", "board: t1"),
+    ]
     assert made.benchmarks == {"board": 2} and made.hits_by_benchmark() == {"board": 1}
 
 
@@ -254,10 +267,13 @@ def test_a_translation_that_lands_on_a_test_item_takes_its_family_with_it(tmp_pa
 
 def test_duplicates_licences_images_and_languages(tmp_path):
     rows = [mcq(f"q{i}", "en", q) for i, q in enumerate(QUESTIONS[:4])]
-    rows += [{**rows[0], "id": "copy", "provenance": {}}, mcq("nc", "en", QUESTIONS[4], license="CC BY-NC 4.0"),
-             mcq("img", "en", QUESTIONS[5], needs_image=True), mcq("ru", "ru", "Какой гормон выделяется?"),
-             mcq("wrong", "fr", "Which hormone is released by the beta cells of the pancreas after meals of bread?"),
-    ]  # fmt: skip
+    rows += [
+        {**rows[0], "id": "copy", "provenance": {}},
+        mcq("nc", "en", QUESTIONS[4], license="CC BY-NC 4.0"),
+        mcq("img", "en", QUESTIONS[5], needs_image=True),
+        mcq("ru", "ru", "Какой гормон выделяется?"),
+        mcq("wrong", "fr", "Which hormone is released by the beta cells of the pancreas after meals of bread?"),
+    ]
     made, facts = build(own_recipe(tmp_path, rows), tmp_path / "out", tmp_path)
     assert {r["id"] for r in read_records(f"{tmp_path}/out/jsonl")} == {"q0", "q1", "q2", "q3"}
     assert made.inputs.dropped["mine"] == {"license": 1, "needs_image": 1, "another_language": 1, "language": 1}
@@ -289,8 +305,11 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path):
 
 
 def test_rationales_complete_the_rows_and_several_answers_stay(tmp_path):
-    rows = [mcq("one", "en", QUESTIONS[0]), {**mcq("two", "en", QUESTIONS[1]), "answer_idx": "A,C"},
-            mcq("own", "en", QUESTIONS[2], rationale="The mitral valve lies there, therefore B.")]  # fmt: skip
+    rows = [
+        mcq("one", "en", QUESTIONS[0]),
+        {**mcq("two", "en", QUESTIONS[1]), "answer_idx": "A,C"},
+        mcq("own", "en", QUESTIONS[2], rationale="The mitral valve lies there, therefore B."),
+    ]
     recipe = own_recipe(tmp_path, rows, steps=("rationale",))
     recipe.step.rationale = step("rationale", ("mine",))
     run = runner(lambda job: "")
@@ -337,8 +356,10 @@ def test_targets_are_filled_and_not_exceeded(tmp_path):
 
 
 def test_expansions_and_pairs_stop_where_a_language_has_enough(tmp_path):
-    rows = [mcq(f"q{i}", "en", q, context=f"Passage {i} of this test: {q} It was asked before.")
-            for i, q in enumerate(QUESTIONS)]  # fmt: skip
+    rows = [
+        mcq(f"q{i}", "en", q, context=f"Passage {i} of this test: {q} It was asked before.")
+        for i, q in enumerate(QUESTIONS)
+    ]
     recipe = own_recipe(tmp_path, rows, kind="instruction", steps=("expand", "qa"))
     recipe.source.mine.keep = False
     recipe.source.mine.kind = "mcq"
@@ -374,30 +395,33 @@ def test_missing_sources_are_an_error_or_said(tmp_path):
         build(own_recipe(tmp_path, [mcq("a", "en", QUESTIONS[0])]), tmp_path / "out", tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name, overrides, problem", [
-    ("mmed_if", {}, "did you mean 'mmed_ift'"),
-    ("mmed_ift:demoo", {}, "did you mean 'demo'"),
-    ("mmed_ift", {"sourc": "1"}, "no such key"),
-    ("mmed_ift", {"languages": "en,kr"}, "language 'kr'"),
-    ("mmed_ift", {"gates": "key_state=1"}, "did you mean 'key_stated'"),
-    ("mmed_ift", {"steps": "expand,traslate"}, "did you mean 'translate'"),
-    ("mmed_ift", {"validation_fraction": "1.5"}, "must be 0 or more and below 1"),
-    ("mmed_ift", {"missing": "skp"}, "did you mean 'skip'"),
-    ("mmed_ift", {"targets": "ko=many"}, "must be a whole number"),
-    ("mmed_ift", {"name": "../mine"}, "use lower-case letters"),
-    ("mmed_ift", {"version": "1.0"}, "use three numbers"),
-    ("mmed_ift", {"near_duplicates": "1.5"}, "near_duplicates=1.5: must be a number from 0 to 1"),
-    ("mmed_ift", {"without_rationale": "dorp"}, "did you mean 'drop'"),
-    ("mmed_ift", {"samples": "-1"}, "samples=-1: must be a whole number"),
-    ("mmed_ift", {"redraws": "-1"}, "redraws=-1: must be a whole number"),
-    ("mmed_ift", {"languages": "en,ko,en"}, "languages names 'en' twice"),
-    ("mmed_ift", {"sources": "medquad,medquad", "steps": ""}, "sources names 'medquad' twice"),
-    ("mmed_ift", {"source.medquad.limit": "-5"}, "source.medquad.limit=-5"),
-    ("mmed_ift", {"gates": "key_stated=high"}, "gates.key_stated=high: must be a number from 0 to 1"),
-    ("mmed_ift", {"gates": "length_ratio=3"}, "must be two numbers"),
-    ("mmed_ift", {"gates": "shortest=3"}, "must be numbers by method"),
-    ("mmed_ift", {"gates": "key_required=2"}, "must be true or false"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, overrides, problem",
+    [
+        ("mmed_if", {}, "did you mean 'mmed_ift'"),
+        ("mmed_ift:demoo", {}, "did you mean 'demo'"),
+        ("mmed_ift", {"sourc": "1"}, "no such key"),
+        ("mmed_ift", {"languages": "en,kr"}, "language 'kr'"),
+        ("mmed_ift", {"gates": "key_state=1"}, "did you mean 'key_stated'"),
+        ("mmed_ift", {"steps": "expand,traslate"}, "did you mean 'translate'"),
+        ("mmed_ift", {"validation_fraction": "1.5"}, "must be 0 or more and below 1"),
+        ("mmed_ift", {"missing": "skp"}, "did you mean 'skip'"),
+        ("mmed_ift", {"targets": "ko=many"}, "must be a whole number"),
+        ("mmed_ift", {"name": "../mine"}, "use lower-case letters"),
+        ("mmed_ift", {"version": "1.0"}, "use three numbers"),
+        ("mmed_ift", {"near_duplicates": "1.5"}, "near_duplicates=1.5: must be a number from 0 to 1"),
+        ("mmed_ift", {"without_rationale": "dorp"}, "did you mean 'drop'"),
+        ("mmed_ift", {"samples": "-1"}, "samples=-1: must be a whole number"),
+        ("mmed_ift", {"redraws": "-1"}, "redraws=-1: must be a whole number"),
+        ("mmed_ift", {"languages": "en,ko,en"}, "languages names 'en' twice"),
+        ("mmed_ift", {"sources": "medquad,medquad", "steps": ""}, "sources names 'medquad' twice"),
+        ("mmed_ift", {"source.medquad.limit": "-5"}, "source.medquad.limit=-5"),
+        ("mmed_ift", {"gates": "key_stated=high"}, "gates.key_stated=high: must be a number from 0 to 1"),
+        ("mmed_ift", {"gates": "length_ratio=3"}, "must be two numbers"),
+        ("mmed_ift", {"gates": "shortest=3"}, "must be numbers by method"),
+        ("mmed_ift", {"gates": "key_required=2"}, "must be true or false"),
+    ],
+)
 def test_mistakes_in_recipes(name, overrides, problem):
     with pytest.raises(UserError, match=re.escape(problem)):
         load_recipe(name, overrides)

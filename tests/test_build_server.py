@@ -20,11 +20,20 @@ def _key(monkeypatch):
 
 
 def build(output: Path, server: OpenAIServer, ledger: Path, *flags: str) -> None:
-    main([
-        "--recipe=mmed_ift:demo", "--recipe.languages=en,fr", "--recipe.redraws=0", f"--output={output}",
-        "--model=local", f"--base_url={server.base_url}", f"--ledger={ledger}", "--price=0.1,0.4",
-        "--timeout_s=2", *flags,
-    ])  # fmt: skip
+    main(
+        [
+            "--recipe=mmed_ift:demo",
+            "--recipe.languages=en,fr",
+            "--recipe.redraws=0",
+            f"--output={output}",
+            "--model=local",
+            f"--base_url={server.base_url}",
+            f"--ledger={ledger}",
+            "--price=0.1,0.4",
+            "--timeout_s=2",
+            *flags,
+        ]
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -30,10 +30,37 @@ def real_tok(llama3_tokenizer_model):
 
 
 WORDS = st.sampled_from(
-    ["患者", "発熱", "환자는", "fièvre", "лечение", "¿Qué?", "Answer: A", "答案：", "\n", "\n\n", " ", "\t", "\u3000",
-     "\u00a0", "\r\n", "123456", "'s", ".", "...\n", "😀", "e\u0301",
-     "\x1c", "\u2028", "<|", "|>", "eot_id", "{{", "{% raw %}"]
-)  # fmt: skip
+    [
+        "患者",
+        "発熱",
+        "환자는",
+        "fièvre",
+        "лечение",
+        "¿Qué?",
+        "Answer: A",
+        "答案：",
+        "\n",
+        "\n\n",
+        " ",
+        "\t",
+        "\u3000",
+        "\u00a0",
+        "\r\n",
+        "123456",
+        "'s",
+        ".",
+        "...\n",
+        "😀",
+        "e\u0301",
+        "\x1c",
+        "\u2028",
+        "<|",
+        "|>",
+        "eot_id",
+        "{{",
+        "{% raw %}",
+    ]
+)
 TEXT = st.one_of(st.text(max_size=40), st.lists(WORDS, max_size=12).map("".join)).filter(
     lambda t: not any(c in t for c in CONTROL_TOKENS)
 )

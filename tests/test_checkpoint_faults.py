@@ -55,9 +55,10 @@ def test_what_is_stored_is_compared_leaf_by_leaf(tmp_path):
     leaves["params"] |= {"norm/bias": [[16], "float32"], "norm/weight": [[3], "float32"]}
     leaves["opt_state"]["step"] = [[], "int64"]
     assert stored_problems(folder, leaves) == [
-        "params/norm/weight has shape [16] instead of [3]", "params/norm/bias is missing",
+        "params/norm/weight has shape [16] instead of [3]",
+        "params/norm/bias is missing",
         "opt_state/step is int32 instead of int64",
-    ]  # fmt: skip
+    ]
     (folder / "params/manifest.ocdbt").unlink()  # the processes' stores, not merged
     assert len([p for p in stored_problems(folder, leaves) if p.endswith("is missing")]) == 4
 
@@ -107,8 +108,18 @@ def three(tmp_path_factory):
 
 
 PASSING = (
-    "EACCES", "EPERM", "EIO", "ESTALE", "EMFILE", "ENFILE", "ENOMEM", "EINTR", "ETIMEDOUT", "EAGAIN", "ENODEV",
-)  # fmt: skip
+    "EACCES",
+    "EPERM",
+    "EIO",
+    "ESTALE",
+    "EMFILE",
+    "ENFILE",
+    "ENOMEM",
+    "EINTR",
+    "ETIMEDOUT",
+    "EAGAIN",
+    "ENODEV",
+)
 
 
 @pytest.mark.parametrize("name", PASSING)

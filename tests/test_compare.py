@@ -89,9 +89,14 @@ def test_a_missing_language_leaves_no_average(runs):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"mode": "rationale"}, {"prompt_family": "llama3"}, {"few_shot": 3}, {"shuffle_seed": 1},
-     {"mode": "loglikelihood", "answer": lambda i: [-1.0, -2.0, -3.0, -4.0]}],
-)  # fmt: skip
+    [
+        {"mode": "rationale"},
+        {"prompt_family": "llama3"},
+        {"few_shot": 3},
+        {"shuffle_seed": 1},
+        {"mode": "loglikelihood", "answer": lambda i: [-1.0, -2.0, -3.0, -4.0]},
+    ],
+)
 def test_ways_of_asking_never_share_a_table(runs, changed):
     found = own(tables(runs(a={}, b=changed)))
     assert [[line.name for line in t.lines if line.group == YOURS] for t in found] == [["a"], ["b"]]
@@ -126,9 +131,10 @@ def test_a_run_without_passages_is_asked_as_one_that_has_some_elsewhere(runs, ne
     found = {t.asked.rpartition(", ")[2]: t for t in tables(paths, wanted=())}
     told = {asked: ([line.name for line in t.lines], t.columns) for asked, t in found.items()}
     assert told == {
-        "pubmedqa with passages": (["a"], ["medmcqa", "pubmedqa"]), "no examples": (["a", "b", "c"], ["medmcqa"]),
+        "pubmedqa with passages": (["a"], ["medmcqa", "pubmedqa"]),
+        "no examples": (["a", "b", "c"], ["medmcqa"]),
         "pubmedqa without passages": (["c"], ["medmcqa", "pubmedqa"]),
-    }  # fmt: skip
+    }
     assert found["no examples"].total == "" and not any("average" in n for n in found["no examples"].lines[0].notes)
     assert [(d.other, d.column) for d in found["no examples"].differences] == [("b", "medmcqa"), ("c", "medmcqa")]
 
@@ -164,10 +170,12 @@ def test_a_part_beside_its_whole_is_counted_once(runs):
 def test_differences_are_over_common_items_with_mcnemars_test(runs):
     answers = {"a": "BBBBBBBBAA", "b": "BABABABBBB"}  # on items whose right letter is B
     made = {
-        name: {"items": items_of([record(n, "en", "B") for n in range(10)], "mmedbench"),
-               "answer": lambda i, s=said: f"Answer: {s[int(i.id[2:])]}"}
+        name: {
+            "items": items_of([record(n, "en", "B") for n in range(10)], "mmedbench"),
+            "answer": lambda i, s=said: f"Answer: {s[int(i.id[2:])]}",
+        }
         for name, said in answers.items()
-    }  # fmt: skip
+    }
     (table,) = tables(runs(**made), wanted=())
     (d,) = table.differences
     assert (d.first, d.other, d.column, d.count) == ("a", "b", "en", 10) and d.shares == (0.8, 0.7)
@@ -321,8 +329,9 @@ def test_bad_input_is_one_line(tmp_path, kind, message):
 
 
 def test_exit_code_and_line(repo, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "mmed_jax.compare", str(tmp_path)], cwd=repo, capture_output=True,
-                          text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "mmed_jax.compare", str(tmp_path)], cwd=repo, capture_output=True, text=True
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
 
 

@@ -51,6 +51,10 @@ def test_averages_that_are_not_the_mean_of_their_row_are_noted():
         for row in published(board):
             off = row.average is not None and row.mean is not None and abs(row.average - row.mean) > 0.005 + 1e-9
             assert any(n.startswith("prints the average") for n in row.notes) == off, row
-    wrong = [r.method for b in ("mmedbench", "english") for r in published(b)
-             if r.mean is not None and abs(r.mean - r.average) > 0.03]  # fmt: skip
+    wrong = [
+        r.method
+        for b in ("mmedbench", "english")
+        for r in published(b)
+        if r.mean is not None and abs(r.mean - r.average) > 0.03
+    ]
     assert wrong == ["GPT-4", "Mistral 7B"]

@@ -40,7 +40,7 @@ def runs(tmp_path):
 
 
 CHECKED = {"human_checked": 1, "human_check_passed": 1}
-EXPLAINS = {"mode": "rationale", "answer": lambda i: f"Because of,\n\"{i.id}\".\n\n###Answer: OPTION A IS CORRECT."}
+EXPLAINS = {"mode": "rationale", "answer": lambda i: f'Because of,\n"{i.id}".\n\n###Answer: OPTION A IS CORRECT.'}
 
 
 def rows_of(path):

@@ -32,11 +32,17 @@ def test_stage_two_takes_the_weights_of_stage_one_and_big_models_refuse_a_cpu():
 def test_overrides_take_the_type_of_the_default():
     config, flags = parse_args(
         [
-            *DEMO, "--config.optim.lr=3e-4", "--config.batch_size", "16", "--config.data.languages=zh,en",
-            "--config.data.packing=false", "--config.data.language_weights=zh=2,en=0.5", "--rows=3",
+            *DEMO,
+            "--config.optim.lr=3e-4",
+            "--config.batch_size",
+            "16",
+            "--config.data.languages=zh,en",
+            "--config.data.packing=false",
+            "--config.data.language_weights=zh=2,en=0.5",
+            "--rows=3",
         ],
         extra={"rows": (8, "rows to show"), "color": (False, "a switch")},
-    )  # fmt: skip
+    )
     assert config.optim.lr == 3e-4 and config.batch_size == 16
     assert tuple(config.data.languages) == ("zh", "en") and config.data.packing is False
     assert flatten(config)["data.language_weights"] == {"zh": 2.0, "en": 0.5}
@@ -127,12 +133,14 @@ MISTAKES = {
     "seed": ([*DEMO, "--config.seed=4294967296"], ["config.seed=4294967296", "4294967295"]),
     "mode twice": ([*DEMO, "--config.data.modes=direct,direct"], ["data.modes", "'direct' is named twice"]),
     "preset of a given model": (
-        ["--config=stage1:8b", "--config.model.preset=llama3-70b"], ["init_from brings its own"],
+        ["--config=stage1:8b", "--config.model.preset=llama3-70b"],
+        ["init_from brings its own"],
     ),
     "sizes of a given model": (
-        ["--config=stage1:8b", "--config.model.num_layers=2"], ["init_from brings its own"],
+        ["--config=stage1:8b", "--config.model.num_layers=2"],
+        ["init_from brings its own"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -55,19 +55,43 @@ SILENT = {
 }
 OFF = {"my_note": "", "my_list": [], "my_table": {}, "my_switch": False, "my_nothing": None}
 CONTENT = {
-    "my_number": 0.22, "my_zero": 0, "my_text": "x", "my_list": [0], "my_switch": True, "my_table": {"a": None},
-    "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}, "use_qk_norm": True, "residual_multiplier": 0.22,
-    "attn_config": {"kind": "y"}, "layer_norm_eps": 1e-5, "my_nan": float("nan"),
-}  # fmt: skip
+    "my_number": 0.22,
+    "my_zero": 0,
+    "my_text": "x",
+    "my_list": [0],
+    "my_switch": True,
+    "my_table": {"a": None},
+    "auto_map": {"AutoModelForCausalLM": "modeling_x.X"},
+    "use_qk_norm": True,
+    "residual_multiplier": 0.22,
+    "attn_config": {"kind": "y"},
+    "layer_norm_eps": 1e-5,
+    "my_nan": float("nan"),
+}
 # Known, and no word of the user's makes them anything else.
 MATTER = {
-    "hidden_act": "gelu", "rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "attention_bias": True,
-    "mlp_bias": True, "model_type": "mistral", "sliding_window": 4096, "use_sliding_window": True,
-    "layer_types": ["full_attention", "sliding_attention"], "quantization_config": {"bits": 4},
-    "hidden_size": 64, "partial_rotary_factor": 0.5, "architectures": ["MistralForCausalLM"], "tie_word_embeddings": 1,
-    "rope_parameters": {"rope_type": "linear"}, "attention_dropout": 0.1, "is_causal": False, "use_rope": False,
-    "hidden_activation": "gelu", "pretraining_tp": 2, "per_layer_config": {"0": {}}, "rms_norm_eps": 1.0,
-}  # fmt: skip
+    "hidden_act": "gelu",
+    "rope_scaling": {"rope_type": "yarn", "factor": 2.0},
+    "attention_bias": True,
+    "mlp_bias": True,
+    "model_type": "mistral",
+    "sliding_window": 4096,
+    "use_sliding_window": True,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "quantization_config": {"bits": 4},
+    "hidden_size": 64,
+    "partial_rotary_factor": 0.5,
+    "architectures": ["MistralForCausalLM"],
+    "tie_word_embeddings": 1,
+    "rope_parameters": {"rope_type": "linear"},
+    "attention_dropout": 0.1,
+    "is_causal": False,
+    "use_rope": False,
+    "hidden_activation": "gelu",
+    "pretraining_tp": 2,
+    "per_layer_config": {"0": {}},
+    "rms_norm_eps": 1.0,
+}
 
 
 def test_harmless_keys_pass_in_silence_and_change_nothing_for_transformers_either():
@@ -128,8 +152,14 @@ def test_what_matters_cannot_be_vouched_for(key):
 
 def test_the_nearest_name_only_when_it_makes_sense():
     """Not a name that stands there itself, and no list of all names."""
-    for key, hint in (("rms_norm_epsilon", None), ("head_dims", None), ("attention_biases", "attention_bias"),
-                      ("zzz", None), ("rope_thetas", None), ("mlp_biass", "mlp_bias")):  # fmt: skip
+    for key, hint in (
+        ("rms_norm_epsilon", None),
+        ("head_dims", None),
+        ("attention_biases", "attention_bias"),
+        ("zzz", None),
+        ("rope_thetas", None),
+        ("mlp_biass", "mlp_bias"),
+    ):
         with pytest.raises(UserError) as e:
             from_hf(ph.TINY | {key: 7})
         assert ("did you mean" in str(e.value)) == bool(hint) and "valid:" not in str(e.value), str(e.value)
@@ -221,8 +251,15 @@ def test_the_users_word_goes_with_every_command(folder, tmp_path, capsys):
     question = {"id": "1", "language": "en", "question": "Iron?", "options": {"A": "low", "B": "high"}}
     question["answer_idx"] = "A"
     (tmp_path / "q.jsonl").write_text(json.dumps(question) + "\n")
-    evaluate.main([f"--model={path}", f"--data={tmp_path / 'q.jsonl'}", f"--output={tmp_path / 'e'}", word,
-                   "--mode=loglikelihood"])  # fmt: skip
+    evaluate.main(
+        [
+            f"--model={path}",
+            f"--data={tmp_path / 'q.jsonl'}",
+            f"--output={tmp_path / 'e'}",
+            word,
+            "--mode=loglikelihood",
+        ]
+    )
     assert (tmp_path / "e" / "results.json").is_file()
     common = ["--config=stage2:demo", f"--config.init_from={path}", f"--config.run_dir={tmp_path / 'run'}"]
     plain, _ = parse_args(common)

@@ -19,10 +19,14 @@ def board_item():
 def others(count: int) -> list[dict]:
     parts = ["asthma", "gout", "measles", "sepsis", "anaemia", "migraine", "psoriasis", "cholera"]
     return [
-        mcq(f"bench-x{i}", f"In {parts[i % 8]} of type {i}, which of the following is the most appropriate treatment?",
-            [f"Drug {i}", f"Surgery {i}", f"Diet {i}", f"Rest {i}"], "A")
+        mcq(
+            f"bench-x{i}",
+            f"In {parts[i % 8]} of type {i}, which of the following is the most appropriate treatment?",
+            [f"Drug {i}", f"Surgery {i}", f"Diet {i}", f"Rest {i}"],
+            "A",
+        )
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def bench() -> Benchmarks:
@@ -77,10 +81,13 @@ def test_by_parentage_where_the_test_items_name_no_group():
     b = Benchmarks()
     b.add("board", [{**mcq(f"t{i}", f"Question {i}?", ["one", "two"], "A"), "source": "board"} for i in range(200)])
     made = [
-        {**mcq(f"t{i}@ko", f"다른 글 {i}", ["하나", "둘"], "A", "ko"), "source": "board",
-         "provenance": {"parent": f"t{i}", "group": f"t{i}"}}
+        {
+            **mcq(f"t{i}@ko", f"다른 글 {i}", ["하나", "둘"], "A", "ko"),
+            "source": "board",
+            "provenance": {"parent": f"t{i}", "group": f"t{i}"},
+        }
         for i in range(200)
-    ]  # fmt: skip
+    ]
     assert [b.check(r).item for r in made] == [f"t{i}" for i in range(200)]
     row = made[7]
     assert b.check(row).how == "parent"

@@ -34,8 +34,12 @@ def test_records_table_and_next_command(medmcqa_file, tmp_path, capsys):
     printed = capsys.readouterr().out
     found = dict(re.findall(r"(?m)^ *(.+?) {2,}([\d,]+)", printed))
     assert found == {
-        "rows read": "6", "kept": "4", "en": "4", "dropped: duplicate of an earlier row": "1", "dropped: no key": "1",
-    }  # fmt: skip
+        "rows read": "6",
+        "kept": "4",
+        "en": "4",
+        "dropped: duplicate of an earlier row": "1",
+        "dropped: no key": "1",
+    }
     assert f"first: {medmcqa_file}:5" in printed and f"first: {medmcqa_file}:6" in printed
     assert f"--config=stage2 --config.data.train={out}" in printed
     assert list(out.parent.iterdir()) == [out]
@@ -107,7 +111,7 @@ WRONG = [
     (["--source=toyhom", "--input={tmp}/dir.jsonl", "--output={out}"], "dir.jsonl: holds no .csv or"),
     (["--source=mfds_edrug", "--input={dev}", "--output={out}"], "is no .xlsx or .csv file (mfds_edrug expects"),
     (["--source=medmcqa", "--input={tmp}/nokey.jsonl", "--output={out}"], "none of 2 rows became a record (no key: 2)"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("args", "says"), WRONG, ids=range(len(WRONG)))
@@ -146,11 +150,14 @@ def test_work_that_fails_half_way_keeps_the_older_output(medmcqa_file, tmp_path,
     assert out.read_text() == "older\n" and sorted(p.name for p in tmp_path.iterdir()) == ["dev.jsonl", "out.jsonl"]
 
 
-@pytest.mark.parametrize(("args", "code", "says"), [
-    (["--source=medmcqa", "--input={dev}", "--output={out}"], 0, ""),
-    (["--source=medmqa"], 2, "error: no source 'medmqa', did you mean 'medmcqa'?"),
-    (["--source=medmcqa", "--input={dev}", "--output={dev}/o.jsonl"], 2, "error: {dev}/o.jsonl: cannot be written"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["--source=medmcqa", "--input={dev}", "--output={out}"], 0, ""),
+        (["--source=medmqa"], 2, "error: no source 'medmqa', did you mean 'medmcqa'?"),
+        (["--source=medmcqa", "--input={dev}", "--output={dev}/o.jsonl"], 2, "error: {dev}/o.jsonl: cannot be written"),
+    ],
+)
 def test_exit_codes(repo, medmcqa_file, tmp_path, args, code, says):
     flags = [a.format(dev=medmcqa_file, out=tmp_path / "o.jsonl") for a in args]
     done = subprocess.run(

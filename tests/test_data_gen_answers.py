@@ -11,24 +11,40 @@ from data_gen.answers import object_schema, read_answer
 from data_gen.types import Reject
 
 TEXT = {"type": "string"}
-SCHEMA = object_schema({
-    "answer": TEXT, "letters": {"type": "array", "items": TEXT}, "doubt": {"type": "boolean"},
-    "options": object_schema({"A": TEXT, "B": TEXT}), "topic": {"type": "string", "enum": ["x", "y"]},
-})  # fmt: skip
+SCHEMA = object_schema(
+    {
+        "answer": TEXT,
+        "letters": {"type": "array", "items": TEXT},
+        "doubt": {"type": "boolean"},
+        "options": object_schema({"A": TEXT, "B": TEXT}),
+        "topic": {"type": "string", "enum": ["x", "y"]},
+    }
+)
 GOOD = {
-    "answer": 'He said "5 {mg}, ] }".', "letters": ["A"], "doubt": False, "options": {"A": "1", "B": "é"}, "topic": "x",
-}  # fmt: skip
+    "answer": 'He said "5 {mg}, ] }".',
+    "letters": ["A"],
+    "doubt": False,
+    "options": {"A": "1", "B": "é"},
+    "topic": "x",
+}
 PLAIN = json.dumps(GOOD, ensure_ascii=False)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        PLAIN, json.dumps(GOOD), json.dumps(GOOD, indent=2), f"```json\n{PLAIN}\n```", f"Here it is:\n\n{PLAIN}\nDone.",
-        f"<think>Maybe {{B}}?</think>\n{PLAIN}", PLAIN.replace('"x"}', '"x",}').replace('["A"]', '["A" ,\n]'),
-        f"\ufeff{PLAIN}", PLAIN.replace("é", "e\u0301").replace('"1"', '" 1\u200b\\n"'), GOOD,
+        PLAIN,
+        json.dumps(GOOD),
+        json.dumps(GOOD, indent=2),
+        f"```json\n{PLAIN}\n```",
+        f"Here it is:\n\n{PLAIN}\nDone.",
+        f"<think>Maybe {{B}}?</think>\n{PLAIN}",
+        PLAIN.replace('"x"}', '"x",}').replace('["A"]', '["A" ,\n]'),
+        f"\ufeff{PLAIN}",
+        PLAIN.replace("é", "e\u0301").replace('"1"', '" 1\u200b\\n"'),
+        GOOD,
     ],
-)  # fmt: skip
+)
 def test_tolerated(text):
     assert read_answer(text, SCHEMA) == GOOD
 
@@ -49,13 +65,16 @@ def test_a_cut_answer_never_passes(length):
 @pytest.mark.parametrize(
     "change,problem",
     [
-        ({"doubt": "false"}, "answer.doubt: expected boolean, got str"), ({"letters": "A"}, "expected array"),
-        ({"letters": [1]}, r"answer.letters\[0\]: expected string"), ({"topic": "z"}, "'z' is not one of"),
+        ({"doubt": "false"}, "answer.doubt: expected boolean, got str"),
+        ({"letters": "A"}, "expected array"),
+        ({"letters": [1]}, r"answer.letters\[0\]: expected string"),
+        ({"topic": "z"}, "'z' is not one of"),
         ({"options": {"A": "1"}}, "answer.options: field 'B' is missing"),
-        ({"options": {"A": "1", "B": "2", "C": "3"}}, "field 'C' was not asked for"), ({"note": "x"}, "'note' was not"),
+        ({"options": {"A": "1", "B": "2", "C": "3"}}, "field 'C' was not asked for"),
+        ({"note": "x"}, "'note' was not"),
         ({"answer": None}, "expected string, got NoneType"),
     ],
-)  # fmt: skip
+)
 def test_wrong_forms(change, problem):
     with pytest.raises(Reject, match=problem) as e:
         read_answer(json.dumps(GOOD | change), SCHEMA)
@@ -82,10 +101,18 @@ def test_marks_and_control_tokens_are_refused_wherever_they_stand(leak):
 
 @pytest.mark.parametrize(
     "text",
-    ["1" * 5000, "-" + "1" * 5000, "[" * 30000 + "]" * 30000, '{"a":' * 30000 + "1" + "}" * 30000, "1e999", "NaN", "[]",
-     "1" * 4000],
+    [
+        "1" * 5000,
+        "-" + "1" * 5000,
+        "[" * 30000 + "]" * 30000,
+        '{"a":' * 30000 + "1" + "}" * 30000,
+        "1e999",
+        "NaN",
+        "[]",
+        "1" * 4000,
+    ],
     ids=["integer", "negative", "lists", "objects", "float", "nan", "list", "long"],
-)  # fmt: skip
+)
 def test_json_of_any_kind_is_an_answer_of_wrong_form(text):
     for answer in (PLAIN.replace('"1"', text), f'{{"letters": {text}}}', text):
         with pytest.raises(Reject) as e:

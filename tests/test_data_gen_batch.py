@@ -78,9 +78,17 @@ _COUNTED, _EMPTY = {"total": 6, "completed": 6, "failed": 0}, {"total": 0, "comp
 
 @pytest.mark.parametrize(
     ("status", "counts"),
-    [("SUCCESS", _COUNTED), ("Succeeded", _EMPTY), ("done", None), ("failed", _COUNTED), ("error", _COUNTED),
-     ("expired", _EMPTY), ("TIMEOUT_EXCEEDED", None), ("canceled", _COUNTED)],
-)  # fmt: skip
+    [
+        ("SUCCESS", _COUNTED),
+        ("Succeeded", _EMPTY),
+        ("done", None),
+        ("failed", _COUNTED),
+        ("error", _COUNTED),
+        ("expired", _EMPTY),
+        ("TIMEOUT_EXCEEDED", None),
+        ("canceled", _COUNTED),
+    ],
+)
 def test_an_ending_of_any_name_without_results_is_no_reason_to_send_again(tmp_path, monkeypatch, status, counts):
     """Not while requests may have been worked on; and when the results come, they are read."""
     found, there = ServerBatches._found, []

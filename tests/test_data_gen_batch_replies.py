@@ -47,17 +47,21 @@ _WHY = {"code": "bad_row", "message": "line 3 is not JSON"}
     ("more", "said"),
     [
         ({"errors": {"data": [_WHY, _WHY]}}, "bad_row: line 3 is not JSON; bad_row"),
-        ({"errors": [_WHY]}, "bad_row: line 3 is not JSON"), ({"errors": _WHY}, "bad_row: line 3 is not JSON"),
-        ({"errors": {"data": _WHY}}, "bad_row: line 3"), ({"errors": "bad file"}, "bad file"),
-        ({"errors": ["bad file", None, 7]}, "bad file; 7"), ({"errors": {"data": ["bad file"]}}, "bad file"),
+        ({"errors": [_WHY]}, "bad_row: line 3 is not JSON"),
+        ({"errors": _WHY}, "bad_row: line 3 is not JSON"),
+        ({"errors": {"data": _WHY}}, "bad_row: line 3"),
+        ({"errors": "bad file"}, "bad file"),
+        ({"errors": ["bad file", None, 7]}, "bad file; 7"),
+        ({"errors": {"data": ["bad file"]}}, "bad file"),
         ({"errors": {"data": [{"code": None, "message": {"text": 1, "message": "bad file"}}]}}, "bad file"),
-        ({"errors": None, "error": _WHY}, "bad_row: line 3"), ({"errors": {"data": [{"code": 7}]}}, "7"),
+        ({"errors": None, "error": _WHY}, "bad_row: line 3"),
+        ({"errors": {"data": [{"code": 7}]}}, "7"),
         *[({"errors": x}, "no reason given") for x in (None, {}, [], {"data": None}, {"data": {}}, [[]], 0)],
         *[({"errors": "no", "request_counts": x}, "no") for x in ([], "none", 0, {"completed": "0"}, {"total": "x"})],
         *[({"errors": "no", "output_file_id": x}, "no") for x in ([], {}, 7, "", "\ud800", [None], {"id": None})],
         ({"errors": "no", "id": None}, "no"),
     ],
-)  # fmt: skip
+)
 def test_a_refused_batch_of_any_shape_is_one_line(tmp_path, monkeypatch, more, said):
     """And its requests are free, in this run and in the next."""
     _show(monkeypatch, lambda *_: {"errors": None, **more, "status": "failed"})
@@ -75,9 +79,13 @@ def test_a_refused_batch_of_any_shape_is_one_line(tmp_path, monkeypatch, more, s
 @pytest.mark.parametrize("counts", [None, _EMPTY, {"total": 6, "completed": 0, "failed": 6}])
 @pytest.mark.parametrize(
     "line",
-    [{"custom_id": None, "error": _WHY}, {"custom_id": "x", "response": {"status_code": 400, "body": {"error": _WHY}}},
-     {"error": _WHY}, {"line": 3, "message": "line 3 is not JSON"}],
-)  # fmt: skip
+    [
+        {"custom_id": None, "error": _WHY},
+        {"custom_id": "x", "response": {"status_code": 400, "body": {"error": _WHY}}},
+        {"error": _WHY},
+        {"line": 3, "message": "line 3 is not JSON"},
+    ],
+)
 def test_a_failed_batch_whose_errors_are_on_no_request_is_not_sent_again(tmp_path, monkeypatch, line, counts):
     def change(server, ended, looks):
         server.files["why"] = (json.dumps(line) + "\n").encode() * 6
@@ -99,8 +107,9 @@ def test_a_round_without_an_answer_is_not_sent_again_without_a_word(tmp_path, mo
             return {}
         server.files["why"] = b"".join(
             json.dumps({"custom_id": json.loads(line)["custom_id"], "error": {"code": "batch_expired"}}).encode()
-            + b"\n" for line in server.files[ended["input_file_id"]].splitlines()
-        )  # fmt: skip
+            + b"\n"
+            for line in server.files[ended["input_file_id"]].splitlines()
+        )
         counts = {"total": 4, "completed": 0, "failed": 0}
         files = {"output_file_id": None, "error_file_id": "why" if lines_there else None}
         return {"status": status, "request_counts": counts, **files}

@@ -32,10 +32,15 @@ def _key(monkeypatch):
 TOO_MANY, DOWN, STOP, REFUSED, FAILED = "too many", "down", "stop", "refused", "failed"
 ERRORS = [
     # Numbers, as int, float and text; words; sentences.
-    ({"error": {"code": 429}}, TOO_MANY), ({"error": {"code": "429"}}, TOO_MANY), ({"error": {"code": 502.0}}, DOWN),
-    ({"error": {"code": "502", "message": "x"}}, DOWN), ({"error": {"status": "529"}}, DOWN),
-    ({"error": {"code": 400, "message": "x"}}, REFUSED), ({"error": {"code": "401"}}, STOP),
-    ({"error": {"code": "rate_limit_exceeded"}}, TOO_MANY), ({"error": {"type": "overloaded_error"}}, DOWN),
+    ({"error": {"code": 429}}, TOO_MANY),
+    ({"error": {"code": "429"}}, TOO_MANY),
+    ({"error": {"code": 502.0}}, DOWN),
+    ({"error": {"code": "502", "message": "x"}}, DOWN),
+    ({"error": {"status": "529"}}, DOWN),
+    ({"error": {"code": 400, "message": "x"}}, REFUSED),
+    ({"error": {"code": "401"}}, STOP),
+    ({"error": {"code": "rate_limit_exceeded"}}, TOO_MANY),
+    ({"error": {"type": "overloaded_error"}}, DOWN),
     ({"type": "error", "error": {"type": "rate_limit_error", "message": "slow"}}, TOO_MANY),
     ({"error": {"code": "insufficient_quota", "type": "insufficient_quota"}}, STOP),
     ({"error": {"code": 429, "type": "insufficient_quota"}}, STOP),
@@ -43,20 +48,29 @@ ERRORS = [
     ({"error": {"type": "invalid_request_error", "code": "invalid_api_key"}}, STOP),
     ({"error": {"type": "invalid_request_error", "message": "no"}}, REFUSED),
     ({"error": {"code": "context_length_exceeded"}}, REFUSED),
-    ({"error": {"status": "RESOURCE_EXHAUSTED"}}, TOO_MANY), ({"error": {"status": "UNAVAILABLE"}}, DOWN),
+    ({"error": {"status": "RESOURCE_EXHAUSTED"}}, TOO_MANY),
+    ({"error": {"status": "UNAVAILABLE"}}, DOWN),
     ({"__type": "ThrottlingException", "message": "Rate exceeded", "code": "ThrottlingException"}, TOO_MANY),
-    ({"error": "overloaded"}, DOWN), ({"error": "502 Bad Gateway"}, DOWN), ({"error": "Error code: 429"}, TOO_MANY),
-    ({"error": "Rate limit reached, add credits"}, TOO_MANY), ({"error": "Request timed out"}, DOWN),
-    ({"error": "You exceeded your current quota"}, STOP), ({"error": "Model m does not exist"}, STOP),
-    ({"error": {"message": "Please try again later"}}, DOWN), ({"error": {"message": "HTTP 503 from upstream"}}, DOWN),
+    ({"error": "overloaded"}, DOWN),
+    ({"error": "502 Bad Gateway"}, DOWN),
+    ({"error": "Error code: 429"}, TOO_MANY),
+    ({"error": "Rate limit reached, add credits"}, TOO_MANY),
+    ({"error": "Request timed out"}, DOWN),
+    ({"error": "You exceeded your current quota"}, STOP),
+    ({"error": "Model m does not exist"}, STOP),
+    ({"error": {"message": "Please try again later"}}, DOWN),
+    ({"error": {"message": "HTTP 503 from upstream"}}, DOWN),
     # Lists, nesting, other names, beside empty choices.
-    ({"error": [{"code": 503}]}, DOWN), ([{"error": {"code": 503, "status": "UNAVAILABLE"}}], DOWN),
+    ({"error": [{"code": 503}]}, DOWN),
+    ([{"error": {"code": 503, "status": "UNAVAILABLE"}}], DOWN),
     ({"error": {"error": {"error": {"code": "server_error"}}}}, DOWN),
-    ({"error": {"message": "Provider returned error", "metadata": {"raw": "{\"message\": \"busy\"}"}}}, DOWN),
+    ({"error": {"message": "Provider returned error", "metadata": {"raw": '{"message": "busy"}'}}}, DOWN),
     ({"errors": [{"code": 1, "message": "internal server error"}], "success": False}, DOWN),
     ({"object": "error", "message": "too many requests", "code": None}, TOO_MANY),
-    ({"detail": "Service Unavailable"}, DOWN), ({"choices": [], "error": {"code": "server_error"}}, DOWN),
-    ({"choices": None, "error": "busy"}, DOWN), ({"choices": [{"error": {"code": 502}, "message": {}}]}, DOWN),
+    ({"detail": "Service Unavailable"}, DOWN),
+    ({"choices": [], "error": {"code": "server_error"}}, DOWN),
+    ({"choices": None, "error": "busy"}, DOWN),
+    ({"choices": [{"error": {"code": 502}, "message": {}}]}, DOWN),
     ({"base_resp": {"status_code": 1002, "status_msg": "rate limit"}, "choices": None}, TOO_MANY),
     ({"choices": [{"finish_reason": "error", "message": {"content": "The ans"}}]}, DOWN),
     ({"choices": [{"finish_reason": "stop", "message": {"content": ""}}], "error": {"code": "429"}}, TOO_MANY),
@@ -64,19 +78,32 @@ ERRORS = [
     ({"choices": [{"finish_reason": None, "message": {"content": "The ans"}}], "error": {"code": 502}}, DOWN),
     ({"choices": [{"message": {"content": "The ans"}, "error": {"code": "rate_limit_exceeded"}}]}, TOO_MANY),
     # Errors of the server behind a gateway, as text.
-    ({"error": '{"code": 429, "message": "slow"}'}, TOO_MANY), ({"error": {"message": '[{"code": 503}]'}}, DOWN),
-    ({"error": {"code": "HTTP_503"}}, DOWN), ({"error": {"code": "E429"}}, TOO_MANY),
-    ({"error": "Model m is currently loading", "estimated_time": 20.0}, DOWN), ({"error": "queue is full"}, DOWN),
+    ({"error": '{"code": 429, "message": "slow"}'}, TOO_MANY),
+    ({"error": {"message": '[{"code": 503}]'}}, DOWN),
+    ({"error": {"code": "HTTP_503"}}, DOWN),
+    ({"error": {"code": "E429"}}, TOO_MANY),
+    ({"error": "Model m is currently loading", "estimated_time": 20.0}, DOWN),
+    ({"error": "queue is full"}, DOWN),
     ({"object": "error", "message": "CUDA out of memory", "code": 50001}, DOWN),
     ({"error_code": 18, "error_msg": "Open api qps request limit reached"}, TOO_MANY),
     ({"code": "1302", "msg": "您当前使用该API的并发数过高"}, TOO_MANY),
     ({"fault": {"faultstring": "Rate limit quota violation", "detail": {"errorcode": "x"}}}, TOO_MANY),
     # What nobody knows is no answer either.
-    ({"error": {"code": "E-17", "message": "oops"}}, FAILED), ({"error": {"code": None, "message": "\udc00"}}, FAILED),
-    ({"error": True}, FAILED), ({"error": ["x"]}, FAILED), ({"choices": None}, FAILED), ({"choices": []}, FAILED),
-    ({"id": "x", "choices": None, "usage": None}, FAILED), (None, FAILED), ({}, FAILED), ([], FAILED), (0, FAILED),
-    ({"error": '{"code": ' + "9" * 5000 + "}"}, FAILED), ({"error": "[" * 5000}, FAILED), ({"error": "{"}, FAILED),
-]  # fmt: skip
+    ({"error": {"code": "E-17", "message": "oops"}}, FAILED),
+    ({"error": {"code": None, "message": "\udc00"}}, FAILED),
+    ({"error": True}, FAILED),
+    ({"error": ["x"]}, FAILED),
+    ({"choices": None}, FAILED),
+    ({"choices": []}, FAILED),
+    ({"id": "x", "choices": None, "usage": None}, FAILED),
+    (None, FAILED),
+    ({}, FAILED),
+    ([], FAILED),
+    (0, FAILED),
+    ({"error": '{"code": ' + "9" * 5000 + "}"}, FAILED),
+    ({"error": "[" * 5000}, FAILED),
+    ({"error": "{"}, FAILED),
+]
 
 
 def _end(what, inside: bool = True) -> str:
@@ -126,8 +153,9 @@ def test_what_is_counted_is_no_longer_in_doubt(code, counted):
     reply = {"error": {"code": code}, **({"usage": {"prompt_tokens": 3, "completion_tokens": 2}} if counted else {})}
     line = json.dumps({"custom_id": "k", "response": {"status_code": 200, "body": reply}})
     for found, cost in [
-        (_caught(settle, reply, PRICE, {}), 7e-6), (read_line(line.encode(), PRICE, Told(print))[1], 3.5e-6),
-    ]:  # fmt: skip
+        (_caught(settle, reply, PRICE, {}), 7e-6),
+        (read_line(line.encode(), PRICE, Told(print))[1], 3.5e-6),
+    ]:
         assert found.uncertain != counted
         assert found.cost == (pytest.approx(cost) if counted else None)
     with pytest.raises(api.Again) as plain:
@@ -183,11 +211,13 @@ def test_errors_that_pass_are_asked_again_and_others_in_the_next_run(tmp_path, c
 
 def test_an_endpoint_of_nothing_but_errors_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr("data_gen.sender._QUIET", 0.3)
-    for n, (error, kind, said) in enumerate([
-        ({"error": {"code": "rate_limit_exceeded", "message": "later"}}, WorkError, "answered nothing for .*later"),
-        ({"error": "oops"}, WorkError, "answered none of the first 20 requests .*oops"),
-        ({"error": {"code": "insufficient_quota"}}, UserError, "no credit or quota"),
-    ]):  # fmt: skip
+    for n, (error, kind, said) in enumerate(
+        [
+            ({"error": {"code": "rate_limit_exceeded", "message": "later"}}, WorkError, "answered nothing for .*later"),
+            ({"error": "oops"}, WorkError, "answered none of the first 20 requests .*oops"),
+            ({"error": {"code": "insufficient_quota"}}, UserError, "no credit or quota"),
+        ]
+    ):
         with OpenAIServer(echo_model, change=lambda body, reply, error=error: error) as server:
             (tmp_path / str(n)).mkdir()
             given = settings(tmp_path / str(n), server.base_url)
@@ -200,8 +230,11 @@ def test_an_endpoint_of_nothing_but_errors_is_given_up(tmp_path, monkeypatch):
 def test_an_answer_that_is_broken_off_is_paid_and_asked_for_three_times(tmp_path):
     def change(body, reply):
         reply["choices"][0] |= {"finish_reason": "insufficient_system_resource"}
-        return reply if "2," in body["messages"][-1]["content"] else {**reply, "choices": [
-            {**reply["choices"][0], "finish_reason": "eos_token"}]}  # fmt: skip
+        return (
+            reply
+            if "2," in body["messages"][-1]["content"]
+            else {**reply, "choices": [{**reply["choices"][0], "finish_reason": "eos_token"}]}
+        )
 
     with OpenAIServer(echo_model, change=change) as server:
         given = settings(tmp_path, server.base_url)
@@ -220,10 +253,11 @@ UNKNOWN = [
     {"error": {"message": "Unsupported parameter: 'seed' is not supported", "param": "seed"}},
     {"error": {"message": "Unrecognized request argument supplied: seed", "type": "invalid_request_error"}},
     {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]},
-    {"message": "This model does not support seed"}, "unknown field `seed`",
+    {"message": "This model does not support seed"},
+    "unknown field `seed`",
     {"error": {"message": "'seed' is not supported with this model (gpt)"}},
     {"error": {"message": "Unknown parameter: seed (request)", "param": "body"}},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("batch", [False, True])
@@ -281,40 +315,54 @@ def _counts(**usage):
 @pytest.mark.parametrize(
     ("usage", "expected"),
     [
-        ({"completion_tokens": 10}, (100, 10, 120)), ({"completion_tokens": 10, "total_tokens": 110}, (100, 10, 120)),
+        ({"completion_tokens": 10}, (100, 10, 120)),
+        ({"completion_tokens": 10, "total_tokens": 110}, (100, 10, 120)),
         # Reasoning inside, beside, and counted alone.
-        ({"completion_tokens": 40, "completion_tokens_details": {"reasoning_tokens": 30}, "total_tokens": 140},
-         (100, 40, 180)),
-        ({"completion_tokens": 10, "completion_tokens_details": {"reasoning_tokens": 30}, "total_tokens": 140},
-         (100, 40, 180)),
+        (
+            {"completion_tokens": 40, "completion_tokens_details": {"reasoning_tokens": 30}, "total_tokens": 140},
+            (100, 40, 180),
+        ),
+        (
+            {"completion_tokens": 10, "completion_tokens_details": {"reasoning_tokens": 30}, "total_tokens": 140},
+            (100, 40, 180),
+        ),
         ({"completion_tokens": 10, "completion_tokens_details": {"reasoning_tokens": "30"}}, (100, 40, 180)),
         ({"completion_tokens": 10, "reasoning_tokens": 30.0}, (100, 40, 180)),
         ({"completion_tokens": 0, "completion_tokens_details": {"reasoning_tokens": 30}}, (100, 30, 160)),
         ({"completion_tokens": 0, "total_tokens": 130}, (100, 30, 160)),
         ({"completion_tokens": 10, "total_tokens": "140"}, (100, 40, 180)),
         ({"completion_tokens": 10, "total_tokens": 0}, (100, 10, 120)),
-        ({"completion_tokens": 10, "total_tokens": -1, "completion_tokens_details": {"reasoning_tokens": None}},
-         (100, 10, 120)),
+        (
+            {"completion_tokens": 10, "total_tokens": -1, "completion_tokens_details": {"reasoning_tokens": None}},
+            (100, 10, 120),
+        ),
         ({"completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 100}}, (100, 10, 70)),
         ({"completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 101}}, (100, 10, 120)),
         ({"completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": True}}, (100, 10, 120)),
         ({"prompt_tokens": None, "input_tokens": 100, "output_tokens": 10}, (100, 10, 120)),
         # Impossible: no counts, so that the bound is booked.
-        ({"completion_tokens": 0}, None), ({"completion_tokens": 0, "total_tokens": 100}, None),
+        ({"completion_tokens": 0}, None),
+        ({"completion_tokens": 0, "total_tokens": 100}, None),
         ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, None),
-        ({"prompt_tokens": 0, "completion_tokens": 10}, None), ({"completion_tokens": -1}, None), ({}, None),
-        ({"completion_tokens": True}, None), ({"completion_tokens": 10.5}, None), ({"completion_tokens": 10**12}, None),
+        ({"prompt_tokens": 0, "completion_tokens": 10}, None),
+        ({"completion_tokens": -1}, None),
+        ({}, None),
+        ({"completion_tokens": True}, None),
+        ({"completion_tokens": 10.5}, None),
+        ({"completion_tokens": 10**12}, None),
         ({"prompt_tokens": None, "completion_tokens": 10, "total_tokens": 110}, None),
     ],
-)  # fmt: skip
+)
 def test_the_most_that_the_counts_support_is_the_cost(usage, expected):
     assert _counts(**{"prompt_tokens": 100, **usage}) == (expected or (None, None, None))
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 3, 4, 100])
 def test_a_text_has_as_many_tokens_as_it_needs_at_least(tokens):
-    reply = {"choices": [{"message": {"content": "fever " * 80}, "finish_reason": "stop"}],
-             "usage": {"prompt_tokens": 100, "completion_tokens": tokens}}  # fmt: skip
+    reply = {
+        "choices": [{"message": {"content": "fever " * 80}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": tokens},
+    }
     assert (read_completion(reply, PRICE).cost is None) == (tokens < 4)
 
 
@@ -359,7 +407,7 @@ def test_a_count_of_too_many_digits_takes_no_answer_with_it(tmp_path):
         ("error Error ERROR abort cancelled insufficient_system_resource network_error", "failed", "api_error"),
         ("null something 7", "done", ""),
     ],
-)  # fmt: skip
+)
 def test_why_an_answer_ended(reasons, state, reason):
     for said in reasons.split():
         ended = {"null": None, "7": 7}.get(said, said)
@@ -445,9 +493,12 @@ def test_the_file_alone_is_whole_after_a_run(tmp_path, end):
 def test_http_errors_and_words_agree():
     """A status stands above the words, but for an account without money."""
     for status, error, kind in [
-        (429, "Rate limit", api.Again), (429, {"code": "insufficient_balance"}, api.Stop), (402, "", api.Stop),
-        (404, {"message": "no"}, api.Stop), (503, {"code": "invalid_request_error"}, api.Again),
-    ]:  # fmt: skip
+        (429, "Rate limit", api.Again),
+        (429, {"code": "insufficient_balance"}, api.Stop),
+        (402, "", api.Stop),
+        (404, {"message": "no"}, api.Stop),
+        (503, {"code": "invalid_request_error"}, api.Again),
+    ]:
         with pytest.raises(kind):
             settle_status(status, error, {})
     assert settle_status(400, {"code": "content_filter"}, {}).reason == "content_filter"

@@ -119,7 +119,7 @@ def test_no_more_than_the_width_are_under_way():
 @pytest.mark.parametrize(
     "limit, remaining, reset",
     [("0", "0", "1s"), ("inf", "0", "1s"), ("600", "-inf", "1s"), ("nan", "nan", "x"), ("-5", "-5", "-5")],
-)  # fmt: skip
+)
 def test_limits_that_make_no_sense_are_ignored(limit, remaining, reset):
     async def pace() -> float:
         limiter = Limiter(8)

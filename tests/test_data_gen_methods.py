@@ -20,10 +20,14 @@ from tests.fake_model import WRONG, answer
 
 SETTINGS = SimpleNamespace(model="m", params={"temperature": 0.3, "seed": 5})
 PASSAGE = {
-    "id": "p1", "language": "en", "source": "leaflet", "license": "CC BY 4.0", "provenance": {"file": "leaflet.txt"},
+    "id": "p1",
+    "language": "en",
+    "source": "leaflet",
+    "license": "CC BY 4.0",
+    "provenance": {"file": "leaflet.txt"},
     "text": "Metformin lowers the glucose output of the liver. Adults take 500 mg twice a day with meals. "
     "Lactic acidosis is a rare side effect. It must not be taken in severe renal failure.",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +63,14 @@ def texts(record: dict) -> list[str]:
 
 def all_methods():
     return [
-        Expand(), QA(min_chars=10), QA(language="fr", min_chars=10), Translate(["ko", "es"]), Rationale(replace=True),
-        Rationale(replace=True, language="en"), Topics(replace=True),
-    ]  # fmt: skip
+        Expand(),
+        QA(min_chars=10),
+        QA(language="fr", min_chars=10),
+        Translate(["ko", "es"]),
+        Rationale(replace=True),
+        Rationale(replace=True, language="en"),
+        Topics(replace=True),
+    ]
 
 
 def inputs_for(method, mcq, instructions):
@@ -116,19 +125,26 @@ def test_jobs_are_the_same_every_time_and_differ_by_what_is_asked(mcq):
 
 def test_expand_shows_options_only_where_they_mean_something(mcq):
     verdict = {
-        **mcq[0], "question": "Помогает ли метформин?", "options": {"A": "да", "B": "нет"}, "answer_idx": "B",
-        "language": "ru", "context": "Метформин снижает глюкозу.", "rationale": "",
-    }  # fmt: skip
+        **mcq[0],
+        "question": "Помогает ли метформин?",
+        "options": {"A": "да", "B": "нет"},
+        "answer_idx": "B",
+        "language": "ru",
+        "context": "Метформин снижает глюкозу.",
+        "rationale": "",
+    }
     (job, (record,)), (other, (with_options,)) = run(Expand(), [verdict, {**mcq[0], "id": "x"}])
     assert data_of(job) == {
-        "question": verdict["question"], "context": verdict["context"], "given_answer": "нет",
-    }  # fmt: skip
+        "question": verdict["question"],
+        "context": verdict["context"],
+        "given_answer": "нет",
+    }
     assert record["messages"][0]["content"] == "Метформин снижает глюкозу.\n\nПомогает ли метформин?"
     assert data_of(other)["given_answer"] == mcq[0]["options"][mcq[0]["answer_idx"]]
     assert data_of(other)["explanation"] == mcq[0]["rationale"]
     assert "\nB. " in with_options["messages"][0]["content"]
     several = {**mcq[0], "answer_idx": "A,C"}
-    (job, _), = run(Expand(), [several])  # fmt: skip
+    ((job, _),) = run(Expand(), [several])
     assert data_of(job)["given_answer"] == [mcq[0]["options"]["A"], mcq[0]["options"]["C"]]
     assert job.target["letters"] == "A,C"
 
@@ -151,10 +167,13 @@ def test_what_is_left_out_is_counted(mcq, instructions):
 
 def test_translation_keeps_letters_order_key_and_quantities(mcq):
     record = {
-        **mcq[0], "id": "q", "question": "Which dose is 2.5 mg/kg for 1,500 mL at 37.5 °C in option B?",
-        "options": {"A": "5 mg", "B": "10 mL twice", "C": "0.5 g", "D": "120/80 mmHg"}, "answer_idx": "B,D",
+        **mcq[0],
+        "id": "q",
+        "question": "Which dose is 2.5 mg/kg for 1,500 mL at 37.5 °C in option B?",
+        "options": {"A": "5 mg", "B": "10 mL twice", "C": "0.5 g", "D": "120/80 mmHg"},
+        "answer_idx": "B,D",
         "context": "Weight 70 kg.\nPulse 72.",
-    }  # fmt: skip
+    }
     for (job, made), language in zip(run(Translate(["zh", "ja", "ko", "fr", "es", "ru"]), [record]), LANGUAGES[1:]):
         (new,) = made
         assert (job.row_id, new["id"], new["language"]) == (f"q@{language}", f"q@{language}", language)
@@ -269,11 +288,16 @@ def test_a_passage_is_asked_about_once():
 @pytest.mark.parametrize(
     "evidence,stands",
     [
-        ("Adults take 500 mg twice a day with meals.", True), ("adults take  500 mg – twice a day", True),
-        ("Metformin lowers ... severe renal failure", True), ("Adults take 50 mg twice a day", False),
-        ("severe renal failure ... Metformin cures", False), ("", False), ("...", False), ("500 m", False),
+        ("Adults take 500 mg twice a day with meals.", True),
+        ("adults take  500 mg – twice a day", True),
+        ("Metformin lowers ... severe renal failure", True),
+        ("Adults take 50 mg twice a day", False),
+        ("severe renal failure ... Metformin cures", False),
+        ("", False),
+        ("...", False),
+        ("500 m", False),
     ],
-)  # fmt: skip
+)
 def test_evidence(evidence, stands):
     assert grounded(evidence, PASSAGE["text"]) is stands
 
@@ -331,11 +355,12 @@ def test_methods_by_name():
     assert set(METHODS) == {"answer_expanding", "qa_generation", "translation", "rationale", "topics", "reanswer"}
     assert make_method("qa_generation", pairs=2).pairs == 2
     for name, options, message in (
-        ("translate", {}, "did you mean 'translation'"), ("topics", {"pairs": 1}, "unexpected keyword argument"),
+        ("translate", {}, "did you mean 'translation'"),
+        ("topics", {"pairs": 1}, "unexpected keyword argument"),
         ("translation", {"languages": ["kr"]}, "'kr' is not supported; valid: en"),
         ("translation", {"languages": ["Korean"]}, "did you mean 'ko'"),
         ("translation", {"languages": []}, "no target"),
         ("qa_generation", {"pairs": 0}, "valid: 1 to 20"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=message):
             make_method(name, **options)

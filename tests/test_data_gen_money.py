@@ -22,7 +22,7 @@ from tests.gen_helpers import (
     outcomes,
     settings,
     states,
-)  # fmt: skip
+)
 from tests.openai_server import Faults, OpenAIServer
 
 
@@ -51,8 +51,19 @@ def test_a_price_of_ones_own(tmp_path):
     table = tmp_path / "p.json"
     one = '{"date": "x", "models": {"m": [1, %s, 3]}}'
     huge = "1" * 5000
-    wrong = ("{", "{}", '{"date": "x", "models": {"m": [1, 2]}}', "[]", "[" * 20000, one % huge, one % ("1" * 400),
-             one % "NaN", one % "-1", one % "1e999", '{"date": "x", "models": {}, "batch_factor": -1}')  # fmt: skip
+    wrong = (
+        "{",
+        "{}",
+        '{"date": "x", "models": {"m": [1, 2]}}',
+        "[]",
+        "[" * 20000,
+        one % huge,
+        one % ("1" * 400),
+        one % "NaN",
+        one % "-1",
+        one % "1e999",
+        '{"date": "x", "models": {}, "batch_factor": -1}',
+    )
     for text in wrong:
         table.write_text(text)
         with pytest.raises(UserError, match="not a price table"):

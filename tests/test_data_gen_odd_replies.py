@@ -52,17 +52,20 @@ ODD = {
     "negative usage": (_usage(prompt_tokens=-5), ("accepted", ""), 1),
     "no usage": (lambda r: {k: v for k, v in r.items() if k != "usage"}, ("accepted", ""), 1),
     "usage a list": (lambda r: {**r, "usage": [1]}, ("accepted", ""), 1),
-    "content in parts": (lambda r: _message(content=[
-        {"type": "text", "text": r["choices"][0]["message"]["content"]}])(r), ("accepted", ""), 1),
+    "content in parts": (
+        lambda r: _message(content=[{"type": "text", "text": r["choices"][0]["message"]["content"]}])(r),
+        ("accepted", ""),
+        1,
+    ),
     "refusal an object": (_message(refusal={"why": "medical"}, content=None), ("rejected", "refusal"), 1),
-    "half a pair": (_message(content="{\"echo\": \"a\ud83d\"}"), ("rejected", "control"), 1),
-    "half a pair in the JSON": (_message(content="{\"echo\": \"a\\ud83d\"}"), ("rejected", "control"), 1),
+    "half a pair": (_message(content='{"echo": "a\ud83d"}'), ("rejected", "control"), 1),
+    "half a pair in the JSON": (_message(content='{"echo": "a\\ud83d"}'), ("rejected", "control"), 1),
     "no choices": (lambda r: {**r, "choices": []}, ("rejected", "schema"), 2),
     "choices an object": (lambda r: {**r, "choices": {"0": 1}}, ("rejected", "schema"), 2),
     "no message": (lambda r: {**r, "choices": [{"finish_reason": "stop"}]}, ("rejected", "schema"), 2),
     "a list": (lambda r: [r], ("rejected", "schema"), 2),
     "a text": (lambda r: "sorry", ("rejected", "schema"), 2),
-}  # fmt: skip
+}
 
 
 class _Checked(EchoMethod):
@@ -101,9 +104,25 @@ def test_odd_replies_are_paid_once_and_spoil_no_neighbour(tmp_path, batch):
 
 @pytest.mark.parametrize(
     "value, count",
-    [(5, 5), (5.0, 5), ("5", 5), ("5.0", 5), (0, 0), (5.5, None), (-1, None), (10**20, None), ("1e400", None),
-     ("nan", None), (float("nan"), None), (float("-inf"), None), (True, None), (None, None), ([], None), ("", None)],
-)  # fmt: skip
+    [
+        (5, 5),
+        (5.0, 5),
+        ("5", 5),
+        ("5.0", 5),
+        (0, 0),
+        (5.5, None),
+        (-1, None),
+        (10**20, None),
+        ("1e400", None),
+        ("nan", None),
+        (float("nan"), None),
+        (float("-inf"), None),
+        (True, None),
+        (None, None),
+        ([], None),
+        ("", None),
+    ],
+)
 def test_counts_of_tokens(value, count):
     assert token_count(value) == count
 

@@ -69,17 +69,20 @@ def test_text_is_joined_by_paragraphs(tmp_path):
     path.write_text("One.\r\nStill one.\n\n\nTwo.\n \nThree is longer than the rest.\n", encoding="utf-8")
     passages = list(read_passages(str(path), language="en", max_chars=30))
     assert [(p["id"], p["text"]) for p in passages] == [
-        ("leaflet-1", "One.\nStill one.\n\nTwo."), ("leaflet-3", "Three is longer than the rest."),
-    ]  # fmt: skip
+        ("leaflet-1", "One.\nStill one.\n\nTwo."),
+        ("leaflet-3", "Three is longer than the rest."),
+    ]
     with pytest.raises(UserError, match="no language in the file; give --from_language"):
         list(read_passages(str(path)))
 
 
 def test_wrong_files(tmp_path):
     for name, content, message in (
-        ("a.pdf", b"%PDF", "unknown kind of file"), ("a.xlsx", b"no zip", "not a readable .xlsx"),
-        ("a.csv", b"a,b\n\xff,1", "not UTF-8"), ("a.txt", b"\xff\xfe", "not UTF-8"),
-    ):  # fmt: skip
+        ("a.pdf", b"%PDF", "unknown kind of file"),
+        ("a.xlsx", b"no zip", "not a readable .xlsx"),
+        ("a.csv", b"a,b\n\xff,1", "not UTF-8"),
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message):
             list(read_passages(str(tmp_path / name), language="en"))

@@ -12,11 +12,14 @@ from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.errors import UserError
 
 FIELDS = {
-    "answer_expanding": ("answer", "doubt"), "qa_generation": ("pairs", "question", "answer", "evidence"),
-    "translation": ("untranslatable",), "rationale": ("rationale", "answer", "doubt"), "topics": ("topic",),
+    "answer_expanding": ("answer", "doubt"),
+    "qa_generation": ("pairs", "question", "answer", "evidence"),
+    "translation": ("untranslatable",),
+    "rationale": ("rationale", "answer", "doubt"),
+    "topics": ("topic",),
     "reanswer": ("answer", "sure"),
     "rationale_judge": ("correctness", "completeness", "reasoning", "language"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("method", NAMES)

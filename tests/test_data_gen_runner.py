@@ -91,9 +91,14 @@ def test_a_cut_answer_is_asked_for_again_with_more_room_only(tmp_path):
 
 @pytest.mark.parametrize(
     "fault, reason",
-    [("refusal", "refusal"), ("content_filter", "content_filter"), ("filter_400", "content_filter"),
-     ("empty", "schema"), ("bad_json", "schema")],
-)  # fmt: skip
+    [
+        ("refusal", "refusal"),
+        ("content_filter", "content_filter"),
+        ("filter_400", "content_filter"),
+        ("empty", "schema"),
+        ("bad_json", "schema"),
+    ],
+)
 def test_each_way_of_not_answering_has_its_reason(tmp_path, fault, reason):
     with OpenAIServer(echo_model, faults=Faults({fault: 1.0})) as server:
         found = outcomes(settings(tmp_path, server.base_url), inputs(8), EchoMethod(redraws=False))
@@ -115,9 +120,13 @@ def test_an_endpoint_without_structured_output_is_given_up_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     "stop, said",
-    [("401", "does not accept the API key"), ("403", "may not use"), ("404", "no such model or address"),
-     ("quota", "no credit or quota")],
-)  # fmt: skip
+    [
+        ("401", "does not accept the API key"),
+        ("403", "may not use"),
+        ("404", "no such model or address"),
+        ("quota", "no credit or quota"),
+    ],
+)
 def test_what_only_the_user_can_mend_stops_within_seconds(tmp_path, stop, said):
     with OpenAIServer(echo_model, faults=Faults(stop=stop)) as server:
         given = settings(tmp_path, server.base_url, backoff_s=0.5)
@@ -366,9 +375,14 @@ def test_the_ledger_command_shows_rows_money_and_imbalance(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "flags, said",
-    [({"model": ""}, "--model is missing"), ({"concurrency": 0}, "--concurrency=0"), ({"timeout_s": 0}, "--timeout_s"),
-     ({"params": {"n": 2}}, "one answer"), ({"max_usd": -1.0}, "--max_usd")],
-)  # fmt: skip
+    [
+        ({"model": ""}, "--model is missing"),
+        ({"concurrency": 0}, "--concurrency=0"),
+        ({"timeout_s": 0}, "--timeout_s"),
+        ({"params": {"n": 2}}, "one answer"),
+        ({"max_usd": -1.0}, "--max_usd"),
+    ],
+)
 def test_wrong_settings_are_said(tmp_path, flags, said):
     with pytest.raises(UserError, match=said):
         settings(tmp_path, "http://127.0.0.1:9/v1", **flags)

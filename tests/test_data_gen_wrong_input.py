@@ -34,16 +34,31 @@ def _record(number: int) -> dict:
 
 def _command(tmp_path, *flags: str, rows: int = 2) -> None:
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(_record(i)) + "\n" for i in range(rows)))
-    expand.main([f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out.jsonl", f"--ledger={tmp_path}/l.sqlite",
-                 "--model=gpt-4o-mini", *flags])  # fmt: skip
+    expand.main(
+        [
+            f"--input={tmp_path}/in.jsonl",
+            f"--output={tmp_path}/out.jsonl",
+            f"--ledger={tmp_path}/l.sqlite",
+            "--model=gpt-4o-mini",
+            *flags,
+        ]
+    )
 
 
 @pytest.mark.parametrize(
     "flag",
-    ['--params={"seed": null}', '--params={"seed": "x"}', '--params={"max_completion_tokens": "abc"}',
-     '--params={"max_tokens": 0}', "--temperature=nan", "--temperature=inf", '--params={"temperature": "warm"}',
-     '--params={"top_p": -1}', '--params={"x": 1e999}'],
-)  # fmt: skip
+    [
+        '--params={"seed": null}',
+        '--params={"seed": "x"}',
+        '--params={"max_completion_tokens": "abc"}',
+        '--params={"max_tokens": 0}',
+        "--temperature=nan",
+        "--temperature=inf",
+        '--params={"temperature": "warm"}',
+        '--params={"top_p": -1}',
+        '--params={"x": 1e999}',
+    ],
+)
 def test_wrong_parameters_are_one_line_before_anything_is_sent(tmp_path, flag):
     with OpenAIServer(FakeModel()) as server:
         with pytest.raises(UserError, match="--params"):

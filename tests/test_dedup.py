@@ -17,9 +17,14 @@ def dialogue(ident: str, question: str, answer: str, language: str = "en") -> di
 
 def mcq(ident: str, question: str, options: list[str], answer: str, language: str = "en", rationale: str = "") -> dict:
     return {
-        "id": ident, "language": language, "question": question, "options": dict(zip("ABCDE", options)),
-        "answer_idx": answer, "rationale": rationale, "provenance": {},
-    }  # fmt: skip
+        "id": ident,
+        "language": language,
+        "question": question,
+        "options": dict(zip("ABCDE", options)),
+        "answer_idx": answer,
+        "rationale": rationale,
+        "provenance": {},
+    }
 
 
 def words(seed: int, count: int) -> list[str]:

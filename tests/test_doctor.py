@@ -47,10 +47,16 @@ def test_packages():
 def test_environment_gives_no_secret_away():
     out = Findings()
     environment = {
-        "WANDB_API_KEY": "s3cret", "HF_TOKEN": "s3cret", "OPENAI_API_KEY": "s3cret", "TPU_ACCESS_CREDENTIALS": "s3cret",
-        "HF_ENDPOINT": "https://me:s3cret@example.org", "MY_PASSWORD": "s3cret", "AWS_THING": "s3cret",
-        "XLA_FLAGS": "--xla_flag=1", "JAX_PLATFORMS": "cpu",
-    }  # fmt: skip
+        "WANDB_API_KEY": "s3cret",
+        "HF_TOKEN": "s3cret",
+        "OPENAI_API_KEY": "s3cret",
+        "TPU_ACCESS_CREDENTIALS": "s3cret",
+        "HF_ENDPOINT": "https://me:s3cret@example.org",
+        "MY_PASSWORD": "s3cret",
+        "AWS_THING": "s3cret",
+        "XLA_FLAGS": "--xla_flag=1",
+        "JAX_PLATFORMS": "cpu",
+    }
     doctor.check_environment(out, environment)
     text = out.block()
     assert "s3cret" not in text
@@ -86,8 +92,16 @@ def test_jax_that_does_not_start(monkeypatch, tmp_path, body, problem):
 
 
 def fake_probe(monkeypatch, **changes):
-    found = {"platform": "cpu", "kinds": ["cpu"], "devices": 1, "local_devices": 1, "process": "0 of 1", "wrong": [],
-             "memory_gib": [], "start_seconds": 0.1} | changes  # fmt: skip
+    found = {
+        "platform": "cpu",
+        "kinds": ["cpu"],
+        "devices": 1,
+        "local_devices": 1,
+        "process": "0 of 1",
+        "wrong": [],
+        "memory_gib": [],
+        "start_seconds": 0.1,
+    } | changes
     done = subprocess.CompletedProcess([], 0, stdout="noise\n" + json.dumps(found) + "\n", stderr="")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: done)
     out = Findings()

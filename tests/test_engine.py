@@ -143,9 +143,11 @@ def test_free_rows_are_refilled_at_once(model, engine, monkeypatch):
 def test_callbacks(engine, prompts, greedy):
     seen, done = {}, {}
     out = engine.generate(
-        prompts[:4], max_new_tokens=5, on_token=lambda i, t: seen.setdefault(i, []).append(t),
+        prompts[:4],
+        max_new_tokens=5,
+        on_token=lambda i, t: seen.setdefault(i, []).append(t),
         on_done=lambda i, c: done.setdefault(i, c),
-    )  # fmt: skip
+    )
     assert [seen[i] for i in range(4)] == [g[:5] for g in greedy[:4]]
     assert [done[i] for i in range(4)] == out == [Completion(g[:5], "length") for g in greedy[:4]]
 
@@ -291,9 +293,14 @@ def test_greedy_takes_the_first_maximum():
 
 
 BAD = [
-    {"temperature": -1}, {"temperature": float("nan")}, {"temperature": 1e-60}, {"temperature": 1e300},
-    {"top_p": 1.1}, {"top_k": -1}, {"top_k": 2**31},
-]  # fmt: skip
+    {"temperature": -1},
+    {"temperature": float("nan")},
+    {"temperature": 1e-60},
+    {"temperature": 1e300},
+    {"top_p": 1.1},
+    {"top_k": -1},
+    {"top_k": 2**31},
+]
 
 
 @pytest.mark.parametrize("bad", BAD)

@@ -160,10 +160,12 @@ def test_wrong_choices(model):
     engine = Engine(*model, max_batch=1)
     assert engine.loglikelihood([], []) == []
     for prompts, choices, message in (
-        ([[1], [2]], [[[1]]], "2 prompts and choices for 1"), ([[1]], [[]], "prompt 1: has no choices, or an empty"),
-        ([[1]], [[[1], []]], "prompt 1: has no choices, or an empty one"), ([[]], [[[1]]], "prompt 1: is empty"),
+        ([[1], [2]], [[[1]]], "2 prompts and choices for 1"),
+        ([[1]], [[]], "prompt 1: has no choices, or an empty"),
+        ([[1]], [[[1], []]], "prompt 1: has no choices, or an empty one"),
+        ([[]], [[[1]]], "prompt 1: is empty"),
         ([[1], [1] * 510], [[[1]], [[1] * 4]], r"prompt 2: has 510 tokens and a choice of 4, and .* is 512"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=message):
             engine.loglikelihood(prompts, choices)
     assert len(engine.loglikelihood([[1] * 510], [[[1] * 3]])[0]) == 1

@@ -27,8 +27,15 @@ def model(tmp_path_factory):
 
 def question(n: int, language: str, answer: str, **more) -> dict:
     options = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
-    return {"id": f"{language}{n}", "language": language, "question": f"Question {n}?", "options": options,
-            "answer_idx": answer, "rationale": "Because.", **more}  # fmt: skip
+    return {
+        "id": f"{language}{n}",
+        "language": language,
+        "question": f"Question {n}?",
+        "options": options,
+        "answer_idx": answer,
+        "rationale": "Because.",
+        **more,
+    }
 
 
 @pytest.fixture
@@ -168,10 +175,13 @@ def test_cut_answers_are_counted(run, records, tmp_path):
 
 def test_instruction_records_by_exact_match(run, tmp_path, capsys):
     made = [
-        {"id": f"i{n}", "language": "en", "messages": [{"role": "user", "content": f"Say {n}"},
-                                                      {"role": "assistant", "content": f"The Word {n}."}]}
+        {
+            "id": f"i{n}",
+            "language": "en",
+            "messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"The Word {n}."}],
+        }
         for n in range(4)
-    ]  # fmt: skip
+    ]
     write_records(tmp_path / "told.jsonl", made)
     run(lambda p: f"the  word {1 if 'Say 1' in p else 2}.\n", f"--data={tmp_path / 'told.jsonl'}")
     results = read(tmp_path / "out")
@@ -305,8 +315,15 @@ def test_page_is_self_contained_and_escaped(run, records, tmp_path):
 def test_real_model_scores_the_same_for_any_batch_size(records, model, tmp_path):
     """The whole way once: a random model answers nonsense, the same nonsense alone and in company."""
     for size in (1, 4):
-        evaluate.main([f"--model={model}", f"--data={records}", "--max_new_tokens=8", f"--batch_size={size}",
-                       f"--output={tmp_path / str(size)}"])  # fmt: skip
+        evaluate.main(
+            [
+                f"--model={model}",
+                f"--data={records}",
+                "--max_new_tokens=8",
+                f"--batch_size={size}",
+                f"--output={tmp_path / str(size)}",
+            ]
+        )
     one, four = (read(tmp_path / str(n), "predictions.jsonl") for n in (1, 4))
     assert one == four and len(one) == 14 and len({p["output"] for p in one}) > 1
     assert read(tmp_path / "1") == read(tmp_path / "4")

@@ -85,8 +85,13 @@ def test_instruction_records(ask, server, tmp_path):
 def test_parameters_are_greedy_by_default_and_settable(ask, server, tmp_path):
     ask("--limit=1", "--languages=en")
     ask("--limit=1", "--languages=en", "--mode=rationale", output="two")
-    ask("--limit=1", "--languages=en", '--params={"temperature": null, "reasoning_effort": "low"}', "--max_tokens=900",
-        output="three")  # fmt: skip
+    ask(
+        "--limit=1",
+        "--languages=en",
+        '--params={"temperature": null, "reasoning_effort": "low"}',
+        "--max_tokens=900",
+        output="three",
+    )
     ask("--limit=1", "--languages=en", '--params={"max_tokens": 7, "seed": null}', "--temperature=0.5", output="four")
     sent = [{k: v for k, v in b.items() if k not in ("messages", "model")} for b in server.bodies]
     assert sent == [
@@ -105,9 +110,12 @@ def test_parameters_are_greedy_by_default_and_settable(ask, server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("counted", "said"), [(9, r"\$0\.001\d and what 3 of them cost, whose tokens were not counted"),
-                          (0, r"cost not known \(no tokens were counted\)")],
-)  # fmt: skip
+    ("counted", "said"),
+    [
+        (9, r"\$0\.001\d and what 3 of them cost, whose tokens were not counted"),
+        (0, r"cost not known \(no tokens were counted\)"),
+    ],
+)
 def test_answers_whose_tokens_nobody_counted_are_told_apart_from_a_missing_price(ask, server, capsys, counted, said):
     server.change = lambda body, reply: reply if len(server.bodies) <= counted else {**reply, "usage": None}
     found = ask("--concurrency=1")
@@ -124,9 +132,13 @@ def test_results_hold_model_cost_and_no_secret(ask, server, tmp_path, capsys):
     assert about["path"] == about["api_model"] == "m" and about["base_url"] == server.base_url
     assert about["served"] == {"m-2026-01 fp_1": 12} and about["kind"] == "api"
     billed = server.billed_usage
-    expected = {"requests": 12, "prompt_tokens": billed["prompt_tokens"], "new_tokens": billed["completion_tokens"],
-                "cost_usd": pytest.approx((billed["prompt_tokens"] + 10 * billed["completion_tokens"]) / 1e6),
-                "uncounted": 0}  # fmt: skip
+    expected = {
+        "requests": 12,
+        "prompt_tokens": billed["prompt_tokens"],
+        "new_tokens": billed["completion_tokens"],
+        "cost_usd": pytest.approx((billed["prompt_tokens"] + 10 * billed["completion_tokens"]) / 1e6),
+        "uncounted": 0,
+    }
     assert found["usage"] == expected
     [line, *_] = predictions(tmp_path)
     assert line["served"] == "m-2026-01 fp_1" and line["finish_reason"] == "stop" and line["new_tokens"] > 0
@@ -166,10 +178,16 @@ def test_a_killed_evaluation_goes_on_and_pays_for_nothing_twice(server, tmp_path
     write_records(tmp_path / "long.jsonl", [question(n, "en") for n in range(count)])
     server.delay_s = 0.05
     command = [
-        sys.executable, "-m", "mmed_jax.evaluate", "--api_model=m", f"--base_url={server.base_url}",
-        f"--ledger={tmp_path / 'l.sqlite'}", f"--concurrency={concurrency}", f"--data={tmp_path / 'long.jsonl'}",
+        sys.executable,
+        "-m",
+        "mmed_jax.evaluate",
+        "--api_model=m",
+        f"--base_url={server.base_url}",
+        f"--ledger={tmp_path / 'l.sqlite'}",
+        f"--concurrency={concurrency}",
+        f"--data={tmp_path / 'long.jsonl'}",
         f"--output={tmp_path / 'out'}",
-    ]  # fmt: skip
+    ]
     for killed_at in (15, 35):
         process = subprocess.Popen(command, cwd=repo, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 60

@@ -151,9 +151,16 @@ def test_endings_are_told_as_they_are(ask, server, tmp_path, capsys):
     found = ask(data=tmp_path / "many.jsonl")
     got = {p["id"]: (p["finish_reason"], p["cut"]) for p in predictions(tmp_path)}
     assert list(got.values()) == [
-        ("stop", False), ("eos_token", False), ("MAX_TOKENS", True), ("model_length", True), ("null", True),
-        ("finito", True), ("content_filter", False), ("stop", False), ("tool_calls", False),
-    ]  # fmt: skip
+        ("stop", False),
+        ("eos_token", False),
+        ("MAX_TOKENS", True),
+        ("model_length", True),
+        ("null", True),
+        ("finito", True),
+        ("content_filter", False),
+        ("stop", False),
+        ("tool_calls", False),
+    ]
     assert found["overall"]["cut"] == 4 and came[7] == 2
     shown = capsys.readouterr()
     assert "2 answers ended for a reason that is not known and count as cut: " in shown.out
@@ -170,8 +177,16 @@ def test_a_judge_that_answers_errors_gives_no_grades(ask, server, tmp_path):
 
     server.change = change
     with pytest.raises(WorkError, match="4 explanations got no grade, the first .*failed api_error; the same command"):
-        rate.main(["judge", f"--runs=a={tmp_path / 'out'}", f"--output={tmp_path / 'grades.jsonl'}", "--model=m",
-                   f"--base_url={server.base_url}", f"--ledger={tmp_path / 'j.sqlite'}"])  # fmt: skip
+        rate.main(
+            [
+                "judge",
+                f"--runs=a={tmp_path / 'out'}",
+                f"--output={tmp_path / 'grades.jsonl'}",
+                "--model=m",
+                f"--base_url={server.base_url}",
+                f"--ledger={tmp_path / 'j.sqlite'}",
+            ]
+        )
     assert set(came.values()) == {2}
 
 

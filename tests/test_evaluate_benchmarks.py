@@ -35,8 +35,13 @@ def load(name, folder, **options):
 
 def medqa(n, answer="A", **more):
     options = {"A": "one", "B": "two", "C": "three", "D": "four"}
-    return {"question": f"Question {n}?", "options": options, "answer": options.get(answer), "answer_idx": answer,
-            **more}  # fmt: skip
+    return {
+        "question": f"Question {n}?",
+        "options": options,
+        "answer": options.get(answer),
+        "answer_idx": answer,
+        **more,
+    }
 
 
 @pytest.fixture
@@ -165,8 +170,9 @@ def test_exams_are_parts(tmp_path, count):
 def test_pubmedqa_asks_the_official_half(tmp_path, count):
     count("pubmedqa", test={"en": 2}, train={"en": 1})
     row = {"CONTEXTS": ["Fever.", "Cough."], "LONG_ANSWER": "It depends.", "YEAR": "2001"}
-    rows = {str(n): {**row, "QUESTION": f"Question {n}?", "final_decision": d}
-            for n, d in enumerate(("yes", "no", "maybe"))}  # fmt: skip
+    rows = {
+        str(n): {**row, "QUESTION": f"Question {n}?", "final_decision": d} for n, d in enumerate(("yes", "no", "maybe"))
+    }
     put(tmp_path / "pubmedqa" / "ori_pqal.json", rows)
     put(tmp_path / "pubmedqa" / "test_ground_truth.json", {"1": "no", "2": "maybe"})
     records = load("pubmedqa", tmp_path).records
@@ -267,8 +273,10 @@ def test_hub_copy_is_pinned_to_the_commit_that_is_named(hub, count):
     tables, revisions = hub
     count("medmcqa", validation={"en": 2})
     tables["openlifescienceai/medmcqa", None] = {
-        "train": [medmcqa(1)], "validation": [medmcqa(0), medmcqa(3)], "test": [medmcqa(-1)],
-    }  # fmt: skip
+        "train": [medmcqa(1)],
+        "validation": [medmcqa(0), medmcqa(3)],
+        "test": [medmcqa(-1)],
+    }
     loaded = load("medmcqa", "hub")
     assert [r["answer_idx"] for r in loaded.records] == ["A", "D"] and list(loaded.pools) == ["train"]
     assert loaded.info["revision"] == revisions[0] == "c0ffee" * 6 + "1234" and len(loaded.info["sha256"]) == 64
@@ -324,11 +332,14 @@ def test_a_part_beside_its_whole_is_named_twice(tmp_path):
 @pytest.mark.parametrize(
     ("names", "split"),
     [
-        (["medqa_us", "medqa_us:test"], ""), (["medqa_us:dev", "medqa_us:validation"], ""),
-        (["medqa_us:Valid", "medqa_us"], "validation"), (["headqa/es:dev", "headqa:validation"], ""),
-        (["headqa:validation", "headqa/en:dev"], ""), (["mmlu_medical/anatomy", "mmlu_medical:test"], ""),
+        (["medqa_us", "medqa_us:test"], ""),
+        (["medqa_us:dev", "medqa_us:validation"], ""),
+        (["medqa_us:Valid", "medqa_us"], "validation"),
+        (["headqa/es:dev", "headqa:validation"], ""),
+        (["headqa:validation", "headqa/en:dev"], ""),
+        (["mmlu_medical/anatomy", "mmlu_medical:test"], ""),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("turn", [1, -1])
 def test_the_same_questions_are_not_asked_under_two_names(names, split, turn, medqa_dir):
     for name in ("headqa", "mmlu_medical"):
@@ -341,8 +352,12 @@ def test_the_same_questions_are_not_asked_under_two_names(names, split, turn, me
 def test_what_only_looks_like_the_same_is_asked(medqa_dir):
     put(medqa_dir / "mmlu_medical" / "test.jsonl", [medqa(0)])
     put(medqa_dir / "mmedbench" / "Test" / "English.jsonl", [medqa(0)])
-    for names in (["mmlu_medical", "mmlu_medical/virology"], ["mmlu_medical:dev", "mmlu_medical:val"],
-                  ["mmedbench/en", "mmedbench/fr"], ["medqa_us:train", "medqa_us"]):  # fmt: skip
+    for names in (
+        ["mmlu_medical", "mmlu_medical/virology"],
+        ["mmlu_medical:dev", "mmlu_medical:val"],
+        ["mmedbench/en", "mmedbench/fr"],
+        ["medqa_us:train", "medqa_us"],
+    ):
         assert len(B.find(names, str(medqa_dir))) == 2
 
 
@@ -390,10 +405,18 @@ def test_list(medqa_dir, capsys):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("medmcqa", 4183), ("medqa_us:dev", 1272), ("pubmedqa:train", 500), ("mmlu_medical:val", 123),
-     ("mmlu_medical/virology:val", 18), ("frenchmedmcqa:dev", 312), ("rumeddanet:dev", 256), ("headqa:dev", 1366),
-     ("casimedicos:dev", 165)],
-)  # fmt: skip
+    [
+        ("medmcqa", 4183),
+        ("medqa_us:dev", 1272),
+        ("pubmedqa:train", 500),
+        ("mmlu_medical:val", 123),
+        ("mmlu_medical/virology:val", 18),
+        ("frenchmedmcqa:dev", 312),
+        ("rumeddanet:dev", 256),
+        ("headqa:dev", 1366),
+        ("casimedicos:dev", 165),
+    ],
+)
 def test_real_files_have_the_published_size(shared_dir, name, size):
     loaded = load(name, shared_dir / "data")
     assert len(loaded.records) == size and loaded.info["expected"] == (None if "casi" in name else size)

@@ -24,8 +24,15 @@ def tok(tmp_path_factory):
 
 
 def record(n, language="en", answer="B", options=DRUGS, **more):
-    made = {"id": f"{language}{n}", "language": language, "question": f"Question {n}?", "options": options,
-            "answer_idx": answer, "rationale": f"Reason {n}.", **more}  # fmt: skip
+    made = {
+        "id": f"{language}{n}",
+        "language": language,
+        "question": f"Question {n}?",
+        "options": options,
+        "answer_idx": answer,
+        "rationale": f"Reason {n}.",
+        **more,
+    }
     return validate_record(made, "test")
 
 
@@ -55,8 +62,10 @@ def test_examples_are_turns_of_the_conversation(tok, mode):
     for item in items(tok, Asking(mode, system_prompt="Be brief."), examples):
         messages = [{"role": "system", "content": "Be brief."}]
         for r in examples[item.language, ""]:
-            messages += [{"role": "user", "content": prompt_text(r, mode)},
-                         {"role": "assistant", "content": answer_text(r, mode)}]  # fmt: skip
+            messages += [
+                {"role": "user", "content": prompt_text(r, mode)},
+                {"role": "assistant", "content": answer_text(r, mode)},
+            ]
         messages.append({"role": "user", "content": prompt_text(item.record, mode)})
         expected = tok.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
         assert item.prompt == list(expected)
@@ -79,9 +88,15 @@ def test_mmedbench_examples_are_whole_texts_with_their_answers(tok):
     examples = choose_examples("b", {"train": POOL}, ASKED[:1], 2, "direct")
     [item] = items(tok, Asking("direct", "mmedbench"), examples, ASKED[:1])
     one, two = examples["en", ""]
-    texts = [prompt_text(one, "direct", "mmedbench"), answer_text(one, "direct", "mmedbench"), "\n\n",
-             prompt_text(two, "direct", "mmedbench"), answer_text(two, "direct", "mmedbench"), "\n\n",
-             prompt_text(item.record, "direct", "mmedbench")]  # fmt: skip
+    texts = [
+        prompt_text(one, "direct", "mmedbench"),
+        answer_text(one, "direct", "mmedbench"),
+        "\n\n",
+        prompt_text(two, "direct", "mmedbench"),
+        answer_text(two, "direct", "mmedbench"),
+        "\n\n",
+        prompt_text(item.record, "direct", "mmedbench"),
+    ]
     assert tok.decode(item.prompt) == "<|begin_of_text|>" + "".join(texts)
 
 
@@ -117,8 +132,9 @@ def test_parts_have_examples_of_their_own(tok):
     asked = [exam(0, "doctor"), exam(1, "nurse")]
     examples = choose_examples("b", {"fewshot": pool}, asked, 2, "direct", "subject")
     assert {k: {r["provenance"]["subject"] for r in v} for k, v in examples.items()} == {
-        ("en", "doctor"): {"doctor"}, ("en", "nurse"): {"nurse"},
-    }  # fmt: skip
+        ("en", "doctor"): {"doctor"},
+        ("en", "nurse"): {"nurse"},
+    }
     made = items(tok, Asking(), examples, asked, part_field="subject")
     assert [i.part for i in made] == ["doctor", "nurse"] and all(i.prefix for i in made)
 

@@ -36,8 +36,15 @@ def engine(model):
 
 
 def question(n, language="en", answer="B", **more):
-    return {"id": f"{language}{n}", "language": language, "question": f"Question {n}?", "options": DRUGS,
-            "answer_idx": answer, "rationale": "Because it is so.", **more}  # fmt: skip
+    return {
+        "id": f"{language}{n}",
+        "language": language,
+        "question": f"Question {n}?",
+        "options": DRUGS,
+        "answer_idx": answer,
+        "rationale": "Because it is so.",
+        **more,
+    }
 
 
 @pytest.fixture
@@ -141,8 +148,9 @@ def test_option_texts_are_compared_a_byte_unless_said(run, quiz, model, tmp_path
         assert {p["extracted"] for p in predictions(tmp_path, letter)} == {letter}
         (tmp_path / letter).rename(tmp_path / f"{normalise}")
     r = results(tmp_path, "None")
-    assert r["benchmarks"]["quiz"]["normalised"] == pytest.approx({"none": 2 / 9, "tokens": 2 / 9, "bytes": 2 / 9,
-                                                                   "characters": 2 / 9})  # fmt: skip
+    assert r["benchmarks"]["quiz"]["normalised"] == pytest.approx(
+        {"none": 2 / 9, "tokens": 2 / 9, "bytes": 2 / 9, "characters": 2 / 9}
+    )
 
 
 def test_stopped_scoring_goes_on_where_it_was(run, quiz, model, tmp_path):
@@ -160,8 +168,17 @@ def test_stopped_scoring_goes_on_where_it_was(run, quiz, model, tmp_path):
 
 def test_real_model_picks_the_same_for_any_batch_size(quiz, model, tmp_path):
     for size in (1, 4):
-        evaluate.main([f"--model={model}", f"--data={quiz}", "--mode=loglikelihood", "--score=option",
-                       f"--batch_size={size}", "--shuffle_options=5", f"--output={tmp_path / str(size)}"])  # fmt: skip
+        evaluate.main(
+            [
+                f"--model={model}",
+                f"--data={quiz}",
+                "--mode=loglikelihood",
+                "--score=option",
+                f"--batch_size={size}",
+                "--shuffle_options=5",
+                f"--output={tmp_path / str(size)}",
+            ]
+        )
     one, four = (predictions(tmp_path, str(n)) for n in (1, 4))
     for a, b in zip(one, four):
         assert a.pop("loglikelihoods") == pytest.approx(b.pop("loglikelihoods"), abs=1e-4)
@@ -170,9 +187,13 @@ def test_real_model_picks_the_same_for_any_batch_size(quiz, model, tmp_path):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--mode=direct"], ["--mode=loglikelihood", "--score=option"], ["--mode=loglikelihood", "--few_shot=0",
-     "--prompt_family=mmedbench"], ["--mode=loglikelihood", "--shuffle_options=1"]],
-)  # fmt: skip
+    [
+        ["--mode=direct"],
+        ["--mode=loglikelihood", "--score=option"],
+        ["--mode=loglikelihood", "--few_shot=0", "--prompt_family=mmedbench"],
+        ["--mode=loglikelihood", "--shuffle_options=1"],
+    ],
+)
 def test_modes_are_never_mixed_in_one_folder(run, quiz, model, tmp_path, flags):
     engine = ScoringEngine(open_model(model).tokenizer, lambda *_: -1.0)
     run(None, f"--data={quiz}", "--mode=loglikelihood", engine=engine)
@@ -194,10 +215,21 @@ def test_few_shot_examples_stand_before_every_question(run, quiz, model, tmp_pat
 
 
 def test_lines_of_a_rationale_run(run, quiz, tmp_path):
-    write_records(quiz, [question(0, human_checked=True, human_check_passed=True), question(1, human_checked=True),
-                         question(2, rationale="")])  # fmt: skip
-    run(lambda p: "Because it is so.\n\nAnswer: B", f"--data={quiz}", "--mode=rationale", "--rationale_metrics",
-        "--human_checked")  # fmt: skip
+    write_records(
+        quiz,
+        [
+            question(0, human_checked=True, human_check_passed=True),
+            question(1, human_checked=True),
+            question(2, rationale=""),
+        ],
+    )
+    run(
+        lambda p: "Because it is so.\n\nAnswer: B",
+        f"--data={quiz}",
+        "--mode=rationale",
+        "--rationale_metrics",
+        "--human_checked",
+    )
     lines = predictions(tmp_path)
     assert [p["rationale_checked"] for p in lines] == [True, False, None]
     assert [p["rationale"] for p in lines] == ["Because it is so."] * 2 + [None]
@@ -213,8 +245,13 @@ def test_results_say_how_they_were_made(run, quiz, tmp_path):
     run(lambda p: "Answer: A", f"--data={quiz}", "--shuffle_options=7")
     r = results(tmp_path)
     assert (r["schema"], r["mode"], r["prompt_family"], r["few_shot"], r["shuffle_seed"], r["book"]) == (
-        2, "direct", "llama3", 0, 7, "closed",
-    )  # fmt: skip
+        2,
+        "direct",
+        "llama3",
+        0,
+        7,
+        "closed",
+    )
     block = r["benchmarks"]["quiz"]
     assert block["benchmark_info"]["expected"] is None and len(block["benchmark_info"]["sha256"]) == 64
     assert block["published_average"] == "overall"
@@ -237,9 +274,12 @@ def test_what_a_reader_should_know_is_printed(run, tmp_path, capsys):
     block = results(tmp_path)["benchmarks"]["quiz"]
     assert block["benchmark_info"]["duplicates"] == 1 and block["rationales_empty"] == 1
     assert block["benchmark_info"]["passages"] is None
-    for line in ("a sample (--limit=4): ", "note       1 question of quiz is there twice\n",
-                 "note       1 rationale of quiz is empty and scores 0\n",
-                 "results.json, predictions.jsonl, report.html, rationale_scores.jsonl\n"):  # fmt: skip
+    for line in (
+        "a sample (--limit=4): ",
+        "note       1 question of quiz is there twice\n",
+        "note       1 rationale of quiz is empty and scores 0\n",
+        "results.json, predictions.jsonl, report.html, rationale_scores.jsonl\n",
+    ):
         assert line in shown
     assert "a sample (--limit=4)" in (tmp_path / "out" / "report.html").read_text()
 
@@ -271,12 +311,26 @@ def test_open_and_closed_book(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "language"),
-    [("Answer: A", "en"), ("答案：A", "zh"), ("正解：A", "ja"), ("정답: A", "ko"), ("Réponse : A", "fr"), ("B", None),
-     ("Respuesta: A", "es"), ("Ответ: A", "ru"), ("", None), ("A,C", None), ("12 mg", None),
-     ("患者は発熱しており、CRP が上昇している。", "ja"), ("患者发热，使用 amoxicillin 治疗。", "zh"),
-     ("El paciente tiene fiebre y tos desde hace tres días.", "es"), ("Je ne sais pas.", "fr"),
-     ("The patient has fever and a cough.", "en"), ("Пациенту назначен amoxicillin.", "ru")],
-)  # fmt: skip
+    [
+        ("Answer: A", "en"),
+        ("答案：A", "zh"),
+        ("正解：A", "ja"),
+        ("정답: A", "ko"),
+        ("Réponse : A", "fr"),
+        ("B", None),
+        ("Respuesta: A", "es"),
+        ("Ответ: A", "ru"),
+        ("", None),
+        ("A,C", None),
+        ("12 mg", None),
+        ("患者は発熱しており、CRP が上昇している。", "ja"),
+        ("患者发热，使用 amoxicillin 治疗。", "zh"),
+        ("El paciente tiene fiebre y tos desde hace tres días.", "es"),
+        ("Je ne sais pas.", "fr"),
+        ("The patient has fever and a cough.", "en"),
+        ("Пациенту назначен amoxicillin.", "ru"),
+    ],
+)
 def test_response_language(text, language):
     assert language_of(text) == language
 

@@ -74,9 +74,13 @@ WRONG = [
 def test_evaluate(refused, model, tmp_path, monkeypatch, flags, message):
     for name, rows in LINES.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    for name, rows in (("medqa_us/US", [{"question": f"Q{n}?", "options": OPTIONS, "answer": "aspirin",
-                                         "answer_idx": "A"} for n in range(2)]),
-                       ("rumeddanet", [{"frage": "Was?"}])):  # fmt: skip
+    for name, rows in (
+        (
+            "medqa_us/US",
+            [{"question": f"Q{n}?", "options": OPTIONS, "answer": "aspirin", "answer_idx": "A"} for n in range(2)],
+        ),
+        ("rumeddanet", [{"frage": "Was?"}]),
+    ):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     for name in ("devices", "local_devices", "device_put"):

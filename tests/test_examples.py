@@ -98,10 +98,14 @@ def test_too_long(tok, policy):
 def test_every_draft_is_a_sample_or_counted(tok, n, seq_len, seed, cut):
     rng = np.random.default_rng(seed)
     records = [
-        mcq(f"r{i}", rationale="why " * int(rng.integers(0, 40)), needs_image=bool(rng.random() < 0.2),
-            context="passage " * int(rng.integers(1, 40)))
+        mcq(
+            f"r{i}",
+            rationale="why " * int(rng.integers(0, 40)),
+            needs_image=bool(rng.random() < 0.2),
+            context="passage " * int(rng.integers(1, 40)),
+        )
         for i in range(n)
-    ]  # fmt: skip
+    ]
     options = RenderSettings(seq_len, overlong="truncate_prompt" if cut else "drop")
     samples = build_samples(tok, records, options)
     images = samples.left_out["needs_image"]
@@ -173,7 +177,10 @@ def test_split_gives_each_language_its_share():
     assert counts == Counter(en=20, zh=5, ko=1)
     _, other = by_question(records, 0.05, 1)
     assert set(other) != set(held_out)
-    parallel = [talk(f"{code}{i}", f"{code} {i}", language=code, provenance={"group": str(i)})
-                for i in range(50) for code in LANGUAGES]  # fmt: skip
+    parallel = [
+        talk(f"{code}{i}", f"{code} {i}", language=code, provenance={"group": str(i)})
+        for i in range(50)
+        for code in LANGUAGES
+    ]
     _, held_out = by_question(parallel, 0.1, 0)
     assert Counter(parallel[i]["language"] for i in held_out) == Counter(dict.fromkeys(LANGUAGES, 5))

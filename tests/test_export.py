@@ -22,9 +22,17 @@ from mmed_jax.hf.write import MARKER, write_assets
 from mmed_jax.model.config import LlamaConfig
 
 CFG = LlamaConfig(
-    vocab_size=512, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-    tie_word_embeddings=True, rope_theta=7e4, eos_token_id=(257,),
-)  # fmt: skip
+    vocab_size=512,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    tie_word_embeddings=True,
+    rope_theta=7e4,
+    eos_token_id=(257,),
+)
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,30 @@ from tests.fake_model import WRONG, FakeModel, answer, foreign_text
 
 SETTINGS = SimpleNamespace(model="m", params={"temperature": 0, "seed": 1})
 METHODS = {
-    "answer_expanding": Expand(), "rationale": Rationale(replace=True), "translation": Translate(LANGUAGES),
+    "answer_expanding": Expand(),
+    "rationale": Rationale(replace=True),
+    "translation": Translate(LANGUAGES),
     "qa_generation": QA(min_chars=20),
-}  # fmt: skip
+}
 # What each fault is called in the end; a method that is not listed can't have that fault.
 EXPECTED = {
-    "refusal": {"*": {"refusal"}}, "prose": {"*": {"schema"}}, "json": {"*": {"schema"}}, "field": {"*": {"schema"}},
-    "language": {"*": {"language"}}, "key": {"rationale": {"key"}}, "hidden_key": {"rationale": {"key"}},
-    "copy": {"*": {"copy", "too_short", "key", "facts"}}, "numbers": {"translation": {"numbers"}},
-    "options": {"translation": {"numbers"}}, "boilerplate": {"*": {"boilerplate"}}, "leak": {"*": {"control"}},
-    "short": {"*": {"too_short"}}, "long": {"*": {"too_long", "repetition"}},
-    "ungrounded": {"qa_generation": {"facts"}}, "doubt": {},
-}  # fmt: skip
+    "refusal": {"*": {"refusal"}},
+    "prose": {"*": {"schema"}},
+    "json": {"*": {"schema"}},
+    "field": {"*": {"schema"}},
+    "language": {"*": {"language"}},
+    "key": {"rationale": {"key"}},
+    "hidden_key": {"rationale": {"key"}},
+    "copy": {"*": {"copy", "too_short", "key", "facts"}},
+    "numbers": {"translation": {"numbers"}},
+    "options": {"translation": {"numbers"}},
+    "boilerplate": {"*": {"boilerplate"}},
+    "leak": {"*": {"control"}},
+    "short": {"*": {"too_short"}},
+    "long": {"*": {"too_long", "repetition"}},
+    "ungrounded": {"qa_generation": {"facts"}},
+    "doubt": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +45,11 @@ def inputs(repo) -> dict[str, list[dict]]:
     mcq = sorted(read_records(repo / "data_gen/handcrafted/mcq.jsonl"), key=lambda r: r["id"])[:42]
     instructions = sorted(read_records(repo / "data_gen/handcrafted/instructions.jsonl"), key=lambda r: r["id"])[:42]
     return {
-        "answer_expanding": [*mcq, *instructions], "rationale": mcq, "translation": [*mcq[:14], *instructions[:14]],
+        "answer_expanding": [*mcq, *instructions],
+        "rationale": mcq,
+        "translation": [*mcq[:14], *instructions[:14]],
         "qa_generation": instructions,
-    }  # fmt: skip
+    }
 
 
 def verdicts(method, items, wrong="") -> Counter:
@@ -60,9 +74,10 @@ def test_good_answers_pass_the_gates(inputs, name):
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_answers_are_caught_by_their_reason(inputs, wrong):
     dose = {
-        **inputs["rationale"][0], "question": "Which is the usual first dose of the drug for adults of 70 kg weight?",
+        **inputs["rationale"][0],
+        "question": "Which is the usual first dose of the drug for adults of 70 kg weight?",
         "options": {"A": "125 mg twice", "B": "250 mg once", "C": "1500 mg", "D": "20 ml"},
-    }  # fmt: skip
+    }
     assert set(EXPECTED) == set(WRONG)
     for name, reasons in EXPECTED[wrong].items():
         for method in METHODS if name == "*" else (name,):

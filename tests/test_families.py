@@ -24,10 +24,14 @@ def numbers(records: list[dict]) -> list[int]:
 
 def test_parents_groups_and_questions_tie_rows():
     rows = [
-        record("a", "What is gout?"), record("b", "What is asthma?"),
-        record("a@ko", "통풍이란?", "ko", parent="a", group="a"), record("a@ko@fr", "La goutte ?", "fr", parent="a@ko"),
-        record("c", "what is  ASTHMA?"), record("d", "Autre", "fr", group="g"), record("e", "Otra", "es", group="g"),
-    ]  # fmt: skip
+        record("a", "What is gout?"),
+        record("b", "What is asthma?"),
+        record("a@ko", "통풍이란?", "ko", parent="a", group="a"),
+        record("a@ko@fr", "La goutte ?", "fr", parent="a@ko"),
+        record("c", "what is  ASTHMA?"),
+        record("d", "Autre", "fr", group="g"),
+        record("e", "Otra", "es", group="g"),
+    ]
     assert numbers(rows) == [0, 1, 0, 0, 1, 2, 2]
 
 
@@ -66,13 +70,24 @@ def test_the_split_does_not_depend_on_the_order_of_rows():
     assert np.array_equal(validation_rows(families[order], languages[order], hashes[order], 0.1), held[order])
 
 
-@pytest.mark.parametrize("text, kind", [
-    ("MIT", "open"), ("Apache-2.0", "open"), ("CC BY 4.0", "open"), ("public domain (US Government work)", "open"),
-    ("CC BY-SA 4.0", "share-alike"), ("CC BY-NC 4.0", "non-commercial"), ("CC BY-NC-SA 3.0 IGO", "non-commercial"),
-    ("none stated", "none"), ("unspecified", "none"), ("MIT, CC BY-NC 2.0", "non-commercial"),
-    ("Korean public-sector data (MFDS), licence line unverified", "unverified"), ("GPL-3.0", "share-alike"),
-    ("submitted by a user", "none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, kind",
+    [
+        ("MIT", "open"),
+        ("Apache-2.0", "open"),
+        ("CC BY 4.0", "open"),
+        ("public domain (US Government work)", "open"),
+        ("CC BY-SA 4.0", "share-alike"),
+        ("CC BY-NC 4.0", "non-commercial"),
+        ("CC BY-NC-SA 3.0 IGO", "non-commercial"),
+        ("none stated", "none"),
+        ("unspecified", "none"),
+        ("MIT, CC BY-NC 2.0", "non-commercial"),
+        ("Korean public-sector data (MFDS), licence line unverified", "unverified"),
+        ("GPL-3.0", "share-alike"),
+        ("submitted by a user", "none"),
+    ],
+)
 def test_terms(text: str, kind: str):
     assert terms(text).kind == kind
 

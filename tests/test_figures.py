@@ -83,9 +83,14 @@ def test_adapters_flag_such_rows_and_count_them(tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "folder", "count"),
-    [("medqa_us", "medqa_us", 184), ("medmcqa", "medmcqa_dev_en", 46), ("medqa_zh", "medqa_zh", 3),
-     ("mmlu_medical", "mmlu_medical_en", 0), ("casimedicos", "casimedicos_en_es_fr", 0)],
-)  # fmt: skip
+    [
+        ("medqa_us", "medqa_us", 184),
+        ("medmcqa", "medmcqa_dev_en", 46),
+        ("medqa_zh", "medqa_zh", 3),
+        ("mmlu_medical", "mmlu_medical_en", 0),
+        ("casimedicos", "casimedicos_en_es_fr", 0),
+    ],
+)
 def test_counts_of_the_published_sets(shared_dir, source, folder, count):
     run = Conversion(get_source(source), shared_dir / "data" / folder)
     assert sum(needs_figure(r["language"], r["question"], r["options"]) for r in run) == count

@@ -50,8 +50,10 @@ def test_sparse_cores_gather_weights_and_reduce_scatter_gradients(name):
 
 
 def test_gathers_run_beside_the_work_on_a_v4():
-    gathers = [[c.asynchronous for c in large(fsdp_module("v4-16", flags)) if c.kind == "all-gather"]
-               for flags in ({}, compiler_options("v4"))]  # fmt: skip
+    gathers = [
+        [c.asynchronous for c in large(fsdp_module("v4-16", flags)) if c.kind == "all-gather"]
+        for flags in ({}, compiler_options("v4"))
+    ]
     assert gathers == [[False], [True]]
 
 
@@ -102,14 +104,17 @@ def test_flags_by_name_replace_the_table():
     assert compiler_options("v5p", "none") == {} != compiler_options("v5p")
 
 
-@pytest.mark.parametrize("text, message", [
-    ("all", "'all' is not flag=value; valid: auto, none, flag=value"),
-    ("", "'' is not flag=value"),
-    ("xla_a=1,,xla_b=2", "'' is not flag=value"),
-    ("xla_a=", "'xla_a=' is not flag=value"),
-    ("xla a=1", "'xla a=1' is not flag=value"),
-    ("xla_a=1,xla_a=2", "xla_a is given twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("all", "'all' is not flag=value; valid: auto, none, flag=value"),
+        ("", "'' is not flag=value"),
+        ("xla_a=1,,xla_b=2", "'' is not flag=value"),
+        ("xla_a=", "'xla_a=' is not flag=value"),
+        ("xla a=1", "'xla a=1' is not flag=value"),
+        ("xla_a=1,xla_a=2", "xla_a is given twice"),
+    ],
+)
 def test_flags_of_another_form_are_refused(text, message):
     outcome = run_plan("v5e-1", **small(xla_flags=text))
     assert outcome.code == 2 and message in outcome.error
@@ -129,10 +134,13 @@ def test_train_takes_flags_by_name(bench, tmp_path):  # noqa: F811
     assert seen[0].compiler_options == compiler_options("", GOOD)
 
 
-@pytest.mark.parametrize("flag, said", [
-    ("xla_no_such_flag=1", "No such compile option: 'xla_no_such_flag'"),
-    ("xla_backend_optimization_level=x", "'x' is not a valid int32 value"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        ("xla_no_such_flag=1", "No such compile option: 'xla_no_such_flag'"),
+        ("xla_backend_optimization_level=x", "'x' is not a valid int32 value"),
+    ],
+)
 def test_what_the_compiler_refuses_is_one_line(flag, said, bench, tmp_path):  # noqa: F811
     keys = {"steps": 1, "xla_flags": flag, "mesh__devices": 1}
     trained = bench.train(tmp_path / "run", **keys)
@@ -152,11 +160,18 @@ def test_what_the_compiler_for_tpus_refuses_is_one_line():
 # ---- Arithmetic follows the table ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, flags, kind, factor", [
-    ("v5p-128", "auto", "reduce-scatter", 1), ("v6e-64", "auto", "reduce-scatter", 1),
-    ("v5p-128", "none", "all-reduce", 2), ("v4-128", "auto", "all-reduce", 2), ("v5e-64", "auto", "all-reduce", 2),
-    ("gpu:64xh200", "auto", "reduce-scatter", 1), ("gpu:64xh200", "none", "reduce-scatter", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, flags, kind, factor",
+    [
+        ("v5p-128", "auto", "reduce-scatter", 1),
+        ("v6e-64", "auto", "reduce-scatter", 1),
+        ("v5p-128", "none", "all-reduce", 2),
+        ("v4-128", "auto", "all-reduce", 2),
+        ("v5e-64", "auto", "all-reduce", 2),
+        ("gpu:64xh200", "auto", "reduce-scatter", 1),
+        ("gpu:64xh200", "none", "reduce-scatter", 1),
+    ],
+)
 def test_gradients_are_charged_as_the_chip_sums_them(name, flags, kind, factor):
     config, cfg = changed(load_config("stage1:8b"), {"xla_flags": flags}), PRESETS["llama3-8b"]
     mesh = {"data": 1, "fsdp": 64, "tensor": 1, "context": 1}

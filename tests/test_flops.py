@@ -23,9 +23,15 @@ def test_matmul_params_of_8b():
 def test_agrees_with_the_compiler(tied):
     """XLA counts the products of a compiled loss and gradient: one layer, one chunk, so that no loop hides any."""
     cfg = LlamaConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=384, num_layers=1, num_heads=4, num_kv_heads=2,
-        head_dim=32, tie_word_embeddings=tied,
-    )  # fmt: skip
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=384,
+        num_layers=1,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        tie_word_embeddings=tied,
+    )
     batch, length = 2, 256
 
     def loss(params, tokens):

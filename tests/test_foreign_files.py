@@ -98,8 +98,11 @@ def test_broken_json_is_one_line_that_names_the_file(name, tmp_path):
 
 
 def test_records_that_cannot_be_walked_through():
-    record = {"id": "1", "language": "en", "messages": [{"role": "user", "content": "Is iron low?"},
-                                                        {"role": "assistant", "content": "Yes."}]}  # fmt: skip
+    record = {
+        "id": "1",
+        "language": "en",
+        "messages": [{"role": "user", "content": "Is iron low?"}, {"role": "assistant", "content": "Yes."}],
+    }
     for depth, refused in ((150, False), (250, True), (900, True), (100_000, True)):
         value: object = "x"
         for _ in range(depth):
@@ -110,8 +113,11 @@ def test_records_that_cannot_be_walked_through():
                 validate_record(given, "x.jsonl:1")
         else:
             assert jsonl.loads(jsonl.dump_line(validate_record(given, "x.jsonl:1"))) == {
-                **given, "source": "user", "license": "unspecified", "method": "original",
-            }  # fmt: skip
+                **given,
+                "source": "user",
+                "license": "unspecified",
+                "method": "original",
+            }
 
 
 def pack(folder: Path, name: str, line: bytes, count: int) -> Path:
@@ -256,7 +262,8 @@ def test_every_command_says_what_is_no_file(tmp_path):
             except UserError as e:
                 print(e)
     """
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120,
-                         check=False)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
     lines = run.stdout.splitlines()
     assert len(lines) == 20 and all(": is a" in line for line in lines), run.stdout + run.stderr

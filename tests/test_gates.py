@@ -26,25 +26,25 @@ QUESTION = {
     "fr": ("Quel est le traitement initial de la cholangite ?", ["Acide ursodésoxycholique", "Prednisone"]),
     "es": ("¿Cuál es el tratamiento inicial de la colangitis?", ["Ácido ursodesoxicólico", "Prednisona"]),
     "ru": ("Какой препарат первой линии при холангите?", ["Урсодезоксихолевая кислота", "Преднизолон"]),
-}  # fmt: skip
+}
 RATIONALE = {
     "en": "Ursodeoxycholic acid slows the progression of the disease and improves survival. Prednisone does neither. "
-          "Therefore, the correct answer is {}.",
+    "Therefore, the correct answer is {}.",
     "zh": "熊去氧胆酸可以延缓疾病进展并改善患者的生存率，而泼尼松没有这样的作用，长期使用还会加重骨质疏松。因"
-          "此，正确答案是{}。",
+    "此，正确答案是{}。",
     "ja": "ウルソデオキシコール酸は病気の進行を遅らせ、生存率を改善する。プレドニゾロンにはそのような効果がな"
-          "い。したがって、正解は{}である。",
+    "い。したがって、正解は{}である。",
     "ko": "우르소데옥시콜산은 질병의 진행을 늦추고 생존율을 높인다. 프레드니손은 그런 효과가 없다. 따라서 정답"
-          "은 {}이다.",
+    "은 {}이다.",
     "fr": "L'acide ursodésoxycholique ralentit la progression de la maladie et améliore la survie. La prednisone "
-          "n'a pas cet "
-          "effet. La bonne réponse est donc la {}.",
+    "n'a pas cet "
+    "effet. La bonne réponse est donc la {}.",
     "es": "El ácido ursodesoxicólico retrasa la progresión de la enfermedad y mejora la supervivencia. La prednisona "
-          "no lo "
-          "hace. Por tanto, la respuesta correcta es la {}.",
+    "no lo "
+    "hace. Por tanto, la respuesta correcta es la {}.",
     "ru": "Урсодезоксихолевая кислота замедляет прогрессирование болезни и улучшает выживаемость. Преднизолон такого "
-          "действия не имеет. Следовательно, правильный ответ — {}.",
-}  # fmt: skip
+    "действия не имеет. Следовательно, правильный ответ — {}.",
+}
 REFUSALS = (
     "I'm sorry, but I can't help with that. Please consult a qualified professional about this medical question "
     "instead.",
@@ -105,55 +105,80 @@ ARTERIES = {"A": "Left anterior descending artery", "B": "Right coronary artery"
 ARGUES = "ST elevation in II, III and aVF points at the inferior wall of the heart, which has its own supply of blood. "
 
 
-@pytest.mark.parametrize("end", [
-    "The right coronary artery is often named, but the culprit is the left circumflex artery. Therefore the left "
-    "circumflex artery is occluded.",
-    "The right coronary artery is not occluded in such a case, as the lead aVR shows.",
-    "None of the options is correct: the right coronary artery would give another picture.",
-    "I am not certain. It could be the right coronary artery or the left circumflex artery.",
-    "It could be the right coronary artery or another one.",
-    "C fits best here. The right coronary artery does not.",
-    "The right coronary artery comes to mind; one should choose C here.",
-    "The right coronary artery would give a slow pulse, so I settle on option C.",
-    "The right coronary artery is likely in others. The correct answer is number 3, the circumflex.",
-    "Neither the right coronary artery nor the left circumflex artery is occluded.",
-    "It is the left circumflex artery rather than the right coronary artery.",
-    "This is known from the anatomy of the heart and of its vessels.",
-    "B is correct in most cases, but here option C fits best.",
-    "None of these options is right. Therefore, the correct answer is B.",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "end",
+    [
+        "The right coronary artery is often named, but the culprit is the left circumflex artery. Therefore the left "
+        "circumflex artery is occluded.",
+        "The right coronary artery is not occluded in such a case, as the lead aVR shows.",
+        "None of the options is correct: the right coronary artery would give another picture.",
+        "I am not certain. It could be the right coronary artery or the left circumflex artery.",
+        "It could be the right coronary artery or another one.",
+        "C fits best here. The right coronary artery does not.",
+        "The right coronary artery comes to mind; one should choose C here.",
+        "The right coronary artery would give a slow pulse, so I settle on option C.",
+        "The right coronary artery is likely in others. The correct answer is number 3, the circumflex.",
+        "Neither the right coronary artery nor the left circumflex artery is occluded.",
+        "It is the left circumflex artery rather than the right coronary artery.",
+        "This is known from the anatomy of the heart and of its vessels.",
+        "B is correct in most cases, but here option C fits best.",
+        "None of these options is right. Therefore, the correct answer is B.",
+    ],
+)
 def test_rationales_that_argue_for_another_option_or_for_none(end: str):
     parent = {**mcq(), "options": ARTERIES, "answer_idx": "B"}
     assert verdict("rationale", parent, {**parent, "rationale": ARGUES + end}) == "key"
 
 
-@pytest.mark.parametrize("end", [
-    "Therefore the right coronary artery is occluded.",
-    "It is the right coronary artery, not the left circumflex artery.",
-    "The left circumflex artery is ruled out by lead I, and the right coronary artery remains.",
-    "The left circumflex artery would raise lead I. Only the right coronary artery fits. It is treated by reperfusion.",
-    "So the vessel is the right coronary artery (option B), while option C would not show in these leads.",
-    "Hepatitis C and vitamin C play no part. The right coronary artery is the vessel in question.",
-    "I think of a vessel that may be narrow or closed. Therefore, the correct answer is B.",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "end",
+    [
+        "Therefore the right coronary artery is occluded.",
+        "It is the right coronary artery, not the left circumflex artery.",
+        "The left circumflex artery is ruled out by lead I, and the right coronary artery remains.",
+        "The left circumflex artery would raise lead I. Only the right coronary artery fits. It is treated by "
+        "reperfusion.",
+        "So the vessel is the right coronary artery (option B), while option C would not show in these leads.",
+        "Hepatitis C and vitamin C play no part. The right coronary artery is the vessel in question.",
+        "I think of a vessel that may be narrow or closed. Therefore, the correct answer is B.",
+    ],
+)
 def test_rationales_that_name_the_right_option_in_words(end: str):
     parent = {**mcq(), "options": ARTERIES, "answer_idx": "B"}
     assert verdict("rationale", parent, {**parent, "rationale": ARGUES + end}) == ""
 
 
-@pytest.mark.parametrize("language, said, denied", [
-    ("zh", "因此应选用熊去氧胆酸，而不是泼尼松。", "因此应选用泼尼松，而不是熊去氧胆酸。"),
-    ("ja", "プレドニゾロンは適応ではない。したがってウルソデオキシコール酸を用いる。",
-     "ウルソデオキシコール酸は適応ではない。したがってプレドニゾロンを用いる。"),
-    ("ko", "프레드니손은 쓰지 않는다. 따라서 우르소데옥시콜산을 쓴다.",
-     "우르소데옥시콜산은 쓰지 않는다. 따라서 프레드니손을 쓴다."),
-    ("fr", "On donne l'acide ursodésoxycholique et non la prednisone.",
-     "On donne la prednisone et non l'acide ursodésoxycholique."),
-    ("es", "No se usa prednisona. Se da ácido ursodesoxicólico.", "Me quedo con la opción B, aunque el ácido "
-     "ursodesoxicólico es conocido."),
-    ("ru", "Преднизолон не показан. Назначают урсодезоксихолевую кислоту.",
-     "Урсодезоксихолевая кислота не показана. Назначают преднизолон."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "language, said, denied",
+    [
+        ("zh", "因此应选用熊去氧胆酸，而不是泼尼松。", "因此应选用泼尼松，而不是熊去氧胆酸。"),
+        (
+            "ja",
+            "プレドニゾロンは適応ではない。したがってウルソデオキシコール酸を用いる。",
+            "ウルソデオキシコール酸は適応ではない。したがってプレドニゾロンを用いる。",
+        ),
+        (
+            "ko",
+            "프레드니손은 쓰지 않는다. 따라서 우르소데옥시콜산을 쓴다.",
+            "우르소데옥시콜산은 쓰지 않는다. 따라서 프레드니손을 쓴다.",
+        ),
+        (
+            "fr",
+            "On donne l'acide ursodésoxycholique et non la prednisone.",
+            "On donne la prednisone et non l'acide ursodésoxycholique.",
+        ),
+        (
+            "es",
+            "No se usa prednisona. Se da ácido ursodesoxicólico.",
+            "Me quedo con la opción B, aunque el ácido ursodesoxicólico es conocido.",
+        ),
+        (
+            "ru",
+            "Преднизолон не показан. Назначают урсодезоксихолевую кислоту.",
+            "Урсодезоксихолевая кислота не показана. Назначают преднизолон.",
+        ),
+    ],
+)
 def test_conclusions_in_words_in_other_languages(language: str, said: str, denied: str):
     parent = mcq(language)
     before = RATIONALE[language].split("。因")[0].split("。したがって")[0].split(" 따라서")[0]
@@ -177,10 +202,19 @@ def test_refusals_in_every_language(text: str):
     assert verdict("rationale", parent, {**parent, "rationale": text}) == "refusal"
 
 
-@pytest.mark.parametrize("text", [
-    "Sure! Here is the rationale: ", "My training data end in 2023. ", "```json ", "<|eot_id|>",
-    "<<<DATA 0123456789ab", '{"rationale": "', "Based on the provided passage, ", "According to the given answer, ",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sure! Here is the rationale: ",
+        "My training data end in 2023. ",
+        "```json ",
+        "<|eot_id|>",
+        "<<<DATA 0123456789ab",
+        '{"rationale": "',
+        "Based on the provided passage, ",
+        "According to the given answer, ",
+    ],
+)
 def test_boilerplate_and_leaks(text: str):
     parent = mcq()
     whole = RATIONALE["en"].format("A")
@@ -189,10 +223,15 @@ def test_boilerplate_and_leaks(text: str):
     assert verdict("rationale", quoted, {**quoted, "rationale": f"{text}{whole}"}) == ""
 
 
-@pytest.mark.parametrize("said", [
-    "According to the passage, it slows the disease. ", "As an AI, I was told by the system prompt to say so. ",
-    "It slows the disease. I'm sorry, but I cannot help with the rest. ", "I was instructed to explain this. ",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        "According to the passage, it slows the disease. ",
+        "As an AI, I was told by the system prompt to say so. ",
+        "It slows the disease. I'm sorry, but I cannot help with the rest. ",
+        "I was instructed to explain this. ",
+    ],
+)
 def test_words_about_the_task_in_the_middle(said: str):
     parent = mcq()
     text = f"Ursodeoxycholic acid is a bile acid. {said}{RATIONALE['en'].format('A')}"
@@ -216,11 +255,19 @@ def test_length_and_disclaimer():
 
 
 def translated(**changes) -> tuple[dict, dict]:
-    parent = mcq("en", question="A child of 12 kg is given 1,500 mg over 24 hours. What is the dose in mg/kg per day?",
-                 options={"A": "125 mg/kg", "B": "1.25 mg/kg"})  # fmt: skip
-    made = {**parent, "id": "q-en@fr", "language": "fr", "method": "translation",
-            "question": "Un enfant de 12 kg reçoit 1 500 mg en 24 heures. Quelle est la dose en mg/kg par jour ?",
-            "options": {"A": "125 mg/kg", "B": "1,25 mg/kg"}}  # fmt: skip
+    parent = mcq(
+        "en",
+        question="A child of 12 kg is given 1,500 mg over 24 hours. What is the dose in mg/kg per day?",
+        options={"A": "125 mg/kg", "B": "1.25 mg/kg"},
+    )
+    made = {
+        **parent,
+        "id": "q-en@fr",
+        "language": "fr",
+        "method": "translation",
+        "question": "Un enfant de 12 kg reçoit 1 500 mg en 24 heures. Quelle est la dose en mg/kg par jour ?",
+        "options": {"A": "125 mg/kg", "B": "1,25 mg/kg"},
+    }
     return parent, {**made, **changes}
 
 
@@ -263,11 +310,16 @@ def test_translations_state_the_answer_of_their_source():
     assert reason("es", "B", {**parent, "rationale": RATIONALE["en"].format("B")}) == ""
 
 
-@pytest.mark.parametrize("texts, made", [
-    (("3 days", "5 days"), ("5 días", "3 días")), (("Stage III", "Stage II"), ("Estadio II", "Estadio III")),
-    (("Under 5%", "Over 5%"), ("Más del 5 %", "Menos del 5 %")), (("12 mg/dL", "12 mg/L"), ("12 mg/L", "12 mg/dL")),
-    (("2 hours", "2 minutes"), ("2 minutos", "2 horas")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "texts, made",
+    [
+        (("3 days", "5 days"), ("5 días", "3 días")),
+        (("Stage III", "Stage II"), ("Estadio II", "Estadio III")),
+        (("Under 5%", "Over 5%"), ("Más del 5 %", "Menos del 5 %")),
+        (("12 mg/dL", "12 mg/L"), ("12 mg/L", "12 mg/dL")),
+        (("2 hours", "2 minutes"), ("2 minutos", "2 horas")),
+    ],
+)
 def test_options_that_changed_places_are_told_by_their_numbers(texts: tuple, made: tuple):
     parent, spanish = mcq("en"), mcq("es")
     parent = {**parent, "options": dict(zip("AB", texts))}
@@ -298,12 +350,17 @@ def test_options_of_translations_are_in_the_language_asked_for():
 
 
 def test_expansions_keep_the_given_facts():
-    parent = validate_record({
-        "id": "e", "language": "en", "messages": [
-            {"role": "user", "content": "What is the usual adult dose of paracetamol?"},
-            {"role": "assistant", "content": "500 mg to 1 g, up to 4 g daily"},
-        ],
-    }, "test")  # fmt: skip
+    parent = validate_record(
+        {
+            "id": "e",
+            "language": "en",
+            "messages": [
+                {"role": "user", "content": "What is the usual adult dose of paracetamol?"},
+                {"role": "assistant", "content": "500 mg to 1 g, up to 4 g daily"},
+            ],
+        },
+        "test",
+    )
 
     def reason(text: str) -> str:
         record = {**parent, "messages": [parent["messages"][0], {"role": "assistant", "content": text}]}
@@ -321,8 +378,11 @@ def test_expansions_keep_the_given_facts():
 def test_expansion_of_a_choice_argues_for_the_key():
     parent = mcq()
     right = "Ursodeoxycholic acid is the first-line treatment, since it slows the disease and is safe to take."
-    record = {"id": "x", "language": "en", "messages": [{"role": "user", "content": parent["question"]},
-                                                        {"role": "assistant", "content": right}]}  # fmt: skip
+    record = {
+        "id": "x",
+        "language": "en",
+        "messages": [{"role": "user", "content": parent["question"]}, {"role": "assistant", "content": right}],
+    }
     target = {"question": "?", "given": ["Ursodeoxycholic acid"], "letters": "A"}
     assert verdict("answer_expanding", parent, record, **target) == ""
     record["messages"][1]["content"] = right + " But the correct answer is B."
@@ -357,20 +417,28 @@ def test_originals_are_checked_for_language_only(shared_dir):
 
 WRONG = {
     "rationale": {
-        "language": "language", "hidden_key": "key", "boilerplate": "boilerplate", "short": "too_short",
+        "language": "language",
+        "hidden_key": "key",
+        "boilerplate": "boilerplate",
+        "short": "too_short",
     },
     "answer_expanding": {"language": "language", "copy": "copy", "boilerplate": "boilerplate", "short": "too_short"},
     "translation": {"numbers": "numbers", "language": "language", "boilerplate": "boilerplate"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("method", ["rationale", "answer_expanding", "qa_generation", "translation"])
 def test_with_a_model_that_errs(method: str, shared_dir):
     """Good answers of the stand-in model pass for real questions in several languages; bad ones get their reason."""
     data = shared_dir / "data"
-    sources = [("casimedicos", "casimedicos_en_es_fr/fr_dev.jsonl"), ("headqa", "headqa_es_en/dev_HEAD.json"),
-               ("jmmlu_medical", "jmmlu_medical_ja"), ("rumeddanet", "rumeddanet_ru/dev_v1.jsonl"),
-               ("medqa_zh", "medqa_zh"), ("medqa_us", "medqa_us/dev_mediq.jsonl")]  # fmt: skip
+    sources = [
+        ("casimedicos", "casimedicos_en_es_fr/fr_dev.jsonl"),
+        ("headqa", "headqa_es_en/dev_HEAD.json"),
+        ("jmmlu_medical", "jmmlu_medical_ja"),
+        ("rumeddanet", "rumeddanet_ru/dev_v1.jsonl"),
+        ("medqa_zh", "medqa_zh"),
+        ("medqa_us", "medqa_us/dev_mediq.jsonl"),
+    ]
     options = {"translation": {"languages": LANGUAGES}, "rationale": {"replace": True}}.get(method, {})
     made, gates = make_method(method, **options), default_gates(method)
     reasons: dict[str, list[str]] = {}

@@ -237,9 +237,12 @@ def test_mistakes_are_one_line_before_any_device(model, tmp_path, monkeypatch, f
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [((1, 3), "--mesh_tensor=3: does not divide the model's num_heads=4; try"), ((4, 4), "16 devices asked for"),
-     ((0, 1), "must be at least 1")],
-)  # fmt: skip
+    [
+        ((1, 3), "--mesh_tensor=3: does not divide the model's num_heads=4; try"),
+        ((4, 4), "16 devices asked for"),
+        ((0, 1), "must be at least 1"),
+    ],
+)
 def test_mesh_flags(model, sizes, message):
     flags = argparse.Namespace(mesh_data=sizes[0], mesh_tensor=sizes[1])
     with pytest.raises(UserError, match=message):

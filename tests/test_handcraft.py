@@ -36,11 +36,14 @@ def change(samples, ident, **fields):
         ("hc-mcq-001-ko", {"provenance": {"group": "hc-mcq-001"}}, "no provenance.notice"),
         ("hc-mcq-001-ko", {"provenance": {"notice": "x", "group": "other"}}, "group hc-mcq-001: lacks ko"),
         ("hc-mcq-001-ko", {"language": "ja"}, "group hc-mcq-001: lacks ko; holds twice ja"),
-        ("hc-mcq-002-en", {"question": "  Down syndrome is most often caused by an extra copy of which CHROMOSOME?"},
-         "hc-mcq-002-en: the same question as hc-mcq-001-en"),
+        (
+            "hc-mcq-002-en",
+            {"question": "  Down syndrome is most often caused by an extra copy of which CHROMOSOME?"},
+            "hc-mcq-002-en: the same question as hc-mcq-001-en",
+        ),
         ("hc-mcq-001-en", {"options": {"A": "X", "B": "Ｘ ", "C": "Y", "D": "Z"}}, "two options are the same"),
     ],
-)  # fmt: skip
+)
 def test_each_fault_is_named(samples, ident, fields, expected):
     found = handcraft.problems(change(samples, ident, **fields))
     assert any(expected in line for line in found), found
@@ -63,8 +66,10 @@ def test_the_command_fails_loudly(samples, tmp_path):
     with pytest.raises(UserError, match="id 'hc-mcq-001-en' was already used"):
         handcraft.main([f"--input={tmp_path}"])
     for flags, message in (
-        (["--input=/nowhere"], "no .jsonl file there"), (["--kind=mqc"], "did you mean 'mcq'"),
-        (["--output=x.csv"], "must end in .jsonl"), (["--outptu=x"], "did you mean '--output'"),
-    ):  # fmt: skip
+        (["--input=/nowhere"], "no .jsonl file there"),
+        (["--kind=mqc"], "did you mean 'mcq'"),
+        (["--output=x.csv"], "must end in .jsonl"),
+        (["--outptu=x"], "did you mean '--output'"),
+    ):
         with pytest.raises(UserError, match=message):
             handcraft.main(flags)

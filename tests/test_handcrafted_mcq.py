@@ -13,11 +13,28 @@ from mmed_jax.data.schema import LANGUAGES, read_records, wording_key
 FILE = Path("data_gen/handcrafted/mcq.jsonl")
 # The 21 topics by which MMedBench (arXiv 2402.13963) classifies its questions.
 TOPICS = {
-    "Internal Medicine", "Biochemistry", "Pharmacology", "Psychiatry", "Pediatrics", "Microbiology", "Physiology",
-    "Pathology", "Immunology", "Obstetrics and Gynecology", "Public Health", "Hematology", "Surgery",
-    "Emergency Medicine", "Orthopedics", "Neurology", "Anatomy", "Medical Genetics", "Radiology", "Dermatology",
+    "Internal Medicine",
+    "Biochemistry",
+    "Pharmacology",
+    "Psychiatry",
+    "Pediatrics",
+    "Microbiology",
+    "Physiology",
+    "Pathology",
+    "Immunology",
+    "Obstetrics and Gynecology",
+    "Public Health",
+    "Hematology",
+    "Surgery",
+    "Emergency Medicine",
+    "Orthopedics",
+    "Neurology",
+    "Anatomy",
+    "Medical Genetics",
+    "Radiology",
+    "Dermatology",
     "Endocrinology",
-}  # fmt: skip
+}
 # Letters that a question and a rationale of the language must hold, and scripts that no text of it may hold.
 SCRIPTS = {
     "en": (r"[a-z]", r"[\u0080-\uffff]"),
@@ -30,9 +47,24 @@ SCRIPTS = {
 }
 # Latin letters inside a non-Latin text: species, antibody classes, a name, a chromosome. Anything else is a homoglyph.
 LATIN_WORDS = {
-    "Helicobacter", "pylori", "Clostridium", "tetani", "Vibrio", "cholerae", "Bordetella", "pertussis",
-    "IgG", "IgM", "IgA", "IgE", "IgD", "Lachman", "R", "S", "X",
-}  # fmt: skip
+    "Helicobacter",
+    "pylori",
+    "Clostridium",
+    "tetani",
+    "Vibrio",
+    "cholerae",
+    "Bordetella",
+    "pertussis",
+    "IgG",
+    "IgM",
+    "IgA",
+    "IgE",
+    "IgD",
+    "Lachman",
+    "R",
+    "S",
+    "X",
+}
 
 
 @pytest.fixture(scope="module")

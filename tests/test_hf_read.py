@@ -52,10 +52,16 @@ def test_every_leaf_is_the_tensor_of_that_name(folder):
     params, raw = load_params(folder, cfg), raw_tensors(folder)
     # Spelled out, so that a slip in the table is not compared with itself.
     names = {
-        "attn_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
-        "o": "self_attn.o_proj", "mlp_norm": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
+        "attn_norm": "input_layernorm",
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.o_proj",
+        "mlp_norm": "post_attention_layernorm",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
         "down": "mlp.down_proj",
-    }  # fmt: skip
+    }
     seen = 0
     for leaf, module in names.items():
         for i in range(3):
@@ -313,8 +319,15 @@ def large_folder(tmp_path_factory):
     from mmed_jax.model.config import LlamaConfig, to_hf
 
     path = tmp_path_factory.mktemp("large")
-    cfg = LlamaConfig(vocab_size=512, hidden_size=1024, intermediate_size=1600, num_layers=8, num_heads=16,
-                      num_kv_heads=16, head_dim=64)  # fmt: skip
+    cfg = LlamaConfig(
+        vocab_size=512,
+        hidden_size=1024,
+        intermediate_size=1600,
+        num_layers=8,
+        num_heads=16,
+        num_kv_heads=16,
+        head_dim=64,
+    )
     (path / "config.json").write_text(json.dumps(to_hf(cfg, "float32")))
     tensors = hf_tensors(cfg)
     files = plan_files(tensors, {t.path: np.dtype(np.float32) for t in tensors}, 110_000_000)

@@ -30,9 +30,18 @@ VARIANTS = {
     "biases": {"attention_bias": True, "mlp_bias": True},
 }
 CFG = LlamaConfig(
-    vocab_size=512, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-    bos_token_id=256, eos_token_id=(257,), rope_theta=5e4, rms_norm_eps=3e-4,
-)  # fmt: skip
+    vocab_size=512,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    bos_token_id=256,
+    eos_token_id=(257,),
+    rope_theta=5e4,
+    rms_norm_eps=3e-4,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +60,18 @@ ONE_FILE, SOME_FILES = 5_000_000_000, 20_000
 @pytest.mark.parametrize(
     "variant, dtype, shard",
     [
-        ("untied", "float32", ONE_FILE), ("untied", "bfloat16", ONE_FILE), ("untied", "float16", ONE_FILE),
-        ("untied", "bfloat16", SOME_FILES), ("untied", "float32", SOME_FILES), ("untied", "float16", SOME_FILES),
-        ("tied", "bfloat16", SOME_FILES), ("tied", "bfloat16", ONE_FILE), ("biases", "bfloat16", SOME_FILES),
+        ("untied", "float32", ONE_FILE),
+        ("untied", "bfloat16", ONE_FILE),
+        ("untied", "float16", ONE_FILE),
+        ("untied", "bfloat16", SOME_FILES),
+        ("untied", "float32", SOME_FILES),
+        ("untied", "float16", SOME_FILES),
+        ("tied", "bfloat16", SOME_FILES),
+        ("tied", "bfloat16", ONE_FILE),
+        ("biases", "bfloat16", SOME_FILES),
         ("biases", "bfloat16", ONE_FILE),
     ],
-)  # fmt: skip
+)
 def test_bytes_are_kept(tmp_path, tok, variant, dtype, shard):
     changes = {"num_hidden_layers": 2, "dtype": dtype, "max_shard_size": shard, "tokenizer": False}
     source = hf_folder(tmp_path / "in", **changes, **VARIANTS[variant])
@@ -188,9 +203,13 @@ def test_configs(tmp_path, tok, params):
     assert "4.43.0" == config["transformers_version"]
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 5e4
     assert generation == {
-        "temperature": 0.6, "top_p": 0.9, "do_sample": True,
-        "bos_token_id": 256, "eos_token_id": [257, 258, 264, 265], "pad_token_id": 260,
-    }  # fmt: skip
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "do_sample": True,
+        "bos_token_id": 256,
+        "eos_token_id": [257, 258, 264, 265],
+        "pad_token_id": 260,
+    }
     assert marker["step"] == 7 and marker["tokenizer_hash"] == tokenizer_hash(tok)
     assert set(marker["files"]) | {MARKER} == {p.name for p in (tmp_path / "out").iterdir()}
 

@@ -44,8 +44,11 @@ def test_medmcqa_counts_from_0_and_hides_the_test_key(hub):
     }
     records, run = convert("medmcqa", "hub")
     assert [(r["provenance"]["split"], chosen(r)[0]) for r in records] == [
-        ("train", "a"), ("train", "d"), ("validation", "c"), ("validation", "a"),
-    ]  # fmt: skip
+        ("train", "a"),
+        ("train", "d"),
+        ("validation", "c"),
+        ("validation", "a"),
+    ]
     assert run.report.dropped == {"no key": 1}
     assert calls == [{"repo": "openlifescienceai/medmcqa", "name": None, "data_dir": None, "revision": None}]
 
@@ -59,8 +62,9 @@ def test_headqa_language_is_the_configuration_and_images_are_not_decoded(hub):
         tables["EleutherAI/headqa", config] = {"train": rows({**row, "image": None}, seen, image=datasets.Image())}
     records, run = convert("headqa", "hub", languages=("en",))
     assert [(r["language"], chosen(r), r.get("needs_image", False)) for r in records] == [
-        ("en", ["dos"], False), ("en", ["dos"], True),
-    ]  # fmt: skip
+        ("en", ["dos"], False),
+        ("en", ["dos"], True),
+    ]
     assert [c["name"] for c in calls] == ["en"]  # the other language is not even fetched
     assert records[0]["id"] == "headqa-train-en-E-4"
     assert {r["language"] for r in convert("headqa", "hub")[0]} == {"en", "es"}
@@ -132,8 +136,11 @@ def test_the_other_tables(hub):
     tables["bigbio/med_qa", "med_qa_zh_source"] = {"train": rows(pairs)}
     assert chosen(convert("medqa_zh", "hub")[0][0]) == ["乙"]
     assert calls[-1] == {
-        "repo": "bigbio/med_qa", "name": None, "data_dir": "med_qa_zh_source", "revision": "refs/convert/parquet",
-    }  # fmt: skip
+        "repo": "bigbio/med_qa",
+        "name": None,
+        "data_dir": "med_qa_zh_source",
+        "revision": "refs/convert/parquet",
+    }
     quad = {
         "question_id": "1-1",
         "question_type": "x",
@@ -200,12 +207,15 @@ def test_another_repository_revision_and_configuration(hub):
     assert chosen(record) == ["y"] and calls[-1]["revision"] == "v2" and calls[-1]["name"] == "small"
 
 
-@pytest.mark.parametrize(("name", "value", "expected"), [
-    ("headqa", "hub", ("EleutherAI/headqa", None)),
-    ("medqa_zh", "hub", ("bigbio/med_qa", "refs/convert/parquet")),
-    ("medqa_zh", "hub:bigbio/med_qa@main", ("bigbio/med_qa", "main")),
-    ("medqa_zh", "hub:me/mine", ("me/mine", None)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("headqa", "hub", ("EleutherAI/headqa", None)),
+        ("medqa_zh", "hub", ("bigbio/med_qa", "refs/convert/parquet")),
+        ("medqa_zh", "hub:bigbio/med_qa@main", ("bigbio/med_qa", "main")),
+        ("medqa_zh", "hub:me/mine", ("me/mine", None)),
+    ],
+)
 def test_names_and_revisions(name, value, expected):
     assert parse_input(get_source(name), value) == expected
 

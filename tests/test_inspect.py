@@ -21,20 +21,31 @@ def folder(tmp_path):
     tiny_tokenizer(tmp_path)
     talks = [
         {
-            "id": f"talk-{i}", "language": "zh", "source": "own",
+            "id": f"talk-{i}",
+            "language": "zh",
+            "source": "own",
             "messages": [
-                {"role": "system", "content": "简短"}, {"role": "user", "content": f"问题 {i}？\x1b[31m"},
-                {"role": "assistant", "content": "第一\n第二"}, {"role": "user", "content": "ok?"},
+                {"role": "system", "content": "简短"},
+                {"role": "user", "content": f"问题 {i}？\x1b[31m"},
+                {"role": "assistant", "content": "第一\n第二"},
+                {"role": "user", "content": "ok?"},
                 {"role": "assistant", "content": "да"},
             ],
         }
         for i in range(6)
-    ]  # fmt: skip
+    ]
     questions = [
-        {"id": f"q-{i}", "language": "fr", "question": f"Q{i} ?", "options": {"A": "a", "B": "b"}, "answer_idx": "A,B",
-         "rationale": "Parce que.", "source": "own"}
+        {
+            "id": f"q-{i}",
+            "language": "fr",
+            "question": f"Q{i} ?",
+            "options": {"A": "a", "B": "b"},
+            "answer_idx": "A,B",
+            "rationale": "Parce que.",
+            "source": "own",
+        }
         for i in range(6)
-    ]  # fmt: skip
+    ]
     write_records(tmp_path / "talks.jsonl", talks)
     write_records(tmp_path / "questions.jsonl", questions)
     return tmp_path
@@ -42,11 +53,14 @@ def folder(tmp_path):
 
 def arguments(folder, config="stage1", file="talks", *more):
     return [
-        f"--config={config}", f"--config.data.train={folder / file}.jsonl",
+        f"--config={config}",
+        f"--config.data.train={folder / file}.jsonl",
         f"--config.data.cache_dir={folder / 'cache'}",
-        f"--config.tokenizer={folder / 'tiny_tokenizer'}", "--config.data.seq_len=1200",
-        "--config.data.validation_fraction=0.2", *more,
-    ]  # fmt: skip
+        f"--config.tokenizer={folder / 'tiny_tokenizer'}",
+        "--config.data.seq_len=1200",
+        "--config.data.validation_fraction=0.2",
+        *more,
+    ]
 
 
 def test_trained_text_is_marked_and_nothing_else(folder, capsys):

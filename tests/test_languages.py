@@ -18,7 +18,7 @@ SAMPLES = {
     "ja": "原発性胆汁性胆管炎（PBC）の第一選択薬はウルソデオキシコール酸であり、進行を遅らせる。",
     "ko": "원발 담즙성 담관염(PBC)의 일차 치료제는 우르소데옥시콜산이며 질병의 진행을 늦춘다.",
     "ru": "Первичный билиарный холангит (ПБХ, PBC) лечат урсодезоксихолевой кислотой, она замедляет болезнь.",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("asked", SAMPLES)
@@ -35,16 +35,23 @@ def test_short_names_and_formulas_pass_everywhere():
     assert language_problem("肝細胞癌", "ja") is None and language_problem("肝細胞癌", "zh") is None
 
 
-@pytest.mark.parametrize("text, asked", [
-    ("患者应立即接受手术治疗，术后给予抗生素治疗并密切观察生命体征的变化情况。", "ja"),  # Han without kana
-    ("患者は直ちに手術を受けるべきである。", "zh"),
-    ("The patient should 立即接受手术治疗并且给予抗生素 and be observed 密切观察生命体征", "en"),
-    ("환자는 즉시 手術을 받아야 하며 手術後 抗生物質을 投與하고 患者의 生命徵候를 密接히 觀察해야 한다.", "ko"),
-    ("Пацієнта слід негайно прооперувати, після операції призначити антибіотики.", "ru"),
-    ("Die primär biliäre Cholangitis wird mit Ursodeoxycholsäure behandelt, welche das Fortschreiten der Erkrankung "
-     "der Leber verlangsamt und die Überlebenszeit der Patienten deutlich verlängert.", "en"),
-    ("المريض يحتاج إلى عملية جراحية فورية", "fr"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, asked",
+    [
+        ("患者应立即接受手术治疗，术后给予抗生素治疗并密切观察生命体征的变化情况。", "ja"),  # Han without kana
+        ("患者は直ちに手術を受けるべきである。", "zh"),
+        ("The patient should 立即接受手术治疗并且给予抗生素 and be observed 密切观察生命体征", "en"),
+        ("환자는 즉시 手術을 받아야 하며 手術後 抗生物質을 投與하고 患者의 生命徵候를 密接히 觀察해야 한다.", "ko"),
+        ("Пацієнта слід негайно прооперувати, після операції призначити антибіотики.", "ru"),
+        (
+            "Die primär biliäre Cholangitis wird mit Ursodeoxycholsäure behandelt, welche das Fortschreiten der "
+            "Erkrankung "
+            "der Leber verlangsamt und die Überlebenszeit der Patienten deutlich verlängert.",
+            "en",
+        ),
+        ("المريض يحتاج إلى عملية جراحية فورية", "fr"),
+    ],
+)
 def test_mixtures_and_neighbours_are_found(text: str, asked: str):
     assert language_problem(text, asked)
 
@@ -52,9 +59,11 @@ def test_mixtures_and_neighbours_are_found(text: str, asked: str):
 def test_real_texts_are_in_their_language(shared_dir):
     wrong = checked = told = other = 0
     for source, path in (
-        ("casimedicos", "casimedicos_en_es_fr"), ("rumeddanet", "rumeddanet_ru/dev_v1.jsonl"),
-        ("jmmlu_medical", "jmmlu_medical_ja"), ("frenchmedmcqa", "frenchmedmcqa_fr/dev.json"),
-    ):  # fmt: skip
+        ("casimedicos", "casimedicos_en_es_fr"),
+        ("rumeddanet", "rumeddanet_ru/dev_v1.jsonl"),
+        ("jmmlu_medical", "jmmlu_medical_ja"),
+        ("frenchmedmcqa", "frenchmedmcqa_fr/dev.json"),
+    ):
         for r in Conversion(get_source(source), shared_dir / "data" / path):
             checked += 1
             text = f"{r['question']}\n{r['rationale']}"
@@ -109,8 +118,18 @@ def test_numbers_in_the_writings_of_seven_languages():
     assert values("250万, 2 млн, 2 million") == [d("250", "2500000"), d("2", "2000000"), d("2", "2000000")]
     units = "5 mg 5мг 5毫克 5ミリグラム 5밀리그램 5 µg 5мкг 120 мм рт. ст. 37℃ 5 mmHg 10%"
     assert [q.unit for q in quantities(units)] == [
-        "mg", "mg", "mg", "mg", "mg", "ug", "ug", "mmhg", "c", "mmhg", "%",
-    ]  # fmt: skip
+        "mg",
+        "mg",
+        "mg",
+        "mg",
+        "mg",
+        "ug",
+        "ug",
+        "mmhg",
+        "c",
+        "mmhg",
+        "%",
+    ]
     assert [q.unit for q in quantities("5 men, 3 little, 7 gatos, 4 г., 10⁹/L")] == ["", "", "", "g", ""]
 
 
@@ -122,14 +141,20 @@ def test_any_writing_is_read(text: str):
     assert bool(found) == any(c.isdigit() for c in text)
 
 
-@pytest.mark.parametrize("text, language, problem", [
-    ("Qual é o tratamento de primeira linha para a hipertensão arterial numa mulher grávida?", "es", "reads as pt"),
-    ("Homem de 60 anos com febre e tosse há três dias. Que exame pediria em primeiro lugar?", "es", "reads as pt"),
-    ("Quin és el tractament de primera línia de la pneumònia adquirida a la comunitat?", "es", "reads as ca"),
-    ("Първа линия на лечение при възрастни са инхибиторите, а при някои пациенти се добавя и диуретик.", "ru",
-     "reads as bg"),
-    ("這個病人的血壓很高，應該先檢查腎臟功能。", "zh", "Traditional characters"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, language, problem",
+    [
+        ("Qual é o tratamento de primeira linha para a hipertensão arterial numa mulher grávida?", "es", "reads as pt"),
+        ("Homem de 60 anos com febre e tosse há três dias. Que exame pediria em primeiro lugar?", "es", "reads as pt"),
+        ("Quin és el tractament de primera línia de la pneumònia adquirida a la comunitat?", "es", "reads as ca"),
+        (
+            "Първа линия на лечение при възрастни са инхибиторите, а при някои пациенти се добавя и диуретик.",
+            "ru",
+            "reads as bg",
+        ),
+        ("這個病人的血壓很高，應該先檢查腎臟功能。", "zh", "Traditional characters"),
+    ],
+)
 def test_neighbours_are_told_from_the_language_asked_for(text: str, language: str, problem: str):
     assert language_problem(text, language, simplified=True) == problem
     assert language_problem(text, language, sure=1e9) is None or language == "ru"  # else Traditional is Chinese too
@@ -143,26 +168,43 @@ def test_missing_numbers():
     assert [q.small for q in quantities("two 2 and 12 and 13 and 5 mg and 5 h")] == [True, True, False, False, True]
 
 
-@pytest.mark.parametrize("text, language, read", [
-    ("1,500", "en", "1500"), ("1.500", "en", "1.5"), ("1,500", "fr", "1.5"), ("1.500", "es", "1500"),
-    ("0.125", "es", "0.125"), ("1,500", "es", "1.5 1500"), ("1.500", "ru", "1.5 1500"), ("1,234,567", "fr", "1234567"),
-    ("1 500", "fr", "1500"), ("1.500", "", "1.5 1500"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, language, read",
+    [
+        ("1,500", "en", "1500"),
+        ("1.500", "en", "1.5"),
+        ("1,500", "fr", "1.5"),
+        ("1.500", "es", "1500"),
+        ("0.125", "es", "0.125"),
+        ("1,500", "es", "1.5 1500"),
+        ("1.500", "ru", "1.5 1500"),
+        ("1,234,567", "fr", "1234567"),
+        ("1 500", "fr", "1500"),
+        ("1.500", "", "1.5 1500"),
+    ],
+)
 def test_points_and_commas_mean_what_they_do_in_the_language(text: str, language: str, read: str):
     assert sorted(quantities(text, language)[0].values) == [Decimal(v) for v in read.split()]
 
 
-@pytest.mark.parametrize("one, other", [
-    ("A child of 12 kg gets 10 mg/kg/day for 24 hours", "fr:Un enfant de 12 kg reçoit 10 mg/kg/jour pendant 24 heures"),
-    ("10 mg/kg/day, 140/90 mmHg, 80 bpm, a 45-year-old", "zh:每日10 mg/kg，140/90毫米汞柱，80次/分，45岁"),
-    ("a 45-year-old, 38.5 °C, 3 days, 300 mg/day", "ja:45歳、38.5℃、3日間、1日300mg"),
-    ("5 to 10 mg every 6 hours, <5%, at least 20%", "es:de 5 a 10 mg cada 6 horas, menos del 5 % (<5 %), >= 20 %"),
-    ("3 months, 2 weeks, 80/min, 38 °C, 4.5 g/dL", "ko:3개월, 2주, 분당 80회(80회/분), 섭씨 38도, 4.5 g/dL"),
-    ("120/80 mmHg, 45 years, 2 hours, 500 mg", "ru:120/80 мм рт. ст., 45 лет, 2 часа, 500 миллиграммов"),
-    ("stage III, grade 4 350 mg of it", "es:estadio III, de grado 4 350 mg"),
-    ("2 million every 4 h, 2 cm, 39.5 °C, over 50 years", "es:2 millones cada 4 h, 2 cms, 39,5º, a la edad de 50"),
-    ("not more than 5 min, at most 3 h", "zh:不超过5分钟，3小时以内"), ("20 mg in 2019", "ja:2019年に20ミリグラム"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (
+            "A child of 12 kg gets 10 mg/kg/day for 24 hours",
+            "fr:Un enfant de 12 kg reçoit 10 mg/kg/jour pendant 24 heures",
+        ),
+        ("10 mg/kg/day, 140/90 mmHg, 80 bpm, a 45-year-old", "zh:每日10 mg/kg，140/90毫米汞柱，80次/分，45岁"),
+        ("a 45-year-old, 38.5 °C, 3 days, 300 mg/day", "ja:45歳、38.5℃、3日間、1日300mg"),
+        ("5 to 10 mg every 6 hours, <5%, at least 20%", "es:de 5 a 10 mg cada 6 horas, menos del 5 % (<5 %), >= 20 %"),
+        ("3 months, 2 weeks, 80/min, 38 °C, 4.5 g/dL", "ko:3개월, 2주, 분당 80회(80회/분), 섭씨 38도, 4.5 g/dL"),
+        ("120/80 mmHg, 45 years, 2 hours, 500 mg", "ru:120/80 мм рт. ст., 45 лет, 2 часа, 500 миллиграммов"),
+        ("stage III, grade 4 350 mg of it", "es:estadio III, de grado 4 350 mg"),
+        ("2 million every 4 h, 2 cm, 39.5 °C, over 50 years", "es:2 millones cada 4 h, 2 cms, 39,5º, a la edad de 50"),
+        ("not more than 5 min, at most 3 h", "zh:不超过5分钟，3小时以内"),
+        ("20 mg in 2019", "ja:2019年に20ミリグラム"),
+    ],
+)
 def test_the_same_quantities_in_other_languages(one: str, other: str):
     language, _, other = other.partition(":")
     a, b = quantities(one, "en"), quantities(other, language)
@@ -170,10 +212,25 @@ def test_the_same_quantities_in_other_languages(one: str, other: str):
     assert [q for q in missing(b, a) if not q.small] == []
 
 
-@pytest.mark.parametrize("one, other", [
-    ("5 mg", "5 g"), ("5 mg", "5"), ("12 kg", "12 lb"), ("38 °C", "38 °F"), ("10 mg/kg/day", "10 mg/kg"),
-    ("12 mg/dL", "12 mg/L"), ("12 mg/dL", "12 mg"), ("24 hours", "24 minutes"), ("3 days", "3 months"), ("3 days", "3"),
-    ("<5%", ">5%"), ("under 5%", "5%以上"), ("5 to 10 mg", "5 to 10 g"), ("500 mg", "500 g"), ("80 bpm", "80 mmHg"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("5 mg", "5 g"),
+        ("5 mg", "5"),
+        ("12 kg", "12 lb"),
+        ("38 °C", "38 °F"),
+        ("10 mg/kg/day", "10 mg/kg"),
+        ("12 mg/dL", "12 mg/L"),
+        ("12 mg/dL", "12 mg"),
+        ("24 hours", "24 minutes"),
+        ("3 days", "3 months"),
+        ("3 days", "3"),
+        ("<5%", ">5%"),
+        ("under 5%", "5%以上"),
+        ("5 to 10 mg", "5 to 10 g"),
+        ("500 mg", "500 g"),
+        ("80 bpm", "80 mmHg"),
+    ],
+)
 def test_changed_and_dropped_units_and_bounds(one: str, other: str):
     assert changed(quantities(one), quantities(other), other)

@@ -151,9 +151,12 @@ def test_cache_refuses_segments(model):
     cfg, params = model
     with pytest.raises(ValueError, match="segment"):
         llama.forward(
-            params, cfg, jnp.zeros((1, 2), jnp.int32), segment_ids_bt=jnp.ones((1, 2), jnp.int32),
+            params,
+            cfg,
+            jnp.zeros((1, 2), jnp.int32),
+            segment_ids_bt=jnp.ones((1, 2), jnp.int32),
             cache=kv_cache.init(cfg, 1, 4),
-        )  # fmt: skip
+        )
 
 
 def test_embedding_gradient_of_a_repeated_token_is_summed_in_float32():

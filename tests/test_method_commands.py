@@ -143,10 +143,13 @@ def test_a_source_that_gives_orders_changes_nothing(run, tmp_path):
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": sentences + POISON, "language": "en"}), encoding="utf-8")
     with OpenAIServer(obedient) as server:
         for command, flags in (
-            (expand, {"input": "mcq.jsonl"}), (translate, {"input": "mcq.jsonl", "language": "ko"}),
-            (qa, {"input": "text.jsonl", "pairs": 2}), (qa, {"input": "text.jsonl", "language": "ru", "pairs": 2}),
-            (rationale, {"input": "mcq.jsonl"}), (topics, {"input": "mcq.jsonl", "replace": True}),
-        ):  # fmt: skip
+            (expand, {"input": "mcq.jsonl"}),
+            (translate, {"input": "mcq.jsonl", "language": "ko"}),
+            (qa, {"input": "text.jsonl", "pairs": 2}),
+            (qa, {"input": "text.jsonl", "language": "ru", "pairs": 2}),
+            (rationale, {"input": "mcq.jsonl"}),
+            (topics, {"input": "mcq.jsonl", "replace": True}),
+        ):
             records, rejects = run(command, server.base_url, **flags)
             assert records and not rejects, rejects
             for record in records:
@@ -201,7 +204,7 @@ def test_mistakes_are_one_line_and_cost_nothing(run, server, tmp_path):
     before = server.served
     record = (HANDCRAFTED / "mcq.jsonl").read_text(encoding="utf-8").splitlines()[0]
     (tmp_path / "twice.jsonl").write_text(f"{record}\n{record}\n", encoding="utf-8")
-    (tmp_path / "late.jsonl").write_text(f"{record}\n{{\"id\": 1}}\n", encoding="utf-8")
+    (tmp_path / "late.jsonl").write_text(f'{record}\n{{"id": 1}}\n', encoding="utf-8")
     for command, flags, message in (
         (expand, {"input": "twice.jsonl"}, "stands twice in the input"),
         (expand, {"input": "late.jsonl"}, "late.jsonl:2: field 'messages'"),
@@ -219,7 +222,7 @@ def test_mistakes_are_one_line_and_cost_nothing(run, server, tmp_path):
         (rationale, {"input": HANDCRAFTED / "instructions.jsonl"}, "multiple-choice"),
         (qa, {"input": "twice.jsonl", "max_chars": 10}, "must be 200 or more"),
         (topics, {"inptu": "x"}, "did you mean '--input'"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=message):
             run(command, **flags)
     assert server.served == before and not Path("out.jsonl").exists()
@@ -227,15 +230,22 @@ def test_mistakes_are_one_line_and_cost_nothing(run, server, tmp_path):
 
 def test_as_a_user_starts_it(server, tmp_path):
     """The module from the shell: help, a run, exit codes."""
+
     def shell(*flags):
         command = [sys.executable, "-m", "data_gen", *map(str, flags)]
         return subprocess.run(command, capture_output=True, text=True, cwd=HANDCRAFTED.parents[1], timeout=120)
 
     output = tmp_path / "out.jsonl"
     done = shell(
-        "translate", f"--input={HANDCRAFTED}/mcq.jsonl", "--language=fr", "--limit=5", f"--output={output}",
-        f"--ledger={tmp_path}/l.sqlite", "--model=m", f"--base_url={server.base_url}",
-    )  # fmt: skip
+        "translate",
+        f"--input={HANDCRAFTED}/mcq.jsonl",
+        "--language=fr",
+        "--limit=5",
+        f"--output={output}",
+        f"--ledger={tmp_path}/l.sqlite",
+        "--model=m",
+        f"--base_url={server.base_url}",
+    )
     assert done.returncode == 0, done.stderr
     assert len(list(read_records(output))) == 5
     wrong = shell("translate", "--lagnuage=fr")

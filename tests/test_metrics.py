@@ -208,8 +208,11 @@ def test_memory_says_something():
 
 
 def test_compile_counter_counts_by_name_and_cache(tmp_path):
-    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
-            "jax_persistent_cache_min_entry_size_bytes")  # fmt: skip
+    keys = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
     before = [getattr(jax.config, k) for k in keys]
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -311,14 +314,22 @@ def test_progress_lines_and_bar(monkeypatch):
 @pytest.mark.parametrize(
     "line",
     [
-        '{"kind": "train", "step": 1e999, "loss": 1}', '{"kind": "train", "step": NaN}',
+        '{"kind": "train", "step": 1e999, "loss": 1}',
+        '{"kind": "train", "step": NaN}',
         '{"kind": "train", "step": -1}',
-        '{"kind": "train", "step": ' + "1" * 5000 + "}", "[" * 100_000, '{"kind": "train", "step": {"a": 1}}',
-        "[]", "3",
-        '{"kind": ["train"], "step": 3}', '{"kind": "event", "step": 3}', '{"kind": "event", "step": 3, "event": 5}',
-        '{"a": ' * 100_000, "\xff", '{"kind": "train", "step": true, "step": null}',
+        '{"kind": "train", "step": ' + "1" * 5000 + "}",
+        "[" * 100_000,
+        '{"kind": "train", "step": {"a": 1}}',
+        "[]",
+        "3",
+        '{"kind": ["train"], "step": 3}',
+        '{"kind": "event", "step": 3}',
+        '{"kind": "event", "step": 3, "event": 5}',
+        '{"a": ' * 100_000,
+        "\xff",
+        '{"kind": "train", "step": true, "step": null}',
     ],
-)  # fmt: skip
+)
 def test_a_line_of_any_content_is_left_out_and_the_report_is_made(tmp_path, line):
     with MetricsLogger(tmp_path, tensorboard=False) as log:
         log.start(0, steps=3, mfu_formula="x", peak_flops_per_device="many")

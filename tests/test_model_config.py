@@ -107,9 +107,14 @@ def test_preset_sizes(preset, published):
 def test_preset_scaling():
     factors = {n: c.rope_scaling and c.rope_scaling.factor for n, c in PRESETS.items() if n != "demo"}
     assert factors == {
-        "llama3-8b": None, "llama3-70b": None, "llama3.1-8b": 8, "llama3.1-70b": 8, "llama3.3-70b": 8,
-        "llama3.2-1b": 32, "llama3.2-3b": 32,
-    }  # fmt: skip
+        "llama3-8b": None,
+        "llama3-70b": None,
+        "llama3.1-8b": 8,
+        "llama3.1-70b": 8,
+        "llama3.3-70b": 8,
+        "llama3.2-1b": 32,
+        "llama3.2-3b": 32,
+    }
     assert all(c == check(c) for c in PRESETS.values())
     assert PRESETS["llama3.3-70b"].eos_token_id == (128001, 128008, 128009)  # generation_config of the instruct model
 
@@ -212,7 +217,8 @@ BAD = {
     "unknown number": ({"residual_multiplier": 0.22}, ["residual_multiplier", "0.22"]),
     "misspelt": ({"rms_norm_epsilon": 1e-5}, ["rms_norm_epsilon", "rms_norm_eps'"]),
     "window before scaling": (
-        {"rope_scaling": ph.LLAMA3_ROPE, "original_max_position_embeddings": 4096}, ["4096", "64", "contradict"],
+        {"rope_scaling": ph.LLAMA3_ROPE, "original_max_position_embeddings": 4096},
+        ["4096", "64", "contradict"],
     ),
     "sliding window switched on": ({"sliding_window": 4096, "use_sliding_window": True}, ["sliding_window"]),
     "sliding window": ({"sliding_window": 4096}, ["sliding_window", "4096"]),
@@ -256,11 +262,22 @@ def test_not_a_config():
 
 def test_harmless_keys_change_nothing():
     extra = {
-        "_name_or_path": "x", "torch_dtype": "float16", "dtype": "float16", "use_cache": False,
-        "transformers_version": "9", "pretraining_tp": 1, "attention_dropout": 0.0, "temperature": 0.6,
-        "unsloth_version": "2025.1", "id2label": {"0": "A"}, "sliding_window": None, "quantization_config": None,
-        "original_max_position_embeddings": 16384, "architectures": ["LLaMAForCausalLM"], "max_window_layers": 28,
-    }  # fmt: skip
+        "_name_or_path": "x",
+        "torch_dtype": "float16",
+        "dtype": "float16",
+        "use_cache": False,
+        "transformers_version": "9",
+        "pretraining_tp": 1,
+        "attention_dropout": 0.0,
+        "temperature": 0.6,
+        "unsloth_version": "2025.1",
+        "id2label": {"0": "A"},
+        "sliding_window": None,
+        "quantization_config": None,
+        "original_max_position_embeddings": 16384,
+        "architectures": ["LLaMAForCausalLM"],
+        "max_window_layers": 28,
+    }
     assert from_hf(MINIMAL | extra) == from_hf(MINIMAL)
     # A window that is switched off, and the window before scaling where scaling says the same.
     assert from_hf(MINIMAL | {"sliding_window": 4096, "use_sliding_window": False}) == from_hf(MINIMAL)
@@ -274,9 +291,15 @@ def test_every_field_of_the_config_is_written():
     default = LlamaConfig(97, 48, 80, 2, 4, 2, 16)
     for field in dataclasses.fields(LlamaConfig):
         assert getattr(ODD, field.name) != getattr(default, field.name) or field.name in (
-            "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
             "tie_word_embeddings",
-        ), field.name  # fmt: skip
+        ), field.name
     assert from_hf(to_hf(ODD)) == ODD
     assert from_hf(to_hf(dataclasses.replace(ODD, tie_word_embeddings=True))).tie_word_embeddings
 

@@ -147,9 +147,14 @@ def test_gradients_are_summed_in_float32():
     cfg = dataclasses.replace(cfg, num_heads=2, num_kv_heads=2, head_dim=16)
     params = llama.init_params(cfg, jax.random.key(0), jnp.bfloat16)
     tokens = np.asarray(jax.random.randint(jax.random.key(1), (32, 16), 0, 64))
-    batch = {"tokens": tokens, "targets": np.roll(tokens, -1, 1), "segment_ids": np.ones_like(tokens),
-             "positions": np.tile(np.arange(16, dtype=np.int32), (32, 1)), "language": np.ones_like(tokens),
-             "loss_mask": np.ones(tokens.shape, np.float32)}  # fmt: skip
+    batch = {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, 1),
+        "segment_ids": np.ones_like(tokens),
+        "positions": np.tile(np.arange(16, dtype=np.int32), (32, 1)),
+        "language": np.ones_like(tokens),
+        "loss_mask": np.ones(tokens.shape, np.float32),
+    }
     # An optimizer that keeps the gradients as its state and moves nothing.
     keep = optax.GradientTransformation(
         lambda p: jax.tree.map(lambda x: jnp.zeros(x.shape), p),

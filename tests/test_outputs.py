@@ -9,13 +9,16 @@ from mmed_jax import outputs
 from mmed_jax.errors import UserError
 
 
-@pytest.mark.parametrize("name, message", [
-    ("missing/plan.json", "there is no folder"),
-    (".", "is a folder"),
-    ("loop", "can't be written"),
-    ("/dev/full", "not a regular file"),
-    ("/proc/plan.json", "can't be written"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("missing/plan.json", "there is no folder"),
+        (".", "is a folder"),
+        ("loop", "can't be written"),
+        ("/dev/full", "not a regular file"),
+        ("/proc/plan.json", "can't be written"),
+    ],
+)
 def test_files_that_cannot_be_written(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop").symlink_to("loop")

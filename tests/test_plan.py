@@ -87,9 +87,15 @@ def test_a_small_step_for_a_slice_and_the_kept_result(tmp_path):
     # Weights and two moments a quarter each; norms whole; the batch: six arrays of a row of 128.
     cfg = start.preset_config("demo", load_config("stage1").model)
     cfg = dataclasses.replace(
-        cfg, hidden_size=128, intermediate_size=256, num_heads=1, num_kv_heads=1, head_dim=128, vocab_size=512,
+        cfg,
+        hidden_size=128,
+        intermediate_size=256,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=128,
+        vocab_size=512,
         num_layers=2,
-    )  # fmt: skip
+    )
     assert found["parameters"] == num_params(cfg)
     norms = 5 * 128
     assert found["argument_bytes"] == pytest.approx(
@@ -136,9 +142,16 @@ def test_an_8b_step_for_a_v5p_slice(tmp_path):
     """The command line, from the config to the table, for 64 chips: full size, the compiler's own flags."""
     tpu_devices()
     command = [
-        sys.executable, "-m", "mmed_jax.plan", "--config=stage1:8b", "--topology=v5p-128", "--config.remat=minimal_ctx",
-        "--config.xla_flags=none", "--no_cache", f"--json={tmp_path}/plan.json",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "mmed_jax.plan",
+        "--config=stage1:8b",
+        "--topology=v5p-128",
+        "--config.remat=minimal_ctx",
+        "--config.xla_flags=none",
+        "--no_cache",
+        f"--json={tmp_path}/plan.json",
+    ]
     done = subprocess.run(command, cwd=REPO, env=os.environ, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     assert "64 chips v5p, 4x4x4 (torus)" in done.stdout and ": fits (" in done.stdout
@@ -179,17 +192,20 @@ def test_a_compiler_that_fails_otherwise_is_one_line(tmp_path):
 # ---- Meshes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config, name, keys, mesh", [
-    ("stage1:8b", "2xv5p-128", {"batch_size": 256}, (2, 64, 1, 1)),
-    ("stage2:8b", "v6e-64", {}, (1, 64, 1, 1)),
-    ("stage1:70b", "v5p-256", {}, (1, 128, 1, 1)),
-    ("stage1:70b", "v5p-256", {"mesh__tensor": 4}, (1, 32, 4, 1)),
-    ("stage2:70b", "2xv5p-128", {"mesh__data": 4, "mesh__tensor": 2}, (4, 16, 2, 1)),
-    ("stage1:1b", "v5e-16", {"grad_accum": 4}, (1, 16, 1, 1)),
-    ("stage2:3b", "v5p-8", {"mesh__context": 4}, (1, 1, 1, 4)),
-    ("stage1", "v5e-1", {}, (1, 1, 1, 1)),
-    ("stage2", "v4-8", {"mesh__devices": 4, "batch_size": 8}, (1, 4, 1, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "config, name, keys, mesh",
+    [
+        ("stage1:8b", "2xv5p-128", {"batch_size": 256}, (2, 64, 1, 1)),
+        ("stage2:8b", "v6e-64", {}, (1, 64, 1, 1)),
+        ("stage1:70b", "v5p-256", {}, (1, 128, 1, 1)),
+        ("stage1:70b", "v5p-256", {"mesh__tensor": 4}, (1, 32, 4, 1)),
+        ("stage2:70b", "2xv5p-128", {"mesh__data": 4, "mesh__tensor": 2}, (4, 16, 2, 1)),
+        ("stage1:1b", "v5e-16", {"grad_accum": 4}, (1, 16, 1, 1)),
+        ("stage2:3b", "v5p-8", {"mesh__context": 4}, (1, 1, 1, 4)),
+        ("stage1", "v5e-1", {}, (1, 1, 1, 1)),
+        ("stage2", "v4-8", {"mesh__devices": 4, "batch_size": 8}, (1, 4, 1, 1)),
+    ],
+)
 def test_every_recipe_is_planned_without_its_weights(config, name, keys, mesh, tmp_path):
     with arithmetic_compiler() as compiled:
         outcome = run_plan(name, "--tokens=1e8", f"--json={tmp_path}/plan.json", config=config, **keys)
@@ -264,27 +280,30 @@ def test_a_gpu_without_room_gets_advice():
 # ---- Wrong input -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, flags, keys, message", [
-    ("v5p-127", (), {}, "nearest: v5p-64, v5p-128"),
-    ("v5e-4", ("--output=found.py",), {}, "--output goes with --search"),
-    ("v5e-4", ("--batches=8",), {}, "--batches goes with --search"),
-    ("v5e-4", ("--search", "--batches=8,x"), {}, "--batches=8,x: whole numbers"),
-    ("v5e-4", ("--search", "--output=found.json"), {}, "must end with .py"),
-    ("v5e-4", ("--search", "--output=missing/found.py"), {}, "there is no folder"),
-    ("v5e-4", ("--search", "--max_compiles=0"), {}, "at least 1"),
-    ("v5e-4", ("--price=-1",), {}, "--price=-1.0: must be a number of at least 0"),
-    ("v5e-4", ("--price=nan",), {}, "--price=nan: must be"),
-    ("v5e-4", ("--price=much",), {}, "invalid float value: 'much'"),
-    ("v5e-4", ("--json=missing/plan.json",), {}, "there is no folder"),
-    ("v5e-4", ("--json=.",), {}, "is a folder"),
-    ("v5e-4", (), {"mesh__fsdp": 3}, "asks for 3 devices but there are 4"),
-    ("v5e-4", (), {"batch_size": 6}, "a micro-batch of 6 rows does not divide"),
-    ("v5e-4", (), {"mesh__devices": 1}, "mesh.devices=1 but v5e-4 has 4 chips"),
-    ("2xv5e-4", (), {"mesh__data": 3, "mesh__fsdp": 1}, "asks for 3 devices but there are 8"),
-    ("v5e-4", (), {"data__seq_len": 8192}, "longer than the model's max_position_embeddings=4096"),
-    ("v5e-4", (), {"attention": "triton"}, "a GPU kernel and this is a TPU"),
-    ("gpu:8xh200", (), {"attention": "splash", "batch_size": 8}, "a TPU kernel and this is a GPU"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, flags, keys, message",
+    [
+        ("v5p-127", (), {}, "nearest: v5p-64, v5p-128"),
+        ("v5e-4", ("--output=found.py",), {}, "--output goes with --search"),
+        ("v5e-4", ("--batches=8",), {}, "--batches goes with --search"),
+        ("v5e-4", ("--search", "--batches=8,x"), {}, "--batches=8,x: whole numbers"),
+        ("v5e-4", ("--search", "--output=found.json"), {}, "must end with .py"),
+        ("v5e-4", ("--search", "--output=missing/found.py"), {}, "there is no folder"),
+        ("v5e-4", ("--search", "--max_compiles=0"), {}, "at least 1"),
+        ("v5e-4", ("--price=-1",), {}, "--price=-1.0: must be a number of at least 0"),
+        ("v5e-4", ("--price=nan",), {}, "--price=nan: must be"),
+        ("v5e-4", ("--price=much",), {}, "invalid float value: 'much'"),
+        ("v5e-4", ("--json=missing/plan.json",), {}, "there is no folder"),
+        ("v5e-4", ("--json=.",), {}, "is a folder"),
+        ("v5e-4", (), {"mesh__fsdp": 3}, "asks for 3 devices but there are 4"),
+        ("v5e-4", (), {"batch_size": 6}, "a micro-batch of 6 rows does not divide"),
+        ("v5e-4", (), {"mesh__devices": 1}, "mesh.devices=1 but v5e-4 has 4 chips"),
+        ("2xv5e-4", (), {"mesh__data": 3, "mesh__fsdp": 1}, "asks for 3 devices but there are 8"),
+        ("v5e-4", (), {"data__seq_len": 8192}, "longer than the model's max_position_embeddings=4096"),
+        ("v5e-4", (), {"attention": "triton"}, "a GPU kernel and this is a TPU"),
+        ("gpu:8xh200", (), {"attention": "splash", "batch_size": 8}, "a TPU kernel and this is a GPU"),
+    ],
+)
 def test_wrong_input_is_one_line(name, flags, keys, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with arithmetic_compiler() as compiled:

@@ -17,16 +17,33 @@ from mmed_jax.planning import changes
 from mmed_jax.planning.settings import changed
 
 
-@pytest.mark.parametrize("platform, keys, expected", [
-    ("tpu", {"remat": "full"}, [
-        {"loss_chunk": 512}, {"remat": "offload"}, {"mesh.tensor": 2}, {"mesh.context": 2},
-        {"optim.mu_dtype": "bfloat16"}, {"optim.name": "adafactor"},
-    ]),
-    ("gpu", {"remat": "full", "mesh.fsdp": 8, "grad_accum": 4, "optim.mu_dtype": "bfloat16"}, [
-        {"grad_accum": 8}, {"mesh.tensor": 2, "mesh.fsdp": 4}, {"mesh.context": 2, "mesh.fsdp": 4},
-        {"optim.name": "adafactor", "optim.mu_dtype": "float32"},
-    ]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "platform, keys, expected",
+    [
+        (
+            "tpu",
+            {"remat": "full"},
+            [
+                {"loss_chunk": 512},
+                {"remat": "offload"},
+                {"mesh.tensor": 2},
+                {"mesh.context": 2},
+                {"optim.mu_dtype": "bfloat16"},
+                {"optim.name": "adafactor"},
+            ],
+        ),
+        (
+            "gpu",
+            {"remat": "full", "mesh.fsdp": 8, "grad_accum": 4, "optim.mu_dtype": "bfloat16"},
+            [
+                {"grad_accum": 8},
+                {"mesh.tensor": 2, "mesh.fsdp": 4},
+                {"mesh.context": 2, "mesh.fsdp": 4},
+                {"optim.name": "adafactor", "optim.mu_dtype": "float32"},
+            ],
+        ),
+    ],
+)
 def test_what_keeps_the_mathematics_is_proposed_first(platform, keys, expected):
     config = changed(load_config("stage1:8b"), keys)
     mesh = {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
@@ -38,7 +55,7 @@ def test_what_keeps_the_mathematics_is_proposed_first(platform, keys, expected):
         assert bool(c.learns) == any(k.startswith("optim.") for k in c.changes)
         assert c.mesh["data"] * c.mesh["fsdp"] * c.mesh["tensor"] * c.mesh["context"] == 8
     learns = [c.learns for c in found if c.learns]
-    assert learns[-1] == "adafactor is another optimizer" and found[-len(learns):] == [c for c in found if c.learns]
+    assert learns[-1] == "adafactor is another optimizer" and found[-len(learns) :] == [c for c in found if c.learns]
     assert (platform == "tpu") == any(c.changes.get("remat") == "offload" for c in found)
 
 

@@ -29,9 +29,14 @@ def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path):
 def test_the_runs_tokens_are_counted_without_its_weights(bench, tmp_path):  # noqa: F811
     """Records and a tokenizer are enough: packed rows x epochs, in whole steps."""
     keys = {
-        "tokenizer": bench.tokenizer, "data__train": bench.records, "data__cache_dir": tmp_path, "data__seq_len": 128,
-        "data__validation_fraction": 0.0, "batch_size": 64, "epochs": 100.0,
-    }  # fmt: skip
+        "tokenizer": bench.tokenizer,
+        "data__train": bench.records,
+        "data__cache_dir": tmp_path,
+        "data__seq_len": 128,
+        "data__validation_fraction": 0.0,
+        "batch_size": 64,
+        "epochs": 100.0,
+    }
     with arithmetic_compiler():
         outcome = run_plan("v5p-128", "--price=2", config="stage1:8b", **keys)
     assert outcome.code == 0, outcome.err
@@ -64,11 +69,14 @@ def test_an_architecture_that_is_assumed_is_said(tmp_path):
     assert note in json.loads((tmp_path / "plan.json").read_text())["notes"]
 
 
-@pytest.mark.parametrize("failure, said", [
-    (KeyboardInterrupt(), "stopped by Ctrl-C before it was found"),
-    (WorkError("the compiler failed: vmem"), "nothing was found: the compiler failed: vmem"),
-    (ValueError("what nobody thought of"), "nothing was found: what nobody thought of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "failure, said",
+    [
+        (KeyboardInterrupt(), "stopped by Ctrl-C before it was found"),
+        (WorkError("the compiler failed: vmem"), "nothing was found: the compiler failed: vmem"),
+        (ValueError("what nobody thought of"), "nothing was found: what nobody thought of"),
+    ],
+)
 def test_that_it_does_not_fit_is_said_whatever_becomes_of_the_advice(failure, said, tmp_path):
     path = tmp_path / "plan.json"
 
@@ -83,12 +91,15 @@ def test_that_it_does_not_fit_is_said_whatever_becomes_of_the_advice(failure, sa
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--json=/proc/x"], "--json=/proc/x: can't be written"),
-    (["--json=/dev/full"], "--json=/dev/full: is not a regular file"),
-    (["--search", "--output={}/folder.py"], "folder.py: is a folder; name a file"),
-    (["--search", "--output=/proc/found.py"], "--output=/proc/found.py: can't be written"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--json=/proc/x"], "--json=/proc/x: can't be written"),
+        (["--json=/dev/full"], "--json=/dev/full: is not a regular file"),
+        (["--search", "--output={}/folder.py"], "folder.py: is a folder; name a file"),
+        (["--search", "--output=/proc/found.py"], "--output=/proc/found.py: can't be written"),
+    ],
+)
 def test_places_that_cannot_be_written_are_said_before_the_work(flags, message, tmp_path):
     (tmp_path / "folder.py").mkdir()
     with arithmetic_compiler() as compiled:

@@ -41,13 +41,21 @@ def damaged(found: dict) -> dict[str, object]:
     for _ in range(400):
         deep = [deep]
     return {
-        "half": '{"half": ', "no object": [1], "nothing": {}, "text for a number": found | {"needed_bytes": "many"},
-        "not finite": found | {"schedule_s": float("nan")}, "a number for a list": found | {"notes": 3},
-        "a list for a mapping": found | {"flags": ["x"]}, "wrong inside": found | {"collective_bytes": {"x": "x"}},
-        "another slice": found | {"topology": {}}, "no terms": found | {"terms": [{}]}, "unknown": found | {"more": 1},
-        "deep inside": found | {"scopes": [{"scope": deep}]}, "too deep": "[" * 100_000,
+        "half": '{"half": ',
+        "no object": [1],
+        "nothing": {},
+        "text for a number": found | {"needed_bytes": "many"},
+        "not finite": found | {"schedule_s": float("nan")},
+        "a number for a list": found | {"notes": 3},
+        "a list for a mapping": found | {"flags": ["x"]},
+        "wrong inside": found | {"collective_bytes": {"x": "x"}},
+        "another slice": found | {"topology": {}},
+        "no terms": found | {"terms": [{}]},
+        "unknown": found | {"more": 1},
+        "deep inside": found | {"scopes": [{"scope": deep}]},
+        "too deep": "[" * 100_000,
         "key missing": {k: v for k, v in found.items() if k != "needed_bytes"},
-    }  # fmt: skip
+    }
 
 
 def test_a_damaged_kept_result_is_made_again(tmp_path):

@@ -64,10 +64,12 @@ def test_the_fastest_that_fits_wins_and_nothing_on_the_frontier_is_beaten(tmp_pa
     assert len(set(frontier)) == len(frontier)
     for c in fitting:
         beaten = any(
-            o.result.schedule_s <= c.result.schedule_s and o.result.needed_bytes < c.result.needed_bytes
-            or o.result.schedule_s < c.result.schedule_s and o.result.needed_bytes <= c.result.needed_bytes
+            o.result.schedule_s <= c.result.schedule_s
+            and o.result.needed_bytes < c.result.needed_bytes
+            or o.result.schedule_s < c.result.schedule_s
+            and o.result.needed_bytes <= c.result.needed_bytes
             for o in fitting
-        )  # fmt: skip
+        )
         assert ((c.result.schedule_s, c.result.needed_bytes) in frontier) is not beaten
     text = "\n".join(said)
     assert all(f"{k} of 6" in text for k in range(1, 7))
@@ -145,13 +147,22 @@ def test_train_takes_the_file(tmp_path):
     was announced."""
     output = tmp_path / "found.py"
     keys = {
-        "batch_size": 256, "data__languages": "en,zh", "data__source_weights": "medqa=2", "optim__mu_dtype": "bfloat16",
-    }  # fmt: skip
+        "batch_size": 256,
+        "data__languages": "en,zh",
+        "data__source_weights": "medqa=2",
+        "optim__mu_dtype": "bfloat16",
+    }
     with arithmetic_compiler():
         outcome = run_search(
-            "2xv5p-128", "--max_compiles=4", "--tokens=1e9", "--price=2", f"--output={output}", config="stage2:8b",
-            cache=tmp_path / "kept", **keys,
-        )  # fmt: skip
+            "2xv5p-128",
+            "--max_compiles=4",
+            "--tokens=1e9",
+            "--price=2",
+            f"--output={output}",
+            config="stage2:8b",
+            cache=tmp_path / "kept",
+            **keys,
+        )
         assert outcome.code == 0, outcome.err
         assert f"python -m mmed_jax.train --config={output}" in outcome.out and "cost" in outcome.out
         planned = run_plan("2xv5p-128", f"--json={tmp_path}/plan.json", config=str(output), cache=tmp_path / "kept")
@@ -161,9 +172,11 @@ def test_train_takes_the_file(tmp_path):
     assert [round(result["needed_bytes"] / 2**30, 2), round(result["schedule_s"] * 1e3)] == best
 
     given = {
-        "batch_size": 256, "data.languages": ("en", "zh"), "data.source_weights": {"medqa": 2.0},
+        "batch_size": 256,
+        "data.languages": ("en", "zh"),
+        "data.source_weights": {"medqa": 2.0},
         "optim.mu_dtype": "bfloat16",
-    }  # fmt: skip
+    }
     found = {k: int(v) if v.isdecimal() else v for k, v in setting(outcome).items()}
     expected = changed(load_config("stage2:8b"), given | found | {"mesh.data": 2})
     assert flatten(load_config(str(output))) == flatten(expected)
@@ -196,6 +209,7 @@ def test_a_search_says_what_it_did_not_try():
 
 def test_the_winner_is_on_the_printed_frontier_and_the_rule_is_said():
     """By arithmetic steps within 3 % are equal: of them the one that needs least memory, if it is clearly less."""
+
     def tried(seconds: float, gib: float) -> search.Candidate:
         fields = {"needed_bytes": gib * 2**30, "schedule_s": seconds, "tokens_per_step": 1, "method": "arithmetic"}
         result = mock.Mock(**fields, fits=True, chips=8, mfu=lambda s: 0.5, tokens_per_second_chip=lambda s: 1 / s)

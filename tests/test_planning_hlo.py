@@ -63,10 +63,11 @@ PROGRAMS = {
     "loop with bounds": (from_three_to_eleven, (SQUARE, X), 8 * ONE),
     "loop downwards": (down_by_two, (SQUARE, X), 5 * ONE),
     "convolution": (
-        dilated_convolution, (IMAGE, KERNEL),
+        dilated_convolution,
+        (IMAGE, KERNEL),
         2 * 2 * 8 * 16 * brute_positions(16, 3, 8, 2, 1, 1, 1) * brute_positions(12, 3, 12, 2, 1, 2, 1),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -100,8 +101,15 @@ def test_a_loop_without_a_known_count_is_counted_once_and_named():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 9), st.integers(1, 3), st.integers(-2, 4),
-       st.integers(1, 3), st.integers(1, 3))  # fmt: skip
+@given(
+    st.integers(1, 9),
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.integers(-2, 4),
+    st.integers(1, 3),
+    st.integers(1, 3),
+)
 def test_window_positions_equal_brute_force(size, window, out, stride, pad, dilation, window_dilation):
     arguments = (size, window, out, stride, pad, dilation, window_dilation)
     assert _positions(*arguments) == brute_positions(*arguments)
@@ -189,19 +197,25 @@ def test_products_that_a_library_computes_count_as_products():
 SCOPES = {
     "jit(f)/jvp(layers)/while/body/closed_call/mlp/...i,oi->...o/dot_general": ("layers/mlp", "forward"),
     "jit(f)/transpose(jvp(layers))/while/body/closed_call/checkpoint/mlp/dot_general": ("layers/mlp", "backward"),
-    "jit(f)/transpose(jvp(layers))/while/body/checkpoint/rematted_computation/mlp/jit(silu)/mul":
-        ("layers/mlp", "recompute"),
+    "jit(f)/transpose(jvp(layers))/while/body/checkpoint/rematted_computation/mlp/jit(silu)/mul": (
+        "layers/mlp",
+        "recompute",
+    ),
     "jit(f)/jvp()/shard_map/loss/while/body/closed_call/cd,vd->cv/dot_general": ("loss", "forward"),
-    "jit(f)/jvp(layers)/while/body/attention/shard_map/vmap(kernel)/jit(_k)/splash_fwd/pallas_call":
-        ("layers/attention", "forward"),
+    "jit(f)/jvp(layers)/while/body/attention/shard_map/vmap(kernel)/jit(_k)/splash_fwd/pallas_call": (
+        "layers/attention",
+        "forward",
+    ),
     # As jax 0.12 names them.
-    "jit(f)/transpose(jvp(layers))/while/body/eval_jaxpr/checkpoint/rematted_computation/mlp/dot_general":
-        ("layers/mlp", "recompute"),
+    "jit(f)/transpose(jvp(layers))/while/body/eval_jaxpr/checkpoint/rematted_computation/mlp/dot_general": (
+        "layers/mlp",
+        "recompute",
+    ),
     "jit(f)/transpose(jvp(layers))/while/body/eval_jaxpr/remat2": ("layers", "recompute"),
     "jit(f)/jvp(jit(_where))/select_n": ("", "forward"),
     "jit(f)/sqrt": ("", "step"),
     "": ("", "step"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("op_name", SCOPES)

@@ -89,8 +89,12 @@ LOOP = """
 
 def test_a_loop_takes_its_trips_and_fused_transfers_overlap_in_it():
     inner = LOOP.replace("LINES", "\n  ".join((START, work("a", 7), DONE, work("b", 5))))
-    around = ("%zero = s32[] constant(0)", "%t = (s32[], f32[250]{0}) tuple(%zero, %p)",
-              "%w = (s32[], f32[250]{0}) while(%t), condition=%cond, body=%body", work("c", 3))  # fmt: skip
+    around = (
+        "%zero = s32[] constant(0)",
+        "%t = (s32[], f32[250]{0}) tuple(%zero, %p)",
+        "%w = (s32[], f32[250]{0}) while(%t), condition=%cond, body=%body",
+        work("c", 3),
+    )
     e = schedule.estimate(program(*around, inner=inner), SLOW)
     # The loop's counter, an add without an estimate, moves 12 bytes at 1 GB/s each time.
     counter = 10 * 12e-9
@@ -126,8 +130,11 @@ def test_what_has_no_cycles_takes_flops_or_bytes():
     """The modules of other compilers: the longer of FLOPs at the peak and bytes; an update in place moves its part."""
     dot = "%d = f32[250,250]{1,0} dot(%p, %p), lhs_contracting_dims={}, rhs_contracting_dims={}"
     assert schedule.estimate(program(dot), SLOW).compute_s == pytest.approx((250 * 250 + 500) * 4 / 1e9)
-    update = ("%u = f32[10]{0} constant({...})", "%z = s32[] constant(0)",
-              "%d = f32[250]{0} dynamic-update-slice(%p, %u, %z)")  # fmt: skip
+    update = (
+        "%u = f32[10]{0} constant({...})",
+        "%z = s32[] constant(0)",
+        "%d = f32[250]{0} dynamic-update-slice(%p, %u, %z)",
+    )
     assert schedule.estimate(program(*update), SLOW).compute_s == pytest.approx(2 * 40 / 1e9)
     assert schedule.estimate(program("%v = f32[250]{0:S(1)} negate(%p)"), SLOW).compute_s == pytest.approx(1e-6)
     # An estimate that is none: the largest 64-bit number.
@@ -135,11 +142,20 @@ def test_what_has_no_cycles_takes_flops_or_bytes():
 
 
 RATES = [
-    (V5P, 64, 0, 540e9), (V5P, 16, 0, 360e9), (V5P, 4, 0, 180e9), (V5P, 2, 0, 90e9), (V5P, 8, 0, 270e9),
-    (V5P, 4, 3, 540e9), (V5E, 64, 0, 90e9), (V6E, 64, 0, 180e9), (V5E, 8, 0, 45e9), (V5E, 16, 0, 90e9),
-    (topology.parse("gpu:8xh100-80g"), 8, 0, 405e9), (topology.parse("v5p-8"), 4, 3, 180e9),
+    (V5P, 64, 0, 540e9),
+    (V5P, 16, 0, 360e9),
+    (V5P, 4, 0, 180e9),
+    (V5P, 2, 0, 90e9),
+    (V5P, 8, 0, 270e9),
+    (V5P, 4, 3, 540e9),
+    (V5E, 64, 0, 90e9),
+    (V6E, 64, 0, 180e9),
+    (V5E, 8, 0, 45e9),
+    (V5E, 16, 0, 90e9),
+    (topology.parse("gpu:8xh100-80g"), 8, 0, 405e9),
+    (topology.parse("v5p-8"), 4, 3, 180e9),
     (topology.parse("v5e-256"), 256, 0, 180e9),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("chips", "group", "axes", "rate"), RATES)

@@ -29,9 +29,13 @@ def talks(n, start=0, languages=("en", "zh", "ja"), **more):
                 {"role": "assistant", "content": f"answer {i} " * (i % 7 + 1)},
             ]
             yield {
-                "id": f"{code}-{i}", "language": code, "messages": messages, "source": f"src{i % 3}",
-                "provenance": {"group": f"g{i}"}, **more,
-            }  # fmt: skip
+                "id": f"{code}-{i}",
+                "language": code,
+                "messages": messages,
+                "source": f"src{i % 3}",
+                "provenance": {"group": f"g{i}"},
+                **more,
+            }
 
 
 @pytest.fixture
@@ -88,10 +92,16 @@ def test_cache_is_used_only_when_nothing_changed(files, tok, monkeypatch):
     assert prepare(config_of(files, **{"optim.lr": 1.0, "run_dir": "elsewhere"}), tok).report["cached"]
     # Things that do.
     changed = {
-        "data.seq_len": 256, "data.overlong": "drop", "data.packing": False, "data.system_prompt": "x", "seed": 1,
-        "data.source_weights": "src1=2", "data.language_weights": "zh=0.5", "data.languages": "en,zh",
+        "data.seq_len": 256,
+        "data.overlong": "drop",
+        "data.packing": False,
+        "data.system_prompt": "x",
+        "seed": 1,
+        "data.source_weights": "src1=2",
+        "data.language_weights": "zh=0.5",
+        "data.languages": "en,zh",
         "data.validation_fraction": 0.3,
-    }  # fmt: skip
+    }
     keys = {base.train.key}
     for name, value in changed.items():
         prepared = prepare(config_of(files, **{name: value}), tok)
@@ -257,9 +267,13 @@ def test_unpacked_rows_hold_one_sample(files, tok):
     assert not prepared.validation
 
 
-@pytest.mark.parametrize("stage, source, folder", [
-    ("stage1", "medquad", "medquad_en"), ("stage2", "casimedicos", "casimedicos_en_es_fr"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stage, source, folder",
+    [
+        ("stage1", "medquad", "medquad_en"),
+        ("stage2", "casimedicos", "casimedicos_en_es_fr"),
+    ],
+)
 def test_real_data_is_packed_to_97_percent(tmp_path, shared_dir, llama3_tokenizer_model, stage, source, folder):
     kind = "mcq" if stage == "stage2" else "instruction"
     write_records(tmp_path / "train.jsonl", Conversion(get_source(source), shared_dir / "data" / folder, kind=kind))

@@ -44,8 +44,12 @@ def test_a_profile_holds_the_steps(bench, tmp_path, steps):  # noqa: F811
     assert outcome.code == 0, outcome.err
     np.testing.assert_array_equal(losses(run), losses(bench.reference))
     (file,) = (run / "profile" / "plugins" / "profile" / f"steps_{steps.replace(':', '-')}").glob("*.xplane.pb")
-    modules = [dict(e.stats).get("hlo_module") for p in jax.profiler.ProfileData.from_file(str(file)).planes
-               for line in p.lines for e in line.events]  # fmt: skip
+    modules = [
+        dict(e.stats).get("hlo_module")
+        for p in jax.profiler.ProfileData.from_file(str(file)).planes
+        for line in p.lines
+        for e in line.events
+    ]
     assert "jit_train_step" in modules
     # Two steps: what runs once a step was called twice.
     assert {o.calls for o in operations([file]) if o.calls < 4} >= {2}

@@ -39,9 +39,14 @@ def test_llama3_text_exactly():
 
 
 MARKS = {
-    "en": "Answer: B", "zh": "答案：B", "ja": "正解：B", "ko": "정답: B", "fr": "Réponse : B",
-    "es": "Respuesta: B", "ru": "Ответ: B",
-}  # fmt: skip
+    "en": "Answer: B",
+    "zh": "答案：B",
+    "ja": "正解：B",
+    "ko": "정답: B",
+    "fr": "Réponse : B",
+    "es": "Respuesta: B",
+    "ru": "Ответ: B",
+}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -68,15 +73,26 @@ def test_mmedbench_strings_exactly():
         "\n\n### Input:\n###Question: Quel {médicament} {options} ? Which of the following is the best treatment for "
         "this patient? ###Options: A. Aspirin B. Insulin C. Clopidogrel \n\n### Response:"
     )
-    assert prompts.prompt_text(record, "rationale", "mmedbench") == head + (
-        "You're a French doctor, kindly address the medical queries according to the patient's account in French. "
-        "Let\N{RIGHT SINGLE QUOTATION MARK}s solve this step-by-step. You should first give the reason in French for "
-        "your choice. Then you should give the right answer index of the question."
-    ) + body
-    assert prompts.prompt_text(record, "direct", "mmedbench") == head + (
-        "You're a French doctor, kindly address the medical queries according to the patient's account. "
-        "Answer with the best option directly."
-    ) + body
+    assert (
+        prompts.prompt_text(record, "rationale", "mmedbench")
+        == head
+        + (
+            "You're a French doctor, kindly address the medical queries according to the patient's account in French. "
+            "Let\N{RIGHT SINGLE QUOTATION MARK}s solve this step-by-step. You should first give the reason in French "
+            "for "
+            "your choice. Then you should give the right answer index of the question."
+        )
+        + body
+    )
+    assert (
+        prompts.prompt_text(record, "direct", "mmedbench")
+        == head
+        + (
+            "You're a French doctor, kindly address the medical queries according to the patient's account. "
+            "Answer with the best option directly."
+        )
+        + body
+    )
     assert prompts.answer_text(record, "rationale", "mmedbench") == (
         "###Rationale: Both inhibit platelets.\n###Answer: OPTION A,C IS CORRECT."
     )

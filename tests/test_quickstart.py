@@ -43,9 +43,13 @@ def test_calling_it_again_repeats_nothing(quickstart, repo):
     out, _ = quickstart
     before = (out / "stage1" / "metrics.jsonl").read_text()
     command = [
-        sys.executable, "-m", "mmed_jax.train", "--config=stage1", f"--config.run_dir={out}/stage1",
+        sys.executable,
+        "-m",
+        "mmed_jax.train",
+        "--config=stage1",
+        f"--config.run_dir={out}/stage1",
         f"--config.data.cache_dir={out}/packed",
-    ]  # fmt: skip
+    ]
     done = subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert [x for x in (out / "stage1" / "metrics.jsonl").read_text().splitlines() if '"train"' in x] == [
@@ -91,10 +95,17 @@ def test_the_export_scores_the_same_through_transformers(quickstart, repo, tmp_p
     records = list(read_records(data))[::every]
     asked = tmp_path / "asked.jsonl"
     asked.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    evaluate.main([
-        f"--model={folder}", f"--data={asked}", f"--mode={mode}", "--shuffle_options=3", "--dtype=float32",
-        "--max_new_tokens=200", f"--output={tmp_path / 'out'}",
-    ])  # fmt: skip
+    evaluate.main(
+        [
+            f"--model={folder}",
+            f"--data={asked}",
+            f"--mode={mode}",
+            "--shuffle_options=3",
+            "--dtype=float32",
+            "--max_new_tokens=200",
+            f"--output={tmp_path / 'out'}",
+        ]
+    )
     ours = [json.loads(x) for x in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     tok = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -125,10 +136,18 @@ def test_the_export_ranks_options_as_transformers_does(quickstart, repo, tmp_pat
     from mmed_jax import evaluate
 
     folder, data = quickstart[0] / "export", repo / "data_gen/handcrafted/mcq.jsonl"
-    evaluate.main([
-        f"--model={folder}", f"--data={data}", "--mode=loglikelihood", "--score=option", "--normalise=none",
-        "--limit=4", "--dtype=float32", f"--output={tmp_path}",
-    ])  # fmt: skip
+    evaluate.main(
+        [
+            f"--model={folder}",
+            f"--data={data}",
+            "--mode=loglikelihood",
+            "--score=option",
+            "--normalise=none",
+            "--limit=4",
+            "--dtype=float32",
+            f"--output={tmp_path}",
+        ]
+    )
     tok = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     lines = [json.loads(x) for x in (tmp_path / "predictions.jsonl").read_text().splitlines()]

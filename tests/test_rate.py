@@ -164,10 +164,16 @@ def test_sheet_judge_and_correlate(runs, tmp_path, server, capsys):
     rate.main(["judge", *common])  # from the ledger
     assert sum(server.billed.values()) == paid and (tmp_path / "gpt.jsonl").read_bytes() == first
     capsys.readouterr()
-    rate.main([
-        "correlate", f"--ratings=human={sheets[0]}+{sheets[1]},gpt={tmp_path / 'gpt.jsonl'}", f"--runs={names(runs)}",
-        f"--output={tmp_path / 'out'}", "--resamples=100", "--metrics=bleu-1,rouge-1,chrf",
-    ])  # fmt: skip
+    rate.main(
+        [
+            "correlate",
+            f"--ratings=human={sheets[0]}+{sheets[1]},gpt={tmp_path / 'gpt.jsonl'}",
+            f"--runs={names(runs)}",
+            f"--output={tmp_path / 'out'}",
+            "--resamples=100",
+            "--metrics=bleu-1,rouge-1,chrf",
+        ]
+    )
     shown = capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "correlation.json").read_text())
     assert len(result["pairs"]) == 10 and "tau-b" in shown and "mean of" in shown
@@ -188,8 +194,17 @@ def test_sheet_judge_and_correlate(runs, tmp_path, server, capsys):
 def test_the_judge_sees_no_names_and_fences_what_it_reads(runs, tmp_path, server):
     seen = []
     server.model = lambda body: seen.append(json.dumps(body, ensure_ascii=False)) or grades(body)
-    rate.main(["judge", f"--runs={names(runs)}", "--items=1", "--model=gpt-4o-mini", f"--base_url={server.base_url}",
-               f"--ledger={tmp_path / 'l.sqlite'}", f"--output={tmp_path / 'g.jsonl'}"])  # fmt: skip
+    rate.main(
+        [
+            "judge",
+            f"--runs={names(runs)}",
+            "--items=1",
+            "--model=gpt-4o-mini",
+            f"--base_url={server.base_url}",
+            f"--ledger={tmp_path / 'l.sqlite'}",
+            f"--output={tmp_path / 'g.jsonl'}",
+        ]
+    )
     assert len(seen) == 9
     for body in seen:
         assert not any(f'"{name}"' in body or f"/{name}" in body for name in QUALITY) and "<<<DATA" in body
@@ -201,8 +216,15 @@ def test_empty_explanations_and_answers_that_cannot_be_used(runs, tmp_path, serv
     rows[0]["generated_rationale"] = "  "
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     server.faults = Faults({"refusal": 0.3})
-    args = ["judge", f"--runs=good={runs['good']}", "--model=gpt-4o-mini", f"--base_url={server.base_url}",
-            f"--ledger={tmp_path / 'l.sqlite'}", f"--output={tmp_path / 'g.jsonl'}", "--redraws=0"]  # fmt: skip
+    args = [
+        "judge",
+        f"--runs=good={runs['good']}",
+        "--model=gpt-4o-mini",
+        f"--base_url={server.base_url}",
+        f"--ledger={tmp_path / 'l.sqlite'}",
+        f"--output={tmp_path / 'g.jsonl'}",
+        "--redraws=0",
+    ]
     with pytest.raises(WorkError, match=r"explanations got no grade, the first good b q\d+: rejected refusal"):
         rate.main(args)
     graded = {r["id"]: r["scores"] for r in map(json.loads, (tmp_path / "g.jsonl").open())}
@@ -211,8 +233,17 @@ def test_empty_explanations_and_answers_that_cannot_be_used(runs, tmp_path, serv
 
 def test_a_dry_run_asks_nothing(runs, tmp_path, server, capsys):
     with pytest.raises(SystemExit) as e:
-        rate.main(["judge", f"--runs={names(runs)}", "--model=gpt-4o-mini", f"--base_url={server.base_url}",
-                   f"--ledger={tmp_path / 'l.sqlite'}", f"--output={tmp_path / 'g.jsonl'}", "--dry_run"])  # fmt: skip
+        rate.main(
+            [
+                "judge",
+                f"--runs={names(runs)}",
+                "--model=gpt-4o-mini",
+                f"--base_url={server.base_url}",
+                f"--ledger={tmp_path / 'l.sqlite'}",
+                f"--output={tmp_path / 'g.jsonl'}",
+                "--dry_run",
+            ]
+        )
     assert e.value.code == 0 and "36" in capsys.readouterr().out and not server.billed
 
 

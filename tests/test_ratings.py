@@ -226,9 +226,31 @@ def test_mistakes_with_runs(runs, tmp_path):
 
 
 PAYLOADS = [
-    lead + "=1+1" for lead in ("", "\x00", "\x01", "\x1f", "\ufffe", "\uffff", "\ufeff", "\t", "\r", "\n", "\r\n", " ",
-                               "\u3000", "\xa0", "\u200b", '"', "'", "\x00 \x01", "\u202e", "\x9b", "\ud800")
-] + [sign + "SUM(A1)" for sign in "+-@＝＋－＠﹦﹢﹣﹫"]  # fmt: skip
+    lead + "=1+1"
+    for lead in (
+        "",
+        "\x00",
+        "\x01",
+        "\x1f",
+        "\ufffe",
+        "\uffff",
+        "\ufeff",
+        "\t",
+        "\r",
+        "\n",
+        "\r\n",
+        " ",
+        "\u3000",
+        "\xa0",
+        "\u200b",
+        '"',
+        "'",
+        "\x00 \x01",
+        "\u202e",
+        "\x9b",
+        "\ud800",
+    )
+] + [sign + "SUM(A1)" for sign in "+-@＝＋－＠﹦﹢﹣﹫"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".xlsx"])
@@ -281,14 +303,22 @@ def test_workbooks_that_are_cut_or_made_up(tmp_path, found):
     good = tmp_path / "good.xlsx"
     write_sheet(good, found)
     fill(good, lambda row, criterion: 3)
-    bomb = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">' + "".join(
-        f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9)
-    ) + "]><x>&j;</x>"  # fmt: skip
+    bomb = (
+        '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">'
+        + "".join(f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9))
+        + "]><x>&j;</x>"
+    )
     with zipfile.ZipFile(good) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     for name, data in members.items():
-        for kind in (data[: len(data) // 2], b"", b'<?xml version="1.0" encoding="utf-7"?><x/>',
-                     b'<?xml version="1.0" encoding="klingon"?><x/>', bomb.encode(), b"<x/>"):  # fmt: skip
+        for kind in (
+            data[: len(data) // 2],
+            b"",
+            b'<?xml version="1.0" encoding="utf-7"?><x/>',
+            b'<?xml version="1.0" encoding="klingon"?><x/>',
+            bomb.encode(),
+            b"<x/>",
+        ):
             path = tmp_path / "s.xlsx"
             with zipfile.ZipFile(path, "w") as archive:
                 for other, content in members.items():
@@ -298,17 +328,29 @@ def test_workbooks_that_are_cut_or_made_up(tmp_path, found):
                 read_sheet(path)
             except UserError as e:
                 assert "s.xlsx" in str(e) and "\n" not in str(e)
-    for name, make in (("pipe.xlsx", os.mkfifo), ("gone.csv", lambda p: p.symlink_to("/nowhere")),
-                       ("zero.csv", lambda p: p.symlink_to("/dev/zero")), ("f.csv", lambda p: p.mkdir())):  # fmt: skip
+    for name, make in (
+        ("pipe.xlsx", os.mkfifo),
+        ("gone.csv", lambda p: p.symlink_to("/nowhere")),
+        ("zero.csv", lambda p: p.symlink_to("/dev/zero")),
+        ("f.csv", lambda p: p.mkdir()),
+    ):
         make(tmp_path / name)
         with pytest.raises(UserError, match=f"{name}: is a"):
             read_sheet(tmp_path / name)
 
 
 @pytest.mark.parametrize(
-    "key", ["[]", "3", '{"scale": "x", "criteria": [], "rows": {}}', '{"scale": 5, "criteria": 1, "rows": {}}',
-            '{"scale": 5, "criteria": ["overall"], "rows": {"r1": 3}}', "[" * 100_000, '{"scale": ' + "9" * 5000 + "}"]
-)  # fmt: skip
+    "key",
+    [
+        "[]",
+        "3",
+        '{"scale": "x", "criteria": [], "rows": {}}',
+        '{"scale": 5, "criteria": 1, "rows": {}}',
+        '{"scale": 5, "criteria": ["overall"], "rows": {"r1": 3}}',
+        "[" * 100_000,
+        '{"scale": ' + "9" * 5000 + "}",
+    ],
+)
 def test_keys_that_are_none(tmp_path, found, key):
     path = tmp_path / "s.csv"
     write_sheet(path, found).write_text(key)

@@ -101,8 +101,10 @@ def test_a_text_cut_anywhere_is_split_as_by_the_papers_code(language):
             assert split_rationale(cut + behind, "ABCDE", language) == papers_rationale(cut + behind)
 
 
-@given(st.lists(st.sampled_from(["a", "b", "c", "d", ".", ". ", " ", "é"]), max_size=25),
-       st.lists(st.sampled_from(["a", "b", "c", "d", ".", ". ", " ", "é"]), max_size=25))  # fmt: skip
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", "d", ".", ". ", " ", "é"]), max_size=25),
+    st.lists(st.sampled_from(["a", "b", "c", "d", ".", ". ", " ", "é"]), max_size=25),
+)
 @settings(max_examples=200, deadline=None)
 def test_rouge_is_that_of_the_package(a, b):
     hypothesis, reference = " ".join(a), " ".join(b)
@@ -147,8 +149,12 @@ def test_the_sentence_cut_is_what_differs_from_whole_texts():
 
 
 def test_averages_are_over_items_then_languages():
-    rows = [{"language": "en", "chrf": 0.2}, {"language": "en", "chrf": 0.4}, {"language": "en", "chrf": None},
-            {"language": "ko", "chrf": 0.9}]  # fmt: skip
+    rows = [
+        {"language": "en", "chrf": 0.2},
+        {"language": "en", "chrf": 0.4},
+        {"language": "en", "chrf": None},
+        {"language": "ko", "chrf": 0.9},
+    ]
     found = average(rows)["chrf"]
     assert found["en"] == {"mean": pytest.approx(0.3), "count": 2, "interval95": [0.2, 0.4]}
     assert found["ko"] == {"mean": 0.9, "count": 1, "interval95": None}

@@ -19,8 +19,16 @@ def folder(tmp_path_factory):
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "heart", "lung", "beats"]
     (path / "vocab.txt").write_text("\n".join(vocab))
     torch.manual_seed(0)
-    model = BertModel(BertConfig(vocab_size=len(vocab), hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
-                                 intermediate_size=64, max_position_embeddings=16))  # fmt: skip
+    model = BertModel(
+        BertConfig(
+            vocab_size=len(vocab),
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=16,
+        )
+    )
     model.save_pretrained(path)
     BertTokenizerFast(vocab_file=str(path / "vocab.txt")).save_pretrained(path)
     return path

@@ -16,13 +16,17 @@ from mmed_jax.data.schema import RecordError, load_files, read_records, validate
 from mmed_jax.errors import UserError
 
 INSTRUCTION = {
-    "id": "i1", "language": "en",
+    "id": "i1",
+    "language": "en",
     "messages": [{"role": "user", "content": "What is a fever?"}, {"role": "assistant", "content": "A raised heat."}],
-}  # fmt: skip
+}
 MCQ = {
-    "id": "m1", "language": "fr", "question": "Quel organe ?", "options": {"A": "foie", "B": "rate", "C": "rein"},
+    "id": "m1",
+    "language": "fr",
+    "question": "Quel organe ?",
+    "options": {"A": "foie", "B": "rate", "C": "rein"},
     "answer_idx": "B",
-}  # fmt: skip
+}
 
 
 def without(record: dict, name: str) -> dict:
@@ -103,12 +107,16 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_records(tmp_path / "records.json", [MCQ])
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda line: b"\xef\xbb\xbf" + line + b"\n",
-    lambda line: line + b"\r\n",
-    lambda line: b"\n\n  \n" + line + b"\n\n",
-    lambda line: line,
-], ids=["bom", "crlf", "blank lines", "no last newline"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda line: b"\xef\xbb\xbf" + line + b"\n",
+        lambda line: line + b"\r\n",
+        lambda line: b"\n\n  \n" + line + b"\n\n",
+        lambda line: line,
+    ],
+    ids=["bom", "crlf", "blank lines", "no last newline"],
+)
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_users_files_look_like_is_tolerated(tmp_path, wrap, packed):
     data = wrap(json.dumps(MCQ, ensure_ascii=False).encode())
@@ -120,24 +128,27 @@ def test_what_users_files_look_like_is_tolerated(tmp_path, wrap, packed):
 GOOD = json.dumps(MCQ, ensure_ascii=False).encode() + b"\n"
 
 
-@pytest.mark.parametrize(("name", "data", "says"), [
-    ("a.jsonl", GOOD + b'{"id": "\xe9"}\n', "a.jsonl:2: not UTF-8 (byte 0xe9 at position 8)"),
-    ("a.jsonl", '{"id": "x"}\n'.encode("utf-16"), "it looks like UTF-16"),
-    ("a.jsonl", GOOD + b'{"id": "x"', "a.jsonl:2: broken JSON at column 11"),
-    ("a.jsonl", b"[\n" + GOOD, "a.jsonl:1: the file is one JSON array"),
-    ("a.jsonl", b"[1, 2]\n", "a.jsonl:1: expected a JSON object, got an array"),
-    ("a.jsonl", b'"text"\n', "a.jsonl:1: expected a JSON object, got a str"),
-    ("a.jsonl", b'{"id": "x", "id": "y"}\n', "a.jsonl:1: field 'id' is given twice"),
-    ("a.jsonl", b'{"id": NaN}\n', "a.jsonl:1: NaN is not valid JSON"),
-    ("a.jsonl", b'{"id": ' + b"9" * 5000 + b"}\n", "a.jsonl:1: a number of more than 4300 digits"),
-    ("a.jsonl", b'{"x": ' + b"[" * 100_000 + b"\n", "a.jsonl:1: "),
-    ("a.jsonl", b'{"id": "\\ud83d", "messages": []}\n', "a.jsonl:1: field 'id': holds half of a surrogate pair"),
-    ("a.jsonl.gz", gzip.compress(GOOD * 50)[:-20], "a.jsonl.gz: damaged gzip file"),
-    ("a.jsonl.gz", GOOD, "a.jsonl.gz: damaged gzip file"),
-    ("a.csv", GOOD, "expected a .jsonl or .jsonl.gz file"),
-    ("a.zip", GOOD, "a.zip: damaged zip file"),
-    ("a.jsonl", b"[" + GOOD.strip() + b",\n" + GOOD.strip() + b"]", "a.jsonl:1: the file is one JSON array"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.jsonl", GOOD + b'{"id": "\xe9"}\n', "a.jsonl:2: not UTF-8 (byte 0xe9 at position 8)"),
+        ("a.jsonl", '{"id": "x"}\n'.encode("utf-16"), "it looks like UTF-16"),
+        ("a.jsonl", GOOD + b'{"id": "x"', "a.jsonl:2: broken JSON at column 11"),
+        ("a.jsonl", b"[\n" + GOOD, "a.jsonl:1: the file is one JSON array"),
+        ("a.jsonl", b"[1, 2]\n", "a.jsonl:1: expected a JSON object, got an array"),
+        ("a.jsonl", b'"text"\n', "a.jsonl:1: expected a JSON object, got a str"),
+        ("a.jsonl", b'{"id": "x", "id": "y"}\n', "a.jsonl:1: field 'id' is given twice"),
+        ("a.jsonl", b'{"id": NaN}\n', "a.jsonl:1: NaN is not valid JSON"),
+        ("a.jsonl", b'{"id": ' + b"9" * 5000 + b"}\n", "a.jsonl:1: a number of more than 4300 digits"),
+        ("a.jsonl", b'{"x": ' + b"[" * 100_000 + b"\n", "a.jsonl:1: "),
+        ("a.jsonl", b'{"id": "\\ud83d", "messages": []}\n', "a.jsonl:1: field 'id': holds half of a surrogate pair"),
+        ("a.jsonl.gz", gzip.compress(GOOD * 50)[:-20], "a.jsonl.gz: damaged gzip file"),
+        ("a.jsonl.gz", GOOD, "a.jsonl.gz: damaged gzip file"),
+        ("a.csv", GOOD, "expected a .jsonl or .jsonl.gz file"),
+        ("a.zip", GOOD, "a.zip: damaged zip file"),
+        ("a.jsonl", b"[" + GOOD.strip() + b",\n" + GOOD.strip() + b"]", "a.jsonl:1: the file is one JSON array"),
+    ],
+)
 def test_unreadable_files_say_where_and_what(tmp_path, name, data, says):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as caught:
@@ -164,10 +175,16 @@ def test_missing_file_names_the_nearest(tmp_path):
 
 
 THEIRS = {
-    "question": "Q?", "options": {"A": "a", "B": "b", "C": "c"}, "answer_idx": "C", "answer": "c",
-    "rationale": "because", "human_checked": True, "human_check_passed": False, "meta_info": "step1",
+    "question": "Q?",
+    "options": {"A": "a", "B": "b", "C": "c"},
+    "answer_idx": "C",
+    "answer": "c",
+    "rationale": "because",
+    "human_checked": True,
+    "human_check_passed": False,
+    "meta_info": "step1",
     "metamap_phrases": ["x"],
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -300,9 +317,15 @@ def test_tfds_columns_can_be_read_without_parsing(tmp_path):
     assert json.loads(row["record"]) == validate_record(record, "x")
     plain = {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items() if k != "record"}
     assert plain == {
-        "id": "i1", "kind": "instruction", "language": "en", "source": "user", "license": "MIT", "method": "original",
-        "group": "g7", "needs_image": True,
-    }  # fmt: skip
+        "id": "i1",
+        "kind": "instruction",
+        "language": "en",
+        "source": "user",
+        "license": "MIT",
+        "method": "original",
+        "group": "g7",
+        "needs_image": True,
+    }
 
 
 def test_tfds_faults(tmp_path):

@@ -25,8 +25,19 @@ def write_run(run_dir, points=0, evals=0, nan_at=(), resume_at=None):
             if step - 1 == resume_at:
                 log.start(resume_at, steps=points)
             loss = math.nan if step in nan_at else 3 / step + 0.5
-            log.train(step, {"loss": loss, "loss/en": loss, "loss/zh": loss + 1, "lr": 1e-3 / step, "grad_norm": 1.25,
-                             "tokens_per_second": 1e4, "supervised_tokens_per_second": 4e3, "mfu": 0.415})  # fmt: skip
+            log.train(
+                step,
+                {
+                    "loss": loss,
+                    "loss/en": loss,
+                    "loss/zh": loss + 1,
+                    "lr": 1e-3 / step,
+                    "grad_norm": 1.25,
+                    "tokens_per_second": 1e4,
+                    "supervised_tokens_per_second": 4e3,
+                    "mfu": 0.415,
+                },
+            )
         log.event("compiled", 1, compile_count=1, compile_seconds=2.5)
         for i in range(1, evals + 1):
             values = {"validation/loss": 2.0 + (i - 2) ** 2, "validation/loss/en": 1.5, "validation/loss/ko": 2.5}

@@ -109,8 +109,10 @@ def test_rationale_metrics(page_of):
     )
     cells = "100.00100.0-100.0"  # the interval is the second line of a cell
     assert [r for r in outline.rows if cells in r] == [
-        ["English", "4", cells], ["Chinese", "4", cells], ["mean over languages", "8", cells]
-    ]  # fmt: skip
+        ["English", "4", cells],
+        ["Chinese", "4", cells],
+        ["mean over languages", "8", cells],
+    ]
     assert text.count('<p class="note">reference</p>') == 6  # of the wrong answers
     assert "Chinese: jieba" in text and "95 % intervals by a bootstrap over items" in text
 

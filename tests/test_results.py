@@ -118,14 +118,27 @@ DRUGS = {"A": "aspirin", "B": "warfarin", "C": "heparin"}
 
 def asked(n, answer, got, language="en", *, benchmark="quiz", options=DRUGS):
     item = Item(benchmark, f"{language}{n}", language, [1], answer, options)
-    line = {"answer": answer, "extracted": got, "correct": got == answer, "options": options, "rule": "mark:en",
-            "finish_reason": "stop"}  # fmt: skip
+    line = {
+        "answer": answer,
+        "extracted": got,
+        "correct": got == answer,
+        "options": options,
+        "rule": "mark:en",
+        "finish_reason": "stop",
+    }
     return item, line
 
 
 def test_confusion_counts_every_item_once():
-    made = [asked(0, "A", "A"), asked(1, "A", "B"), asked(2, "B", None), asked(3, "A,C", "A,C"), asked(4, "A,C", "A"),
-            asked(5, "B", "A,B"), asked(6, "A", "A")]  # fmt: skip
+    made = [
+        asked(0, "A", "A"),
+        asked(1, "A", "B"),
+        asked(2, "B", None),
+        asked(3, "A,C", "A,C"),
+        asked(4, "A,C", "A"),
+        asked(5, "B", "A,B"),
+        asked(6, "A", "A"),
+    ]
     found = confusion([line for _, line in made])
     assert found == {
         "A": {"A": 2, "B": 1, "C": 0, "several": 0, "unparsed": 0},
@@ -146,16 +159,20 @@ def test_summary_averages_languages_as_the_papers_do():
     assert block["confusion"]["A"] == {"A": 5, "B": 1, "C": 0, "unparsed": 6}
     text = table({**result, "mode": "direct"})
     assert [line.split()[:2] for line in text.splitlines()[1:]] == [
-        ["quiz", "en"], ["quiz", "ja"], ["quiz", "all"], ["quiz", "mean"]
-    ]  # fmt: skip
+        ["quiz", "en"],
+        ["quiz", "ja"],
+        ["quiz", "all"],
+        ["quiz", "mean"],
+    ]
     assert "a sample" not in text and table({**result, "settings": {"limit": 8}}).startswith("a sample (--limit=8): ")
     assert "parsed" in text and "cut" in text and "50.0%" in text.splitlines()[-1]
 
 
 def test_log_likelihoods_have_neither_parse_rate_nor_cut_answers():
     item, line = asked(0, "A", "B")
-    text = table({**summarise([item], [{**line, "rule": "loglikelihood", "finish_reason": "scored"}]),
-                  "mode": "loglikelihood"})  # fmt: skip
+    text = table(
+        {**summarise([item], [{**line, "rule": "loglikelihood", "finish_reason": "scored"}]), "mode": "loglikelihood"}
+    )
     assert "chance" in text and "parsed" not in text and "cut" not in text
 
 

@@ -11,18 +11,28 @@ from mmed_jax.model.rope import inverse_frequencies
 
 # Neighbouring frequencies differ by 0.3 %.
 DENSE = {
-    "model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-    "num_attention_heads": 1, "head_dim": 8192, "rope_theta": 123456.0, "max_position_embeddings": 131072,
-}  # fmt: skip
+    "model_type": "llama",
+    "vocab_size": 8,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "head_dim": 8192,
+    "rope_theta": 123456.0,
+    "max_position_embeddings": 131072,
+}
 
 
 @pytest.mark.parametrize("low, high, original", [(1.0, 4.0, 8192), (1.7, 3.1, 5000)])
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_scaled_frequencies(low, high, original, factor):
     scaling = {
-        "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
         "original_max_position_embeddings": original,
-    }  # fmt: skip
+    }
     hf = DENSE | {"rope_scaling": scaling}
     ours = inverse_frequencies(from_hf(hf))
     plain = inverse_frequencies(from_hf(DENSE))

@@ -55,8 +55,34 @@ def compare(data: bytes, file: Path) -> bool | None:
     return True
 
 
-NUMBERS = (0, 1, 2, 3, 4, 24, 25, 32, 40, 41, -1, 2**31, 2**32, 2**63, 2**64 - 1, 2**64, 10**30, 1.0, 24.0, 0.5, True,
-           False, None, "24", [24], {})  # fmt: skip
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    24,
+    25,
+    32,
+    40,
+    41,
+    -1,
+    2**31,
+    2**32,
+    2**63,
+    2**64 - 1,
+    2**64,
+    10**30,
+    1.0,
+    24.0,
+    0.5,
+    True,
+    False,
+    None,
+    "24",
+    [24],
+    {},
+)
 TEXTS = (*BITS, "F32 ", "f32", "F128", "", None, 3, ["F32"], {"F32": None})
 
 
@@ -91,8 +117,17 @@ def altered(rng: random.Random) -> bytes:
     text = json.dumps(header, ensure_ascii=rng.random() < 0.5)
     if rng.random() < 0.2:
         at = rng.randrange(len(text))
-        text = rng.choice((text[:at], text + " " * 7, text + "x", " " + text, text[:at] + rng.choice('"{}[],:0-e\\\t\0')
-                           + text[at:], text.replace("24", "-0"), text.replace("[", "[ -0, ", 1)))  # fmt: skip
+        text = rng.choice(
+            (
+                text[:at],
+                text + " " * 7,
+                text + "x",
+                " " + text,
+                text[:at] + rng.choice('"{}[],:0-e\\\t\0') + text[at:],
+                text.replace("24", "-0"),
+                text.replace("[", "[ -0, ", 1),
+            )
+        )
     length = None if rng.random() < 0.95 else rng.choice((0, 1, 7, len(text) + 1, len(text) - 1, 2**40, 2**64 - 1))
     return packed(text, max(size, 0), length)
 
@@ -175,7 +210,12 @@ def test_what_is_no_file_is_said_and_not_opened(tmp_path):
     run = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=60, check=True)
     lines = run.stdout.splitlines()
     assert len(lines) == 14, run.stdout + run.stderr
-    for name, what in (("pipe", "a named pipe"), ("zero", "a link to a device"), ("gone", "which is not there"),
-                       ("folder", "is a folder"), ("socket", "a socket")):  # fmt: skip
+    for name, what in (
+        ("pipe", "a named pipe"),
+        ("zero", "a link to a device"),
+        ("gone", "which is not there"),
+        ("folder", "is a folder"),
+        ("socket", "a socket"),
+    ):
         said = [line for line in lines if str(tmp_path / name) in line.split(": is ")[0]]
         assert len(said) == (2 if name == "folder" else 3) and all(what in line for line in said), lines

@@ -11,13 +11,17 @@ from mmed_jax.data import schema
 from mmed_jax.data.schema import RecordError, validate_record
 
 INSTRUCTION = {
-    "id": "i1", "language": "en",
+    "id": "i1",
+    "language": "en",
     "messages": [{"role": "user", "content": "What is a fever?"}, {"role": "assistant", "content": "A raised heat."}],
-}  # fmt: skip
+}
 MCQ = {
-    "id": "m1", "language": "fr", "question": "Quel organe ?", "options": {"A": "foie", "B": "rate", "C": "rein"},
+    "id": "m1",
+    "language": "fr",
+    "question": "Quel organe ?",
+    "options": {"A": "foie", "B": "rate", "C": "rein"},
     "answer_idx": "B",
-}  # fmt: skip
+}
 
 
 def without(record: dict, name: str) -> dict:
@@ -117,7 +121,7 @@ BAD = [
     (talk("user", "user", "assistant"), "field 'messages[1].role': 'user' where 'assistant' was expected"),
     (talk("system", "assistant"), "field 'messages[1].role': 'assistant' where 'user' was expected"),
     (talk("user", "system", "assistant"), "'system' where 'assistant' was expected (system only comes first)"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("record", "says"), BAD, ids=range(len(BAD)))
@@ -164,16 +168,19 @@ SAME = [
     (mcq(STEM, *DRUGS), mcq(STEM, *DRUGS, answer="B", rationale="Other words.")),
     (mcq(STEM, *DRUGS), mcq(f" {STEM.upper()}\n", *reversed(DRUGS), answer="E")),
     # Published with five options and with four, with a slip and without.
-    (mcq(CASE, *DRUGS), mcq(CASE, *DRUGS[:2], *DRUGS[3:])), (mcq(CASE, *DRUGS), mcq(CASE, *DRUGS[:4], "insuline")),
+    (mcq(CASE, *DRUGS), mcq(CASE, *DRUGS[:2], *DRUGS[3:])),
+    (mcq(CASE, *DRUGS), mcq(CASE, *DRUGS[:4], "insuline")),
     (mcq("下列药物中能降低血尿酸的是", *DRUGS), mcq("下列药物中能降低血尿酸的是", *DRUGS[:4])),
     (mcq(STEM, *DRUGS, context="A passage."), mcq(STEM, *DRUGS, context="a  PASSAGE.", answer="C")),
     (chat(DOSE, "Four times."), chat(f"{DOSE} ".lower(), "Every six hours.")),
     (chat("What is gout?", "A crystal arthritis."), chat("What is  GOUT?", "Arthritis by crystals.")),
     (chat(*GREETED, DOSE, "Four times."), chat(*GREETED[:1], "Yes?", DOSE, "Every six hours.")),
-    (chat("痛风的首选治疗药物是什么？", "x", "别嘌醇每天应该服用多少毫克？", "y"),
-     chat("痛风的首选治疗药物是什么？", "z", "别嘌醇每天应该服用多少毫克？", "w")),
+    (
+        chat("痛风的首选治疗药物是什么？", "x", "别嘌醇每天应该服用多少毫克？", "y"),
+        chat("痛风的首选治疗药物是什么？", "z", "别嘌醇每天应该服用多少毫克？", "w"),
+    ),
     (chat("Sum up.", "x", system="Note: fever, two days."), chat("Sum up.", "y", system="Note: fever, TWO days.")),
-]  # fmt: skip
+]
 OTHERS = [
     (mcq(STEM, *DRUGS), mcq(STEM, "febuxostat", *DRUGS[1:])),
     (mcq(STEM, *DRUGS), mcq(STEM, *DRUGS[:4], "warfarin")),
@@ -186,7 +193,7 @@ OTHERS = [
     (chat(DOSE, "Four times.", "And a child?", "x"), chat(DOSE, "Four times.", "And in pregnancy?", "x")),
     (chat("Start.", "A man of 40 with fever.", "Next?", "x"), chat("Start.", "A woman with a rash.", "Next?", "x")),
     (chat("病例总结", "x", system="患者发热两天。"), chat("病例总结", "x", system="患者膝盖疼痛。")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("one", "other", "same"), [(*p, True) for p in SAME] + [(*p, False) for p in OTHERS])

@@ -144,11 +144,19 @@ def test_yes_and_no_change_places(pair):
     assert orders(dict(zip("AB", pair)), "A") == {"AB", "BA"}
 
 
-@pytest.mark.parametrize("texts", [
-    ("1 and 2", "2 and 3", "1 and 3", "All"), ("A only", "B only", "C only", "A and B"), ("①②", "①③", "②④", "③④"),
-    ("①", "②", "③", "①和②"), ("1", "2", "3", "1 and 3"), ("First", "Second", "Third", "First and second"),
-    ("A", "B", "AB", "O"), ("1 to 3", "4 to 6", "7 to 8", "More"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("1 and 2", "2 and 3", "1 and 3", "All"),
+        ("A only", "B only", "C only", "A and B"),
+        ("①②", "①③", "②④", "③④"),
+        ("①", "②", "③", "①和②"),
+        ("1", "2", "3", "1 and 3"),
+        ("First", "Second", "Third", "First and second"),
+        ("A", "B", "AB", "O"),
+        ("1 to 3", "4 to 6", "7 to 8", "More"),
+    ],
+)
 def test_numbered_statements_are_not_options(texts):
     """Where all options are of the form "1 and 2" they number what the question lists."""
     assert not tied(dict(zip("ABCD", texts))) and len(orders(dict(zip("ABCD", texts)))) > 3

@@ -15,10 +15,26 @@ from mmed_jax.errors import UserError
 
 def test_every_source_of_the_list_is_there():
     assert set(SOURCES) == {
-        "medqa_us", "medqa_zh", "medmcqa", "pubmedqa", "mmlu_medical", "jmmlu_medical", "frenchmedmcqa", "rumeddanet",
-        "headqa", "casimedicos", "medquad", "xlinghealth", "toyhom", "cmb_clin", "mfds_edrug", "covid_faq", "mmedbench",
-        "kormedmcqa", "igakuqa",
-    }  # fmt: skip
+        "medqa_us",
+        "medqa_zh",
+        "medmcqa",
+        "pubmedqa",
+        "mmlu_medical",
+        "jmmlu_medical",
+        "frenchmedmcqa",
+        "rumeddanet",
+        "headqa",
+        "casimedicos",
+        "medquad",
+        "xlinghealth",
+        "toyhom",
+        "cmb_clin",
+        "mfds_edrug",
+        "covid_faq",
+        "mmedbench",
+        "kormedmcqa",
+        "igakuqa",
+    }
     assert {n for n, s in SOURCES.items() if len(s.kinds) == 2} == {"medmcqa", "pubmedqa", "casimedicos"}
     with pytest.raises(UserError, match=r"no source 'medmqca', did you mean 'medmcqa'\?"):
         get_source("medmqca")
@@ -37,8 +53,9 @@ def test_rows_of_unexpected_form_are_counted_after_the_first(tmp_path):
     records, run = convert("frenchmedmcqa", path)
     assert len(records) == 1
     assert sorted(run.report.dropped) == [
-        "malformed row (a field of unexpected form)", "malformed row (field 'question' is missing)",
-    ]  # fmt: skip
+        "malformed row (a field of unexpected form)",
+        "malformed row (field 'question' is missing)",
+    ]
     with pytest.raises(UserError, match=r"bad.json:1: a field of unexpected form.*frenchmedmcqa expects train.json"):
         convert("frenchmedmcqa", put(tmp_path / "bad.json", [{**good, "answers": "text"}]))
 
@@ -58,23 +75,27 @@ def test_splits_are_kept_apart_and_named(tmp_path):
         records, run = convert("frenchmedmcqa", tmp_path, split=asked)
         assert [r["question"] for r in records] == ["R"] and run.report.dropped == {"another split": 1}
     more = put(tmp_path / "more.json", [{**row, "question": "S"}])
-    with pytest.raises(UserError,
-        match="more.json: names no split, and 1 rows of such files stand in none of the files"):
+    with pytest.raises(
+        UserError, match="more.json: names no split, and 1 rows of such files stand in none of the files"
+    ):
         convert("frenchmedmcqa", tmp_path, split="dev")
     assert [r["provenance"]["split"] for r in convert("frenchmedmcqa", more, split="test")[0]] == ["test"]
 
 
-@pytest.mark.parametrize(("name", "content", "says"), [
-    ("x.json", b"[{", "x.json:1: broken JSON"),
-    ("x.json", b"[1]", "x.json:1: expected an object, got int"),
-    ("x.json", b"\xff\xff", "x.json: not UTF-8 (byte 0xff at position 0, line 1); save the file as UTF-8 or add "),
-    ("x.json.gz", b"no gzip", "x.json.gz: damaged"),
-    ("x.json.gz", gzip.compress(b"[]" * 99)[:-9], "x.json.gz: damaged"),
-    ("x.zip", b"no zip", "x.zip: damaged zip file"),
-    ("x.json", b"[]", "x.json: holds no rows (frenchmedmcqa expects"),
-    ("x.txt", b"hi", "x.txt: is no .json or .jsonl or .parquet file (frenchmedmcqa expects"),
-    ("x.parquet", b"PAR1", "x.parquet: not a readable parquet file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("x.json", b"[{", "x.json:1: broken JSON"),
+        ("x.json", b"[1]", "x.json:1: expected an object, got int"),
+        ("x.json", b"\xff\xff", "x.json: not UTF-8 (byte 0xff at position 0, line 1); save the file as UTF-8 or add "),
+        ("x.json.gz", b"no gzip", "x.json.gz: damaged"),
+        ("x.json.gz", gzip.compress(b"[]" * 99)[:-9], "x.json.gz: damaged"),
+        ("x.zip", b"no zip", "x.zip: damaged zip file"),
+        ("x.json", b"[]", "x.json: holds no rows (frenchmedmcqa expects"),
+        ("x.txt", b"hi", "x.txt: is no .json or .jsonl or .parquet file (frenchmedmcqa expects"),
+        ("x.parquet", b"PAR1", "x.parquet: not a readable parquet file"),
+    ],
+)
 def test_unreadable_input_is_one_clear_line(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -156,8 +177,9 @@ def test_real_answers_are_the_published_ones(shared_dir):
 
 def test_real_translations_stay_together(shared_dir):
     for name, folder, languages in (
-        ("casimedicos", "casimedicos_en_es_fr", 3), ("covid_faq", "covid_faq_multilingual", 4),
-    ):  # fmt: skip
+        ("casimedicos", "casimedicos_en_es_fr", 3),
+        ("covid_faq", "covid_faq_multilingual", 4),
+    ):
         records, _ = convert(name, shared_dir / "data" / folder, "instruction")
         sizes = Counter(r["provenance"]["group"] for r in records)
         assert set(sizes.values()) == {languages}

@@ -77,28 +77,33 @@ def test_mfds_names_the_product_and_drops_repeated_answers(tmp_path):
     rows += [["2", "다라시럽", "u", "을", "효능 하나", "하루 두 번", None, None, None, None, "실온"]]
     records, run = convert("mfds_edrug", table(tmp_path / "e.xlsx", header, *rows))
     assert [say(r) for r in records] == [
-        ("가나정의 효능은 무엇입니까?", "효능 하나"), ("가나정은 어떻게 사용합니까?", "하루 한 번"),
-        ("가나정의 사용상 주의사항은 무엇입니까?", "주의"), ("가나정은 어떻게 보관해야 합니까?", "실온"),
+        ("가나정의 효능은 무엇입니까?", "효능 하나"),
+        ("가나정은 어떻게 사용합니까?", "하루 한 번"),
+        ("가나정의 사용상 주의사항은 무엇입니까?", "주의"),
+        ("가나정은 어떻게 보관해야 합니까?", "실온"),
         ("다라시럽은 어떻게 사용합니까?", "하루 두 번"),
-    ]  # fmt: skip
+    ]
     assert run.report.read == 14 and run.report.dropped == {"no answer": 7, "duplicate of an earlier row": 2}
     assert {r["provenance"]["group"] for r in records} == {"mfds_edrug:갑", "mfds_edrug:을"}
 
 
-@pytest.mark.parametrize(("name", "short", "closed"), [
-    ("게보린정(수출명:돌로린정)", "게보린정", True),
-    ("판피린큐", "판피린큐", False),
-    ("마그밀정(수산화마그네슘)", "마그밀정(수산화마그네슘)", True),
-    ("가스부틴정100mg(트리메부틴말레산염)", "가스부틴정100mg(트리메부틴말레산염)", True),
-    ("갈타제산(베타(아스))", "갈타제산(베타(아스))", True),
-    ("크림0.5%", "크림0.5%", False),
-    ("액500mL", "액500mL", False),
-    ("비타민1000", "비타민1000", True),
-    ("콜드5", "콜드5", False),
-    ("오라메디연고{수출명:A(B)}", "오라메디연고", False),
-    ("케펜텍플라스타(케토프로펜)\n(수출명 : KEFEN)", "케펜텍플라스타(케토프로펜)", False),
-    ("타이레놀 ER", "타이레놀 ER", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "short", "closed"),
+    [
+        ("게보린정(수출명:돌로린정)", "게보린정", True),
+        ("판피린큐", "판피린큐", False),
+        ("마그밀정(수산화마그네슘)", "마그밀정(수산화마그네슘)", True),
+        ("가스부틴정100mg(트리메부틴말레산염)", "가스부틴정100mg(트리메부틴말레산염)", True),
+        ("갈타제산(베타(아스))", "갈타제산(베타(아스))", True),
+        ("크림0.5%", "크림0.5%", False),
+        ("액500mL", "액500mL", False),
+        ("비타민1000", "비타민1000", True),
+        ("콜드5", "콜드5", False),
+        ("오라메디연고{수출명:A(B)}", "오라메디연고", False),
+        ("케펜텍플라스타(케토프로펜)\n(수출명 : KEFEN)", "케펜텍플라스타(케토프로펜)", False),
+        ("타이레놀 ER", "타이레놀 ER", None),
+    ],
+)
 def test_mfds_product_names_and_particles(name, short, closed):
     assert product_name(name) == short and ends_in_consonant(short) is closed
     particle = {True: "은", False: "는", None: "은(는)"}[closed]

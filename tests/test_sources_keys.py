@@ -28,15 +28,25 @@ from mmed_jax.errors import UserError
 # ---- Keys and options ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("source", "name", "row"), [
-    ("medqa_us", "x.jsonl", {"question": "Which?", "options": {k: LETTERED[k] for k in "ACD"}, "answer_idx": "C"}),
-    ("medqa_zh", "x.jsonl", {"question": "哪个？", "options": {"A": "甲", "C": "乙", "D": "丙"}, "answer_idx": "C"}),
-    ("medqa_us", "x.jsonl", {"question": "Which?", "options": [{"key": k, "value": k} for k in "BCD"],
-        "answer_idx": "C"}),
-    ("frenchmedmcqa", "x.jsonl", french_row(1, ["c"], {"a": "un", "c": "trois", "d": "quatre", "e": "cinq"})),
-    ("casimedicos", "x.jsonl", casimedicos_row(1, "3", "1345")),
-    ("casimedicos", "x.jsonl", casimedicos_row(1, "3", "2345")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "name", "row"),
+    [
+        ("medqa_us", "x.jsonl", {"question": "Which?", "options": {k: LETTERED[k] for k in "ACD"}, "answer_idx": "C"}),
+        (
+            "medqa_zh",
+            "x.jsonl",
+            {"question": "哪个？", "options": {"A": "甲", "C": "乙", "D": "丙"}, "answer_idx": "C"},
+        ),
+        (
+            "medqa_us",
+            "x.jsonl",
+            {"question": "Which?", "options": [{"key": k, "value": k} for k in "BCD"], "answer_idx": "C"},
+        ),
+        ("frenchmedmcqa", "x.jsonl", french_row(1, ["c"], {"a": "un", "c": "trois", "d": "quatre", "e": "cinq"})),
+        ("casimedicos", "x.jsonl", casimedicos_row(1, "3", "1345")),
+        ("casimedicos", "x.jsonl", casimedicos_row(1, "3", "2345")),
+    ],
+)
 def test_options_with_a_gap_never_move_under_the_key(tmp_path, source, name, row):
     assert drops(source, put(tmp_path / name, [row])) == {"options not in order": 1}
 
@@ -54,12 +64,18 @@ BASES = {
     "casimedicos": lambda keys: ("casimedicos", None, [casimedicos_row(n, k) for n, k in enumerate(keys)]),
     "french": lambda keys: ("frenchmedmcqa", None, [french_row(n, [k]) for n, k in enumerate(keys)]),
     "headqa": lambda keys: ("headqa", None, [headqa_row(k, n=n, language="es") for n, k in enumerate(keys)]),
-    "medqa": lambda keys: ("medqa_us", None, [medqa_row(n, options=dict(zip("123", "xyz")), answer_idx=k)
-                                              for n, k in enumerate(keys)]),
-    "french numbers": lambda keys: ("frenchmedmcqa", None,
-        [french_row(n, [k], dict(zip("123", ("un", "deux", "trois")))) for n, k in enumerate(keys)]),
+    "medqa": lambda keys: (
+        "medqa_us",
+        None,
+        [medqa_row(n, options=dict(zip("123", "xyz")), answer_idx=k) for n, k in enumerate(keys)],
+    ),
+    "french numbers": lambda keys: (
+        "frenchmedmcqa",
+        None,
+        [french_row(n, [k], dict(zip("123", ("un", "deux", "trois")))) for n, k in enumerate(keys)],
+    ),
     "mmlu": lambda keys: ("mmlu_medical", [], [[f"Why {n}?", *"wxyz", k] for n, k in enumerate(keys)]),
-}  # fmt: skip
+}
 
 
 def keyed(folder: Path, name: str, keys: tuple) -> tuple[str, Path]:
@@ -70,42 +86,55 @@ def keyed(folder: Path, name: str, keys: tuple) -> tuple[str, Path]:
     return source, table(folder / ("anatomy.csv" if name == "mmlu" else "t.csv"), header, *rows)
 
 
-@pytest.mark.parametrize(("name", "keys", "says"), [
-    ("kormed", (1, 0, 2), "t.csv:3: the key is 0, and kormedmcqa numbers its 5 options from 1"),
-    ("kormed", ("3.0", "0.0"), "the key is 0"),
-    ("casimedicos", ("1", "0"), "t.jsonl:2: the key is 0, and casimedicos numbers its 5 options from 1"),
-    ("french", (1, 5), "t.jsonl:2: the key is 5, and frenchmedmcqa numbers its 5 options from 0"),
-    ("french", ("1", "2", "5"), "the key is 5"),
-    ("headqa", (3, 0), "t.jsonl:2: the key is 0, and headqa numbers its 4 options from 1"),
-    ("medqa", ("2", "0"), "t.jsonl:2: the key is 0, and MedQA numbers its 3 options from 1"),
-    ("french numbers", ("1", 0), "t.jsonl:2: the key is 0, and frenchmedmcqa numbers its 3 options from 1"),
-    ("mmlu", (4, 2), "anatomy.csv:1: the key is 4, and MMLU numbers its 4 options from 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "keys", "says"),
+    [
+        ("kormed", (1, 0, 2), "t.csv:3: the key is 0, and kormedmcqa numbers its 5 options from 1"),
+        ("kormed", ("3.0", "0.0"), "the key is 0"),
+        ("casimedicos", ("1", "0"), "t.jsonl:2: the key is 0, and casimedicos numbers its 5 options from 1"),
+        ("french", (1, 5), "t.jsonl:2: the key is 5, and frenchmedmcqa numbers its 5 options from 0"),
+        ("french", ("1", "2", "5"), "the key is 5"),
+        ("headqa", (3, 0), "t.jsonl:2: the key is 0, and headqa numbers its 4 options from 1"),
+        ("medqa", ("2", "0"), "t.jsonl:2: the key is 0, and MedQA numbers its 3 options from 1"),
+        ("french numbers", ("1", 0), "t.jsonl:2: the key is 0, and frenchmedmcqa numbers its 3 options from 1"),
+        ("mmlu", (4, 2), "anatomy.csv:1: the key is 4, and MMLU numbers its 4 options from 0"),
+    ],
+)
 def test_a_file_that_counts_from_another_number_is_an_error(tmp_path, name, keys, says):
     source, path = keyed(tmp_path, name, keys)
     with pytest.raises(UserError, match=f"{says}.*make every answer another one"):
         convert(source, path)
 
 
-@pytest.mark.parametrize(("name", "keys", "right"), [
-    ("kormed", (1, "2.0", 3.0, "④", "５", " 2 ", "(3)", "Ｂ", "d."), "ABCDEBCBD"),
-    ("casimedicos", (1, "2.0", "③", "４"), "ABCD"),
-    ("french", (0, "1", 2.0, "３"), "ABCD"),
-    ("headqa", (1, "2.0", "③", "４"), "ABCD"),
-    ("medqa", (1, "2.0", "③"), "ABC"),
-    ("french numbers", (1, "2", "③"), "ABC"),
-    ("mmlu", (0, "1.0", "②", "Ａ", "b"), "ABCAB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "keys", "right"),
+    [
+        ("kormed", (1, "2.0", 3.0, "④", "５", " 2 ", "(3)", "Ｂ", "d."), "ABCDEBCBD"),
+        ("casimedicos", (1, "2.0", "③", "４"), "ABCD"),
+        ("french", (0, "1", 2.0, "３"), "ABCD"),
+        ("headqa", (1, "2.0", "③", "４"), "ABCD"),
+        ("medqa", (1, "2.0", "③"), "ABC"),
+        ("french numbers", (1, "2", "③"), "ABC"),
+        ("mmlu", (0, "1.0", "②", "Ａ", "b"), "ABCAB"),
+    ],
+)
 def test_numbers_and_letters_as_spreadsheets_write_them(tmp_path, name, keys, right):
     source, path = keyed(tmp_path, name, keys)
     assert [r["answer_idx"] for r in convert(source, path)[0]] == list(right)
 
 
-@pytest.mark.parametrize(("key", "reason"), [
-    ("", "no key"), (-1, "no key"), ("2.5", "key is neither a letter nor a number"),
-    ("가", "key is neither a letter nor a number"), (9, "key is not among the options"),
-    ("9" * 5000, "key is neither a letter nor a number"), ("#N/A", "key is neither a letter nor a number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("", "no key"),
+        (-1, "no key"),
+        ("2.5", "key is neither a letter nor a number"),
+        ("가", "key is neither a letter nor a number"),
+        (9, "key is not among the options"),
+        ("9" * 5000, "key is neither a letter nor a number"),
+        ("#N/A", "key is neither a letter nor a number"),
+    ],
+)
 @pytest.mark.parametrize("name", BASES)
 def test_keys_that_cannot_be_read_tell_why(tmp_path, name, key, reason):
     source, path = keyed(tmp_path, name, (1, key))
@@ -124,9 +153,14 @@ def test_the_key_of_the_last_option_is_right_whatever_is_missing_before_it(tmp_p
     assert chosen(record) == ["z"]
 
 
-@pytest.mark.parametrize("choices", [
-    "胃肺", {"a": "胃", "c": "肺", "d": "心"}, {"text": ["胃", "肺"], "label": ["A", "B"]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "choices",
+    [
+        "胃肺",
+        {"a": "胃", "c": "肺", "d": "心"},
+        {"text": ["胃", "肺"], "label": ["A", "B"]},
+    ],
+)
 def test_options_that_are_no_list_are_not_taken_apart(tmp_path, choices):
     exam = {"problem_id": 1, "problem_text": "正しいのはどれか。", "choices": choices, "answer": ["b"]}
     assert drops("igakuqa", put(tmp_path / "e.jsonl", [exam])) == {"options are no list": 1}
@@ -149,12 +183,16 @@ def test_lists_and_objects_are_no_text(tmp_path):
     assert run.report.dropped == {"malformed row (a field of unexpected form)": 2}
 
 
-@pytest.mark.parametrize(("source", "content"), [
-    ("cmb_clin", [{"id": 1, "description": "头痛。", "QA_pairs": None}]),
-    ("cmb_clin", [{"id": 1, "description": "头痛。", "QA_pairs": ["x"]}]),
-    ("headqa", {"exams": {"E": [1]}}), ("headqa", {"exams": {"E": {"data": None}}}),
-    ("headqa", {"exams": {"E": {"data": [1]}}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "content"),
+    [
+        ("cmb_clin", [{"id": 1, "description": "头痛。", "QA_pairs": None}]),
+        ("cmb_clin", [{"id": 1, "description": "头痛。", "QA_pairs": ["x"]}]),
+        ("headqa", {"exams": {"E": [1]}}),
+        ("headqa", {"exams": {"E": {"data": None}}}),
+        ("headqa", {"exams": {"E": {"data": [1]}}}),
+    ],
+)
 def test_files_of_another_build_are_one_line(tmp_path, source, content):
     with pytest.raises(UserError, match="x_HEAD.json: a part of unexpected form; .* expects "):
         convert(source, put(tmp_path / "x_HEAD.json", content))
@@ -225,9 +263,15 @@ def test_rows_that_stand_in_a_file_of_a_split_belong_to_it(tmp_path, source, zip
     assert "" in {r["provenance"].get("split", "") for r in convert(source, folder)[0]}
 
 
-@pytest.mark.parametrize(("train", "test"), [
-    ("trainset", "testset"), ("TrainData", "TestData"), ("training", "testing"), ("x_traindata", "x_testdata"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("trainset", "testset"),
+        ("TrainData", "TestData"),
+        ("training", "testing"),
+        ("x_traindata", "x_testdata"),
+    ],
+)
 def test_names_of_files_that_say_their_split_in_other_words(tmp_path, train, test):
     put(tmp_path / f"{train}.jsonl", [medqa_row(1)])
     put(tmp_path / f"{test}.jsonl", [medqa_row(2)])

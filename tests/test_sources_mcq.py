@@ -34,8 +34,10 @@ def test_medqa_us_three_forms(tmp_path):
     )
     assert by_split["train"]["question"] == '"Quoted" start, what next?' and by_split["train"]["answer_idx"] == "B"
     assert run.report.dropped == {
-        "answer letter and answer text disagree": 1, "no key": 1, "answer text matches no option": 1,
-    }  # fmt: skip
+        "answer letter and answer text disagree": 1,
+        "no key": 1,
+        "answer text matches no option": 1,
+    }
 
 
 def test_medqa_zh_apollo_and_official(tmp_path):
@@ -95,17 +97,29 @@ def test_medmcqa_explanations(tmp_path):
     assert say(record) == ("Q4\nA. a\nB. b\nC. c\nD. d", "An explanation that is long enough.")
     assert run.report.dropped == {"no explanation": 1, "explanation under 30 characters": 1}
     assert [r["rationale"] for r in convert("medmcqa", path, "mcq")[0]] == [
-        "An explanation that is long enough.", "", "Ans. C",
-    ]  # fmt: skip
+        "An explanation that is long enough.",
+        "",
+        "Ans. C",
+    ]
 
 
 PUBMEDQA = {
-    "11": {"QUESTION": "Is it?", "CONTEXTS": ["First.", "Second."], "final_decision": "no",
-           "LONG_ANSWER": "It is not.", "YEAR": "2011"},
-    "12": {"QUESTION": "Does it?", "CONTEXTS": ["Other."], "final_decision": "maybe",
-           "LONG_ANSWER": "Perhaps.", "YEAR": None},
+    "11": {
+        "QUESTION": "Is it?",
+        "CONTEXTS": ["First.", "Second."],
+        "final_decision": "no",
+        "LONG_ANSWER": "It is not.",
+        "YEAR": "2011",
+    },
+    "12": {
+        "QUESTION": "Does it?",
+        "CONTEXTS": ["Other."],
+        "final_decision": "maybe",
+        "LONG_ANSWER": "Perhaps.",
+        "YEAR": None,
+    },
     "13": {"QUESTION": "Empty?", "CONTEXTS": [], "final_decision": "yes", "LONG_ANSWER": "Yes."},
-}  # fmt: skip
+}
 
 
 def test_pubmedqa_both_kinds_and_official_test_split(tmp_path):
@@ -131,8 +145,10 @@ def test_mmlu_names_splits_and_subjects(tmp_path):
     table(tmp_path / "data" / "test" / "abstract_algebra_test.csv", [], ["Z?", *row[1:]])
     records, run = convert("mmlu_medical", tmp_path)
     assert {(r["provenance"]["subject"], r["provenance"]["split"]) for r in records} == {
-        ("anatomy", "test"), ("virology", "validation"), ("nutrition", "dev"),
-    }  # fmt: skip
+        ("anatomy", "test"),
+        ("virology", "validation"),
+        ("nutrition", "dev"),
+    }
     assert all(chosen(r) == ["two"] for r in records)
     assert run.report.dropped == {"not one of the nine medical subjects": 1}
     with pytest.raises(UserError, match=r"bad.csv:1: expected 6 columns .* got 2"):
@@ -200,8 +216,9 @@ def test_headqa_languages_share_a_group(tmp_path):
     put(tmp_path / "HEAD_EN" / "train_HEAD_EN.json", headqa("en", "Which?", "./img.png"))
     records, run = convert("headqa", tmp_path)
     assert sorted((r["language"], chosen(r)[0], r["id"]) for r in records) == [
-        ("en", "en3", "headqa-train-en-Exam_1-7"), ("es", "es3", "headqa-train-es-Exam_1-7"),
-    ]  # fmt: skip
+        ("en", "en3", "headqa-train-en-Exam_1-7"),
+        ("es", "es3", "headqa-train-es-Exam_1-7"),
+    ]
     assert group_ids(records) == [0, 0] and run.report.needs_image == 2 and all(r["needs_image"] for r in records)
     assert run.report.dropped == {"no key": 2}
     only, run = convert("headqa", tmp_path, languages=("en",))
@@ -210,9 +227,15 @@ def test_headqa_languages_share_a_group(tmp_path):
 
 def test_casimedicos_both_forms_and_kinds(tmp_path):
     joined = {
-        "id": "train-3", "lang": "en", "split": "train", "type": "X", "question": "What test?",
-        "options": {"2": "CT.", "1": "MRI.", "3": "", "5": "nan"}, "answer": "2", "rationale": "Because 2 is right.",
-    }  # fmt: skip
+        "id": "train-3",
+        "lang": "en",
+        "split": "train",
+        "type": "X",
+        "question": "What test?",
+        "options": {"2": "CT.", "1": "MRI.", "3": "", "5": "nan"},
+        "answer": "2",
+        "rationale": "Because 2 is right.",
+    }
     put(tmp_path / "en_train.jsonl", [joined])
     put(tmp_path / "es_train.jsonl", [{**joined, "lang": "es", "question": "¿Qué prueba?"}, {**joined, "lang": "it"}])
     published = (
@@ -258,9 +281,10 @@ def test_mmedbench_bad_rows_are_counted_not_fatal(tmp_path):
     assert [r["id"] for r in records] == ["mmedbench-test-Russian-1", "mmedbench-train-Japanese-1"]
     assert records[0]["options"] == {"A": "да", "B": "нет"}
     assert run.report.dropped == {
-        "breaks the schema (options)": 1, "breaks the schema (answer_idx)": 2,
+        "breaks the schema (options)": 1,
+        "breaks the schema (answer_idx)": 2,
         "malformed row (field 'options' is missing)": 1,
-    }  # fmt: skip
+    }
     put(tmp_path / "other" / "data.jsonl", [good])
     with pytest.raises(UserError, match="files are named by language"):
         convert("mmedbench", tmp_path / "other")
@@ -299,5 +323,7 @@ def test_igakuqa(tmp_path):
         "year"
     ] == "2022"
     assert run.report.dropped == {
-        "number answer without options": 1, "no options": 1, "machine translation of the same problem": 1,
-    }  # fmt: skip
+        "number answer without options": 1,
+        "no options": 1,
+        "machine translation of the same problem": 1,
+    }

@@ -62,25 +62,31 @@ def test_encodings(tmp_path):
     assert len(inputs(tmp_path, "kormedmcqa", split="test", encoding="cp949").entry) == 2
     with pytest.raises(UserError, match="medquad.encoding=nonsense: no encoding of text files"):
         load_recipe("mmed_ift", {"source.medquad.encoding": "nonsense"})
-    assert recipe_hash(load_recipe("mmed_ift",
-        {"source.medquad.encoding": ""})) == recipe_hash(load_recipe("mmed_ift", {}))
+    assert recipe_hash(load_recipe("mmed_ift", {"source.medquad.encoding": ""})) == recipe_hash(
+        load_recipe("mmed_ift", {})
+    )
     flags = ["--api_model=m", "--base_url=http://127.0.0.1:9/v1", f"--output={tmp_path / 'o'}"]
     for more, says in (
-        (["--benchmark=kormedmcqa", f"--data_dir={tmp_path}", "--encoding=nonsense"],
-            "--encoding=nonsense: no encoding"),
+        (
+            ["--benchmark=kormedmcqa", f"--data_dir={tmp_path}", "--encoding=nonsense"],
+            "--encoding=nonsense: no encoding",
+        ),
         (["--data=x.jsonl", "--encoding=cp949"], "--encoding=cp949: goes with --benchmark=NAME"),
         (["--benchmark=kormedmcqa", f"--data_dir={tmp_path}"], "add --encoding=cp949"),
         (["--benchmark=kormedmcqa", f"--data_dir={tmp_path}", "--encoding=cp949"], "435|2 questions"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=says):
             evaluate.main([*flags, *more])
 
 
-@pytest.mark.parametrize(("name", "row", "says"), [
-    ("medqa_us", {"options": {"A": "x", "C": "y", "D": "z"}, "answer_idx": "C"}, "options not in order"),
-    ("medqa_us", {"question": "The patient抯 arm hurts?"}, "text is not in English"),
-    ("medqa_us", {"answer_idx": "½"}, "key is neither a letter nor a number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "row", "says"),
+    [
+        ("medqa_us", {"options": {"A": "x", "C": "y", "D": "z"}, "answer_idx": "C"}, "options not in order"),
+        ("medqa_us", {"question": "The patient抯 arm hurts?"}, "text is not in English"),
+        ("medqa_us", {"answer_idx": "½"}, "key is neither a letter nor a number"),
+    ],
+)
 def test_rows_that_are_no_questions_are_said_by_a_benchmark(tmp_path, name, row, says):
     put(tmp_path / name / "test.jsonl", [medqa_row(1), {**medqa_row(2), **row}])
     assert load(name, tmp_path).info["dropped"] == {says: 1}

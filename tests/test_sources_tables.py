@@ -20,15 +20,27 @@ from mmed_jax.errors import UserError
 TABLES = {
     "kormedmcqa": (KORMED, kormed_row(1, 1), kormed_row(2, 2)),
     "medmcqa": (list(medmcqa(1)), list(medmcqa(4).values()), list(medmcqa(1).values())),
-    "covid_faq": (["question", "answer", "language", "source", "section"],
-                  ["What is it?", "A virus.", "english", "CDC", "FAQ"], ["Who?", "All.", "english", "CDC", "FAQ"]),
-    "toyhom": (["department", "title", "ask", "answer"], ["内科", "头痛", "头痛怎么办", "休息"],
-        ["内科", "咳嗽", "无", "喝水"]),
-    "xlinghealth": (["id", "label", "question_English", "answer_English"], [1, 1, "Why?", "So."],
-        [2, 1, "Who?", "All."]),
-    "mfds_edrug": (["품목일련번호", "제품명", "주성분", *QUESTIONS], [1, "가나정", "갑", *"가나다라마바사"],
-                   [2, "다라정", "을", *"아자차카타파하"]),
-}  # fmt: skip
+    "covid_faq": (
+        ["question", "answer", "language", "source", "section"],
+        ["What is it?", "A virus.", "english", "CDC", "FAQ"],
+        ["Who?", "All.", "english", "CDC", "FAQ"],
+    ),
+    "toyhom": (
+        ["department", "title", "ask", "answer"],
+        ["内科", "头痛", "头痛怎么办", "休息"],
+        ["内科", "咳嗽", "无", "喝水"],
+    ),
+    "xlinghealth": (
+        ["id", "label", "question_English", "answer_English"],
+        [1, 1, "Why?", "So."],
+        [2, 1, "Who?", "All."],
+    ),
+    "mfds_edrug": (
+        ["품목일련번호", "제품명", "주성분", *QUESTIONS],
+        [1, "가나정", "갑", *"가나다라마바사"],
+        [2, "다라정", "을", *"아자차카타파하"],
+    ),
+}
 
 
 def text_of(*rows: list) -> str:
@@ -100,8 +112,9 @@ def test_a_name_given_twice(tmp_path):
     twice = '{"question": "Which?", "options": {"A": "x", "B": "y", "B": "z"}, "answer_idx": "A", "meta": 1}'
     good = json.dumps({"question": "Who?", "options": LETTERED, "answer_idx": "A"})
     for name, content, place in (
-        ("a.jsonl", f"{good}\n{twice}\n", "a.jsonl:2"), ("b.json", f"[{good}, {twice}]", "b.json"),
-    ):  # fmt: skip
+        ("a.jsonl", f"{good}\n{twice}\n", "a.jsonl:2"),
+        ("b.json", f"[{good}, {twice}]", "b.json"),
+    ):
         with pytest.raises(UserError, match=f"{place}: field 'B' is given twice in one object"):
             convert("medqa_us", put(tmp_path / name.replace("json", "txt"), content).rename(tmp_path / name))
     pmids = '{"1": {"QUESTION": "a"}, "1": {"QUESTION": "b"}}'
@@ -234,14 +247,23 @@ def test_a_cell_at_the_far_end_and_empty_cells_cost_nothing(tmp_path):
     assert len(convert("xlinghealth", sheet_xml(tmp_path, wide))[0]) == 1
 
 
-@pytest.mark.parametrize(("name", "make", "says"), [
-    ("L.xlsx", lambda p: sheet_xml(p, "cut"), "L.xlsx: not a readable xlsx file: "),
-    ("L.xlsx", lambda p: sheet_xml(p, '<row r="3"><c r="A3" t="s"><v>999</v></c></row>'),
-        "L.xlsx: not a readable xlsx"),
-    ("L.xlsx", lambda p: (p / "L.xlsx").write_bytes(b"PK no"), "L.xlsx: not a readable xlsx file: BadZipFile"),
-    ("x.parquet", lambda p: (p / "x.parquet").write_bytes(b"PAR1" + bytes(40) + b"PAR1"),
-        "x.parquet: not a readable parquet"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "make", "says"),
+    [
+        ("L.xlsx", lambda p: sheet_xml(p, "cut"), "L.xlsx: not a readable xlsx file: "),
+        (
+            "L.xlsx",
+            lambda p: sheet_xml(p, '<row r="3"><c r="A3" t="s"><v>999</v></c></row>'),
+            "L.xlsx: not a readable xlsx",
+        ),
+        ("L.xlsx", lambda p: (p / "L.xlsx").write_bytes(b"PK no"), "L.xlsx: not a readable xlsx file: BadZipFile"),
+        (
+            "x.parquet",
+            lambda p: (p / "x.parquet").write_bytes(b"PAR1" + bytes(40) + b"PAR1"),
+            "x.parquet: not a readable parquet",
+        ),
+    ],
+)
 def test_broken_tables_are_one_line(tmp_path, name, make, says):
     make(tmp_path)
     with pytest.raises(UserError) as caught:
@@ -252,12 +274,15 @@ def test_broken_tables_are_one_line(tmp_path, name, make, says):
 # ---- Bounds -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "content", "says"), [
-    ("x.jsonl", "[" * 100_000, "x.jsonl: JSON nested too deeply|x.jsonl:1: JSON nested too deeply"),
-    ("x.jsonl", '{"a": ' * 100_000, "x.jsonl:1: JSON nested too deeply"),
-    ("x.jsonl", '{"a": ' + "1" * 5000 + "}", "x.jsonl:1: a number of more than 4300 digits"),
-    ("x.json", '[{"a": ' + "1" * 5000 + "}]", "x.json: a number of more than 4300 digits"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("x.jsonl", "[" * 100_000, "x.jsonl: JSON nested too deeply|x.jsonl:1: JSON nested too deeply"),
+        ("x.jsonl", '{"a": ' * 100_000, "x.jsonl:1: JSON nested too deeply"),
+        ("x.jsonl", '{"a": ' + "1" * 5000 + "}", "x.jsonl:1: a number of more than 4300 digits"),
+        ("x.json", '[{"a": ' + "1" * 5000 + "}]", "x.json: a number of more than 4300 digits"),
+    ],
+)
 def test_json_in_bounds(tmp_path, name, content, says):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=says):

@@ -12,11 +12,19 @@ from mmed_jax.model.config import from_hf
 
 CFG = from_hf(
     {
-        "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 1000.0, "rms_norm_eps": 3e-4,
-        "max_position_embeddings": 128, "tie_word_embeddings": False,
+        "model_type": "llama",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_theta": 1000.0,
+        "rms_norm_eps": 3e-4,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
     }
-)  # fmt: skip
+)
 ROWS, LENGTH = 16, 32
 
 
@@ -79,11 +87,14 @@ def test_micro_batches_give_the_gradient_of_one_batch(params, batch, grad_accum)
 @pytest.mark.parametrize(
     "axes",
     [
-        {"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"fsdp": 4, "context": 2},
-        {"data": 2, "fsdp": 2, "context": 2}, {"fsdp": 2, "tensor": 2, "context": 2},
+        {"fsdp": 8},
+        {"fsdp": 4, "tensor": 2},
+        {"fsdp": 4, "context": 2},
+        {"data": 2, "fsdp": 2, "context": 2},
+        {"fsdp": 2, "tensor": 2, "context": 2},
     ],
     ids=lambda a: "-".join(f"{k}{v}" for k, v in a.items()),
-)  # fmt: skip
+)
 def test_every_mesh_gives_the_gradient_of_one_device(params, batch, axes):
     assert_same(gradient_of(params, batch), gradient_of(params, batch, mesh=sharding.make_mesh(**axes)))
 

@@ -17,30 +17,79 @@ from tests.rating_helpers import make_runs, names
 SECRET = "hunter2"
 # Forms in which people put a name and a password; all are shown as the rest.
 WITH_PASSWORD = [
-    f"user:{SECRET}@host/v1", f"http://user:{SECRET}@host/v1", f"https://user:{SECRET}@host:8/v1",
-    f"HTTP://user:{SECRET}@host/v1", f"//user:{SECRET}@host/v1", f"http:/user:{SECRET}@host/v1",
-    f"http:user:{SECRET}@host/v1", f"ftp://user:{SECRET}@host/v1", f"http://user:{SECRET}/x@host/v1",
-    f"http://user:12/{SECRET}@host/v1", f"http://user:a@{SECRET}@host/v1", f"http://user:{SECRET}?x@host/v1",
-    f"http://user:{SECRET}#x@host/v1", f"http://{SECRET}@host/v1", f"http://:{SECRET}@host/v1",
-    f"http://user:{SECRET}%40host/v1", f"http://user:{SECRET} @host/v1", f"http://user:{SECRET}@[::1/v1",
-    f"http://user:{SECRET}@[::1]:x/v1", f"http://user:{SECRET}@host:99999/v1", f" http://user:{SECRET}@host/v1",
-    f"http://user:{SECRET}\x1b[2J@host/v1", f"http://host/v1?key={SECRET}", f"host/v1?key={SECRET}",
-    f"http://user%3A{SECRET}%40host/v1", f"http://user%3a{SECRET}@host/v1", f"user:{SECRET}\uff20host/v1",
-    f"user:x:{SECRET}@host", f"http://user:\n{SECRET}@host/v1", f"http://user:{SECRET}\\@host/v1",
-]  # fmt: skip
+    f"user:{SECRET}@host/v1",
+    f"http://user:{SECRET}@host/v1",
+    f"https://user:{SECRET}@host:8/v1",
+    f"HTTP://user:{SECRET}@host/v1",
+    f"//user:{SECRET}@host/v1",
+    f"http:/user:{SECRET}@host/v1",
+    f"http:user:{SECRET}@host/v1",
+    f"ftp://user:{SECRET}@host/v1",
+    f"http://user:{SECRET}/x@host/v1",
+    f"http://user:12/{SECRET}@host/v1",
+    f"http://user:a@{SECRET}@host/v1",
+    f"http://user:{SECRET}?x@host/v1",
+    f"http://user:{SECRET}#x@host/v1",
+    f"http://{SECRET}@host/v1",
+    f"http://:{SECRET}@host/v1",
+    f"http://user:{SECRET}%40host/v1",
+    f"http://user:{SECRET} @host/v1",
+    f"http://user:{SECRET}@[::1/v1",
+    f"http://user:{SECRET}@[::1]:x/v1",
+    f"http://user:{SECRET}@host:99999/v1",
+    f" http://user:{SECRET}@host/v1",
+    f"http://user:{SECRET}\x1b[2J@host/v1",
+    f"http://host/v1?key={SECRET}",
+    f"host/v1?key={SECRET}",
+    f"http://user%3A{SECRET}%40host/v1",
+    f"http://user%3a{SECRET}@host/v1",
+    f"user:{SECRET}\uff20host/v1",
+    f"user:x:{SECRET}@host",
+    f"http://user:\n{SECRET}@host/v1",
+    f"http://user:{SECRET}\\@host/v1",
+]
 # Of these, the ones that requests can be sent to.
 RIGHT = [
-    f"http://user:{SECRET}@host/v1", f"https://user:{SECRET}@host:8/v1", f"HTTP://user:{SECRET}@host/v1",
-    f"http://{SECRET}@host/v1", f"http://:{SECRET}@host/v1", f"http://user:a@{SECRET}@host/v1",
-    f"http://user:12/{SECRET}@host/v1", f"http://user%3A{SECRET}%40host/v1", f"http://user%3a{SECRET}@host/v1",
-]  # fmt: skip
+    f"http://user:{SECRET}@host/v1",
+    f"https://user:{SECRET}@host:8/v1",
+    f"HTTP://user:{SECRET}@host/v1",
+    f"http://{SECRET}@host/v1",
+    f"http://:{SECRET}@host/v1",
+    f"http://user:a@{SECRET}@host/v1",
+    f"http://user:12/{SECRET}@host/v1",
+    f"http://user%3A{SECRET}%40host/v1",
+    f"http://user%3a{SECRET}@host/v1",
+]
 MALFORMED = [
-    "host/v1", "localhost:8000/v1", "ftp://host/v1", "http://", "http:///v1", "http://:8000/v1", "https://[::1/v1",
-    "http://host:port/v1", "http://host:99999/v1", "http://host:0/v1", "http://host:-1/v1", "http://ho st/v1",
-    "http://host/v 1", "http://host/v1\n", "http://host\x1b]0;x\x07/v1", "http://host/v1\u2028", "http://h\\x/v1",
-    "http://host/v1?x=1", "http://host/v1#x", "http://[x]/v1", "http://999.999.999.999/v1", " ", "/v1", "http//host",
-    "http://\u2100host/v1", "http://host\x00/v1", "file:///etc/passwd", "javascript:alert(1)",
-]  # fmt: skip
+    "host/v1",
+    "localhost:8000/v1",
+    "ftp://host/v1",
+    "http://",
+    "http:///v1",
+    "http://:8000/v1",
+    "https://[::1/v1",
+    "http://host:port/v1",
+    "http://host:99999/v1",
+    "http://host:0/v1",
+    "http://host:-1/v1",
+    "http://ho st/v1",
+    "http://host/v 1",
+    "http://host/v1\n",
+    "http://host\x1b]0;x\x07/v1",
+    "http://host/v1\u2028",
+    "http://h\\x/v1",
+    "http://host/v1?x=1",
+    "http://host/v1#x",
+    "http://[x]/v1",
+    "http://999.999.999.999/v1",
+    " ",
+    "/v1",
+    "http//host",
+    "http://\u2100host/v1",
+    "http://host\x00/v1",
+    "file:///etc/passwd",
+    "javascript:alert(1)",
+]
 
 
 @pytest.mark.parametrize("url", WITH_PASSWORD)
@@ -49,8 +98,14 @@ def test_no_form_of_an_address_shows_its_password(url):
 
 
 def test_what_is_no_secret_is_shown():
-    for url in ("https://api.openai.com/v1", "http://127.0.0.1:8000/v1", "http://[::1]:8/v1", "https://h/x/@cf/meta/v1",
-                "host:8000/v1", "http://\u00e9.fr/v1"):  # fmt: skip
+    for url in (
+        "https://api.openai.com/v1",
+        "http://127.0.0.1:8000/v1",
+        "http://[::1]:8/v1",
+        "https://h/x/@cf/meta/v1",
+        "host:8000/v1",
+        "http://\u00e9.fr/v1",
+    ):
         assert shown_url(url) == url
     for url in ("https://api.openai.com/v1", "http://[::1]:8/v1", "HTTPS://h:1/v1/", "http://u:p%3F@h/v1", *RIGHT):
         check_url(url)
@@ -101,8 +156,11 @@ def test_a_malformed_address_is_one_line_in_every_command(commands, command, mon
 
 def test_the_doctor_shows_no_password():
     found = doctor.Findings()
-    doctor.check_environment(found, {f"OPENAI_BASE_URL_{i}": u for i, u in enumerate(WITH_PASSWORD) if "@" in u} | {
-        "OPENAI_BASE_URL": f"http://host/v1?key={SECRET}"})  # fmt: skip
+    doctor.check_environment(
+        found,
+        {f"OPENAI_BASE_URL_{i}": u for i, u in enumerate(WITH_PASSWORD) if "@" in u}
+        | {"OPENAI_BASE_URL": f"http://host/v1?key={SECRET}"},
+    )
     assert SECRET not in found.block() and "http://host/v1" in found.block()
 
 

@@ -16,7 +16,7 @@ TEXTS = [
     "38歳の女性。発熱と咳嗽を主訴に来院した。SpO₂ 92％（室内気）。次に行うべき検査はどれか。①②",
     "45세 남자가 흉통으로 응급실에 왔다. 혈압 80/50 mmHg, 맥박 120회/분이다.",
     "L'œdème aigu du poumon : quelle est la conduite à tenir ? N'oubliez pas l'oxygène — 5 L/min.",
-    "¿Cuál es el diagnóstico más probable? Niño de 7 años con exantema y \"lengua aframbuesada\".",
+    '¿Cuál es el diagnóstico más probable? Niño de 7 años con exantema y "lengua aframbuesada".',
     "Какой препарат является препаратом выбора при анафилактическом шоке? Эпинефрин 0,5 мг в/м.",
     "  leading\n\n\n \t tabs\tand   runs    of spaces  \r\n\r\n trailing   ",
     "🩺👩🏽‍⚕️💉🧑‍🔬 e\u0301 \u200d \ufeff \x00\x7f ﷽ 𝔘𝔫𝔦 नमस्ते ไทย العربية",
@@ -56,8 +56,12 @@ def test_ids_equal_tiktoken(real, llama3_tokenizer_model):
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
         r"|\s+(?!\S)|\s+"
     )
-    meta = tiktoken.Encoding("meta", pat_str=pattern, mergeable_ranks=load_tiktoken_bpe(str(llama3_tokenizer_model)),
-                             special_tokens={"<|eot_id|>": 128009})  # fmt: skip
+    meta = tiktoken.Encoding(
+        "meta",
+        pat_str=pattern,
+        mergeable_ranks=load_tiktoken_bpe(str(llama3_tokenizer_model)),
+        special_tokens={"<|eot_id|>": 128009},
+    )
     for text in TEXTS + HOSTILE:
         assert T.encode_text(real, text) == meta.encode(text, disallowed_special=())
         assert real.decode(T.encode_text(real, text)) == text
@@ -67,8 +71,12 @@ def test_ids_equal_tiktoken_on_records(real, llama3_tokenizer_model, shared_dir)
     import tiktoken
     from tiktoken.load import load_tiktoken_bpe
 
-    meta = tiktoken.Encoding("meta", pat_str=T.SPLIT_PATTERN, special_tokens={},
-                             mergeable_ranks=load_tiktoken_bpe(str(llama3_tokenizer_model)))  # fmt: skip
+    meta = tiktoken.Encoding(
+        "meta",
+        pat_str=T.SPLIT_PATTERN,
+        special_tokens={},
+        mergeable_ranks=load_tiktoken_bpe(str(llama3_tokenizer_model)),
+    )
     kinds = (".jsonl", ".json", ".csv", ".tsv", ".txt")
     files = [p for p in sorted((shared_dir / "data").rglob("*")) if p.suffix in kinds]
     assert files, "the shared data folder holds no text files"
@@ -82,8 +90,15 @@ def test_special_ids_of_the_real_vocabulary(real):
     ids = {t: real.convert_tokens_to_ids(t) for t in T.special_token_names()}
     assert sorted(ids.values()) == list(range(128000, 128256))
     assert [ids[t] for t in (T.BOS, T.EOS, T.PAD, T.START_HEADER, T.END_HEADER, T.EOM, T.EOT, "<|python_tag|>")] == [
-        128000, 128001, 128004, 128006, 128007, 128008, 128009, 128010,
-    ]  # fmt: skip
+        128000,
+        128001,
+        128004,
+        128006,
+        128007,
+        128008,
+        128009,
+        128010,
+    ]
     assert ids["<|reserved_special_token_0|>"] == 128002 and ids["<|reserved_special_token_247|>"] == 128255
     assert T.stop_ids(real) == (128001, 128008, 128009) and real.pad_token_id == 128004
     assert (real.bos_token, real.eos_token) == (T.BOS, T.EOT)
@@ -112,8 +127,14 @@ def test_merges_of_one_token_are_in_the_order_of_the_published_files(tmp_path):
     tok = T.load_tokenizer(write_ranks(tmp_path / "tokenizer.model", (b"xy", b"wxy", b"wx", b"yz", b"wxyz")))
     merges = [tuple(m) for m in json.loads(tok.backend_tokenizer.to_str())["model"]["merges"]]
     assert merges == [
-        ("x", "y"), ("w", "xy"), ("wx", "y"), ("w", "x"), ("y", "z"), ("wxy", "z"), ("wx", "yz"),
-    ]  # fmt: skip
+        ("x", "y"),
+        ("w", "xy"),
+        ("wx", "y"),
+        ("w", "x"),
+        ("y", "z"),
+        ("wxy", "z"),
+        ("wx", "yz"),
+    ]
 
 
 def test_text_never_becomes_control(tiny):
@@ -176,8 +197,14 @@ def test_control_string_in_the_base_vocabulary_raises(tiny, tmp_path):
 def test_saved_truncation_and_padding_do_not_cut_text(tiny, tmp_path):
     def cut(state):
         state["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
-        state["padding"] = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 260,
-                            "pad_type_id": 0, "pad_token": T.PAD}  # fmt: skip
+        state["padding"] = {
+            "strategy": {"Fixed": 9},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 260,
+            "pad_type_id": 0,
+            "pad_token": T.PAD,
+        }
 
     tok = T.load_tokenizer(_edited(tiny, tmp_path, cut))
     assert T.encode_text(tok, "longer text") == list(b"longer text")
@@ -294,13 +321,20 @@ BROKEN = {
     "empty folder": (lambda f: shutil.rmtree(f) or f.mkdir(), "neither tokenizer.json nor"),
     "cut json": (lambda f: (f / "tokenizer.json").write_text('{"model": \n{'), r"tokenizer.json:2: not JSON"),
     "prefix that its merges have not": (
-        change(model={"continuing_subword_prefix": "##", "merges": [["t", "h"]]}), "the merge .* has none",
+        change(model={"continuing_subword_prefix": "##", "merges": [["t", "h"]]}),
+        "the merge .* has none",
     ),
     "two tokens of one id": (change(model={"vocab": {"a": 0, "b": 0}}), "gives 2 tokens 1 ids"),
     "an id without end": (change(model={"vocab": {"a": 0, "b": 2**31}}), "holds the id 2147483648"),
     "token in front that nothing says the id of": (
-        change(post_processor={"type": "TemplateProcessing", "special_tokens": {}, "pair": [],
-                               "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]}),
+        change(
+            post_processor={
+                "type": "TemplateProcessing",
+                "special_tokens": {},
+                "pair": [],
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}],
+            }
+        ),
         "post_processor names <s>, which is not in its special_tokens",
     ),
     "json of something else": (lambda f: (f / "tokenizer.json").write_text("{}"), "cannot be loaded"),

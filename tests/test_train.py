@@ -51,13 +51,29 @@ def test_every_step_is_written_down_completely(bench):  # noqa: F811
     records = metrics(bench.reference)
     assert [r["step"] for r in records.train] == list(range(1, STEPS + 1))
     always = {
-        "loss", "loss/en", "loss/fr", "loss/zh", "lr", "grad_norm", "param_norm", "update_norm", "real_tokens",
-        "supervised_tokens", "tokens_seen", "host_memory_gib", "host_memory_peak_gib", "batch",
-    }  # fmt: skip
+        "loss",
+        "loss/en",
+        "loss/fr",
+        "loss/zh",
+        "lr",
+        "grad_norm",
+        "param_norm",
+        "update_norm",
+        "real_tokens",
+        "supervised_tokens",
+        "tokens_seen",
+        "host_memory_gib",
+        "host_memory_peak_gib",
+        "batch",
+    }
     timed = {
-        "step_seconds", "step_seconds_median", "data_wait_seconds", "data_wait_share", "tokens_per_second",
+        "step_seconds",
+        "step_seconds_median",
+        "data_wait_seconds",
+        "data_wait_share",
+        "tokens_per_second",
         "supervised_tokens_per_second",
-    }  # fmt: skip
+    }
     assert always <= records.train[0].keys()
     for r in records.train[1:]:
         assert always | timed <= r.keys()
@@ -97,9 +113,15 @@ def validated(bench, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("validated")
     run, odd = folder / "run", unseen(folder / "validation.jsonl")
     outcome = bench.train(
-        run, data__validation=odd, eval_every=4, optim__lr=3e-2, optim__schedule="wsd", tensorboard=True,
-        checkpoint__every_steps=0, checkpoint__keep_last=1,
-    )  # fmt: skip
+        run,
+        data__validation=odd,
+        eval_every=4,
+        optim__lr=3e-2,
+        optim__schedule="wsd",
+        tensorboard=True,
+        checkpoint__every_steps=0,
+        checkpoint__keep_last=1,
+    )
     assert outcome.code == 0, outcome.err
     return run
 

@@ -21,9 +21,10 @@ from train_helpers import (
 
 # As SLOWLY, but a process that is gone is missed after 15 seconds.
 FEW_HEARTBEATS = (
-    *SLOWLY[:2], "import os\nos.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'\nfrom mmed_jax import distributed, peers\n"
+    *SLOWLY[:2],
+    "import os\nos.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'\nfrom mmed_jax import distributed, peers\n"
     "distributed.HEARTBEAT_SECONDS, peers.INTERVAL_SECONDS = 15, 1\n" + SLOWLY[2],
-)  # fmt: skip
+)
 
 MESHES = {
     "fsdp4-tensor2": {"mesh__devices": 8, "mesh__fsdp": 4, "mesh__tensor": 2},

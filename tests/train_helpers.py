@@ -34,13 +34,27 @@ STEPS = 24
 
 # Divides over 8 devices along every axis.
 MODEL = {
-    "model.hidden_size": 32, "model.num_layers": 2, "model.num_heads": 8, "model.num_kv_heads": 8, "model.head_dim": 4,
-    "model.intermediate_size": 64, "model.vocab_size": 400, "model.max_position_embeddings": 256,
-}  # fmt: skip
+    "model.hidden_size": 32,
+    "model.num_layers": 2,
+    "model.num_heads": 8,
+    "model.num_kv_heads": 8,
+    "model.head_dim": 4,
+    "model.intermediate_size": 64,
+    "model.vocab_size": 400,
+    "model.max_position_embeddings": 256,
+}
 RUN = {
-    "data.seq_len": 128, "batch_size": 8, "epochs": 0, "steps": STEPS, "optim.lr": 1e-2, "log_every": 1,
-    "checkpoint.every_steps": 6, "checkpoint.every_minutes": 0, "checkpoint.keep_last": 10, "tensorboard": False,
-}  # fmt: skip
+    "data.seq_len": 128,
+    "batch_size": 8,
+    "epochs": 0,
+    "steps": STEPS,
+    "optim.lr": 1e-2,
+    "log_every": 1,
+    "checkpoint.every_steps": 6,
+    "checkpoint.every_minutes": 0,
+    "checkpoint.keep_last": 10,
+    "tensorboard": False,
+}
 # Training in a process of its own, a tenth of a second a step, so that a test can hit the step it means.
 SLOWLY = (
     sys.executable,
@@ -88,7 +102,9 @@ def instructions(languages: tuple[str, ...] = ("en", "zh", "fr")) -> list[dict]:
     answer = {"en": "Drug {} treats {}.", "zh": "药{}治疗{}。", "fr": "Le {} traite {}."}
     return [
         {
-            "id": f"{lang}-{i}", "language": lang, "source": "test",
+            "id": f"{lang}-{i}",
+            "language": lang,
+            "source": "test",
             "messages": [
                 {"role": "user", "content": ask[lang].format(finding)},
                 {"role": "assistant", "content": answer[lang].format("ABCDEFGH"[i], finding)},
@@ -96,18 +112,23 @@ def instructions(languages: tuple[str, ...] = ("en", "zh", "fr")) -> list[dict]:
         }
         for lang in languages
         for i, finding in enumerate(FINDINGS[lang])
-    ]  # fmt: skip
+    ]
 
 
 def questions() -> list[dict]:
     """Six multiple-choice records in English."""
     return [
         {
-            "id": f"q{i}", "language": "en", "question": f"{finding}?", "options": {"A": "yes", "B": "no"},
-            "answer_idx": "AB"[i % 2], "rationale": f"Because of {finding}.", "source": "test",
+            "id": f"q{i}",
+            "language": "en",
+            "question": f"{finding}?",
+            "options": {"A": "yes", "B": "no"},
+            "answer_idx": "AB"[i % 2],
+            "rationale": f"Because of {finding}.",
+            "source": "test",
         }
         for i, finding in enumerate(FINDINGS["en"][:6])
-    ]  # fmt: skip
+    ]
 
 
 def unseen(path: Path) -> Path:
@@ -199,9 +220,10 @@ class Bench:
         Their number sizes XLA's thread pools and with them the order of some sums: 8 as in this process.
         """
         env = os.environ | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": str(REPO),
-        }  # fmt: skip
+        }
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*command, *self.argv(run_dir, stage, **changes)], cwd=self.folder, env=env, **pipes)
 
@@ -291,9 +313,7 @@ REPRODUCED = ("step", "loss", "lr", "grad_norm", "param_norm", "update_norm", "b
 
 def reproduced(run_dir: Path) -> list[dict]:
     """Of every training record what does not depend on time, losses by language included."""
-    return [
-        {k: v for k, v in r.items() if k in REPRODUCED or k.startswith("loss/")} for r in metrics(run_dir).train
-    ]
+    return [{k: v for k, v in r.items() if k in REPRODUCED or k.startswith("loss/")} for r in metrics(run_dir).train]
 
 
 def saved(run_dir: Path) -> list[int]:

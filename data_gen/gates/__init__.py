@@ -23,7 +23,11 @@ THRESHOLDS = {
     # Letters (a Han, kana or hangul character counts 2.5), by method, of the answer or rationale.
     "shortest": {"answer_expanding": 60, "qa_generation": 8, "translation": 1, "rationale": 80, "original": 2},
     "longest": {
-        "answer_expanding": 4000, "qa_generation": 4000, "translation": 40000, "rationale": 6000, "original": 40000,
+        "answer_expanding": 4000,
+        "qa_generation": 4000,
+        "translation": 40000,
+        "rationale": 6000,
+        "original": 40000,
     },
     # Length of a translation by that of its source, both counted as above.
     "length_ratio": (0.35, 2.8),
@@ -36,7 +40,7 @@ THRESHOLDS = {
     "facts_kept": 0.5,
     # Numbers that a long translated text may lack, flagged.
     "numbers_tolerated": 1,
-}  # fmt: skip
+}
 
 
 def default_gates(method: str, thresholds: dict | None = None) -> list[Gate]:

@@ -11,9 +11,21 @@ from data_gen.gates.units import TIMES, mentions, same_unit, unit_after
 # not 109.
 _ROMAN_SIGNS = dict(zip(range(0x2160, 0x216C), "I II III IV V VI VII VIII IX X XI XII".split()))
 _PLAIN = str.maketrans(
-    {**{0xFF10 + i: str(i) for i in range(10)}, **_ROMAN_SIGNS, "．": ".", "，": ",", "％": "%", "〜": "~", "～": "~",
-     "＜": "<", "＞": ">", "／": "/", "−": "-", "\u2009": "\u202f"}
-)  # fmt: skip
+    {
+        **{0xFF10 + i: str(i) for i in range(10)},
+        **_ROMAN_SIGNS,
+        "．": ".",
+        "，": ",",
+        "％": "%",
+        "〜": "~",
+        "～": "~",
+        "＜": "<",
+        "＞": ">",
+        "／": "/",
+        "−": "-",
+        "\u2009": "\u202f",
+    }
+)
 _HARD, _SPACES = "\u00a0\u202f", " \u00a0\u202f"
 _GROUPED = re.compile(rf"\d{{1,3}}(?:[.,{_SPACES}]\d{{3}})+(?!\d)(?:[.,]\d+)?")
 _NUMBER = re.compile(rf"(?<!\d)(?:{_GROUPED.pattern}|\d+(?:[.,]\d+)?)|\.\d+")
@@ -101,8 +113,10 @@ def quantities(text: str, language: str = "") -> list[Quantity]:
         parts: tuple[Quantity, ...] = ()
         if " " in number:
             *firsts, last = (part for part in re.split(" ", number))
-            parts = (*(Quantity(p, frozenset(_values(p, language))) for p in firsts),
-                     Quantity(last, frozenset(_values(last, language)), unit))  # fmt: skip
+            parts = (
+                *(Quantity(p, frozenset(_values(p, language))) for p in firsts),
+                Quantity(last, frozenset(_values(last, language)), unit),
+            )
         found.append(Quantity(number, frozenset(values), unit, "", sign, parts))
         spans.append((match.start(), after))
     for i in range(len(found) - 2, -1, -1):  # from the end: the unit goes back along the chain

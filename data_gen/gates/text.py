@@ -83,9 +83,11 @@ def copy(job: Job, record: dict, *, quoted: float) -> str | None:
     """
     parts = parts_of(job, record)
     for part in parts.long:
-        if part.source and normal_text(part.text) == normal_text(part.source) and (
-            job.method != "translation" or _has_words(part.source)
-        ):  # fmt: skip
+        if (
+            part.source
+            and normal_text(part.text) == normal_text(part.source)
+            and (job.method != "translation" or _has_words(part.source))
+        ):
             raise Reject("copy", f"{part.name} equals its source")
     if job.method == "answer_expanding":
         questions = [job.target["question"], *parts.sources]

@@ -31,13 +31,18 @@ UNITS = {
     "deg": "° 度 도 degree degrees degré degrés grado grados градус градуса градусов",
     "mmol": "mmol ммоль 毫摩尔 毫摩 ミリモル 밀리몰 milimol~ millimol~",
     "umol": "µmol μmol umol мкмоль 微摩尔 マイクロモル 마이크로몰",
-    "nmol": "nmol нмоль 纳摩尔 ナノモル", "pmol": "pmol пмоль",
+    "nmol": "nmol нмоль 纳摩尔 ナノモル",
+    "pmol": "pmol пмоль",
     "mosm": "mosm mosmol мосм мосмоль",
     "meq": "meq mval мэкв 毫当量 ミリ当量",
     "iu": "iu ui ме u units unit unidades unidad unités unité ед единиц~ 国际单位 國際單位 单位 国際単位 単位 "
     "국제단위 단위",
     "kcal": "kcal ккал 千卡 キロカロリー 킬로칼로리 kilocalor~ килокалор~",
-    "kpa": "kpa кпа", "hz": "hz гц", "gy": "gy гр_", "mci": "mci", "kv": "kv кв",
+    "kpa": "kpa кпа",
+    "hz": "hz гц",
+    "gy": "gy гр_",
+    "mci": "mci",
+    "kv": "kv кв",
     "ms": "ms msec мс 毫秒 ミリ秒 밀리초",
     "sec": "s sec secs second seconds seconde secondes segundo segundos seg с сек секунд~ 秒 秒間 초 초간",
     "min": "min mins minute minutes minuto minutos мин минут~ 分钟 分間 分 분 분간",
@@ -47,15 +52,20 @@ UNITS = {
     "month": "month months mois mes meses месяц~ мес 个月 個月 か月 ヶ月 カ月 ヵ月 ケ月 箇月 개월 달",
     "year": "year years yr yrs yo y.o. an ans année années año años год года лет ~летн~ 岁 歲 年 歳 才 年間 세 살 "
     "년 년간",
-}  # fmt: skip
+}
 TIMES = ("ms", "sec", "min", "h", "day", "week", "month", "year")
 _ALSO = {  # where the unit may hide when no number stands before it
     "day": r"daily|diari[oa]s?|quotidien\w*|ежедневн\w+|сут\w+|24\s?(?:h|ч|小时|時間|시간)|j\b|d\b|매일|하루",
-    "week": r"weekly|hebdomadaires?|еженедельн\w+", "month": r"monthly|mensuel\w*|mensual\w*|ежемесячн\w+|月|월",
+    "week": r"weekly|hebdomadaires?|еженедельн\w+",
+    "month": r"monthly|mensuel\w*|mensual\w*|ежемесячн\w+|月|월",
     "year": r"yearly|annual\w*|annuel\w*|anual\w*|ежегодн\w+|\bage[ds]?\b"
-    r"|\bâgée?s?\b|\bâge\b|\bedad\b|возраст\w*|年龄|年齢|나이|연령", "h": r"hourly|horari\w+|horaire\w*",
-    "min": r"bpm|lpm|rpm", "c": r"摄氏|섭씨|摂氏", "f": r"华氏|화씨|華氏", "%": r"百分之",
-}  # fmt: skip
+    r"|\bâgée?s?\b|\bâge\b|\bedad\b|возраст\w*|年龄|年齢|나이|연령",
+    "h": r"hourly|horari\w+|horaire\w*",
+    "min": r"bpm|lpm|rpm",
+    "c": r"摄氏|섭씨|摂氏",
+    "f": r"华氏|화씨|華氏",
+    "%": r"百分之",
+}
 _COUNTED = (
     r"(?:beats?|breaths?|latidos?|respiraciones?|battements?|respirations?|puls\w+|cycles?|уд\w*|次|回|회|박동|拍)"
 )

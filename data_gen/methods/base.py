@@ -15,9 +15,20 @@ TEXT = {"type": "string"}
 BOOL = {"type": "boolean"}
 # Answers that another draw may mend. Not "length" (needs room) and not a fault of the input.
 REDRAWN = (
-    "schema", "language", "refusal", "boilerplate", "control", "copy", "too_short", "too_long", "repetition", "key",
-    "options", "numbers", "facts",
-)  # fmt: skip
+    "schema",
+    "language",
+    "refusal",
+    "boilerplate",
+    "control",
+    "copy",
+    "too_short",
+    "too_long",
+    "repetition",
+    "key",
+    "options",
+    "numbers",
+    "facts",
+)
 # What a step of the history keeps when a generated record is the parent of another.
 _STEP = ("parent", "model", "prompt", "key", "temperature", "seed")
 
@@ -111,9 +122,12 @@ class MethodBase:
         if not {"max_tokens", "max_completion_tokens"} & set(params):
             params["max_completion_tokens"] = self.max_tokens
         request = Request(
-            model=settings.model, messages=prompt.messages(data, **values), params=params,
-            schema={"name": self.name, "schema": schema} if self.structured else None, prompt_version=prompt.version,
-        )  # fmt: skip
+            model=settings.model,
+            messages=prompt.messages(data, **values),
+            params=params,
+            schema={"name": self.name, "schema": schema} if self.structured else None,
+            prompt_version=prompt.version,
+        )
         return Job(row_id=row_id, method=self.name, request=request, parent=parent, target=target)
 
 
@@ -125,10 +139,15 @@ def provenance(job: Job, flags: Iterable[str] = (), **more: object) -> dict:
     before = job.parent.get("provenance", {})
     request = job.request
     made = {
-        "parent": job.parent["id"], "group": before.get("group") or job.parent["id"], "model": request.model,
-        "prompt": request.prompt_version, "key": request.key, "temperature": request.params.get("temperature"),
-        "seed": request.params.get("seed"), "flags": sorted({*before.get("flags", ()), *flags}),
-    }  # fmt: skip
+        "parent": job.parent["id"],
+        "group": before.get("group") or job.parent["id"],
+        "model": request.model,
+        "prompt": request.prompt_version,
+        "key": request.key,
+        "temperature": request.params.get("temperature"),
+        "seed": request.params.get("seed"),
+        "flags": sorted({*before.get("flags", ()), *flags}),
+    }
     history = list(before.get("history", ()))
     if "prompt" in before or before.get("parent"):
         history.append({k: before[k] for k in _STEP if k in before})

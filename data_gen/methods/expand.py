@@ -16,9 +16,31 @@ SCHEMA = object_schema({"answer": TEXT, "doubt": BOOL})
 SHORT = {"zh": 80, "ja": 100, "ko": 120}
 SHORT_LATIN = 240
 _YES_NO = {
-    "yes", "no", "maybe", "true", "false", "да", "нет", "是", "否", "对", "错", "はい", "いいえ", "예", "아니오",
-    "아니요", "oui", "non", "vrai", "faux", "sí", "si", "verdadero", "falso",
-}  # fmt: skip
+    "yes",
+    "no",
+    "maybe",
+    "true",
+    "false",
+    "да",
+    "нет",
+    "是",
+    "否",
+    "对",
+    "错",
+    "はい",
+    "いいえ",
+    "예",
+    "아니오",
+    "아니요",
+    "oui",
+    "non",
+    "vrai",
+    "faux",
+    "sí",
+    "si",
+    "verdadero",
+    "falso",
+}
 
 
 class Expand(MethodBase):
@@ -37,9 +59,11 @@ class Expand(MethodBase):
             question = neutralise(question)
         given = data["given_answer"]
         target = {
-            "language": language, "question": question, "given": [given] if isinstance(given, str) else given,
+            "language": language,
+            "question": question,
+            "given": [given] if isinstance(given, str) else given,
             "letters": parent.get("answer_idx", ""),
-        }  # fmt: skip
+        }
         return self.new_job(f"{parent['id']}+full", parent, target, settings, data, SCHEMA)
 
     def _mcq(self, parent: dict) -> tuple[dict, str]:
@@ -73,11 +97,16 @@ class Expand(MethodBase):
         system = [m for m in parent.get("messages", ()) if m["role"] == "system"]
         flags = [*base.source_flags(question), *(["key_doubted"] if found["doubt"] else [])]
         record = {
-            "id": job.row_id, "language": job.target["language"],
+            "id": job.row_id,
+            "language": job.target["language"],
             "messages": [
-                *system, {"role": "user", "content": question}, {"role": "assistant", "content": found["answer"]},
+                *system,
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": found["answer"]},
             ],
-            "source": parent["source"], "license": parent["license"], "method": "answer_expanding",
+            "source": parent["source"],
+            "license": parent["license"],
+            "method": "answer_expanding",
             "provenance": base.provenance(job, flags),
-        }  # fmt: skip
+        }
         return [record]

@@ -29,9 +29,14 @@ class QA(MethodBase):
     name = "qa_generation"
 
     def __init__(
-        self, *, pairs: int = 3, language: str | None = None, min_chars: int = 80, structured: bool = True,
+        self,
+        *,
+        pairs: int = 3,
+        language: str | None = None,
+        min_chars: int = 80,
+        structured: bool = True,
         redraws: int = 1,
-    ):  # fmt: skip
+    ):
         super().__init__(structured=structured, redraws=redraws)
         if not 1 <= pairs <= 20:
             raise UserError(f"qa: {pairs} pairs a passage; valid: 1 to 20")
@@ -84,15 +89,19 @@ class QA(MethodBase):
             flags.append(f"pairs_left_out:{len(pairs) - len(kept)}")
         return [
             {
-                "id": f"{job.row_id}#{number}", "language": job.target["language"],
+                "id": f"{job.row_id}#{number}",
+                "language": job.target["language"],
                 "messages": [
-                    {"role": "user", "content": pair["question"]}, {"role": "assistant", "content": pair["answer"]},
+                    {"role": "user", "content": pair["question"]},
+                    {"role": "assistant", "content": pair["answer"]},
                 ],
-                "source": parent["source"], "license": parent["license"], "method": "qa_generation",
+                "source": parent["source"],
+                "license": parent["license"],
+                "method": "qa_generation",
                 "provenance": provenance(job, flags, evidence=pair["evidence"]),
             }
             for number, pair in enumerate(kept, 1)
-        ]  # fmt: skip
+        ]
 
 
 def passage_text(parent: dict) -> str:

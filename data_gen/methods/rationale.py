@@ -11,6 +11,7 @@ from data_gen.types import Job, Reject
 
 SCHEMA = object_schema({"rationale": TEXT, "answer": {"type": "array", "items": TEXT}, "doubt": BOOL})
 
+
 class Rationale(MethodBase):
     """The same record with a rationale. `language`: write it in this language instead of the record's own.
 

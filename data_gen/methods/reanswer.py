@@ -47,8 +47,12 @@ class Reanswer(MethodBase):
             raise Reject("key", f"answered blind: {','.join(named)}, the key is {job.parent['answer_idx']}")
         flags = {*old.get("flags", ()), *(["reanswer_differs"] if found["sure"] and not agrees else [])}
         second = {
-            "letters": ",".join(named), "sure": found["sure"], "agrees": agrees, "model": request.model,
-            "prompt": request.prompt_version, "key": request.key,
-        }  # fmt: skip
+            "letters": ",".join(named),
+            "sure": found["sure"],
+            "agrees": agrees,
+            "model": request.model,
+            "prompt": request.prompt_version,
+            "key": request.key,
+        }
         group = {"group": old.get("group") or job.parent["id"]}
         return [{**job.parent, "provenance": {**old, **group, "flags": sorted(flags), "reanswer": second}}]

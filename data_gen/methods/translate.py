@@ -45,10 +45,13 @@ class Translate(MethodBase):
             raise Reject("refusal", "the model calls the text untranslatable")
         parent = job.parent
         common = {
-            "id": job.row_id, "language": job.target["language"], "source": parent["source"],
-            "license": parent["license"], "method": "translation",
+            "id": job.row_id,
+            "language": job.target["language"],
+            "source": parent["source"],
+            "license": parent["license"],
+            "method": "translation",
             "provenance": provenance(job, source_flags(*_flat(texts_of(parent))), parent_language=parent["language"]),
-        }  # fmt: skip
+        }
         if kind_of(parent) == "instruction":
             contents = [found[name] for name in texts_of(parent)]
             messages = [{"role": m["role"], "content": c} for m, c in zip(parent["messages"], contents)]

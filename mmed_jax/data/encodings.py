@@ -14,10 +14,14 @@ from mmed_jax.errors import UserError
 _NO_FILES = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "mbcs", "oem", "utf-7"}
 # By language, the likeliest first.
 _LIKELY = {
-    "ko": ("cp949",), "ja": ("cp932", "euc_jp"), "zh": ("gb18030", "big5"),
-    "ru": ("cp1251", "koi8-r", "cp866", "iso8859-5"), "en": ("cp1252", "mac_roman"), "fr": ("cp1252", "mac_roman"),
+    "ko": ("cp949",),
+    "ja": ("cp932", "euc_jp"),
+    "zh": ("gb18030", "big5"),
+    "ru": ("cp1251", "koi8-r", "cp866", "iso8859-5"),
+    "en": ("cp1252", "mac_roman"),
+    "fr": ("cp1252", "mac_roman"),
     "es": ("cp1252", "mac_roman"),
-}  # fmt: skip
+}
 # Encodings that need no byte above 0x7f: what they begin their own letters with.
 _SEVEN_BIT = {
     "iso2022_jp": re.compile(rb"\x1b\$[@B]|\x1b\([IJ]|\x1b\$\([DOQ]"),

@@ -75,9 +75,7 @@ def trained_targets(trained: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return total[offsets[1:]] - total[offsets[:-1]] - trained[offsets[:-1]]
 
 
-def drafts(
-    tok, records: Iterable[tuple[int, dict]], settings: RenderSettings, left_out: Counter
-) -> Iterator[Draft]:
+def drafts(tok, records: Iterable[tuple[int, dict]], settings: RenderSettings, left_out: Counter) -> Iterator[Draft]:
     """Yields (record index, record, kind, pieces): one sample of an instruction, one per mode of a question."""
     for index, record in records:
         if record.get("needs_image"):

@@ -14,9 +14,13 @@ from mmed_jax.errors import UserError, nearest
 from mmed_jax.inputs import check_file, is_packed, open_file, stem, suffix, what_is
 
 SPLIT_NAMES = {
-    "train": "train", "test": "test", "dev": "validation", "val": "validation", "valid": "validation",
+    "train": "train",
+    "test": "test",
+    "dev": "validation",
+    "val": "validation",
+    "valid": "validation",
     "validation": "validation",
-}  # fmt: skip
+}
 _LANGUAGE_FILES = {name.lower(): code for code, name in LANGUAGE_NAMES.items()}
 
 
@@ -141,8 +145,10 @@ def _read_any(path: Path, wanted: str | None) -> Iterator[tuple[str, dict]]:
         check_file(path)
     found = members(path, ".jsonl")
     if not found and path.is_file() and suffix(path) != ".zip":
-        raise UserError(f"{path}: expected a .jsonl or .jsonl.gz file of records, a folder or a zip of them; "
-                        "raw data sets go through `python -m data_gen convert` first")  # fmt: skip
+        raise UserError(
+            f"{path}: expected a .jsonl or .jsonl.gz file of records, a folder or a zip of them; "
+            "raw data sets go through `python -m data_gen convert` first"
+        )
     if not found:
         raise UserError(f"{path}: holds no .jsonl or .jsonl.gz file")
     split = choose_split(path, sorted({m.split for m in found if m.split}), wanted)

@@ -56,35 +56,40 @@ _SIMPLIFIED = re.compile(
 # The commonest words, with those that answers are marked with: of the three, and of languages that look like them.
 _WORDS = {
     "en": "the of and to is in that with for as are this which by be not it from or was on can an most patient "
-          "answer correct option because has have therefore explanation",
+    "answer correct option because has have therefore explanation",
     "fr": "le la les des du et est une un dans que qui pour pas par sur au aux ce cette avec sont plus il elle ne se "
-          "réponse bonne option donc car patient je de en",
+    "réponse bonne option donc car patient je de en",
     "es": "el la los las de del y es una un en que por para no con se su al lo como más son este esta respuesta "
-          "correcta opción porque paciente",
+    "correcta opción porque paciente",
     "pt": "o a os as de do da dos das no na nos nas em e é um uma que por para não com se ao à como mais são este "
-          "esta resposta correta opção porque paciente tem você foi pelo pela também",
+    "esta resposta correta opção porque paciente tem você foi pelo pela também",
     "it": "il lo la i gli le di del della dei delle in è e un una che per non con si al alla come più sono questo "
-          "questa risposta corretta opzione perché paziente nel nella da ha",
+    "questa risposta corretta opzione perché paziente nel nella da ha",
     "ca": "el la els les de del i és una un en que per no amb es al com més són aquest aquesta resposta correcta opció "
-          "perquè pacient dels amb seva té",
+    "perquè pacient dels amb seva té",
     "gl": "o a os as de do da dos das no na e é un unha que por para non con se ao como máis son este esta resposta "
-          "correcta opción porque paciente ten polo pola",
+    "correcta opción porque paciente ten polo pola",
     "ro": "și este un o în la cu de din pe pentru nu se care sunt mai că ce al ale răspuns răspunsul corect opțiunea "
-          "pacientul deoarece are sau",
+    "pacientul deoarece are sau",
     "de": "der die das und ist in zu mit den von für nicht ein eine dem auf im als auch richtig antwort patient weil "
-          "hat bei ich wird sind",
+    "hat bei ich wird sind",
     "nl": "de het een en is in van met op te dat voor niet zijn aan als ook bij antwoord juiste patiënt omdat heeft "
-          "door wordt ik",
-}  # fmt: skip
+    "door wordt ik",
+}
 _COMMON = {lang: frozenset(words.split()) for lang, words in _WORDS.items()}
 # Letters that only some of them have.
 _MARKS = {
-    "fr": re.compile(r"[àèêëâîïôûùœç]|\b[ldcjnsm]['’]"), "es": re.compile(r"[ñ¿¡íóáú]"), "pt": re.compile(r"[ãõçâêà]"),
-    "it": re.compile(r"[àèéìòù]\b|\b(?:l|dell|un|all)['’]"), "ro": re.compile(r"[ăâîșțşţ]"),
+    "fr": re.compile(r"[àèêëâîïôûùœç]|\b[ldcjnsm]['’]"),
+    "es": re.compile(r"[ñ¿¡íóáú]"),
+    "pt": re.compile(r"[ãõçâêà]"),
+    "it": re.compile(r"[àèéìòù]\b|\b(?:l|dell|un|all)['’]"),
+    "ro": re.compile(r"[ăâîșțşţ]"),
     "gl": re.compile(r"[ñíóáú]"),
-    "ca": re.compile(r"[çàèò]|l·l|\b[ld]['’]"), "de": re.compile(r"[äöüß]"), "nl": re.compile(r"ij|ë"),
+    "ca": re.compile(r"[çàèò]|l·l|\b[ld]['’]"),
+    "de": re.compile(r"[äöüß]"),
+    "nl": re.compile(r"ij|ë"),
     "others": re.compile(r"[ąćęłńśźżčďěňřšťůžğışđőűåøæ\u01a0-\u01b0\u1ea0-\u1ef9]"),
-}  # fmt: skip
+}
 _HAN_MARKS = {"正解": "ja", "解答": "ja", "答案": "zh"}
 
 

@@ -152,9 +152,7 @@ def _records(
     return parts, counts
 
 
-def _build_split(
-    folder: Path, split: str, records: list[dict], repeats: np.ndarray, config: ConfigDict, tok
-) -> dict:
+def _build_split(folder: Path, split: str, records: list[dict], repeats: np.ndarray, config: ConfigDict, tok) -> dict:
     """Renders, packs and writes one split; returns its entry of table.json."""
     data = config.data
     settings = RenderSettings(

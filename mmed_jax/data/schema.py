@@ -25,9 +25,14 @@ from mmed_jax.errors import UserError, nearest
 
 LANGUAGES = ("en", "zh", "ja", "ko", "fr", "es", "ru")
 LANGUAGE_NAMES = {
-    "en": "English", "zh": "Chinese", "ja": "Japanese", "ko": "Korean", "fr": "French", "es": "Spanish",
+    "en": "English",
+    "zh": "Chinese",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "fr": "French",
+    "es": "Spanish",
     "ru": "Russian",
-}  # fmt: skip
+}
 METHODS = ("original", "answer_expanding", "qa_generation", "translation", "handcrafted")
 ROLES = ("system", "user", "assistant")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -36,23 +41,52 @@ KINDS = ("instruction", "mcq")
 DEFAULTS = {
     "instruction": {"source": "user", "license": "unspecified", "method": "original", "provenance": {}},
     "mcq": {
-        "rationale": "", "source": "user", "license": "unspecified", "method": "original", "provenance": {},
-        "human_checked": False, "human_check_passed": False,
+        "rationale": "",
+        "source": "user",
+        "license": "unspecified",
+        "method": "original",
+        "provenance": {},
+        "human_checked": False,
+        "human_check_passed": False,
     },
-}  # fmt: skip
+}
 FIELDS = {
     "instruction": ("id", "language", "messages", "source", "license", "method", "provenance", "needs_image"),
     "mcq": (
-        "id", "language", "context", "question", "options", "answer_idx", "rationale", "source", "license", "method",
-        "provenance", "human_checked", "human_check_passed", "needs_image",
+        "id",
+        "language",
+        "context",
+        "question",
+        "options",
+        "answer_idx",
+        "rationale",
+        "source",
+        "license",
+        "method",
+        "provenance",
+        "human_checked",
+        "human_check_passed",
+        "needs_image",
     ),
-}  # fmt: skip
+}
 _OPTIONAL = ("context", "needs_image")
 # What people write instead of the seven codes.
 _LANGUAGE_ALIASES = {
-    "eng": "en", "cn": "zh", "chi": "zh", "zho": "zh", "jp": "ja", "jpn": "ja", "kr": "ko", "kor": "ko", "fra": "fr",
-    "fre": "fr", "spa": "es", "sp": "es", "rus": "ru", **{name.lower(): code for code, name in LANGUAGE_NAMES.items()},
-}  # fmt: skip
+    "eng": "en",
+    "cn": "zh",
+    "chi": "zh",
+    "zho": "zh",
+    "jp": "ja",
+    "jpn": "ja",
+    "kr": "ko",
+    "kor": "ko",
+    "fra": "fr",
+    "fre": "fr",
+    "spa": "es",
+    "sp": "es",
+    "rus": "ru",
+    **{name.lower(): code for code, name in LANGUAGE_NAMES.items()},
+}
 
 
 class RecordError(UserError):

@@ -15,11 +15,16 @@ SCRIPTS = {
     "latin": re.compile(r"[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]"),
     # Arabic, Devanagari, Thai, ...: scripts no language here uses. Greek stays out: symbols in medicine.
     "other": re.compile(r"[\u0530-\u08ff\u0900-\u0fff\u1200-\u13ff\u1780-\u17ff]"),
-}  # fmt: skip
+}
 SCRIPTS_OF = {
-    "en": ("latin",), "fr": ("latin",), "es": ("latin",), "ru": ("cyrillic",), "ko": ("hangul",), "zh": ("han",),
+    "en": ("latin",),
+    "fr": ("latin",),
+    "es": ("latin",),
+    "ru": ("cyrillic",),
+    "ko": ("hangul",),
+    "zh": ("han",),
     "ja": ("kana", "han"),
-}  # fmt: skip
+}
 # What a Han, kana or hangul character says against one of an alphabet.
 WEIGHT = {"han": 3, "kana": 3, "hangul": 3, "latin": 1, "cyrillic": 1, "other": 1}
 # Latin letters in a question from which it is written in them, and those with marks, which mojibake is full of.

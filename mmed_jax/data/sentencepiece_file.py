@@ -34,10 +34,15 @@ def convert(data: bytes, where: str) -> tuple[Any, dict[str, str]]:
     scores = [(p.piece, p.score) for p in proto.pieces]
     ids = {piece: i for i, (piece, _) in enumerate(scores)}
     if trainer.model_type == _BPE:
-        tok = Tokenizer(models.BPE(
-            ids, _merges(proto.pieces, ids), unk_token=trainer.unk_piece, fuse_unk=True,
-            byte_fallback=trainer.byte_fallback,
-        ))  # fmt: skip
+        tok = Tokenizer(
+            models.BPE(
+                ids,
+                _merges(proto.pieces, ids),
+                unk_token=trainer.unk_piece,
+                fuse_unk=True,
+                byte_fallback=trainer.byte_fallback,
+            )
+        )
     else:
         tok = Tokenizer(models.Unigram(scores, trainer.unk_id, trainer.byte_fallback))
     steps = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
@@ -47,10 +52,13 @@ def convert(data: bytes, where: str) -> tuple[Any, dict[str, str]]:
     tok.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     strip = [decoders.Strip(" ", 1, 0)] if rules.add_dummy_prefix else []
     tok.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    tok.add_tokens([
-        AddedToken(p.piece, normalized=False, special=p.type != _DEFINED)
-        for p in proto.pieces if p.type in (_UNKNOWN, _CONTROL, _DEFINED)
-    ])  # fmt: skip
+    tok.add_tokens(
+        [
+            AddedToken(p.piece, normalized=False, special=p.type != _DEFINED)
+            for p in proto.pieces
+            if p.type in (_UNKNOWN, _CONTROL, _DEFINED)
+        ]
+    )
     numbers = {"bos_token": trainer.bos_id, "eos_token": trainer.eos_id, "unk_token": trainer.unk_id}
     roles = {role: scores[i][0] for role, i in numbers.items() if 0 <= i < len(scores)}
     if bos := roles.get("bos_token"):

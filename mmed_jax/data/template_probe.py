@@ -37,9 +37,14 @@ def _render(asked: str) -> list[str] | None:
     package = Path(__file__).resolve().parents[2]
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "mmed_jax.data.template_probe"], input=asked.encode(), capture_output=True,
-            timeout=WAIT_SECONDS, cwd=package, env={**os.environ, "PYTHONPATH": str(package)}, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", "mmed_jax.data.template_probe"],
+            input=asked.encode(),
+            capture_output=True,
+            timeout=WAIT_SECONDS,
+            cwd=package,
+            env={**os.environ, "PYTHONPATH": str(package)},
+            check=False,
+        )
         return json.loads(child.stdout) if child.returncode == 0 else None
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
@@ -65,8 +70,9 @@ def compiled(template: str) -> Any:
     def fail(message: str) -> None:
         raise jinja2.exceptions.TemplateError(message)
 
-    def tojson(x: object, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
-               sort_keys: bool = False) -> str:  # fmt: skip
+    def tojson(
+        x: object, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
         return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])

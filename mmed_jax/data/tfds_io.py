@@ -33,9 +33,13 @@ _TEXT_FEATURES = {
 
 
 def write_tfds(
-    path: str | os.PathLike, name: str, version: str, splits: dict[str, Iterable[dict]], description: str = "",
+    path: str | os.PathLike,
+    name: str,
+    version: str,
+    splits: dict[str, Iterable[dict]],
+    description: str = "",
     citation: str = "",
-) -> Path:  # fmt: skip
+) -> Path:
     """Writes record sets as one TFDS set and returns its folder, `path`/`name`/`version`.
 
     Records are checked and keep their order; the same records give the same bytes. Written under a temporary name and
@@ -84,7 +88,7 @@ def _ordered_fields() -> Iterator[None]:
 
 def _builder(
     data_dir: Path, name: str, version: str, splits: dict[str, Iterable[dict]], description: str, citation: str
-):  # fmt: skip
+):
     import numpy as np
     import tensorflow_datasets as tfds
 

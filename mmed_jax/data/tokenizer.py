@@ -34,9 +34,13 @@ byte_chars, special_token_names = ranks_file.byte_chars, ranks_file.special_toke
 
 # Of a Hugging Face tokenizer, as transformers looks for them.
 _FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
     "chat_template.json",
-)  # fmt: skip
+)
 _LARGEST = 256 << 20  # bytes; the largest known tokenizer.json has 35 MB
 
 _LARGEST_ID = 1 << 24  # eighty times the largest known vocabulary; room is made for every id up to the last

@@ -66,8 +66,10 @@ _SMALL = _any(
     "les des le du de est sont ne pas et ou ni ce cette qui à au aux ainsi soit il y",
     "и или из это этих не то как так либо чем от до по нет есть один одно одна одного",
 )
-_ALONE = _any("both either neither only except excepting ambas ambos solo sólo excepto salvo menos sauf seulement",
-              "uniquement кроме только оба обе")  # fmt: skip
+_ALONE = _any(
+    "both either neither only except excepting ambas ambos solo sólo excepto salvo menos sauf seulement",
+    "uniquement кроме только оба обе",
+)
 _ALL = _any(
     "all none any nothing everything every each todo todos toda todas ninguno ninguna ningún ningunas ningunos nada",
     "cualquiera tout tous toute toutes aucun aucune rien все всё ничего ни любой любое",
@@ -82,21 +84,45 @@ _PLACES = _any(
 _ORDINALS = [
     _any(words)
     for words in (
-        "first primera primero première premier первый первая первое 第一", "second segunda segundo deuxième seconde "
-        "второй вторая второе 第二", "third tercera tercero troisième третий третья третье 第三",
+        "first primera primero première premier первый первая первое 第一",
+        "second segunda segundo deuxième seconde второй вторая второе 第二",
+        "third tercera tercero troisième третий третья третье 第三",
         "fourth cuarta cuarto quatrième четвертый четвертая четвертое 第四",
         "fifth quinta quinto cinquième пятый пятая пятое 第五",
     )
-]  # fmt: skip
+]
 _REST = r"[\s,.;:、，。!()/\"'«»“”*~–—-]"
 _ASIAN = (
     "はともですのがと都均皆是不对對错誤误正错误確正确和及与或以及至到有无者项項两兩二三四外的第也同时只仅除了可选項"
     "선택지보기정답와과및이가은는번모두옳맞다부터까지만을를제한하고나머또"
 )
-_ASIAN_WORDS = "|".join((
-    "上記の", "上述", "以上", "选项", "選項", "答案", "選択肢", "すべて", "全て", "両方", "いずれも", "から", "まで",
-    "以外", "だけ", "のみ", "および", "または", "正しい", "正解", "である", "이외", "제외",
-))  # fmt: skip
+_ASIAN_WORDS = "|".join(
+    (
+        "上記の",
+        "上述",
+        "以上",
+        "选项",
+        "選項",
+        "答案",
+        "選択肢",
+        "すべて",
+        "全て",
+        "両方",
+        "いずれも",
+        "から",
+        "まで",
+        "以外",
+        "だけ",
+        "のみ",
+        "および",
+        "または",
+        "正しい",
+        "正解",
+        "である",
+        "이외",
+        "제외",
+    )
+)
 _KNOWN = (_TRUE, _CALLED, _STATED, _ABOVE, _SMALL, _ALONE, _ALL, _SOME, _MORE, _COUNT, _PLACES, *_ORDINALS)
 _PLAIN = rf"{_words(*_KNOWN)}|{_L}[dln]'|{_REST}"
 
@@ -114,8 +140,18 @@ _GLUED = re.compile(r"^(both |either |neither |选项|)([a-e]{2,5})(?=$|[两兩�
 _JOINED = re.compile(r"[^\W\d_]|[&+]")
 _RANGE = re.compile(rf"{_words(_any('to a à до through thru hasta au'))}|至|到|から|まで|부터|까지")
 _NUMBERS = re.compile(rf"{_words(_CALLED)} (?:one|two|three|four|uno|dos|tres|un|deux|trois)\b.*")
-_DIGITS = {"one": "1", "two": "2", "three": "3", "four": "4", "uno": "1", "dos": "2", "tres": "3", "un": "1",
-           "deux": "2", "trois": "3"}  # fmt: skip
+_DIGITS = {
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "uno": "1",
+    "dos": "2",
+    "tres": "3",
+    "un": "1",
+    "deux": "2",
+    "trois": "3",
+}
 
 # ---- Two or three of them ------------------------------------------------------------------------------------------
 

@@ -123,9 +123,10 @@ class Reader:
         named = [f.rule for f in found if f.letters == letters and at - 2 <= f.start < end and letters]
         rule = named[-1] if named else rule
         outside = [
-            f for f in found
+            f
+            for f in found
             if f.start < fields.start or f.start >= fields.end and not C.hypothetical(text, f.start, f.end)
-        ]  # fmt: skip
+        ]
         return [*outside, _Said(at, letters, rule, at, end, field=True)]
 
     def _field(self, field: answer_json.Field, cut: bool) -> Found:
@@ -190,9 +191,11 @@ class Reader:
             return False
         if answer_cut.closes(text, said.end, thinking):
             return not answer_cut.quoted(text, said.start, self.texts)
-        return not thinking and {f.letters for f in found} == {said.letters} and any(
-            answer_cut.opens(text, f.start) for f in found
-        )  # fmt: skip
+        return (
+            not thinking
+            and {f.letters for f in found} == {said.letters}
+            and any(answer_cut.opens(text, f.start) for f in found)
+        )
 
     def _weak(self, text: str, anchor: re.Match, rule: str, hit: _Hit) -> bool:
         """Whether a statement yields to any other: "Answer A: not in pregnancy", "Select C for males", "if ...: C"."""

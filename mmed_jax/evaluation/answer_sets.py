@@ -95,10 +95,14 @@ def _candidates(letters: str, russian: bool) -> tuple[re.Pattern, re.Pattern, re
     joint = rf"(?=[\s,;、+&{R.CLOSE}a-zа-яà-ÿ\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]){_JOINT}"
     return (
         re.compile(joint + one, re.IGNORECASE),
-        re.compile(r"(?:[,;、+&]|[\s)\]」』](?=and|et|y|и|or|ou|o|as|или|ainsi|así|а|또는|혹은|그리고|및)|(?=以及|和|与|及|と|および|및|과|와|그리고|或|または|もしくは|あるいは|또는|혹은|이나))"
-                   + joint + marked, re.IGNORECASE),
+        re.compile(
+            r"(?:[,;、+&]|[\s)\]」』](?=and|et|y|и|or|ou|o|as|или|ainsi|así|а|또는|혹은|그리고|및)|(?=以及|和|与|及|と|および|및|과|와|그리고|或|または|もしくは|あるいは|또는|혹은|이나))"
+            + joint
+            + marked,
+            re.IGNORECASE,
+        ),
         re.compile(_LINE + one, re.IGNORECASE),
-    )  # fmt: skip
+    )
 
 
 def more(

@@ -63,7 +63,7 @@ def extract(
       language: of the question (schema.LANGUAGES); "ru" lets Cyrillic lookalikes stand for Latin letters anywhere.
       finish_reason: why the reply ends; after "length" only an answer that opens or closes it counts. Not known (None):
         a thought or an object without its end, and long texts that stop inside a sentence, are taken as cut.
-    """  # fmt: skip
+    """
     found = _decide(prepare(text), options, language, finish_reason)
     return Extraction(found.letters, found.rule) if found else Extraction(None, "none")
 
@@ -82,7 +82,7 @@ def split_rationale(
     "###Rationale:" or "###Answer: OPTION", is split as the scripts of MMedLM do, to the letter: metrics are theirs.
 
     Args: as of `extract`.
-    """  # fmt: skip
+    """
     before, family, _ = text.partition("###Answer: OPTION ")
     if family:
         text = _SPECIAL.sub("", before).replace("###Rationale: ", "").strip()

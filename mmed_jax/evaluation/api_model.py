@@ -40,9 +40,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """--api_model and data_gen's flags of a run, whose defaults are those of an evaluation."""
     add_run_flags(parser, "--api_model")
     other = {
-        "temperature": "sampling temperature (default: 0)", "sampling_seed": "seed sent to the endpoint (default: 0)",
+        "temperature": "sampling temperature (default: 0)",
+        "sampling_seed": "seed sent to the endpoint (default: 0)",
         "max_tokens": "the same as --max_new_tokens",
-    }  # fmt: skip
+    }
     for action in parser._actions:
         action.help = other.get(action.dest, action.help)
 
@@ -125,9 +126,13 @@ class ApiModel:
         return not (self._retry_failed and line["finish_reason"] == "bad_request")
 
     def ask(
-        self, items: Sequence[Item], numbers: Sequence[int], how: Asking, settings: dict[str, Any],
+        self,
+        items: Sequence[Item],
+        numbers: Sequence[int],
+        how: Asking,
+        settings: dict[str, Any],
         on_line: Callable[[dict], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Asks for every item; `on_line` gets the line of predictions.jsonl of each that was settled.
 
         Raises:
@@ -175,11 +180,12 @@ class ApiModel:
         requests = list({p["request"]: p for p in predictions}.values())
         costs = [p["cost_usd"] for p in requests]
         usage = {
-            "requests": len(requests), "prompt_tokens": sum(p["prompt_tokens"] or 0 for p in requests),
+            "requests": len(requests),
+            "prompt_tokens": sum(p["prompt_tokens"] or 0 for p in requests),
             "new_tokens": sum(p["new_tokens"] or 0 for p in requests),
             "cost_usd": None if None in costs else sum(costs),
             "uncounted": sum(p["prompt_tokens"] is None for p in requests if p["finish_reason"] != "bad_request"),
-        }  # fmt: skip
+        }
         if usage["cost_usd"] is not None:
             cost = f"${usage['cost_usd']:.4f}"
         elif known := [c for c in costs if c is not None]:  # so there is a price
@@ -254,8 +260,10 @@ def _enter_verdicts(ledger: Ledger, run: str, method: str) -> None:
     settled = ledger.query(
         "SELECT row_id, key, CASE requests.state WHEN 'done' THEN 'accepted' ELSE requests.state END, requests.reason, "
         "requests.detail FROM jobs JOIN requests USING (key) WHERE run = ? AND method = ? AND jobs.state = 'pending' "
-        "AND requests.state IN ('done', 'rejected', 'failed')", run, method,
-    )  # fmt: skip
+        "AND requests.state IN ('done', 'rejected', 'failed')",
+        run,
+        method,
+    )
     ledger.judge([(run, method, *row) for row in settled]).result()
 
 
@@ -275,9 +283,7 @@ def _line(item: Item, outcome: Outcome, how: Asking, ledger: Ledger) -> dict[str
     )
     answered = outcome.reason in _ANSWERED
     finish = said or _ANSWERED[outcome.reason] if answered else _FINISHED.get(outcome.reason, outcome.reason)
-    line = modes.prediction(
-        item, _Said(finish), mode=how.mode, prompt=_shown(request.messages), output=response or ""
-    )
+    line = modes.prediction(item, _Said(finish), mode=how.mode, prompt=_shown(request.messages), output=response or "")
     line |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     if not answered:
         line |= {"extracted": None, "rule": finish, "correct": False, "cut": False, "error": outcome.detail}

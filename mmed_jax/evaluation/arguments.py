@@ -88,9 +88,11 @@ def _missing() -> str:
 
 def _parser(doc: str, *, local: bool, api: bool) -> Parser:
     parser = Parser(
-        prog="python -m mmed_jax.evaluate", description=doc, allow_abbrev=False,
+        prog="python -m mmed_jax.evaluate",
+        description=doc,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     if local:
         add_arguments(parser)
     add = parser.add_argument
@@ -103,8 +105,11 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
     add("--kind", default="auto", help="mcq or instruction (default: what the records are)")
     add("--mode", choices=modes.MODES, help="the letter alone, after a rationale, or scored (default: direct)")
     add("--score", choices=modes.SCORES, help="of loglikelihood: the option's letter (default) or its text")
-    add("--normalise", choices=modes.NORMALISE,
-        help="what log-likelihoods of texts are divided by before they are compared (default: bytes)")  # fmt: skip
+    add(
+        "--normalise",
+        choices=modes.NORMALISE,
+        help="what log-likelihoods of texts are divided by before they are compared (default: bytes)",
+    )
     add("--prompt_family", choices=FAMILIES, help="default: as the run was trained, else llama3")
     add("--system", metavar="TEXT", help="system message (default: as the run was trained, else none)")
     add("--few_shot", type=int, default=0, metavar="N", help=f"examples before each question, 0 to {MAX_EXAMPLES}")
@@ -112,8 +117,13 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
     add("--shuffle_options", type=int, metavar="SEED", help="ask the options in an order drawn with this seed")
     add("--book", choices=("open", "closed"), help="with or without the passage (default: open where there is one)")
     add("--images", choices=("ask", "skip"), help="questions that need one (default: asked if the published count is)")
-    add("--rationale_metrics", metavar="NAME[,NAME]", nargs="?", const=",".join(DEFAULT),
-        help="of --mode=rationale, against the reference (default of the bare flag: all but bertscore)")  # fmt: skip
+    add(
+        "--rationale_metrics",
+        metavar="NAME[,NAME]",
+        nargs="?",
+        const=",".join(DEFAULT),
+        help="of --mode=rationale, against the reference (default of the bare flag: all but bertscore)",
+    )
     add("--human_checked", action="store_true", help="--rationale_metrics only where people passed the reference")
     add("--bertscore_model", metavar="DIR", help="for --rationale_metrics=..,bertscore")
     add("--languages", metavar="en,zh,..", help="only these")

@@ -93,7 +93,7 @@ def _on_hub(name: str, known: tuple[Entry, str, str] | None) -> Benchmark:
 
 
 def _meant(name: str) -> str:
-    """", did you mean 'x'?" where `name` is another name of a registered benchmark; else ""."""
+    """ ", did you mean 'x'?" where `name` is another name of a registered benchmark; else ""."""
     head = name.lower().partition(":")[0].partition("/")[0]
     known = next((e.name for e in ENTRIES.values() if head in e.aliases), "")
     return f", did you mean '{known}{name[len(head) :]}'?" if known else ""
@@ -198,9 +198,16 @@ def kind_in(benchmarks: Iterable[Benchmark], kind: str = "auto") -> str:
 
 
 def load(
-    benchmark: Benchmark, kind: str = "mcq", *, split: str = "", languages: tuple[str, ...] | None = None,
-    limit: int = 0, images: str = "", count_mismatch: bool = False, pools: bool = False,
-) -> Loaded:  # fmt: skip
+    benchmark: Benchmark,
+    kind: str = "mcq",
+    *,
+    split: str = "",
+    languages: tuple[str, ...] | None = None,
+    limit: int = 0,
+    images: str = "",
+    count_mismatch: bool = False,
+    pools: bool = False,
+) -> Loaded:
     """Reads a benchmark.
 
     Args:
@@ -225,10 +232,14 @@ def load(
         records = load_files([benchmark.path], kind, languages)
         others = _other_splits(benchmark.path, kind) if pools else {}
         info = {
-            "split": locate(benchmark.path)[1], "expected": None, "counted": len(records), "dropped": {},
-            "licence": ", ".join(sorted({r["license"] for r in records})), "revision": None,
+            "split": locate(benchmark.path)[1],
+            "expected": None,
+            "counted": len(records),
+            "dropped": {},
+            "licence": ", ".join(sorted({r["license"] for r in records})),
+            "revision": None,
             "sha256": file_hash(benchmark.path),
-        }  # fmt: skip
+        }
     ask_images = (images or ("ask" if benchmark.entry else "skip")) == "ask"
     field = benchmark.entry.part_field if benchmark.entry else ""
     kept, seen, left = [], {}, 0

@@ -55,9 +55,13 @@ class BertScore:
     def _embed(self, texts: Sequence[str]) -> list[tuple[Any, Any]]:
         """Per text: unit vectors float32 [tokens, hidden], and which tokens are no special ones, bool [tokens]."""
         batch = self.tok(
-            list(texts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt",
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.limit,
+            return_tensors="pt",
             return_special_tokens_mask=True,
-        )  # fmt: skip
+        )
         special, mask = batch.pop("special_tokens_mask").bool(), batch["attention_mask"].bool()
         hidden = self.model(**batch, output_hidden_states=True).hidden_states[self.layer].float()
         hidden = hidden / hidden.norm(dim=-1, keepdim=True)

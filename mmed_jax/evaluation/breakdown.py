@@ -71,16 +71,21 @@ def order_bias(pairs: Pairs) -> dict[str, Any] | None:
     for letter in sorted({k for i, _ in single for k in i.options}):
         mine = [p["correct"] for i, p in single if i.answer == letter]
         letters[letter] = {
-            "right": len(mine), "correct": sum(mine), "accuracy": sum(mine) / len(mine) if mine else None,
+            "right": len(mine),
+            "correct": sum(mine),
+            "accuracy": sum(mine) / len(mine) if mine else None,
             "answered": answered.count(letter),
             "answer_share": answered.count(letter) / len(answered) if answered else 0.0,
-        }  # fmt: skip
+        }
     recalls = [c["accuracy"] for c in letters.values() if c["accuracy"] is not None]
     distance = sum(abs(c["answer_share"] - c["right"] / len(single)) for c in letters.values()) / 2
     return {
-        "letters": letters, "count": len(single), "recall_std": statistics.pstdev(recalls),
-        "share_distance": distance if answered else None, "shuffled": bool(single[0][0].order),
-    }  # fmt: skip
+        "letters": letters,
+        "count": len(single),
+        "recall_std": statistics.pstdev(recalls),
+        "share_distance": distance if answered else None,
+        "shuffled": bool(single[0][0].order),
+    }
 
 
 def normalised(pairs: Pairs) -> dict[str, float]:
@@ -100,9 +105,13 @@ def check_metrics(metrics: Sequence[str], bertscore_model: str | None) -> None:
 
 
 def rationales(
-    results: dict[str, Any], predictions: Sequence[dict], metrics: Sequence[str], checked: bool, model: str | None,
+    results: dict[str, Any],
+    predictions: Sequence[dict],
+    metrics: Sequence[str],
+    checked: bool,
+    model: str | None,
     folder: Path | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Adds "rationale" to every benchmark, rationale.average's {metric: {language: cell, .., "average": cell}},
     "rationales_empty" (how many of them were), and the settings.
 

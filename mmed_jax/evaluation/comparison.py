@@ -112,9 +112,12 @@ def _notes(run: Run, board: Board, values: dict[str, Value], total: str, average
 def _between(runs: Sequence[Run]) -> list[str]:
     """What differs between runs that were asked in the same way by name."""
     out = []
-    for key, what in (("rules_version", "answers were read by rules of different versions"),
-                      ("system_prompt", "the system messages differ"), ("dtype", "they were computed in"),
-                      ("max_new_tokens", "the most new tokens are")):  # fmt: skip
+    for key, what in (
+        ("rules_version", "answers were read by rules of different versions"),
+        ("system_prompt", "the system messages differ"),
+        ("dtype", "they were computed in"),
+        ("max_new_tokens", "the most new tokens are"),
+    ):
         values = {run.name: run.settings.get(key) for run in runs}
         if len(set(values.values())) > 1:
             shown = ", ".join(f"{name} {value or 'none'}" for name, value in values.items())

@@ -143,5 +143,7 @@ def _passages(run: Run, board: Board) -> dict[str, str | None]:
     seen = {line["benchmark"] for line in run.lines if line.get("context")}
     return {
         column: passages(name, run.results["data"].get(name, {}), run.settings.get("book"), name in seen)
-        for name in run.results["benchmarks"] for b, column, _ in cells(run, name) if b.name == board.name
+        for name in run.results["benchmarks"]
+        for b, column, _ in cells(run, name)
+        if b.name == board.name
     }

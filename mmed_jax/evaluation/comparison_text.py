@@ -18,12 +18,49 @@ NOTE = (
     "p of McNemar's exact test, not corrected for the number of comparisons. Tables of different ways of asking are "
     "not to be read as one."
 )
-_HEAD = ("", "items", "first", "second", "second - first", "95 % interval", "only first right", "only second right",
-         "p")  # fmt: skip
-_CSV = ("board", "metric", "asked", "group", "name", "column", "percent", "low", "high", "count", "published_count",
-        "mark", "notes")  # fmt: skip
-_DIFFERENCES = ("board", "metric", "asked", "first", "other", "column", "items", "first_percent", "other_percent",
-                "difference", "low", "high", "only_first_right", "only_other_right", "mcnemar_p")  # fmt: skip
+_HEAD = (
+    "",
+    "items",
+    "first",
+    "second",
+    "second - first",
+    "95 % interval",
+    "only first right",
+    "only second right",
+    "p",
+)
+_CSV = (
+    "board",
+    "metric",
+    "asked",
+    "group",
+    "name",
+    "column",
+    "percent",
+    "low",
+    "high",
+    "count",
+    "published_count",
+    "mark",
+    "notes",
+)
+_DIFFERENCES = (
+    "board",
+    "metric",
+    "asked",
+    "first",
+    "other",
+    "column",
+    "items",
+    "first_percent",
+    "other_percent",
+    "difference",
+    "low",
+    "high",
+    "only_first_right",
+    "only_other_right",
+    "mcnemar_p",
+)
 
 
 # ---- Text -----------------------------------------------------------------------------------------------------------
@@ -79,8 +116,15 @@ def _difference(table: Table, d: Difference) -> list[str]:
     low, high = (100 * x for x in d.interval)
     counts = ["", "", ""] if d.p is None else [f"{d.only_first:,}", f"{d.only_other:,}", _p(d.p)]
     first, second = (f"{100 * s:.2f}" for s in d.shares)
-    return [d.column, f"{d.count:,}", first, second, f"{100 * d.difference:+.2f}",
-            f"{low:+.2f} to {high:+.2f}", *counts][: len(_head(table))]  # fmt: skip
+    return [
+        d.column,
+        f"{d.count:,}",
+        first,
+        second,
+        f"{100 * d.difference:+.2f}",
+        f"{low:+.2f} to {high:+.2f}",
+        *counts,
+    ][: len(_head(table))]
 
 
 def _grouped(table: Table, heading: Callable[[str], Any], row: Callable[[Table, Difference], Any]) -> list[Any]:
@@ -101,9 +145,10 @@ def _aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     widths = [max(len(r[i]) for r in wide) for i in range(len(wide[0]))]
     return "\n".join(
         "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))).rstrip()
-        if len(r) > 1 else r[0]
+        if len(r) > 1
+        else r[0]
         for r in rows
-    )  # fmt: skip
+    )
 
 
 # ---- CSV ------------------------------------------------------------------------------------------------------------
@@ -119,19 +164,40 @@ def _numbers(tables: Sequence[Table]) -> Iterator[list[Any]]:
         for line in t.lines:
             for column, v in [*line.values.items(), *([(t.total, line.average)] if line.average else [])]:
                 low, high = (f"{100 * x:.4f}" for x in v.interval) if v.interval else ("", "")
-                yield [t.board, t.metric, t.asked, line.group, line.name, column, f"{100 * v.value:.4f}", low, high,
-                       "" if v.count is None else v.count, "" if v.size is None else v.size, v.mark,
-                       "; ".join(line.notes)]  # fmt: skip
+                yield [
+                    t.board,
+                    t.metric,
+                    t.asked,
+                    line.group,
+                    line.name,
+                    column,
+                    f"{100 * v.value:.4f}",
+                    low,
+                    high,
+                    "" if v.count is None else v.count,
+                    "" if v.size is None else v.size,
+                    v.mark,
+                    "; ".join(line.notes),
+                ]
 
 
 def differences_csv(tables: Sequence[Table]) -> str:
     """A line for each difference."""
     rows = (
-        [t.board, t.metric, t.asked, d.first, d.other, d.column, d.count,
-         *(f"{100 * x:.4f}" for x in (*d.shares, d.difference, *d.interval)),
-         *(("", "", "") if d.p is None else (d.only_first, d.only_other, f"{d.p:.6g}"))]
-        for t in tables for d in t.differences
-    )  # fmt: skip
+        [
+            t.board,
+            t.metric,
+            t.asked,
+            d.first,
+            d.other,
+            d.column,
+            d.count,
+            *(f"{100 * x:.4f}" for x in (*d.shares, d.difference, *d.interval)),
+            *(("", "", "") if d.p is None else (d.only_first, d.only_other, f"{d.p:.6g}")),
+        ]
+        for t in tables
+        for d in t.differences
+    )
     return csv_text(_DIFFERENCES, rows)
 
 

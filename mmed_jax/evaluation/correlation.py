@@ -140,11 +140,19 @@ def correlate(ratings: Mapping[str, Scores], *, resamples: int = RESAMPLES, seed
         found = interval(x, y, groups, resamples=resamples, seed=seed) if tau is not None else None
         x_gn, y_gn = _matrices(ratings[a], ratings[b], keys)
         k, around = slope(x_gn, y_gn, resamples=resamples, seed=seed)
-        rows.append({
-            "a": a, "b": b, "count": len(keys), "items": len(set(groups)), "tau": tau,
-            "interval95": list(found) if found else None, "slope": k,
-            "slope_interval95": list(around) if around else None, "slope_items": len(x_gn),
-        })  # fmt: skip
+        rows.append(
+            {
+                "a": a,
+                "b": b,
+                "count": len(keys),
+                "items": len(set(groups)),
+                "tau": tau,
+                "interval95": list(found) if found else None,
+                "slope": k,
+                "slope_interval95": list(around) if around else None,
+                "slope_items": len(x_gn),
+            }
+        )
     return rows
 
 

@@ -34,9 +34,7 @@ def mean_of_groups(groups: Sequence[Sequence[float]]) -> float:
     return float(np.mean([np.mean(np.asarray(g, np.float64)) for g in groups]))
 
 
-def bootstrap(
-    groups: Sequence[Sequence[float]], *, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap(groups: Sequence[Sequence[float]], *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
     """95 % interval of mean_of_groups by resampling items within each group.
 
     Args:

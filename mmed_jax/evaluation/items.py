@@ -96,11 +96,14 @@ def choose_examples(
         most = 0
         for pool in pools.values():
             fit = [
-                r for r in pool
-                if (r["language"], _part(r, part_field)) == key and not r.get("needs_image")
-                and (mode != "rationale" or r["rationale"].strip()) and questions.isdisjoint(question_keys(r))
+                r
+                for r in pool
+                if (r["language"], _part(r, part_field)) == key
+                and not r.get("needs_image")
+                and (mode != "rationale" or r["rationale"].strip())
+                and questions.isdisjoint(question_keys(r))
                 and r["provenance"].get("group") not in groups
-            ]  # fmt: skip
+            ]
             most = max(most, len(fit))
             if len(fit) >= count:
                 found[key] = sorted(fit, key=lambda r: (hashlib.sha256(r["id"].encode()).digest(), r["id"]))[:count]
@@ -131,11 +134,17 @@ def make_items(
     if "messages" in records[0]:
         return [
             Item(
-                benchmark, r["id"], r["language"], [], r["messages"][-1]["content"], {}, record=r,
+                benchmark,
+                r["id"],
+                r["language"],
+                [],
+                r["messages"][-1]["content"],
+                {},
+                record=r,
                 messages=_with_system(r["messages"][:-1], how.system_prompt),
             )
             for r in records
-        ]  # fmt: skip
+        ]
     leads = {key: _lead(found, how) for key, found in (examples or {}).items()}
     items = []
     for record in records:
@@ -145,11 +154,21 @@ def make_items(
         part = _part(record, part_field)
         lead = leads.get((record["language"], part), ())
         question = {"role": "user", "content": _asked_text(asked, how)}
-        items.append(Item(
-            benchmark, record["id"], record["language"], [], asked["answer_idx"], asked["options"], record=record,
-            order=order, part=part, shared=len(lead),
-            messages=(*lead, question) if lead else _with_system([question], how.system_prompt),
-        ))  # fmt: skip
+        items.append(
+            Item(
+                benchmark,
+                record["id"],
+                record["language"],
+                [],
+                asked["answer_idx"],
+                asked["options"],
+                record=record,
+                order=order,
+                part=part,
+                shared=len(lead),
+                messages=(*lead, question) if lead else _with_system([question], how.system_prompt),
+            )
+        )
     return items
 
 
@@ -164,8 +183,9 @@ def _lead(examples: Sequence[dict], how: Asking) -> tuple[dict, ...]:
     end = "\n\n" if how.family == "mmedbench" else ""
     turns = [
         {"role": role, "content": text}
-        for r in examples for role, text in (("user", _asked_text(r, how)), ("assistant", _answer(r, how) + end))
-    ]  # fmt: skip
+        for r in examples
+        for role, text in (("user", _asked_text(r, how)), ("assistant", _answer(r, how) + end))
+    ]
     return _with_system(turns, how.system_prompt)
 
 
@@ -208,9 +228,7 @@ def encode_items(tok: Any, items: Sequence[Item], how: Asking) -> list[Item]:
     made = []
     for i, e, (lead, choices) in zip(items, encode_pieces(tok, rest), ends):
         prefix = prefixes[i.benchmark, i.language, i.part] if i.shared else []
-        made.append(
-            dataclasses.replace(i, prompt=[*prefix, *e.ids, *lead], prefix=len(prefix), choices=choices)
-        )
+        made.append(dataclasses.replace(i, prompt=[*prefix, *e.ids, *lead], prefix=len(prefix), choices=choices))
     return made
 
 

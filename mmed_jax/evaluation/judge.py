@@ -85,7 +85,11 @@ class _Inputs:
 
 def _input(e: Explanation) -> dict:
     data = {
-        "question": e.question, "options": dict(e.options), "right_options": e.answer.split(","),
-        "reference": e.reference, "explanation": e.text, "explanation_language": LANGUAGE_NAMES[e.language],
-    }  # fmt: skip
+        "question": e.question,
+        "options": dict(e.options),
+        "right_options": e.answer.split(","),
+        "reference": e.reference,
+        "explanation": e.text,
+        "explanation_language": LANGUAGE_NAMES[e.language],
+    }
     return {"id": "/".join(e.key), "key": e.key, "language": e.language, "data": data}

@@ -65,9 +65,13 @@ class LocalModel:
         return True
 
     def ask(
-        self, items: Sequence[Item], numbers: Sequence[int], how: Asking, settings: dict[str, Any],
+        self,
+        items: Sequence[Item],
+        numbers: Sequence[int],
+        how: Asking,
+        settings: dict[str, Any],
         on_line: Callable[[dict], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Answers every item; `on_line` gets the line of predictions.jsonl of each, in any order.
 
         `numbers` are the items' places in the whole evaluation. Raises WorkError.
@@ -76,10 +80,16 @@ class LocalModel:
         def done(k: int, result: Any) -> None:
             item = items[k]
             text = "" if item.choices else self._tok.decode(result.ids, skip_special_tokens=True)
-            on_line(modes.prediction(
-                item, result, mode=how.mode, prompt=self._tok.decode(item.prompt), output=text,
-                normalise=settings["normalise"],
-            ))  # fmt: skip
+            on_line(
+                modes.prediction(
+                    item,
+                    result,
+                    mode=how.mode,
+                    prompt=self._tok.decode(item.prompt),
+                    output=text,
+                    normalise=settings["normalise"],
+                )
+            )
 
         modes.ask(self._engine, items, numbers, settings["max_new_tokens"], done)
 

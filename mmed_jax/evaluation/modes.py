@@ -34,9 +34,12 @@ MAX_NEW_TOKENS = {"direct": 64, "rationale": 1024, "exact_match": 512}
 
 
 def ask(
-    engine: "Engine", items: Sequence[Item], numbers: Sequence[int], max_new_tokens: int,
+    engine: "Engine",
+    items: Sequence[Item],
+    numbers: Sequence[int],
+    max_new_tokens: int,
     on_done: Callable[[int, Any], None],
-) -> None:  # fmt: skip
+) -> None:
     """Answers every item; `on_done(index, result)` gets a Completion, or the list of log-likelihoods of its choices.
 
     `numbers` are the items' places in the whole evaluation, for an engine that is asked only the rest of it.
@@ -79,15 +82,27 @@ def prediction(
         verdict = judge(item, output, ended)
     explained = split_rationale(output, item.options, item.language, ended) if mode == "rationale" else None
     return {
-        "benchmark": item.benchmark, "id": item.id, "language": item.language, "part": item.part or None,
-        **question(item.record), "prompt": prompt, "output": output, **verdict, "answer": item.answer,
+        "benchmark": item.benchmark,
+        "id": item.id,
+        "language": item.language,
+        "part": item.part or None,
+        **question(item.record),
+        "prompt": prompt,
+        "output": output,
+        **verdict,
+        "answer": item.answer,
         "finish_reason": "scored" if scored else result.finish_reason,
-        "cut": cut, "prompt_tokens": len(item.prompt),
-        "new_tokens": 0 if scored else len(result.ids), "mode": mode, "options": item.options, "order": item.order,
-        **reference(item.record), "generated_rationale": explained,
+        "cut": cut,
+        "prompt_tokens": len(item.prompt),
+        "new_tokens": 0 if scored else len(result.ids),
+        "mode": mode,
+        "options": item.options,
+        "order": item.order,
+        **reference(item.record),
+        "generated_rationale": explained,
         "response_language": None if scored else language_of(output),
         **({"loglikelihoods": [float(v) for v in result]} if scored else {}),
-    }  # fmt: skip
+    }
 
 
 def question(record: dict) -> dict[str, str]:

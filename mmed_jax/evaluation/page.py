@@ -56,9 +56,7 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
     return f"<dl>{''.join(f'<dt>{esc(k)}</dt><dd>{esc(v)}</dd>' for k, v in pairs)}</dl>"
 
 
-def table(
-    head: Sequence[str], lines: Iterable[Sequence[Any] | tuple[str, Sequence[Any]]], *, wide: bool = True
-) -> str:
+def table(head: Sequence[str], lines: Iterable[Sequence[Any] | tuple[str, Sequence[Any]]], *, wide: bool = True) -> str:
     """A table that scrolls sideways where it is too wide.
 
     Args:
@@ -73,8 +71,7 @@ def table(
     header = "".join(f"<th>{esc(h)}</th>" for h in head)
     look = ' class="wide"' if wide else ""
     return (
-        f'<div class="scroll"><table{look}><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody>'
-        "</table></div>"
+        f'<div class="scroll"><table{look}><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 

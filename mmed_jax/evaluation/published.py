@@ -21,8 +21,13 @@ from mmed_jax.evaluation.places import HUB, Benchmark, file_hash, same_split, sp
 from mmed_jax.evaluation.registry import Entry
 
 # Drops that say a row belongs to another set or language, so that it is no row of the benchmark.
-_FOREIGN = ("not one of the nine medical subjects", "machine translation of the same problem", "language not supported",
-            "another language", "also in the file of its split")  # fmt: skip
+_FOREIGN = (
+    "not one of the nine medical subjects",
+    "machine translation of the same problem",
+    "language not supported",
+    "another language",
+    "also in the file of its split",
+)
 
 
 class _Reading(Conversion):
@@ -97,18 +102,23 @@ def load(
         have = ", ".join(sorted({entry.cell(r) for r in records}))
         raise UserError(f"--benchmark={name}: {benchmark.path} holds nothing of {', '.join(cells)}; it holds {have}")
     pools = {
-        s: there for s in entry.examples
+        s: there
+        for s in entry.examples
         if s != asked and asked is not None and (there := [r for r in records if _split(r) == s])
-    }  # fmt: skip
+    }
     meant = split or entry.split if asked in (None, "") else asked
     info = _count(benchmark, meant, asked, cells, rows, lost)
     if info["count_mismatch"] and not count_mismatch:
         raise UserError(f"{info['count_mismatch']}; --allow_count_mismatch goes on and notes it in the results")
     info |= {
-        "split": meant or "all", "licence": ", ".join(sorted({r["license"] for r in kept})), "revision": revision,
-        "hub": entry.source.hub.repo if benchmark.path == HUB else None, "url": entry.source.url, "note": entry.note,
+        "split": meant or "all",
+        "licence": ", ".join(sorted({r["license"] for r in kept})),
+        "revision": revision,
+        "hub": entry.source.hub.repo if benchmark.path == HUB else None,
+        "url": entry.source.url,
+        "note": entry.note,
         "sha256": records_hash(kept) if benchmark.path == HUB else file_hash(benchmark.path),
-    }  # fmt: skip
+    }
     return kept, pools, info
 
 
@@ -151,9 +161,7 @@ def _asked_split(benchmark: Benchmark, wanted: str, present: tuple[str, ...]) ->
         known = [s for s in ("validation", "dev", "test", "train", "fewshot") if s in present] or ["no named split"]
         why = f"--split={wanted}" if wanted else f"the reported split is {entry.split}"
         hint = f"; --split={known[0]} asks what is there" if not wanted and any(present) else ""
-        raise UserError(
-            f"--benchmark={benchmark.name}: {why}, and {benchmark.path} holds {', '.join(known)}{hint}"
-        )
+        raise UserError(f"--benchmark={benchmark.name}: {why}, and {benchmark.path} holds {', '.join(known)}{hint}")
     return found
 
 
@@ -185,9 +193,12 @@ def _count(benchmark, meant: str, asked: str | None, cells, rows: Counter, lost:
         if gone or benchmark.raw:
             problem = f"{benchmark.name}: {len(gone)} of {sum(counted.values()):,} rows are no usable question{example}"
     return {
-        "expected": None if expected is None else sum(expected.values()), "counted": sum(counted.values()),
-        "by_cell": counted, "dropped": dict(Counter(r for r, _ in gone)), "count_mismatch": problem,
-    }  # fmt: skip
+        "expected": None if expected is None else sum(expected.values()),
+        "counted": sum(counted.values()),
+        "by_cell": counted,
+        "dropped": dict(Counter(r for r, _ in gone)),
+        "count_mismatch": problem,
+    }
 
 
 def splits_there(benchmark: Benchmark) -> dict[str, tuple[int, int | None]]:

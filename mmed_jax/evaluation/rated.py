@@ -80,9 +80,13 @@ def load_runs(paths: Mapping[str, str]) -> dict[str, list[dict]]:
 
 
 def explanations(
-    runs: Mapping[str, Sequence[dict]], *, items: int = 0, seed: int = 0, checked: bool = False,
+    runs: Mapping[str, Sequence[dict]],
+    *,
+    items: int = 0,
+    seed: int = 0,
+    checked: bool = False,
     languages: Iterable[str] = (),
-) -> list[Explanation]:  # fmt: skip
+) -> list[Explanation]:
     """The explanations of the items that every run explained and that have a reference: by item, then by run.
 
     Args:
@@ -125,6 +129,13 @@ def _explanation(run: str, row: dict) -> Explanation:
     # Lines of earlier versions have only the whole prompt.
     asked = "\n\n".join(filter(None, (row.get("context"), row.get("question")))) or row.get("prompt") or ""
     return Explanation(
-        run=run, benchmark=row["benchmark"], id=row["id"], language=row["language"], question=asked,
-        options=row["options"], answer=row["answer"], reference=row["rationale"], text=row["generated_rationale"],
-    )  # fmt: skip
+        run=run,
+        benchmark=row["benchmark"],
+        id=row["id"],
+        language=row["language"],
+        question=asked,
+        options=row["options"],
+        answer=row["answer"],
+        reference=row["rationale"],
+        text=row["generated_rationale"],
+    )

@@ -43,9 +43,13 @@ class Ratings(NamedTuple):
 
 
 def write_sheet(
-    path: str | os.PathLike, found: Sequence[Explanation], *, seed: int = 0, scale: int = 5,
+    path: str | os.PathLike,
+    found: Sequence[Explanation],
+    *,
+    seed: int = 0,
+    scale: int = 5,
     criteria: Sequence[str] = tuple(CRITERIA),
-) -> Path:  # fmt: skip
+) -> Path:
     """Writes the sheet and its key beside it; returns the key's path.
 
     Args:
@@ -65,9 +69,7 @@ def write_sheet(
     codes = {e.key: "r" + draw(seed, "code", *e.key)[:10] for e in found}
     # Items in one drawn order, the runs of each in another.
     order = sorted(found, key=lambda e: (draw(seed, e.benchmark, e.id), draw(seed, "row", *e.key)))
-    rows = [
-        [codes[e.key], e.language, e.question, _lines(e.options), e.answer, e.reference, e.text] for e in order
-    ]  # fmt: skip
+    rows = [[codes[e.key], e.language, e.question, _lines(e.options), e.answer, e.reference, e.text] for e in order]
     head = [*_SHOWN, *criteria, "comment"]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -163,10 +165,12 @@ def _is_key(key: dict) -> bool:
     """Whether it has the fields of a key, of their types."""
     rows, criteria, scale = (key.get(k) for k in ("rows", "criteria", "scale"))
     return (
-        isinstance(scale, (int, float)) and isinstance(criteria, list) and all(isinstance(c, str) for c in criteria)
+        isinstance(scale, (int, float))
+        and isinstance(criteria, list)
+        and all(isinstance(c, str) for c in criteria)
         and isinstance(rows, dict)
         and all(isinstance(r, dict) and all(isinstance(r.get(k), str) for k in _KEY) for r in rows.values())
-    )  # fmt: skip
+    )
 
 
 def _whole(path: Path) -> bytes:

@@ -73,12 +73,19 @@ def _pmids(rows: Iterator[Row]) -> Iterator[Row]:
 
 # The author's hub copy holds both halves as one split; bigbio's first fold has the official test half, as lm-eval uses.
 _PUBMEDQA = dataclasses.replace(
-    SOURCES["pubmedqa"], unfold=_pmids,
+    SOURCES["pubmedqa"],
+    unfold=_pmids,
     hub=Hub("bigbio/pubmed_qa", ("pubmed_qa_labeled_fold0_source",), "refs/convert/parquet", subdirs=True),
-)  # fmt: skip
+)
 
-_SIX = ("clinical_knowledge", "medical_genetics", "anatomy", "professional_medicine", "college_biology",
-        "college_medicine")  # fmt: skip
+_SIX = (
+    "clinical_knowledge",
+    "medical_genetics",
+    "anatomy",
+    "professional_medicine",
+    "college_biology",
+    "college_medicine",
+)
 
 
 def _per(names: tuple[str, ...], *counts: int) -> dict[str, int]:
@@ -97,68 +104,134 @@ ENTRIES: dict[str, Entry] = {
     e.name: e
     for e in (
         Entry(
-            "mmedbench", SOURCES["mmedbench"], "test", _MMED, whole=True, examples=("train",),
-            counts={"train": _per(_MMED, 10178, 27400, 1590, 2171, 1052, 2657),
-                    "test": _per(_MMED, 1273, 3426, 199, 622, 256, 2742)},
-            revision="d817c67", note="the reported average is the mean over its six languages",
+            "mmedbench",
+            SOURCES["mmedbench"],
+            "test",
+            _MMED,
+            whole=True,
+            examples=("train",),
+            counts={
+                "train": _per(_MMED, 10178, 27400, 1590, 2171, 1052, 2657),
+                "test": _per(_MMED, 1273, 3426, 199, 622, 256, 2742),
+            },
+            revision="d817c67",
+            note="the reported average is the mean over its six languages",
         ),
         Entry(
-            "kormedmcqa", SOURCES["kormedmcqa"], "test", ("ko",), whole=True, part_field="subject", parts=_KOREAN,
-            counts={"train": _per(_KOREAN, 1890, 582, 632, 297), "validation": _per(_KOREAN, 164, 291, 300, 304),
-                    "test": _per(_KOREAN, 435, 878, 885, 811), "fewshot": dict.fromkeys(_KOREAN, 5)},
-            examples=("fewshot", "validation", "train"), revision="79efd6f",
+            "kormedmcqa",
+            SOURCES["kormedmcqa"],
+            "test",
+            ("ko",),
+            whole=True,
+            part_field="subject",
+            parts=_KOREAN,
+            counts={
+                "train": _per(_KOREAN, 1890, 582, 632, 297),
+                "validation": _per(_KOREAN, 164, 291, 300, 304),
+                "test": _per(_KOREAN, 435, 878, 885, 811),
+                "fewshot": dict.fromkeys(_KOREAN, 5),
+            },
+            examples=("fewshot", "validation", "train"),
+            revision="79efd6f",
             note="the second version of 2024 (dentist, new tests); the first has other test sets",
         ),
         Entry(
-            "medqa_us", SOURCES["medqa_us"], "test", ("en",), prefer="4_options", aliases=("medqa",),
+            "medqa_us",
+            SOURCES["medqa_us"],
+            "test",
+            ("en",),
+            prefer="4_options",
+            aliases=("medqa",),
             counts={"train": {"en": 10178}, "validation": {"en": 1272}, "test": {"en": 1273}},
             note="four options",
         ),
         Entry(
-            "medmcqa", SOURCES["medmcqa"], "validation", ("en",), examples=("train",),
+            "medmcqa",
+            SOURCES["medmcqa"],
+            "validation",
+            ("en",),
+            examples=("train",),
             counts={"train": {"en": 182822}, "validation": {"en": 4183}},
             note="the test split is published without its key; everybody reports validation",
         ),
         Entry(
-            "pubmedqa", _PUBMEDQA, "test", ("en",), counts={"train": {"en": 500}, "test": {"en": 500}},
+            "pubmedqa",
+            _PUBMEDQA,
+            "test",
+            ("en",),
+            counts={"train": {"en": 500}, "test": {"en": 500}},
             note="the official half of PQA-L, listed in test_ground_truth.json; open book unless --book=closed",
         ),
         Entry(
-            "mmlu_medical", SOURCES["mmlu_medical"], "test", ("en",), _MMLU, whole=True, part_field="subject",
-            parts=SUBJECTS, asked_parts=_SIX, examples=("dev", "validation"), aliases=("mmlu",),
+            "mmlu_medical",
+            SOURCES["mmlu_medical"],
+            "test",
+            ("en",),
+            _MMLU,
+            whole=True,
+            part_field="subject",
+            parts=SUBJECTS,
+            asked_parts=_SIX,
+            examples=("dev", "validation"),
+            aliases=("mmlu",),
             note="six subjects, those of the papers; human_aging, nutrition and virology are asked by name",
         ),
         Entry(
-            "igakuqa", SOURCES["igakuqa"], "", ("ja",), {"": {"ja": 2000}}, drops={"": 14},
+            "igakuqa",
+            SOURCES["igakuqa"],
+            "",
+            ("ja",),
+            {"": {"ja": 2000}},
+            drops={"": 14},
             skip=("_translate", "_metadata"),
             note="no splits: no few-shot without --few_shot_data; 14 problems have no lettered options; "
-                 "MMedBench's 199 Japanese test questions are a part of it that is not published apart",
+            "MMedBench's 199 Japanese test questions are a part of it that is not published apart",
         ),
         Entry(
-            "frenchmedmcqa", SOURCES["frenchmedmcqa"], "test", ("fr",),
+            "frenchmedmcqa",
+            SOURCES["frenchmedmcqa"],
+            "test",
+            ("fr",),
             {"train": {"fr": 2171}, "validation": {"fr": 312}, "test": {"fr": 622}},
             note="half of the questions have several right answers; all of them must be found",
         ),
         Entry(
-            "rumeddanet", SOURCES["rumeddanet"], "test", ("ru",),
-            {"train": {"ru": 1052}, "validation": {"ru": 256}, "test": {"ru": 256}}, skip=("private_test",),
+            "rumeddanet",
+            SOURCES["rumeddanet"],
+            "test",
+            ("ru",),
+            {"train": {"ru": 1052}, "validation": {"ru": 256}, "test": {"ru": 256}},
+            skip=("private_test",),
             note="open book unless --book=closed; MMedBench asks the same questions without the passage",
         ),
         Entry(
-            "headqa", SOURCES["headqa"], "test", ("es", "en"), aliases=("head-qa", "head_qa"),
-            counts={"train": {"es": 2657, "en": 2657}, "validation": {"es": 1366, "en": 1366},
-                    "test": {"es": 2742, "en": 2742}},
+            "headqa",
+            SOURCES["headqa"],
+            "test",
+            ("es", "en"),
+            aliases=("head-qa", "head_qa"),
+            counts={
+                "train": {"es": 2657, "en": 2657},
+                "validation": {"es": 1366, "en": 1366},
+                "test": {"es": 2742, "en": 2742},
+            },
             note="the English questions are a machine translation",
         ),
         Entry("casimedicos", SOURCES["casimedicos"], "test", ("en", "es", "fr")),
         Entry(
-            "jmmlu_medical", SOURCES["jmmlu_medical"], "", ("ja",),
+            "jmmlu_medical",
+            SOURCES["jmmlu_medical"],
+            "",
+            ("ja",),
             {"": _per(SUBJECTS, 132, 150, 143, 150, 150, 99, 149, 150, 150)},
-            whole=True, part_field="subject", parts=SUBJECTS, aliases=("jmmlu",),
+            whole=True,
+            part_field="subject",
+            parts=SUBJECTS,
+            aliases=("jmmlu",),
             note="translates MMLU's test questions; no splits: no few-shot without --few_shot_data",
         ),
     )
-}  # fmt: skip
+}
 
 # Everything the two papers report on.
 GROUPS = {"papers": ("mmedbench", "kormedmcqa", "medqa_us", "medmcqa", "pubmedqa", "mmlu_medical")}

@@ -30,16 +30,19 @@ def make_page(results: dict[str, Any], items: Sequence[Item], predictions: Seque
     body = [
         f'<p class="note"><b class="bad">{esc(told)}</b></p>' if told else "",
         facts(_facts(results)),
-        "<h2>Results</h2>", _table(results),
+        "<h2>Results</h2>",
+        _table(results),
         f'<p class="note">{esc(results["metric"])}.{unread}{cut} Intervals are 95 %: Wilson’s; for means over '
         "languages those of the languages combined (MOVER). Means are unweighted, as the MMedBench tables print.</p>",
         *(_chart(name, block) for name, block in results["benchmarks"].items()),
         *(_confusion(name, block) for name, block in results["benchmarks"].items()),
         _rationales(results),
         _rules(results),
-        f"<h2>Wrong answers ({len(some)} of {len(wrong):,})</h2>", _wrong(some),
-        "<h2>Settings</h2>", facts(_settings(results)),
-    ]  # fmt: skip
+        f"<h2>Wrong answers ({len(some)} of {len(wrong):,})</h2>",
+        _wrong(some),
+        "<h2>Settings</h2>",
+        facts(_settings(results)),
+    ]
     title = f"{overall['accuracy']:.1%} of {overall['count']:,} answers right"
     blocks = list(results["benchmarks"].values())
     if len(blocks) == 1 and blocks[0].get("published_average") == "mean_over_languages":
@@ -82,9 +85,15 @@ def _settings(results: dict[str, Any]) -> list[tuple[str, object]]:
     if s.get("max_new_tokens") and s.get("mode") != "loglikelihood":
         how = ", ".join(f"{k} {v}" for k, v in s["params"].items()) if s.get("params") else "greedy"
         out.append(("decoding", f"{how}, at most {s['max_new_tokens']} new tokens"))
-    names = {"dtype": "computed in", "system_prompt": "system message", "rules_version": "version of the answer rules",
-             "languages": "only the languages", "limit": "at most, a language or part", "stop_ids": "stop ids",
-             "prompts_sha256": "SHA-256 of the prompts"}  # fmt: skip
+    names = {
+        "dtype": "computed in",
+        "system_prompt": "system message",
+        "rules_version": "version of the answer rules",
+        "languages": "only the languages",
+        "limit": "at most, a language or part",
+        "stop_ids": "stop ids",
+        "prompts_sha256": "SHA-256 of the prompts",
+    }
     for key, name in names.items():
         value = s.get(key, results.get(key))
         if value not in (None, "", 0, []):
@@ -200,10 +209,11 @@ def _rationales(results: dict[str, Any]) -> str:
     checked = results.get("rationale_settings", {}).get("checked")
     which = "only items whose reference people have checked and passed" if checked else "all items with a reference"
     return (
-        "<h2>Rationales</h2>" + table(["", "items", *metrics], lines, wide=False)
+        "<h2>Rationales</h2>"
+        + table(["", "items", *metrics], lines, wide=False)
         + f'<p class="note">Times 100; {which}; means over items, then over languages; below them 95 % intervals by a '
         f"bootstrap over items. Words: {esc(cut)}.</p>"
-    )  # fmt: skip
+    )
 
 
 def _rules(results: dict[str, Any]) -> str:

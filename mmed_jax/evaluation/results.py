@@ -103,8 +103,11 @@ def _block(pairs: Sequence[tuple[Item, dict]]) -> dict[str, Any]:
     mean = sum(c["accuracy"] for c in languages.values()) / len(languages)
     interval = mean_interval([(c["correct"], c["count"]) for c in languages.values()])
     return {
-        "overall": cell(pairs), "languages": languages, "mean_over_languages": mean, "mean_interval95": list(interval),
-    }  # fmt: skip
+        "overall": cell(pairs),
+        "languages": languages,
+        "mean_over_languages": mean,
+        "mean_interval95": list(interval),
+    }
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -27,8 +27,9 @@ from mmed_jax.errors import UserError, nearest
 # What results name beside the numbers.
 WORDS_OF = {
     **dict.fromkeys(("en", "es", "fr", "ru", "ko"), "nltk words in untrained punkt sentences"),
-    "zh": "jieba", "ja": "janome surface forms",
-}  # fmt: skip
+    "zh": "jieba",
+    "ja": "janome surface forms",
+}
 
 
 @lru_cache(maxsize=16384)

@@ -26,10 +26,29 @@ DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 # Bits of a value, for every dtype that the library knows (safetensors 0.8, tensor.rs).
 BITS = {
-    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
-}  # fmt: skip
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
 MAX_HEADER = 100_000_000  # the library's own limit
 MAP_BYTES = 1 << 25
 
@@ -134,18 +153,19 @@ def _parse(data: bytes, path: Path) -> dict:
         text = data.decode()
         # The library takes -0 for a fraction. (Offsets and sizes that are below 0 are found by their users.)
         raw = loads(
-            text, dict, object_pairs_hook=no_duplicates, parse_constant=no_number,
+            text,
+            dict,
+            object_pairs_hook=no_duplicates,
+            parse_constant=no_number,
             parse_int=lambda digits: -0.5 if digits == "-0" else int(digits),
-        )  # fmt: skip
+        )
         if "\\u" in text:
             json.dumps(raw, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except ValueError as e:  # UnicodeError is one
         why = "not UTF-8" if isinstance(e, UnicodeError) else str(e)
         raise UserError(f"{path} is not a safetensors file: its header is not JSON that it may hold ({why})") from e
     metadata = raw.pop("__metadata__", None)
-    if metadata is not None and not (
-        isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
-    ):
+    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise UserError(f"{path}: malformed safetensors header: __metadata__ must be an object of texts")
     return raw
 

@@ -100,9 +100,7 @@ class ModelSource:
         return params
 
 
-def open_model(
-    path: str | os.PathLike, step: int | None = None, ignore_keys: Collection[str] = ()
-) -> ModelSource:
+def open_model(path: str | os.PathLike, step: int | None = None, ignore_keys: Collection[str] = ()) -> ModelSource:
     """Opens a run directory or a Hugging Face folder.
 
     Args:

@@ -117,9 +117,10 @@ def write_assets(
     stops = stops or sorted(cfg.eos_token_id)
     bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
     ids = {
-        "bos_token_id": cfg.bos_token_id if bos is None else bos, "eos_token_id": stops or None,
+        "bos_token_id": cfg.bos_token_id if bos is None else bos,
+        "eos_token_id": stops or None,
         "pad_token_id": cfg.pad_token_id if pad is None else pad,
-    }  # fmt: skip
+    }
     config = to_hf(dataclasses.replace(cfg, **{**ids, "eos_token_id": tuple(stops)}), dtype)
     # The release whose config schema this is (the first with llama3 scaling). Without a version, 4.57 takes a large
     # vocabulary for a faulty Mistral one and says so.

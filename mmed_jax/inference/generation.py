@@ -34,9 +34,10 @@ class Generation:
         self.stops = np.asarray(stops + (-1,) * (max(4, -(-len(stops) // 4) * 4) - len(stops)), np.int32)
         self.draw = {
             "seed": jax.random.key(seed),
-            "temperature": np.float32(sampling.temperature or 1), "top_p": np.float32(sampling.top_p),
+            "temperature": np.float32(sampling.temperature or 1),
+            "top_p": np.float32(sampling.top_p),
             "top_k": np.int32(sampling.top_k),
-        }  # fmt: skip
+        }
         self.out: list[list[int]] = [[] for _ in prompts]
         self.done: list[Completion | None] = [None] * len(prompts)
         self.row_item = np.full(self.rows.count, -1, np.int64)  # prompt index in each row, -1 = none yet
@@ -82,9 +83,18 @@ class Generation:
         keep = max(0, self.rows.count - self._wanted()) if self.rows.pending else 0
         items = self.items[np.maximum(self.row_item, 0)]
         self.rows.cache, out, bad = programs.decode(
-            e.params, self.rows.cache, self.token, self.position, self.left, items, self.stops, np.int32(limit),
-            np.int32(keep), self.draw, **self.static,
-        )  # fmt: skip
+            e.params,
+            self.rows.cache,
+            self.token,
+            self.position,
+            self.left,
+            items,
+            self.stops,
+            np.int32(limit),
+            np.int32(keep),
+            self.draw,
+            **self.static,
+        )
         out, bad = jax.device_get((out, bad))
         check_nan(bad)
         for step in out:

@@ -32,9 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_ignore_keys(parser: argparse.ArgumentParser) -> None:
     """--ignore_keys, a tuple of names."""
     parser.add_argument(
-        "--ignore_keys", metavar="a,b", default=(), type=lambda text: tuple(k.strip() for k in text.split(",")),
+        "--ignore_keys",
+        metavar="a,b",
+        default=(),
+        type=lambda text: tuple(k.strip() for k in text.split(",")),
         help="keys of config.json, not known here, of which you know that they change nothing",
-    )  # fmt: skip
+    )
 
 
 def identity(source: "ModelSource") -> dict[str, Any]:
@@ -108,7 +111,12 @@ def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Seque
     try:
         params = source.load_params(shardings=shardings, dtype=dtype)
         engine = Engine(
-            params, source.cfg, mesh=mesh, compute_dtype=dtype, max_batch=args.batch_size, stop_ids=stop_ids,
+            params,
+            source.cfg,
+            mesh=mesh,
+            compute_dtype=dtype,
+            max_batch=args.batch_size,
+            stop_ids=stop_ids,
             owned=True,
         )
     except jax.errors.JaxRuntimeError as e:

@@ -108,9 +108,15 @@ def score(params, cache, entry, choice_gw, offset_gw, branch_gw, *, cfg, dtype, 
         of_choice = jnp.take_along_axis(own, jnp.clip(index, 0, w - 1)[:, None, :], axis=2)
         visible = (index < 0)[:, None, :] | (of_choice & ((index >= 0) & (index < w))[:, None, :])
         hidden, part = llama.forward(
-            params, cfg, choice_gw, positions_bt=lengths + offset_gw, compute_dtype=dtype, cache=part, slots_bt=at,
+            params,
+            cfg,
+            choice_gw,
+            positions_bt=lengths + offset_gw,
+            compute_dtype=dtype,
+            cache=part,
+            slots_bt=at,
             visible_bts=visible,
-        )  # fmt: skip
+        )
         shifted = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
         before = jnp.where((offset_gw == 0)[..., None], before, shifted)
 

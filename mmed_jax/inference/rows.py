@@ -87,9 +87,11 @@ class Rows:
         """
         g, width = self.group, -(-self.slots // self.chunk) * self.chunk
         entry = {
-            "tokens_gt": np.zeros((g, width), np.int32), "lengths_g": np.ones(g, np.int32),
-            "rows_g": np.full(g, self.count, np.int32), "from_g": np.zeros(g, np.int32),
-        }  # fmt: skip
+            "tokens_gt": np.zeros((g, width), np.int32),
+            "lengths_g": np.ones(g, np.int32),
+            "rows_g": np.full(g, self.count, np.int32),
+            "from_g": np.zeros(g, np.int32),
+        }
         starts = []
         for n, (i, row) in enumerate(zip(chosen, rows)):
             prompt = self._prompts[i]

@@ -33,9 +33,17 @@ def score_choices(
         free = (free + len(chosen)) % rows.count
         choice, offset, branch = _side_by_side([choices[i] for i in chosen], rows.group, _width(max(sizes)))
         rows.cache, values = programs.score(
-            engine.params, rows.cache, entry, choice, offset, branch, cfg=engine.cfg, dtype=engine.dtype,
-            chunk=rows.chunk, single=not offset.any(),
-        )  # fmt: skip
+            engine.params,
+            rows.cache,
+            entry,
+            choice,
+            offset,
+            branch,
+            cfg=engine.cfg,
+            dtype=engine.dtype,
+            chunk=rows.chunk,
+            single=not offset.any(),
+        )
         values = jax.device_get(values)
         for n, i in enumerate(chosen):
             # In order, in float32: the same sum whatever stands beside it.

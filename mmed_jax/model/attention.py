@@ -76,9 +76,7 @@ def _obstacle(name: str, packed: bool, seq_len: int, head_dim: int, dtype: Any, 
     if name == "splash":
         return ""
     if name == "cudnn" and packed:
-        return (
-            "has no segment ids: packed documents would see each other; use attention='auto' or data.packing=False"
-        )
+        return "has no segment ids: packed documents would see each other; use attention='auto' or data.packing=False"
     if dtype is not None and jnp.dtype(dtype) not in HALF:
         return f"needs compute_dtype='bfloat16', got '{jnp.dtype(dtype)}'; use attention='reference' or bfloat16"
     if name == "cudnn":
@@ -137,9 +135,14 @@ def attention(
         backend = "reference"
     packed = q_segments is not None
     backend = resolve_backend(
-        backend, platform, packed, seq_len=q_btnh.shape[1], context=context, head_dim=q_btnh.shape[3],
+        backend,
+        platform,
+        packed,
+        seq_len=q_btnh.shape[1],
+        context=context,
+        head_dim=q_btnh.shape[3],
         dtype=q_btnh.dtype,
-    )  # fmt: skip
+    )
     if backend == "reference":
         out = reference(q_btnh, k_bskh, v_bskh, q_positions, kv_positions, q_segments, kv_segments, parts=context)
         return checkpoint_name(out, "context")

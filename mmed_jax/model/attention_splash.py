@@ -68,9 +68,14 @@ def splash_attention(q, k, v, segments=None, *, interpret: bool = False) -> jax.
     block, padded = block_size(t)
     compute = COMPUTE_BLOCK if block % COMPUTE_BLOCK == 0 else block
     sizes = BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=compute,
-        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
-    )  # fmt: skip
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=compute,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,
+    )
     q = (q.astype(jnp.float32) / math.sqrt(h)).astype(q.dtype)
     # Padding comes last: no query that is kept sees it.
     q, k, v = (jnp.pad(x, ((0, 0), (0, padded - t), (0, 0), (0, 0))) for x in (q, k, v))
@@ -79,8 +84,12 @@ def splash_attention(q, k, v, segments=None, *, interpret: bool = False) -> jax.
         segments = jnp.pad(segments, ((0, 0), (0, padded - t)), constant_values=-1)
         ids = SegmentIds(segments, segments)
     kernel = make_splash_mha(
-        mask=MultiHeadMask([CausalMask((padded, padded))] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
-        residual_checkpoint_name="context", interpret=interpret,
-    )  # fmt: skip
+        mask=MultiHeadMask([CausalMask((padded, padded))] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name="context",
+        interpret=interpret,
+    )
     out = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (q, k, v)), ids)
     return out.swapaxes(1, 2)[:, :t]

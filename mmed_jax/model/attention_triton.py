@@ -85,9 +85,15 @@ def _sizes(q, k):
 def _call(kernel, grid, in_specs, out_specs, out_shape, head_dim, interpret):
     params = triton.CompilerParams(num_warps=8 if head_dim > 64 else 4, num_stages=2)
     return pl.pallas_call(
-        kernel, grid=grid, in_specs=in_specs, out_specs=out_specs, out_shape=out_shape, interpret=interpret,
-        compiler_params=None if interpret else params, name=kernel.func.__name__.strip("_"),
-    )  # fmt: skip
+        kernel,
+        grid=grid,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        out_shape=out_shape,
+        interpret=interpret,
+        compiler_params=None if interpret else params,
+        name=kernel.func.__name__.strip("_"),
+    )
 
 
 def _visible(q_block, k_block, q_ids, k_ids, q_axis: int):
@@ -133,8 +139,9 @@ def _forward(q, k, v, ids, interpret):
         in_specs=[queries, keys, keys, *_per_row(t, t // rows)],
         out_specs=[queries, pl.BlockSpec((None, None, rows), lambda i, n, b: (b, n, i))],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, n, t), jnp.float32)],
-        head_dim=h, interpret=interpret,
-    )(q, k, v, ids, _first_keys(ids, rows))  # fmt: skip
+        head_dim=h,
+        interpret=interpret,
+    )(q, k, v, ids, _first_keys(ids, rows))
     out, lse = checkpoint_name(out, "context"), checkpoint_name(lse, "context")
     return out, (q, k, v, ids, out, lse)
 
@@ -196,8 +203,11 @@ def _backward(interpret, residuals, do):
         functools.partial(_dq_kernel, scale=scale),
         grid=(t // rows, n, b),
         in_specs=[queries, keys, keys, *_per_row(t, t // rows), queries, number, number],
-        out_specs=queries, out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype), head_dim=h, interpret=interpret,
-    )(q, k, v, ids, _first_keys(ids, rows), do, lse, delta)  # fmt: skip
+        out_specs=queries,
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        head_dim=h,
+        interpret=interpret,
+    )(q, k, v, ids, _first_keys(ids, rows), do, lse, delta)
 
     queries = pl.BlockSpec((None, t, group, h), lambda j, n, b: (b, 0, n, 0))
     keys = pl.BlockSpec((None, BLOCK, None, h), lambda j, n, b: (b, j, n, 0))
@@ -208,8 +218,9 @@ def _backward(interpret, residuals, do):
         in_specs=[queries, keys, keys, *_per_row(t, blocks), queries, number, number],
         out_specs=[keys, keys],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
-        head_dim=h, interpret=interpret,
-    )(q, k, v, ids, _end_queries(ids), do, lse, delta)  # fmt: skip
+        head_dim=h,
+        interpret=interpret,
+    )(q, k, v, ids, _end_queries(ids), do, lse, delta)
     return dq, dk, dv, None
 
 

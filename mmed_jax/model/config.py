@@ -261,10 +261,17 @@ def num_params(cfg: LlamaConfig) -> int:
 def _llama(hidden: int, mlp: int, layers: int, heads: int, factor: float | None = None, **kw: Any) -> LlamaConfig:
     scaling = RopeScaling(factor, 1.0, 4.0, 8192) if factor else None
     return LlamaConfig(
-        vocab_size=128256, hidden_size=hidden, intermediate_size=mlp, num_layers=layers, num_heads=heads,
-        num_kv_heads=8, head_dim=kw.pop("head_dim", 128), rope_scaling=scaling,
-        max_position_embeddings=131072 if factor else 8192, **kw,
-    )  # fmt: skip
+        vocab_size=128256,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=8,
+        head_dim=kw.pop("head_dim", 128),
+        rope_scaling=scaling,
+        max_position_embeddings=131072 if factor else 8192,
+        **kw,
+    )
 
 
 # Constants of the config.json files published with the weights (meta-llama/...); eos of the base models, except 3.3,
@@ -272,9 +279,18 @@ def _llama(hidden: int, mlp: int, layers: int, heads: int, factor: float | None 
 PRESETS: dict[str, LlamaConfig] = {
     # 1.3 M parameters: large enough to memorise the hand-crafted records, small enough for minutes on a CPU.
     "demo": LlamaConfig(
-        vocab_size=4096, hidden_size=128, intermediate_size=384, num_layers=4, num_heads=4, num_kv_heads=2,
-        head_dim=32, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=4080,
-        eos_token_id=(4081, 4088, 4089), pad_token_id=4084,
+        vocab_size=4096,
+        hidden_size=128,
+        intermediate_size=384,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=4080,
+        eos_token_id=(4081, 4088, 4089),
+        pad_token_id=4084,
     ),
     "llama3-8b": _llama(4096, 14336, 32, 32),
     "llama3.1-8b": _llama(4096, 14336, 32, 32, 8.0),
@@ -283,4 +299,4 @@ PRESETS: dict[str, LlamaConfig] = {
     "llama3-70b": _llama(8192, 28672, 80, 64),
     "llama3.1-70b": _llama(8192, 28672, 80, 64, 8.0),
     "llama3.3-70b": _llama(8192, 28672, 80, 64, 8.0, eos_token_id=(128001, 128008, 128009)),
-}  # fmt: skip
+}

@@ -71,9 +71,7 @@ ARCHITECTURES = ("LlamaForCausalLM", "LlamaModel", "LLaMAForCausalLM")
 _BY_OTHERS = ("architectures", "layer_types", "original_max_position_embeddings")
 
 
-def check_keys(
-    d: dict, read: Collection[str], ignore_keys: Collection[str], say: Callable[[str], None]
-) -> None:
+def check_keys(d: dict, read: Collection[str], ignore_keys: Collection[str], say: Callable[[str], None]) -> None:
     """Refuses a key that changes the mathematics, or could.
 
     A key that is not known passes when its value is false, null or empty, or when the user vouches for it; `say` is
@@ -126,7 +124,7 @@ def _check_known(key: str, value: Any, d: dict) -> None:
             isinstance(value, list) and len(value) == count and all(v == "full_attention" for v in value)
         ):
             raise UserError(
-                f"config.json: layer_types={shown(value)} is not supported; supported: \"full_attention\" for each of "
+                f'config.json: layer_types={shown(value)} is not supported; supported: "full_attention" for each of '
                 f"the {shown(count)} layers"
             )
     elif key == "original_max_position_embeddings":

@@ -185,18 +185,20 @@ def forward(
             raise ValueError("a cache holds one document a row: no segment ids with a cache")
         if visible_bts is None:
             visible_bts = jnp.arange(kv_cache.slots(cache), dtype=jnp.int32) <= positions_bt[..., None]
-        x, cache = _run_cached(
-            params, cfg, x, rope, positions_bt if slots_bt is None else slots_bt, visible_bts, cache
-        )
+        x, cache = _run_cached(params, cfg, x, rope, positions_bt if slots_bt is None else slots_bt, visible_bts, cache)
     else:
 
         def mix(q, k, v):
             out = attend(
-                q, k, v,
-                q_positions=positions_bt, kv_positions=positions_bt,
-                q_segments=segment_ids_bt, kv_segments=segment_ids_bt,
+                q,
+                k,
+                v,
+                q_positions=positions_bt,
+                kv_positions=positions_bt,
+                q_segments=segment_ids_bt,
+                kv_segments=segment_ids_bt,
                 backend=attention,
-            )  # fmt: skip
+            )
             return out, None
 
         body = rematerialise(lambda x, p: _layer(x, p, cfg, rope, mix), remat)

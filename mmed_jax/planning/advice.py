@@ -38,8 +38,10 @@ class Advice:
         out = []
         if self.changes:
             how = "compiled" if self.checked else "by arithmetic"
-            out.append(f"next       {as_flags(self.changes)}   ({self.needed_bytes / GIB:.1f} GiB a chip, {how}"
-                       + (f"; {self.learns})" if self.learns else ")"))  # fmt: skip
+            out.append(
+                f"next       {as_flags(self.changes)}   ({self.needed_bytes / GIB:.1f} GiB a chip, {how}"
+                + (f"; {self.learns})" if self.learns else ")")
+            )
         else:
             out.append(f"next       nothing that was tried fits on this slice: {VARIED}")
         if self.slice:

@@ -16,18 +16,21 @@ _SPARSE_CORES = {
     _OFFLOAD + "3d_all_gather": ("true", "gathers over three torus axes are taken over too"),
     _OFFLOAD + "reduce_scatter": ("true", "SparseCores sum gradients while the TensorCore computes"),
     _OFFLOAD + "nd_reduce_scatter": (
-        "true", "keeps the reduce-scatter of gradients over a whole torus, which else becomes an all-reduce of twice "
-        "the bytes"),
+        "true",
+        "keeps the reduce-scatter of gradients over a whole torus, which else becomes an all-reduce of twice the bytes",
+    ),
     _OFFLOAD + "all_reduce": ("true", "what stays an all-reduce runs beside the TensorCore too"),
-}  # fmt: skip
+}
 # For chips without such SparseCores, where it is no default.
 _ASYNCHRONOUS = {"xla_enable_async_all_gather": ("true", "hides the gathering of weights")}
 # The partitioner's own choice on up to 32 chips is to cut every product with gathered weights into as many pieces as
 # there are chips and pass the weights round between them: hidden, but the pieces are too small for the chip's tiles.
 _WHOLE_PRODUCTS = {
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": (
-        "1000000", "products are not cut into one piece a chip: a layer of an 8B takes half the time on v5e-32"),
-}  # fmt: skip
+        "1000000",
+        "products are not cut into one piece a chip: a layer of an 8B takes half the time on v5e-32",
+    ),
+}
 
 
 def _vmem(kib: int, reason: str) -> dict[str, tuple[str, str]]:
@@ -38,13 +41,15 @@ def _vmem(kib: int, reason: str) -> dict[str, tuple[str, str]]:
 FLAGS: dict[str, dict[str, tuple[str, str]]] = {
     "v4": {**_WHOLE_PRODUCTS, **_ASYNCHRONOUS},
     "v5p": {
-        **_WHOLE_PRODUCTS, **_SPARSE_CORES,
+        **_WHOLE_PRODUCTS,
+        **_SPARSE_CORES,
         **_vmem(98304, "a backward product of the MLP of an 8B takes 2.3 ms instead of 3.6"),
-    },  # fmt: skip
+    },
     # Transfers run beside products by the compiler's defaults there.
     "v5e": {
-        **_WHOLE_PRODUCTS, **_vmem(65536, "a layer of an 8B takes 15 ms less for 4,096 tokens, forward and backward"),
-    },  # fmt: skip
+        **_WHOLE_PRODUCTS,
+        **_vmem(65536, "a layer of an 8B takes 15 ms less for 4,096 tokens, forward and backward"),
+    },
     "v6e": {**_WHOLE_PRODUCTS, **_SPARSE_CORES, **_vmem(98304, "as on v5p")},
 }
 

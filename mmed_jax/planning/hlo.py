@@ -21,8 +21,19 @@ from mmed_jax.planning.hlo_loops import find_trip_counts
 from mmed_jax.planning.hlo_text import Computation, Instruction, Module, Shape, parse_text
 
 __all__ = [
-    "Collective", "Computation", "Flops", "Instruction", "KernelFlops", "Module", "Scope", "Shape", "collectives",
-    "flops", "parse_module", "scope_of", "splash_flops",
+    "Collective",
+    "Computation",
+    "Flops",
+    "Instruction",
+    "KernelFlops",
+    "Module",
+    "Scope",
+    "Shape",
+    "collectives",
+    "flops",
+    "parse_module",
+    "scope_of",
+    "splash_flops",
 ]
 
 GIB = 2**30

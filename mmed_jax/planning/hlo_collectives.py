@@ -20,8 +20,15 @@ from mmed_jax.planning.hlo_text import Instruction, Module, Shape
 
 # Both start a computation that runs beside what follows.
 ASYNC_STARTS = ("async-start", "call-start")
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
-         "collective-broadcast")
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
 
 
 @dataclass(frozen=True)
@@ -149,8 +156,16 @@ class Collectives:
         # A SparseCore names its rings one by one: two of them, one in each direction, fill an axis.
         rings = inner.attributes.count('"phase_rings"')
         return Collective(
-            instruction.name, kind, payload, ring_bytes(kind, payload, size), times, event.kind != "blocking", size,
-            max(results or operands, key=lambda s: s.bytes).dtype, self.scope(instruction, inner), groups,
+            instruction.name,
+            kind,
+            payload,
+            ring_bytes(kind, payload, size),
+            times,
+            event.kind != "blocking",
+            size,
+            max(results or operands, key=lambda s: s.bytes).dtype,
+            self.scope(instruction, inner),
+            groups,
             dims.count("1") if dims else -(-rings // 2),
             disguised=_disguised(self.module, _sources(instruction, inner)) if kind == "all-reduce" else 0.0,
         )
@@ -162,8 +177,18 @@ class Collectives:
         payload = recv.shapes[0].bytes
         # An all-gather receives the whole, a reduce-scatter the part that stays.
         whole = payload * slices if kind == "reduce-scatter" else payload
-        return Collective(recv.name, kind, whole, ring_bytes(kind, whole, slices), times, True, slices,
-                          recv.shapes[0].dtype, self.scope(recv, recv), dcn=True)
+        return Collective(
+            recv.name,
+            kind,
+            whole,
+            ring_bytes(kind, whole, slices),
+            times,
+            True,
+            slices,
+            recv.shapes[0].dtype,
+            self.scope(recv, recv),
+            dcn=True,
+        )
 
     def scope(self, instruction: Instruction, inner: Instruction) -> Scope:
         """The scope it carries; what the compiler added has none and takes that of what uses it, or of the loop."""

@@ -96,8 +96,13 @@ def convolution_flops(instruction: Instruction) -> float:
     positions = 1
     for k, label in enumerate(spatial):
         positions *= _positions(
-            left[left_labels.index(label)], kernel[kernel_labels.index(label)], out[out_labels.index(label)],
-            strides[k], pads[k], left_dilation[k], kernel_dilation[k],
+            left[left_labels.index(label)],
+            kernel[kernel_labels.index(label)],
+            out[out_labels.index(label)],
+            strides[k],
+            pads[k],
+            left_dilation[k],
+            kernel_dilation[k],
         )
     batch_groups = int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
     batch = left[left_labels.index("b")] // batch_groups
@@ -143,8 +148,12 @@ def splash_flops(instruction: Instruction) -> float | None:
     kind = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", instruction.name + instruction.op_name)
     if instruction.opcode != "custom-call" or kind is None:
         return None
-    floats = [s for i in range(len(instruction.operands)) for s in instruction.operand(i).shapes[:1]
-              if s.dtype in ("bf16", "f16", "f32") and len(s.dims) >= 3]
+    floats = [
+        s
+        for i in range(len(instruction.operands))
+        for s in instruction.operand(i).shapes[:1]
+        if s.dtype in ("bf16", "f16", "f32") and len(s.dims) >= 3
+    ]
     q, k = floats[0], floats[1]
     q_len, kv_len, head_dim = q.dims[-2], k.dims[-2], q.dims[-1]
     suffix = {"fwd": "", "dkv": "_dkv", "dq": "_dq"}[kind.group(1)]

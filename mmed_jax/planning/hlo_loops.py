@@ -10,8 +10,17 @@ from collections.abc import Mapping
 from mmed_jax.planning.hlo_text import Computation, Instruction, Module
 
 # What only moves, renames or converts a value.
-_SAME = ("copy", "bitcast", "convert", "reshape", "broadcast", "copy-start", "copy-done", "optimization-barrier",
-         "bitcast-convert")
+_SAME = (
+    "copy",
+    "bitcast",
+    "convert",
+    "reshape",
+    "broadcast",
+    "copy-start",
+    "copy-done",
+    "optimization-barrier",
+    "bitcast-convert",
+)
 _ARITHMETIC = {
     "add": lambda a, b: a + b,
     "subtract": lambda a, b: a - b,

@@ -80,8 +80,9 @@ class Instruction:
     @cached_property
     def called(self) -> dict[str, tuple[str, ...]]:
         """Names of the computations it calls, by the attribute that names them (calls, to_apply, body, ...)."""
-        one = re.findall(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)",
-                         self.attributes)
+        one = re.findall(
+            r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)", self.attributes
+        )
         many = re.findall(r"\b(branch_computations|called_computations|calls)=\{([^}]*)\}", self.attributes)
         split = {key: tuple(n.strip().lstrip("%") for n in names.split(",")) for key, names in many}
         return {**{key: (name,) for key, name in one}, **split}
@@ -253,8 +254,16 @@ def _parse_instruction(line: str, computation: Computation) -> Instruction:
     operands = ()
     if opcode.group(1) not in ("constant", "parameter", "iota"):
         operands = tuple(p.split()[-1].lstrip("%") for p in _split(re.sub(r"/\*.*?\*/", "", inside)))
-    return Instruction(begin.group(2), opcode.group(1), parse_shapes(line[begin.end() : end]), operands, inside,
-                       line[close:], bool(begin.group(1)), computation)
+    return Instruction(
+        begin.group(2),
+        opcode.group(1),
+        parse_shapes(line[begin.end() : end]),
+        operands,
+        inside,
+        line[close:],
+        bool(begin.group(1)),
+        computation,
+    )
 
 
 def _closing(text: str, start: int) -> int:

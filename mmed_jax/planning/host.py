@@ -33,8 +33,11 @@ def expected(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> dict[str, fl
     own = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
     state = total(terms, "state") * own
     return {
-        "programs": PROGRAMS_BYTES, "state": state, "a step": total(terms, "step") * own, "a save": SAVE_SHARE * state,
-    }  # fmt: skip
+        "programs": PROGRAMS_BYTES,
+        "state": state,
+        "a step": total(terms, "step") * own,
+        "a save": SAVE_SHARE * state,
+    }
 
 
 def describe(parts: dict[str, float]) -> str:

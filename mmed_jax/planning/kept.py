@@ -24,10 +24,23 @@ if TYPE_CHECKING:
 
 # Our own sources that decide a result, relative to the package.
 SOURCES = (
-    "model/*.py", "step.py", "loss.py", "optim.py", "adafactor.py", "placement.py", "sharding.py", "flops.py",
-    "planning/planner.py", "planning/program.py", "planning/flags.py", "planning/topology.py", "planning/memory.py",
-    "planning/hlo*.py", "planning/links.py", "planning/schedule.py",
-)  # fmt: skip
+    "model/*.py",
+    "step.py",
+    "loss.py",
+    "optim.py",
+    "adafactor.py",
+    "placement.py",
+    "sharding.py",
+    "flops.py",
+    "planning/planner.py",
+    "planning/program.py",
+    "planning/flags.py",
+    "planning/topology.py",
+    "planning/memory.py",
+    "planning/hlo*.py",
+    "planning/links.py",
+    "planning/schedule.py",
+)
 # What is known before anything is compiled.
 _BEFORE = ("topology", "mesh", "settings", "parameters", "tokens_per_step", "terms", "model_flops")
 

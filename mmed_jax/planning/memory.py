@@ -75,14 +75,17 @@ def memory_terms(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> 
         Term("weights", params * weight, "state"),
         # Of several micro-batches: the sum, and those of the one at work.
         Term("gradients", params * (4 if config.grad_accum == 1 else 8), "step"),
-        Term("saved activations", cfg.num_layers * tokens
-             * saved_per_token(cfg, config.remat, width, tensor=mesh["tensor"]), "step"),
+        Term(
+            "saved activations",
+            cfg.num_layers * tokens * saved_per_token(cfg, config.remat, width, tensor=mesh["tensor"]),
+            "step",
+        ),
         # One layer forward and backward: gated feed-forward values and their gradients, the residual beside them.
         Term("one layer's values", tokens * (4 * f + 6 * d) * width, "layer"),
         Term("logits of a chunk", 2 * chunk * cfg.vocab_size / mesh["tensor"] * 4, "loss"),
         # Summed in float32 on every chip before it is shared out.
         Term("output head and its gradient", head * (width + 4) if split else head * 4, "loss"),
-    ]  # fmt: skip
+    ]
     if split:
         # The next layer's weights arrive while one is at work; gradients of a layer leave in full size.
         terms.append(Term("gathered layers", layer / mesh["tensor"] * (2 * width + 4), "layer"))

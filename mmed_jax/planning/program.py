@@ -18,9 +18,13 @@ from mmed_jax.planning.topology import chip_of
 
 # Everything in a batch that is placed on the devices; all [B, T].
 BATCH_DTYPES = {
-    "tokens": jnp.int32, "targets": jnp.int32, "segment_ids": jnp.int32, "positions": jnp.int32, "language": jnp.int32,
+    "tokens": jnp.int32,
+    "targets": jnp.int32,
+    "segment_ids": jnp.int32,
+    "positions": jnp.int32,
+    "language": jnp.int32,
     "loss_mask": jnp.float32,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,14 @@ def attention_backend(config: ConfigDict, cfg: LlamaConfig, platform: str, conte
       UserError: config.attention can't be had there.
     """
     return resolve_backend(
-        config.attention, platform, config.data.packing, seq_len=config.data.seq_len, context=context,
-        head_dim=cfg.head_dim, dtype=config.compute_dtype,
-    )  # fmt: skip
+        config.attention,
+        platform,
+        config.data.packing,
+        seq_len=config.data.seq_len,
+        context=context,
+        head_dim=cfg.head_dim,
+        dtype=config.compute_dtype,
+    )
 
 
 def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: int, attention: str) -> Program:
@@ -70,9 +79,13 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
     tx, schedule = optim.make_optimizer(config.optim, steps)
     state = placement.abstract_state(cfg, tx, mesh, config.param_dtype)
     options = step.StepOptions(
-        compute_dtype=config.compute_dtype, remat=config.remat, attention=attention, loss_chunk=config.loss_chunk,
-        grad_accum=config.grad_accum, packing=config.data.packing,
-    )  # fmt: skip
+        compute_dtype=config.compute_dtype,
+        remat=config.remat,
+        attention=attention,
+        loss_chunk=config.loss_chunk,
+        grad_accum=config.grad_accum,
+        packing=config.data.packing,
+    )
     flags = compiler_options(chip_of(mesh.devices.flat[0].device_kind), config.xla_flags)
     # The state stays where it is, and every process can read the numbers.
     everywhere = sharding.replicated(mesh)
@@ -87,9 +100,11 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
         state=state,
         batch={k: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for k, dtype in BATCH_DTYPES.items()},
         train_step=jax.jit(
-            step.make_train_step(cfg, tx, schedule, options), donate_argnums=0, out_shardings=stays,
+            step.make_train_step(cfg, tx, schedule, options),
+            donate_argnums=0,
+            out_shardings=stays,
             compiler_options=flags or None,
-        ),  # fmt: skip
+        ),
         eval_step=jax.jit(step.make_eval_step(cfg, options), out_shardings=everywhere, compiler_options=flags or None),
         compiler_options=flags,
     )

@@ -102,8 +102,10 @@ class Estimate:
         for s in self.seconds_by_scope:
             if s.compute_s + s.transfer_s < 0.001 * self.high_s:
                 continue
-            lines.append(f"  {s.scope.direction:9} {s.scope.path or '-':24} compute {s.compute_s * ms:8.2f} ms   "
-                         f"transfer {s.transfer_s * ms:8.2f} ms")
+            lines.append(
+                f"  {s.scope.direction:9} {s.scope.path or '-':24} compute {s.compute_s * ms:8.2f} ms   "
+                f"transfer {s.transfer_s * ms:8.2f} ms"
+            )
         for h in self.top:
             when = {True: " (asynchronous)", False: ""}[h.asynchronous]
             lines.append(f"  {h.seconds * ms:8.2f} ms  {h.what}{when}  {h.name} x {h.executions:.0f}  {h.op_name}")
@@ -153,16 +155,30 @@ class _Walk:
         for instruction, times in self.module.executed(fused=False):
             event = self.collectives.event(instruction)
             if event and event.kind in ("start", "blocking"):
-                self._count_transfer(self.collectives.describe(instruction, event, times), scopes, sums, by_kind, hot,
-                                     instruction.op_name or event.collective.op_name)
+                self._count_transfer(
+                    self.collectives.describe(instruction, event, times),
+                    scopes,
+                    sums,
+                    by_kind,
+                    hot,
+                    instruction.op_name or event.collective.op_name,
+                )
             seconds, what = self.compute(instruction)
             if seconds:
                 scope = self.scope(instruction)
                 scopes[scope][0] += seconds * times
                 sums["compute"] += seconds * times
                 sums[what] += seconds * times
-                hot.append(Hot(instruction.name, "kernel" if what == "kernel" else "compute", scope,
-                               instruction.op_name, seconds * times, times))
+                hot.append(
+                    Hot(
+                        instruction.name,
+                        "kernel" if what == "kernel" else "compute",
+                        scope,
+                        instruction.op_name,
+                        seconds * times,
+                        times,
+                    )
+                )
         for instruction, times in self.module.executed(fused=True):
             sums["flops"] += (instruction_flops(instruction, self.kernel_flops) or 0.0) * times
         parts = (sums["compute"], sums["ici"], sums["dcn"])
@@ -170,9 +186,21 @@ class _Walk:
         # Its sum is in another order than theirs, so rounding is cut off at both ends.
         schedule = min(max(self.duration(self.module.entry), *parts), sum(parts))
         return Estimate(
-            sums["compute"], sums["kernel"], sums["ici"], sums["dcn"], max(parts), schedule, sum(parts), sums["flops"],
-            dict(by_kind.most_common()), sums["blocking"], sums["disguised"], sums["dcn_bytes"],
-            _ranked_scopes(scopes), tuple(sorted(hot, key=lambda h: -h.seconds)[:TOP]), self.notes(sums),
+            sums["compute"],
+            sums["kernel"],
+            sums["ici"],
+            sums["dcn"],
+            max(parts),
+            schedule,
+            sum(parts),
+            sums["flops"],
+            dict(by_kind.most_common()),
+            sums["blocking"],
+            sums["disguised"],
+            sums["dcn_bytes"],
+            _ranked_scopes(scopes),
+            tuple(sorted(hot, key=lambda h: -h.seconds)[:TOP]),
+            self.notes(sums),
         )
 
     def _count_transfer(self, c: Collective, scopes, sums, by_kind, hot: list[Hot], op_name: str) -> None:

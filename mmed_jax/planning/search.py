@@ -167,9 +167,15 @@ def _nothing_fits(state: Search, config: ConfigDict, cfg: LlamaConfig, topology:
 
 
 def _compile_best(
-    candidates: list[Candidate], state: Search, config: ConfigDict, cfg: LlamaConfig, topology: Topology, limit: int,
-    say: Callable[[str], None], plan_options: dict[str, Any],
-) -> None:  # fmt: skip
+    candidates: list[Candidate],
+    state: Search,
+    config: ConfigDict,
+    cfg: LlamaConfig,
+    topology: Topology,
+    limit: int,
+    say: Callable[[str], None],
+    plan_options: dict[str, Any],
+) -> None:
     """Compiles the most promising, and what varies the fastest of them, `limit` in all."""
     promising, varied = _by_promise(candidates, state, topology), False
     refining = max(0, min(REFINING, limit - 2))
@@ -197,9 +203,13 @@ def proposals(
     if first:
         seen.add(_key(first))
         yield first
-    meshes = [{"mesh.data": data, "mesh.fsdp": -1, "mesh.tensor": tensor} for data, tensor in itertools.product(
-        sorted({topology.slices, max(1, config.mesh.data)}), TENSOR,
-    )]  # fmt: skip
+    meshes = [
+        {"mesh.data": data, "mesh.fsdp": -1, "mesh.tensor": tensor}
+        for data, tensor in itertools.product(
+            sorted({topology.slices, max(1, config.mesh.data)}),
+            TENSOR,
+        )
+    ]
     for rows in (batch_rows(config), *batches):
         size = {"batch_size": rows, "batch_tokens": 0} if rows != batch_rows(config) else {}
         accumulations = [n for n in (2**k for k in range(8)) if rows % n == 0]
@@ -267,9 +277,14 @@ def _refinements(state: Search, config: ConfigDict, cfg: LlamaConfig, topology: 
 
 
 def _try(
-    c: Candidate, state: Search, cfg: LlamaConfig, topology: Topology, limit: int, say: Callable[[str], None],
+    c: Candidate,
+    state: Search,
+    cfg: LlamaConfig,
+    topology: Topology,
+    limit: int,
+    say: Callable[[str], None],
     plan_options: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Plans a candidate and notes what came of it; a setting on which the compiler fails is a result too."""
     if any(_key(c) == _key(other) for other in state.tried):
         return

@@ -9,10 +9,27 @@ from mmed_jax.config import flatten
 
 # Keys of a config that decide what is compiled.
 RELEVANT = (
-    "compute_dtype", "param_dtype", "remat", "attention", "loss_chunk", "data.seq_len", "data.packing", "batch_size",
-    "batch_tokens", "grad_accum", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "xla_flags",
-    "optim.name", "optim.mu_dtype", "optim.clip_norm", "optim.weight_decay", "optim.decay_embeddings",
-)  # fmt: skip
+    "compute_dtype",
+    "param_dtype",
+    "remat",
+    "attention",
+    "loss_chunk",
+    "data.seq_len",
+    "data.packing",
+    "batch_size",
+    "batch_tokens",
+    "grad_accum",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "mesh.context",
+    "xla_flags",
+    "optim.name",
+    "optim.mu_dtype",
+    "optim.clip_norm",
+    "optim.weight_decay",
+    "optim.decay_embeddings",
+)
 
 
 def relevant(config: ConfigDict) -> dict[str, Any]:

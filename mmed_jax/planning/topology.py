@@ -57,12 +57,26 @@ GPUS_A_NODE = 8
 
 # Chips of one slice by the number in its name; the usual shapes of the cloud.
 _CUBES = {
-    8: (2, 2, 1), 16: (2, 2, 2), 32: (2, 2, 4), 64: (2, 4, 4), 128: (4, 4, 4), 256: (4, 4, 8), 512: (4, 8, 8),
-    1024: (8, 8, 8), 2048: (8, 8, 16),
-}  # fmt: skip
+    8: (2, 2, 1),
+    16: (2, 2, 2),
+    32: (2, 2, 4),
+    64: (2, 4, 4),
+    128: (4, 4, 4),
+    256: (4, 4, 8),
+    512: (4, 8, 8),
+    1024: (8, 8, 8),
+    2048: (8, 8, 16),
+}
 _SQUARES = {
-    1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16),
-}  # fmt: skip
+    1: (1, 1),
+    4: (2, 2),
+    8: (2, 4),
+    16: (4, 4),
+    32: (4, 8),
+    64: (8, 8),
+    128: (8, 16),
+    256: (16, 16),
+}
 SHAPES = {"v4": _CUBES, "v5p": _CUBES, "v5e": _SQUARES, "v6e": _SQUARES}
 # What the compiler calls them.
 _COMPILER_NAME = {"v4": "v4", "v5p": "v5", "v5e": "v5e", "v6e": "v6e"}
@@ -242,14 +256,10 @@ def of_devices(found: "list[jax.Device]") -> Topology | None:
         coords = [d.coords for d in found]
         extent = tuple(max(c[i] for c in coords) - min(c[i] for c in coords) + 1 for i in range(3))
         shape = extent if chip in ("v4", "v5p") else extent[:2]
-        return _topology(
-            f"{chip}, {len(found)} chips here", "tpu", chip, CHIPS[chip], slices, shape, torus_axes(shape)
-        )  # fmt: skip
+        return _topology(f"{chip}, {len(found)} chips here", "tpu", chip, CHIPS[chip], slices, shape, torus_axes(shape))
     kind = first.device_kind.lower()
     gpu = next((g for g in sorted(GPUS, reverse=True) if first.platform == "gpu" and g.split("-")[0] in kind), None)
     if gpu is None:
         return None
     nodes = len({d.process_index for d in found})
-    return _topology(
-        f"{len(found)} GPUs here", "gpu", gpu, GPUS[gpu], nodes, (max(1, len(found) // nodes),), (False,)
-    )  # fmt: skip
+    return _topology(f"{len(found)} GPUs here", "gpu", gpu, GPUS[gpu], nodes, (max(1, len(found) // nodes),), (False,))

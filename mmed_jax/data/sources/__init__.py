@@ -26,10 +26,27 @@ __all__ = ["SOURCES", "Conversion", "Drop", "Hub", "Report", "Row", "Source", "W
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
-        MEDQA_US, MEDQA_ZH, MEDMCQA, PUBMEDQA, MMLU_MEDICAL, JMMLU_MEDICAL, FRENCHMEDMCQA, RUMEDDANET, HEADQA,
-        CASIMEDICOS, MEDQUAD, XLINGHEALTH, TOYHOM, CMB_CLIN, MFDS_EDRUG, COVID_FAQ, MMEDBENCH, KORMEDMCQA, IGAKUQA,
+        MEDQA_US,
+        MEDQA_ZH,
+        MEDMCQA,
+        PUBMEDQA,
+        MMLU_MEDICAL,
+        JMMLU_MEDICAL,
+        FRENCHMEDMCQA,
+        RUMEDDANET,
+        HEADQA,
+        CASIMEDICOS,
+        MEDQUAD,
+        XLINGHEALTH,
+        TOYHOM,
+        CMB_CLIN,
+        MFDS_EDRUG,
+        COVID_FAQ,
+        MMEDBENCH,
+        KORMEDMCQA,
+        IGAKUQA,
     )
-}  # fmt: skip
+}
 
 
 def get_source(name: str) -> Source:

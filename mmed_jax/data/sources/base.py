@@ -134,9 +134,7 @@ def text(value: object) -> str:
 
 # What Excel shows where a formula failed (#REF!, in other languages #NOM?, #¡VALOR!, #ИМЯ?, #Н/Д) or a column is too
 # narrow, and LibreOffice (Err:502).
-_EXCEL_ERROR = re.compile(
-    r"#[¡¿]?[^\W\d_a-zа-я]+(?:/0)?[!?]|#N/[AD]|#Н/Д|#GETTING_DATA|#{4,}|Err:\d{3}"
-)
+_EXCEL_ERROR = re.compile(r"#[¡¿]?[^\W\d_a-zа-я]+(?:/0)?[!?]|#N/[AD]|#Н/Д|#GETTING_DATA|#{4,}|Err:\d{3}")
 
 
 _DATES = (datetime.date, datetime.time, datetime.timedelta)
@@ -192,10 +190,19 @@ def lettered(options: Iterable[object]) -> dict[str, str] | Drop:
 
 
 def mcq(
-    source: str, license: str, *, ident: str, language: str, question: object, options: dict[str, str] | Drop,
-    answer: Iterable[str] | Drop | None, rationale: object = "", context: object = "", needs_image: bool = False,
+    source: str,
+    license: str,
+    *,
+    ident: str,
+    language: str,
+    question: object,
+    options: dict[str, str] | Drop,
+    answer: Iterable[str] | Drop | None,
+    rationale: object = "",
+    context: object = "",
+    needs_image: bool = False,
     provenance: dict,
-) -> dict | Drop:  # fmt: skip
+) -> dict | Drop:
     """A multiple-choice record, or why there is none."""
     if problem := cell_problem(question) or cell_problem(context):
         return problem
@@ -218,9 +225,16 @@ def mcq(
     if problem := next(filter(None, (cell_problem(options[letter]) for letter in answer)), None):
         return problem._replace(content=content)
     record = {
-        "id": ident, "language": language, "question": question, "options": options, "answer_idx": answer,
-        "rationale": text(rationale), "source": source, "license": license, "provenance": provenance,
-    }  # fmt: skip
+        "id": ident,
+        "language": language,
+        "question": question,
+        "options": options,
+        "answer_idx": answer,
+        "rationale": text(rationale),
+        "source": source,
+        "license": license,
+        "provenance": provenance,
+    }
     if text(context):
         record["context"] = text(context)
     if needs_image:
@@ -229,9 +243,16 @@ def mcq(
 
 
 def dialogue(
-    source: str, license: str, *, ident: str, language: str, question: object, answer: object,
-    needs_image: bool = False, provenance: dict,
-) -> dict | Drop:  # fmt: skip
+    source: str,
+    license: str,
+    *,
+    ident: str,
+    language: str,
+    question: object,
+    answer: object,
+    needs_image: bool = False,
+    provenance: dict,
+) -> dict | Drop:
     """An instruction record of one question and one answer, or why there is none."""
     if problem := cell_problem(question) or cell_problem(answer):
         return problem
@@ -240,10 +261,14 @@ def dialogue(
     if not text(answer):
         return Drop("no answer", content_of(text(question)))
     record = {
-        "id": ident, "language": language, "source": source, "license": license,
+        "id": ident,
+        "language": language,
+        "source": source,
+        "license": license,
         "messages": [{"role": "user", "content": text(question)}, {"role": "assistant", "content": text(answer)}],
-        "method": "original", "provenance": provenance,
-    }  # fmt: skip
+        "method": "original",
+        "provenance": provenance,
+    }
     if needs_image:
         record["needs_image"] = True
     return record

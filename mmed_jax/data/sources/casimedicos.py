@@ -81,9 +81,15 @@ def convert(row: Row, kind: str) -> dict | Drop:
 
 
 CASIMEDICOS = Source(
-    name="casimedicos", kinds=("mcq", "instruction"), languages=_LANGUAGES, license="CC BY 4.0",
-    url="https://github.com/ixa-ehu/antidote-casimedicos", rows=rows, convert=convert, unfold=numbered,
+    name="casimedicos",
+    kinds=("mcq", "instruction"),
+    languages=_LANGUAGES,
+    license="CC BY 4.0",
+    url="https://github.com/ixa-ehu/antidote-casimedicos",
+    rows=rows,
+    convert=convert,
+    unfold=numbered,
     expects="JSON lines with id, lang, options {1: ...} and question, answer, rationale (or full_question, "
-            "correct_option, full_answer)",
+    "correct_option, full_answer)",
     hub=Hub("HiTZ/casimedicos-exp", configs=_LANGUAGES),
-)  # fmt: skip
+)

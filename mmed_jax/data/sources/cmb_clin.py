@@ -30,15 +30,25 @@ def convert(row: Row, kind: str) -> dict | Drop:
     need(row, "question", "answer")
     raw, question = row.raw, text(row.raw["question"])
     return dialogue(
-        "cmb_clin", "Apache-2.0", ident=make_id("cmb_clin", row, raw["id"], raw["part"]), language="zh",
-        question=question and f"{text(raw['description'])}\n\n{question}", answer=raw["answer"],
+        "cmb_clin",
+        "Apache-2.0",
+        ident=make_id("cmb_clin", row, raw["id"], raw["part"]),
+        language="zh",
+        question=question and f"{text(raw['description'])}\n\n{question}",
+        answer=raw["answer"],
         provenance=origin(row, f"{raw['id']}-{raw['part']}", f"cmb_clin:{raw['id']}"),
-    )  # fmt: skip
+    )
 
 
 CMB_CLIN = Source(
-    name="cmb_clin", kinds=("instruction",), languages=("zh",), license="Apache-2.0",
-    url="https://github.com/FreedomIntelligence/CMB", rows=rows, convert=convert, unfold=by_question,
+    name="cmb_clin",
+    kinds=("instruction",),
+    languages=("zh",),
+    license="Apache-2.0",
+    url="https://github.com/FreedomIntelligence/CMB",
+    rows=rows,
+    convert=convert,
+    unfold=by_question,
     expects="CMB-Clin-qa.json: a list of {id, title, description, QA_pairs}",
     hub=Hub("FreedomIntelligence/CMB", configs=("CMB-Clin",)),
-)  # fmt: skip
+)

@@ -43,14 +43,23 @@ def convert(row: Row, kind: str) -> dict | Drop:
     if name not in _CODES:
         return Drop(f"language not supported ({name})")
     return dialogue(
-        "covid_faq", _LICENSES.get(source, "unspecified"), language=_CODES[name], question=raw["question"],
-        ident=make_id("covid_faq", row, source, _CODES[name], raw["place"]), answer=raw["answer"],
+        "covid_faq",
+        _LICENSES.get(source, "unspecified"),
+        language=_CODES[name],
+        question=raw["question"],
+        ident=make_id("covid_faq", row, source, _CODES[name], raw["place"]),
+        answer=raw["answer"],
         provenance=origin(row, row.number, raw["group"], url=text(raw.get("url")), section=text(raw.get("section"))),
-    )  # fmt: skip
+    )
 
 
 COVID_FAQ = Source(
-    name="covid_faq", kinds=("instruction",), languages=("en", "zh", "es", "fr", "ko", "ru"),
-    license="US public domain (CDC), CC BY-NC-SA 3.0 IGO (WHO)", url="https://github.com/xhlulu/covid-qa", rows=rows,
-    convert=convert, expects="multilingual.csv with question, answer, language, source, section",
-)  # fmt: skip
+    name="covid_faq",
+    kinds=("instruction",),
+    languages=("en", "zh", "es", "fr", "ko", "ru"),
+    license="US public domain (CDC), CC BY-NC-SA 3.0 IGO (WHO)",
+    url="https://github.com/xhlulu/covid-qa",
+    rows=rows,
+    convert=convert,
+    expects="multilingual.csv with question, answer, language, source, section",
+)

@@ -44,7 +44,7 @@ _ENGLISH = (
     # devices and anatomy to be named
     r"(?i)(?:^|\bthe )given (?:below )?(?:instrument|device|deformity)\b|\binstrument given\b",
     r"(?i)\bmarked \(?(?:with )?(?:an )?arrow|\b(?:the|following) marked (?:structure|muscle|arrow|nerve|area)",
-)  # fmt: skip
+)
 # "图" alone ends many a word (心电图, 超声心动图); 可见图像 and 例如图形 are none either.
 _CHINESE = (r"附图|暂无图|(?<![诸例比])如[下上左右]?图(?![像形])|(?<![可未])见[下上左右附]?图(?![像形谱])",)
 _PATTERNS = {"en": [re.compile(p) for p in _ENGLISH], "zh": [re.compile(p) for p in _CHINESE]}

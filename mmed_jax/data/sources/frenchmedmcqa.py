@@ -50,15 +50,26 @@ def convert(row: Row, kind: str) -> dict | Drop:
     by_number = all(number_of(c) is not None for c in right) and "0" not in names and "1" not in names
     answer = key_at(right, 0) if by_number else key_by_name(right, names)
     return mcq(
-        "frenchmedmcqa", "Apache-2.0", ident=make_id("frenchmedmcqa", row, raw["id"]), language="fr",
-        question=raw["question"], options=options, answer=answer,
+        "frenchmedmcqa",
+        "Apache-2.0",
+        ident=make_id("frenchmedmcqa", row, raw["id"]),
+        language="fr",
+        question=raw["question"],
+        options=options,
+        answer=answer,
         provenance=origin(row, raw["id"], subject_name=raw.get("subject_name")),
-    )  # fmt: skip
+    )
 
 
 FRENCHMEDMCQA = Source(
-    name="frenchmedmcqa", kinds=("mcq",), languages=("fr",), license="Apache-2.0",
-    url="https://github.com/qanastek/FrenchMedMCQA", rows=rows, convert=convert, unfold=numbered,
+    name="frenchmedmcqa",
+    kinds=("mcq",),
+    languages=("fr",),
+    license="Apache-2.0",
+    url="https://github.com/qanastek/FrenchMedMCQA",
+    rows=rows,
+    convert=convert,
+    unfold=numbered,
     expects="train.json, dev.json or test.json: a list of {id, question, answers {a: ...}, correct_answers}",
     hub=Hub("Dr-BERT/FrenchMedMCQA", files=("data.zip",)),
-)  # fmt: skip
+)

@@ -108,17 +108,33 @@ def convert(row: Row, kind: str) -> dict | Drop:
     if right is None and text(raw["ra"]):
         answer = UNREADABLE
     return mcq(
-        "headqa", "MIT", ident=make_id("headqa", row, language, raw["name"], raw["qid"]), language=language,
-        question=raw["qtext"], options=lettered(a["atext"] for a in raw["answers"]), answer=answer,
+        "headqa",
+        "MIT",
+        ident=make_id("headqa", row, language, raw["name"], raw["qid"]),
+        language=language,
+        question=raw["qtext"],
+        options=lettered(a["atext"] for a in raw["answers"]),
+        answer=answer,
         needs_image=any(image.values()) if isinstance(image, dict) else bool(image),
         provenance=origin(
-            row, raw["qid"], f"headqa:{raw['name']}:{text(raw['qid'])}", exam=raw["name"], category=raw.get("category"),
+            row,
+            raw["qid"],
+            f"headqa:{raw['name']}:{text(raw['qid'])}",
+            exam=raw["name"],
+            category=raw.get("category"),
         ),
-    )  # fmt: skip
+    )
 
 
 HEADQA = Source(
-    name="headqa", kinds=("mcq",), languages=("es", "en"), license="MIT", url="https://github.com/aghie/head-qa",
-    rows=rows, convert=convert, unfold=numbered, expects="train_HEAD.json and its like: one object with 'exams'",
+    name="headqa",
+    kinds=("mcq",),
+    languages=("es", "en"),
+    license="MIT",
+    url="https://github.com/aghie/head-qa",
+    rows=rows,
+    convert=convert,
+    unfold=numbered,
+    expects="train_HEAD.json and its like: one object with 'exams'",
     hub=Hub("EleutherAI/headqa", configs=("es", "en")),
-)  # fmt: skip
+)

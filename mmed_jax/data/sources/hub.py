@@ -38,9 +38,13 @@ def _by_hand(source: Source) -> str:
 
 
 def hub_rows(
-    source: Source, value: str, languages: tuple[str, ...] | None, config: str | None, options: dict,
+    source: Source,
+    value: str,
+    languages: tuple[str, ...] | None,
+    config: str | None,
+    options: dict,
     download: Download,
-) -> Iterator[Row]:  # fmt: skip
+) -> Iterator[Row]:
     """Rows of the hub copy. `config` overrides the known ones; `options` go to rows/unfold (answer_base),
     `download` says how files are read.
 
@@ -59,9 +63,7 @@ def hub_rows(
     return source.unfold(_from_tables(source, repo, revision, wanted), **options)
 
 
-def _from_files(
-    source: Source, repo: str, revision: str | None, options: dict, download: Download
-) -> Iterator[Row]:
+def _from_files(source: Source, repo: str, revision: str | None, options: dict, download: Download) -> Iterator[Row]:
     import huggingface_hub
 
     for name in source.hub.files:

@@ -27,15 +27,26 @@ def convert(row: Row, kind: str) -> dict | Drop:
         return Drop("number answer without options")
     year = re.search(r"(?:^|/)(20\d\d)/", row.file)
     return mcq(
-        "igakuqa", "none stated", ident=make_id("igakuqa", row, raw["problem_id"]), language="ja",
-        question=raw["problem_text"], options=lettered(raw["choices"]), answer=answer,
+        "igakuqa",
+        "none stated",
+        ident=make_id("igakuqa", row, raw["problem_id"]),
+        language="ja",
+        question=raw["problem_text"],
+        options=lettered(raw["choices"]),
+        answer=answer,
         needs_image=raw.get("text_only") is False,
         provenance=origin(row, raw["problem_id"], year=year.group(1) if year else ""),
-    )  # fmt: skip
+    )
 
 
 IGAKUQA = Source(
-    name="igakuqa", kinds=("mcq",), languages=("ja",), license="none stated",
-    url="https://github.com/jungokasai/IgakuQA", rows=rows, convert=convert, latin=True,
+    name="igakuqa",
+    kinds=("mcq",),
+    languages=("ja",),
+    license="none stated",
+    url="https://github.com/jungokasai/IgakuQA",
+    rows=rows,
+    convert=convert,
+    latin=True,
     expects="JSON lines with problem_id, problem_text, choices, answer, text_only",
-)  # fmt: skip
+)

@@ -28,16 +28,27 @@ def convert(row: Row, kind: str) -> dict | Drop:
     need(row, "subject", "year", "period", "q_number", "question", "answer", *"ABCDE")
     original = "-".join(text(raw[name]) for name in ("subject", "year", "period", "q_number"))
     return mcq(
-        "kormedmcqa", "CC BY-NC 2.0", ident=make_id("kormedmcqa", row, original), language="ko",
-        question=raw["question"], options=lettered(raw[letter] for letter in "ABCDE"),
-        answer=key_at([raw["answer"]], 1), rationale=raw.get("cot"),
+        "kormedmcqa",
+        "CC BY-NC 2.0",
+        ident=make_id("kormedmcqa", row, original),
+        language="ko",
+        question=raw["question"],
+        options=lettered(raw[letter] for letter in "ABCDE"),
+        answer=key_at([raw["answer"]], 1),
+        rationale=raw.get("cot"),
         provenance=origin(row, original, subject=text(raw["subject"]), year=text(raw["year"])),
-    )  # fmt: skip
+    )
 
 
 KORMEDMCQA = Source(
-    name="kormedmcqa", kinds=("mcq",), languages=("ko",), license="CC BY-NC 2.0",
-    url="https://huggingface.co/datasets/sean0042/KorMedMCQA", rows=rows, convert=convert, unfold=numbered,
+    name="kormedmcqa",
+    kinds=("mcq",),
+    languages=("ko",),
+    license="CC BY-NC 2.0",
+    url="https://huggingface.co/datasets/sean0042/KorMedMCQA",
+    rows=rows,
+    convert=convert,
+    unfold=numbered,
     expects="parquet or CSV with subject, year, period, q_number, question, A to E, answer 1-5",
     hub=Hub("sean0042/KorMedMCQA", configs=_SUBJECTS),
-)  # fmt: skip
+)

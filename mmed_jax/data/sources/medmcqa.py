@@ -84,20 +84,42 @@ def convert(row: Row, kind: str) -> dict | Drop:
             )
         answer = key_at([raw["cop"]], raw["answer_base"] or 0)
         return mcq(
-            "medmcqa", "MIT", ident=ident, language="en", question=raw["question"], options=options, answer=answer,
-            rationale=explanation, needs_image=figure, provenance=about,
-        )  # fmt: skip
+            "medmcqa",
+            "MIT",
+            ident=ident,
+            language="en",
+            question=raw["question"],
+            options=options,
+            answer=answer,
+            rationale=explanation,
+            needs_image=figure,
+            provenance=about,
+        )
     if len(explanation) < _MIN_EXPLANATION:
         return Drop("no explanation" if not explanation else f"explanation under {_MIN_EXPLANATION} characters")
     listed = "\n".join(f"{letter}. {options[letter]}" for letter in LETTERS if letter in options)
     return dialogue(
-        "medmcqa", "MIT", ident=ident, language="en", question=f"{text(raw['question'])}\n{listed}", answer=explanation,
-        needs_image=figure, provenance=about,
-    )  # fmt: skip
+        "medmcqa",
+        "MIT",
+        ident=ident,
+        language="en",
+        question=f"{text(raw['question'])}\n{listed}",
+        answer=explanation,
+        needs_image=figure,
+        provenance=about,
+    )
 
 
 MEDMCQA = Source(
-    name="medmcqa", kinds=("mcq", "instruction"), languages=("en",), license="MIT",
-    url="https://github.com/medmcqa/medmcqa", rows=rows, convert=convert, unfold=with_base, answer_base=True,
-    expects="JSON lines with question, opa to opd, cop, exp", hub=Hub("openlifescienceai/medmcqa"),
-)  # fmt: skip
+    name="medmcqa",
+    kinds=("mcq", "instruction"),
+    languages=("en",),
+    license="MIT",
+    url="https://github.com/medmcqa/medmcqa",
+    rows=rows,
+    convert=convert,
+    unfold=with_base,
+    answer_base=True,
+    expects="JSON lines with question, opa to opd, cop, exp",
+    hub=Hub("openlifescienceai/medmcqa"),
+)

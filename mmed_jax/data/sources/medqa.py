@@ -36,8 +36,11 @@ from mmed_jax.data.sources.raw import Download, objects
 _URL = "https://github.com/jind11/MedQA"
 # Apollo mixes four sets in one file and names each row's.
 _APOLLO_LICENSES = {
-    "medqa-mcmle": "MIT", "cmexam": "Apache-2.0", "cmb-single": "Apache-2.0", "cmmlu-medical": "CC BY-NC-SA 4.0",
-}  # fmt: skip
+    "medqa-mcmle": "MIT",
+    "cmexam": "Apache-2.0",
+    "cmb-single": "Apache-2.0",
+    "cmmlu-medical": "CC BY-NC-SA 4.0",
+}
 
 
 def rows(given: Download | Path) -> Iterator[Row]:
@@ -71,10 +74,16 @@ def _official(row: Row, name: str, language: str, question: str, license: str, i
     if isinstance(answer, list) and len(answer) == 1 and stated and given[answer[0]] != stated:
         return Drop("answer letter and answer text disagree")
     return mcq(
-        name, license, ident=make_id(name, row, ident or fingerprint(question, *given.values())), language=language,
-        question=question, options=given, answer=answer, needs_image=needs_figure(language, question, given),
+        name,
+        license,
+        ident=make_id(name, row, ident or fingerprint(question, *given.values())),
+        language=language,
+        question=question,
+        options=given,
+        answer=answer,
+        needs_image=needs_figure(language, question, given),
         provenance=origin(row, row.raw.get("id"), meta_info=row.raw.get("meta_info")),
-    )  # fmt: skip
+    )
 
 
 def _keys(value: object) -> list[str]:
@@ -101,11 +110,16 @@ def _sample(row: Row) -> dict | Drop:
     if len(matches) != 1:
         return Drop("answer text matches no option" if not matches else "answer text matches several options")
     return mcq(
-        "medqa_us", "MIT", ident=make_id("medqa_us", row, "sample", fingerprint(question, *options.values())),
-        language="en", question=question, options=options, answer=matches,
+        "medqa_us",
+        "MIT",
+        ident=make_id("medqa_us", row, "sample", fingerprint(question, *options.values())),
+        language="en",
+        question=question,
+        options=options,
+        answer=matches,
         needs_image=needs_figure("en", question, options),
         provenance=origin(row, row.raw.get("id"), form="self-biorag sample"),
-    )  # fmt: skip
+    )
 
 
 def _unquote(question: str) -> str:
@@ -133,11 +147,16 @@ def convert_zh(row: Row, kind: str) -> dict | Drop:
         return Drop("options not in order")
     part, question = text(raw["source"]), text(raw["question"])
     return mcq(
-        "medqa_zh", _APOLLO_LICENSES.get(part, "unspecified"), language="zh", question=question,
-        ident=make_id("medqa_zh", row, part, fingerprint(question, *texts)), options=lettered(texts),
-        answer=_apollo_key(raw["answer"]), needs_image=needs_figure("zh", question, {}),
+        "medqa_zh",
+        _APOLLO_LICENSES.get(part, "unspecified"),
+        language="zh",
+        question=question,
+        ident=make_id("medqa_zh", row, part, fingerprint(question, *texts)),
+        options=lettered(texts),
+        answer=_apollo_key(raw["answer"]),
+        needs_image=needs_figure("zh", question, {}),
         provenance=origin(row, row.number, part=part),
-    )  # fmt: skip
+    )
 
 
 def _apollo_key(value: object) -> list[str] | Drop:
@@ -147,14 +166,26 @@ def _apollo_key(value: object) -> list[str] | Drop:
 
 
 MEDQA_US = Source(
-    name="medqa_us", kinds=("mcq",), languages=("en",), license="MIT", url=_URL, rows=rows, convert=convert_us,
+    name="medqa_us",
+    kinds=("mcq",),
+    languages=("en",),
+    license="MIT",
+    url=_URL,
+    rows=rows,
+    convert=convert_us,
     unfold=numbered,
     expects="JSON lines with question, options {A: ...}, answer_idx (official; mediQ with context) or instances",
     hub=Hub("GBaker/MedQA-USMLE-4-options"),
-)  # fmt: skip
+)
 MEDQA_ZH = Source(
-    name="medqa_zh", kinds=("mcq",), languages=("zh",), license="MIT, Apache-2.0", url=_URL, rows=rows,
-    convert=convert_zh, unfold=numbered,
+    name="medqa_zh",
+    kinds=("mcq",),
+    languages=("zh",),
+    license="MIT, Apache-2.0",
+    url=_URL,
+    rows=rows,
+    convert=convert_zh,
+    unfold=numbered,
     expects="JSON lines with question, options {A: ...}, answer_idx (official) or Apollo's JSON with options '(A) ...'",
     hub=Hub("bigbio/med_qa", configs=("med_qa_zh_source",), revision="refs/convert/parquet", subdirs=True),
-)  # fmt: skip
+)

@@ -19,9 +19,12 @@ from mmed_jax.data.sources.raw import Download, RawFile, files, holds, objects
 from mmed_jax.errors import UserError, one_line
 
 _HUB_NAMES = {
-    "question_id": "qid", "question_type": "qtype", "document_source": "source", "document_url": "url",
+    "question_id": "qid",
+    "question_type": "qtype",
+    "document_source": "source",
+    "document_url": "url",
     "question_focus": "focus",
-}  # fmt: skip
+}
 
 
 def rows(given: Download | Path) -> Iterator[Row]:
@@ -69,17 +72,31 @@ def convert(row: Row, kind: str) -> dict | Drop:
         answer = answer[len(question) :].strip()
     focus = " ".join(text(raw.get("focus")).casefold().split())
     return dialogue(
-        "medquad", "CC BY 4.0", ident=make_id("medquad", row, raw.get("source"), raw["qid"], fingerprint(question)),
-        language="en", question=question, answer=answer,
+        "medquad",
+        "CC BY 4.0",
+        ident=make_id("medquad", row, raw.get("source"), raw["qid"], fingerprint(question)),
+        language="en",
+        question=question,
+        answer=answer,
         provenance=origin(
-            row, raw["qid"], f"medquad:{focus}" if focus else None, url=raw.get("url"), site=raw.get("source"),
+            row,
+            raw["qid"],
+            f"medquad:{focus}" if focus else None,
+            url=raw.get("url"),
+            site=raw.get("source"),
             qtype=raw.get("qtype"),
         ),
-    )  # fmt: skip
+    )
 
 
 MEDQUAD = Source(
-    name="medquad", kinds=("instruction",), languages=("en",), license="CC BY 4.0",
-    url="https://github.com/abachaa/MedQuAD", rows=rows, convert=convert, hub=Hub("lavita/MedQuAD"),
+    name="medquad",
+    kinds=("instruction",),
+    languages=("en",),
+    license="CC BY 4.0",
+    url="https://github.com/abachaa/MedQuAD",
+    rows=rows,
+    convert=convert,
+    hub=Hub("lavita/MedQuAD"),
     expects="the repository's XML files, or JSON lines with qid, question, answer, focus",
-)  # fmt: skip
+)

@@ -19,14 +19,12 @@ LICENSE = "Korean public-sector data (MFDS), licence line unverified"
 QUESTIONS = {
     "이 약의 효능은 무엇입니까?": "{name}의 효능은 무엇입니까?",
     "이 약은 어떻게 사용합니까?": "{name}{은} 어떻게 사용합니까?",
-    "이 약을 사용하기 전에 반드시 알아야 할 내용은 무엇입니가?":
-        "{name}{을} 사용하기 전에 반드시 알아야 할 내용은 무엇입니까?",
+    "이 약을 사용하기 전에 반드시 알아야 할 내용은 무엇입니가?": "{name}{을} 사용하기 전에 반드시 알아야 할 내용은 무엇입니까?",  # noqa: E501
     "이 약의 사용상 주의사항은 무엇입니까?": "{name}의 사용상 주의사항은 무엇입니까?",
-    "이 약을 사용하는 동안 주의해야 할 약 또는 음식은 무엇입니까?":
-        "{name}{을} 사용하는 동안 주의해야 할 약 또는 음식은 무엇입니까?",
+    "이 약을 사용하는 동안 주의해야 할 약 또는 음식은 무엇입니까?": "{name}{을} 사용하는 동안 주의해야 할 약 또는 음식은 무엇입니까?",  # noqa: E501
     "이 약은 어떤 이상반응이 나타날 수 있습니까?": "{name}{을} 사용하면 어떤 이상반응이 나타날 수 있습니까?",
     "이 약은 어떻게 보관해야 합니까?": "{name}{은} 어떻게 보관해야 합니까?",
-}  # fmt: skip
+}
 # Read aloud in Korean, these digits end in a consonant: 영 일 삼 육 칠 팔.
 _CONSONANT_DIGITS = "013678"
 # And so do 그램 and its kin, but not 퍼센트 and 리터.
@@ -75,18 +73,30 @@ def convert(row: Row, kind: str) -> dict | Drop:
     if not product_name(raw["product"]):
         return Drop("no product")
     return dialogue(
-        "mfds_edrug", LICENSE, ident=make_id("mfds_edrug", row, raw["code"], raw["column"]), language="ko",
-        question=question_about(raw["header"], raw["product"]), answer=raw["answer"],
+        "mfds_edrug",
+        LICENSE,
+        ident=make_id("mfds_edrug", row, raw["code"], raw["column"]),
+        language="ko",
+        question=question_about(raw["header"], raw["product"]),
+        answer=raw["answer"],
         provenance=origin(
-            row, raw["code"], f"mfds_edrug:{text(raw['ingredients'])}", column=raw["column"],
+            row,
+            raw["code"],
+            f"mfds_edrug:{text(raw['ingredients'])}",
+            column=raw["column"],
             product=text(raw["product"]),
         ),
-    )  # fmt: skip
+    )
 
 
 MFDS_EDRUG = Source(
-    name="mfds_edrug", kinds=("instruction",), languages=("ko",), license=LICENSE,
-    url="https://www.data.go.kr/data/15075057/openapi.do", rows=rows, convert=convert,
+    name="mfds_edrug",
+    kinds=("instruction",),
+    languages=("ko",),
+    license=LICENSE,
+    url="https://www.data.go.kr/data/15075057/openapi.do",
+    rows=rows,
+    convert=convert,
     expects="the e약은요 xlsx with 품목일련번호, 제품명, 주성분 and seven question columns",
     duplicate_key=lambda record: (record["provenance"]["column"], record["messages"][1]["content"]),
-)  # fmt: skip
+)

@@ -30,8 +30,14 @@ def convert(row: Row, kind: str) -> dict | Drop:
 
 
 MMEDBENCH = Source(
-    name="mmedbench", kinds=("mcq",), languages=LANGUAGES, license="CC BY-NC 4.0",
-    url="https://huggingface.co/datasets/Henrychur/MMedBench", rows=rows, convert=convert, latin=True,
+    name="mmedbench",
+    kinds=("mcq",),
+    languages=LANGUAGES,
+    license="CC BY-NC 4.0",
+    url="https://huggingface.co/datasets/Henrychur/MMedBench",
+    rows=rows,
+    convert=convert,
+    latin=True,
     expects="MMedBench.zip or its folder, with Train/English.jsonl and so on",
     hub=Hub("Henrychur/MMedBench", files=("MMedBench.zip",)),
-)  # fmt: skip
+)

@@ -30,9 +30,16 @@ from mmed_jax.data.sources.keys import key_at, same_base
 from mmed_jax.data.sources.raw import Download, csv_lists, files, holds, objects
 
 SUBJECTS = (
-    "anatomy", "clinical_knowledge", "college_biology", "college_medicine", "human_aging", "medical_genetics",
-    "nutrition", "professional_medicine", "virology",
-)  # fmt: skip
+    "anatomy",
+    "clinical_knowledge",
+    "college_biology",
+    "college_medicine",
+    "human_aging",
+    "medical_genetics",
+    "nutrition",
+    "professional_medicine",
+    "virology",
+)
 
 _HEADER = ("question", "a", "b", "c", "d", "answer")
 
@@ -96,19 +103,38 @@ def _convert(name: str, language: str, license: str, row: Row) -> dict | Drop:
     options = lettered(raw["choices"])
     texts = options.values() if isinstance(options, dict) else ()
     return mcq(
-        name, license, ident=make_id(name, row, subject, fingerprint(text(raw["question"]), *texts)), language=language,
-        question=raw["question"], options=options, answer=answer, provenance=origin(row, row.number, subject=subject),
-    )  # fmt: skip
+        name,
+        license,
+        ident=make_id(name, row, subject, fingerprint(text(raw["question"]), *texts)),
+        language=language,
+        question=raw["question"],
+        options=options,
+        answer=answer,
+        provenance=origin(row, row.number, subject=subject),
+    )
 
 
 MMLU_MEDICAL = Source(
-    name="mmlu_medical", kinds=("mcq",), languages=("en",), license="MIT", url="https://github.com/hendrycks/test",
-    rows=rows, unfold=numbered, convert=lambda row, kind: _convert("mmlu_medical", "en", "MIT", row),
-    expects="CSV files SUBJECT_test.csv without header: question, A, B, C, D, letter", hub=Hub("cais/mmlu", SUBJECTS),
-)  # fmt: skip
+    name="mmlu_medical",
+    kinds=("mcq",),
+    languages=("en",),
+    license="MIT",
+    url="https://github.com/hendrycks/test",
+    rows=rows,
+    unfold=numbered,
+    convert=lambda row, kind: _convert("mmlu_medical", "en", "MIT", row),
+    expects="CSV files SUBJECT_test.csv without header: question, A, B, C, D, letter",
+    hub=Hub("cais/mmlu", SUBJECTS),
+)
 JMMLU_MEDICAL = Source(
-    name="jmmlu_medical", kinds=("mcq",), languages=("ja",), license="CC BY-SA 4.0",
-    url="https://github.com/nlp-waseda/JMMLU", rows=rows, unfold=numbered,
+    name="jmmlu_medical",
+    kinds=("mcq",),
+    languages=("ja",),
+    license="CC BY-SA 4.0",
+    url="https://github.com/nlp-waseda/JMMLU",
+    rows=rows,
+    unfold=numbered,
     convert=lambda row, kind: _convert("jmmlu_medical", "ja", "CC BY-SA 4.0", row),
-    expects="CSV files SUBJECT.csv: question, A, B, C, D, letter", hub=Hub("nlp-waseda/JMMLU", files=("JMMLU.zip",)),
-)  # fmt: skip
+    expects="CSV files SUBJECT.csv: question, A, B, C, D, letter",
+    hub=Hub("nlp-waseda/JMMLU", files=("JMMLU.zip",)),
+)

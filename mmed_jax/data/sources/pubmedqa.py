@@ -51,23 +51,35 @@ def convert(row: Row, kind: str) -> dict | Drop:
         return Drop("no abstract")
     pmid = text(raw["pubid"])
     common = {
-        "ident": make_id("pubmedqa", row, pmid), "language": "en",
+        "ident": make_id("pubmedqa", row, pmid),
+        "language": "en",
         "provenance": origin(row, pmid, f"pubmedqa:{pmid}", year=text(raw.get("year"))),
-    }  # fmt: skip
+    }
     if kind == "instruction":
         question = f"{abstract}\n\n{text(raw['question'])}" if text(raw["question"]) else ""
         return dialogue("pubmedqa", "MIT", question=question, answer=raw["long_answer"], **common)
     letter = _DECISIONS.get(text(raw["final_decision"]).lower())
     options = {letter: word for word, letter in _DECISIONS.items()}
     return mcq(
-        "pubmedqa", "MIT", question=raw["question"], options=options, answer=letter, context=abstract,
-        rationale=raw["long_answer"], **common,
-    )  # fmt: skip
+        "pubmedqa",
+        "MIT",
+        question=raw["question"],
+        options=options,
+        answer=letter,
+        context=abstract,
+        rationale=raw["long_answer"],
+        **common,
+    )
 
 
 PUBMEDQA = Source(
-    name="pubmedqa", kinds=("mcq", "instruction"), languages=("en",), license="MIT",
-    url="https://github.com/pubmedqa/pubmedqa", rows=rows, convert=convert,
+    name="pubmedqa",
+    kinds=("mcq", "instruction"),
+    languages=("en",),
+    license="MIT",
+    url="https://github.com/pubmedqa/pubmedqa",
+    rows=rows,
+    convert=convert,
     expects="ori_pqal.json, one object {pmid: {QUESTION, CONTEXTS, final_decision, LONG_ANSWER}}",
     hub=Hub("qiaojin/PubMedQA", configs=("pqa_labeled",), splits=False),
-)  # fmt: skip
+)

@@ -21,9 +21,12 @@ from mmed_jax.errors import UserError
 from mmed_jax.inputs import check_file, suffix
 
 _SPLITS = {
-    **SPLIT_NAMES, **{name + more: split for name, split in SPLIT_NAMES.items() for more in ("set", "data")},
-    "training": "train", "testing": "test", "fewshot": "fewshot",
-}  # fmt: skip
+    **SPLIT_NAMES,
+    **{name + more: split for name, split in SPLIT_NAMES.items() for more in ("set", "data")},
+    "training": "train",
+    "testing": "test",
+    "fewshot": "fewshot",
+}
 # Of two splits that a row is said to be of, the one that must not be learned from counts.
 RANK = {"test": 0, "validation": 1, "dev": 1}
 # Files that come with every download and are never rows.

@@ -24,14 +24,25 @@ def convert(row: Row, kind: str) -> dict | Drop:
     passage = text(row.raw["context"])
     letter = _KEY.get(text(row.raw.get("answer")).lower())
     return mcq(
-        "rumeddanet", "Apache-2.0", ident=make_id("rumeddanet", row, row.raw["pairID"]), language="ru",
-        question=row.raw["question"], options={"A": "да", "B": "нет"}, answer=letter, context=passage,
+        "rumeddanet",
+        "Apache-2.0",
+        ident=make_id("rumeddanet", row, row.raw["pairID"]),
+        language="ru",
+        question=row.raw["question"],
+        options={"A": "да", "B": "нет"},
+        answer=letter,
+        context=passage,
         provenance=origin(row, row.raw["pairID"], f"rumeddanet:{fingerprint(passage)}"),
-    )  # fmt: skip
+    )
 
 
 RUMEDDANET = Source(
-    name="rumeddanet", kinds=("mcq",), languages=("ru",), license="Apache-2.0",
-    url="https://github.com/sb-ai-lab/MedBench", rows=rows, convert=convert,
+    name="rumeddanet",
+    kinds=("mcq",),
+    languages=("ru",),
+    license="Apache-2.0",
+    url="https://github.com/sb-ai-lab/MedBench",
+    rows=rows,
+    convert=convert,
     expects="JSON lines with pairID, context, question, answer (да or нет)",
-)  # fmt: skip
+)

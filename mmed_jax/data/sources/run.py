@@ -54,10 +54,18 @@ class Conversion:
     """
 
     def __init__(
-        self, source: Source, input: str | Path, *, kind: str | None = None, split: str | None = None,
-        languages: tuple[str, ...] | None = None, answer_base: int | None = None, hub_config: str | None = None,
-        encoding: str = "", keep_duplicates: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        input: str | Path,
+        *,
+        kind: str | None = None,
+        split: str | None = None,
+        languages: tuple[str, ...] | None = None,
+        answer_base: int | None = None,
+        hub_config: str | None = None,
+        encoding: str = "",
+        keep_duplicates: bool = False,
+    ) -> None:
         self.source, self.input, self.kind = source, str(input), kind or source.kinds[0]
         self.split, self.languages, self.answer_base, self.hub_config = split, languages, answer_base, hub_config
         self.encoding, self.keep_duplicates = encoding, keep_duplicates

@@ -27,14 +27,25 @@ def convert(row: Row, kind: str) -> dict | Drop:
     else:
         question = ask if not title or title in ask else f"{title}\n{ask}"
     return dialogue(
-        "toyhom", "MIT", ident=make_id("toyhom", row, fingerprint(question, text(raw["answer"]))), language="zh",
-        question=question, answer=raw["answer"],
+        "toyhom",
+        "MIT",
+        ident=make_id("toyhom", row, fingerprint(question, text(raw["answer"]))),
+        language="zh",
+        question=question,
+        answer=raw["answer"],
         provenance=origin(row, row.number, department=text(raw.get("department"))),
-    )  # fmt: skip
+    )
 
 
 TOYHOM = Source(
-    name="toyhom", kinds=("instruction",), languages=("zh",), license="MIT",
-    url="https://github.com/Toyhom/Chinese-medical-dialogue-data", rows=rows, convert=convert, gb18030=True,
-    expects="CSV (GB18030 or UTF-8) with department, title, ask, answer", hub=Hub("ticoAg/Chinese-medical-dialogue"),
-)  # fmt: skip
+    name="toyhom",
+    kinds=("instruction",),
+    languages=("zh",),
+    license="MIT",
+    url="https://github.com/Toyhom/Chinese-medical-dialogue-data",
+    rows=rows,
+    convert=convert,
+    gb18030=True,
+    expects="CSV (GB18030 or UTF-8) with department, title, ask, answer",
+    hub=Hub("ticoAg/Chinese-medical-dialogue"),
+)

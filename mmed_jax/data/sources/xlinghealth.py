@@ -39,15 +39,25 @@ def convert(row: Row, kind: str) -> dict | Drop:
         return Drop("wrong pairing (label 0)")
     part = PurePosixPath(row.file).name.split(".")[0]
     return dialogue(
-        "xlinghealth", "Apache-2.0", ident=make_id("xlinghealth", row, part, raw["language"], raw["id"]),
-        language=raw["language"], question=raw["question"], answer=raw["answer"],
+        "xlinghealth",
+        "Apache-2.0",
+        ident=make_id("xlinghealth", row, part, raw["language"], raw["id"]),
+        language=raw["language"],
+        question=raw["question"],
+        answer=raw["answer"],
         provenance=origin(row, raw["id"], f"xlinghealth:{part}:{raw['id']}", part=part),
-    )  # fmt: skip
+    )
 
 
 XLINGHEALTH = Source(
-    name="xlinghealth", kinds=("instruction",), languages=_LANGUAGES, license="Apache-2.0",
-    url="https://github.com/claws-lab/XLingEval", rows=rows, convert=convert, unfold=by_language,
+    name="xlinghealth",
+    kinds=("instruction",),
+    languages=_LANGUAGES,
+    license="Apache-2.0",
+    url="https://github.com/claws-lab/XLingEval",
+    rows=rows,
+    convert=convert,
+    unfold=by_language,
     expects="LiveQA.xlsx, MedicationQA.xlsx, HealthQA.xlsx with label, question_English, answer_English, ...",
     hub=Hub("claws-lab/XLingHealth", splits=False),
-)  # fmt: skip
+)
