@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from mmed_jax.errors import UserError, nearest, run_command
+from mmed_jax.common.errors import UserError, nearest, run_command
 
 # Order of use. A new command is a new module and a new name here.
 COMMANDS = ("convert", "handcraft", "expand", "qa", "translate", "rationale", "topics", "build", "estimate", "ledger")

@@ -28,14 +28,14 @@ from data_gen.build_report import page
 from data_gen.cards import card
 from data_gen.collect import Inputs, collect, read_benchmarks
 from data_gen.contamination import Benchmarks
-from data_gen.estimate import summed
 from data_gen.facts import Facts, gather, loss_rows
 from data_gen.generate import Generator, Rows
 from data_gen.method_command import Parser, all_rejected, unfinished_text
 from data_gen.recipes import FILTERS, as_dict, load_recipe, recipe_hash
 from data_gen.selection import KEPT, VALIDATION, Selection, Selector
-from mmed_jax import console
-from mmed_jax.errors import UserError, WorkError, nearest, run_command
+from mmed_jax.common import console
+from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
+from mmed_jax.llm_api.estimate import summed
 
 SUMMARY = "a whole set by a recipe: MMed-IFT, MMed-IFT-MC or your own"
 _FILES = (
@@ -52,7 +52,7 @@ _FILES = (
 
 
 class Build:
-    """One build. `run(method, inputs, settings, gates)` is data_gen.runner.run, `settings` its settings."""
+    """One build. `run(method, inputs, settings, gates)` is mmed_jax.llm_api.runner.run, `settings` its settings."""
 
     def __init__(
         self,
@@ -260,7 +260,7 @@ def _bar(what: str) -> tqdm:
 
 
 def _parser() -> Parser:
-    from data_gen.runner import add_run_flags
+    from mmed_jax.llm_api.runner import add_run_flags
 
     parser = Parser(
         prog="python -m data_gen build",
@@ -280,7 +280,7 @@ def _parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     """The command; raises UserError for wrong flags, recipe or input, WorkError when work is left."""
-    from data_gen.runner import run, settings_from
+    from mmed_jax.llm_api.runner import run, settings_from
 
     plain, overrides = [], {}
     for arg in sys.argv[1:] if argv is None else argv:

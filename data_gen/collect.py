@@ -13,14 +13,14 @@ from data_gen.families import Families, family_keys, stable_hash
 from data_gen.gates import Gate, default_gates
 from data_gen.licenses import allowed
 from data_gen.passages import read_passages
-from data_gen.spool import Spool
-from data_gen.types import Reject
+from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.common.input_files import stem, suffix
+from mmed_jax.common.paths import expand_home
+from mmed_jax.common.row_buffer import Spool
 from mmed_jax.data.files import SPLIT_NAMES
 from mmed_jax.data.schema import kind_of, read_records
 from mmed_jax.data.sources import SOURCES, Conversion, get_source
-from mmed_jax.errors import UserError, nearest
-from mmed_jax.inputs import stem, suffix
-from mmed_jax.paths import expand_home
+from mmed_jax.llm_api.types import Reject
 
 HERE = Path(__file__).parent
 

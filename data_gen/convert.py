@@ -13,11 +13,10 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmed_jax import console
-from mmed_jax.data import jsonl
+from mmed_jax.common import console, jsonl
+from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.data.schema import KINDS, LANGUAGES
 from mmed_jax.data.sources import SOURCES, Conversion, Report, get_source
-from mmed_jax.errors import UserError, nearest, run_command
 
 SUMMARY = "a published data set into records (--list names the sets)"
 

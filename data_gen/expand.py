@@ -6,7 +6,7 @@ python -m data_gen expand --input=faq.jsonl --output=faq_full.jsonl --max_chars=
 
 from data_gen.method_command import check, inputs, parser_for, run_method
 from data_gen.methods import Expand
-from mmed_jax.errors import run_command
+from mmed_jax.common.errors import run_command
 
 SUMMARY = "short answers into full ones"
 

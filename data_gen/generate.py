@@ -11,7 +11,7 @@ from data_gen.collect import Inputs
 from data_gen.families import stable_hash
 from data_gen.gates import default_gates
 from data_gen.methods import make_method
-from data_gen.spool import Spool
+from mmed_jax.common.row_buffer import Spool
 from mmed_jax.data.schema import LANGUAGES, kind_of
 
 ROUNDS = 4  # how often a language that lacks rows after rejections is given further inputs
@@ -50,7 +50,7 @@ class Rows:
 
 
 class Generator:
-    """Runs the steps of `recipe` over `inputs`. `run(method, inputs, settings, gates)` is data_gen.runner.run or a
+    """Runs the steps of `recipe` over `inputs`. `run(method, inputs, settings, gates)` is llm_api.runner.run or a
     function like it; `settings` its settings, whose params the recipe's complete."""
 
     def __init__(self, recipe: Any, inputs: Inputs, folder: Path, run: Callable, settings: Any) -> None:
@@ -153,7 +153,7 @@ class Generator:
         label = "/".join(filter(None, (self.settings.run, self.recipe.name, name, language)))
         settings = replace(self.settings, run=label, total=len(places))
         if settings.dry_run:
-            from data_gen.estimate import estimate
+            from mmed_jax.llm_api.estimate import estimate
 
             found = estimate(method, records(), settings, default_gates(method.name, self.gates))
             self.rows.estimates.append(found)

@@ -10,10 +10,10 @@ import unicodedata
 from pathlib import Path
 
 from data_gen.method_command import Parser
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError, nearest, run_command
+from mmed_jax.common.input_files import open_unpacked, suffix
 from mmed_jax.data.schema import KINDS, LANGUAGES, kind_of, load_files, wording_key
-from mmed_jax.errors import UserError, nearest, run_command
-from mmed_jax.inputs import open_unpacked, suffix
 
 SUMMARY = "the hand-written samples, checked"
 FOLDER = Path(__file__).parent / "handcrafted"

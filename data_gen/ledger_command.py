@@ -10,11 +10,11 @@ Input = accepted + rejected by reason + failed by reason + pending, for every ru
 import sqlite3
 from pathlib import Path
 
-from data_gen.accounting import Books, books
-from data_gen.batch_rows import release_all
-from data_gen.ledger import Ledger
 from data_gen.method_command import Parser
-from mmed_jax.errors import UserError, WorkError, run_command
+from mmed_jax.common.errors import UserError, WorkError, run_command
+from mmed_jax.llm_api.batch.rows import release_all
+from mmed_jax.llm_api.ledger.balance import Books, books
+from mmed_jax.llm_api.ledger.ledger import Ledger
 
 SUMMARY = "what was asked, answered, rejected and paid"
 _STATES = ("accepted", "done", "rejected", "failed", "sent", "pending")

@@ -9,7 +9,7 @@ a recipe must name them in `licenses_also`.
 import re
 from typing import NamedTuple
 
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.common.errors import UserError, nearest
 
 FILTERS = ("open", "research")
 

@@ -10,15 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_gen.spool import remove_temporaries
-from mmed_jax import console
-from mmed_jax.data import jsonl
+from mmed_jax.common import console, jsonl
+from mmed_jax.common.errors import UserError, WorkError, nearest
+from mmed_jax.common.output_files import check_file, check_folder
+from mmed_jax.common.row_buffer import remove_temporaries
 from mmed_jax.data.schema import LANGUAGES, read_records
-from mmed_jax.errors import UserError, WorkError, nearest
-from mmed_jax.outputs import check_file, check_folder
 
 if TYPE_CHECKING:
-    from data_gen.settings import RunSettings
+    from mmed_jax.llm_api.run_settings import RunSettings
 
 _ORDER = ("accepted", "rejected", "failed", "pending")
 
@@ -34,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser_for(command: str, doc: str) -> Parser:
     """Flags that every method command has: --input, --output, --rejects, --only, --limit, and those of a run."""
-    from data_gen.runner import add_run_flags
+    from mmed_jax.llm_api.runner import add_run_flags
 
     parser = Parser(
         prog=f"python -m data_gen {command}",
@@ -145,7 +144,7 @@ def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[di
         print(f"written: {args.output}, {args.rejects}", flush=True)
         unfinished = {state: sum(n for (s, _), n in counts.items() if s == state) for state in ("pending", "failed")}
         if any(unfinished.values()):
-            from data_gen.runner import settings_from
+            from mmed_jax.llm_api.runner import settings_from
 
             raise WorkError(unfinished_text(**unfinished, limit=reached(settings_from(args))))
         if said := all_rejected(counts):
@@ -165,7 +164,7 @@ def _pass(
 ) -> Counter[tuple[str, str]]:
     """One method from its inputs to the output file; adds lines to `rejects`. Returns rows by (state, reason)."""
     from data_gen.gates import default_gates
-    from data_gen.runner import run, settings_from
+    from mmed_jax.llm_api.runner import run, settings_from
 
     settings = settings_from(args)
     for path in (args.output, args.rejects):
@@ -205,7 +204,7 @@ def _pass(
 
 def reached(settings: "RunSettings") -> str:
     """Which limit keeps rows pending, and what the ledger has sent or spent; "" where none does."""
-    from data_gen.ledger import Ledger
+    from mmed_jax.llm_api.ledger.ledger import Ledger
 
     if settings.max_requests is None and settings.max_usd is None:
         return ""

@@ -15,12 +15,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError, nearest, one_line
+from mmed_jax.common.input_files import check_file, is_packed, open_file, open_unpacked, suffix
 from mmed_jax.data.delimited import header_of, read_lines, width_problem
 from mmed_jax.data.files import locate
 from mmed_jax.data.schema import LANGUAGES, read_records, validate_record
-from mmed_jax.errors import UserError, nearest, one_line
-from mmed_jax.inputs import check_file, is_packed, open_file, open_unpacked, suffix
 
 TEXT_FIELDS = ("text", "passage", "context", "abstract", "content", "body")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|(?<=[。！？])|\n+")

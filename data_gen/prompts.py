@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from data_gen.fence import fence
+from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.data.schema import LANGUAGES
-from mmed_jax.errors import UserError, run_command
+from mmed_jax.llm_api.prompt_guard import fence
 
 FOLDER = Path(__file__).parent / "prompts"
 NAMES = ("answer_expanding", "qa_generation", "translation", "rationale", "topics", "reanswer", "rationale_judge")

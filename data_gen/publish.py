@@ -10,10 +10,10 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import WorkError
 from mmed_jax.data.schema import LETTERS, write_records
 from mmed_jax.data.tfds_io import write_tfds
-from mmed_jax.errors import WorkError
 
 _BATCH = 1000
 Read = Callable[[str], Iterator[dict]]

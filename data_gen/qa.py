@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from data_gen.method_command import check, inputs, parser_for, run_method
 from data_gen.methods import QA
 from data_gen.passages import read_passages
-from mmed_jax.errors import UserError, run_command
+from mmed_jax.common.errors import UserError, run_command
 
 SUMMARY = "question-answer pairs from passages, tables and documents"
 

@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 from data_gen.gates import THRESHOLDS
 from data_gen.licenses import FILTERS
 from data_gen.methods import METHODS
-from mmed_jax.config import CONFIG_DIR, DATA_RECIPES, REPO, flatten, set_override
+from mmed_jax.common.errors import UserError, nearest, one_line
+from mmed_jax.common.jsonl import BadJSON, loads
+from mmed_jax.config.checks import CONFIG_DIR, DATA_RECIPES, REPO, flatten, set_override
 from mmed_jax.data.encodings import known_encoding
-from mmed_jax.data.jsonl import BadJSON, loads
 from mmed_jax.data.schema import KINDS, LANGUAGES
 from mmed_jax.data.sources import SOURCES
-from mmed_jax.errors import UserError, nearest, one_line
 
 # Values that are a mapping with names of its own.
 _FREE = ("targets", "gates", "params", "options")

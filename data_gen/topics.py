@@ -5,7 +5,7 @@ python -m data_gen topics --input=mcq.jsonl --output=mcq_topics.jsonl
 
 from data_gen.method_command import check, inputs, parser_for, run_method
 from data_gen.methods import Topics
-from mmed_jax.errors import run_command
+from mmed_jax.common.errors import run_command
 
 SUMMARY = "records sorted into the 21 topics of MMedBench"
 

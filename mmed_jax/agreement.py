@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mmed_jax.errors import UserError, WorkError, one_line
+from mmed_jax.common.errors import UserError, WorkError, one_line
 
 _TEXT_BYTES = 512
 _MOST_NUMBERS = 1024

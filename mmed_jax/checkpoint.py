@@ -37,10 +37,10 @@ from mmed_jax.checkpoint_read import (
 )
 from mmed_jax.checkpoint_stored import plain_path, stored_problems
 from mmed_jax.checkpoint_tree import compare, describe, from_dict, package_versions, to_dict
-from mmed_jax.errors import UserError, WorkError
+from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone, shorten, write_manifest
+from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.paths import expand_home
 from mmed_jax.host_memory import give_back_freed_memory
-from mmed_jax.manifest import MANIFEST, CannotRead, cannot_read, is_gone, shorten, write_manifest
-from mmed_jax.paths import expand_home
 from mmed_jax.preemption import PreemptionGuard
 from mmed_jax.run_dir import (
     CHECKPOINTS,

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from mmed_jax.checkpoint_read import available_steps, say
-from mmed_jax.data.jsonl import loads
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.jsonl import loads
 from mmed_jax.metrics import METRICS_FILE, Records, read_metrics
 from mmed_jax.run_dir import CHECKPOINTS, CONFIG_FILE, odd_steps
 

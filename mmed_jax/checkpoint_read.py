@@ -16,8 +16,8 @@ import orbax.checkpoint as ocp
 from mmed_jax.agreement import agree_on, any_text
 from mmed_jax.checkpoint_stored import plain_path, without_alias
 from mmed_jax.checkpoint_tree import Described, compare, flatten, targets, to_dict, unflatten
-from mmed_jax.errors import UserError, WorkError, one_line
-from mmed_jax.manifest import MANIFEST, CannotRead, cannot_read, is_gone, shorten, verify_manifest
+from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone, shorten, verify_manifest
+from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.run_dir import CHECKPOINTS, odd_steps, read_meta, step_folders
 
 IN_FLIGHT_BYTES = 2**30

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import tensorstore as ts
 
 from mmed_jax.checkpoint_tree import Described
-from mmed_jax.data.jsonl import BadJSON, loads
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.jsonl import BadJSON, loads
 
 # Letters and digits of any script, and signs that mean nothing to glob, TensorStore's paths or a URL.
 _HARMLESS = re.compile(r"[\w ./+=,@~-]*")

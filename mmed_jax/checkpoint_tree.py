@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmed_jax.errors import UserError
-from mmed_jax.manifest import shorten
+from mmed_jax.common.checksums import shorten
+from mmed_jax.common.errors import UserError
 
 Described = dict[str, list[Any]]  # {"layers/q/weight": [[2, 64, 64], "float32"], ...}
 

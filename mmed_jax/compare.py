@@ -14,14 +14,14 @@ an evaluation in mode direct, rationale_results.csv and rationale_similarity_met
 
 import argparse
 
-from mmed_jax.config import Parser
-from mmed_jax.errors import UserError, nearest, run_command
+from mmed_jax.common.errors import UserError, nearest, run_command
+from mmed_jax.common.output_files import check_folder, write_text
+from mmed_jax.config.checks import Parser
 from mmed_jax.evaluation import comparison_text
 from mmed_jax.evaluation.boards import published_methods
 from mmed_jax.evaluation.comparison import compare
 from mmed_jax.evaluation.runs import read_runs
 from mmed_jax.evaluation.submission import write_submission
-from mmed_jax.outputs import check_folder, write_text
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -23,9 +23,9 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from mmed_jax.config import REPO, Parser
-from mmed_jax.data import jsonl
-from mmed_jax.errors import WorkError, run_command
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import WorkError, run_command
+from mmed_jax.config.checks import REPO, Parser
 from mmed_jax.run_dir import check_writable
 
 LOCKFILE = "/tmp/libtpu_lockfile"
@@ -304,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.probe:
         print(json.dumps(probe()))
         return
-    from configs.base import base
+    from mmed_jax.config.defaults import base
 
     out = Findings()
     check_python(out)

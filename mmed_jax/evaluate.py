@@ -22,10 +22,15 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
-from mmed_jax import console
-from mmed_jax.config import Parser
+from mmed_jax.common import console
+from mmed_jax.common.checksums import write_json
+from mmed_jax.common.errors import UserError, run_command
+from mmed_jax.common.journal import Journal
+from mmed_jax.common.output_files import write_text
+from mmed_jax.common.paths import expand_home
+from mmed_jax.common.progress import Progress
+from mmed_jax.config.checks import Parser
 from mmed_jax.data.schema import load_files
-from mmed_jax.errors import UserError, run_command
 from mmed_jax.evaluation import benchmarks as B
 from mmed_jax.evaluation import breakdown, modes
 from mmed_jax.evaluation.answers import RULES_VERSION
@@ -34,12 +39,7 @@ from mmed_jax.evaluation.items import Asking, Item, choose_examples, closed_book
 from mmed_jax.evaluation.report import make_page
 from mmed_jax.evaluation.results import summarise, table
 from mmed_jax.evaluation.runs import SCORES
-from mmed_jax.inference.journal import Journal
 from mmed_jax.inference.load import say
-from mmed_jax.manifest import write_json
-from mmed_jax.outputs import write_text
-from mmed_jax.paths import expand_home
-from mmed_jax.progress import Progress
 
 if TYPE_CHECKING:
     from mmed_jax.evaluation.api_model import ApiModel

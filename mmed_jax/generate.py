@@ -14,17 +14,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mmed_jax import console
-from mmed_jax.config import Parser
-from mmed_jax.data import jsonl
+from mmed_jax.common import console, jsonl
+from mmed_jax.common.errors import UserError, printable, run_command
+from mmed_jax.common.journal import Journal
+from mmed_jax.common.paths import expand_home
+from mmed_jax.common.progress import Progress
+from mmed_jax.config.checks import Parser
 from mmed_jax.data.plain_text import decode_after, joins_plainly
 from mmed_jax.data.prompts import FAMILIES, MODES
-from mmed_jax.errors import UserError, printable, run_command
-from mmed_jax.inference.journal import Journal
 from mmed_jax.inference.load import add_arguments, identity, load_engine, say, trained_prompts
 from mmed_jax.inference.prompts import Format, prompt_ids, read_prompts
-from mmed_jax.paths import expand_home
-from mmed_jax.progress import Progress
 
 
 class TextStream:

@@ -14,13 +14,13 @@ from itertools import groupby
 import numpy as np
 
 from mmed_jax import start
-from mmed_jax.config import parse_args
+from mmed_jax.common.errors import UserError, nearest, run_command
+from mmed_jax.config.checks import parse_args
 from mmed_jax.data.prepare import prepare, print_report
 from mmed_jax.data.report import print_histograms
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.data.table import Table
 from mmed_jax.data.tokenizer import warn
-from mmed_jax.errors import UserError, nearest, run_command
 
 FLAGS = {
     "rows": (2, "how many rows to show"),

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmed_jax import console
-from mmed_jax.data.jsonl import loads
-from mmed_jax.errors import UserError, WorkError, one_line, warn
-from mmed_jax.inputs import check_file
+from mmed_jax.common import console
+from mmed_jax.common.errors import UserError, WorkError, one_line, warn
+from mmed_jax.common.input_files import check_file
+from mmed_jax.common.jsonl import loads
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb_id.txt"

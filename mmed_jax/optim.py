@@ -8,7 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from mmed_jax.adafactor import scale_by_adafactor
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
 
 
 def warmup_steps(optim: ConfigDict, total_steps: int) -> int:

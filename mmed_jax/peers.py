@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from mmed_jax import console, errors
+from mmed_jax.common import console, errors
 
 _KEY = "mmed_jax/peer"
 # How often a process writes and reads; less often where there are many.

@@ -25,11 +25,12 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 from ml_collections import ConfigDict
 
-from mmed_jax import console, start
-from mmed_jax.config import batch_rows, parse_args, resolve_path
-from mmed_jax.errors import UserError, WorkError, one_line, run_command
+from mmed_jax import start
+from mmed_jax.common import console
+from mmed_jax.common.errors import UserError, WorkError, one_line, run_command
+from mmed_jax.common.output_files import check_file, write_text
+from mmed_jax.config.checks import batch_rows, parse_args, resolve_path
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.outputs import check_file, write_text
 from mmed_jax.planning import advice, report, topology
 from mmed_jax.planning.override import check_output
 from mmed_jax.planning.planner import CACHE, plan

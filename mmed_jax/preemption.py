@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmed_jax import console
+from mmed_jax.common import console
 
 
 class PreemptionGuard:

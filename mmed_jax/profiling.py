@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
 
 FOLDER = "profile"  # below the run directory
 # These contain the operations that stand beside them in the profile.

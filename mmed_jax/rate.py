@@ -15,17 +15,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmed_jax import console
-from mmed_jax.config import Parser
-from mmed_jax.data import jsonl
-from mmed_jax.errors import UserError, WorkError, nearest, run_command
+from mmed_jax.common import console, jsonl
+from mmed_jax.common.checksums import write_json
+from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
+from mmed_jax.common.output_files import check_folder, csv_text, write_text
+from mmed_jax.common.paths import expand_home
+from mmed_jax.config.checks import Parser
 from mmed_jax.evaluation import correlation
 from mmed_jax.evaluation.rated import Explanation, Key, explanations, load_runs, named_paths
 from mmed_jax.evaluation.ratings import CRITERIA, dump_ratings, read_ratings, write_sheet
 from mmed_jax.evaluation.rationale import DEFAULT, METRICS, score_rationales
-from mmed_jax.manifest import write_json
-from mmed_jax.outputs import check_folder, csv_text, write_text
-from mmed_jax.paths import expand_home
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,7 +57,7 @@ def _sheet(argv: list[str]) -> None:
 
 
 def _judge(argv: list[str]) -> None:
-    from data_gen.settings import add_run_flags, settings_from
+    from mmed_jax.llm_api.run_settings import add_run_flags, settings_from
 
     parser = _parser("judge", "Asks a model for grades.")
     _add_runs(parser)

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmed_jax.config import Parser
-from mmed_jax.data.jsonl import BadJSON, loads
+from mmed_jax.common.errors import UserError, run_command
+from mmed_jax.common.jsonl import BadJSON, loads
+from mmed_jax.common.output_files import write_text
+from mmed_jax.common.progress import clock
+from mmed_jax.config.checks import Parser
 from mmed_jax.data.schema import LANGUAGE_NAMES
-from mmed_jax.errors import UserError, run_command
 from mmed_jax.metrics import Records, read_metrics
-from mmed_jax.outputs import write_text
-from mmed_jax.progress import clock
 from mmed_jax.run_dir import CONFIG_FILE, read_meta, step_folders, training_keys
 
 _COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cc2", "#c77d17", "#3a3a3a", "#0f9aa8")

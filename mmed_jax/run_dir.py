@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmed_jax.data.jsonl import loads
-from mmed_jax.errors import UserError, WorkError
-from mmed_jax.inputs import check_file
-from mmed_jax.manifest import write_json
+from mmed_jax.common.checksums import write_json
+from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.input_files import check_file
+from mmed_jax.common.jsonl import loads
+from mmed_jax.common.paths import expand_home
 from mmed_jax.metrics import METRICS_FILE
-from mmed_jax.paths import expand_home
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -134,7 +134,7 @@ def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any], *, writ
     Writes config.json, unless `write` is False: before the directory is locked, another run may be at work in it.
     While a directory holds no checkpoint its config may still change (there is nothing to lose); from the first
     checkpoint on, keys that change the training must stay (NOT_COMPARED lists those that may differ). A key that a run
-    of an earlier version does not have counts as having had the neutral value of configs/base.py.
+    of an earlier version does not have counts as having had the neutral value of mmed_jax/config/defaults.py.
 
     Raises:
       UserError: not a directory, not writable, full, an object-store address, a run whose files are none (a pipe) or
@@ -237,9 +237,9 @@ def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, 
 
 
 def _neutral() -> dict[str, Any]:
-    """The values of configs/base.py, {} where that is not at hand (the package alone)."""
+    """The values of mmed_jax/config/defaults.py, {} where that is not at hand (the package alone)."""
     try:
-        from configs.base import base
+        from mmed_jax.config.defaults import base
     except ImportError:
         return {}
     return training_keys(base())

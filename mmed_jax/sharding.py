@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 

@@ -12,13 +12,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmed_jax import peers
-from mmed_jax.config import ASSETS, batch_rows, resolve_path
+from mmed_jax.common.errors import UserError, WorkError, nearest, one_line
+from mmed_jax.common.paths import expand_home
+from mmed_jax.config.checks import ASSETS, batch_rows, resolve_path
 from mmed_jax.data.chat import chat_format
 from mmed_jax.data.plain_text import text_end
 from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, stop_ids, warn
-from mmed_jax.errors import UserError, WorkError, nearest, one_line
 from mmed_jax.model.config import PRESETS, LlamaConfig, check, num_params
-from mmed_jax.paths import expand_home
 from mmed_jax.planning.flags import refused
 from mmed_jax.run_dir import CONFIG_FILE, check_writable, guard_run_dir
 
@@ -244,9 +244,9 @@ def write_run_files(
       WorkError: they cannot be written.
     """
     from mmed_jax.agreement import on_main
+    from mmed_jax.common.output_files import put_folder
     from mmed_jax.hf.source import ASSETS
     from mmed_jax.hf.write import write_assets
-    from mmed_jax.outputs import put_folder
 
     def write() -> None:
         guard_run_dir(run_dir, config, write=not finished or not (run_dir / CONFIG_FILE).is_file())
@@ -276,7 +276,7 @@ def check_data_state(meta: dict[str, Any], now: dict[str, Any], run_dir: Path) -
         )
 
 
-# The value of configs/base.py: nobody asked for it, so it stops nobody.
+# The value of mmed_jax/config/defaults.py: nobody asked for it, so it stops nobody.
 COMPILE_CACHE = "~/.cache/mmed_jax/compile"
 
 

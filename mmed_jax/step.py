@@ -26,7 +26,7 @@ State = dict[str, Any]  # params, opt_state: trees; step: int32 []
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What the step needs to know beyond the model: see configs/base.py for each."""
+    """What the step needs to know beyond the model: see mmed_jax/config/defaults.py for each."""
 
     compute_dtype: str = "float32"
     remat: str = "none"

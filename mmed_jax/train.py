@@ -16,11 +16,12 @@ import numpy as np
 # XLA's C++ log lines are no news for a user; errors still come.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from mmed_jax import console, peers, start
-from mmed_jax.config import batch_rows, parse_args
-from mmed_jax.errors import UserError, run_command
+from mmed_jax import peers, start
+from mmed_jax.common import console
+from mmed_jax.common.checksums import shorten
+from mmed_jax.common.errors import UserError, run_command
+from mmed_jax.config.checks import batch_rows, parse_args
 from mmed_jax.host_memory import keep_freed_memory
-from mmed_jax.manifest import shorten
 from mmed_jax.profiling import FOLDER, Profiler, parse_steps
 from mmed_jax.run_dir import guard_run_dir
 
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from mmed_jax import placement, sharding
     from mmed_jax.checkpoint import Checkpointer, PreemptionGuard
+    from mmed_jax.common.progress import Progress
     from mmed_jax.data.formats import syntax_of
     from mmed_jax.data.loader import BatchStream
     from mmed_jax.flops import train_flops_per_token
@@ -72,7 +74,6 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.model.remat import check_remat
     from mmed_jax.planning import host
     from mmed_jax.planning.program import attention_backend, train_program
-    from mmed_jax.progress import Progress
     from mmed_jax.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
     from mmed_jax.validation import by_language, validation_losses
 

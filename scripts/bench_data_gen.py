@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # when called as a file
 
-from mmed_jax.config import Parser  # noqa: E402
-from mmed_jax.errors import UserError, WorkError, run_command  # noqa: E402
+from mmed_jax.common.errors import UserError, WorkError, run_command  # noqa: E402
+from mmed_jax.config.checks import Parser  # noqa: E402
 from mmed_jax.telemetry import host_memory_peak_bytes  # noqa: E402
 
 STEPS = ("send", "fill", "resume")
@@ -58,19 +58,19 @@ def rows_of(count: int, method: str) -> Iterator[dict]:
 def _method(name: str) -> tuple:
     """(method, gates, model)."""
     if name == "echo":
-        from tests.gen_helpers import EchoMethod, echo_model, language_gate
+        from tests.support.gen_helpers import EchoMethod, echo_model, language_gate
 
         return EchoMethod(), [language_gate], echo_model
     from data_gen.gates import default_gates
     from data_gen.methods import make_method
-    from tests.fake_model import FakeModel
+    from tests.support.fake_model import FakeModel
 
     return make_method(name), default_gates(name), FakeModel()
 
 
 def step(args: argparse.Namespace) -> dict:
     """One step in this process: {"rows", "seconds", "cpu_seconds", "mib"}."""
-    from data_gen.runner import RunSettings, run
+    from mmed_jax.llm_api.runner import RunSettings, run
 
     method, gates, model = _method(args.method)
     if args.step == "fill":
@@ -95,8 +95,8 @@ def step(args: argparse.Namespace) -> dict:
 
 
 def _without_http(model) -> None:
-    from data_gen import client, sender
-    from tests.openai_server import OpenAIServer
+    from mmed_jax.llm_api import client, sender
+    from tests.support.openai_server import OpenAIServer
 
     server = OpenAIServer(model)
 
@@ -107,7 +107,7 @@ def _without_http(model) -> None:
 
 
 def _serve(method: str) -> None:
-    from tests.openai_server import OpenAIServer
+    from tests.support.openai_server import OpenAIServer
 
     with OpenAIServer(_method(method)[2]) as server:
         print(server.base_url, flush=True)

@@ -71,7 +71,7 @@ def mmed_jax(case: dict) -> dict[str, Any]:
     import jax
 
     from mmed_jax import placement, sharding
-    from mmed_jax.config import load_config
+    from mmed_jax.config.checks import load_config
     from mmed_jax.flops import train_flops_per_token
     from mmed_jax.model.attention import resolve_backend
     from mmed_jax.model.config import from_hf

@@ -63,7 +63,7 @@ class MmedJax:
         import jax
 
         from mmed_jax import placement, sharding
-        from mmed_jax.config import parse_args
+        from mmed_jax.config.checks import parse_args
         from mmed_jax.data.loader import BatchStream
         from mmed_jax.data.table import Table
         from mmed_jax.host_memory import keep_freed_memory

@@ -30,7 +30,7 @@ test_set frenchmedmcqa frenchmedmcqa_fr/dev.json
 test_set rumeddanet rumeddanet_ru/dev_v1.jsonl
 test_set medqa_us medqa_us/dev_mediq.jsonl
 
-"$python" -m tests.openai_server --port="$port" > "$out/server.log" 2>&1 &
+"$python" -m tests.support.openai_server --port="$port" > "$out/server.log" 2>&1 &
 server=$!
 trap 'kill $server 2> /dev/null || true' EXIT
 for _ in $(seq 60); do

@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mmed_jax.errors import UserError, run_command
+from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.metrics import read_metrics
 
 

@@ -2,7 +2,7 @@
 
     python -m scripts.reliability_requests --rows=5000 --kills=10
 
-A server on this machine (tests/openai_server.py) fails --share of its requests in fourteen ways: 429, 500, 503, cut
+A server on this machine (tests/support/openai_server.py) fails --share of its requests in fourteen ways: 429, 500, 503, cut
 connections, time-outs, pages of HTML, refusals, filters, answers cut or of wrong form. --processes at once work through
 --rows on one ledger and are killed --kills times. Then: every row is there, the same as without faults of the moment
 and kills; nothing finished was paid again; and the server's own bill lies between what the ledger knows to be spent and
@@ -23,13 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from data_gen.claims import FINAL  # noqa: E402
-from data_gen.ledger import Ledger  # noqa: E402
-from data_gen.prices import price_of  # noqa: E402
-from mmed_jax.config import Parser  # noqa: E402
-from mmed_jax.errors import WorkError, run_command  # noqa: E402
-from tests.gen_helpers import balanced, echo_model, inputs, lines, outcomes, settings  # noqa: E402
-from tests.openai_server import CONTENT, Faults, OpenAIServer  # noqa: E402
+from mmed_jax.common.errors import WorkError, run_command  # noqa: E402
+from mmed_jax.config.checks import Parser  # noqa: E402
+from mmed_jax.llm_api.ledger.ledger import Ledger  # noqa: E402
+from mmed_jax.llm_api.ledger.transactions import FINAL  # noqa: E402
+from mmed_jax.llm_api.prices import price_of  # noqa: E402
+from tests.support.gen_helpers import balanced, echo_model, inputs, lines, outcomes, settings  # noqa: E402
+from tests.support.openai_server import CONTENT, Faults, OpenAIServer  # noqa: E402
 
 
 def work(folder: str, url: str, rows: int, name: str) -> None:

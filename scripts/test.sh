@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv and passes the tests. Arguments go to pytest: scripts/test.sh tests/test_parity.py -k theta
+# Sets up .venv and passes the tests. Arguments go to pytest: scripts/test.sh tests/model/test_parity.py -k theta
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import partial
 
 from data_gen.gates import keys, matter, text
-from data_gen.types import Job
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.llm_api.types import Job
 
 Gate = Callable[[Job, dict], None | str]
 

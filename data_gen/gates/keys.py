@@ -6,8 +6,8 @@ from functools import lru_cache
 from data_gen.gates.parts import named_texts
 from data_gen.gates.phrases import EITHER, NEGATION, NONE_OF_THEM, UNCERTAIN
 from data_gen.shingles import is_dense, normal_text
-from data_gen.types import Job, Reject
 from mmed_jax.evaluation.answers import extract, is_correct
+from mmed_jax.llm_api.types import Job, Reject
 
 # Sentences from the end in which a rationale without a stated letter must come to its conclusion.
 LAST = 3

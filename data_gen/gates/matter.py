@@ -3,8 +3,8 @@
 from data_gen.gates.parts import named_texts, parts_of
 from data_gen.gates.quantities import Quantity, changed, missing, quantities
 from data_gen.shingles import is_dense, normal_text, shingles
-from data_gen.types import Job, Reject
 from mmed_jax.evaluation.answers import extract
+from mmed_jax.llm_api.types import Job, Reject
 
 
 def contained(small: str, large: str) -> float:

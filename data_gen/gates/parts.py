@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from data_gen.types import Job
 from mmed_jax.data.schema import kind_of
+from mmed_jax.llm_api.types import Job
 
 
 class Part(NamedTuple):

@@ -12,7 +12,7 @@ from data_gen.methods.rationale import Rationale
 from data_gen.methods.reanswer import Reanswer
 from data_gen.methods.topics import Topics
 from data_gen.methods.translate import Translate
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.common.errors import UserError, nearest
 
 METHODS: dict[str, type[MethodBase]] = {m.name: m for m in (Expand, QA, Translate, Rationale, Topics, Reanswer)}
 

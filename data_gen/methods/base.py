@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from data_gen.answers import read_answer
-from data_gen.fence import steers
 from data_gen.prompts import load_prompt
-from data_gen.types import Job, Reject, Request
+from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.schema import LANGUAGE_NAMES, LANGUAGES, RecordError, kind_of, validate_record
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.llm_api.prompt_guard import steers
+from mmed_jax.llm_api.structured_output import read_answer
+from mmed_jax.llm_api.types import Job, Reject, Request
 
 TEXT = {"type": "string"}
 BOOL = {"type": "boolean"}

@@ -4,12 +4,12 @@ Multiple-choice records become instruction records: the options stay part of the
 ("which of the following") mean nothing without them; yes/no options do not.
 """
 
-from data_gen.answers import object_schema
-from data_gen.fence import leaks, neutralise
 from data_gen.methods import base
 from data_gen.methods.base import BOOL, TEXT, MethodBase, Skip, needs, single_turn
-from data_gen.types import Job
 from mmed_jax.data.schema import kind_of
+from mmed_jax.llm_api.prompt_guard import leaks, neutralise
+from mmed_jax.llm_api.structured_output import object_schema
+from mmed_jax.llm_api.types import Job
 
 SCHEMA = object_schema({"answer": TEXT, "doubt": BOOL})
 # An answer of more characters than this is long already. A Han or kana character says about as much as three letters.

@@ -11,11 +11,11 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from data_gen.answers import object_schema
-from data_gen.fence import neutralise
 from data_gen.methods.base import TEXT, MethodBase, Skip, checked_language, provenance, source_flags
-from data_gen.types import Job, Reject
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
+from mmed_jax.llm_api.prompt_guard import neutralise
+from mmed_jax.llm_api.structured_output import object_schema
+from mmed_jax.llm_api.types import Job, Reject
 
 PAIR = object_schema({"question": TEXT, "answer": TEXT, "evidence": TEXT})
 SCHEMA = object_schema({"pairs": {"type": "array", "items": PAIR}})

@@ -4,10 +4,10 @@ The model names the letters that its reasoning leads to; where they are not the 
 rationale for another option is worse than none (research on such sets finds one in eight).
 """
 
-from data_gen.answers import object_schema
 from data_gen.methods import base
 from data_gen.methods.base import BOOL, TEXT, MethodBase, Skip, needs
-from data_gen.types import Job, Reject
+from mmed_jax.llm_api.structured_output import object_schema
+from mmed_jax.llm_api.types import Job, Reject
 
 SCHEMA = object_schema({"rationale": TEXT, "answer": {"type": "array", "items": TEXT}, "doubt": BOOL})
 

@@ -4,9 +4,9 @@ Where it is sure of other options than the key's, key or question deserve a look
 (`strict`). Nothing of the record changes but its provenance.
 """
 
-from data_gen.answers import object_schema
 from data_gen.methods.base import BOOL, TEXT, MethodBase, letters_named, needs
-from data_gen.types import Job, Reject
+from mmed_jax.llm_api.structured_output import object_schema
+from mmed_jax.llm_api.types import Job, Reject
 
 SCHEMA = object_schema({"answer": {"type": "array", "items": TEXT}, "sure": BOOL})
 

@@ -1,10 +1,10 @@
 """The 21 topics of MMedBench (arXiv 2402.13963): one label a record, kept in provenance.topic."""
 
-from data_gen.answers import object_schema
 from data_gen.methods.base import MethodBase, Skip
 from data_gen.prompts import TOPICS
-from data_gen.types import Job
 from mmed_jax.data.schema import kind_of
+from mmed_jax.llm_api.structured_output import object_schema
+from mmed_jax.llm_api.types import Job
 
 OTHER = "Other"
 SCHEMA = object_schema({"topic": {"type": "string", "enum": [*TOPICS, OTHER]}})

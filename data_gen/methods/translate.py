@@ -6,11 +6,11 @@ key can't change. Numbers, units and drug names are asked for in the prompt and 
 
 from collections.abc import Iterable
 
-from data_gen.answers import object_schema
 from data_gen.methods.base import BOOL, TEXT, MethodBase, Skip, checked_language, provenance, source_flags
-from data_gen.types import Job, Reject
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.schema import kind_of
-from mmed_jax.errors import UserError
+from mmed_jax.llm_api.structured_output import object_schema
+from mmed_jax.llm_api.types import Job, Reject
 
 
 class Translate(MethodBase):

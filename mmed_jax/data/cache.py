@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.checksums import MANIFEST, CannotRead, verify_manifest, write_json, write_manifest
+from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.input_files import open_file
 from mmed_jax.data.files import locate
 from mmed_jax.data.table import TABLE
-from mmed_jax.errors import UserError, WorkError
-from mmed_jax.inputs import open_file
-from mmed_jax.manifest import MANIFEST, CannotRead, verify_manifest, write_json, write_manifest
 
 _ABANDONED_AFTER_S = 24 * 3600
 

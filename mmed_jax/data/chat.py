@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.formats import ChatSyntax, lacks, syntax_of, token_id
 from mmed_jax.data.schema import ROLES
 from mmed_jax.data.tokenizer import encode_texts, text_spans
-from mmed_jax.errors import UserError, nearest
 
 Messages = Sequence[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
 

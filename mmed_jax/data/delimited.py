@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
 
 # No cell of a published table is that long; csv raises an error for a longer one.
 csv.field_size_limit(1 << 26)

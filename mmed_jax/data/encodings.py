@@ -7,8 +7,8 @@ text that only a reader of it knows to be wrong.
 import codecs
 import re
 
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.scripts import SCRIPTS, common_chinese
-from mmed_jax.errors import UserError
 
 # Codecs that Python calls text encodings and that no file of text is in.
 _NO_FILES = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "mbcs", "oem", "utf-7"}

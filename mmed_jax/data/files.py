@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.common.input_files import check_file, is_packed, open_file, stem, suffix, what_is
 from mmed_jax.data.schema import LANGUAGE_NAMES, RecordError, kind_of, mmedbench_record, validate_record
-from mmed_jax.errors import UserError, nearest
-from mmed_jax.inputs import check_file, is_packed, open_file, stem, suffix, what_is
 
 SPLIT_NAMES = {
     "train": "train",

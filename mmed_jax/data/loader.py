@@ -6,9 +6,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.pack import permutation
 from mmed_jax.data.table import Batch, Table
-from mmed_jax.errors import UserError
 
 # Endless for any run; grain wants a length.
 _FOREVER = 1 << 40

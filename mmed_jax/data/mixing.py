@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.schema import LANGUAGES
-from mmed_jax.errors import UserError, nearest
 
 # Copies are written out; what repeats a record more often than this is a slip of the pen.
 MAX_WEIGHT = 1000

@@ -8,7 +8,9 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from mmed_jax.config import resolve_path
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.paths import expand_home
+from mmed_jax.config.checks import resolve_path
 from mmed_jax.data import cache
 from mmed_jax.data.examples import LEFT_OUT, RenderSettings, build_samples
 from mmed_jax.data.formats import syntax_of
@@ -19,8 +21,6 @@ from mmed_jax.data.schema import load_files
 from mmed_jax.data.split import by_question, without_overlap
 from mmed_jax.data.table import Table, write_rows
 from mmed_jax.data.tokenizer import tokenizer_hash, warn
-from mmed_jax.errors import UserError
-from mmed_jax.paths import expand_home
 
 __all__ = ["Prepared", "prepare", "print_report"]
 
@@ -42,7 +42,7 @@ def prepare(
     timeout_s: float = 7200.0,
     say: Callable[[str], None] = print,
 ) -> Prepared:
-    """The packed tables of config.data (configs/base.py explains its keys), from the cache when nothing has changed.
+    """The packed tables of config.data (keys: mmed_jax/config/defaults.py), from the cache when nothing has changed.
 
     The cache key covers tokenizer and chat template, prompt texts and all code of mmed_jax.data, contents of the record
     files, config.seed and every setting of config.data but the places of files.

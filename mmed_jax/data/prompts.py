@@ -7,10 +7,10 @@ original's inference.py has two spaces before "You should first" where train.py 
 both use train.py's.
 """
 
+from mmed_jax.common.errors import nearest
 from mmed_jax.data.chat import Example, Piece, chat_format, chat_pieces, encode_pieces
 from mmed_jax.data.plain_text import text_end, text_start
 from mmed_jax.data.schema import LANGUAGE_NAMES
-from mmed_jax.errors import nearest
 
 FAMILIES = ("llama3", "mmedbench")
 MODES = ("rationale", "direct")

@@ -10,8 +10,8 @@ import binascii
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.formats import BOS, END_HEADER, EOM, EOS, EOT, PAD, START_HEADER
-from mmed_jax.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

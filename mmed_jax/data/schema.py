@@ -20,8 +20,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 
-from mmed_jax.data import jsonl
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError, nearest
 
 LANGUAGES = ("en", "zh", "ja", "ko", "fr", "es", "ru")
 LANGUAGE_NAMES = {

@@ -5,7 +5,7 @@ Read with the schema that comes with transformers, so the sentencepiece package 
 
 from typing import Any
 
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
 
 _NORMAL, _UNKNOWN, _CONTROL, _DEFINED = 1, 2, 3, 4  # kinds of pieces, sentencepiece_model.proto
 _UNIGRAM, _BPE = 1, 2

@@ -1,7 +1,7 @@
 """The packed table: rows of samples in ArrayRecord files, one file set per split, read at random through grain.
 
 Folder: `<split>-00000.array_record` ..., `table.json` (what went in, what came out) and `manifest.json` (sizes and
-checksums of the other files, mmed_jax/manifest.py). It gets its name only when it is whole.
+checksums of the other files, mmed_jax/common/checksums.py). It gets its name only when it is whole.
 
 Record of a row, little endian: int32 n (segments), int32 m (ids); int32 [n] ids per segment; uint8 [n] language
 (LANGUAGES.index + 1); int32 [m] ids; bit mask [m] of trained ids, most significant bit first; JSON list of n sample
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import WorkError
 from mmed_jax.data.examples import Samples
-from mmed_jax.errors import WorkError
 
 TABLE = "table.json"
 ROWS_PER_FILE = 1 << 15

@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.common.input_files import check_file, open_file
 from mmed_jax.data.schema import kind_of, validate_record
-from mmed_jax.errors import UserError, nearest
-from mmed_jax.inputs import check_file, open_file
 
 _TEXT_FEATURES = {
     "record": "the whole record, one line of JSON (mmed_jax/data/schema.py)",

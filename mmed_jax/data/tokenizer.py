@@ -11,15 +11,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmed_jax.common.errors import UserError, one_line
+from mmed_jax.common.errors import warn as warn
+from mmed_jax.common.input_files import check_file, open_file, what_is
+from mmed_jax.common.jsonl import BadJSON, loads
+from mmed_jax.common.paths import expand_home
 from mmed_jax.data import formats, ranks_file
 from mmed_jax.data.formats import SYNTAXES, ChatSyntax, missing, syntax_of, token_id
-from mmed_jax.data.jsonl import BadJSON, loads
 from mmed_jax.data.sentencepiece_file import convert, is_sentencepiece
 from mmed_jax.data.template_probe import render
-from mmed_jax.errors import UserError, one_line
-from mmed_jax.errors import warn as warn
-from mmed_jax.inputs import check_file, open_file, what_is
-from mmed_jax.paths import expand_home
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

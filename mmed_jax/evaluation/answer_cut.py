@@ -2,9 +2,10 @@
 
 import re
 
-from mmed_jax.evaluation import answer_json, endings
+from mmed_jax.evaluation import answer_json
 from mmed_jax.evaluation import answer_rules as R
 from mmed_jax.evaluation.answer_text import Prepared
+from mmed_jax.llm_api import finish_reasons
 
 LONG = 1000  # characters from which a text that ends inside a sentence is taken as cut where nothing else is known
 _LISTED = re.compile(r"[-•|>\d(\[]|[A-Z][.:)]")
@@ -22,7 +23,7 @@ _LEAD_IN = re.compile(R.LEAD_IN, re.IGNORECASE)
 def is_cut(copy: Prepared, finish_reason: str | None) -> bool:
     """Whether the prepared reply ends before its end."""
     text = copy.text
-    if copy.thinking or answer_json.is_torn(text) or finish_reason is not None and endings.is_cut(finish_reason):
+    if copy.thinking or answer_json.is_torn(text) or finish_reason is not None and finish_reasons.is_cut(finish_reason):
         return True
     if finish_reason is not None or len(text) < LONG or not text[-1].isalnum():
         return False

@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from data_gen.client import endpoint_name, make_client
-from data_gen.ledger import FINAL, Ledger
 from data_gen.method_command import reached, unfinished_text
-from data_gen.runner import run
-from data_gen.settings import RunSettings, add_run_flags, settings_from
-from data_gen.tokens import LIMITS
-from data_gen.types import Job, Outcome, Request
-from mmed_jax.data import jsonl
-from mmed_jax.errors import UserError, WorkError
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.evaluation import modes
-from mmed_jax.evaluation.endings import kind_of_ending, was_cut
 from mmed_jax.evaluation.items import Asking, Item, chat_messages
+from mmed_jax.llm_api.client import endpoint_name, make_client
+from mmed_jax.llm_api.finish_reasons import kind_of_ending, was_cut
+from mmed_jax.llm_api.ledger.ledger import FINAL, Ledger
+from mmed_jax.llm_api.run_settings import RunSettings, add_run_flags, settings_from
+from mmed_jax.llm_api.runner import run
+from mmed_jax.llm_api.token_counts import LIMITS
+from mmed_jax.llm_api.types import Job, Outcome, Request
 
 VERSION = "evaluate/1"  # of how items become requests; part of every request's key
 # Reasons of the ledger with which an answer came: whole, with broken text in it, cut. Others are the finish_reason of a

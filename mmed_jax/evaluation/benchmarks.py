@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.common.input_files import stem, suffix
+from mmed_jax.common.paths import expand_home
 from mmed_jax.data.files import SPLIT_NAMES, locate
 from mmed_jax.data.schema import KINDS, kind_of, load_files, question_key, read_records
-from mmed_jax.errors import UserError, nearest
 from mmed_jax.evaluation import published
 from mmed_jax.evaluation.items import Item
 from mmed_jax.evaluation.places import HUB, Benchmark, file_hash, locate_entry, same_split, source_of, splits_in
 from mmed_jax.evaluation.registry import ENTRIES, GROUPS, Entry, expand, lookup
-from mmed_jax.inputs import stem, suffix
-from mmed_jax.paths import expand_home
 
 __all__ = ["Benchmark", "Item", "Loaded", "find", "from_files", "kind_in", "load"]
 

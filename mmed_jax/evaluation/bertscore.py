@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmed_jax.errors import UserError
-from mmed_jax.paths import expand_home
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.paths import expand_home
 
 LAYER = 9  # of bert-base-multilingual-cased, bert_score's choice
 _BATCH = 32

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.schema import LANGUAGES
-from mmed_jax.errors import UserError
 from mmed_jax.evaluation.intervals import short
 from mmed_jax.evaluation.items import Item
 from mmed_jax.evaluation.modes import NORMALISE, pick

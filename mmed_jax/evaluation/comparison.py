@@ -6,8 +6,8 @@ Differences between runs are over the items that both were asked: paired bootstr
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.schema import LANGUAGES
-from mmed_jax.errors import UserError
 from mmed_jax.evaluation.boards import Board, Published, place, published
 from mmed_jax.evaluation.comparison_parts import (
     ACCURACY,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.boards import Board, place
 from mmed_jax.evaluation.comparison_parts import YOURS, Difference, Line, Table, Value, ways
 from mmed_jax.evaluation.intervals import paired

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+from mmed_jax.common import html_page as P
+from mmed_jax.common.output_files import csv_text
 from mmed_jax.data.schema import LANGUAGE_NAMES
-from mmed_jax.evaluation import page as P
 from mmed_jax.evaluation.comparison_parts import ACCURACY, YOURS, Difference, Line, Table, Value
 from mmed_jax.evaluation.intervals import short
-from mmed_jax.outputs import csv_text
 
 NOTE = (
     "Per cent; rationale metrics times 100. Intervals are 95 %: Wilson's for the accuracy of one column, those "

@@ -14,12 +14,12 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.chat import Piece, chat_format, chat_pieces, encode_pieces
 from mmed_jax.data.plain_text import text_start
 from mmed_jax.data.prompts import answer_text, prompt_text
 from mmed_jax.data.schema import LANGUAGE_NAMES, question_keys
 from mmed_jax.data.tokenizer import encode_texts
-from mmed_jax.errors import UserError
 from mmed_jax.evaluation.shuffling import shuffled
 
 MAX_EXAMPLES = 5

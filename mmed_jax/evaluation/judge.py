@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
-from data_gen.answers import object_schema, read_answer
 from data_gen.methods.base import MethodBase
-from data_gen.runner import run
-from data_gen.settings import RunSettings
-from data_gen.types import Job
 from mmed_jax.data.schema import LANGUAGE_NAMES
 from mmed_jax.evaluation.rated import Explanation, Key
 from mmed_jax.evaluation.ratings import CRITERIA
+from mmed_jax.llm_api.run_settings import RunSettings
+from mmed_jax.llm_api.runner import run
+from mmed_jax.llm_api.structured_output import object_schema, read_answer
+from mmed_jax.llm_api.types import Job
 
 GRADES = ("1", "2", "3", "4", "5")
 SCHEMA = object_schema({name: {"type": "string", "enum": list(GRADES)} for name in CRITERIA})
@@ -53,7 +53,7 @@ def judge(found: Sequence[Explanation], settings: RunSettings, *, structured: bo
     """Asks for the grades of all explanations; those without any text get 1 throughout, unasked.
 
     Raises:
-      UserError, WorkError: as data_gen.runner.run (no key, no credit, endpoint down, ...).
+      UserError, WorkError: as mmed_jax.llm_api.runner.run (no key, no credit, endpoint down, ...).
     """
     method = RationaleJudge(structured=structured, redraws=redraws)
     asked = [e for e in found if e.text.strip()]

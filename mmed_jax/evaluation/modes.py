@@ -7,19 +7,19 @@ loglikelihood   nothing is written: of every option the log-probability is taken
                 texts are compared a byte (lm-eval's acc_bytes), a character (its acc_norm), a token, or as they are
                 (its acc). One option is picked: questions with several right answers are never answered rightly.
 
-A results folder holds one mode, one score, one prompt family; mmed_jax.inference.journal refuses another.
+A results folder holds one mode, one score, one prompt family; mmed_jax.common.journal refuses another.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmed_jax.common.errors import WorkError
 from mmed_jax.data.language import language_of
-from mmed_jax.errors import WorkError
 from mmed_jax.evaluation.answers import is_correct, split_rationale
-from mmed_jax.evaluation.endings import is_cut
 from mmed_jax.evaluation.items import Item
 from mmed_jax.evaluation.results import judge
+from mmed_jax.llm_api.finish_reasons import is_cut
 
 if TYPE_CHECKING:
     from mmed_jax.inference.engine import Completion, Engine

@@ -7,13 +7,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.input_files import stem, suffix
 from mmed_jax.data.files import SPLIT_NAMES, locate, members
 from mmed_jax.data.schema import read_records
 from mmed_jax.data.sources import SOURCES
-from mmed_jax.errors import UserError
 from mmed_jax.evaluation.registry import Entry
-from mmed_jax.inputs import stem, suffix
 
 HUB = "hub"
 

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.files import language_of
 from mmed_jax.data.schema import load_files
 from mmed_jax.data.sources import Conversion, Drop, Row
 from mmed_jax.data.sources.base import text
-from mmed_jax.errors import UserError, WorkError
 from mmed_jax.evaluation.places import HUB, Benchmark, file_hash, same_split, splits_in
 from mmed_jax.evaluation.registry import Entry
 

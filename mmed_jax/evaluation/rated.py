@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.common.input_files import check_file, open_file
+from mmed_jax.common.paths import expand_home
 from mmed_jax.data.schema import LANGUAGES
-from mmed_jax.errors import UserError, nearest
-from mmed_jax.inputs import check_file, open_file
-from mmed_jax.paths import expand_home
 
 Key = tuple[str, str, str]  # run, benchmark, id
 

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mmed_jax.data import jsonl
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.common import jsonl
+from mmed_jax.common.checksums import write_json
+from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.common.input_files import check_file, open_file
+from mmed_jax.common.paths import expand_home
 from mmed_jax.evaluation.rated import Explanation, Key, draw
-from mmed_jax.inputs import check_file, open_file
-from mmed_jax.manifest import write_json
-from mmed_jax.paths import expand_home
 
 CRITERIA = {
     "correctness": "Are its medical statements true?",

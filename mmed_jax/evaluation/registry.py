@@ -10,10 +10,10 @@ two sizes (553 and 622 cases): its count is not checked.
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.sources import SOURCES, Hub, Row, Source
 from mmed_jax.data.sources.base import fingerprint, text
 from mmed_jax.data.sources.mmlu import SUBJECTS
-from mmed_jax.errors import UserError, nearest
 
 Counts = Mapping[str, Mapping[str, int]]  # split -> {part or language: rows published}
 

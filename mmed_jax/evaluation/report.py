@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mmed_jax.common.html_page import Cell, bars, esc, facts, page, table
 from mmed_jax.data.schema import LANGUAGE_NAMES, LANGUAGES
 from mmed_jax.evaluation.benchmarks import Item
 from mmed_jax.evaluation.breakdown import columns_of
 from mmed_jax.evaluation.intervals import short
-from mmed_jax.evaluation.page import Cell, bars, esc, facts, page, table
 from mmed_jax.evaluation.rated import draw
 from mmed_jax.evaluation.rationale import AVERAGE
 from mmed_jax.evaluation.results import SEVERAL, UNPARSED, has_parse_rate, limited, rows

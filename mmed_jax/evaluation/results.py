@@ -8,8 +8,8 @@ from typing import Any
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.evaluation.answers import extract, is_correct
 from mmed_jax.evaluation.benchmarks import Item
-from mmed_jax.evaluation.endings import was_cut
 from mmed_jax.evaluation.intervals import mean_interval, wilson
+from mmed_jax.llm_api.finish_reasons import was_cut
 
 # How `confusion` calls an answer of several letters, and one that can't be read.
 SEVERAL, UNPARSED = "several", "unparsed"

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmed_jax.data import jsonl
-from mmed_jax.errors import UserError
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.input_files import check_file, open_file
+from mmed_jax.common.paths import expand_home
 from mmed_jax.evaluation.rationale import AVERAGE
-from mmed_jax.inputs import check_file, open_file
-from mmed_jax.paths import expand_home
 
 SCHEMA = 2
 SCORES = "rationale_scores.jsonl"  # beside them: the metrics of each rationale

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.output_files import csv_text, write_text
 from mmed_jax.data.schema import LANGUAGE_NAMES
-from mmed_jax.errors import UserError
 from mmed_jax.evaluation.boards import place
 from mmed_jax.evaluation.rationale import average, pairs_of, score_rationales
 from mmed_jax.evaluation.registry import ENTRIES
 from mmed_jax.evaluation.runs import Run
-from mmed_jax.outputs import csv_text, write_text
 
 COLUMNS = ("Language", "ModelInput", "ModelOutput", "GT_Answer")
 METRICS = ("bleu-1", "bleu-2", "bleu-3", "bleu-4", "rouge-1", "rouge-2", "rouge-l")

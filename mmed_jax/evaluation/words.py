@@ -21,8 +21,8 @@ import tempfile
 from collections.abc import Callable
 from functools import cache, lru_cache
 
+from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.schema import LANGUAGES
-from mmed_jax.errors import UserError, nearest
 
 # What results name beside the numbers.
 WORDS_OF = {

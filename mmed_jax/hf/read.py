@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmed_jax.data.jsonl import BadJSON, decode, loads
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.input_files import check_file, open_file, what_is
+from mmed_jax.common.jsonl import BadJSON, decode, loads
 from mmed_jax.data.tokenizer import local_path, warn
-from mmed_jax.errors import UserError
 from mmed_jax.hf.mapping import HARMLESS, HFTensor, flatten, group_names, hf_tensors, leaf_shapes, some, unflatten
 from mmed_jax.hf.mapping import Path as LeafPath
 from mmed_jax.hf.safetensors import CODES, DTYPES, MAX_HEADER, StoredTensor, read_header, shown
-from mmed_jax.inputs import check_file, open_file, what_is
 from mmed_jax.model.config import MOST, LlamaConfig, from_hf
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

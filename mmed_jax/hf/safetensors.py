@@ -18,9 +18,9 @@ from typing import BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mmed_jax.data.jsonl import BadJSON, loads
-from mmed_jax.errors import UserError
-from mmed_jax.inputs import open_file
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.input_files import open_file
+from mmed_jax.common.jsonl import BadJSON, loads
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 CODES = {dtype: code for code, dtype in DTYPES.items()}

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.input_files import check_file
 from mmed_jax.data.plain_text import adopt_roles
 from mmed_jax.data.tokenizer import check_vocab, control_ids, load_tokenizer, local_path, stop_ids
-from mmed_jax.errors import UserError
 from mmed_jax.hf.read import load_config, load_params, read_generation, read_json, read_tensors
-from mmed_jax.inputs import check_file
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.llama import abstract_params
 from mmed_jax.run_dir import CHECKPOINTS, CONFIG_FILE, step_folders

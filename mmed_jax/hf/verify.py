@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.tokenizer import load_tokenizer, tokenizer_hash
-from mmed_jax.errors import UserError, WorkError
 from mmed_jax.hf.mapping import Path as LeafPath
 from mmed_jax.hf.mapping import hf_tensors
 from mmed_jax.hf.read import load_config, load_params, read_tensors

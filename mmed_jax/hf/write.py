@@ -19,16 +19,16 @@ import jax
 import numpy as np
 
 from mmed_jax.agreement import agree_on, any_text, on_main
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError, WorkError, one_line
+from mmed_jax.common.paths import expand_home
 from mmed_jax.data.tokenizer import check_vocab, control_ids, save_tokenizer, stop_ids, tokenizer_hash, warn
-from mmed_jax.errors import UserError, WorkError, one_line
 from mmed_jax.hf.gather import gather, leaf_dtype
 from mmed_jax.hf.mapping import HFTensor, flatten, group_names, hf_tensors, leaf_shapes
 from mmed_jax.hf.read import INDEX, SINGLE
 from mmed_jax.hf.safetensors import CODES, write_header, write_tensor
 from mmed_jax.hf.verify import prompt_logits, verify_export
 from mmed_jax.model.config import LlamaConfig, to_hf
-from mmed_jax.paths import expand_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

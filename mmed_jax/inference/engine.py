@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
 from mmed_jax.inference import programs
 from mmed_jax.inference.generation import Completion, Generation
 from mmed_jax.inference.sampling import Sampling, check_seed

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from mmed_jax.errors import WorkError
+from mmed_jax.common.errors import WorkError
 from mmed_jax.inference import programs
 from mmed_jax.inference.programs import STEPS
 from mmed_jax.inference.rows import Rows

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmed_jax.data import jsonl
-from mmed_jax.errors import UserError, WorkError, printable
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError, WorkError, printable
 from mmed_jax.run_dir import CONFIG_FILE, step_folders
 
 if TYPE_CHECKING:

@@ -4,16 +4,16 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.input_files import check_file, is_packed, suffix
+from mmed_jax.common.paths import expand_home
 from mmed_jax.data.chat import chat_prompt_ids
 from mmed_jax.data.files import language_of, locate, members, read_with_place
 from mmed_jax.data.plain_text import text_start
 from mmed_jax.data.prompts import mcq_prompt_ids
 from mmed_jax.data.schema import validate_record
 from mmed_jax.data.tokenizer import encode_text
-from mmed_jax.errors import UserError
-from mmed_jax.inputs import check_file, is_packed, suffix
-from mmed_jax.paths import expand_home
 
 
 @dataclasses.dataclass(frozen=True)

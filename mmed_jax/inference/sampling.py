@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
 
 # Logits divided by less would overflow float32, and by more would all be one.
 TEMPERATURES = (1e-6, 1e6)

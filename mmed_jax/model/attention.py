@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.model.attention_reference import reference
 from mmed_jax.model.attention_splash import LANES, splash_attention
 from mmed_jax.sharding import ACTIVATION_RULES, spec

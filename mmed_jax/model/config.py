@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
 
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
 from mmed_jax.model.config_keys import check_keys, shown
 
 ROPE_TYPES = ("default", "llama3")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Collection
 from typing import Any
 
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
 
 # Keys that carry no mathematics of the forward pass: provenance, generation defaults, training switches.
 HARMLESS = frozenset(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.common.errors import UserError, nearest
 
 # policy -> names that are kept; everything else is computed again. More memory and less time from top to bottom.
 KEPT: dict[str, tuple[str, ...]] = {

@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmed_jax.config import flatten
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
+from mmed_jax.config.checks import flatten
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning.changes import VARIED, smaller
 from mmed_jax.planning.memory import memory_terms, total

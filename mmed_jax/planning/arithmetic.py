@@ -9,7 +9,7 @@ from math import prod
 
 from ml_collections import ConfigDict
 
-from mmed_jax.config import batch_rows
+from mmed_jax.config.checks import batch_rows
 from mmed_jax.flops import train_flops_per_token
 from mmed_jax.model.config import LlamaConfig, num_params
 from mmed_jax.planning.flags import scatters_gradients

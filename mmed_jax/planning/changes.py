@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmed_jax.config import ADAMW_ONLY, batch_rows, flatten
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
+from mmed_jax.config.checks import ADAMW_ONLY, batch_rows, flatten
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning.settings import changed
 

@@ -5,7 +5,7 @@ The evidence, with what was tried and left out, is in docs/collectives.md.
 
 import re
 
-from mmed_jax.config import parse_flags
+from mmed_jax.config.checks import parse_flags
 
 _OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
 

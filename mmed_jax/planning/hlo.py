@@ -14,7 +14,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from mmed_jax.errors import UserError, run_command
+from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.planning.hlo_collectives import Collective, Collectives
 from mmed_jax.planning.hlo_flops import Flops, KernelFlops, Scope, count_flops, scope_of, splash_flops
 from mmed_jax.planning.hlo_loops import find_trip_counts

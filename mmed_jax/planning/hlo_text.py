@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
-from mmed_jax.errors import UserError
+from mmed_jax.common.errors import UserError
 
 # Bits of an element; types not listed (token, opaque) have no bytes.
 DTYPE_BITS = {

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from ml_collections import ConfigDict
 
-from mmed_jax.data import jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.output_files import write_text
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.outputs import write_text
 from mmed_jax.planning.settings import relevant
 from mmed_jax.planning.topology import Topology
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmed_jax.errors import UserError
-from mmed_jax.outputs import check_file, write_text
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.output_files import check_file, write_text
+from mmed_jax.config.recipes import MAPPINGS, flatten, load_config, recipe_files
 from mmed_jax.planning.planner import PlanResult
 from mmed_jax.planning.topology import GIB
-from mmed_jax.recipe import MAPPINGS, flatten, load_config, recipe_files
 
 # Files that begin so are ours and may be replaced.
 MARK = '"""Found by mmed_jax.plan --search'
@@ -66,7 +66,7 @@ def write_override(output: str, recipe: str, config: ConfigDict, mesh: dict[str,
         "",
         "from ml_collections import ConfigDict",
         "",
-        "from mmed_jax.config import load_config",
+        "from mmed_jax.config.checks import load_config",
         "",
         "",
         "def get_config() -> ConfigDict:",

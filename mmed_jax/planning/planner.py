@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from mmed_jax.config import batch_rows
-from mmed_jax.errors import UserError, WorkError, one_line
+from mmed_jax.common.errors import UserError, WorkError, one_line
+from mmed_jax.common.paths import expand_home
+from mmed_jax.config.checks import batch_rows
 from mmed_jax.flops import train_flops_per_token
 from mmed_jax.model.config import LlamaConfig, num_params
-from mmed_jax.paths import expand_home
 from mmed_jax.planning import arithmetic, flags, kept
 from mmed_jax.planning.links import ICI_EFFICIENCY
 from mmed_jax.planning.memory import memory_terms, total

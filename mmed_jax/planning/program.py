@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmed_jax import optim, placement, sharding, step
-from mmed_jax.config import batch_rows
+from mmed_jax.config.checks import batch_rows
 from mmed_jax.model.attention import resolve_backend
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning.flags import compiler_options

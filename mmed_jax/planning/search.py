@@ -12,8 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmed_jax.config import batch_rows, flatten
-from mmed_jax.errors import UserError, WorkError
+from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.config.checks import batch_rows, flatten
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning import advice, arithmetic
 from mmed_jax.planning.changes import smaller

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmed_jax.config import flatten
+from mmed_jax.config.checks import flatten
 
 # Keys of a config that decide what is compiled.
 RELEVANT = (

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from mmed_jax.errors import UserError, nearest
+from mmed_jax.common.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import jax

@@ -1,5 +1,6 @@
 """Public data sets: one adapter each, from the published files to checked records. Imports no jax."""
 
+from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.sources.base import Drop, Hub, Row, Source, WrongForm
 from mmed_jax.data.sources.casimedicos import CASIMEDICOS
 from mmed_jax.data.sources.cmb_clin import CMB_CLIN
@@ -19,7 +20,6 @@ from mmed_jax.data.sources.rumeddanet import RUMEDDANET
 from mmed_jax.data.sources.run import Conversion, Report
 from mmed_jax.data.sources.toyhom import TOYHOM
 from mmed_jax.data.sources.xlinghealth import XLINGHEALTH
-from mmed_jax.errors import UserError, nearest
 
 __all__ = ["SOURCES", "Conversion", "Drop", "Hub", "Report", "Row", "Source", "WrongForm", "get_source"]
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.schema import LETTERS, question_key
-from mmed_jax.errors import UserError
 
 
 class Row(NamedTuple):

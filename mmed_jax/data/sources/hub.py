@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.data.files import SPLIT_NAMES
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.data.sources.base import Row, Source
 from mmed_jax.data.sources.raw import Download
-from mmed_jax.errors import UserError, WorkError, one_line
 
 if TYPE_CHECKING:
     import datasets

@@ -11,9 +11,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.schema import LETTERS
 from mmed_jax.data.sources.base import Drop, Row, lettered, text
-from mmed_jax.errors import UserError
 
 UNREADABLE = Drop("key is neither a letter nor a number")
 

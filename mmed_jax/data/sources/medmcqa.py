@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.schema import LETTERS
 from mmed_jax.data.sources.base import (
     Drop,
@@ -29,7 +30,6 @@ from mmed_jax.data.sources.base import (
 from mmed_jax.data.sources.figures import needs_figure
 from mmed_jax.data.sources.keys import key_at, number_of
 from mmed_jax.data.sources.raw import Download, objects
-from mmed_jax.errors import UserError
 
 _OPTIONS = ("opa", "opb", "opc", "opd")
 # Shorter ones say "Ans. C" and nothing more: no answer to learn from.

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+from mmed_jax.common.errors import UserError, one_line
 from mmed_jax.data.sources.base import Drop, Hub, Row, Source, dialogue, fingerprint, make_id, need, origin, text
 from mmed_jax.data.sources.raw import Download, RawFile, files, holds, objects
-from mmed_jax.errors import UserError, one_line
 
 _HUB_NAMES = {
     "question_id": "qid",

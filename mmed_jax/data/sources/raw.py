@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from mmed_jax.data import encodings, jsonl
+from mmed_jax.common import jsonl
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.input_files import check_file, suffix
+from mmed_jax.data import encodings
 from mmed_jax.data.delimited import header_of, read_lines, width_problem
 from mmed_jax.data.files import SPLIT_NAMES, members
 from mmed_jax.data.sources.base import Row, WrongForm
-from mmed_jax.errors import UserError
-from mmed_jax.inputs import check_file, suffix
 
 _SPLITS = {
     **SPLIT_NAMES,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.encodings import known_encoding
 from mmed_jax.data.files import nearest_sibling
 from mmed_jax.data.schema import LANGUAGE_NAMES, LANGUAGES, RecordError, validate_record
@@ -13,7 +14,6 @@ from mmed_jax.data.scripts import wrong_script
 from mmed_jax.data.sources.base import Drop, Row, Source, WrongForm
 from mmed_jax.data.sources.raw import Download
 from mmed_jax.data.sources.splits import Splits, is_split
-from mmed_jax.errors import UserError, nearest
 
 _FORM = (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError)
 

@@ -7,10 +7,10 @@ file as "train" puts the official test set into the training data.
 import hashlib
 from collections.abc import Callable, Iterator
 
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.files import SPLIT_NAMES
 from mmed_jax.data.sources.base import Drop, Row, record_content
 from mmed_jax.data.sources.raw import RANK
-from mmed_jax.errors import UserError
 
 
 def is_split(split: str, wanted: str) -> bool:

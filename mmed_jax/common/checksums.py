@@ -1,0 +1,160 @@
+"""Sizes and checksums of a checkpoint's files, so that a flipped bit or a truncated file is found when it is read.
+
+The manifest lies inside the checkpoint (`<step>/manifest.json`) and is written before the checkpoint gets its final
+name, so a finished checkpoint has one, and it travels with a copied folder. Format:
+`{"version": 1, "files": {"params/d/0a1b...": [bytes, crc32], ...}}`. CRC-32 (zlib) runs at several GB/s per core and
+releases the interpreter lock; it guards against accidents, not against forgery.
+"""
+
+import errno
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mmed_jax.common.errors import WorkError
+from mmed_jax.common.input_files import what_is
+from mmed_jax.common.jsonl import BadJSON, loads
+
+MANIFEST = "manifest.json"
+# Written or changed by orbax after the manifest, and not needed to restore.
+_NOT_COVERED = frozenset({MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"})
+_BLOCK = 1 << 22
+_THREADS = 8
+# What the system says of a file that is not there or is no file. Every other error (no permission, EIO, ESTALE, too
+# many open files, ...) tells nothing of the bytes: the next try may read them.
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
+
+
+class CannotRead(WorkError):
+    """A file of a checkpoint cannot be read now; whether its bytes are good is not known."""
+
+
+def is_gone(e: OSError) -> bool:
+    """Whether an error says that a file is missing or no file, which is damage, and not that reading failed."""
+    return e.errno in _GONE
+
+
+def cannot_read(path: Path, e: BaseException) -> CannotRead:
+    """The error of a file that cannot be read now, in one line."""
+    why = getattr(e, "strerror", None) or e
+    return CannotRead(
+        f"{path}: cannot be read now ({why}); this is no damage and nothing was changed: mend the access and run the "
+        "same command again"
+    )
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes `value` as JSON to `path` atomically: a reader sees the old file or the whole new one.
+
+    Raises:
+      WorkError: it cannot be written, with the file and the reason.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with open(temporary, "w", encoding="utf-8") as f:
+                json.dump(value, f, ensure_ascii=False, indent=1)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as e:
+        raise WorkError(f"{path}: cannot be written ({e.strerror or e})") from e
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes the manifest of every file under `folder`. Raises OSError or WorkError."""
+    names = sorted(_covered(folder))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        entries = dict(zip(names, pool.map(lambda name: _measure(folder / name), names)))
+    write_json(folder / MANIFEST, {"version": 1, "files": entries})
+
+
+def verify_manifest(
+    folder: Path, under: str | tuple[str, ...] = "", part: tuple[int, int] = (0, 1)
+) -> list[str] | None:
+    """Compares the files of `folder` with its manifest.
+
+    Args:
+      folder: one checkpoint.
+      under: only files whose name starts with this, or with one of these ("params/").
+      part: (i, n): check only every n-th file starting at the i-th, so that n processes share the reading.
+
+    Returns:
+      What is wrong, one phrase per file (empty: all good), or None when there is no manifest to compare with (a link
+      to a file that is not there is none).
+
+    Raises:
+      CannotRead: a file is there and cannot be read now; that is no damage.
+    """
+    if kind := _endless(folder / MANIFEST):
+        return [f"{MANIFEST} is {kind}"]
+    try:
+        manifest = loads((folder / MANIFEST).read_bytes(), dict)
+        files = {str(k): (int(v[0]), int(v[1])) for k, v in manifest["files"].items()}
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        if not is_gone(e):
+            raise cannot_read(folder / MANIFEST, e) from e
+        return [f"{MANIFEST} is no file ({e.strerror})"]
+    except BadJSON as e:
+        return [f"{MANIFEST} is unreadable ({e})"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as e:
+        return [f"{MANIFEST} is unreadable ({type(e).__name__})"]
+    names = [n for n in sorted(files) if n.startswith(under)][part[0] :: part[1]]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda name: _compare(folder / name, files[name]), names)
+        return [f"{name} {problem}" for name, problem in zip(names, found) if problem]
+
+
+def shorten(problems: Iterable[str], limit: int = 3) -> str:
+    """The first `limit` problems on one line, and how many more there are."""
+    problems = list(problems)
+    more = f" and {len(problems) - limit} more" if len(problems) > limit else ""
+    return "; ".join(problems[:limit]) + more
+
+
+def _covered(folder: Path) -> Iterator[str]:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            relative = (Path(root) / name).relative_to(folder).as_posix()
+            # Only at the top: an item's own files of these names are data like any other.
+            if relative not in _NOT_COVERED and not (relative.startswith(".") and relative.endswith(".tmp")):
+                yield relative
+
+
+def _measure(path: Path) -> tuple[int, int]:
+    size = crc = 0
+    with open(path, "rb", buffering=0) as f:
+        while block := f.read(_BLOCK):
+            size += len(block)
+            crc = zlib.crc32(block, crc)
+    return size, crc
+
+
+def _endless(path: Path) -> str:
+    """ "a named pipe" or the like where reading would wait without end; "" for files, folders and what is not there."""
+    kind = what_is(path)
+    return kind if kind.endswith(("pipe", "device", "socket")) else ""
+
+
+def _compare(path: Path, expected: tuple[int, int]) -> str:
+    """What is wrong with one file, or "" when it is as recorded. Raises CannotRead."""
+    try:
+        if kind := _endless(path):
+            return f"is {kind}"
+        size = path.stat().st_size
+        if size != expected[0]:
+            return f"has {size} bytes instead of {expected[0]}"
+        return "" if _measure(path) == expected else "has another checksum than when it was written"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as e:
+        if not is_gone(e):
+            raise cannot_read(path, e) from e
+        return f"is no file ({e.strerror})"

@@ -1,0 +1,171 @@
+"""The doctor finds what is broken, warns of what is odd, and gives no secret away."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from mmed_jax import doctor
+from mmed_jax.common.errors import WorkError
+from mmed_jax.doctor import Findings
+
+
+def run_doctor(monkeypatch, capsys, *args):
+    """Runs the command without starting a second jax."""
+    monkeypatch.setattr(doctor, "check_jax", lambda out, accelerators: out.add("jax", "not looked at"))
+    doctor.main(list(args))
+    return capsys.readouterr().out
+
+
+def test_command_on_this_machine(tmp_path, repo):
+    """As a user runs it: one block, exit code 0, a product on every device."""
+    command = [sys.executable, "-m", "mmed_jax.doctor", f"--run_dir={tmp_path}/runs/new"]
+    out = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stdout + out.stderr
+    lines = out.stdout.splitlines()
+    assert lines[0] == lines[-1] == "```" and lines[1] == "mmed_jax doctor"
+    names = [line[:16].strip() for line in lines]
+    wanted = {"python", "packages", "cpu", "host memory", "accelerators", "jax", "processes", "compile cache"}
+    assert wanted <= set(names), out.stdout
+    assert "jax             cpu: 8 x cpu" in out.stdout and "right on every device" in out.stdout
+    assert f"{tmp_path} is): writable" in out.stdout and list(tmp_path.iterdir()) == []
+
+
+def test_packages():
+    out = Findings()
+    requirements = ["numpy>=1", "numpy<1.0", "no-such-package-of-ours>=2", "what is this?", 'numpy; extra == "tpu"']
+    doctor.check_packages(out, requirements)
+    assert "outside the tested range <1.0" in out.warnings[0] and "what is this?" in out.warnings[1]
+    assert out.problems == ["no-such-package-of-ours>=2 is not installed: pip install -r requirements.txt"]
+    assert dict(out.lines)["packages"].count("numpy") == 2
+    assert any(r.startswith("jax>=") for r in doctor.read_requirements())
+
+
+def test_environment_gives_no_secret_away():
+    out = Findings()
+    environment = {
+        "WANDB_API_KEY": "s3cret",
+        "HF_TOKEN": "s3cret",
+        "OPENAI_API_KEY": "s3cret",
+        "TPU_ACCESS_CREDENTIALS": "s3cret",
+        "HF_ENDPOINT": "https://me:s3cret@example.org",
+        "MY_PASSWORD": "s3cret",
+        "AWS_THING": "s3cret",
+        "XLA_FLAGS": "--xla_flag=1",
+        "JAX_PLATFORMS": "cpu",
+    }
+    doctor.check_environment(out, environment)
+    text = out.block()
+    assert "s3cret" not in text
+    for line in ("HF_TOKEN is set", "WANDB_API_KEY is set", "HF_ENDPOINT is set", "XLA_FLAGS = --xla_flag=1"):
+        assert line in text
+    assert "MY_PASSWORD" not in text
+
+
+def test_unwritable_run_dir_is_broken(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    for place in (file, "/proc/nowhere"):
+        with pytest.raises(WorkError, match="run dir .* cannot be written"):
+            run_doctor(monkeypatch, capsys, f"--run_dir={place}")
+        assert "BROKEN" in capsys.readouterr().out
+    assert "BROKEN" not in run_doctor(monkeypatch, capsys, f"--run_dir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "body, problem",
+    [
+        ("raise SystemExit('RuntimeError: no such backend')", "jax does not start: RuntimeError: no such backend"),
+        ("import os; os.abort()", "jax does not start: exit code -6"),
+        ("import time; time.sleep(60)", "did not start within 1 s"),
+    ],
+)
+def test_jax_that_does_not_start(monkeypatch, tmp_path, body, problem):
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **kw: run([sys.executable, "-c", body], **kw))
+    out = Findings()
+    doctor.check_jax(out, [], timeout=1)
+    assert len(out.problems) == 1 and problem in out.problems[0]
+
+
+def fake_probe(monkeypatch, **changes):
+    found = {
+        "platform": "cpu",
+        "kinds": ["cpu"],
+        "devices": 1,
+        "local_devices": 1,
+        "process": "0 of 1",
+        "wrong": [],
+        "memory_gib": [],
+        "start_seconds": 0.1,
+    } | changes
+    done = subprocess.CompletedProcess([], 0, stdout="noise\n" + json.dumps(found) + "\n", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: done)
+    out = Findings()
+    return found, out
+
+
+def test_accelerator_that_jax_does_not_use(monkeypatch):
+    _, out = fake_probe(monkeypatch)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    doctor.check_jax(out, ["2 x NVIDIA H200"])
+    monkeypatch.delenv("JAX_PLATFORMS")
+    doctor.check_jax(out, ["4 TPU chip(s) (/dev/accel*)"])
+    assert "2 x NVIDIA H200: JAX_PLATFORMS=cpu says so" in out.warnings[0]
+    assert '".[tpu]"' in out.warnings[1] and not out.problems
+    _, out = fake_probe(monkeypatch, platform="gpu", kinds=["NVIDIA H200"], devices=2, memory_gib=[140.1])
+    doctor.check_jax(out, ["2 x NVIDIA H200"])
+    assert not out.warnings and ("jax", "gpu: 2 x NVIDIA H200, 140.1 GiB each, started in 0.1 s") in out.lines
+
+
+def test_find_accelerators(monkeypatch):
+    answer = "GPU 0: NVIDIA H200 (UUID: GPU-1)\nGPU 1: NVIDIA H200 (UUID: GPU-2)\n"
+    monkeypatch.setattr(doctor, "_run", lambda command: answer)
+    monkeypatch.setattr(doctor.glob, "glob", lambda p: ["/dev/vfio/0", "/dev/vfio/1"] if "vfio" in p else [])
+    assert doctor.find_accelerators() == ["2 x NVIDIA H200", "2 TPU chip(s) (/dev/vfio/*)"]
+
+
+def test_wrong_results_are_broken(monkeypatch):
+    assert doctor.probe()["wrong"] == [] and doctor.probe()["local_devices"] == 8
+    matmul = jnp.matmul
+    monkeypatch.setattr(jnp, "matmul", lambda a, b: matmul(a, b) + 1)
+    wrong = doctor.probe()["wrong"]
+    assert len(wrong) == 8
+    _, out = fake_probe(monkeypatch, wrong=wrong)
+    doctor.check_jax(out, [])
+    assert "comes out wrong" in out.problems[0]
+
+
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as f:
+    fcntl.lockf(f, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_tpu_lockfile(tmp_path):
+    path = str(tmp_path / "lock")
+    out = Findings()
+    doctor.check_tpu_lock(out, path)
+    assert not out.lines and not out.warnings
+    Path(path).touch()
+    doctor.check_tpu_lock(out, path)
+    assert "nobody holds it" in out.lines[0][1] and not out.warnings
+    with subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        doctor.check_tpu_lock(out, path)
+    assert "is held" in out.warnings[0]
+
+
+@pytest.mark.parametrize("home", ["/", "", "/home/someone"])
+def test_only_a_whole_home_folder_is_shortened(monkeypatch, home):
+    monkeypatch.setenv("HOME", home)
+    out = Findings()
+    out.add("run dir", "/data/runs, /home/someone/runs and /home/someone.else at 3.5 MiB/s")
+    own = "~/runs" if home == "/home/someone" else "/home/someone/runs"
+    assert f"/data/runs, {own} and /home/someone.else at 3.5 MiB/s" in out.block()

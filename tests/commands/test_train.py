@@ -1,0 +1,257 @@
+"""Training from the command line: what it computes, what it keeps, what it writes down."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from tests.support.train_helpers import (
+    STEPS,
+    bench,  # noqa: F401
+    call,
+    cut_back,
+    damage,
+    losses,
+    metrics,
+    reproduced,
+    saved,
+    state_of,
+    train_here,
+    unseen,
+)
+
+from mmed_jax import export
+from mmed_jax.data.loader import eval_batches
+from mmed_jax.validation import validation_losses
+
+STAGE2 = {"data__seq_len": 256, "optim__warmup_ratio": 0, "optim__warmup_steps": 4, "optim__schedule": "linear"}
+
+
+def test_losses_are_those_that_were_written_down(bench):  # noqa: F811
+    """Any change of the data, the model, the loss, the optimizer or the order of the batches shows here."""
+    np.testing.assert_allclose(losses(bench.reference)[:4], [5.996893, 5.637304, 5.382099, 5.063211], rtol=1e-4)
+
+
+def test_the_learning_rate_is_warm_up_and_cosine(bench):  # noqa: F811
+    """optim.warmup_ratio 0.05 of 24 steps is one step; end_lr_ratio is 0.05."""
+    cosine = [0.05 + 0.95 * (1 + math.cos(math.pi * t / (STEPS - 1))) / 2 for t in range(STEPS - 1)]
+    found = [r["lr"] for r in metrics(bench.reference).train]
+    np.testing.assert_allclose(found, [1e-2, *(1e-2 * np.array(cosine))], rtol=1e-5)
+
+
+def test_micro_batches_and_a_batch_in_tokens_change_nothing(bench, tmp_path):  # noqa: F811
+    outcome = bench.train(tmp_path / "run", batch_size=0, batch_tokens=8 * 128, grad_accum=4)
+    assert outcome.code == 0, outcome.err
+    assert "8 rows a step in 4 part(s)" in outcome.out
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(bench.reference), rtol=1e-5)
+
+
+def test_every_step_is_written_down_completely(bench):  # noqa: F811
+    records = metrics(bench.reference)
+    assert [r["step"] for r in records.train] == list(range(1, STEPS + 1))
+    always = {
+        "loss",
+        "loss/en",
+        "loss/fr",
+        "loss/zh",
+        "lr",
+        "grad_norm",
+        "param_norm",
+        "update_norm",
+        "real_tokens",
+        "supervised_tokens",
+        "tokens_seen",
+        "host_memory_gib",
+        "host_memory_peak_gib",
+        "batch",
+    }
+    timed = {
+        "step_seconds",
+        "step_seconds_median",
+        "data_wait_seconds",
+        "data_wait_share",
+        "tokens_per_second",
+        "supervised_tokens_per_second",
+    }
+    assert always <= records.train[0].keys()
+    for r in records.train[1:]:
+        assert always | timed <= r.keys()
+        assert r["tokens_per_second"] == pytest.approx(r["real_tokens"] / r["step_seconds"])
+        assert r["supervised_tokens_per_second"] == pytest.approx(r["supervised_tokens"] / r["step_seconds"])
+        assert 0 <= r["data_wait_seconds"] <= r["step_seconds"]
+    assert np.cumsum([r["real_tokens"] for r in records.train]).tolist() == [r["tokens_seen"] for r in records.train]
+    start, compiled, end = records.events
+    assert (start["event"], start["devices"], start["platform"]) == ("start", 1, "cpu")
+    assert "real tokens/s" in start["mfu_formula"] and start["flops_per_token"] > 0
+    assert (compiled["event"], compiled["compile_count"]) == ("compiled", 1) and compiled["compile_seconds"] > 0
+    assert compiled["startup_seconds"] > compiled["compile_seconds"]
+    waited, seconds = (sum(r[k] for r in records.train[1:]) for k in ("data_wait_seconds", "step_seconds"))
+    assert (end["event"], end["step"]) == ("end", STEPS) and end["data_wait_share"] == pytest.approx(waited / seconds)
+    assert f"{waited / seconds:.2%}" in (bench.reference / "report.html").read_text()
+
+
+def test_the_run_directory_holds_what_comes_after_training_needs(bench):  # noqa: F811
+    run = bench.reference
+    assert json.loads((run / "config.json").read_text())["steps"] == STEPS
+    assert "<html" in (run / "report.html").read_text()
+    assert {"loss.png", "learning_rate.png", "loss_by_language.png"} <= {p.name for p in (run / "plots").iterdir()}
+    for name in ("config.json", "tokenizer.json", "generation_config.json"):
+        assert (run / "hf_assets" / name).stat().st_size > 0
+
+
+def test_saves_by_the_clock_and_keeps_the_newest(bench, tmp_path):  # noqa: F811
+    run, changes = tmp_path / "run", {"checkpoint__every_steps": 0, "checkpoint__every_minutes": 1e-5}
+    assert bench.train(run, **changes, checkpoint__keep_last=3).code == 0
+    assert len(saved(run)) == 3 and saved(run)[-1] == STEPS
+    assert reproduced(run) == reproduced(bench.reference)
+
+
+@pytest.fixture(scope="module")
+def validated(bench, tmp_path_factory):  # noqa: F811
+    """A run whose validation loss rises at some time: it asks for answers that no training record gives."""
+    folder = tmp_path_factory.mktemp("validated")
+    run, odd = folder / "run", unseen(folder / "validation.jsonl")
+    outcome = bench.train(
+        run,
+        data__validation=odd,
+        eval_every=4,
+        optim__lr=3e-2,
+        optim__schedule="wsd",
+        tensorboard=True,
+        checkpoint__every_steps=0,
+        checkpoint__keep_last=1,
+    )
+    assert outcome.code == 0, outcome.err
+    return run
+
+
+def test_validation_by_language_and_the_best_checkpoint_kept(validated):
+    evals = metrics(validated).evals
+    assert [e["step"] for e in evals] == list(range(4, STEPS + 1, 4))
+    for e in evals:
+        by_language = [e[f"validation/loss/{lang}"] for lang in ("en", "fr", "zh")]
+        assert min(by_language) <= e["validation/loss"] <= max(by_language) and e["validation/tokens"] > 0
+    best = min(evals, key=lambda e: e["validation/loss"])["step"]
+    assert best < STEPS, "without a rise this test means nothing"
+    assert saved(validated) == [best, STEPS]
+
+
+def test_tensorboard_has_the_curves(validated):
+    (events,) = (validated / "tensorboard").glob("events.out.tfevents.*")
+    content = events.read_bytes()
+    assert all(name in content for name in (b"train/loss", b"train/lr", b"validation/loss/zh"))
+
+
+def test_wsd_holds_the_learning_rate_and_then_decays(validated):
+    lr = [r["lr"] for r in metrics(validated).train]
+    np.testing.assert_allclose(lr[:-2], 3e-2, rtol=1e-6)
+    assert 3e-2 > lr[-1] > 3e-2 * 0.05
+
+
+class CountingPlacer:
+    """Leaves the batches where they are."""
+
+    batch_size, rows = 5, np.arange(5)
+
+    def __call__(self, batch):
+        return batch
+
+
+class FakeTable:
+    """Seven rows of two tokens in languages 1 and 2; the loss of a token is its row number."""
+
+    def __len__(self):
+        return 7
+
+    def batch(self, rows):
+        rows = np.array(rows)
+        real = np.repeat((rows >= 0)[:, None], 2, axis=1).astype(np.float32)
+        language = np.array([[1, 2]] * len(rows))
+        return {"loss_mask": real, "nll": np.maximum(rows, 0)[:, None] * real, "language": language}
+
+
+@pytest.mark.parametrize("limit, expected", [(0, 3.0), (4, 1.5)])
+def test_validation_takes_every_row_once_and_no_padding(limit, expected):
+    def eval_step(_, batch):
+        slots = np.arange(8) == batch["language"][..., None]
+        return {k: (batch[v][..., None] * slots).sum((0, 1)) for k, v in (("nll", "nll"), ("count", "loss_mask"))}
+
+    found = validation_losses(eval_step, None, FakeTable(), CountingPlacer(), limit)
+    assert found["validation/loss"] == expected and found["validation/tokens"] == 2 * (limit or 7)
+    assert len(list(eval_batches(FakeTable(), 5, limit=limit))) == (1 if limit else 2)
+    asked = iter([False, True])
+    assert limit or validation_losses(eval_step, None, FakeTable(), CountingPlacer(), 0, lambda: next(asked)) is None
+
+
+@pytest.fixture(scope="module")
+def stage2(bench, tmp_path_factory):  # noqa: F811
+    """Stage 2 from the reference run of stage 1."""
+    run = tmp_path_factory.mktemp("stage2") / "run"
+    outcome = bench.train(run, "stage2", init_from=bench.reference, **STAGE2)
+    assert outcome.code == 0, outcome.err
+    return run, outcome
+
+
+def test_stage_2_has_its_own_schedule_from_step_0(bench, stage2):  # noqa: F811
+    run, outcome = stage2
+    assert f"weights    {bench.reference}, step {STEPS}" in outcome.out
+    up = [0.25e-2, 0.5e-2, 0.75e-2]
+    down = np.linspace(1e-2, 0.05e-2, STEPS - 4 + 1)
+    np.testing.assert_allclose([r["lr"] for r in metrics(run).train], [*up, 1e-2, *down[:-1]], rtol=1e-5)
+    counts = [v for k, v in state_of(run, 6).items() if k.endswith(("count", "opt_state/step"))]
+    assert counts and all(c == 6 for c in counts)
+
+
+def test_stage_2_takes_weights_only(bench, stage2, tmp_path):  # noqa: F811
+    """From an exported folder, which has no optimizer moments, it goes exactly as from the run."""
+    folder = tmp_path / "exported"
+    outcome = call(export.main, f"--model={bench.reference}", f"--output={folder}", "--dtype=float32")
+    assert outcome.code == 0, outcome.err
+    assert bench.train(tmp_path / "run", "stage2", init_from=folder, **STAGE2).code == 0
+    assert reproduced(tmp_path / "run") == reproduced(stage2[0])
+
+
+def test_stage_2_goes_on_without_the_folder_it_started_from(bench, stage2, tmp_path):  # noqa: F811
+    folder, run = tmp_path / "stage1", tmp_path / "run"
+    shutil.copytree(bench.reference, folder)
+    assert bench.train(run, "stage2", init_from=folder, **STAGE2).code == 0
+    cut_back(run, run := tmp_path / "cut", 6)
+    shutil.rmtree(folder)
+    outcome = bench.train(run, "stage2", init_from=folder, **STAGE2)
+    assert outcome.code == 0, outcome.err
+    assert f"resumed    step 6 of {STEPS}" in outcome.out
+    assert reproduced(run) == reproduced(stage2[0])
+
+
+def test_stage_2_passes_over_a_damaged_newest_checkpoint(bench, tmp_path):  # noqa: F811
+    stage1 = cut_back(bench.reference, tmp_path / "stage1", 12)
+    damage(stage1, 12)
+    outcome = bench.train(tmp_path / "run", "stage2", init_from=stage1, **STAGE2)
+    assert outcome.code == 0, outcome.err
+    assert "checkpoints/12 is damaged and is not used" in outcome.err
+    assert f"weights    {stage1}, step 6" in outcome.out
+    assert saved(stage1) == [6, 12], "reading changes nothing"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(bench, tmp_path):  # noqa: F811
+    run, changes = tmp_path / "run", {"optim__lr": 1e10, "checkpoint__every_steps": 1, "data__packing": False}
+    for _ in range(2):  # called again, it ends the same way
+        outcome = bench.train(run, **changes)
+        assert outcome.code == 1
+        last = outcome.err.splitlines()[-1]
+        assert last.startswith("error: step 2: grad_norm, language_nll, loss")
+        assert saved(run) == [1]
+    event = [e for e in metrics(run).events if e["event"] == "not_finite"][-1]
+    assert event["step"] == 2 and len(event["samples"]) == 8
+    assert f"Samples in its batch: {', '.join(event['samples'])}." in last
+    assert [r["step"] for r in metrics(run).train] == [1]
+
+
+def test_the_loss_falls_on_the_demo_data(bench, tmp_path):  # noqa: F811
+    keys = {"run_dir": tmp_path / "run", "data.cache_dir": bench.folder / "packed", "epochs": 0, "steps": 60}
+    keys |= {"compile_cache": bench.folder / "compiled", "tensorboard": False}
+    outcome = train_here("--config=stage1", *(f"--config.{k}={v}" for k, v in keys.items()))
+    assert outcome.code == 0, outcome.err
+    found = losses(tmp_path / "run")
+    assert np.mean(found[-10:]) < np.mean(found[:3]) - 1

@@ -1,0 +1,175 @@
+"""Strict configuration: every mistake is one line that names the key, before any device is touched."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mmed_jax.common.errors import UserError
+from mmed_jax.config.checks import batch_rows, config_hash, flatten, load_config, parse_args, to_json
+
+DEMO = ["--config=stage1"]
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("variant", ["demo", "1b", "3b", "8b", "70b"])
+def test_every_shipped_variant_is_valid_and_states_its_run(stage, variant):
+    config, _ = parse_args([f"--config={stage}:{variant}"])
+    assert (config.name, config.variant) == (stage, variant)
+    assert config.run_dir == f"runs/{stage}-{variant}"
+    assert config.data.kind == {"stage1": "instruction", "stage2": "mcq"}[stage]
+    assert batch_rows(config) > 0
+    json.loads(to_json(config))
+
+
+def test_stage_two_takes_the_weights_of_stage_one_and_big_models_refuse_a_cpu():
+    assert parse_args(["--config=stage2:8b"])[0].init_from == "runs/stage1-8b"
+    assert parse_args(["--config=stage1:8b"])[0].platform == "accelerator"
+    assert parse_args(["--config=stage1"])[0].platform == "any"
+
+
+def test_overrides_take_the_type_of_the_default():
+    config, flags = parse_args(
+        [
+            *DEMO,
+            "--config.optim.lr=3e-4",
+            "--config.batch_size",
+            "16",
+            "--config.data.languages=zh,en",
+            "--config.data.packing=false",
+            "--config.data.language_weights=zh=2,en=0.5",
+            "--rows=3",
+        ],
+        extra={"rows": (8, "rows to show"), "color": (False, "a switch")},
+    )
+    assert config.optim.lr == 3e-4 and config.batch_size == 16
+    assert tuple(config.data.languages) == ("zh", "en") and config.data.packing is False
+    assert flatten(config)["data.language_weights"] == {"zh": 2.0, "en": 0.5}
+    assert flags.rows == 3 and flags.color is False
+
+
+def test_a_config_is_also_a_path(tmp_path):
+    path = tmp_path / "mine.py"
+    body = "  c = stage1.get_config()\n  c.seed = 7\n  return c\n"
+    path.write_text("from configs import stage1\n\ndef get_config():\n" + body)
+    assert load_config(str(path)).seed == 7
+
+
+GIVEN = "c = stage1.get_config()\n    "
+CONFIG_FILES = {
+    "misspelt key": (GIVEN + "c.optim.learning_rate = 1.0\n    return c", ["optim.learning_rate: no such key"]),
+    "wrong type": (GIVEN + "c.batch_size = 'many'\n    return c", ["line 5: TypeError", "batch_size", "many"]),
+    "text for a list": (GIVEN + "c.data.train = 'a.jsonl'\n    return c", ["train", "a.jsonl"]),
+    "nothing returned": ("stage1.get_config()", ["get_config", "NoneType"]),
+    "broken code": ("return stage1.get_config(", ["line 4", "SyntaxError"]),
+    "removed key": (GIVEN + "del c.optim.lr\n    return c", ["optim.lr", "missing"]),
+}
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_a_mistake_in_a_config_file_is_one_line_too(tmp_path, name):
+    body, words = CONFIG_FILES[name]
+    path = tmp_path / "mine.py"
+    path.write_text(f"from configs import stage1\n\ndef get_config(variant=''):\n    {body}\n")
+    with pytest.raises(UserError) as e:
+        parse_args([f"--config={path}"])
+    message = " ".join(str(e.value).split())
+    assert message.startswith(f"--config={path}: ")
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize("name", ["base", "hardware"])
+def test_the_parts_of_configs_are_no_recipes(name):
+    with pytest.raises(UserError, match="no get_config.*stage1, stage2"):
+        load_config(name)
+
+
+def test_a_variant_for_a_config_file_without_variants(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from configs import stage1\n\ndef get_config():\n    return stage1.get_config()\n")
+    with pytest.raises(UserError, match="mine.py:8b: mine.py has no variants"):
+        load_config(f"{path}:8b")
+
+
+def test_hash_follows_every_value():
+    config = load_config("stage1").to_dict()
+    changed = load_config("stage1").to_dict()
+    changed["optim"]["b2"] = 0.96
+    assert config_hash(config) == config_hash(load_config("stage1").to_dict()) != config_hash(changed)
+
+
+MISTAKES = {
+    "unknown config": (["--config=stage3"], ["stage3", "did you mean 'stage"]),
+    "unknown variant": (["--config=stage1:7b"], ["7b", "did you mean"]),
+    "missing config": ([], ["--config"]),
+    "unknown key": ([*DEMO, "--config.optim.learning_rate=1"], ["optim.learning_rate", "did you mean"]),
+    "misplaced key": ([*DEMO, "--config.lr=1"], ["config.lr", "optim.lr"]),
+    "group": ([*DEMO, "--config.optim=1"], ["group of keys"]),
+    "unknown flag": ([*DEMO, "--confg=2"], ["--confg", "did you mean '--config'?"]),
+    "no value": ([*DEMO, "--config.seed"], ["config.seed", "needs a value"]),
+    "int": ([*DEMO, "--config.batch_size=8.5"], ["batch_size=8.5", "whole number"]),
+    "float": ([*DEMO, "--config.optim.lr=fast"], ["optim.lr=fast", "a number"]),
+    "bool": ([*DEMO, "--config.data.packing=maybe"], ["packing=maybe", "true or false"]),
+    "mapping": ([*DEMO, "--config.data.language_weights=zh"], ["language_weights=zh", "zh=2,en=0.5"]),
+    "choice": ([*DEMO, "--config.optim.schedule=cosin"], ["cosin", "did you mean 'cosine'?"]),
+    "mode": ([*DEMO, "--config.data.modes=direkt"], ["direkt", "direct"]),
+    "negative": ([*DEMO, "--config.optim.weight_decay=-1"], ["weight_decay", "negative"]),
+    "zero": ([*DEMO, "--config.grad_accum=0"], ["grad_accum", "greater than 0"]),
+    "ratio": ([*DEMO, "--config.optim.b2=1.5"], ["optim.b2", "[0, 1)"]),
+    "no data": ([*DEMO, "--config.data.train="], ["data.train is empty"]),
+    "two lengths": ([*DEMO, "--config.steps=5"], ["config.steps", "config.epochs", "both are set"]),
+    "no length": ([*DEMO, "--config.epochs=0"], ["neither is set"]),
+    "two batches": ([*DEMO, "--config.batch_tokens=4096"], ["batch_size", "batch_tokens", "both are set"]),
+    "batch tokens": ([*DEMO, "--config.batch_size=0", "--config.batch_tokens=1000"], ["multiple of data.seq_len"]),
+    "accumulation": ([*DEMO, "--config.grad_accum=3"], ["does not divide by grad_accum=3"]),
+    "two warm-ups": ([*DEMO, "--config.optim.warmup_steps=5"], ["warmup_steps", "warmup_ratio"]),
+    "infinite": ([*DEMO, "--config.optim.lr=inf"], ["optim.lr=inf", "finite"]),
+    "endless": ([*DEMO, "--config.epochs=inf"], ["epochs=inf", "finite"]),
+    "negative devices": ([*DEMO, "--config.mesh.devices=-1"], ["mesh.devices=-1", "negative"]),
+    "no time": ([*DEMO, "--config.distributed.timeout_seconds=0"], ["timeout_seconds=0", "greater than 0"]),
+    # jax would take the lower 32 bits: the weights of seed 0.
+    "seed": ([*DEMO, "--config.seed=4294967296"], ["config.seed=4294967296", "4294967295"]),
+    "mode twice": ([*DEMO, "--config.data.modes=direct,direct"], ["data.modes", "'direct' is named twice"]),
+    "preset of a given model": (
+        ["--config=stage1:8b", "--config.model.preset=llama3-70b"],
+        ["init_from brings its own"],
+    ),
+    "sizes of a given model": (
+        ["--config=stage1:8b", "--config.model.num_layers=2"],
+        ["init_from brings its own"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_clear_line(name):
+    argv, words = MISTAKES[name]
+    with pytest.raises(UserError) as e:
+        parse_args(argv)
+    message = str(e.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_exit_code_is_two_and_no_device_is_touched(repo):
+    code = (
+        "import sys; from mmed_jax.config.checks import parse_args; from mmed_jax.common.errors import run_command\n"
+        "try: run_command(lambda: parse_args(['--config=stage1', '--config.sed=1']))\n"
+        "finally: print('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout.strip() == "False"
+    assert done.stderr.strip() == "error: --config.sed: no such key, did you mean 'seed'?"
+
+
+def test_choices_named_here_are_those_of_the_model():
+    from mmed_jax.config.checks import CHOICES
+    from mmed_jax.model.attention import BACKENDS
+    from mmed_jax.model.remat import POLICIES
+
+    assert set(CHOICES["remat"]) == set(POLICIES)
+    assert set(CHOICES["attention"]) == set(BACKENDS)

@@ -1,0 +1,63 @@
+"""What the tests of planning share: small models by command line, and a compiler made of arithmetic."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+from tests.support.train_helpers import Outcome, call
+
+from mmed_jax import plan
+from mmed_jax.planning import arithmetic, planner
+from mmed_jax.planning.memory import memory_terms, total
+
+# One head of 128: what the TPU kernel takes as it is, and compiles in seconds.
+SMALL = {
+    "model.hidden_size": 128,
+    "model.intermediate_size": 256,
+    "model.num_heads": 1,
+    "model.num_kv_heads": 1,
+    "model.head_dim": 128,
+    "model.vocab_size": 512,
+    "model.num_layers": 2,
+    "model.max_position_embeddings": 4096,
+    "data.seq_len": 128,
+    "batch_size": 4,
+    "mesh.devices": 0,
+    "compute_dtype": "bfloat16",
+    "xla_flags": "none",
+}
+
+
+def run_plan(topology: str, *flags: str, config: str = "stage1", cache: Path | None = None, **keys: object) -> Outcome:
+    """The command in this process. Keys have `__` for the dots of config keys; cache: folder of kept results."""
+    given = [f"--config.{k.replace('__', '.')}={v}" for k, v in keys.items()]
+    with mock.patch.object(plan, "CACHE", cache):
+        return call(plan.main, f"--config={config}", f"--topology={topology}", *given, *flags)
+
+
+def small(**keys: object) -> dict[str, object]:
+    """SMALL with other values, as keyword arguments of run_plan."""
+    return {k.replace(".", "__"): v for k, v in SMALL.items()} | keys
+
+
+@contextlib.contextmanager
+def arithmetic_compiler(off: float = 1.2) -> Iterator[list[dict]]:
+    """In place of the compiler: arithmetic memory, what a step takes times `off`, and arithmetic speed; no libtpu.
+
+    Yields:
+      the settings that were compiled.
+    """
+    compiled = []
+
+    def by_compiler(result, config, cfg, topology, mesh):
+        compiled.append(result.settings | result.mesh)
+        terms = memory_terms(config, cfg, mesh)
+        result.argument_bytes, result.temporary_bytes = total(terms, "state"), off * total(terms, "step")
+        result.needed_bytes = result.summed_bytes = result.argument_bytes + result.temporary_bytes
+        result.fits = result.needed_bytes <= result.capacity_bytes
+        for name, value in vars(arithmetic.speed(config, cfg, topology, mesh)).items():
+            setattr(result, name, value)
+
+    with mock.patch.object(planner, "_by_compiler", by_compiler):
+        yield compiled
