@@ -23,10 +23,10 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
+from mmed_jax.checkpoints.run_directory import check_writable
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import WorkError, run_command
 from mmed_jax.config.checks import REPO, Parser
-from mmed_jax.run_dir import check_writable
 
 LOCKFILE = "/tmp/libtpu_lockfile"
 # On one worker of a TPU pod jax waits for the others; a healthy start takes well under this.

@@ -13,7 +13,6 @@ from itertools import groupby
 
 import numpy as np
 
-from mmed_jax import start
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.config.checks import parse_args
 from mmed_jax.data.prepare import prepare, print_report
@@ -21,6 +20,7 @@ from mmed_jax.data.report import print_histograms
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.data.table import Table
 from mmed_jax.data.tokenizer import warn
+from mmed_jax.training import setup
 
 FLAGS = {
     "rows": (2, "how many rows to show"),
@@ -92,14 +92,14 @@ def _tokenizer(config):
     """The run's tokenizer, checked with its model. With config.tokenizer the weights of init_from need not be there."""
     source = None
     try:
-        source = start.open_init(config)
+        source = setup.open_init(config)
     except UserError as e:
         if not config.tokenizer:
             raise
         warn(f"{e} (the data can be looked at without it)")
-    tok = start.open_tokenizer(config, source)
+    tok = setup.open_tokenizer(config, source)
     if source is not None or not config.init_from:
-        start.model_config(config, source, tok)
+        setup.model_config(config, source, tok)
     return tok
 
 

@@ -25,7 +25,6 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 from ml_collections import ConfigDict
 
-from mmed_jax import start
 from mmed_jax.common import console
 from mmed_jax.common.errors import UserError, WorkError, one_line, run_command
 from mmed_jax.common.output_files import check_file, write_text
@@ -34,6 +33,7 @@ from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning import advice, report, topology
 from mmed_jax.planning.override import check_output
 from mmed_jax.planning.planner import CACHE, plan
+from mmed_jax.training import setup
 
 FLAGS = {
     "topology": ("", "slice by its cloud name: v5p-128, v6e-64, 2xv5e-256, gpu:8xh100-80g"),
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     if flags.output:
         check_output(flags.output, flags.config)
     cfg, assumed = architecture(config)
-    start.check_length(config, cfg)
+    setup.check_length(config, cfg)
     options = {"cache_dir": None if flags.no_cache else CACHE, "say": lambda line: print(line, flush=True)}
     tokens, length = run_tokens(config, flags.tokens)
     notes = [note for note in (assumed, length) if note]
@@ -149,16 +149,16 @@ def architecture(config: ConfigDict) -> tuple[LlamaConfig, str]:
     from configs import hardware
 
     if config.init_from and resolve_path(config.init_from).exists():
-        return start.open_init(config).cfg, ""
+        return setup.open_init(config).cfg, ""
     if not config.init_from:
-        return start.preset_config(config.model.preset, config.model), ""
+        return setup.preset_config(config.model.preset, config.model), ""
     preset = hardware.PRESETS.get(config.variant, config.model.preset if config.variant == "demo" else "")
     if not preset:
         raise UserError(
             f"config.init_from={config.init_from} is not there, and variant '{config.variant}' has no preset in "
             "configs/hardware.py: nothing says which architecture to plan for"
         )
-    cfg = start.preset_config(preset, config.model if config.variant == "demo" else None)
+    cfg = setup.preset_config(preset, config.model if config.variant == "demo" else None)
     return cfg, f"config.init_from={config.init_from} is not there: the architecture of {preset} is assumed"
 
 
@@ -179,13 +179,13 @@ def run_tokens(config: ConfigDict, epoch_tokens: float) -> tuple[float | None, s
             return None, f"the run's length is not known: config.data.train: {path} is not there"
     try:
         # Weights need not be there when the config names a tokenizer.
-        tok = start.open_tokenizer(config, None if config.tokenizer else start.open_init(config))
+        tok = setup.open_tokenizer(config, None if config.tokenizer else setup.open_init(config))
     except UserError as e:
         return None, f"the run's length is not known: no tokenizer to count its records: {one_line(e)}"
     from mmed_jax.data.prepare import prepare
 
     rows = len(prepare(config, tok).train)
-    return float(start.total_steps(config, rows) * a_step), ""
+    return float(setup.total_steps(config, rows) * a_step), ""
 
 
 if __name__ == "__main__":

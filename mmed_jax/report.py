@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmed_jax.checkpoints.run_directory import CONFIG_FILE, read_meta, step_folders, training_keys
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.common.output_files import write_text
 from mmed_jax.common.progress import clock
 from mmed_jax.config.checks import Parser
 from mmed_jax.data.schema import LANGUAGE_NAMES
-from mmed_jax.metrics import Records, read_metrics
-from mmed_jax.run_dir import CONFIG_FILE, read_meta, step_folders, training_keys
+from mmed_jax.training.metric_log import Records, read_metrics
 
 _COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cc2", "#c77d17", "#3a3a3a", "#0f9aa8")
 
@@ -348,7 +348,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--profile", action="store_true", help="print the ten most expensive operations of its profile")
     args = parser.parse_args(argv)
     if args.profile:
-        from mmed_jax.profiling import top_operations
+        from mmed_jax.training.profiling import top_operations
 
         print(top_operations(args.run))
         return

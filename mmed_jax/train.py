@@ -16,14 +16,15 @@ import numpy as np
 # XLA's C++ log lines are no news for a user; errors still come.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from mmed_jax import peers, start
+from mmed_jax.checkpoints.run_directory import guard_run_dir
 from mmed_jax.common import console
 from mmed_jax.common.checksums import shorten
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.config.checks import batch_rows, parse_args
-from mmed_jax.host_memory import keep_freed_memory
-from mmed_jax.profiling import FOLDER, Profiler, parse_steps
-from mmed_jax.run_dir import guard_run_dir
+from mmed_jax.parallel import peers
+from mmed_jax.parallel.host_allocator import keep_freed_memory
+from mmed_jax.training import setup
+from mmed_jax.training.profiling import FOLDER, Profiler, parse_steps
 
 FLAGS = {
     "profile": ("", "START:STOP, steps to profile"),
@@ -39,15 +40,15 @@ def main(argv: list[str] | None = None) -> None:
     peers.hush(config)
 
     # ---- What is asked for: small files only, no device -----------------------------------------------------------
-    source = start.open_init(config)
-    tok = start.open_tokenizer(config, source)
-    cfg = start.model_config(config, source, tok)
+    source = setup.open_init(config)
+    tok = setup.open_tokenizer(config, source)
+    cfg = setup.model_config(config, source, tok)
     # A plan leaves no run behind.
     run_dir = None if flags.plan_only else guard_run_dir(config.run_dir, config, write=False)
 
     # ---- Processes and data ----------------------------------------------------------------------------------------
-    from mmed_jax import distributed
     from mmed_jax.data.prepare import prepare, print_report
+    from mmed_jax.parallel import distributed
 
     process, processes = distributed.initialize(config)
     main_process = process == 0
@@ -57,29 +58,30 @@ def main(argv: list[str] | None = None) -> None:
     )
     if main_process:
         print_report(prepared.report)
-    steps = start.total_steps(config, len(prepared.train))
+    steps = setup.total_steps(config, len(prepared.train))
     if profiled and profiled[0] > steps:
         raise UserError(f"--profile={flags.profile}: the run has {steps:,} steps")
 
     # ---- Devices ---------------------------------------------------------------------------------------------------
     import jax
 
-    from mmed_jax import placement, sharding
-    from mmed_jax.checkpoint import Checkpointer, PreemptionGuard
+    from mmed_jax.checkpoints.checkpointer import Checkpointer, PreemptionGuard
     from mmed_jax.common.progress import Progress
     from mmed_jax.data.formats import syntax_of
     from mmed_jax.data.loader import BatchStream
-    from mmed_jax.flops import train_flops_per_token
-    from mmed_jax.metrics import DelayedMetrics, MetricsLogger
     from mmed_jax.model.remat import check_remat
+    from mmed_jax.parallel import sharding
     from mmed_jax.planning import host
-    from mmed_jax.planning.program import attention_backend, train_program
-    from mmed_jax.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
-    from mmed_jax.validation import by_language, validation_losses
+    from mmed_jax.training import state as placement
+    from mmed_jax.training.flops import train_flops_per_token
+    from mmed_jax.training.metric_log import DelayedMetrics, MetricsLogger
+    from mmed_jax.training.program import attention_backend, train_program
+    from mmed_jax.training.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
+    from mmed_jax.training.validation import by_language, validation_losses
 
-    devices = start.choose_devices(config)
-    start.check_platform(config, devices[0].platform)
-    start.enable_compile_cache(config.compile_cache, processes)
+    devices = setup.choose_devices(config)
+    setup.check_platform(config, devices[0].platform)
+    setup.enable_compile_cache(config.compile_cache, processes)
     if devices[0].platform == "cpu":
         keep_freed_memory()
     sizes = {a: config.mesh[a] for a in sharding.MESH_AXES}
@@ -99,22 +101,22 @@ def main(argv: list[str] | None = None) -> None:
     }
     if devices[0].platform == "cpu":
         facts["memory"] = host.describe(host.expected(config, cfg, mesh))
-    say(start.banner(config, cfg, mesh, facts), flush=True)
+    say(setup.banner(config, cfg, mesh, facts), flush=True)
 
     program = train_program(config, cfg, mesh, steps=steps, attention=backend)
     if flags.plan_only:
-        start.plan_here(program, config, cfg, tokens=steps * rows * seq_len, say=say)
+        setup.plan_here(program, config, cfg, tokens=steps * rows * seq_len, say=say)
         return
 
     # ---- State: the newest good checkpoint, or step 0 --------------------------------------------------------------
     abstract = program.state
     checkpointer = Checkpointer(run_dir, **config.checkpoint.to_dict())
     data_state = {"table": prepared.train.fingerprint, "seed": config.seed, "tokens_seen": 0}
-    with start.device_failures(config, cfg, mesh):
+    with setup.device_failures(config, cfg, mesh):
         restored = checkpointer.restore_latest(abstract, restart=config.restart)
         if restored is not None:
             state, meta = restored
-            start.check_data_state(meta, data_state, run_dir)
+            setup.check_data_state(meta, data_state, run_dir)
             data_state["tokens_seen"] = meta["data_state"]["tokens_seen"]
             say(f"resumed    step {meta['step']:,} of {steps:,}", flush=True)
         else:
@@ -123,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 shardings = jax.tree.map(lambda x: x.sharding, abstract["params"])
                 params = source.load_params(shardings=shardings, dtype=config.param_dtype)
-                say(start.describe_source(source), flush=True)
+                say(setup.describe_source(source), flush=True)
             state = placement.fresh_state(params, program.tx, abstract)
             del params
         # Devices work on behind this line: what does not fit would only be said at the next.
@@ -131,15 +133,15 @@ def main(argv: list[str] | None = None) -> None:
     first = int(state["step"])
     if first >= steps:
         say(f"complete   step {first:,} of {steps:,} was reached before, nothing is left to do")
-        start.write_run_files(run_dir, config, cfg, tok, source, finished=True)
+        setup.write_run_files(run_dir, config, cfg, tok, source, finished=True)
         if main_process and not (run_dir / "report.html").exists():
-            start.try_report(run_dir)
+            setup.try_report(run_dir)
         checkpointer.close()
         return
     if profiled and profiled[1] <= first:
         say(f"warning    --profile={flags.profile}: nothing is profiled, step {first:,} was reached before")
     # Only now is it sure that the run is ours and goes on.
-    start.write_run_files(run_dir, config, cfg, tok, source)
+    setup.write_run_files(run_dir, config, cfg, tok, source)
 
     # ---- The steps -------------------------------------------------------------------------------------------------
     eval_step = program.eval_step
@@ -156,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     meter.tokens_seen = data_state["tokens_seen"]
     with (
         jax.set_mesh(mesh),
-        start.device_failures(config, cfg, mesh),
+        setup.device_failures(config, cfg, mesh),
         CompileCounter() as compiles,
         checkpointer,
         MetricsLogger(
@@ -180,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
             if held is None:
                 return
             number, m, host = held
-            start.check_finite(number, m, stream, log)
+            setup.check_finite(number, m, stream, log)
             languages = by_language(m.pop("language_nll"), m.pop("language_count"), "loss")
             values = {k: float(v) for k, v in m.items()}
             speed = meter.step(
@@ -251,9 +253,9 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- What came of it -------------------------------------------------------------------------------------------
     if main_process:
-        start.try_report(run_dir)
+        setup.try_report(run_dir)
         say(f"data wait  {meter.totals()['data_wait_share']:.2%} of the training time")
-        say(start.closing(config, int(state["step"]), steps))
+        say(setup.closing(config, int(state["step"]), steps))
 
 
 def _silent(*_: object, **__: object) -> None:

@@ -28,7 +28,7 @@ if __name__ == "__main__" and str(ROOT) not in sys.path:
 
 from mmed_jax.common.errors import UserError, WorkError, run_command  # noqa: E402
 from mmed_jax.config.checks import Parser  # noqa: E402
-from mmed_jax.telemetry import host_memory_peak_bytes  # noqa: E402
+from mmed_jax.training.telemetry import host_memory_peak_bytes  # noqa: E402
 
 STEPS = ("send", "fill", "resume")
 _WORDS = "a patient of years presents with fever cough pain in the chest and is treated with mg of drug daily".split()

@@ -70,13 +70,14 @@ def mmed_jax(case: dict) -> dict[str, Any]:
     """Training steps of the program that `train` runs; a profile of two more."""
     import jax
 
-    from mmed_jax import placement, sharding
     from mmed_jax.config.checks import load_config
-    from mmed_jax.flops import train_flops_per_token
     from mmed_jax.model.attention import resolve_backend
     from mmed_jax.model.config import from_hf
-    from mmed_jax.planning.program import train_program
-    from mmed_jax.profiling import Profiler, operations
+    from mmed_jax.parallel import sharding
+    from mmed_jax.training import state as placement
+    from mmed_jax.training.flops import train_flops_per_token
+    from mmed_jax.training.profiling import Profiler, operations
+    from mmed_jax.training.program import train_program
 
     cfg = from_hf(case["model"])
     config = load_config("stage1:8b")

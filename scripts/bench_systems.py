@@ -62,13 +62,14 @@ class MmedJax:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import jax
 
-        from mmed_jax import placement, sharding
         from mmed_jax.config.checks import parse_args
         from mmed_jax.data.loader import BatchStream
         from mmed_jax.data.table import Table
-        from mmed_jax.host_memory import keep_freed_memory
         from mmed_jax.model.config import from_hf
-        from mmed_jax.planning.program import attention_backend, train_program
+        from mmed_jax.parallel import sharding
+        from mmed_jax.parallel.host_allocator import keep_freed_memory
+        from mmed_jax.training import state
+        from mmed_jax.training.program import attention_backend, train_program
 
         self.block = jax.block_until_ready
         device = jax.devices()[0]
@@ -82,10 +83,10 @@ class MmedJax:
         self.mesh = sharding.make_mesh(devices=[device])
         backend = attention_backend(config, cfg, device.platform, 1)
         program = train_program(config, cfg, self.mesh, steps=10**6, attention=backend)
-        params = placement.random_params(cfg, 0, program.state)
-        self.state = placement.fresh_state(params, program.tx, program.state)
+        params = state.random_params(cfg, 0, program.state)
+        self.state = state.fresh_state(params, program.tx, program.state)
         self.train_step = program.train_step
-        self.placer = placement.BatchPlacer(self.mesh, spec["batch"], spec["seq_len"])
+        self.placer = state.BatchPlacer(self.mesh, spec["batch"], spec["seq_len"])
         stream = BatchStream(Table(Path(spec["table"]), "train"), spec["batch"], 0, local_rows=self.placer.rows)
         self.batches = {"dense": itertools.repeat(_packed_dense(spec)), "real": iter(stream)}
 

@@ -26,6 +26,8 @@ for folder in (ROOT, ROOT / "tests"):
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from mmed_jax.common.errors import WorkError, run_command  # noqa: E402
+from mmed_jax.config.checks import Parser  # noqa: E402
 from tests.support.train_helpers import (  # noqa: E402
     REPRODUCED,
     SLOWLY,
@@ -36,9 +38,6 @@ from tests.support.train_helpers import (  # noqa: E402
     saved,
     state_of,
 )
-
-from mmed_jax.common.errors import WorkError, run_command  # noqa: E402
-from mmed_jax.config.checks import Parser  # noqa: E402
 
 STEPS, EVERY = 80, 5
 # Two kills in three fall around a save.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
+from mmed_jax.checkpoints.run_directory import CHECKPOINTS, CONFIG_FILE, step_folders
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import check_file
 from mmed_jax.data.plain_text import adopt_roles
@@ -16,7 +17,6 @@ from mmed_jax.data.tokenizer import check_vocab, control_ids, load_tokenizer, lo
 from mmed_jax.hf.read import load_config, load_params, read_generation, read_json, read_tensors
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.llama import abstract_params
-from mmed_jax.run_dir import CHECKPOINTS, CONFIG_FILE, step_folders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -93,7 +93,7 @@ class ModelSource:
         """
         if self.kind == "hf":
             return load_params(self.path, self.cfg, dtype=dtype, shardings=shardings, progress=progress)
-        from mmed_jax.checkpoint_read import restore_params
+        from mmed_jax.checkpoints.restore import restore_params
 
         expected = abstract_params(self.cfg, jnp.float32)
         params, self.step = restore_params(self.path, self.step, shardings, dtype, expected)

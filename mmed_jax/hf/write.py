@@ -18,7 +18,6 @@ from uuid import uuid4
 import jax
 import numpy as np
 
-from mmed_jax.agreement import agree_on, any_text, on_main
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.paths import expand_home
@@ -29,6 +28,7 @@ from mmed_jax.hf.read import INDEX, SINGLE
 from mmed_jax.hf.safetensors import CODES, write_header, write_tensor
 from mmed_jax.hf.verify import prompt_logits, verify_export
 from mmed_jax.model.config import LlamaConfig, to_hf
+from mmed_jax.parallel.barriers import agree_on, any_text, on_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -88,7 +88,7 @@ class Engine:
     Args:
       params: tree of mmed_jax.model.llama; on the mesh's devices when there is one.
       cfg: the model's constants.
-      mesh: from mmed_jax.sharding.make_mesh; rows are split over data and fsdp, heads over tensor.
+      mesh: from mmed_jax.parallel.sharding.make_mesh; rows are split over data and fsdp, heads over tensor.
       compute_dtype: of weights and activations. cache_dtype: of keys and values (default: compute_dtype).
       max_batch: rows that decode together (rounded up to what the mesh divides).
       stop_ids: tokens that end an answer.

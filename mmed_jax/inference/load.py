@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmed_jax.checkpoints.run_directory import CONFIG_FILE, step_folders
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, WorkError, printable
-from mmed_jax.run_dir import CONFIG_FILE, step_folders
 
 if TYPE_CHECKING:
     from mmed_jax.hf.source import ModelSource
@@ -91,8 +91,8 @@ def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Seque
     from mmed_jax.inference.engine import Engine
     from mmed_jax.model.config import num_params
     from mmed_jax.model.llama import logical_axes
-    from mmed_jax.sharding import make_mesh, param_shardings
-    from mmed_jax.start import COMPILE_CACHE, enable_compile_cache
+    from mmed_jax.parallel.sharding import make_mesh, param_shardings
+    from mmed_jax.training.setup import COMPILE_CACHE, enable_compile_cache
 
     enable_compile_cache(COMPILE_CACHE)
     try:

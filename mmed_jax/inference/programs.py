@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mmed_jax.inference.sampling import argmax, row_keys, sample
 from mmed_jax.model import kv_cache, llama
 from mmed_jax.model.kv_cache import Cache
-from mmed_jax.sharding import constrain
+from mmed_jax.parallel.sharding import constrain
 
 # Decoding steps of one dispatch; the loop ends earlier when rows have to be refilled.
 STEPS = 64

@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.model.attention_reference import reference
 from mmed_jax.model.attention_splash import LANES, splash_attention
-from mmed_jax.sharding import ACTIVATION_RULES, spec
+from mmed_jax.parallel.sharding import ACTIVATION_RULES, spec
 
 BACKENDS = ("auto", "reference", "splash", "triton", "cudnn")
 # What Triton and cuDNN multiply: float32 would be rounded to TF32, or is refused.

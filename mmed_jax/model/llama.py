@@ -18,7 +18,7 @@ from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.precision import linear, precision
 from mmed_jax.model.remat import rematerialise
 from mmed_jax.model.rope import apply_rope, rope_tables
-from mmed_jax.sharding import constrain
+from mmed_jax.parallel.sharding import constrain
 
 Params = dict[str, Any]
 

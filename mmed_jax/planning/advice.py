@@ -134,7 +134,7 @@ def next_line(
       mesh: size of every mesh axis. platform: of the devices. capacity: bytes of a device, 0 = not known. factor: what
         a step really takes over what arithmetic says (off_by), where the compiler told.
     """
-    from mmed_jax.planning.program import attention_backend
+    from mmed_jax.training.program import attention_backend
 
     ran = changed(config, {"attention": attention_backend(config, cfg, platform, mesh["context"])})
     needed = scaled(ran, cfg, mesh, factor)

@@ -1,6 +1,6 @@
 """Seconds of a training step by arithmetic, without a compiler: for GPUs, and to prune a search before it compiles.
 
-Computing: the model's FLOPs (mmed_jax.flops) and what the remat policy computes again, at a share of the peak.
+Computing: the model's FLOPs (mmed_jax.training.flops) and what the remat policy computes again, at a share of the peak.
 Transfers: what a device sends under FSDP (arXiv 1910.02054) and tensor parallelism (arXiv 1909.08053), in rings.
 """
 
@@ -10,11 +10,11 @@ from math import prod
 from ml_collections import ConfigDict
 
 from mmed_jax.config.checks import batch_rows
-from mmed_jax.flops import train_flops_per_token
 from mmed_jax.model.config import LlamaConfig, num_params
-from mmed_jax.planning.flags import scatters_gradients
+from mmed_jax.parallel.xla_flags import scatters_gradients
 from mmed_jax.planning.links import link_rate
 from mmed_jax.planning.topology import Topology
+from mmed_jax.training.flops import train_flops_per_token
 
 # Share of the peak FLOP/s that a step's products reach, low and high. GPUs: published runs of 8B models have 33 to 51 %
 # MFU (JAX-Toolbox, torchtitan). TPUs: the compiler's schedules of 8B steps for v5p and v5e.

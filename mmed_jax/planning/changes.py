@@ -40,7 +40,7 @@ def smaller(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], platform
       config: as the user has it (attention may be "auto"). mesh: size of every mesh axis, resolved.
       platform: "tpu", "gpu" or "cpu".
     """
-    from mmed_jax.planning.program import attention_backend
+    from mmed_jax.training.program import attention_backend
 
     for sizes, changes, learns in _proposals(config, mesh, platform):
         new = changed(config, changes)
@@ -105,7 +105,7 @@ def _settings(config: ConfigDict, mesh: dict[str, int]) -> list[dict[str, Any]]:
 
 
 def _divides(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> bool:
-    from mmed_jax import sharding
+    from mmed_jax.parallel import sharding
 
     dims = {k: getattr(cfg, k) for k in ("num_heads", "num_kv_heads", "intermediate_size", "vocab_size", "hidden_size")}
     try:

@@ -26,7 +26,7 @@ def expected(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> dict[str, fl
     """
     import jax
 
-    from mmed_jax.planning.program import attention_backend
+    from mmed_jax.training.program import attention_backend
 
     backend = attention_backend(config, cfg, "cpu", dict(mesh.shape)["context"])
     terms = memory_terms(changed(config, {"attention": backend}), cfg, dict(mesh.shape))

@@ -20,19 +20,20 @@ from ml_collections import ConfigDict
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.paths import expand_home
 from mmed_jax.config.checks import batch_rows
-from mmed_jax.flops import train_flops_per_token
 from mmed_jax.model.config import LlamaConfig, num_params
-from mmed_jax.planning import arithmetic, flags, kept
+from mmed_jax.parallel import xla_flags
+from mmed_jax.planning import arithmetic, kept
 from mmed_jax.planning.links import ICI_EFFICIENCY
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.settings import changed, relevant
 from mmed_jax.planning.topology import Topology, count
+from mmed_jax.training.flops import train_flops_per_token
 
 if TYPE_CHECKING:
     import jax
     from jax.sharding import Mesh
 
-    from mmed_jax.planning.program import Program
+    from mmed_jax.training.program import Program
 
 CACHE = "~/.cache/mmed_jax/plan"
 # Share of a GPU's memory that a run may take: the runtime and its communication buffers need the rest.
@@ -72,7 +73,7 @@ class PlanResult:
     collective_bytes: dict[str, float] = field(default_factory=dict)
     blocking_bytes: float = 0.0
     scopes: list[dict[str, str | float]] = field(default_factory=list)
-    flags: dict[str, str | bool] = field(default_factory=dict)
+    xla_flags: dict[str, str | bool] = field(default_factory=dict)
     compile_seconds: float = 0.0
     cached: bool = False
     notes: list[str] = field(default_factory=list)
@@ -98,7 +99,7 @@ def mesh_sizes(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> dict
     Raises:
       UserError: it does not divide the chips, the model or the batch.
     """
-    from mmed_jax import sharding
+    from mmed_jax.parallel import sharding
 
     if config.mesh.devices not in (0, topology.chips):
         raise UserError(
@@ -135,7 +136,7 @@ def plan(
       UserError: a mesh that does not divide, an attention backend the chip lacks, libtpu is missing.
       WorkError: the compiler failed for another reason than memory.
     """
-    from mmed_jax.planning.program import attention_backend
+    from mmed_jax.training.program import attention_backend
 
     mesh, asked = mesh_sizes(config, cfg, topology), config.mesh.data
     resolved = {"attention": attention_backend(config, cfg, topology.kind, mesh["context"])}
@@ -200,7 +201,7 @@ def plan_devices(program: "Program", config: ConfigDict, cfg: LlamaConfig) -> Pl
 
 def ran_out(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh", message: str) -> PlanResult:
     """The plan by arithmetic of a run whose devices ran out of memory with that message."""
-    from mmed_jax.planning.program import attention_backend
+    from mmed_jax.training.program import attention_backend
 
     platform, context = mesh.devices.flat[0].platform, dict(mesh.shape)["context"]
     config = changed(config, {"attention": attention_backend(config, cfg, platform, context)})
@@ -247,9 +248,9 @@ def _by_arithmetic(result: PlanResult, config: ConfigDict, cfg: LlamaConfig, top
 def _by_compiler(
     result: PlanResult, config: ConfigDict, cfg: LlamaConfig, topology: Topology, mesh: dict[str, int]
 ) -> None:
-    from mmed_jax import sharding
+    from mmed_jax.parallel import sharding
     from mmed_jax.planning import topology as topologies
-    from mmed_jax.planning.program import train_program
+    from mmed_jax.training.program import train_program
 
     grid = sharding.make_mesh(**mesh, devices=topologies.devices(topology))
     program = train_program(config, cfg, grid, steps=ANY_LENGTH, attention=config.attention)
@@ -266,7 +267,7 @@ def _compile(result: PlanResult, lowered: "jax.stages.Lowered", topology: Topolo
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
-        if complaint := flags.refused(str(e), result.settings["xla_flags"]):
+        if complaint := xla_flags.refused(str(e), result.settings["xla_flags"]):
             raise UserError(complaint) from e
         sizes = no_room(str(e))
         if sizes is None:

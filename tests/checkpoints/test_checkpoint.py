@@ -11,6 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mmed_jax.checkpoints.checkpointer import available_steps, restore_params
+from mmed_jax.checkpoints.restore import quiet_orbax
+from mmed_jax.checkpoints.run_directory import read_meta, training_hash
+from mmed_jax.common.errors import UserError, WorkError
 from tests.support.checkpoint_helpers import (
     CONFIG,
     abstract,
@@ -23,13 +30,6 @@ from tests.support.checkpoint_helpers import (
     placed,
     save,
 )
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
-
-from mmed_jax.checkpoint import available_steps, restore_params
-from mmed_jax.checkpoint_read import quiet_orbax
-from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.run_dir import read_meta, training_hash
 
 
 def test_restores_bitwise_on_any_mesh(tmp_path):
@@ -158,7 +158,7 @@ def test_keeps_last_and_best(tmp_path):
 
 def test_policies(tmp_path, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("mmed_jax.checkpoint.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mmed_jax.checkpoints.checkpointer.time.monotonic", lambda: now[0])
     with checkpointer(tmp_path, every_steps=3, every_minutes=2, keep_last=9) as c:
         state, saved = make_state(), []
         for step in range(1, 9):

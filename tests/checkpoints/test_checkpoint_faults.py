@@ -7,14 +7,24 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.support.checkpoint_helpers import CONFIG, abstract, assert_same, checkpointer, files_of, make_state, mesh, placed, save
 
-from mmed_jax.checkpoint import available_steps, restore_params
-from mmed_jax.checkpoint_stored import stored_problems
+from mmed_jax.checkpoints.checkpointer import available_steps, restore_params
+from mmed_jax.checkpoints.run_directory import guard_run_dir, read_meta
+from mmed_jax.checkpoints.stored_arrays import stored_problems
 from mmed_jax.common import checksums
 from mmed_jax.common.errors import UserError, WorkError, one_line
-from mmed_jax.metrics import MetricsLogger
-from mmed_jax.run_dir import guard_run_dir, read_meta
+from mmed_jax.training.metric_log import MetricsLogger
+from tests.support.checkpoint_helpers import (
+    CONFIG,
+    abstract,
+    assert_same,
+    checkpointer,
+    files_of,
+    make_state,
+    mesh,
+    placed,
+    save,
+)
 
 # Names that mean something to glob, to TensorStore or to a shell; as the run's folder or above it.
 ODD = ["lr=[1e-5]", "a\\b/run", "x*/y?[!a]", "{a,b}$HOME~", "new\nline\t'\"", "up[0]/..x/%41#;&|<>"]

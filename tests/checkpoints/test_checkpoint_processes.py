@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.support.checkpoint_helpers import abstract, assert_same, checkpointer, files_of, flip, make_state, save
 
-from mmed_jax.checkpoint import available_steps
+from mmed_jax.checkpoints.checkpointer import available_steps
 from mmed_jax.common.errors import UserError
+from tests.support.checkpoint_helpers import abstract, assert_same, checkpointer, files_of, flip, make_state, save
 
 
 def start(repo: Path, code: str, *args: object, devices: int = 1) -> subprocess.Popen:
@@ -59,7 +59,7 @@ def test_kill_in_the_middle_of_a_save_and_one_writer_only(tmp_path, repo):
 
 DISK_FULL = """
 import resource, sys, time
-from mmed_jax.checkpoint import available_steps
+from mmed_jax.checkpoints.checkpointer import available_steps
 from mmed_jax.common.errors import WorkError
 from tests.support.checkpoint_helpers import *
 c = checkpointer(sys.argv[1])
@@ -85,7 +85,7 @@ def test_a_failed_write_in_the_background_is_said_at_the_next_call(tmp_path, rep
 
 TWO_PROCESSES = """
 import sys, time
-from mmed_jax.preemption import PreemptionGuard
+from mmed_jax.parallel.preemption import PreemptionGuard
 from tests.support.checkpoint_helpers import *
 run_dir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.support.checkpoint_helpers import CONFIG, checkpointer, save
 
+from mmed_jax.checkpoints.run_directory import guard_run_dir
 from mmed_jax.common.errors import UserError
-from mmed_jax.metrics import read_metrics
-from mmed_jax.preemption import PreemptionGuard
-from mmed_jax.run_dir import guard_run_dir
+from mmed_jax.parallel.preemption import PreemptionGuard
+from mmed_jax.training.metric_log import read_metrics
+from tests.support.checkpoint_helpers import CONFIG, checkpointer, save
 
 
 def test_guard_run_dir(tmp_path):

@@ -12,6 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from data_gen import __main__ as data_gen
+from mmed_jax import evaluate, export, generate, inspect
+from mmed_jax.training import metric_log
 from tests.support.train_helpers import (
     REPO,
     STEPS,
@@ -26,9 +30,6 @@ from tests.support.train_helpers import (
     state_of,
     write_jsonl,
 )
-
-from data_gen import __main__ as data_gen
-from mmed_jax import evaluate, export, generate, inspect, metrics
 
 
 def altered(records: list[dict], index: int, **fields: object) -> list[dict]:
@@ -241,7 +242,7 @@ def test_a_full_disk_for_the_numbers(bench, tmp_path, monkeypatch):  # noqa: F81
         return open("/dev/full" if mode == "ab" else path, mode, **options)
 
     run = cut_back(bench.reference, tmp_path / "run", 12)
-    monkeypatch.setattr(metrics, "open", full, raising=False)
+    monkeypatch.setattr(metric_log, "open", full, raising=False)
     outcome = bench.train(run)
     assert outcome.code == 1 and "No space left on device" in outcome.error
     assert saved(run) == [6, 12]

@@ -5,11 +5,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from tests.support.train_helpers import call
 
 from mmed_jax.common.errors import UserError
 from scripts import bench_data, bench_data_gen, bench_generate, bench_gpu, bench_train
 from scripts.bench_systems import IGNORED, PaddedSamples
+from tests.support.train_helpers import call
 
 TINY = [
     "--hidden_size=32",

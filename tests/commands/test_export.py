@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support.hf_helpers import hf_folder, random_params, raw_tensors, tiny_tokenizer
 
-from mmed_jax.checkpoint import Checkpointer
+from mmed_jax.checkpoints.checkpointer import Checkpointer
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.tokenizer import save_tokenizer, tokenizer_hash
 from mmed_jax.export import main
@@ -20,6 +19,7 @@ from mmed_jax.hf.mapping import flatten, hf_tensors
 from mmed_jax.hf.source import open_model
 from mmed_jax.hf.write import MARKER, write_assets
 from mmed_jax.model.config import LlamaConfig
+from tests.support.hf_helpers import hf_folder, random_params, raw_tensors, tiny_tokenizer
 
 CFG = LlamaConfig(
     vocab_size=512,
@@ -116,7 +116,7 @@ def test_both_kinds_of_model_answer_alike(run_dir, source):
     assert run.cfg.eos_token_id == (257, 264, 265) and run.cfg.rope_theta == 7e4
     assert run.generation["temperature"] == 0.6
     from mmed_jax.model.llama import logical_axes
-    from mmed_jax.sharding import make_mesh, param_shardings
+    from mmed_jax.parallel.sharding import make_mesh, param_shardings
 
     shardings = param_shardings(make_mesh(fsdp=4, tensor=2), logical_axes(CFG))
     placed = run.load_params(shardings=shardings, dtype=jnp.bfloat16)
@@ -155,9 +155,8 @@ def _run_without(what):
 
 def _other_vocabulary(tmp_path, source):
     shutil.copytree(source, tmp_path / "m")
-    from tests.support.hf_helpers import write_ranks
-
     from mmed_jax.data.tokenizer import load_tokenizer
+    from tests.support.hf_helpers import write_ranks
 
     save_tokenizer(load_tokenizer(write_ranks(tmp_path / "tokenizer.model", (b"ab",))), tmp_path / "m")
     return tmp_path / "m"

@@ -7,9 +7,6 @@ import random
 import resource
 
 import pytest
-from tests.support.helpers_inference import TableEngine
-from tests.support.helpers_tokenizer import TEXT, tiny_fast_tokenizer
-from tests.support.hf_helpers import hf_folder
 
 from mmed_jax import generate
 from mmed_jax.common.errors import UserError, WorkError
@@ -19,6 +16,9 @@ from mmed_jax.generate import TextStream
 from mmed_jax.hf.source import open_model
 from mmed_jax.inference.load import check_mesh, identity
 from mmed_jax.inference.prompts import Format, prompt_ids, read_prompts
+from tests.support.helpers_inference import TableEngine
+from tests.support.helpers_tokenizer import TEXT, tiny_fast_tokenizer
+from tests.support.hf_helpers import hf_folder
 
 MCQ = {"id": "q", "language": "fr", "question": "Quoi ?", "options": {"A": "a", "B": "b"}, "answer_idx": "A"}
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from tests.support.helpers_tokenizer import tiny_tokenizer
 
 from mmed_jax import inspect as command
 from mmed_jax.common.errors import UserError
@@ -14,6 +13,7 @@ from mmed_jax.data.chat import encode_chat
 from mmed_jax.data.prompts import encode_mcq
 from mmed_jax.data.schema import read_records, write_records
 from mmed_jax.data.tokenizer import load_tokenizer
+from tests.support.helpers_tokenizer import tiny_tokenizer
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from unittest import mock
 
 import jax
 import pytest
+
+from mmed_jax.config.checks import load_config
+from mmed_jax.model.config import PRESETS, num_params
+from mmed_jax.planning import changes, memory, planner
+from mmed_jax.planning.settings import changed
+from mmed_jax.training import program, setup
 from tests.support.hlo_cases import tpu_devices
 from tests.support.plan_helpers import arithmetic_compiler, run_plan, small
 from tests.support.train_helpers import REPO, bench, train_here  # noqa: F401
-
-from mmed_jax import start
-from mmed_jax.config.checks import load_config
-from mmed_jax.model.config import PRESETS, num_params
-from mmed_jax.planning import changes, memory, planner, program
-from mmed_jax.planning.settings import changed
 
 GIB, MIB = 2**30, 2**20
 
@@ -85,7 +85,7 @@ def test_a_small_step_for_a_slice_and_the_kept_result(tmp_path):
     assert (found["schema"], found["method"], found["fits"], found["cached"]) == (1, "compiled", True, False)
     assert found["settings"]["attention"] == "splash" and found["mesh"]["fsdp"] == 4
     # Weights and two moments a quarter each; norms whole; the batch: six arrays of a row of 128.
-    cfg = start.preset_config("demo", load_config("stage1").model)
+    cfg = setup.preset_config("demo", load_config("stage1").model)
     cfg = dataclasses.replace(
         cfg,
         hidden_size=128,
@@ -132,7 +132,7 @@ def test_what_does_not_fit_exits_1_with_a_change_that_does(tmp_path):
     assert "next       --config.remat=minimal_ctx" in outcome.out
     assert advice["slice"] == "v5e-4" and "--topology=v5e-4" in outcome.out
     config = changed(load_config("stage1"), {k.replace("__", "."): v for k, v in keys.items()} | advice["changes"])
-    cfg = start.preset_config("demo", config.model)
+    cfg = setup.preset_config("demo", config.model)
     estimated = memory.total(memory.memory_terms(config, cfg, found["mesh"]))
     assert estimated == pytest.approx(advice["needed_bytes"], rel=0.2)
 

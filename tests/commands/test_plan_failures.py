@@ -5,14 +5,14 @@ import sys
 from unittest import mock
 
 import pytest
-from tests.support.plan_helpers import arithmetic_compiler, run_plan
-from tests.support.train_helpers import bench  # noqa: F401
 
 from mmed_jax.common.errors import WorkError
 from mmed_jax.config.checks import load_config
 from mmed_jax.data.prepare import prepare
 from mmed_jax.data.tokenizer import load_tokenizer
 from mmed_jax.planning.settings import changed
+from tests.support.plan_helpers import arithmetic_compiler, run_plan
+from tests.support.train_helpers import bench  # noqa: F401
 
 
 def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path):

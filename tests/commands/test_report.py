@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.metrics import MetricsLogger
 from mmed_jax.report import main, make_report
+from mmed_jax.training.metric_log import MetricsLogger
 
 CONFIG = {"name": "stage1", "variant": "demo", "optim": {"lr": 1e-3}, "data": {"train": ["<b>.jsonl"]}}
 

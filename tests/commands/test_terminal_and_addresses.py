@@ -5,14 +5,14 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from tests.support.hf_helpers import hf_folder
-from tests.support.train_helpers import call, write_jsonl
 
 from data_gen import __main__ as data_gen
 from mmed_jax import doctor, evaluate, export, generate, rate
 from mmed_jax.common.errors import UserError, printable
 from mmed_jax.llm_api.address import check_url, shown_url
+from tests.support.hf_helpers import hf_folder
 from tests.support.rating_helpers import make_runs, names
+from tests.support.train_helpers import call, write_jsonl
 
 SECRET = "hunter2"
 # Forms in which people put a name and a password; all are shown as the rest.

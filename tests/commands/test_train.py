@@ -6,6 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+
+from mmed_jax import export
+from mmed_jax.data.loader import eval_batches
+from mmed_jax.training.validation import validation_losses
 from tests.support.train_helpers import (
     STEPS,
     bench,  # noqa: F401
@@ -20,10 +24,6 @@ from tests.support.train_helpers import (
     train_here,
     unseen,
 )
-
-from mmed_jax import export
-from mmed_jax.data.loader import eval_batches
-from mmed_jax.validation import validation_losses
 
 STAGE2 = {"data__seq_len": 256, "optim__warmup_ratio": 0, "optim__warmup_steps": 4, "optim__schedule": "linear"}
 

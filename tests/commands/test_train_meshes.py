@@ -4,6 +4,7 @@ import signal
 
 import numpy as np
 import pytest
+
 from tests.support.train_helpers import (
     SLOWLY,
     STEPS,

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from mmed_jax.training.metric_log import read_metrics
 from tests.support.train_helpers import (  # noqa: F401
     SLOWLY,
     STEPS,
@@ -30,8 +32,6 @@ from tests.support.train_helpers import (  # noqa: F401
     unseen,
     wait_for,
 )
-
-from mmed_jax.metrics import read_metrics
 
 
 def assert_as_uninterrupted(bench, run_dir):  # noqa: F811

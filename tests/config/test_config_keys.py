@@ -8,17 +8,17 @@ import numpy as np
 import parity_helpers as ph
 import pytest
 import torch
-from tests.support.hf_helpers import hf_folder, raw_tensors
 
 from mmed_jax import evaluate, export, generate
+from mmed_jax.checkpoints.run_directory import training_hash
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.checks import parse_args
 from mmed_jax.hf.read import load_config
 from mmed_jax.hf.source import open_model
 from mmed_jax.model.config import from_hf
 from mmed_jax.model.config_keys import FIXED, HARMLESS, OFF_IS_HARMLESS
-from mmed_jax.run_dir import training_hash
-from mmed_jax.start import open_init
+from mmed_jax.training.setup import open_init
+from tests.support.hf_helpers import hf_folder, raw_tensors
 
 # As real folders of Llama models carry them.
 SILENT = {

@@ -4,7 +4,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tests.support.helpers_tokenizer import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from mmed_jax.data.prompts import encode_mcq
 from mmed_jax.data.schema import LANGUAGES, group_ids, validate_record
 from mmed_jax.data.split import by_question, without_overlap
 from mmed_jax.data.tokenizer import encode_text, load_tokenizer
+from tests.support.helpers_tokenizer import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

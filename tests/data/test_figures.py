@@ -1,10 +1,10 @@
 """Questions that point at a figure they were published without."""
 
 import pytest
-from tests.support.source_helpers import convert, medmcqa, put
 
 from mmed_jax.data.sources import Conversion, get_source
 from mmed_jax.data.sources.figures import needs_figure
+from tests.support.source_helpers import convert, medmcqa, put
 
 TWO = {"A": "one", "B": "two"}
 POINTS = [

@@ -5,7 +5,6 @@ import threading
 
 import numpy as np
 import pytest
-from tests.support.helpers_tokenizer import tiny_tokenizer
 
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.config.checks import parse_args
@@ -14,6 +13,7 @@ from mmed_jax.data.prepare import prepare, print_report
 from mmed_jax.data.schema import write_records
 from mmed_jax.data.sources import Conversion, get_source
 from mmed_jax.data.tokenizer import load_tokenizer
+from tests.support.helpers_tokenizer import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

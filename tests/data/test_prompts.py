@@ -1,12 +1,12 @@
 """Multiple-choice prompts: exact texts, ids, masks, for seven languages and both families."""
 
 import pytest
-from tests.support.helpers_tokenizer import tiny_tokenizer
 
 from mmed_jax.data import prompts
 from mmed_jax.data.chat import chat_format, chat_prompt_ids, encode_chat
 from mmed_jax.data.schema import LANGUAGES, validate_record
 from mmed_jax.data.tokenizer import encode_text, load_tokenizer, stop_ids
+from tests.support.helpers_tokenizer import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

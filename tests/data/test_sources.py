@@ -5,12 +5,12 @@ import json
 from collections import Counter
 
 import pytest
-from tests.support.source_helpers import chosen, convert, medmcqa, put, say
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.sources import SOURCES, get_source
 from mmed_jax.data.sources.base import Row, lettered
 from mmed_jax.data.sources.keys import key_at
+from tests.support.source_helpers import chosen, convert, medmcqa, put, say
 
 
 def test_every_source_of_the_list_is_there():

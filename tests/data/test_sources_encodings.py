@@ -5,13 +5,13 @@ import io
 import json
 
 import pytest
-from tests.support.source_helpers import convert, put
 
 from data_gen import convert as command
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.scripts import wrong_script
 from mmed_jax.data.sources import SOURCES, get_source
 from mmed_jax.data.sources.mfds_edrug import QUESTIONS
+from tests.support.source_helpers import convert, put
 
 # A short and a long text of each language, and the encodings its files are met in.
 TEXTS = {

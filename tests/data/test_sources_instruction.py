@@ -1,11 +1,11 @@
 """Question-and-answer adapters on small files of the published form, written here with invented content."""
 
 import pytest
-from tests.support.source_helpers import convert, put, say, table
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.schema import group_ids
 from mmed_jax.data.sources.mfds_edrug import QUESTIONS, ends_in_consonant, product_name, question_about
+from tests.support.source_helpers import convert, put, say, table
 
 
 def test_medquad_xml_and_lines(tmp_path):

@@ -5,6 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+
+from data_gen import convert as command
+from mmed_jax.common.errors import UserError
 from tests.support.source_helpers import (
     KORMED,
     LETTERED,
@@ -21,9 +24,6 @@ from tests.support.source_helpers import (
     say,
     table,
 )
-
-from data_gen import convert as command
-from mmed_jax.common.errors import UserError
 
 # ---- Keys and options ---------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-from tests.support.source_helpers import KORMED, headqa_row, kormed_row, medqa_row, put, table
 
 from data_gen.collect import collect, read_benchmarks
 from data_gen.contamination import Benchmarks
@@ -12,6 +11,7 @@ from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation import benchmarks as B
 from mmed_jax.evaluation.registry import ENTRIES
+from tests.support.source_helpers import KORMED, headqa_row, kormed_row, medqa_row, put, table
 
 
 def inputs(tmp_path, adapter: str, **entry):

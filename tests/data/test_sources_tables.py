@@ -10,10 +10,22 @@ from pathlib import Path
 
 import openpyxl
 import pytest
-from tests.support.source_helpers import KORMED, LETTERED, convert, drops, headqa_row, kormed_row, medmcqa, medqa_row, put, say, table
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.sources.mfds_edrug import QUESTIONS
+from tests.support.source_helpers import (
+    KORMED,
+    LETTERED,
+    convert,
+    drops,
+    headqa_row,
+    kormed_row,
+    medmcqa,
+    medqa_row,
+    put,
+    say,
+    table,
+)
 
 # ---- Tables -------------------------------------------------------------------------------------------------------
 

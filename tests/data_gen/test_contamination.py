@@ -1,9 +1,8 @@
 """Test questions in training rows: by id, group, text and near-duplicate, and the known overlaps of real sets."""
 
-from tests.data_gen.test_dedup import dialogue, mcq
-
 from data_gen.contamination import Benchmarks, Hit
 from mmed_jax.data.sources import Conversion, get_source
+from tests.data_gen.test_dedup import dialogue, mcq
 
 CASE = (
     "A 45-year-old woman comes to the physician because of fatigue and pruritus for three months. Laboratory studies "

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.helpers_results import evaluated, items_of, read_lines, record, write_lines
 
 from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
@@ -17,6 +16,7 @@ from mmed_jax.evaluation.comparison import YOURS, compare
 from mmed_jax.evaluation.intervals import mcnemar, mean_interval, wilson
 from mmed_jax.evaluation.registry import ENTRIES
 from mmed_jax.evaluation.runs import read_runs
+from tests.support.helpers_results import evaluated, items_of, read_lines, record, write_lines
 
 SIX = ("en", "zh", "ja", "fr", "ru", "es")
 SIZES = ENTRIES["mmedbench"].counts["test"]

@@ -6,12 +6,12 @@ import json
 import random
 
 import pytest
-from tests.support.helpers_results import evaluated, items_of, read_lines, record
 
 from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.rationale import average, score_rationales
 from mmed_jax.evaluation.registry import ENTRIES
+from tests.support.helpers_results import evaluated, items_of, read_lines, record
 
 SIX = ("en", "zh", "ja", "fr", "ru", "es")
 NAMES = ("English", "Chinese", "Japanese", "French", "Russian", "Spanish")

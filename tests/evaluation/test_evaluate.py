@@ -7,8 +7,6 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from tests.support.helpers_inference import TableEngine
-from tests.support.hf_helpers import hf_folder
 
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError
@@ -17,6 +15,8 @@ from mmed_jax.evaluation import local_model
 from mmed_jax.evaluation.benchmarks import Item
 from mmed_jax.evaluation.results import chance, fold, wilson
 from mmed_jax.hf.source import open_model
+from tests.support.helpers_inference import TableEngine
+from tests.support.hf_helpers import hf_folder
 
 
 @pytest.fixture(scope="module")

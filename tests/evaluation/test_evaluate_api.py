@@ -11,8 +11,6 @@ import sys
 import time
 
 import pytest
-from tests.support.evaluate_api_helpers import KEY, LANGUAGES, ask, model, predictions, question, quiz, results, server  # noqa: F401
-from tests.support.helpers_inference import TableEngine
 
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, WorkError
@@ -22,6 +20,8 @@ from mmed_jax.evaluation import local_model
 from mmed_jax.hf.source import open_model
 from mmed_jax.llm_api.ledger.balance import books
 from mmed_jax.llm_api.ledger.ledger import Ledger
+from tests.support.evaluate_api_helpers import KEY, LANGUAGES, ask, model, predictions, question, quiz, results, server  # noqa: F401
+from tests.support.helpers_inference import TableEngine
 from tests.support.openai_server import OpenAIServer
 
 # ---- What is asked --------------------------------------------------------------------------------------------------

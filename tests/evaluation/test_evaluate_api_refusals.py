@@ -7,8 +7,6 @@ import sys
 from collections import Counter
 
 import pytest
-from tests.support.evaluate_api_helpers import ask, model, predictions, question, quiz, server  # noqa: F401
-from tests.support.helpers_inference import TableEngine
 
 from mmed_jax import compare, evaluate, rate
 from mmed_jax.common.errors import UserError, WorkError
@@ -17,6 +15,8 @@ from mmed_jax.evaluation import arguments, local_model
 from mmed_jax.hf.source import open_model
 from mmed_jax.llm_api.ledger.ledger import Answer, Ledger
 from mmed_jax.llm_api.types import Request
+from tests.support.evaluate_api_helpers import ask, model, predictions, question, quiz, server  # noqa: F401
+from tests.support.helpers_inference import TableEngine
 from tests.support.openai_server import Faults
 
 # ---- Answers that are none ------------------------------------------------------------------------------------------

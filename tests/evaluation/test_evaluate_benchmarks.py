@@ -7,7 +7,6 @@ import zipfile
 import datasets
 import huggingface_hub
 import pytest
-from tests.support.source_helpers import medmcqa, put, table
 
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, WorkError
@@ -16,6 +15,7 @@ from mmed_jax.evaluation import benchmarks as B
 from mmed_jax.evaluation import registry
 from mmed_jax.evaluation.places import locate_entry
 from mmed_jax.evaluation.registry import ENTRIES
+from tests.support.source_helpers import medmcqa, put, table
 
 
 @pytest.fixture

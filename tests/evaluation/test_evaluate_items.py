@@ -1,7 +1,6 @@
 """Questions as prompts: examples, shuffled options, passages, choices to score."""
 
 import pytest
-from tests.support.hf_helpers import tiny_tokenizer
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.prompts import answer_text, encode_mcq, mcq_prompt_ids, prompt_text
@@ -14,6 +13,7 @@ from mmed_jax.evaluation.items import (
     make_items,
     prompts_hash,
 )
+from tests.support.hf_helpers import tiny_tokenizer
 
 DRUGS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
 

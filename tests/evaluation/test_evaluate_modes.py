@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests.support.helpers_inference import TableEngine
-from tests.support.hf_helpers import hf_folder
 
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, WorkError
@@ -18,6 +16,8 @@ from mmed_jax.evaluation import local_model, modes
 from mmed_jax.evaluation.breakdown import order_bias
 from mmed_jax.evaluation.items import Item
 from mmed_jax.hf.source import open_model
+from tests.support.helpers_inference import TableEngine
+from tests.support.hf_helpers import hf_folder
 
 DRUGS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
 

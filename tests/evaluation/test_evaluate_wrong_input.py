@@ -5,13 +5,13 @@ import json
 
 import jax
 import pytest
-from tests.support.helpers_results import evaluated, items_of, record
-from tests.support.hf_helpers import hf_folder
 
 from mmed_jax import compare, evaluate, rate
 from mmed_jax.common.errors import run_command
 from mmed_jax.data.schema import write_records
 from mmed_jax.evaluation import local_model
+from tests.support.helpers_results import evaluated, items_of, record
+from tests.support.hf_helpers import hf_folder
 
 OPTIONS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
 

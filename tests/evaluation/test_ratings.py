@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import openpyxl
 import pytest
-from tests.support.helpers_results import evaluated, items_of, read_lines, record, write_lines
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.items import Item
 from mmed_jax.evaluation.modes import prediction
 from mmed_jax.evaluation.rated import explanations, load_runs, named_paths
 from mmed_jax.evaluation.ratings import CRITERIA, read_ratings, read_sheet, write_sheet
+from tests.support.helpers_results import evaluated, items_of, read_lines, record, write_lines
 from tests.support.rating_helpers import QUALITY, fill, make_runs
 
 DONE = SimpleNamespace(ids=[3], finish_reason="stop")

@@ -5,7 +5,6 @@ import json
 import random
 
 import pytest
-from tests.support.helpers_results import evaluated, items_of, read_lines, record, write_lines
 
 from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
@@ -15,6 +14,7 @@ from mmed_jax.evaluation.comparison import YOURS, compare
 from mmed_jax.evaluation.intervals import bootstrap, paired
 from mmed_jax.evaluation.rationale import average, pairs_of, score_rationales
 from mmed_jax.evaluation.runs import read_runs
+from tests.support.helpers_results import evaluated, items_of, read_lines, record, write_lines
 
 SIX = ("en", "zh", "ja", "fr", "ru", "es")
 WORDS = "fever cough pain rash nausea dyspnea edema anemia sepsis asthma".split()

@@ -4,10 +4,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from tests.support.helpers_results import OPTIONS, evaluated, items_of, record
 
 from mmed_jax.common.html_page import Cell, bars, table
 from mmed_jax.data.schema import LANGUAGES
+from tests.support.helpers_results import OPTIONS, evaluated, items_of, record
 
 
 class Outline(HTMLParser):

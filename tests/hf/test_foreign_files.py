@@ -12,7 +12,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tests.support.helpers_tokenizer import tiny_tokenizer
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.checksums import write_manifest
@@ -26,6 +25,7 @@ from mmed_jax.evaluation.runs import read_runs
 from mmed_jax.hf.read import load_config, read_generation, read_tensors
 from mmed_jax.hf.write import check_output
 from mmed_jax.model.config import LlamaConfig
+from tests.support.helpers_tokenizer import tiny_tokenizer
 
 DEEP = "[" * 100_000 + "]" * 100_000
 JSON = {

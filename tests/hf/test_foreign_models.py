@@ -4,6 +4,18 @@ import json
 import re
 
 import pytest
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+from mmed_jax import evaluate, export, generate, inspect, train
+from mmed_jax.common.errors import UserError
+from mmed_jax.data import formats
+from mmed_jax.data.chat import chat_format, chat_prompt_ids, encode_chat
+from mmed_jax.data.plain_text import text_start
+from mmed_jax.data.prompts import encode_mcq, mcq_messages
+from mmed_jax.data.tokenizer import encode_text, load_tokenizer, save_tokenizer, tokenizer_hash
+from mmed_jax.generate import TextStream
+from mmed_jax.hf.source import open_model
+from mmed_jax.inference.prompts import Format, prompt_ids
 from tests.support.foreign_helpers import (
     CHATML,
     PIECES,
@@ -17,19 +29,7 @@ from tests.support.foreign_helpers import (
 )
 from tests.support.helpers_tokenizer import tiny_fast_tokenizer
 from tests.support.hf_helpers import raw_tensors
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from tests.support.train_helpers import MODEL, Bench, bench, call, cut_back, metrics, questions, reproduced, write_jsonl  # noqa: F401
-
-from mmed_jax import evaluate, export, generate, inspect, train
-from mmed_jax.common.errors import UserError
-from mmed_jax.data import formats
-from mmed_jax.data.chat import chat_format, chat_prompt_ids, encode_chat
-from mmed_jax.data.plain_text import text_start
-from mmed_jax.data.prompts import encode_mcq, mcq_messages
-from mmed_jax.data.tokenizer import encode_text, load_tokenizer, save_tokenizer, tokenizer_hash
-from mmed_jax.generate import TextStream
-from mmed_jax.hf.source import open_model
-from mmed_jax.inference.prompts import Format, prompt_ids
 
 LLAMA2 = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 TEXTS = ["The fever  and the cough.", "é 患者\n\n <s>the</s> [INST] <|im_end|>", " the fever", "a"]

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support.hf_helpers import hf_folder, raw_tensors, torch_llama
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.hf import safetensors
@@ -17,7 +16,8 @@ from mmed_jax.hf.mapping import flatten, group_names, hf_tensors
 from mmed_jax.hf.read import load_config, load_params, read_tensors
 from mmed_jax.hf.safetensors import DTYPES, write_header, write_tensor
 from mmed_jax.model.llama import forward, logical_axes, unembed
-from mmed_jax.sharding import make_mesh, param_shardings
+from mmed_jax.parallel.sharding import make_mesh, param_shardings
+from tests.support.hf_helpers import hf_folder, raw_tensors, torch_llama
 
 VARIANTS = {
     "untied": {},
@@ -296,7 +296,7 @@ import conftest, jax, numpy as np
 from pathlib import Path
 from mmed_jax.hf.read import load_config, load_params
 from mmed_jax.model.llama import logical_axes
-from mmed_jax.sharding import make_mesh, param_shardings
+from mmed_jax.parallel.sharding import make_mesh, param_shardings
 
 def status(key):
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(key))

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support.hf_helpers import hf_folder, random_params, raw_tensors, tiny_tokenizer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmed_jax.common.errors import UserError, WorkError
@@ -22,7 +21,8 @@ from mmed_jax.hf.read import load_config, load_params
 from mmed_jax.hf.write import MARKER, plan_files, save_pretrained
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.llama import forward, logical_axes, unembed
-from mmed_jax.sharding import make_mesh, param_shardings
+from mmed_jax.parallel.sharding import make_mesh, param_shardings
+from tests.support.hf_helpers import hf_folder, random_params, raw_tensors, tiny_tokenizer
 
 VARIANTS = {
     "untied": {},
@@ -473,7 +473,7 @@ from mmed_jax.common.errors import WorkError
 from mmed_jax.hf import safetensors, write
 from mmed_jax.hf.read import load_config, load_params
 from mmed_jax.model.llama import logical_axes
-from mmed_jax.sharding import make_mesh, param_shardings
+from mmed_jax.parallel.sharding import make_mesh, param_shardings
 
 folder, read = Path({folder!r}), [0]
 original = safetensors.StoredTensor.read

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support.hf_helpers import hf_folder
 
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.hf.source import open_model
@@ -15,7 +14,8 @@ from mmed_jax.inference.engine import Completion, Engine, check_prompts
 from mmed_jax.inference.rows import size_class
 from mmed_jax.inference.sampling import Sampling, row_keys, sample
 from mmed_jax.model import llama
-from mmed_jax.sharding import make_mesh, param_shardings
+from mmed_jax.parallel.sharding import make_mesh, param_shardings
+from tests.support.hf_helpers import hf_folder
 
 LENGTHS = (3, 17, 64, 1, 65, 90, 5, 130)
 

@@ -3,14 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from tests.support.hf_helpers import hf_folder
 
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.hf.source import open_model
 from mmed_jax.inference import programs, rows
 from mmed_jax.inference.engine import Engine
 from mmed_jax.model import llama
-from mmed_jax.sharding import make_mesh, param_shardings
+from mmed_jax.parallel.sharding import make_mesh, param_shardings
+from tests.support.hf_helpers import hf_folder
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,17 @@ from mmed_jax.llm_api.ledger.ledger import Ledger
 from mmed_jax.llm_api.ledger.transactions import Answer, Claims
 from mmed_jax.llm_api.runner import run
 from mmed_jax.llm_api.types import Request
-from tests.support.gen_helpers import EchoMethod, balanced, echo_model, inputs, language_gate, lines, outcomes, settings, states
+from tests.support.gen_helpers import (
+    EchoMethod,
+    balanced,
+    echo_model,
+    inputs,
+    language_gate,
+    lines,
+    outcomes,
+    settings,
+    states,
+)
 from tests.support.openai_server import Faults, OpenAIServer
 
 CANARY = "sk-proj-CANARY0123456789abcdefCANARY"

@@ -11,7 +11,7 @@ import pytest
 from mmed_jax.common.errors import UserError
 from mmed_jax.model import attention as att
 from mmed_jax.model import attention_reference, llama
-from mmed_jax.sharding import batch_sharding, make_mesh, param_shardings
+from mmed_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
 
 RUNNABLE = ("reference", "splash", "triton")  # the kernels run in the Pallas interpreter here
 

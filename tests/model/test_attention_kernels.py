@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, AxisType
-from tests.model.test_attention import packed_rows, random_qkv
 
 from mmed_jax.model import attention as att
 from mmed_jax.model import attention_splash, attention_triton, llama
 from mmed_jax.model.remat import rematerialise
 from mmed_jax.model.rope import rope_tables
+from tests.model.test_attention import packed_rows, random_qkv
 
 KERNELS = {
     "splash": functools.partial(attention_splash.splash_attention, interpret=True),

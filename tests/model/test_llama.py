@@ -9,9 +9,9 @@ import parity_helpers as ph
 import pytest
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.loss import weighted_nll
 from mmed_jax.model import kv_cache, llama
 from mmed_jax.model.remat import POLICIES, check_remat
+from mmed_jax.training.loss import weighted_nll
 
 
 @pytest.fixture(scope="module")

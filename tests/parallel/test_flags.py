@@ -5,16 +5,17 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.support.hlo_cases import tpu_devices
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from tests.support.plan_helpers import run_plan, small
-from tests.support.train_helpers import bench, train_here  # noqa: F401
 
 from mmed_jax.config.checks import load_config
 from mmed_jax.model.config import PRESETS, num_params
-from mmed_jax.planning import arithmetic, hlo, program, schedule, topology
-from mmed_jax.planning.flags import FLAGS, compiler_options
+from mmed_jax.parallel.xla_flags import FLAGS, compiler_options
+from mmed_jax.planning import arithmetic, hlo, schedule, topology
 from mmed_jax.planning.settings import changed
+from mmed_jax.training import program
+from tests.support.hlo_cases import tpu_devices
+from tests.support.plan_helpers import run_plan, small
+from tests.support.train_helpers import bench, train_here  # noqa: F401
 
 WIDTH = 2048
 

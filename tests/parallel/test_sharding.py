@@ -6,8 +6,8 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mmed_jax import sharding
 from mmed_jax.common.errors import UserError
+from mmed_jax.parallel import sharding
 
 
 def test_left_over_devices_go_to_the_open_axis():

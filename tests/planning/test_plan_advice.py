@@ -6,15 +6,16 @@ from unittest import mock
 
 import jax
 import pytest
-from tests.support.plan_helpers import run_plan
-from tests.support.train_helpers import bench  # noqa: F401
 
-from mmed_jax import sharding, start
 from mmed_jax.common.errors import WorkError
 from mmed_jax.config.checks import load_config, validate
 from mmed_jax.model.config import PRESETS
+from mmed_jax.parallel import sharding
 from mmed_jax.planning import changes
 from mmed_jax.planning.settings import changed
+from mmed_jax.training import setup
+from tests.support.plan_helpers import run_plan
+from tests.support.train_helpers import bench  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_out_of_device_memory_is_a_table_and_the_next_thing_to_try(capsys):
     config, mesh = load_config("stage1:8b"), sharding.make_mesh(devices=jax.devices()[:4])
     config = changed(config, {"remat": "minimal_ctx"})
     with pytest.raises(WorkError, match=r"out of device memory \(RESOURCE_EXHAUSTED: no room for 1.5GiB\).*above"):
-        with start.device_failures(config, PRESETS["llama3-8b"], mesh):
+        with setup.device_failures(config, PRESETS["llama3-8b"], mesh):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room for 1.5GiB\nmany more lines")
     out = capsys.readouterr().out
     assert re.search(r"mesh +data=1 fsdp=4 tensor=1 context=1", out) and "remat minimal_ctx" in out
@@ -93,7 +94,7 @@ def test_out_of_device_memory_is_a_table_and_the_next_thing_to_try(capsys):
 @pytest.mark.parametrize("where", ["random_params", "fresh_state"])
 def test_no_room_for_the_state_is_a_table_too(where, bench, tmp_path):  # noqa: F811
     failure = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.")
-    with mock.patch(f"mmed_jax.placement.{where}", side_effect=failure):
+    with mock.patch(f"mmed_jax.training.state.{where}", side_effect=failure):
         outcome = bench.train(tmp_path / "run")
     assert outcome.code == 1 and outcome.error.startswith("out of device memory"), outcome.err
     assert "Traceback" not in outcome.err and "DOES NOT FIT" in outcome.out and "next  " in outcome.out
@@ -106,7 +107,7 @@ def test_no_room_for_a_checkpoint_is_a_table_and_a_full_disk_is_not():
         ("was not written: RESOURCE_EXHAUSTED: No space left on device", False),
     ):
         with pytest.raises(WorkError) as e:
-            with start.device_failures(config, cfg, mesh):
+            with setup.device_failures(config, cfg, mesh):
                 raise WorkError(f"checkpoint of step 3 {text}")
         assert str(e.value).startswith("out of device memory") is table
 
@@ -114,5 +115,5 @@ def test_no_room_for_a_checkpoint_is_a_table_and_a_full_disk_is_not():
 def test_other_device_errors_pass():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        with start.device_failures(load_config("stage1"), PRESETS["demo"], mesh):
+        with setup.device_failures(load_config("stage1"), PRESETS["demo"], mesh):
             raise jax.errors.JaxRuntimeError("INTERNAL: something else")

@@ -5,12 +5,12 @@ import json
 from unittest import mock
 
 import pytest
-from tests.support.plan_helpers import arithmetic_compiler, run_plan
 
 from mmed_jax.config.checks import load_config
 from mmed_jax.model.config import PRESETS
 from mmed_jax.planning import kept, topology
 from mmed_jax.planning.settings import RELEVANT, changed, relevant
+from tests.support.plan_helpers import arithmetic_compiler, run_plan
 
 
 def test_what_is_kept_is_found_by_all_that_decides_it():

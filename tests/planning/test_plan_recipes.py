@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from tests.support.plan_helpers import arithmetic_compiler, run_plan
-from tests.support.train_helpers import call
 
 from mmed_jax import train
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.recipes import load_config, recipe_files
 from mmed_jax.planning.override import MARK
+from tests.support.plan_helpers import arithmetic_compiler, run_plan
+from tests.support.train_helpers import call
 
 
 def recipe(path: Path, loads: str) -> Path:

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support.hlo_cases import FUSED, compiled_text, tpu_devices
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmed_jax.planning import hlo
 from mmed_jax.planning.hlo_collectives import replica_groups
 from mmed_jax.planning.hlo_text import parse_text
+from tests.support.hlo_cases import FUSED, compiled_text, tpu_devices
 
 Struct = jax.ShapeDtypeStruct
 

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support.hlo_cases import FUSED, compiled_text, tpu_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmed_jax.common.errors import UserError
+from mmed_jax.parallel.sharding import make_mesh
 from mmed_jax.planning import hlo
 from mmed_jax.planning.hlo_flops import _positions
-from mmed_jax.sharding import make_mesh
+from tests.support.hlo_cases import FUSED, compiled_text, tpu_devices
 
 LAYERS, ROWS, WIDTH = 7, 128, 256
 ONE = 2 * ROWS * WIDTH * WIDTH  # FLOPs of rows @ square weight

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support.hlo_cases import compiled_text, tpu_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmed_jax.planning import hlo, links, schedule, topology
+from tests.support.hlo_cases import compiled_text, tpu_devices
 
 V5P, V5E, V6E = (topology.parse(name) for name in ("v5p-128", "v5e-64", "v6e-64"))
 # One link of 1 GB/s at 90 %, one cycle a microsecond: numbers that can be followed.

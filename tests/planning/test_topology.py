@@ -3,8 +3,8 @@
 import pytest
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.flops import PEAK_BF16
 from mmed_jax.planning import topology
+from mmed_jax.training.flops import PEAK_BF16
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mmed_jax.checkpoint import Checkpointer
+from mmed_jax.checkpoints.checkpointer import Checkpointer
 
 CONFIG = {"name": "t", "seed": 0, "optim": {"lr": 1e-3}, "data": {"train": ["a.jsonl"]}, "log_every": 10, "steps": 100}
 ADAMW = optax.adamw(1e-2, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p))

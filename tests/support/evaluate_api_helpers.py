@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from tests.support.hf_helpers import hf_folder
 
 from mmed_jax import evaluate
 from mmed_jax.data.schema import write_records
+from tests.support.hf_helpers import hf_folder
 from tests.support.openai_server import OpenAIServer
 
 KEY = "sk-local-0123456789abcdef"

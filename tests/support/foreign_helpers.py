@@ -5,10 +5,11 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from tests.support.helpers_tokenizer import TEXT
-from tests.support.hf_helpers import hf_folder
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from tests.support.helpers_tokenizer import TEXT
+from tests.support.hf_helpers import hf_folder
 
 SPECIALS = ("<unk>", "<s>", "</s>")
 

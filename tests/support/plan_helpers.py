@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from tests.support.train_helpers import Outcome, call
-
 from mmed_jax import plan
 from mmed_jax.planning import arithmetic, planner
 from mmed_jax.planning.memory import memory_terms, total
+from tests.support.train_helpers import Outcome, call
 
 # One head of 128: what the TPU kernel takes as it is, and compiles in seconds.
 SMALL = {

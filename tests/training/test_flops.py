@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mmed_jax import flops
-from mmed_jax.loss import weighted_nll
 from mmed_jax.model import llama
 from mmed_jax.model.config import PRESETS, LlamaConfig
+from mmed_jax.training import flops
+from mmed_jax.training.loss import weighted_nll
 
 
 @pytest.mark.parametrize("seq_len, giga", [(2048, 46.64), (4096, 48.25), (8192, 51.47)])

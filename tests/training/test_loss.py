@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mmed_jax.loss import weighted_nll
 from mmed_jax.model.precision import einsum_f32
-from mmed_jax.sharding import batch_sharding, make_mesh
+from mmed_jax.parallel.sharding import batch_sharding, make_mesh
+from mmed_jax.training.loss import weighted_nll
 
 VOCAB, HIDDEN = 96, 16
 

@@ -11,16 +11,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+
+from mmed_jax.checkpoints import restore as checkpoint_read
+from mmed_jax.checkpoints.run_directory import read_meta
+from mmed_jax.config.checks import load_config, set_override
+from mmed_jax.model.config import PRESETS
+from mmed_jax.parallel import sharding
+from mmed_jax.training import optim, setup, step
+from mmed_jax.training import state as placement
 from tests.support.train_helpers import (
     REPO,
     bench,  # noqa: F401
     cut_back,
 )
-
-from mmed_jax import checkpoint_read, optim, placement, sharding, start, step
-from mmed_jax.config.checks import load_config, set_override
-from mmed_jax.model.config import PRESETS
-from mmed_jax.run_dir import read_meta
 
 
 def live_bytes() -> int:
@@ -32,13 +35,13 @@ def test_a_run_holds_its_state_once(bench, tmp_path, monkeypatch, resumed):  # n
     leaves = read_meta(bench.reference, 12)["leaves"]
     state = sum(math.prod(s) * jnp.dtype(t).itemsize for item in leaves.values() for s, t in item.values())
     params = sum(math.prod(s) * jnp.dtype(t).itemsize for s, t in leaves["params"].values())
-    before, seen, check = live_bytes(), [], start.check_finite
+    before, seen, check = live_bytes(), [], setup.check_finite
 
     def count(*args):
         seen.append(live_bytes() - before)
         check(*args)
 
-    monkeypatch.setattr(start, "check_finite", count)
+    monkeypatch.setattr(setup, "check_finite", count)
     run = cut_back(bench.reference, tmp_path / "run", 12) if resumed else tmp_path / "run"
     # (What is saved in the background is held besides until it is written.)
     assert bench.train(run, checkpoint__every_steps=0).code == 0
@@ -73,13 +76,13 @@ import dataclasses, gc, json, sys, threading, time
 from pathlib import Path
 import jax
 from mmed_jax import checkpoint_read, optim, placement, sharding
-from mmed_jax.checkpoint import Checkpointer, restore_params
+from mmed_jax.checkpoints.checkpointer import Checkpointer, restore_params
 from mmed_jax.config.checks import load_config
 from mmed_jax.data.tokenizer import load_tokenizer
 from mmed_jax.hf.read import load_params
 from mmed_jax.hf.write import save_pretrained
 from mmed_jax.model.config import PRESETS
-from mmed_jax.telemetry import host_memory_bytes
+from mmed_jax.training.telemetry import host_memory_bytes
 
 checkpoint_read.IN_FLIGHT_BYTES = 2**20  # so that the largest leaf is the bound, as in a large model
 folder = Path(sys.argv[1])
@@ -144,9 +147,9 @@ def test_reading_makes_no_second_copy(written, what):
 SAVES = """
 import resource, sys
 import jax, jax.numpy as jnp
-from mmed_jax.checkpoint import Checkpointer
-from mmed_jax.host_memory import keep_freed_memory
-from mmed_jax.telemetry import host_memory_bytes, host_memory_peak_bytes
+from mmed_jax.checkpoints.checkpointer import Checkpointer
+from mmed_jax.parallel.host_allocator import keep_freed_memory
+from mmed_jax.training.telemetry import host_memory_bytes, host_memory_peak_bytes
 
 keep_freed_memory()
 draw = lambda i: jax.random.normal(jax.random.key(i), (1024, 1024))

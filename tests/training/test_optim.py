@@ -7,6 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+from mmed_jax.common.errors import UserError
+from mmed_jax.config.checks import load_config
+from mmed_jax.model import llama
+from mmed_jax.model.config import PRESETS, num_params
+from mmed_jax.parallel import sharding
+from mmed_jax.training import state as placement
+from mmed_jax.training import step
+from mmed_jax.training.adafactor import scale_by_adafactor
+from mmed_jax.training.optim import decay_mask, make_optimizer, make_schedule
 from tests.support.train_helpers import (
     STEPS,
     assert_same_state,
@@ -16,14 +26,6 @@ from tests.support.train_helpers import (
     reproduced,
     state_of,
 )
-
-from mmed_jax import placement, sharding, step
-from mmed_jax.adafactor import scale_by_adafactor
-from mmed_jax.common.errors import UserError
-from mmed_jax.config.checks import load_config
-from mmed_jax.model import llama
-from mmed_jax.model.config import PRESETS, num_params
-from mmed_jax.optim import decay_mask, make_optimizer, make_schedule
 
 PARAMS = {
     "embed": {"weight": jnp.ones((5, 4))},

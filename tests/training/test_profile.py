@@ -5,6 +5,11 @@ import types
 import jax
 import numpy as np
 import pytest
+
+from mmed_jax import report
+from mmed_jax.common.errors import UserError
+from mmed_jax.training import profiling, state
+from mmed_jax.training.profiling import Operation, operations, parse_steps, top_operations
 from tests.support.train_helpers import (
     STEPS,
     bench,  # noqa: F401
@@ -13,10 +18,6 @@ from tests.support.train_helpers import (
     metrics,
     train_here,
 )
-
-from mmed_jax import placement, profiling, report
-from mmed_jax.common.errors import UserError
-from mmed_jax.profiling import Operation, operations, parse_steps, top_operations
 
 
 @pytest.mark.parametrize("text", ["3", "0:3", "5:4", "a:b", "1:2:3", "-1:2", "1:", "10..12"])
@@ -117,7 +118,7 @@ def test_only_what_ran_on_devices_counts(monkeypatch):
 
 
 def test_a_recompilation_is_a_warning_and_an_event(bench, tmp_path, monkeypatch):  # noqa: F811
-    place, count = placement.BatchPlacer.__call__, iter(range(1, 1000))
+    place, count = state.BatchPlacer.__call__, iter(range(1, 1000))
 
     def other_dtype_once(self, batch):
         step = next(count)
@@ -125,7 +126,7 @@ def test_a_recompilation_is_a_warning_and_an_event(bench, tmp_path, monkeypatch)
             batch = {**batch, "loss_mask": batch["loss_mask"].astype(np.float16)}
         return place(self, batch)
 
-    monkeypatch.setattr(placement.BatchPlacer, "__call__", other_dtype_once)
+    monkeypatch.setattr(state.BatchPlacer, "__call__", other_dtype_once)
     outcome = bench.train(tmp_path / "run")
     assert outcome.code == 0, outcome.err
     what = "batch/loss_mask: float32[8,128] -> float16[8,128]"

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from mmed_jax import sharding, step
 from mmed_jax.model import llama
 from mmed_jax.model.config import from_hf
+from mmed_jax.parallel import sharding
+from mmed_jax.training import step
 
 CFG = from_hf(
     {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmed_jax import peers
+from mmed_jax.checkpoints.run_directory import CONFIG_FILE, check_writable, guard_run_dir
 from mmed_jax.common.errors import UserError, WorkError, nearest, one_line
 from mmed_jax.common.paths import expand_home
 from mmed_jax.config.checks import ASSETS, batch_rows, resolve_path
@@ -19,15 +19,15 @@ from mmed_jax.data.chat import chat_format
 from mmed_jax.data.plain_text import text_end
 from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, stop_ids, warn
 from mmed_jax.model.config import PRESETS, LlamaConfig, check, num_params
-from mmed_jax.planning.flags import refused
-from mmed_jax.run_dir import CONFIG_FILE, check_writable, guard_run_dir
+from mmed_jax.parallel import peers
+from mmed_jax.parallel.xla_flags import refused
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
     from transformers import PreTrainedTokenizerFast
 
     from mmed_jax.hf.source import ModelSource
-    from mmed_jax.planning.program import Program
+    from mmed_jax.training.program import Program
 
 # Fields of config.model that replace the preset's when they are not 0.
 SIZES = (
@@ -168,7 +168,7 @@ def preset_config(preset: str, sizes: ConfigDict | None = None) -> LlamaConfig:
 
 def describe_source(source: "ModelSource") -> str:
     """Where the weights came from, after they were loaded; of a run that did not reach its end, a warning too."""
-    from mmed_jax.metrics import read_metrics
+    from mmed_jax.training.metric_log import read_metrics
 
     text = f"weights    {source.path}" + (f", step {source.step:,}" if source.step is not None else "")
     if source.kind == "run":
@@ -243,10 +243,10 @@ def write_run_files(
       UserError: meanwhile another run has saved checkpoints there.
       WorkError: they cannot be written.
     """
-    from mmed_jax.agreement import on_main
     from mmed_jax.common.output_files import put_folder
     from mmed_jax.hf.source import ASSETS
     from mmed_jax.hf.write import write_assets
+    from mmed_jax.parallel.barriers import on_main
 
     def write() -> None:
         guard_run_dir(run_dir, config, write=not finished or not (run_dir / CONFIG_FILE).is_file())

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import tensorstore as ts
 
-from mmed_jax.checkpoint_tree import Described
+from mmed_jax.checkpoints.tree import Described
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.jsonl import BadJSON, loads
 

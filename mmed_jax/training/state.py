@@ -9,10 +9,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmed_jax import sharding
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.step import init_state
+from mmed_jax.parallel import sharding
+from mmed_jax.training.step import init_state
 
 
 def abstract_state(cfg: LlamaConfig, tx: optax.GradientTransformation, mesh: Mesh, dtype: str) -> dict[str, Any]:

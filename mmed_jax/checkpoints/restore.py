@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mmed_jax.agreement import agree_on, any_text
-from mmed_jax.checkpoint_stored import plain_path, without_alias
-from mmed_jax.checkpoint_tree import Described, compare, flatten, targets, to_dict, unflatten
+from mmed_jax.checkpoints.run_directory import CHECKPOINTS, odd_steps, read_meta, step_folders
+from mmed_jax.checkpoints.stored_arrays import plain_path, without_alias
+from mmed_jax.checkpoints.tree import Described, compare, flatten, targets, to_dict, unflatten
 from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone, shorten, verify_manifest
 from mmed_jax.common.errors import UserError, WorkError, one_line
-from mmed_jax.run_dir import CHECKPOINTS, odd_steps, read_meta, step_folders
+from mmed_jax.parallel.barriers import agree_on, any_text
 
 IN_FLIGHT_BYTES = 2**30
 # Faults of the machine or the storage at this moment. The libraries that read arrays give them as text only.

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mmed_jax.run_dir import CHECKPOINTS, step_folders
+from mmed_jax.checkpoints.run_directory import CHECKPOINTS, step_folders
 
 
 class Keep(ocp.checkpoint_managers.PreservationPolicy):

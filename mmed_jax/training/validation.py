@@ -9,7 +9,7 @@ import numpy as np
 from mmed_jax.data.loader import eval_batches
 from mmed_jax.data.schema import LANGUAGES
 from mmed_jax.data.table import Table
-from mmed_jax.placement import BatchPlacer
+from mmed_jax.training.state import BatchPlacer
 
 
 def by_language(nll: np.ndarray, count: np.ndarray, prefix: str) -> dict[str, float]:

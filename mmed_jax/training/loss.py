@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from mmed_jax.model.precision import precision, sum_product
-from mmed_jax.sharding import ACTIVATION_RULES, PARAM_RULES
+from mmed_jax.parallel.sharding import ACTIVATION_RULES, PARAM_RULES
 
 
 @dataclass(frozen=True)

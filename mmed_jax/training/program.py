@@ -9,12 +9,14 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmed_jax import optim, placement, sharding, step
 from mmed_jax.config.checks import batch_rows
 from mmed_jax.model.attention import resolve_backend
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.planning.flags import compiler_options
+from mmed_jax.parallel import sharding
+from mmed_jax.parallel.xla_flags import compiler_options
 from mmed_jax.planning.topology import chip_of
+from mmed_jax.training import optim, step
+from mmed_jax.training import state as placement
 
 # Everything in a batch that is placed on the devices; all [B, T].
 BATCH_DTYPES = {

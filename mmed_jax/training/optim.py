@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from mmed_jax.adafactor import scale_by_adafactor
 from mmed_jax.common.errors import UserError
+from mmed_jax.training.adafactor import scale_by_adafactor
 
 
 def warmup_steps(optim: ConfigDict, total_steps: int) -> int:

@@ -21,10 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from mmed_jax.agreement import agree_on, any_text, on_main, same_storage
-from mmed_jax.checkpoint_keep import Keep, space_problem
-from mmed_jax.checkpoint_lost import SAVED_KEY, lost, say_odd_steps, say_older
-from mmed_jax.checkpoint_read import (
+from mmed_jax.checkpoints.lost import SAVED_KEY, lost, say_odd_steps, say_older
+from mmed_jax.checkpoints.restore import (
     available_steps,
     check_files,
     in_order,
@@ -35,14 +33,8 @@ from mmed_jax.checkpoint_read import (
     restore_params,
     say,
 )
-from mmed_jax.checkpoint_stored import plain_path, stored_problems
-from mmed_jax.checkpoint_tree import compare, describe, from_dict, package_versions, to_dict
-from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone, shorten, write_manifest
-from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.common.paths import expand_home
-from mmed_jax.host_memory import give_back_freed_memory
-from mmed_jax.preemption import PreemptionGuard
-from mmed_jax.run_dir import (
+from mmed_jax.checkpoints.retention import Keep, space_problem
+from mmed_jax.checkpoints.run_directory import (
     CHECKPOINTS,
     META_FILE,
     META_ITEM,
@@ -54,6 +46,14 @@ from mmed_jax.run_dir import (
     training_hash,
     unlock_run_dir,
 )
+from mmed_jax.checkpoints.stored_arrays import plain_path, stored_problems
+from mmed_jax.checkpoints.tree import compare, describe, from_dict, package_versions, to_dict
+from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone, shorten, write_manifest
+from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.paths import expand_home
+from mmed_jax.parallel.barriers import agree_on, any_text, on_main, same_storage
+from mmed_jax.parallel.host_allocator import give_back_freed_memory
+from mmed_jax.parallel.preemption import PreemptionGuard
 
 __all__ = ["Checkpointer", "PreemptionGuard", "available_steps", "guard_run_dir", "restore_params"]
 

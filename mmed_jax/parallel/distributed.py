@@ -11,10 +11,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mmed_jax import peers
 from mmed_jax.common import errors
 from mmed_jax.common.errors import UserError, WorkError, one_line
-from mmed_jax.peers import several_processes
+from mmed_jax.parallel import peers
+from mmed_jax.parallel.peers import several_processes
 
 # How long processes that fail together may lie apart.
 _LEAVE_SECONDS = 10

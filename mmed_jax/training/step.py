@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmed_jax.loss import weighted_nll
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
+from mmed_jax.training.loss import weighted_nll
 
 # Index 0 is padding; i + 1 is schema.LANGUAGES[i]. Fixed here so that this module needs no data code.
 LANGUAGE_SLOTS = 8
