@@ -4,7 +4,7 @@ import html
 from typing import Any
 
 from data_gen.facts import LENGTHS, Facts, answer_text, how_made, languages_present, license_rows, loss_rows
-from mmed_jax.data.schema import LANGUAGE_NAMES
+from mmed_jax.data.records.schema import LANGUAGE_NAMES
 
 _CUT = 1200
 _COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cc2", "#c77d17", "#3a3a3a", "#0f9aa8", "#a5668b", "#6b8e23")

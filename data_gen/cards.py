@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from data_gen.facts import Facts, how_made, languages_present, license_rows, loss_rows, prompt_rows
-from mmed_jax.data.schema import LANGUAGE_NAMES
+from mmed_jax.data.records.schema import LANGUAGE_NAMES
 
 __all__ = ["card", "how_made"]
 _SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))

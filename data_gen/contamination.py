@@ -25,7 +25,7 @@ import numpy as np
 
 from data_gen.families import MADE, bare, named_source
 from data_gen.shingles import is_dense, normal_text, shingles, text_key
-from mmed_jax.data.schema import LANGUAGES, kind_of
+from mmed_jax.data.records.schema import LANGUAGES, kind_of
 
 THRESHOLD = 0.5
 QUESTION_THRESHOLD = 0.9

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mmed_jax.common import console, jsonl
 from mmed_jax.common.errors import UserError, nearest, run_command
-from mmed_jax.data.schema import KINDS, LANGUAGES
+from mmed_jax.data.records.schema import KINDS, LANGUAGES
 from mmed_jax.data.sources import SOURCES, Conversion, Report, get_source
 
 SUMMARY = "a published data set into records (--list names the sets)"

@@ -13,7 +13,7 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from data_gen.shingles import mix64, shingles, text_key
-from mmed_jax.data.schema import LANGUAGES, kind_of
+from mmed_jax.data.records.schema import LANGUAGES, kind_of
 
 NUM_PERM = 128
 THRESHOLD = 0.85

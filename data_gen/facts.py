@@ -13,7 +13,7 @@ from data_gen.families import stable_hash
 from data_gen.generate import Rows
 from data_gen.licenses import terms
 from data_gen.selection import Selection
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGES
 
 # Characters of an answer or rationale: edges of the histogram's bins.
 LENGTHS = (0, 50, 100, 200, 400, 800, 1600, 3200, 6400)

@@ -1,7 +1,7 @@
 """Families of rows: a question, its parallel versions, and all that was made from them. A family is never divided.
 
 Rows belong together when they share provenance.group, an id and a parent, or the question, directly or through others:
-the rules of mmed_jax.data.schema.group_ids and parentage, on arrays, so that millions of rows fit.
+the rules of mmed_jax.data.records.schema.group_ids and parentage, on arrays, so that millions of rows fit.
 """
 
 import re
@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from mmed_jax.data.schema import DEFAULTS, LANGUAGES, question_keys
+from mmed_jax.data.records.schema import DEFAULTS, LANGUAGES, question_keys
 
 # What methods put behind the id of a parent: "q7@ko", "q7+full", "q7#2".
 MADE = re.compile(r"(?:@[a-z]{2}|\+full|#\d+)+$")

@@ -12,7 +12,7 @@ from data_gen.families import stable_hash
 from data_gen.gates import default_gates
 from data_gen.methods import make_method
 from mmed_jax.common.row_buffer import Spool
-from mmed_jax.data.schema import LANGUAGES, kind_of
+from mmed_jax.data.records.schema import LANGUAGES, kind_of
 
 ROUNDS = 4  # how often a language that lacks rows after rejections is given further inputs
 

@@ -14,7 +14,7 @@ from mmed_jax.common import console, jsonl
 from mmed_jax.common.errors import UserError, WorkError, nearest
 from mmed_jax.common.output_files import check_file, check_folder
 from mmed_jax.common.row_buffer import remove_temporaries
-from mmed_jax.data.schema import LANGUAGES, read_records
+from mmed_jax.data.records.schema import LANGUAGES, read_records
 
 if TYPE_CHECKING:
     from mmed_jax.llm_api.run_settings import RunSettings

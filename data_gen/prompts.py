@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from mmed_jax.common.errors import UserError, run_command
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.llm_api.prompt_guard import fence
 
 FOLDER = Path(__file__).parent / "prompts"

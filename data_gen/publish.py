@@ -2,7 +2,7 @@
 the same rows give the same bytes.
 
     jsonl/SPLIT/LANGUAGE.jsonl      what mmed_jax trains on, by language
-    tfds/NAME/VERSION/              the same, random access, see mmed_jax/data/tfds_io.py
+    tfds/NAME/VERSION/              the same, random access, see mmed_jax/data/records/tfds.py
     parquet/SPLIT-00000-of-00001.parquet   what `datasets.load_dataset` reads; provenance is JSON text
 """
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import WorkError
-from mmed_jax.data.schema import LETTERS, write_records
-from mmed_jax.data.tfds_io import write_tfds
+from mmed_jax.data.records.schema import LETTERS, write_records
+from mmed_jax.data.records.tfds import write_tfds
 
 _BATCH = 1000
 Read = Callable[[str], Iterator[dict]]

@@ -21,9 +21,9 @@ from data_gen.methods import METHODS
 from mmed_jax.common.errors import UserError, nearest, one_line
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.config.checks import CONFIG_DIR, DATA_RECIPES, REPO, flatten, set_override
-from mmed_jax.data.encodings import known_encoding
-from mmed_jax.data.schema import KINDS, LANGUAGES
+from mmed_jax.data.records.schema import KINDS, LANGUAGES
 from mmed_jax.data.sources import SOURCES
+from mmed_jax.data.sources.encodings import known_encoding
 
 # Values that are a mapping with names of its own.
 _FREE = ("targets", "gates", "params", "options")

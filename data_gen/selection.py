@@ -13,7 +13,7 @@ from data_gen.dedup import Deduplicator
 from data_gen.families import Families, family_keys, stable_hash, validation_rows
 from data_gen.gates.balance import Balance, LetterBalance
 from data_gen.generate import Rows
-from mmed_jax.data.schema import LANGUAGES, kind_of
+from mmed_jax.data.records.schema import LANGUAGES, kind_of
 
 KEPT, VALIDATION = "train", "validation"
 

@@ -30,7 +30,7 @@ from mmed_jax.common.output_files import write_text
 from mmed_jax.common.paths import expand_home
 from mmed_jax.common.progress import Progress
 from mmed_jax.config.checks import Parser
-from mmed_jax.data.schema import load_files
+from mmed_jax.data.records.schema import load_files
 from mmed_jax.evaluation import benchmarks as B
 from mmed_jax.evaluation import breakdown, modes
 from mmed_jax.evaluation.answers import RULES_VERSION

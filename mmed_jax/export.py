@@ -30,10 +30,10 @@ def main(argv: list[str] | None = None) -> None:
 
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
-    from mmed_jax.data.formats import syntax_of
+    from mmed_jax.data.chat_formats import syntax_of
     from mmed_jax.hf.mapping import hf_tensors
-    from mmed_jax.hf.source import open_model
-    from mmed_jax.hf.write import check_output, output_folder, save_pretrained
+    from mmed_jax.hf.open_model import open_model
+    from mmed_jax.hf.save import check_output, output_folder, save_pretrained
     from mmed_jax.model.config import num_params
 
     source = open_model(args.model, args.step, args.ignore_keys)

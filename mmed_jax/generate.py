@@ -20,10 +20,10 @@ from mmed_jax.common.journal import Journal
 from mmed_jax.common.paths import expand_home
 from mmed_jax.common.progress import Progress
 from mmed_jax.config.checks import Parser
+from mmed_jax.data.multiple_choice import FAMILIES, MODES
 from mmed_jax.data.plain_text import decode_after, joins_plainly
-from mmed_jax.data.prompts import FAMILIES, MODES
 from mmed_jax.inference.load import add_arguments, identity, load_engine, say, trained_prompts
-from mmed_jax.inference.prompts import Format, prompt_ids, read_prompts
+from mmed_jax.inference.prompt_files import Format, prompt_ids, read_prompts
 
 
 class TextStream:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _arguments(argv)
     if args.output:
         console.outlive()
-    from mmed_jax.hf.source import open_model
+    from mmed_jax.hf.open_model import open_model
     from mmed_jax.inference.engine import check_prompts
     from mmed_jax.inference.sampling import Sampling, check_seed
 

@@ -30,8 +30,8 @@ from mmed_jax.common.errors import UserError, WorkError, one_line, run_command
 from mmed_jax.common.output_files import check_file, write_text
 from mmed_jax.config.checks import batch_rows, parse_args, resolve_path
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.planning import advice, report, topology
-from mmed_jax.planning.override import check_output
+from mmed_jax.planning import advice, plan_report, topology
+from mmed_jax.planning.found_config import check_output
 from mmed_jax.planning.planner import CACHE, plan
 from mmed_jax.training import setup
 
@@ -96,11 +96,11 @@ def main(argv: list[str] | None = None) -> None:
 
     result = plan(config, cfg, target, **options)
     result.notes += notes
-    print(report.table(result, run_tokens=tokens, price=flags.price), flush=True)
+    print(plan_report.table(result, run_tokens=tokens, price=flags.price), flush=True)
 
     def save(found: advice.Advice | None) -> None:
         if file:
-            content = report.to_json(result, run_tokens=tokens, price=flags.price, advice=found)
+            content = plan_report.to_json(result, run_tokens=tokens, price=flags.price, advice=found)
             write_text(file, json.dumps(content, indent=2) + "\n")
 
     save(None)

@@ -26,7 +26,7 @@ from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.common.output_files import write_text
 from mmed_jax.common.progress import clock
 from mmed_jax.config.checks import Parser
-from mmed_jax.data.schema import LANGUAGE_NAMES
+from mmed_jax.data.records.schema import LANGUAGE_NAMES
 from mmed_jax.training.metric_log import Records, read_metrics
 
 _COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cc2", "#c77d17", "#3a3a3a", "#0f9aa8")

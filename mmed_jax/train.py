@@ -67,11 +67,11 @@ def main(argv: list[str] | None = None) -> None:
 
     from mmed_jax.checkpoints.checkpointer import Checkpointer, PreemptionGuard
     from mmed_jax.common.progress import Progress
-    from mmed_jax.data.formats import syntax_of
+    from mmed_jax.data.chat_formats import syntax_of
     from mmed_jax.data.loader import BatchStream
     from mmed_jax.model.remat import check_remat
     from mmed_jax.parallel import sharding
-    from mmed_jax.planning import host
+    from mmed_jax.planning import host_memory
     from mmed_jax.training import state as placement
     from mmed_jax.training.flops import train_flops_per_token
     from mmed_jax.training.metric_log import DelayedMetrics, MetricsLogger
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         "length": f"{steps:,} steps, {steps * rows / len(prepared.train):.2f} epochs",
     }
     if devices[0].platform == "cpu":
-        facts["memory"] = host.describe(host.expected(config, cfg, mesh))
+        facts["memory"] = host_memory.describe(host_memory.expected(config, cfg, mesh))
     say(setup.banner(config, cfg, mesh, facts), flush=True)
 
     program = train_program(config, cfg, mesh, steps=steps, attention=backend)
@@ -181,17 +181,17 @@ def main(argv: list[str] | None = None) -> None:
             """Writes the numbers of a finished step; a loss or norm that is not finite ends the run here."""
             if held is None:
                 return
-            number, m, host = held
+            number, m, host_memory = held
             setup.check_finite(number, m, stream, log)
             languages = by_language(m.pop("language_nll"), m.pop("language_count"), "loss")
             values = {k: float(v) for k, v in m.items()}
             speed = meter.step(
                 real_tokens=values["real_tokens"],
                 supervised_tokens=values["supervised_tokens"],
-                compiled=host.pop("compiled"),
+                compiled=host_memory.pop("compiled"),
             )
             data_state["tokens_seen"] = meter.tokens_seen
-            log.train(number, {**values, **languages, **speed, **memory(), **checkpointer.last_whole(), **host})
+            log.train(number, {**values, **languages, **speed, **memory(), **checkpointer.last_whole(), **host_memory})
             shown = {"loss": values["loss"], "lr": values["lr"], "tok/s": round(speed.get("tokens_per_second", 0))}
             progress.update(number, shown)
 

@@ -64,9 +64,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def ours(tok, records: list[dict], seq_len: int, folder: Path) -> Callable[[], int]:
-    from mmed_jax.data.examples import RenderSettings, build_samples
     from mmed_jax.data.pack import pack
-    from mmed_jax.data.table import write_rows
+    from mmed_jax.data.packed_table import write_rows
+    from mmed_jax.data.tokenize import RenderSettings, build_samples
 
     def run() -> int:
         samples = build_samples(tok, records, RenderSettings(seq_len=seq_len))

@@ -128,7 +128,7 @@ def make_work(name: str, count: int, vocab: int) -> Work:
 
 
 def ours(path: Path, rows: int) -> Callable[[Work], list]:
-    from mmed_jax.hf.source import open_model
+    from mmed_jax.hf.open_model import open_model
     from mmed_jax.inference.engine import Engine
 
     source = open_model(path)
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     args.output = checked_output(args.output)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from mmed_jax.hf.source import open_model
+    from mmed_jax.hf.open_model import open_model
 
     facts, results = machine(PACKAGES), {}
     with tempfile.TemporaryDirectory(prefix="bench_generate_") as folder:

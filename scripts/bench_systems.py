@@ -64,7 +64,7 @@ class MmedJax:
 
         from mmed_jax.config.checks import parse_args
         from mmed_jax.data.loader import BatchStream
-        from mmed_jax.data.table import Table
+        from mmed_jax.data.packed_table import Table
         from mmed_jax.model.config import from_hf
         from mmed_jax.parallel import sharding
         from mmed_jax.parallel.host_allocator import keep_freed_memory

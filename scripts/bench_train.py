@@ -114,7 +114,7 @@ def hf_model(args: argparse.Namespace) -> dict[str, Any]:
 
 def read_all(given: str) -> list[dict]:
     """Records of the files that --records names (patterns allowed), the embedded ones for ""."""
-    from mmed_jax.data.schema import read_records
+    from mmed_jax.data.records.schema import read_records
 
     paths: list[str] = [str(p) for p in EMBEDDED] if not given else []
     for part in filter(None, given.split(",")):
@@ -138,7 +138,7 @@ def checked_output(path: Path | None) -> Path | None:
 
 def tokenizer_for(args: argparse.Namespace, records: list[dict], folder: Path):
     """The tokenizer that --tokenizer names, or one of `vocab_size` ids trained on the records, written to `folder`."""
-    from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, save_tokenizer
+    from mmed_jax.data.tokenizers.tokenizer import check_vocab, load_tokenizer, save_tokenizer
     from scripts.make_tokenizer import OUTPUT, train, training_lines
 
     if args.tokenizer in ("", "demo") and (args.tokenizer or not args.records):
@@ -155,10 +155,10 @@ def tokenizer_for(args: argparse.Namespace, records: list[dict], folder: Path):
 
 def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
     """Tokenizes the records once, for all. Returns (specification for the systems, facts for the report)."""
-    from mmed_jax.data.examples import RenderSettings, build_samples
     from mmed_jax.data.pack import pack
-    from mmed_jax.data.report import table_report
-    from mmed_jax.data.table import TABLE, write_rows
+    from mmed_jax.data.packed_table import TABLE, write_rows
+    from mmed_jax.data.token_report import table_report
+    from mmed_jax.data.tokenize import RenderSettings, build_samples
 
     records = read_all(args.records)
     tok = tokenizer_for(args, records, folder / "tokenizer")

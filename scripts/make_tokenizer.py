@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmed_jax.common.errors import UserError, WorkError, run_command
-from mmed_jax.data import tokenizer as llama3
-from mmed_jax.data.prompts import mcq_messages
-from mmed_jax.data.schema import LANGUAGES, kind_of, read_records
+from mmed_jax.data.multiple_choice import mcq_messages
+from mmed_jax.data.records.schema import LANGUAGES, kind_of, read_records
+from mmed_jax.data.tokenizers import tokenizer as llama3
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = (ROOT / "data_gen/handcrafted/instructions.jsonl", ROOT / "data_gen/handcrafted/mcq.jsonl")

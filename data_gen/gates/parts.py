@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from mmed_jax.data.schema import kind_of
+from mmed_jax.data.records.schema import kind_of
 from mmed_jax.llm_api.types import Job
 
 

@@ -3,8 +3,8 @@
 from data_gen.gates.parts import Part, parts_of
 from data_gen.gates.phrases import ABOUT_THE_TASK, DISCLAIMER, PREAMBLE, REFUSAL, STRUCTURE
 from data_gen.shingles import is_dense, normal_text
-from mmed_jax.data.language import SURE_OF_NAMES, language_problem, script_shares
-from mmed_jax.data.scripts import SCRIPTS_OF
+from mmed_jax.data.languages.identify import SURE_OF_NAMES, language_problem, script_shares
+from mmed_jax.data.languages.scripts import SCRIPTS_OF
 from mmed_jax.llm_api.types import Job, Reject
 
 # A Han, kana or hangul character says as much as this many letters of an alphabet.

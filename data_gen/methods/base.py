@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from data_gen.prompts import load_prompt
 from mmed_jax.common.errors import UserError, nearest
-from mmed_jax.data.schema import LANGUAGE_NAMES, LANGUAGES, RecordError, kind_of, validate_record
+from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES, RecordError, kind_of, validate_record
 from mmed_jax.llm_api.prompt_guard import steers
 from mmed_jax.llm_api.structured_output import read_answer
 from mmed_jax.llm_api.types import Job, Reject, Request
@@ -94,7 +94,7 @@ class MethodBase:
         raise NotImplementedError
 
     def parse(self, job: Job, answer: dict | str) -> list[dict]:
-        """Records, each valid by mmed_jax.data.schema. Raises Reject("schema", ...) and other codes of REASONS."""
+        """Records, each valid by mmed_jax.data.records.schema. Raises Reject("schema", ...) and other codes of REASONS."""
         records = self.made(job, read_answer(answer, self.answer_schema(job)))
         try:
             return [validate_record(r, job.row_id) for r in records]

@@ -6,7 +6,7 @@ Multiple-choice records become instruction records: the options stay part of the
 
 from data_gen.methods import base
 from data_gen.methods.base import BOOL, TEXT, MethodBase, Skip, needs, single_turn
-from mmed_jax.data.schema import kind_of
+from mmed_jax.data.records.schema import kind_of
 from mmed_jax.llm_api.prompt_guard import leaks, neutralise
 from mmed_jax.llm_api.structured_output import object_schema
 from mmed_jax.llm_api.types import Job

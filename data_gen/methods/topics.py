@@ -2,7 +2,7 @@
 
 from data_gen.methods.base import MethodBase, Skip
 from data_gen.prompts import TOPICS
-from mmed_jax.data.schema import kind_of
+from mmed_jax.data.records.schema import kind_of
 from mmed_jax.llm_api.structured_output import object_schema
 from mmed_jax.llm_api.types import Job
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from data_gen.methods.base import BOOL, TEXT, MethodBase, Skip, checked_language, provenance, source_flags
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import kind_of
+from mmed_jax.data.records.schema import kind_of
 from mmed_jax.llm_api.structured_output import object_schema
 from mmed_jax.llm_api.types import Job, Reject
 

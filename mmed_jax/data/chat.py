@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mmed_jax.common.errors import UserError, nearest
-from mmed_jax.data.formats import ChatSyntax, lacks, syntax_of, token_id
-from mmed_jax.data.schema import ROLES
-from mmed_jax.data.tokenizer import encode_texts, text_spans
+from mmed_jax.data.chat_formats import ChatSyntax, lacks, syntax_of, token_id
+from mmed_jax.data.records.schema import ROLES
+from mmed_jax.data.tokenizers.tokenizer import encode_texts, text_spans
 
 Messages = Sequence[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -120,7 +120,7 @@ def _check_template(tok, fmt: ChatFormat, syntax: ChatSyntax) -> None:
         ours = _join(_pieces(fmt, messages), iter(encode_texts(tok, [text.strip()] * len(ROLES)))).ids
         theirs = tok.apply_chat_template(messages, tokenize=True, return_dict=False)
         if ours != list(theirs):
-            hint = "load it with mmed_jax.data.tokenizer.load_tokenizer"
+            hint = "load it with mmed_jax.data.tokenizers.tokenizer.load_tokenizer"
             if tok.chat_template == syntax.template:
                 hint = "it joins text with what stands around it; such a tokenizer serves without a chat format only"
             raise UserError(

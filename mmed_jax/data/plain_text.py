@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.formats import EOS, SYNTAXES, syntax_of, token_id
+from mmed_jax.data.chat_formats import EOS, SYNTAXES, syntax_of, token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

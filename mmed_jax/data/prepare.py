@@ -11,16 +11,16 @@ from ml_collections import ConfigDict
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.paths import expand_home
 from mmed_jax.config.checks import resolve_path
-from mmed_jax.data import cache
-from mmed_jax.data.examples import LEFT_OUT, RenderSettings, build_samples
-from mmed_jax.data.formats import syntax_of
-from mmed_jax.data.mixing import copies
+from mmed_jax.data import packed_cache
+from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.data.pack import pack
-from mmed_jax.data.report import print_report, table_report
-from mmed_jax.data.schema import load_files
-from mmed_jax.data.split import by_question, without_overlap
-from mmed_jax.data.table import Table, write_rows
-from mmed_jax.data.tokenizer import tokenizer_hash, warn
+from mmed_jax.data.packed_table import Table, write_rows
+from mmed_jax.data.records.mixing import copies
+from mmed_jax.data.records.schema import load_files
+from mmed_jax.data.records.split import by_question, without_overlap
+from mmed_jax.data.token_report import print_report, table_report
+from mmed_jax.data.tokenize import LEFT_OUT, RenderSettings, build_samples
+from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash, warn
 
 __all__ = ["Prepared", "prepare", "print_report"]
 
@@ -71,14 +71,14 @@ def prepare(
     train_files, validation_files = (tuple(map(_resolve, paths)) for paths in (data.train, data.validation))
     inputs = {
         "settings": settings,
-        "train": [cache.content_hash(p) for p in train_files],
-        "validation": [cache.content_hash(p) for p in validation_files],
+        "train": [packed_cache.content_hash(p) for p in train_files],
+        "validation": [packed_cache.content_hash(p) for p in validation_files],
         "tokenizer": tokenizer_hash(tok),
         "chat_format": syntax.name if (syntax := syntax_of(tok)) else None,
         "tokenizers": tokenizers.__version__,
-        "code": cache.code_hash(),
+        "code": packed_cache.code_hash(),
     }
-    key = cache.key_of(inputs)
+    key = packed_cache.key_of(inputs)
 
     def build(folder: Path) -> dict:
         parts, records = _records(config, train_files, validation_files)
@@ -90,8 +90,8 @@ def prepare(
         return {"seq_len": data.seq_len, "inputs": inputs, "records": records, "tables": tables}
 
     cache_dir = expand_home(data.cache_dir)
-    folder, cached = cache.obtain(cache_dir, key, build, is_writer=is_writer, timeout_s=timeout_s, say=say)
-    info = cache.read_info(folder)
+    folder, cached = packed_cache.obtain(cache_dir, key, build, is_writer=is_writer, timeout_s=timeout_s, say=say)
+    info = packed_cache.read_info(folder)
     tables = {split: Table(folder, split) for split in info["tables"]}
     report = {
         "folder": str(folder),

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.checks import Parser
-from mmed_jax.data.encodings import known_encoding
-from mmed_jax.data.prompts import FAMILIES
+from mmed_jax.data.multiple_choice import FAMILIES
+from mmed_jax.data.sources.encodings import known_encoding
 from mmed_jax.evaluation import breakdown, modes
 from mmed_jax.evaluation.items import MAX_EXAMPLES
 from mmed_jax.evaluation.rationale import DEFAULT

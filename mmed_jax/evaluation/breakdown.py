@@ -7,7 +7,7 @@ from typing import Any
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation.intervals import short
 from mmed_jax.evaluation.items import Item
 from mmed_jax.evaluation.modes import NORMALISE, pick

@@ -5,7 +5,7 @@ from pathlib import Path
 from mmed_jax.common.errors import UserError, one_line
 from mmed_jax.common.input_files import suffix
 from mmed_jax.common.paths import expand_home
-from mmed_jax.data.schema import kind_of, read_records
+from mmed_jax.data.records.schema import kind_of, read_records
 from mmed_jax.evaluation import published
 from mmed_jax.evaluation.places import locate_entry
 from mmed_jax.evaluation.registry import ENTRIES, GROUPS, Entry

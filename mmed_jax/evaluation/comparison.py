@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation.boards import Board, Published, place, published
 from mmed_jax.evaluation.comparison_parts import (
     ACCURACY,

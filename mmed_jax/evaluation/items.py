@@ -16,10 +16,10 @@ from typing import Any
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.chat import Piece, chat_format, chat_pieces, encode_pieces
+from mmed_jax.data.multiple_choice import answer_text, prompt_text
 from mmed_jax.data.plain_text import text_start
-from mmed_jax.data.prompts import answer_text, prompt_text
-from mmed_jax.data.schema import LANGUAGE_NAMES, question_keys
-from mmed_jax.data.tokenizer import encode_texts
+from mmed_jax.data.records.schema import LANGUAGE_NAMES, question_keys
+from mmed_jax.data.tokenizers.tokenizer import encode_texts
 from mmed_jax.evaluation.shuffling import shuffled
 
 MAX_EXAMPLES = 5
@@ -75,7 +75,7 @@ class Asking:
 
     @property
     def prompt_mode(self) -> str:
-        """The mode of mmed_jax.data.prompts whose words are used: log-likelihoods ask as "direct" does."""
+        """The mode of mmed_jax.data.multiple_choice whose words are used: log-likelihoods ask as "direct" does."""
         return "rationale" if self.mode == "rationale" else "direct"
 
 

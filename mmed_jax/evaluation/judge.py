@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from data_gen.methods.base import MethodBase
-from mmed_jax.data.schema import LANGUAGE_NAMES
+from mmed_jax.data.records.schema import LANGUAGE_NAMES
 from mmed_jax.evaluation.rated import Explanation, Key
 from mmed_jax.evaluation.ratings import CRITERIA
 from mmed_jax.llm_api.run_settings import RunSettings

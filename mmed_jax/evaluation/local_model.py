@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mmed_jax.data.formats import syntax_of
+from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.evaluation import modes
 from mmed_jax.evaluation.items import Asking, Item, encode_items
-from mmed_jax.hf.source import open_model
+from mmed_jax.hf.open_model import open_model
 from mmed_jax.inference.load import identity, load_engine, trained_prompts
 
 

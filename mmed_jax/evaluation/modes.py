@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmed_jax.common.errors import WorkError
-from mmed_jax.data.language import language_of
+from mmed_jax.data.languages.identify import language_of
 from mmed_jax.evaluation.answers import is_correct, split_rationale
 from mmed_jax.evaluation.items import Item
 from mmed_jax.evaluation.results import judge

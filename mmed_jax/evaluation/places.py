@@ -10,8 +10,8 @@ from pathlib import Path
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import stem, suffix
-from mmed_jax.data.files import SPLIT_NAMES, locate, members
-from mmed_jax.data.schema import read_records
+from mmed_jax.data.records.reading import SPLIT_NAMES, locate, members
+from mmed_jax.data.records.schema import read_records
 from mmed_jax.data.sources import SOURCES
 from mmed_jax.evaluation.registry import Entry
 
@@ -71,9 +71,9 @@ def _is_other(path: Path, entry: Entry) -> bool:
 def _holds_records(path: Path) -> bool:
     """Whether a folder or zip holds record files, and not published ones."""
     if path.is_dir():
-        from mmed_jax.data import tfds_io
+        from mmed_jax.data.records import tfds
 
-        if tfds_io.version_folder(path) is not None:
+        if tfds.version_folder(path) is not None:
             return True
     for member in members(path, ".jsonl")[:1]:
         with member.open() as stream:
@@ -88,10 +88,10 @@ def _holds_records(path: Path) -> bool:
 def splits_in(path: Path) -> list[str]:
     """Names of the splits in a folder or zip of records, sorted; [] for a file or what has none."""
     if path.is_dir():
-        from mmed_jax.data import tfds_io
+        from mmed_jax.data.records import tfds
 
-        if (version := tfds_io.version_folder(path)) is not None:
-            return sorted(tfds_io.splits(version))
+        if (version := tfds.version_folder(path)) is not None:
+            return sorted(tfds.splits(version))
     elif suffix(path) != ".zip":
         return []
     return sorted({m.split for m in members(path, ".jsonl") if m.split})

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data.files import language_of
-from mmed_jax.data.schema import load_files
+from mmed_jax.data.records.reading import language_of
+from mmed_jax.data.records.schema import load_files
 from mmed_jax.data.sources import Conversion, Drop, Row
-from mmed_jax.data.sources.base import text
+from mmed_jax.data.sources.source import text
 from mmed_jax.evaluation.places import HUB, Benchmark, file_hash, same_split, splits_in
 from mmed_jax.evaluation.registry import Entry
 

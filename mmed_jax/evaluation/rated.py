@@ -9,7 +9,7 @@ from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.input_files import check_file, open_file
 from mmed_jax.common.paths import expand_home
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGES
 
 Key = tuple[str, str, str]  # run, benchmark, id
 

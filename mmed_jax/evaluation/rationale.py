@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmed_jax.common.errors import UserError, nearest
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation.intervals import bootstrap_columns
 from mmed_jax.evaluation.rouge import rouge
 from mmed_jax.evaluation.words import missing, spaced, words

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.sources import SOURCES, Hub, Row, Source
-from mmed_jax.data.sources.base import fingerprint, text
 from mmed_jax.data.sources.mmlu import SUBJECTS
+from mmed_jax.data.sources.source import fingerprint, text
 
 Counts = Mapping[str, Mapping[str, int]]  # split -> {part or language: rows published}
 

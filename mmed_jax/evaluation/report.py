@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmed_jax.common.html_page import Cell, bars, esc, facts, page, table
-from mmed_jax.data.schema import LANGUAGE_NAMES, LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES
 from mmed_jax.evaluation.benchmarks import Item
 from mmed_jax.evaluation.breakdown import columns_of
 from mmed_jax.evaluation.intervals import short

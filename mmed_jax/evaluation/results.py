@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation.answers import extract, is_correct
 from mmed_jax.evaluation.benchmarks import Item
 from mmed_jax.evaluation.intervals import mean_interval, wilson

@@ -18,7 +18,7 @@ from typing import Any
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.output_files import csv_text, write_text
-from mmed_jax.data.schema import LANGUAGE_NAMES
+from mmed_jax.data.records.schema import LANGUAGE_NAMES
 from mmed_jax.evaluation.boards import place
 from mmed_jax.evaluation.rationale import average, pairs_of, score_rationales
 from mmed_jax.evaluation.registry import ENTRIES

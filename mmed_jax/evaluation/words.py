@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 
 from mmed_jax.common.errors import UserError, nearest
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGES
 
 # What results name beside the numbers.
 WORDS_OF = {

@@ -11,10 +11,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data.tokenizer import load_tokenizer, tokenizer_hash
+from mmed_jax.data.tokenizers.tokenizer import load_tokenizer, tokenizer_hash
+from mmed_jax.hf.load import load_config, load_params, read_tensors
 from mmed_jax.hf.mapping import Path as LeafPath
 from mmed_jax.hf.mapping import hf_tensors
-from mmed_jax.hf.read import load_config, load_params, read_tensors
 from mmed_jax.hf.safetensors import CODES
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.llama import forward, unembed

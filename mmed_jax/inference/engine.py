@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.inference import programs
-from mmed_jax.inference.generation import Completion, Generation
+from mmed_jax.inference import steps
 from mmed_jax.inference.sampling import Sampling, check_seed
+from mmed_jax.inference.scheduler import Completion, Generation
 from mmed_jax.inference.scoring import score_choices
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
@@ -118,9 +118,9 @@ class Engine:
         self.cache_dtype = jnp.dtype(cache_dtype or compute_dtype)
         self.stop_ids = tuple(stop_ids)
         self.unroll = jax.default_backend() == "cpu" if unroll is None else unroll
-        self.params = programs.cast(params, self.dtype)
+        self.params = steps.cast(params, self.dtype)
         if self.unroll:
-            self.params["layers"] = programs.unstack(self.params["layers"], cfg.num_layers, owned)
+            self.params["layers"] = steps.unstack(self.params["layers"], cfg.num_layers, owned)
         # Where fresh arrays belong; left open, every program would be compiled for them once more.
         self.place = jax.tree.leaves(params)[0].sharding if self.mesh is None else None
 

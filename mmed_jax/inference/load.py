@@ -11,7 +11,7 @@ from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, WorkError, printable
 
 if TYPE_CHECKING:
-    from mmed_jax.hf.source import ModelSource
+    from mmed_jax.hf.open_model import ModelSource
     from mmed_jax.inference.engine import Engine
 
 _SAMPLE = 1 << 20

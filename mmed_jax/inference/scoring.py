@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from mmed_jax.inference import programs
-from mmed_jax.inference.generation import check_nan
-from mmed_jax.inference.rows import Rows
+from mmed_jax.inference import steps
+from mmed_jax.inference.scheduler import check_nan
+from mmed_jax.inference.slots import Rows
 
 if TYPE_CHECKING:
     from mmed_jax.inference.engine import Engine
@@ -32,7 +32,7 @@ def score_choices(
         entry = rows.entry(chosen, [(free + n) % rows.count for n in range(len(chosen))])
         free = (free + len(chosen)) % rows.count
         choice, offset, branch = _side_by_side([choices[i] for i in chosen], rows.group, _width(max(sizes)))
-        rows.cache, values = programs.score(
+        rows.cache, values = steps.score(
             engine.params,
             rows.cache,
             entry,
@@ -58,7 +58,7 @@ def score_choices(
 
 def _width(tokens: int) -> int:
     """Room for the choices of a row: LOGITS times a power of two, so that few programs are compiled."""
-    size = programs.LOGITS
+    size = steps.LOGITS
     while size < tokens:
         size *= 2
     return size

@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.checks import flatten
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.planning.changes import VARIED, smaller
+from mmed_jax.planning.compile_keys import as_flags, changed
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.planner import GPU_ROOM, PlanResult, mesh_sizes, plan
-from mmed_jax.planning.settings import as_flags, changed
+from mmed_jax.planning.smaller_configs import VARIED, smaller
 from mmed_jax.planning.topology import GPUS_A_NODE, SHAPES, Topology, parse
 
 GIB = 2**30

@@ -22,10 +22,10 @@ from mmed_jax.common.paths import expand_home
 from mmed_jax.config.checks import batch_rows
 from mmed_jax.model.config import LlamaConfig, num_params
 from mmed_jax.parallel import xla_flags
-from mmed_jax.planning import arithmetic, kept
-from mmed_jax.planning.links import ICI_EFFICIENCY
+from mmed_jax.planning import plan_cache, step_time
+from mmed_jax.planning.collective_time import ICI_EFFICIENCY
+from mmed_jax.planning.compile_keys import changed, relevant
 from mmed_jax.planning.memory import memory_terms, total
-from mmed_jax.planning.settings import changed, relevant
 from mmed_jax.planning.topology import Topology, count
 from mmed_jax.training.flops import train_flops_per_token
 
@@ -146,19 +146,19 @@ def plan(
     path = None
     if topology.kind == "tpu" and cache_dir:
         try:
-            path = expand_home(cache_dir) / f"{kept.cache_key(config, cfg, topology)}.json"
+            path = expand_home(cache_dir) / f"{plan_cache.cache_key(config, cfg, topology)}.json"
         except UserError as e:
             say(f"not kept   {e}")
     if topology.kind != "tpu":
         _by_arithmetic(result, config, cfg, topology)
-    elif path and (found := kept.read(path, result)):
+    elif path and (found := plan_cache.read(path, result)):
         say(f"cached     {path}")
         result = found
     else:
         say(f"compiling  {topology.describe()}; a large model takes one to five minutes")
         _by_compiler(result, config, cfg, topology, mesh)
         if path:
-            kept.keep(path, result, say)
+            plan_cache.keep(path, result, say)
     # Of what was asked for, not of what was compiled: not kept.
     if asked not in (-1, mesh["data"]):
         result.notes.append(
@@ -236,9 +236,9 @@ def _by_arithmetic(result: PlanResult, config: ConfigDict, cfg: LlamaConfig, top
     if topology is None:
         result.notes.append("arithmetic: nothing was compiled or measured; memory may be 20 % off")
         return
-    for name, value in vars(arithmetic.speed(config, cfg, topology, result.mesh)).items():
+    for name, value in vars(step_time.speed(config, cfg, topology, result.mesh)).items():
         setattr(result, name, value)
-    slow, fast = arithmetic.EFFICIENCY[topology.kind]
+    slow, fast = step_time.EFFICIENCY[topology.kind]
     result.notes.append(
         f"arithmetic: {slow:.0%} to {fast:.0%} of peak FLOP/s and {ICI_EFFICIENCY:.0%} of the links are assumed, "
         "nothing was compiled or measured; memory may be 20 % off"
@@ -285,7 +285,8 @@ def _compile(result: PlanResult, lowered: "jax.stages.Lowered", topology: Topolo
 
 def fill_from_compiled(result: PlanResult, compiled: Any, topology: Topology | None) -> None:
     """Memory, FLOPs and, where the topology is known, seconds of a compiled program."""
-    from mmed_jax.planning import hlo, schedule
+    from mmed_jax.planning import schedule_time
+    from mmed_jax.planning.hlo import analysis
 
     memory = compiled.memory_analysis()
     result.argument_bytes = memory.argument_size_in_bytes
@@ -298,12 +299,12 @@ def fill_from_compiled(result: PlanResult, compiled: Any, topology: Topology | N
     peak = getattr(memory, "peak_memory_in_bytes", 0) if topology else 0
     result.needed_bytes = peak or result.summed_bytes
     result.fits = result.needed_bytes <= result.capacity_bytes if result.capacity_bytes else True
-    module = hlo.parse_module(compiled.as_text())
-    result.hlo_flops = hlo.flops(module).total
+    module = analysis.parse_module(compiled.as_text())
+    result.hlo_flops = analysis.flops(module).total
     result.notes += module.notes
     if topology is None:
         return
-    e = schedule.estimate(module, topology)
+    e = schedule_time.estimate(module, topology)
     for name in ("compute_s", "kernel_s", "ici_s", "dcn_s", "low_s", "schedule_s", "high_s", "blocking_bytes"):
         setattr(result, name, getattr(e, name))
     result.collective_bytes = dict(e.collective_bytes)

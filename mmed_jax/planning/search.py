@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.config.checks import batch_rows, flatten
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.planning import advice, arithmetic
-from mmed_jax.planning.changes import smaller
+from mmed_jax.planning import advice, step_time
+from mmed_jax.planning.compile_keys import as_flags, changed
+from mmed_jax.planning.found_config import write_override
 from mmed_jax.planning.memory import memory_terms, total
-from mmed_jax.planning.override import write_override
 from mmed_jax.planning.planner import PlanResult, mesh_sizes, plan
-from mmed_jax.planning.settings import as_flags, changed
+from mmed_jax.planning.smaller_configs import smaller
 from mmed_jax.planning.topology import GIB, Topology
 
 MAX_COMPILES = 8
@@ -236,7 +236,7 @@ def _candidate(changes: dict[str, Any], config: ConfigDict, cfg: LlamaConfig, to
         mesh = mesh_sizes(new, cfg, topology)
     except UserError:
         return None
-    seconds = arithmetic.speed(new, cfg, topology, mesh).schedule_s / (batch_rows(new) * new.data.seq_len)
+    seconds = step_time.speed(new, cfg, topology, mesh).schedule_s / (batch_rows(new) * new.data.seq_len)
     terms = memory_terms(new, cfg, mesh)
     return Candidate(changes, new, mesh, seconds, total(terms, "state"), total(terms, "step"))
 

@@ -17,7 +17,7 @@ from mmed_jax.common.paths import expand_home
 from mmed_jax.config.checks import ASSETS, batch_rows, resolve_path
 from mmed_jax.data.chat import chat_format
 from mmed_jax.data.plain_text import text_end
-from mmed_jax.data.tokenizer import check_vocab, load_tokenizer, stop_ids, warn
+from mmed_jax.data.tokenizers.tokenizer import check_vocab, load_tokenizer, stop_ids, warn
 from mmed_jax.model.config import PRESETS, LlamaConfig, check, num_params
 from mmed_jax.parallel import peers
 from mmed_jax.parallel.xla_flags import refused
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
     from transformers import PreTrainedTokenizerFast
 
-    from mmed_jax.hf.source import ModelSource
+    from mmed_jax.hf.open_model import ModelSource
     from mmed_jax.training.program import Program
 
 # Fields of config.model that replace the preset's when they are not 0.
@@ -57,7 +57,7 @@ def open_init(config: ConfigDict) -> "ModelSource | None":
     """
     if not config.init_from:
         return None
-    from mmed_jax.hf.source import open_model
+    from mmed_jax.hf.open_model import open_model
 
     try:
         return open_model(resolve_path(config.init_from), ignore_keys=config.model.ignore_keys)
@@ -244,8 +244,8 @@ def write_run_files(
       WorkError: they cannot be written.
     """
     from mmed_jax.common.output_files import put_folder
-    from mmed_jax.hf.source import ASSETS
-    from mmed_jax.hf.write import write_assets
+    from mmed_jax.hf.open_model import ASSETS
+    from mmed_jax.hf.save import write_assets
     from mmed_jax.parallel.barriers import on_main
 
     def write() -> None:
@@ -382,12 +382,12 @@ def _lost_process(message: str) -> WorkError:
 
 def _out_of_memory(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh", message: str) -> WorkError:
     """Says the plan's table and the next thing to try."""
-    from mmed_jax.planning import advice, report
+    from mmed_jax.planning import advice, plan_report
     from mmed_jax.planning.planner import ran_out
 
     result = ran_out(config, cfg, mesh, message)
     platform = mesh.devices.flat[0].platform
-    print(report.table(result), flush=True)
+    print(plan_report.table(result), flush=True)
     print(advice.next_line(config, cfg, result.mesh, platform, result.capacity_bytes), flush=True)
     return WorkError(f"out of device memory ({message}); what fills it and what to try next stands above")
 
@@ -405,17 +405,17 @@ def plan_here(
     """
     import jax
 
-    from mmed_jax.planning import advice, host, report
+    from mmed_jax.planning import advice, host_memory, plan_report
+    from mmed_jax.planning.compile_keys import changed
     from mmed_jax.planning.planner import plan_devices
-    from mmed_jax.planning.settings import changed
 
     result = plan_devices(program, config, cfg)
-    say(report.table(result, run_tokens=tokens))
+    say(plan_report.table(result, run_tokens=tokens))
     if program.mesh.devices.flat[0].platform == "cpu":
         compiled = {"state": result.argument_bytes, "a step": result.needed_bytes - result.argument_bytes}
         own = sum(d.process_index == jax.process_index() for d in program.mesh.devices.flat)
-        parts = host.expected(config, cfg, program.mesh) | {k: n * own for k, n in compiled.items()}
-        say(f"host       {host.describe(parts)}")
+        parts = host_memory.expected(config, cfg, program.mesh) | {k: n * own for k, n in compiled.items()}
+        say(f"host       {host_memory.describe(parts)}")
     if not result.fits:
         ran = changed(config, {"attention": program.options.attention})
         factor = advice.off_by(ran, cfg, result)

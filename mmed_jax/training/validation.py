@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from mmed_jax.data.loader import eval_batches
-from mmed_jax.data.schema import LANGUAGES
-from mmed_jax.data.table import Table
+from mmed_jax.data.packed_table import Table
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.training.state import BatchPlacer
 
 

@@ -13,11 +13,11 @@ import pytest
 
 from mmed_jax.checkpoints.checkpointer import Checkpointer
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data.tokenizer import save_tokenizer, tokenizer_hash
+from mmed_jax.data.tokenizers.tokenizer import save_tokenizer, tokenizer_hash
 from mmed_jax.export import main
 from mmed_jax.hf.mapping import flatten, hf_tensors
-from mmed_jax.hf.source import open_model
-from mmed_jax.hf.write import MARKER, write_assets
+from mmed_jax.hf.open_model import open_model
+from mmed_jax.hf.save import MARKER, write_assets
 from mmed_jax.model.config import LlamaConfig
 from tests.support.hf_helpers import hf_folder, random_params, raw_tensors, tiny_tokenizer
 
@@ -155,7 +155,7 @@ def _run_without(what):
 
 def _other_vocabulary(tmp_path, source):
     shutil.copytree(source, tmp_path / "m")
-    from mmed_jax.data.tokenizer import load_tokenizer
+    from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
     from tests.support.hf_helpers import write_ranks
 
     save_tokenizer(load_tokenizer(write_ranks(tmp_path / "tokenizer.model", (b"ab",))), tmp_path / "m")

@@ -11,11 +11,11 @@ import pytest
 from mmed_jax import generate
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.chat import chat_prompt_ids
-from mmed_jax.data.prompts import mcq_prompt_ids
+from mmed_jax.data.multiple_choice import mcq_prompt_ids
 from mmed_jax.generate import TextStream
-from mmed_jax.hf.source import open_model
+from mmed_jax.hf.open_model import open_model
 from mmed_jax.inference.load import check_mesh, identity
-from mmed_jax.inference.prompts import Format, prompt_ids, read_prompts
+from mmed_jax.inference.prompt_files import Format, prompt_ids, read_prompts
 from tests.support.helpers_inference import TableEngine
 from tests.support.helpers_tokenizer import TEXT, tiny_fast_tokenizer
 from tests.support.hf_helpers import hf_folder

@@ -10,9 +10,9 @@ import pytest
 from mmed_jax import inspect as command
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.chat import encode_chat
-from mmed_jax.data.prompts import encode_mcq
-from mmed_jax.data.schema import read_records, write_records
-from mmed_jax.data.tokenizer import load_tokenizer
+from mmed_jax.data.multiple_choice import encode_mcq
+from mmed_jax.data.records.schema import read_records, write_records
+from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from tests.support.helpers_tokenizer import tiny_tokenizer
 
 

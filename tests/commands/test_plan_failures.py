@@ -9,8 +9,8 @@ import pytest
 from mmed_jax.common.errors import WorkError
 from mmed_jax.config.checks import load_config
 from mmed_jax.data.prepare import prepare
-from mmed_jax.data.tokenizer import load_tokenizer
-from mmed_jax.planning.settings import changed
+from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
+from mmed_jax.planning.compile_keys import changed
 from tests.support.plan_helpers import arithmetic_compiler, run_plan
 from tests.support.train_helpers import bench  # noqa: F401
 

@@ -13,8 +13,8 @@ from mmed_jax import evaluate, export, generate
 from mmed_jax.checkpoints.run_directory import training_hash
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.checks import parse_args
-from mmed_jax.hf.read import load_config
-from mmed_jax.hf.source import open_model
+from mmed_jax.hf.load import load_config
+from mmed_jax.hf.open_model import open_model
 from mmed_jax.model.config import from_hf
 from mmed_jax.model.config_keys import FIXED, HARMLESS, OFF_IS_HARMLESS
 from mmed_jax.training.setup import open_init

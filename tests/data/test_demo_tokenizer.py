@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data import tokenizer as llama3
-from mmed_jax.data.prompts import mcq_messages
-from mmed_jax.data.schema import LANGUAGES, read_records
+from mmed_jax.data.multiple_choice import mcq_messages
+from mmed_jax.data.records.schema import LANGUAGES, read_records
+from mmed_jax.data.tokenizers import tokenizer as llama3
 
 ASSETS = Path(__file__).resolve().parents[2] / "mmed_jax/assets/demo"
 VOCAB_SIZE, NUM_SPECIAL = 4096, 16

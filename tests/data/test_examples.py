@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.chat import chat_format, encode_chat
-from mmed_jax.data.examples import RenderSettings, build_samples
-from mmed_jax.data.mixing import copies
-from mmed_jax.data.prompts import encode_mcq
-from mmed_jax.data.schema import LANGUAGES, group_ids, validate_record
-from mmed_jax.data.split import by_question, without_overlap
-from mmed_jax.data.tokenizer import encode_text, load_tokenizer
+from mmed_jax.data.multiple_choice import encode_mcq
+from mmed_jax.data.records.mixing import copies
+from mmed_jax.data.records.schema import LANGUAGES, group_ids, validate_record
+from mmed_jax.data.records.split import by_question, without_overlap
+from mmed_jax.data.tokenize import RenderSettings, build_samples
+from mmed_jax.data.tokenizers.tokenizer import encode_text, load_tokenizer
 from tests.support.helpers_tokenizer import tiny_tokenizer
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_gen.gates.quantities import changed, missing, quantities
-from mmed_jax.data.language import language_of, language_problem
+from mmed_jax.data.languages.identify import language_of, language_problem
 from mmed_jax.data.sources import Conversion, get_source
 
 SAMPLES = {

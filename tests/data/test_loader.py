@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data import table as table_module
+from mmed_jax.data import packed_table as table_module
 from mmed_jax.data.loader import BatchStream, eval_batches
 from mmed_jax.data.pack import pack
-from mmed_jax.data.table import INT_ARRAYS, TABLE, Table, write_rows
+from mmed_jax.data.packed_table import INT_ARRAYS, TABLE, Table, write_rows
 from tests.data.test_pack import samples_of
 
 SEQ_LEN = 32

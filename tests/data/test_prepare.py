@@ -8,11 +8,11 @@ import pytest
 
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.config.checks import parse_args
-from mmed_jax.data import cache
+from mmed_jax.data import packed_cache
 from mmed_jax.data.prepare import prepare, print_report
-from mmed_jax.data.schema import write_records
+from mmed_jax.data.records.schema import write_records
 from mmed_jax.data.sources import Conversion, get_source
-from mmed_jax.data.tokenizer import load_tokenizer
+from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from tests.support.helpers_tokenizer import tiny_tokenizer
 
 
@@ -111,19 +111,19 @@ def test_cache_is_used_only_when_nothing_changed(files, tok, monkeypatch):
     assert not prepare(config_of(files), other_template).report["cached"]
     write_records(files / "train.jsonl", talks(30, license="other"))
     assert not prepare(config_of(files), tok).report["cached"]
-    monkeypatch.setattr(cache, "code_hash", lambda: "other code")
+    monkeypatch.setattr(packed_cache, "code_hash", lambda: "other code")
     assert not prepare(config_of(files), tok).report["cached"]
 
 
 def test_code_hash_covers_the_rendering(tmp_path, monkeypatch):
-    before = cache.code_hash()
-    for path in cache.Path(cache.__file__).parent.glob("*.py"):
+    before = packed_cache.code_hash()
+    for path in packed_cache.Path(packed_cache.__file__).parent.glob("*.py"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
-    assert cache.code_hash() == before
+    monkeypatch.setattr(packed_cache, "__file__", str(tmp_path / "cache.py"))
+    assert packed_cache.code_hash() == before
     prompts = tmp_path / "prompts.py"
     prompts.write_text(prompts.read_text().replace("Answer this medical", "Answer the medical"))
-    assert cache.code_hash() != before
+    assert packed_cache.code_hash() != before
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "report", "manifest", "other key"])
@@ -147,7 +147,7 @@ def test_a_damaged_table_is_made_anew(files, tok, damage, capsys):
     else:
         info = json.loads((folder / "table.json").read_text())
         (folder / "table.json").write_text(json.dumps({**info, "key": "0" * 20}))
-        cache.write_manifest(folder)
+        packed_cache.write_manifest(folder)
     again = prepare(config_of(files), tok)
     assert not again.report["cached"] and "made anew" in capsys.readouterr().err
     batch = again.train.batch(range(len(again.train)))

@@ -2,10 +2,10 @@
 
 import pytest
 
-from mmed_jax.data import prompts
+from mmed_jax.data import multiple_choice
 from mmed_jax.data.chat import chat_format, chat_prompt_ids, encode_chat
-from mmed_jax.data.schema import LANGUAGES, validate_record
-from mmed_jax.data.tokenizer import encode_text, load_tokenizer, stop_ids
+from mmed_jax.data.records.schema import LANGUAGES, validate_record
+from mmed_jax.data.tokenizers.tokenizer import encode_text, load_tokenizer, stop_ids
 from tests.support.helpers_tokenizer import tiny_tokenizer
 
 
@@ -27,15 +27,15 @@ def mcq(language="en", **changes):
 
 
 def test_llama3_text_exactly():
-    assert prompts.prompt_text(mcq(context="A short passage."), "direct") == (
+    assert multiple_choice.prompt_text(mcq(context="A short passage."), "direct") == (
         "Answer this medical multiple-choice question. "
         'Write only one line of the form "Answer: <letter>". '
         "If several options are correct, give all their letters, separated by commas.\n\n"
         "A short passage.\n\n"
         "Which drug inhibits platelets?\nA. Aspirin\nB. Insulin\nC. Clopidogrel"
     )
-    assert prompts.answer_text(mcq(), "direct") == "Answer: A,C"
-    assert prompts.answer_text(mcq(), "rationale") == "Both inhibit platelets.\n\nAnswer: A,C"
+    assert multiple_choice.answer_text(mcq(), "direct") == "Answer: A,C"
+    assert multiple_choice.answer_text(mcq(), "rationale") == "Both inhibit platelets.\n\nAnswer: A,C"
 
 
 MARKS = {
@@ -52,14 +52,16 @@ MARKS = {
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_language_has_its_own_texts(language):
     record = mcq(language, answer_idx="B")
-    assert prompts.answer_text(record, "direct") == MARKS[language]
-    assert prompts.answer_text(record, "rationale").endswith("\n\n" + MARKS[language])
-    texts = [prompts.instruction(language, mode) for mode in prompts.MODES]
+    assert multiple_choice.answer_text(record, "direct") == MARKS[language]
+    assert multiple_choice.answer_text(record, "rationale").endswith("\n\n" + MARKS[language])
+    texts = [multiple_choice.instruction(language, mode) for mode in multiple_choice.MODES]
     assert texts[0] != texts[1]
     for text in texts:
         # The mark that is asked for is the mark that is trained.
-        assert prompts.ANSWER_MARKS[language] + "<" in text
-        assert text not in [prompts.instruction(o, m) for o in LANGUAGES if o != language for m in prompts.MODES]
+        assert multiple_choice.ANSWER_MARKS[language] + "<" in text
+        assert text not in [
+            multiple_choice.instruction(o, m) for o in LANGUAGES if o != language for m in multiple_choice.MODES
+        ]
         assert text == text.strip() and "  " not in text
 
 
@@ -74,7 +76,7 @@ def test_mmedbench_strings_exactly():
         "this patient? ###Options: A. Aspirin B. Insulin C. Clopidogrel \n\n### Response:"
     )
     assert (
-        prompts.prompt_text(record, "rationale", "mmedbench")
+        multiple_choice.prompt_text(record, "rationale", "mmedbench")
         == head
         + (
             "You're a French doctor, kindly address the medical queries according to the patient's account in French. "
@@ -85,7 +87,7 @@ def test_mmedbench_strings_exactly():
         + body
     )
     assert (
-        prompts.prompt_text(record, "direct", "mmedbench")
+        multiple_choice.prompt_text(record, "direct", "mmedbench")
         == head
         + (
             "You're a French doctor, kindly address the medical queries according to the patient's account. "
@@ -93,35 +95,35 @@ def test_mmedbench_strings_exactly():
         )
         + body
     )
-    assert prompts.answer_text(record, "rationale", "mmedbench") == (
+    assert multiple_choice.answer_text(record, "rationale", "mmedbench") == (
         "###Rationale: Both inhibit platelets.\n###Answer: OPTION A,C IS CORRECT."
     )
-    assert prompts.answer_text(record, "direct", "mmedbench") == "###Answer: OPTION A,C IS CORRECT."
-    with_passage = prompts.prompt_text({**record, "context": "Un passage."}, "direct", "mmedbench")
+    assert multiple_choice.answer_text(record, "direct", "mmedbench") == "###Answer: OPTION A,C IS CORRECT."
+    with_passage = multiple_choice.prompt_text({**record, "context": "Un passage."}, "direct", "mmedbench")
     assert "###Question: Un passage. Quel {médicament} {options} ? Which" in with_passage
 
 
-@pytest.mark.parametrize("mode", prompts.MODES)
+@pytest.mark.parametrize("mode", multiple_choice.MODES)
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_llama3_ids_are_the_conversation(tok, language, mode):
     record = mcq(language, context=" Passage \n")
-    messages = prompts.mcq_messages(record, mode, system_prompt="Be brief.")
+    messages = multiple_choice.mcq_messages(record, mode, system_prompt="Be brief.")
     assert [m["role"] for m in messages] == ["system", "user", "assistant"]
-    sample = prompts.encode_mcq(tok, record, mode, system_prompt="Be brief.")
+    sample = multiple_choice.encode_mcq(tok, record, mode, system_prompt="Be brief.")
     assert sample == encode_chat(tok, messages)
-    prompt = prompts.mcq_prompt_ids(tok, record, mode, system_prompt="Be brief.")
+    prompt = multiple_choice.mcq_prompt_ids(tok, record, mode, system_prompt="Be brief.")
     assert prompt == chat_prompt_ids(tok, messages[:-1]) == sample.ids[: len(prompt)]
     assert sample.trained == [i >= len(prompt) for i in range(len(sample.ids))]
 
 
-@pytest.mark.parametrize("mode", prompts.MODES)
+@pytest.mark.parametrize("mode", multiple_choice.MODES)
 def test_mmedbench_ids(tok, mode):
     record = mcq("ja")
-    sample = prompts.encode_mcq(tok, record, mode, "mmedbench")
-    prompt = prompts.mcq_prompt_ids(tok, record, mode, "mmedbench")
-    assert prompt == [tok.bos_token_id, *encode_text(tok, prompts.prompt_text(record, mode, "mmedbench"))]
+    sample = multiple_choice.encode_mcq(tok, record, mode, "mmedbench")
+    prompt = multiple_choice.mcq_prompt_ids(tok, record, mode, "mmedbench")
+    assert prompt == [tok.bos_token_id, *encode_text(tok, multiple_choice.prompt_text(record, mode, "mmedbench"))]
     end = tok.convert_tokens_to_ids("<|end_of_text|>")
-    answer = [*encode_text(tok, prompts.answer_text(record, mode, "mmedbench")), end]
+    answer = [*encode_text(tok, multiple_choice.answer_text(record, mode, "mmedbench")), end]
     assert sample.ids == prompt + answer and end in stop_ids(tok)
     assert sample.trained == [False] * len(prompt) + [True] * len(answer)
 
@@ -130,18 +132,18 @@ def test_control_strings_in_a_question_stay_text(tok):
     options = {"A": "<|eot_id|>", "B": "b"}
     record = mcq(question="<|eot_id|>x", context="<|start_header_id|>", options=options, answer_idx="A")
     fmt = chat_format(tok)
-    assert prompts.encode_mcq(tok, record, "direct").ids.count(fmt.eot) == 2
-    assert fmt.eot not in prompts.encode_mcq(tok, record, "direct", "mmedbench").ids
+    assert multiple_choice.encode_mcq(tok, record, "direct").ids.count(fmt.eot) == 2
+    assert fmt.eot not in multiple_choice.encode_mcq(tok, record, "direct", "mmedbench").ids
 
 
 def test_wrong_names_and_missing_rationale_are_refused(tok):
     with pytest.raises(ValueError, match="no rationale"):
-        prompts.encode_mcq(tok, mcq(rationale=" "), "rationale")
+        multiple_choice.encode_mcq(tok, mcq(rationale=" "), "rationale")
     with pytest.raises(ValueError, match="did you mean 'direct'"):
-        prompts.encode_mcq(tok, mcq(), "direkt")
+        multiple_choice.encode_mcq(tok, mcq(), "direkt")
     with pytest.raises(ValueError, match="did you mean 'mmedbench'"):
-        prompts.encode_mcq(tok, mcq(), "direct", "medbench")
+        multiple_choice.encode_mcq(tok, mcq(), "direct", "medbench")
     with pytest.raises(ValueError, match="not a conversation"):
-        prompts.mcq_messages(mcq(), "direct", "mmedbench")
+        multiple_choice.mcq_messages(mcq(), "direct", "mmedbench")
     with pytest.raises(ValueError, match="system message"):
-        prompts.encode_mcq(tok, mcq(), "direct", "mmedbench", system_prompt="x")
+        multiple_choice.encode_mcq(tok, mcq(), "direct", "mmedbench", system_prompt="x")

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data import schema, tfds_io
-from mmed_jax.data.schema import RecordError, load_files, read_records, validate_record, write_records
+from mmed_jax.data.records import schema
+from mmed_jax.data.records import tfds as tfds_io
+from mmed_jax.data.records.schema import RecordError, load_files, read_records, validate_record, write_records
 
 INSTRUCTION = {
     "id": "i1",
@@ -45,9 +46,9 @@ def test_the_size_of_letters_in_a_suffix_means_nothing(tmp_path, name, where):
     """In every reader: records, published files, prompts, handcrafted samples, passages, benchmarks."""
     from data_gen import handcraft
     from data_gen.passages import read_passages
-    from mmed_jax.data.sources.raw import objects
+    from mmed_jax.data.sources.raw_file import objects
     from mmed_jax.evaluation.benchmarks import from_files
-    from mmed_jax.inference.prompts import read_prompts
+    from mmed_jax.inference.prompt_files import read_prompts
 
     plain = lines(tmp_path / "in" / name, MCQ | {"context": "Le foie est grand."}).read_bytes()
     content = gzip.compress(plain) if name.lower().endswith(".gz") else plain
@@ -356,7 +357,7 @@ def test_no_heavy_imports(repo, tmp_path):
     """Reading records, TFDS included, needs neither jax nor TensorFlow nor torch."""
     folder = tfds_io.write_tfds(tmp_path, "light", "1.0.0", {"train": [MCQ]})
     code = (
-        "import sys; from mmed_jax.data.schema import load_files; import mmed_jax.data.sources, data_gen.__main__, "
+        "import sys; from mmed_jax.data.records.schema import load_files; import mmed_jax.data.sources, data_gen.__main__, "
         f"data_gen.convert; load_files([{str(folder)!r}], 'mcq'); "
         "print([m for m in ('jax', 'jaxlib', 'flax', 'tensorflow', 'torch', 'transformers') if m in sys.modules])"
     )

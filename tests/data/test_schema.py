@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_gen.families import Families
-from mmed_jax.data import schema
-from mmed_jax.data.schema import RecordError, validate_record
+from mmed_jax.data.records import schema
+from mmed_jax.data.records.schema import RecordError, validate_record
 
 INSTRUCTION = {
     "id": "i1",

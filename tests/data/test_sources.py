@@ -8,8 +8,8 @@ import pytest
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.sources import SOURCES, get_source
-from mmed_jax.data.sources.base import Row, lettered
-from mmed_jax.data.sources.keys import key_at
+from mmed_jax.data.sources.answer_keys import key_at
+from mmed_jax.data.sources.source import Row, lettered
 from tests.support.source_helpers import chosen, convert, medmcqa, put, say
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from data_gen import convert as command
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.scripts import wrong_script
+from mmed_jax.data.languages.scripts import wrong_script
 from mmed_jax.data.sources import SOURCES, get_source
 from mmed_jax.data.sources.mfds_edrug import QUESTIONS
 from tests.support.source_helpers import convert, put

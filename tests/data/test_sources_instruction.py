@@ -3,7 +3,7 @@
 import pytest
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import group_ids
+from mmed_jax.data.records.schema import group_ids
 from mmed_jax.data.sources.mfds_edrug import QUESTIONS, ends_in_consonant, product_name, question_about
 from tests.support.source_helpers import convert, put, say, table
 

@@ -5,7 +5,7 @@ import zipfile
 import pytest
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import group_ids
+from mmed_jax.data.records.schema import group_ids
 from mmed_jax.data.sources import Conversion, get_source
 from tests.support.source_helpers import chosen, convert, medmcqa, put, say, table
 

@@ -311,7 +311,7 @@ def test_lines_without_end_and_files_that_are_none(tmp_path, monkeypatch):
     for name in ("pipe.jsonl", "zero.jsonl"):
         with pytest.raises(UserError, match=f"{name}: is .*a regular file is needed"):
             convert("medqa_us", tmp_path / name)
-    monkeypatch.setattr("mmed_jax.data.sources.raw._MOST_BYTES", 1000)
+    monkeypatch.setattr("mmed_jax.data.sources.raw_file._MOST_BYTES", 1000)
     with pytest.raises(UserError, match="x.jsonl: unpacks to more than"):
         convert("medqa_us", tmp_path / "x.jsonl")
 

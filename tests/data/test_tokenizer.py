@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data import tokenizer as T
+from mmed_jax.data.tokenizers import tokenizer as T
 from tests.support.hf_helpers import tiny_tokenizer, write_ranks
 
 TEXTS = [

@@ -10,9 +10,9 @@ from data_gen.methods import METHODS, QA, Expand, Rationale, Reanswer, Topics, T
 from data_gen.methods.qa import grounded
 from data_gen.prompts import TOPICS
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.language import language_problem
-from mmed_jax.data.schema import LANGUAGES, read_records, validate_record
-from mmed_jax.data.schema import METHODS as RECORD_METHODS
+from mmed_jax.data.languages.identify import language_problem
+from mmed_jax.data.records.schema import LANGUAGES, read_records, validate_record
+from mmed_jax.data.records.schema import METHODS as RECORD_METHODS
 from mmed_jax.evaluation.answers import extract
 from mmed_jax.llm_api.prompt_guard import inside
 from mmed_jax.llm_api.types import REASONS, Reject

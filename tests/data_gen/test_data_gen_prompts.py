@@ -8,8 +8,8 @@ import pytest
 from data_gen import prompts
 from data_gen.prompts import NAMES, TOPICS, load_prompt, versions, words_hash
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.language import language_problem
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.languages.identify import language_problem
+from mmed_jax.data.records.schema import LANGUAGES
 
 FIELDS = {
     "answer_expanding": ("answer", "doubt"),

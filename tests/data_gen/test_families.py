@@ -6,7 +6,7 @@ import pytest
 from data_gen.families import Families, stable_hash, validation_rows
 from data_gen.licenses import allowed, terms
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import LANGUAGES, group_ids
+from mmed_jax.data.records.schema import LANGUAGES, group_ids
 from mmed_jax.data.sources import SOURCES
 
 

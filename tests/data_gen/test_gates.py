@@ -11,7 +11,7 @@ from data_gen.gates.quantities import quantities
 from data_gen.gates.text import volume
 from data_gen.methods import make_method
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import LANGUAGES, validate_record
+from mmed_jax.data.records.schema import LANGUAGES, validate_record
 from mmed_jax.data.sources import Conversion, get_source
 from mmed_jax.llm_api.types import Job, Reject, Request
 from tests.support.fake_model import answer

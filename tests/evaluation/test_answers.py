@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmed_jax.data.prompts import answer_line, answer_text
-from mmed_jax.data.schema import LANGUAGES, read_records
+from mmed_jax.data.multiple_choice import answer_line, answer_text
+from mmed_jax.data.records.schema import LANGUAGES, read_records
 from mmed_jax.evaluation.answer_text import prepare
 from mmed_jax.evaluation.answers import Extraction, extract, is_correct, normalise, split_rationale
 

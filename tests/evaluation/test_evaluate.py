@@ -10,11 +10,11 @@ import pytest
 
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import LANGUAGES, write_records
+from mmed_jax.data.records.schema import LANGUAGES, write_records
 from mmed_jax.evaluation import local_model
 from mmed_jax.evaluation.benchmarks import Item
 from mmed_jax.evaluation.results import chance, fold, wilson
-from mmed_jax.hf.source import open_model
+from mmed_jax.hf.open_model import open_model
 from tests.support.helpers_inference import TableEngine
 from tests.support.hf_helpers import hf_folder
 

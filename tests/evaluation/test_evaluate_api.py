@@ -14,10 +14,10 @@ import pytest
 
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data.prompts import prompt_text
-from mmed_jax.data.schema import read_records, write_records
+from mmed_jax.data.multiple_choice import prompt_text
+from mmed_jax.data.records.schema import read_records, write_records
 from mmed_jax.evaluation import local_model
-from mmed_jax.hf.source import open_model
+from mmed_jax.hf.open_model import open_model
 from mmed_jax.llm_api.ledger.balance import books
 from mmed_jax.llm_api.ledger.ledger import Ledger
 from tests.support.evaluate_api_helpers import KEY, LANGUAGES, ask, model, predictions, question, quiz, results, server  # noqa: F401

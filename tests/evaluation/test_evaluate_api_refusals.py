@@ -10,9 +10,9 @@ import pytest
 
 from mmed_jax import compare, evaluate, rate
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data.schema import write_records
+from mmed_jax.data.records.schema import write_records
 from mmed_jax.evaluation import arguments, local_model
-from mmed_jax.hf.source import open_model
+from mmed_jax.hf.open_model import open_model
 from mmed_jax.llm_api.ledger.ledger import Answer, Ledger
 from mmed_jax.llm_api.types import Request
 from tests.support.evaluate_api_helpers import ask, model, predictions, question, quiz, server  # noqa: F401

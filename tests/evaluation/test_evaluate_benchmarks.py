@@ -10,7 +10,7 @@ import pytest
 
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data.schema import LANGUAGES, write_records
+from mmed_jax.data.records.schema import LANGUAGES, write_records
 from mmed_jax.evaluation import benchmarks as B
 from mmed_jax.evaluation import registry
 from mmed_jax.evaluation.places import locate_entry

@@ -10,12 +10,12 @@ import pytest
 
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data.language import language_of
-from mmed_jax.data.schema import write_records
+from mmed_jax.data.languages.identify import language_of
+from mmed_jax.data.records.schema import write_records
 from mmed_jax.evaluation import local_model, modes
 from mmed_jax.evaluation.breakdown import order_bias
 from mmed_jax.evaluation.items import Item
-from mmed_jax.hf.source import open_model
+from mmed_jax.hf.open_model import open_model
 from tests.support.helpers_inference import TableEngine
 from tests.support.hf_helpers import hf_folder
 

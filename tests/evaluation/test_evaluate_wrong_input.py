@@ -8,7 +8,7 @@ import pytest
 
 from mmed_jax import compare, evaluate, rate
 from mmed_jax.common.errors import run_command
-from mmed_jax.data.schema import write_records
+from mmed_jax.data.records.schema import write_records
 from mmed_jax.evaluation import local_model
 from tests.support.helpers_results import evaluated, items_of, record
 from tests.support.hf_helpers import hf_folder

@@ -19,7 +19,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge import Rouge
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation.answers import extract, is_correct, split_rationale
 from mmed_jax.evaluation.rationale import DEFAULT, average, pairs_of, score_rationales
 from mmed_jax.evaluation.rouge import rouge

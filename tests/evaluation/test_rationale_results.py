@@ -8,7 +8,7 @@ import pytest
 
 from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation import breakdown
 from mmed_jax.evaluation.comparison import YOURS, compare
 from mmed_jax.evaluation.intervals import bootstrap, paired

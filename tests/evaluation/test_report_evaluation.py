@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from mmed_jax.common.html_page import Cell, bars, table
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGES
 from tests.support.helpers_results import OPTIONS, evaluated, items_of, record
 
 

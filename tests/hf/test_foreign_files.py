@@ -17,13 +17,13 @@ from mmed_jax.common import jsonl
 from mmed_jax.common.checksums import write_manifest
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.journal import Journal
-from mmed_jax.data.cache import problem_of
-from mmed_jax.data.schema import RecordError, read_records, validate_record
-from mmed_jax.data.tfds_io import splits
-from mmed_jax.data.tokenizer import load_tokenizer
+from mmed_jax.data.packed_cache import problem_of
+from mmed_jax.data.records.schema import RecordError, read_records, validate_record
+from mmed_jax.data.records.tfds import splits
+from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from mmed_jax.evaluation.runs import read_runs
-from mmed_jax.hf.read import load_config, read_generation, read_tensors
-from mmed_jax.hf.write import check_output
+from mmed_jax.hf.load import load_config, read_generation, read_tensors
+from mmed_jax.hf.save import check_output
 from mmed_jax.model.config import LlamaConfig
 from tests.support.helpers_tokenizer import tiny_tokenizer
 
@@ -215,7 +215,7 @@ def test_a_tokenizer_folder_of_pipes_ends(tmp_path):
         os.mkfifo(tmp_path / name / name)
     code = """if True:
         import sys
-        from mmed_jax.data.tokenizer import load_tokenizer
+        from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
         from mmed_jax.common.errors import UserError
         for folder in sys.argv[1:]:
             try:
@@ -242,12 +242,12 @@ def test_every_command_says_what_is_no_file(tmp_path):
         import sys
         from data_gen.handcraft import _of_any_kind
         from mmed_jax.llm_api.prices import price_of
-        from mmed_jax.data.cache import content_hash
-        from mmed_jax.data.schema import load_files
+        from mmed_jax.data.packed_cache import content_hash
+        from mmed_jax.data.records.schema import load_files
         from mmed_jax.common.errors import UserError
         from mmed_jax.evaluation.rated import load_runs
         from mmed_jax.evaluation.ratings import read_ratings
-        from mmed_jax.inference.prompts import read_prompts
+        from mmed_jax.inference.prompt_files import read_prompts
         from pathlib import Path
         folder = Path(sys.argv[1])
         readers = (read_prompts, lambda p: load_files([p], "mcq"), read_ratings, _of_any_kind,

@@ -8,14 +8,14 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from mmed_jax import evaluate, export, generate, inspect, train
 from mmed_jax.common.errors import UserError
-from mmed_jax.data import formats
+from mmed_jax.data import chat_formats
 from mmed_jax.data.chat import chat_format, chat_prompt_ids, encode_chat
+from mmed_jax.data.multiple_choice import encode_mcq, mcq_messages
 from mmed_jax.data.plain_text import text_start
-from mmed_jax.data.prompts import encode_mcq, mcq_messages
-from mmed_jax.data.tokenizer import encode_text, load_tokenizer, save_tokenizer, tokenizer_hash
+from mmed_jax.data.tokenizers.tokenizer import encode_text, load_tokenizer, save_tokenizer, tokenizer_hash
 from mmed_jax.generate import TextStream
-from mmed_jax.hf.source import open_model
-from mmed_jax.inference.prompts import Format, prompt_ids
+from mmed_jax.hf.open_model import open_model
+from mmed_jax.inference.prompt_files import Format, prompt_ids
 from tests.support.foreign_helpers import (
     CHATML,
     PIECES,
@@ -265,10 +265,10 @@ def test_of_two_formats_the_template_decides_then_the_end_token(tmp_path, templa
 
 def test_a_third_format_is_one_row(tmp_path, monkeypatch):
     tokens = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
-    row = formats.ChatSyntax("third", "Third", tokens, "", "<|", "|>\n", "<|end|>", "\n", ("<|endoftext|>",))
+    row = chat_formats.ChatSyntax("third", "Third", tokens, "", "<|", "|>\n", "<|end|>", "\n", ("<|endoftext|>",))
     folder = save(tmp_path / "in", gpt2_like(added=tokens))
-    assert formats.syntax_of(load_tokenizer(folder)) is None
-    monkeypatch.setattr(formats, "SYNTAXES", (*formats.SYNTAXES, row))
+    assert chat_formats.syntax_of(load_tokenizer(folder)) is None
+    monkeypatch.setattr(chat_formats, "SYNTAXES", (*chat_formats.SYNTAXES, row))
     tok = load_tokenizer(folder)
     messages = [{"role": r, "content": f" {r} <|end|>"} for r in ("system", "user", "assistant")]
     sample = encode_chat(tok, messages)
@@ -318,7 +318,7 @@ def test_chatml_from_training_to_export(bench: Bench, tmp_path):  # noqa: F811
     assert trained == encode_chat(tok, talk)
     ends = {auto.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")}
     assert set(model.generation_config.eos_token_id) == ends and auto.eos_token == "<|im_end|>"
-    assert auto.chat_template == formats.CHATML.template
+    assert auto.chat_template == chat_formats.CHATML.template
 
 
 def test_packed_tables_of_two_formats_are_two(tmp_path):

@@ -12,8 +12,8 @@ import pytest
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.hf import safetensors
+from mmed_jax.hf.load import load_config, load_params, read_tensors
 from mmed_jax.hf.mapping import flatten, group_names, hf_tensors
-from mmed_jax.hf.read import load_config, load_params, read_tensors
 from mmed_jax.hf.safetensors import DTYPES, write_header, write_tensor
 from mmed_jax.model.llama import forward, logical_axes, unembed
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
@@ -294,7 +294,7 @@ import json, sys
 sys.path[:0] = {paths!r}
 import conftest, jax, numpy as np
 from pathlib import Path
-from mmed_jax.hf.read import load_config, load_params
+from mmed_jax.hf.load import load_config, load_params
 from mmed_jax.model.llama import logical_axes
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
 
@@ -315,7 +315,7 @@ print(json.dumps([status("VmHWM") - before, sum(sizes), max(sizes)]))
 @pytest.fixture(scope="module")
 def large_folder(tmp_path_factory):
     """A folder of 300 MB in three files; its largest leaf has 50 MB. Written here without a model in memory."""
-    from mmed_jax.hf.write import plan_files
+    from mmed_jax.hf.save import plan_files
     from mmed_jax.model.config import LlamaConfig, to_hf
 
     path = tmp_path_factory.mktemp("large")

@@ -13,12 +13,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data.tokenizer import load_tokenizer, tokenizer_hash
-from mmed_jax.hf import verify, write
+from mmed_jax.data.tokenizers.tokenizer import load_tokenizer, tokenizer_hash
+from mmed_jax.hf import save, verify
 from mmed_jax.hf.gather import gather
+from mmed_jax.hf.load import load_config, load_params
 from mmed_jax.hf.mapping import flatten, hf_tensors
-from mmed_jax.hf.read import load_config, load_params
-from mmed_jax.hf.write import MARKER, plan_files, save_pretrained
+from mmed_jax.hf.save import MARKER, plan_files, save_pretrained
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.llama import forward, logical_axes, unembed
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
@@ -292,7 +292,7 @@ def test_verify_sees_the_wrong_dtype(exported, tok, params):
 
 
 def test_nothing_appears_when_the_check_fails(tmp_path, tok, params, monkeypatch):
-    monkeypatch.setattr(write, "write_tensor", lambda f, a: f.write((a * 1.01).astype(a.dtype).tobytes()))
+    monkeypatch.setattr(save, "write_tensor", lambda f, a: f.write((a * 1.01).astype(a.dtype).tobytes()))
     with pytest.raises(WorkError, match="other logits"):
         save_pretrained(tmp_path / "out", params, CFG, tok)
     assert list(tmp_path.iterdir()) == []
@@ -324,7 +324,7 @@ def test_disk_full_leaves_nothing(tmp_path, tok, params):
 
 def test_too_little_space_is_said_before(tmp_path):
     with pytest.raises(UserError, match=r"needs 1000000.00 GB, \d+.\d\d GB are free"):
-        write.check_output(tmp_path / "out", needed=10**15)
+        save.check_output(tmp_path / "out", needed=10**15)
 
 
 def test_read_only_output(tmp_path, tok, params, monkeypatch):
@@ -332,11 +332,11 @@ def test_read_only_output(tmp_path, tok, params, monkeypatch):
     def refuse(self, *args, **kwargs):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(write.Path, "mkdir", refuse)
+    monkeypatch.setattr(save.Path, "mkdir", refuse)
     with pytest.raises(UserError, match=r"out cannot be written \(Read-only file system\)"):
         save_pretrained(tmp_path / "out", params, CFG, tok)
     monkeypatch.undo()
-    monkeypatch.setattr(write.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(save.os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="cannot be written"):
         save_pretrained(tmp_path / "out", params, CFG, tok)
     assert list(tmp_path.iterdir()) == []
@@ -386,14 +386,14 @@ def test_an_existing_folder_is_kept(tmp_path, tok, params, capsys):
 def test_a_failed_rename_puts_the_old_export_back(tmp_path, tok, params, monkeypatch):
     out = save_pretrained(tmp_path / "out", params, CFG, tok)
     before = raw_tensors(out)
-    rename = write.Path.rename
+    rename = save.Path.rename
 
     def fail(self, target):
         if ".tmp-" in self.name:
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
-    monkeypatch.setattr(write.Path, "rename", fail)
+    monkeypatch.setattr(save.Path, "rename", fail)
     with pytest.raises(WorkError, match="Input/output error"):
         save_pretrained(out, jax.tree.map(lambda x: x + 1, params), CFG, tok, overwrite=True)
     assert raw_tensors(out) == before and [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -468,10 +468,10 @@ import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize("127.0.0.1:{port}", 2, int(sys.argv[1]), initialization_timeout=60)
 from pathlib import Path
-from mmed_jax.data.tokenizer import load_tokenizer
+from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from mmed_jax.common.errors import WorkError
 from mmed_jax.hf import safetensors, write
-from mmed_jax.hf.read import load_config, load_params
+from mmed_jax.hf.load import load_config, load_params
 from mmed_jax.model.llama import logical_axes
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
 

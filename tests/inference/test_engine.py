@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.hf.source import open_model
-from mmed_jax.inference import programs
+from mmed_jax.hf.open_model import open_model
+from mmed_jax.inference import steps as programs
 from mmed_jax.inference.engine import Completion, Engine, check_prompts
-from mmed_jax.inference.rows import size_class
 from mmed_jax.inference.sampling import Sampling, row_keys, sample
+from mmed_jax.inference.slots import size_class
 from mmed_jax.model import llama
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
 from tests.support.hf_helpers import hf_folder

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.hf.source import open_model
-from mmed_jax.inference import programs, rows
+from mmed_jax.hf.open_model import open_model
+from mmed_jax.inference import slots, steps
 from mmed_jax.inference.engine import Engine
 from mmed_jax.model import llama
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
@@ -101,13 +101,13 @@ def test_choices_do_not_see_each_other(model, few_shot, together):
 
 def counted(monkeypatch, name):
     """Chunks of prompts that each call of a program reads."""
-    inner, chunks = getattr(programs, name), []
+    inner, chunks = getattr(steps, name), []
 
     def counting(params, cache, entry, *args, **kwargs):
         chunks.append(-(-int(entry["lengths_g"].max()) // kwargs["chunk"]) - int(entry["start"]) // kwargs["chunk"])
         return inner(params, cache, entry, *args, **kwargs)
 
-    monkeypatch.setattr(programs, name, counting)
+    monkeypatch.setattr(steps, name, counting)
     return chunks
 
 
@@ -115,7 +115,7 @@ def counted(monkeypatch, name):
 def test_beginnings_are_read_once(model, monkeypatch, name):
     """Twelve questions behind the same 320 tokens: five chunks once, then one a group; the same results as without."""
     rng = np.random.default_rng(3)
-    shots = rng.integers(0, 256, 5 * rows.CHUNK_CPU).tolist()
+    shots = rng.integers(0, 256, 5 * slots.CHUNK_CPU).tolist()
     prompts = [[*shots, *rng.integers(0, 256, 20 + i).tolist()] for i in range(12)]
     engine = Engine(*model, max_batch=8)
 
@@ -125,7 +125,7 @@ def test_beginnings_are_read_once(model, monkeypatch, name):
         return [c.ids for c in engine.generate(prompts, max_new_tokens=12)]
 
     with monkeypatch.context() as m:
-        m.setattr(rows.Rows, "_shared", lambda self, prompt, held: 0)
+        m.setattr(slots.Rows, "_shared", lambda self, prompt, held: 0)
         plain = counted(m, name)
         want = ask()
     assert sum(plain) == 6 * 6

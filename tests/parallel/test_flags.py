@@ -10,8 +10,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mmed_jax.config.checks import load_config
 from mmed_jax.model.config import PRESETS, num_params
 from mmed_jax.parallel.xla_flags import FLAGS, compiler_options
-from mmed_jax.planning import arithmetic, hlo, schedule, topology
-from mmed_jax.planning.settings import changed
+from mmed_jax.planning import schedule_time, step_time, topology
+from mmed_jax.planning.compile_keys import changed
+from mmed_jax.planning.hlo import analysis
 from mmed_jax.training import program
 from tests.support.hlo_cases import tpu_devices
 from tests.support.plan_helpers import run_plan, small
@@ -20,7 +21,7 @@ from tests.support.train_helpers import bench, train_here  # noqa: F401
 WIDTH = 2048
 
 
-def fsdp_module(name: str, flags: dict[str, str]) -> hlo.Module:
+def fsdp_module(name: str, flags: dict[str, str]) -> analysis.Module:
     """The gradient of a product whose weight is split over all chips of the topology `name`, compiled for it."""
     devices = tpu_devices(name)
     mesh = jax.make_mesh((len(devices),), ("fsdp",), devices=devices, axis_types=(AxisType.Auto,))
@@ -33,11 +34,11 @@ def fsdp_module(name: str, flags: dict[str, str]) -> hlo.Module:
     w = jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32, sharding=split)
     x = jax.ShapeDtypeStruct((64 * len(devices), WIDTH), jnp.bfloat16, sharding=split)
     lowered = jax.jit(jax.grad(loss), out_shardings=split).trace(w, x).lower(lowering_platforms=("tpu",))
-    return hlo.parse_module(lowered.compile(compiler_options=flags).as_text())
+    return analysis.parse_module(lowered.compile(compiler_options=flags).as_text())
 
 
-def large(module: hlo.Module) -> list[hlo.Collective]:
-    return [c for c in hlo.collectives(module) if c.payload_bytes >= WIDTH * WIDTH]
+def large(module: analysis.Module) -> list[analysis.Collective]:
+    return [c for c in analysis.collectives(module) if c.payload_bytes >= WIDTH * WIDTH]
 
 
 @pytest.mark.parametrize("name", ["v5p-128", "v6e-16"])
@@ -68,11 +69,12 @@ def test_products_are_not_cut_into_one_piece_a_chip():
     x = jax.ShapeDtypeStruct((1024 * len(devices), WIDTH), jnp.bfloat16, sharding=rows)
     lowered = jax.jit(lambda w, x: x @ w.T, out_shardings=rows).trace(w, x).lower(lowering_platforms=("tpu",))
     cut, whole = (
-        hlo.parse_module(lowered.compile(compiler_options=flags).as_text()) for flags in ({}, compiler_options(t.chip))
+        analysis.parse_module(lowered.compile(compiler_options=flags).as_text())
+        for flags in ({}, compiler_options(t.chip))
     )
-    assert {c.kind for c in hlo.collectives(cut)} == {"collective-permute"}
-    assert [c.kind for c in hlo.collectives(whole)] == ["all-gather"]
-    assert schedule.estimate(whole, t).compute_s < 0.8 * schedule.estimate(cut, t).compute_s
+    assert {c.kind for c in analysis.collectives(cut)} == {"collective-permute"}
+    assert [c.kind for c in analysis.collectives(whole)] == ["all-gather"]
+    assert schedule_time.estimate(whole, t).compute_s < 0.8 * schedule_time.estimate(cut, t).compute_s
 
 
 def test_without_flags_the_gradient_is_all_reduced():
@@ -85,7 +87,7 @@ def test_without_flags_the_gradient_is_all_reduced():
 def test_the_compiler_takes_the_flags_of_every_chip(name):
     t = topology.parse(name)
     module = fsdp_module(name, compiler_options(t.chip))
-    assert schedule.estimate(module, t).schedule_s > 0
+    assert schedule_time.estimate(module, t).schedule_s > 0
 
 
 def test_every_flag_has_a_reason_and_other_devices_have_none():
@@ -176,6 +178,6 @@ def test_what_the_compiler_for_tpus_refuses_is_one_line():
 def test_gradients_are_charged_as_the_chip_sums_them(name, flags, kind, factor):
     config, cfg = changed(load_config("stage1:8b"), {"xla_flags": flags}), PRESETS["llama3-8b"]
     mesh = {"data": 1, "fsdp": 64, "tensor": 1, "context": 1}
-    sent = arithmetic.speed(config, cfg, topology.parse(name), mesh).collective_bytes
+    sent = step_time.speed(config, cfg, topology.parse(name), mesh).collective_bytes
     each = 2 * num_params(cfg) * 63 / 64
     assert sent == {"all-gather": pytest.approx(2 * each), kind: pytest.approx(factor * each)}

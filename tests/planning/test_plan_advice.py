@@ -11,8 +11,8 @@ from mmed_jax.common.errors import WorkError
 from mmed_jax.config.checks import load_config, validate
 from mmed_jax.model.config import PRESETS
 from mmed_jax.parallel import sharding
-from mmed_jax.planning import changes
-from mmed_jax.planning.settings import changed
+from mmed_jax.planning import smaller_configs
+from mmed_jax.planning.compile_keys import changed
 from mmed_jax.training import setup
 from tests.support.plan_helpers import run_plan
 from tests.support.train_helpers import bench  # noqa: F401
@@ -48,7 +48,7 @@ from tests.support.train_helpers import bench  # noqa: F401
 def test_what_keeps_the_mathematics_is_proposed_first(platform, keys, expected):
     config = changed(load_config("stage1:8b"), keys)
     mesh = {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
-    found = list(changes.smaller(config, PRESETS["llama3-8b"], mesh, platform))
+    found = list(smaller_configs.smaller(config, PRESETS["llama3-8b"], mesh, platform))
     at = [[c.changes for c in found].index(e) for e in expected]
     assert at == sorted(at)
     for c in found:

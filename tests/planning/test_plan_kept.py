@@ -8,31 +8,31 @@ import pytest
 
 from mmed_jax.config.checks import load_config
 from mmed_jax.model.config import PRESETS
-from mmed_jax.planning import kept, topology
-from mmed_jax.planning.settings import RELEVANT, changed, relevant
+from mmed_jax.planning import plan_cache, topology
+from mmed_jax.planning.compile_keys import RELEVANT, changed, relevant
 from tests.support.plan_helpers import arithmetic_compiler, run_plan
 
 
 def test_what_is_kept_is_found_by_all_that_decides_it():
     config, cfg, slice_ = load_config("stage1:8b"), PRESETS["llama3-8b"], topology.parse("v5p-128")
-    key = kept.cache_key(config, cfg, slice_)
+    key = plan_cache.cache_key(config, cfg, slice_)
     others = {"str": "other", "int": 7, "float": 0.5}
     keys = [key]
     for name in RELEVANT:
         old = relevant(config)[name]
         other = not old if isinstance(old, bool) else others[type(old).__name__]
-        keys.append(kept.cache_key(changed(config, {name: other}), cfg, slice_))
-    keys.append(kept.cache_key(config, dataclasses.replace(cfg, num_layers=33), slice_))
-    keys.append(kept.cache_key(config, cfg, topology.parse("2xv5p-128")))
+        keys.append(plan_cache.cache_key(changed(config, {name: other}), cfg, slice_))
+    keys.append(plan_cache.cache_key(config, dataclasses.replace(cfg, num_layers=33), slice_))
+    keys.append(plan_cache.cache_key(config, cfg, topology.parse("2xv5p-128")))
     assert len(set(keys)) == len(keys) == len(RELEVANT) + 3
     same = changed(config, {"run_dir": "elsewhere", "optim.lr": 0.5, "seed": 3, "data.train": ("x.jsonl",)})
-    assert kept.cache_key(same, cfg, slice_) == key
+    assert plan_cache.cache_key(same, cfg, slice_) == key
 
 
 def test_other_words_are_no_reason_to_compile_again():
     code = '"""What it does."""\n\n\ndef f(x):\n    """Adds one."""\n    return x + 1  # one\n'
     same = '"""Else."""\ndef f(x):\n    return x + 1\n'
-    assert kept.code_of(code) == kept.code_of(same) != kept.code_of(same.replace("1", "2"))
+    assert plan_cache.code_of(code) == plan_cache.code_of(same) != plan_cache.code_of(same.replace("1", "2"))
 
 
 def damaged(found: dict) -> dict[str, object]:

@@ -7,7 +7,7 @@ import pytest
 from mmed_jax import train
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.recipes import load_config, recipe_files
-from mmed_jax.planning.override import MARK
+from mmed_jax.planning.found_config import MARK
 from tests.support.plan_helpers import arithmetic_compiler, run_plan
 from tests.support.train_helpers import call
 

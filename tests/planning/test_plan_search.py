@@ -11,7 +11,7 @@ from mmed_jax import train
 from mmed_jax.config.checks import flatten, load_config
 from mmed_jax.model.config import PRESETS
 from mmed_jax.planning import advice, planner, search, topology
-from mmed_jax.planning.settings import changed
+from mmed_jax.planning.compile_keys import changed
 from tests.support.hlo_cases import tpu_devices
 from tests.support.plan_helpers import arithmetic_compiler, run_plan, small
 from tests.support.train_helpers import Outcome, call

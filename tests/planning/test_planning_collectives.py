@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmed_jax.planning import hlo
-from mmed_jax.planning.hlo_collectives import replica_groups
-from mmed_jax.planning.hlo_text import parse_text
+from mmed_jax.planning.hlo import analysis
+from mmed_jax.planning.hlo.collectives import replica_groups
+from mmed_jax.planning.hlo.text import parse_text
 from tests.support.hlo_cases import FUSED, compiled_text, tpu_devices
 
 Struct = jax.ShapeDtypeStruct
@@ -36,12 +36,12 @@ def fsdp_step(devices):
 def test_collectives_of_an_fsdp_step_equal_the_hand_count(where):
     devices = jax.devices() if where == "cpu" else tpu_devices()
     function, shapes = fsdp_step(devices)
-    module = hlo.parse_module(compiled_text(function, *shapes, devices=devices))
+    module = analysis.parse_module(compiled_text(function, *shapes, devices=devices))
     n = len(devices)
     assert module.num_devices == n
     # Forward, recomputed forward and two products backward of every layer, each device its rows.
-    assert hlo.flops(module).total == 6 * 4 * 2 * (2048 // n) * 512 * 512
-    found = [c for c in hlo.collectives(module) if c.payload_bytes > 1000]
+    assert analysis.flops(module).total == 6 * 4 * 2 * (2048 // n) * 512 * 512
+    found = [c for c in analysis.collectives(module) if c.payload_bytes > 1000]
     element = {"cpu": 4, "tpu": 2}[where]  # the CPU compiler moves float32
     one = 512 * 512 * element * (n - 1) / n
     gathers = [c for c in found if c.kind == "all-gather"]
@@ -53,12 +53,12 @@ def test_collectives_of_an_fsdp_step_equal_the_hand_count(where):
 
 
 def test_a_transfer_fused_into_several_pieces_counts_once():
-    module = hlo.parse_module(FUSED)
-    (gather,) = hlo.collectives(module)
+    module = analysis.parse_module(FUSED)
+    (gather,) = analysis.collectives(module)
     assert (gather.kind, gather.asynchronous, gather.executions) == ("all-gather", True, 32)
     assert gather.payload_bytes == 256 * 64 * 2 and gather.wire_bytes == 256 * 64 * 2 * 3 / 4
-    assert gather.group_size == 4 and gather.scope == hlo.Scope("layers/mlp", "forward")
-    assert hlo.flops(module).total == 32 * 2 * 8 * 16 * 64
+    assert gather.group_size == 4 and gather.scope == analysis.Scope("layers/mlp", "forward")
+    assert analysis.flops(module).total == 32 * 2 * 8 * 16 * 64
 
 
 def test_a_transfer_in_start_and_done_counts_once_and_not_its_contexts():
@@ -71,7 +71,7 @@ ENTRY %main (p: f32[16]) -> f32[128] {
   ROOT %e = f32[128]{0} collective-permute-done(%c)
 }
 """
-    gather, permute = hlo.collectives(hlo.parse_module(text))
+    gather, permute = analysis.collectives(analysis.parse_module(text))
     assert (gather.wire_bytes, gather.asynchronous, gather.group_size) == (128 * 4 * 7 / 8, True, 8)
     assert (permute.kind, permute.wire_bytes) == ("collective-permute", 128 * 4)
 
@@ -95,9 +95,11 @@ ENTRY %main (p: bf16[64,16]) -> bf16[64,64] {
 
 def test_an_all_reduce_that_does_the_work_of_an_all_gather_is_seen():
     """The TPU compiler writes a part into zeros and adds up: half of this one is such, half is a sum of gradients."""
-    (reduce,) = hlo.collectives(hlo.parse_module(DISGUISED))
+    (reduce,) = analysis.collectives(analysis.parse_module(DISGUISED))
     assert (reduce.kind, reduce.disguised, reduce.wire_bytes) == ("all-reduce", 0.5, 2 * 2 * 64 * 64 * 2 * 3 / 4)
-    (plain,) = hlo.collectives(hlo.parse_module(DISGUISED.replace("%at)", "%none)").replace("(%mine, %g)", "(%g, %g)")))
+    (plain,) = analysis.collectives(
+        analysis.parse_module(DISGUISED.replace("%at)", "%none)").replace("(%mine, %g)", "(%g, %g)"))
+    )
     assert plain.disguised == 0
 
 

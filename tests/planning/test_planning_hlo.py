@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.parallel.sharding import make_mesh
-from mmed_jax.planning import hlo
-from mmed_jax.planning.hlo_flops import _positions
+from mmed_jax.planning.hlo import analysis
+from mmed_jax.planning.hlo.flops import _positions
 from tests.support.hlo_cases import FUSED, compiled_text, tpu_devices
 
 LAYERS, ROWS, WIDTH = 7, 128, 256
@@ -73,8 +73,8 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_flops_are_exact_on_cpu(name):
     function, shapes, expected = PROGRAMS[name]
-    module = hlo.parse_module(compiled_text(function, *shapes))
-    assert hlo.flops(module).total == expected and module.notes == []
+    module = analysis.parse_module(compiled_text(function, *shapes))
+    assert analysis.flops(module).total == expected and module.notes == []
 
 
 def test_flops_are_exact_in_a_tpu_program():
@@ -84,10 +84,10 @@ def test_flops_are_exact_in_a_tpu_program():
         return jnp.einsum("bqhd,bkhd->bhqk", q, k), jax.value_and_grad(layers)(ws, x), from_three_to_eleven(w, x)
 
     text = compiled_text(everything, HEADS, HEADS, SQUARE, STACK, X, devices=tpu_devices())
-    counted = hlo.flops(hlo.parse_module(text))
+    counted = analysis.flops(analysis.parse_module(text))
     assert counted.total == 2 * 3 * 4 * 64 * 64 * 32 + LAYERS * 3 * ONE + 8 * ONE
-    assert counted.by_scope[hlo.Scope("mlp", "forward")] == LAYERS * ONE
-    assert counted.by_scope[hlo.Scope("mlp", "backward")] == 2 * LAYERS * ONE
+    assert counted.by_scope[analysis.Scope("mlp", "forward")] == LAYERS * ONE
+    assert counted.by_scope[analysis.Scope("mlp", "backward")] == 2 * LAYERS * ONE
     assert " convolution(" in text and " dot(" not in text  # what makes the TPU's text different
 
 
@@ -95,8 +95,8 @@ def test_a_loop_without_a_known_count_is_counted_once_and_named():
     def until(w_dd, x_nd, n):
         return jax.lax.while_loop(lambda s: s[0] < n, lambda s: (s[0] + 1, jnp.tanh(s[1] @ w_dd)), (0, x_nd))[1]
 
-    module = hlo.parse_module(compiled_text(until, SQUARE, X, Struct((), jnp.int32)))
-    assert hlo.flops(module).total == ONE
+    module = analysis.parse_module(compiled_text(until, SQUARE, X, Struct((), jnp.int32)))
+    assert analysis.flops(module).total == ONE
     assert len(module.notes) == 1 and "trip count not known" in module.notes[0]
 
 
@@ -130,7 +130,7 @@ def test_splash_kernels_of_a_tpu_program_are_found_with_their_blocks():
     devices = tpu_devices()
     with jax.set_mesh(make_mesh(devices=devices[:1])):  # where the kernel will run
         text = compiled_text(jax.grad(out, argnums=(0, 1, 2)), q, k, k, devices=devices)
-    counted = hlo.flops(hlo.parse_module(text))
+    counted = analysis.flops(analysis.parse_module(text))
     per_pair = 2 * batch * heads * width
     rows = re.findall(r'\\"block_(q|kv)(_dkv)?\\": (\d+)', text)
     blocks = {(name, part): int(size) for name, part, size in rows}
@@ -171,11 +171,11 @@ ENTRY %main (q: bf16[4,1024,64]) -> bf16[4,1024,64] {
 )
 def test_splash_formula_and_kernels_without_one(kind, suffix, result, products):
     text = SPLASH.replace("KIND", kind).replace("SUFFIX", suffix).replace("RESULT", result)
-    module = hlo.parse_module(text)
-    counted = hlo.flops(module)
+    module = analysis.parse_module(text)
+    counted = analysis.flops(module)
     assert counted.kernels == products * 2 * 4 * live_pairs(1024, 1536, 256, 512) * 64
     assert counted.unknown == ("other",)
-    told = hlo.flops(module, lambda i: 1.0 if i.name == "other" else None)
+    told = analysis.flops(module, lambda i: 1.0 if i.name == "other" else None)
     assert told.kernels == counted.kernels + 1 and told.unknown == ()
 
 
@@ -190,7 +190,7 @@ ENTRY %main (a: bf16[3,64,32]) -> bf16[3,64,16] {
 
 
 def test_products_that_a_library_computes_count_as_products():
-    counted = hlo.flops(hlo.parse_module(LIBRARY))
+    counted = analysis.flops(analysis.parse_module(LIBRARY))
     assert (counted.matmul, counted.kernels, counted.unknown) == (2 * 2 * 3 * 64 * 16 * 32, 0, ())
 
 
@@ -220,15 +220,15 @@ SCOPES = {
 
 @pytest.mark.parametrize("op_name", SCOPES)
 def test_scopes_of_op_names(op_name):
-    assert hlo.scope_of(op_name) == hlo.Scope(*SCOPES[op_name])
+    assert analysis.scope_of(op_name) == analysis.Scope(*SCOPES[op_name])
 
 
 def test_what_is_parsed_of_an_instruction():
-    module = hlo.parse_module(FUSED)
+    module = analysis.parse_module(FUSED)
     assert module.entry.name == "main" and module.name == "overlap" and module.num_devices == 4
     fusion = module.computations["body"].by_name["fusion.2"]
     assert fusion.cycles == 1500 and fusion.called == {"calls": ("carry",)} and len(fusion.shapes) == 2
-    assert fusion.shapes[1] == hlo.Shape("bf16", (256, 64)) and fusion.operands == ("gte", "x", "w")
+    assert fusion.shapes[1] == analysis.Shape("bf16", (256, 64)) and fusion.operands == ("gte", "x", "w")
     start = module.computations["body"].by_name["async-start"]
     assert [s.space for s in start.shapes] == [0, 0, 2] and start.shapes[2].bytes == 4
     assert module.entry.by_name["p"].op_name == "state['w']"
@@ -242,14 +242,14 @@ CUT = "HloModule cut\nENTRY %e {\n  %x = f32[] add(%a\n}\n"
 @pytest.mark.parametrize("text", ["", "no module", "HloModule empty\n", CUT])
 def test_what_is_no_hlo_text_is_refused(text):
     with pytest.raises(UserError, match="HLO"):
-        hlo.parse_module(text)
+        analysis.parse_module(text)
 
 
 def test_the_command_prints_flops_and_traffic(tmp_path, capsys):
     path = tmp_path / "step.txt"
     path.write_text(FUSED)
-    hlo.main([str(path)])
+    analysis.main([str(path)])
     out = capsys.readouterr().out
     assert re.search(r"FLOPs a device: 5\.2429e\+05", out) and "all-gather, asynchronous" in out
     with pytest.raises(UserError, match="no such file"):
-        hlo.main([str(tmp_path / "absent.txt")])
+        analysis.main([str(tmp_path / "absent.txt")])

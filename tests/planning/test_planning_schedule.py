@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmed_jax.planning import hlo, links, schedule, topology
+from mmed_jax.planning import collective_time, schedule_time, topology
+from mmed_jax.planning.hlo import analysis
 from tests.support.hlo_cases import compiled_text, tpu_devices
 
 V5P, V5E, V6E = (topology.parse(name) for name in ("v5p-128", "v5e-64", "v6e-64"))
@@ -20,10 +21,10 @@ SLOW = dataclasses.replace(
 )
 
 
-def program(*lines: str, name: str = "main", inner: str = "", devices: int = 4) -> hlo.Module:
+def program(*lines: str, name: str = "main", inner: str = "", devices: int = 4) -> analysis.Module:
     body = "\n".join(f"  {line}" for line in ("%p = f32[250]{0} parameter(0)", *lines))
     header = f"HloModule m, is_scheduled=true, num_partitions={devices}\n"
-    return hlo.parse_module(f"{header}{inner}\nENTRY %{name} (p: f32[250]) -> f32[250] {{\n{body}\n}}\n")
+    return analysis.parse_module(f"{header}{inner}\nENTRY %{name} (p: f32[250]) -> f32[250] {{\n{body}\n}}\n")
 
 
 def work(name: str, cycles: int, scope: str = "jit(f)/jvp(mlp)/dot") -> str:
@@ -41,7 +42,7 @@ ONE_GATHER = 1000 * 4 * 3 / 4 / 0.9e9  # seconds: 3000 bytes
 
 
 def test_a_blocking_transfer_adds_to_the_step():
-    e = schedule.estimate(program(work("a", 7), GATHER, work("b", 5)), SLOW)
+    e = schedule_time.estimate(program(work("a", 7), GATHER, work("b", 5)), SLOW)
     assert e.compute_s == pytest.approx(12e-6) and e.ici_s == pytest.approx(ONE_GATHER)
     assert (e.low_s, e.high_s) == (e.compute_s, e.compute_s + e.ici_s) and e.schedule_s == pytest.approx(e.high_s)
     assert e.collective_bytes == {"all-gather": 3000} and e.blocking_bytes == 3000 and e.dcn_s == 0
@@ -51,20 +52,20 @@ def test_a_blocking_transfer_adds_to_the_step():
 @settings(max_examples=60, deadline=None)
 def test_nothing_hidden_is_the_longest_to_the_last_bit(cycles):
     """Sums of the same numbers in another order differ in their last bit; the range must hold all the same."""
-    e = schedule.estimate(program(GATHER, *(work(f"w{i}", n) for i, n in enumerate(cycles))), SLOW)
+    e = schedule_time.estimate(program(GATHER, *(work(f"w{i}", n) for i, n in enumerate(cycles))), SLOW)
     assert e.low_s <= e.schedule_s <= e.high_s and e.schedule_s == pytest.approx(e.high_s)
 
 
 def test_an_asynchronous_transfer_hides_behind_what_stands_between_its_ends():
-    hidden = schedule.estimate(program(START, work("a", 7), DONE, work("b", 5)), SLOW)
+    hidden = schedule_time.estimate(program(START, work("a", 7), DONE, work("b", 5)), SLOW)
     assert hidden.schedule_s == pytest.approx(12e-6) and hidden.blocking_bytes == 0
-    late = schedule.estimate(program(work("a", 7), START, work("b", 1), DONE), SLOW)
+    late = schedule_time.estimate(program(work("a", 7), START, work("b", 1), DONE), SLOW)
     assert late.schedule_s == pytest.approx(7e-6 + ONE_GATHER)
 
 
 def test_transfers_follow_one_another_on_the_links():
     """A blocking transfer waits for the one that is on its way."""
-    e = schedule.estimate(program(START, work("a", 1), GATHER, DONE), SLOW)
+    e = schedule_time.estimate(program(START, work("a", 1), GATHER, DONE), SLOW)
     assert e.schedule_s == pytest.approx(2 * ONE_GATHER)
 
 
@@ -95,7 +96,7 @@ def test_a_loop_takes_its_trips_and_fused_transfers_overlap_in_it():
         "%w = (s32[], f32[250]{0}) while(%t), condition=%cond, body=%body",
         work("c", 3),
     )
-    e = schedule.estimate(program(*around, inner=inner), SLOW)
+    e = schedule_time.estimate(program(*around, inner=inner), SLOW)
     # The loop's counter, an add without an estimate, moves 12 bytes at 1 GB/s each time.
     counter = 10 * 12e-9
     assert e.compute_s == pytest.approx(123e-6 + counter) and e.ici_s == pytest.approx(10 * ONE_GATHER)
@@ -104,13 +105,13 @@ def test_a_loop_takes_its_trips_and_fused_transfers_overlap_in_it():
 
 def test_seconds_by_scope_and_the_longest_instructions():
     back = "jit(f)/transpose(jvp(mlp))/dot"
-    e = schedule.estimate(program(work("a", 7), work("b", 5), work("c", 20, back), GATHER), SLOW)
+    e = schedule_time.estimate(program(work("a", 7), work("b", 5), work("c", 20, back), GATHER), SLOW)
     found = {(s.scope.path, s.scope.direction): s.compute_s for s in e.seconds_by_scope}
     assert found["mlp", "forward"] == pytest.approx(12e-6) and found["mlp", "backward"] == pytest.approx(20e-6)
     assert sum(s.compute_s for s in e.seconds_by_scope) == pytest.approx(e.compute_s)
     assert sum(s.transfer_s for s in e.seconds_by_scope) == pytest.approx(e.ici_s)
     assert [h.name for h in e.top] == ["c", "a", "b", "gather"] and e.top[3].what == "all-gather"
-    many = schedule.estimate(program(*(work(f"w{n}", n + 1) for n in range(30))), SLOW)
+    many = schedule_time.estimate(program(*(work(f"w{n}", n + 1) for n in range(30))), SLOW)
     assert [h.name for h in many.top] == [f"w{n}" for n in range(29, 19, -1)]
     assert "mlp" in e.summary() and "blocking" in e.summary()
 
@@ -118,27 +119,27 @@ def test_seconds_by_scope_and_the_longest_instructions():
 def test_kernels_take_their_flops_at_the_assumed_share_of_the_peak():
     kernel = '%k = f32[250]{0} custom-call(%p), custom_call_target="tpu_custom_call"'
     flops = dict(kernel_flops=lambda i: 5e6 if i.name == "k" else None)
-    e = schedule.estimate(program(kernel), SLOW, **flops)
+    e = schedule_time.estimate(program(kernel), SLOW, **flops)
     assert e.kernel_s == pytest.approx(5e6 / (0.5 * 1e9)) == e.compute_s and e.flops == 5e6
     assert "50%" in e.notes[0]
-    assert schedule.estimate(program(kernel), SLOW, **flops, kernel_efficiency=0.25).kernel_s == 2 * e.kernel_s
-    unknown = schedule.estimate(program(kernel), SLOW)
+    assert schedule_time.estimate(program(kernel), SLOW, **flops, kernel_efficiency=0.25).kernel_s == 2 * e.kernel_s
+    unknown = schedule_time.estimate(program(kernel), SLOW)
     assert unknown.compute_s == pytest.approx(2000e-9) and "without a FLOP formula" in unknown.notes[0]
 
 
 def test_what_has_no_cycles_takes_flops_or_bytes():
     """The modules of other compilers: the longer of FLOPs at the peak and bytes; an update in place moves its part."""
     dot = "%d = f32[250,250]{1,0} dot(%p, %p), lhs_contracting_dims={}, rhs_contracting_dims={}"
-    assert schedule.estimate(program(dot), SLOW).compute_s == pytest.approx((250 * 250 + 500) * 4 / 1e9)
+    assert schedule_time.estimate(program(dot), SLOW).compute_s == pytest.approx((250 * 250 + 500) * 4 / 1e9)
     update = (
         "%u = f32[10]{0} constant({...})",
         "%z = s32[] constant(0)",
         "%d = f32[250]{0} dynamic-update-slice(%p, %u, %z)",
     )
-    assert schedule.estimate(program(*update), SLOW).compute_s == pytest.approx(2 * 40 / 1e9)
-    assert schedule.estimate(program("%v = f32[250]{0:S(1)} negate(%p)"), SLOW).compute_s == pytest.approx(1e-6)
+    assert schedule_time.estimate(program(*update), SLOW).compute_s == pytest.approx(2 * 40 / 1e9)
+    assert schedule_time.estimate(program("%v = f32[250]{0:S(1)} negate(%p)"), SLOW).compute_s == pytest.approx(1e-6)
     # An estimate that is none: the largest 64-bit number.
-    assert schedule.estimate(program(work("a", 2**63 - 1)), SLOW).compute_s == pytest.approx(2000e-9)
+    assert schedule_time.estimate(program(work("a", 2**63 - 1)), SLOW).compute_s == pytest.approx(2000e-9)
 
 
 RATES = [
@@ -160,7 +161,7 @@ RATES = [
 
 @pytest.mark.parametrize(("chips", "group", "axes", "rate"), RATES)
 def test_links_of_a_group(chips, group, axes, rate):
-    assert links.link_rate(chips, group, axes) == pytest.approx(rate)
+    assert collective_time.link_rate(chips, group, axes) == pytest.approx(rate)
 
 
 def test_mean_hops_equal_the_mean_over_all_pairs():
@@ -170,9 +171,9 @@ def test_mean_hops_equal_the_mean_over_all_pairs():
     def line(n):
         return sum(abs(a - b) for a in range(n) for b in range(n)) / n**2
 
-    assert links.mean_hops(V5P, 64) == pytest.approx(3 * ring(4))
-    assert links.mean_hops(V5E, 64) == pytest.approx(2 * line(8))
-    assert links.mean_hops(V5E, 8) == pytest.approx(line(8))
+    assert collective_time.mean_hops(V5P, 64) == pytest.approx(3 * ring(4))
+    assert collective_time.mean_hops(V5E, 64) == pytest.approx(2 * line(8))
+    assert collective_time.mean_hops(V5E, 8) == pytest.approx(line(8))
 
 
 TWO = dataclasses.replace(SLOW, slices=2, dcn_bandwidth=1e8)
@@ -180,11 +181,11 @@ TWO = dataclasses.replace(SLOW, slices=2, dcn_bandwidth=1e8)
 
 def test_a_group_over_two_slices_reduces_in_the_slice_and_then_between_them():
     reduce = "%r = f32[250]{0} all-reduce(%p), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add"
-    e = schedule.estimate(program(reduce, devices=8), TWO)
+    e = schedule_time.estimate(program(reduce, devices=8), TWO)
     assert e.ici_s == pytest.approx(2 * 1000 * 3 / 4 / 0.9e9)
     assert e.dcn_bytes == 2 * (1000 / 4) / 2 and e.dcn_s == pytest.approx(e.dcn_bytes / 1e8)
     apart = "%r = f32[250]{0} all-reduce(%p), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add"
-    e = schedule.estimate(program(apart, devices=8), TWO)
+    e = schedule_time.estimate(program(apart, devices=8), TWO)
     assert (e.ici_s, e.dcn_bytes, e.collective_bytes) == (0, 1000, {}) and e.schedule_s == e.dcn_s > 0
 
 
@@ -205,10 +206,10 @@ BETWEEN = (
 @pytest.mark.parametrize("cycles", [3, 30])
 def test_send_and_receive_between_slices_run_beside_the_work(cycles):
     lines = [work("a", cycles) if line == "WORK" else line for line in BETWEEN]
-    e = schedule.estimate(program(*lines), TWO)
+    e = schedule_time.estimate(program(*lines), TWO)
     assert e.dcn_bytes == 2 * 1000 / 2 and e.dcn_s == pytest.approx(10e-6) and e.ici_s == 0
     assert e.schedule_s == pytest.approx(max(cycles * 1e-6, 10e-6))
-    (found,) = hlo.collectives(program(*lines))
+    (found,) = analysis.collectives(program(*lines))
     assert found.dcn and found.asynchronous and found.group_size == 2
 
 
@@ -237,7 +238,7 @@ def test_the_schedule_lies_between_all_hidden_and_none_hidden(steps):
             ends.append((n + step[2], f"%d{n} = f32[{250 * step[1]}]{{0}} all-gather-done(%s{n})"))
         lines += [line for at, line in ends if at == n]
     lines += [line for at, line in ends if at > len(steps)]
-    e = schedule.estimate(program(*lines), SLOW)
+    e = schedule_time.estimate(program(*lines), SLOW)
     work_s = 1e-6 * (1 + sum(s[1] for s in steps if s[0] == "work"))
     assert e.compute_s == pytest.approx(work_s)
     assert e.low_s <= e.schedule_s * (1 + 1e-9) and e.schedule_s <= e.high_s * (1 + 1e-9)
@@ -249,8 +250,8 @@ def test_the_schedule_lies_between_all_hidden_and_none_hidden(steps):
 def test_the_tpu_compilers_cycles_give_a_large_product_near_the_peak():
     """Checks clock, trips and cycles together: a projection of an 8B model reaches 0.98 of the peak on v5e."""
     x, w = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((4096, 4096), (4096, 14336)))
-    module = hlo.parse_module(compiled_text(jnp.matmul, x, w, devices=tpu_devices()))
-    e = schedule.estimate(module, V5E)
+    module = analysis.parse_module(compiled_text(jnp.matmul, x, w, devices=tpu_devices()))
+    e = schedule_time.estimate(module, V5E)
     assert e.flops == 2 * 4096 * 4096 * 14336
     assert 0.95 < e.flops / e.compute_s / V5E.peak_flops < 1.0
 
@@ -273,8 +274,8 @@ def test_gradients_of_two_slices_cross_once_per_slice_in_a_tpu_program():
     weights = jax.ShapeDtypeStruct((layers, width, width), jnp.float32, sharding=split)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     x = jax.ShapeDtypeStruct((4096, width), jnp.bfloat16, sharding=rows)
-    module = hlo.parse_module(compiled_text(step, weights, x, devices=devices))
-    e = schedule.estimate(module, topology.parse("2xv5e-4"))
+    module = analysis.parse_module(compiled_text(step, weights, x, devices=devices))
+    e = schedule_time.estimate(module, topology.parse("2xv5e-4"))
     assert e.dcn_bytes == layers * (width * width * 2 / 4) * 2 / 2
     assert e.flops == layers * 3 * 2 * (4096 / 8) * width * width
     assert e.collective_bytes["all-gather"] == layers * width * width * 2 * 3 / 4

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmed_jax import evaluate
-from mmed_jax.data.schema import write_records
+from mmed_jax.data.records.schema import write_records
 from tests.support.hf_helpers import hf_folder
 from tests.support.openai_server import OpenAIServer
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data_gen.gates.units import UNITS, unit_after
 from data_gen.prompts import NAMES, TOPICS, load_prompt
-from mmed_jax.data.schema import LANGUAGES
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.llm_api.prompt_guard import inside
 
 WRONG = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.common.checksums import write_json
-from mmed_jax.data.language import language_of
+from mmed_jax.data.languages.identify import language_of
 from mmed_jax.evaluation import breakdown
 from mmed_jax.evaluation.answers import RULES_VERSION, split_rationale
 from mmed_jax.evaluation.items import Item

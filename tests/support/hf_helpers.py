@@ -16,7 +16,7 @@ def write_ranks(path: Path, words: tuple[bytes, ...] = ()) -> Path:
 
 def tiny_tokenizer(folder: Path):
     """A Llama-3 tokenizer of 256 bytes and 256 special tokens."""
-    from mmed_jax.data.tokenizer import load_tokenizer
+    from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     return load_tokenizer(write_ranks(folder / "tokenizer.model"))
@@ -68,7 +68,7 @@ def hf_folder(
 
     torch_llama(**changes).to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=max_shard_size)
     if tokenizer:
-        from mmed_jax.data.tokenizer import save_tokenizer
+        from mmed_jax.data.tokenizers.tokenizer import save_tokenizer
 
         save_tokenizer(tiny_tokenizer(folder.parent / f"{folder.name}-ranks"), folder)
     return folder

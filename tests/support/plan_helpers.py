@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 from mmed_jax import plan
-from mmed_jax.planning import arithmetic, planner
+from mmed_jax.planning import planner, step_time
 from mmed_jax.planning.memory import memory_terms, total
 from tests.support.train_helpers import Outcome, call
 
@@ -55,7 +55,7 @@ def arithmetic_compiler(off: float = 1.2) -> Iterator[list[dict]]:
         result.argument_bytes, result.temporary_bytes = total(terms, "state"), off * total(terms, "step")
         result.needed_bytes = result.summed_bytes = result.argument_bytes + result.temporary_bytes
         result.fits = result.needed_bytes <= result.capacity_bytes
-        for name, value in vars(arithmetic.speed(config, cfg, topology, mesh)).items():
+        for name, value in vars(step_time.speed(config, cfg, topology, mesh)).items():
             setattr(result, name, value)
 
     with mock.patch.object(planner, "_by_compiler", by_compiler):

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import kind_of, validate_record
+from mmed_jax.data.records.schema import kind_of, validate_record
 from mmed_jax.data.sources import SOURCES, Conversion, get_source
 
 

@@ -78,9 +78,9 @@ import jax
 from mmed_jax import checkpoint_read, optim, placement, sharding
 from mmed_jax.checkpoints.checkpointer import Checkpointer, restore_params
 from mmed_jax.config.checks import load_config
-from mmed_jax.data.tokenizer import load_tokenizer
-from mmed_jax.hf.read import load_params
-from mmed_jax.hf.write import save_pretrained
+from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
+from mmed_jax.hf.load import load_params
+from mmed_jax.hf.save import save_pretrained
 from mmed_jax.model.config import PRESETS
 from mmed_jax.training.telemetry import host_memory_bytes
 

@@ -11,7 +11,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.common.output_files import check_folder
 from mmed_jax.config.checks import load_config, resolve_path
 from mmed_jax.config.defaults import base
-from mmed_jax.hf.source import ModelSource
+from mmed_jax.hf.open_model import ModelSource
 from mmed_jax.model.config import PRESETS
 from mmed_jax.training import setup
 

@@ -151,7 +151,7 @@ def test_evaluation_step_sums_what_the_training_step_reports(params, batch):
 
 
 def test_language_slots_cover_the_schema():
-    from mmed_jax.data.schema import LANGUAGES
+    from mmed_jax.data.records.schema import LANGUAGES
 
     assert step.LANGUAGE_SLOTS == len(LANGUAGES) + 1
 

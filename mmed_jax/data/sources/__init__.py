@@ -1,9 +1,9 @@
 """Public data sets: one adapter each, from the published files to checked records. Imports no jax."""
 
 from mmed_jax.common.errors import UserError, nearest
-from mmed_jax.data.sources.base import Drop, Hub, Row, Source, WrongForm
 from mmed_jax.data.sources.casimedicos import CASIMEDICOS
 from mmed_jax.data.sources.cmb_clin import CMB_CLIN
+from mmed_jax.data.sources.convert import Conversion, Report
 from mmed_jax.data.sources.covid_faq import COVID_FAQ
 from mmed_jax.data.sources.frenchmedmcqa import FRENCHMEDMCQA
 from mmed_jax.data.sources.headqa import HEADQA
@@ -17,7 +17,7 @@ from mmed_jax.data.sources.mmedbench import MMEDBENCH
 from mmed_jax.data.sources.mmlu import JMMLU_MEDICAL, MMLU_MEDICAL
 from mmed_jax.data.sources.pubmedqa import PUBMEDQA
 from mmed_jax.data.sources.rumeddanet import RUMEDDANET
-from mmed_jax.data.sources.run import Conversion, Report
+from mmed_jax.data.sources.source import Drop, Hub, Row, Source, WrongForm
 from mmed_jax.data.sources.toyhom import TOYHOM
 from mmed_jax.data.sources.xlinghealth import XLINGHEALTH
 

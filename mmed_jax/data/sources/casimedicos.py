@@ -13,7 +13,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.sources.base import (
+from mmed_jax.data.sources.answer_keys import by_name, key_by_name, named_numbering, same_base
+from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.source import (
     Drop,
     Hub,
     Row,
@@ -25,8 +27,6 @@ from mmed_jax.data.sources.base import (
     origin,
     text,
 )
-from mmed_jax.data.sources.keys import by_name, key_by_name, named_numbering, same_base
-from mmed_jax.data.sources.raw import Download, objects
 
 _LANGUAGES = ("en", "es", "fr")
 

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.schema import LANGUAGE_NAMES
-from mmed_jax.data.sources.base import Drop, Row, Source, dialogue, make_id, need, origin, text
-from mmed_jax.data.sources.raw import Download, objects
+from mmed_jax.data.records.schema import LANGUAGE_NAMES
+from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.source import Drop, Row, Source, dialogue, make_id, need, origin, text
 
 _LICENSES = {"CDC": "public domain (US Government work)", "WHO": "CC BY-NC-SA 3.0 IGO"}
 _CODES = {name.lower(): code for code, name in LANGUAGE_NAMES.items()}

@@ -8,7 +8,7 @@ and CMB.
 
 import re
 
-from mmed_jax.data.schema import LETTERS
+from mmed_jax.data.records.schema import LETTERS
 
 _NOUN = (
     r"(?:image|figure|fig|exhibit|picture|photograph|photo|diagram|graph|illustration|drawing|(?:colou?r )?plate|"

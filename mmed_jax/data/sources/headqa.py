@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import LETTERS
-from mmed_jax.data.sources.base import (
+from mmed_jax.data.records.schema import LETTERS
+from mmed_jax.data.sources.answer_keys import UNREADABLE, number_of, same_base
+from mmed_jax.data.sources.raw_file import Download, as_download, files, holds, json_value, objects
+from mmed_jax.data.sources.source import (
     Drop,
     Hub,
     Row,
@@ -27,8 +29,6 @@ from mmed_jax.data.sources.base import (
     origin,
     text,
 )
-from mmed_jax.data.sources.keys import UNREADABLE, number_of, same_base
-from mmed_jax.data.sources.raw import Download, as_download, files, holds, json_value, objects
 
 _WORDS = {"en": {"en", "eng", "english"}, "es": {"es", "esp", "spa", "spanish", "espanol", "español"}}
 

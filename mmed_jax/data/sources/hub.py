@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmed_jax.common.errors import UserError, WorkError, one_line
-from mmed_jax.data.files import SPLIT_NAMES
-from mmed_jax.data.schema import LANGUAGES
-from mmed_jax.data.sources.base import Row, Source
-from mmed_jax.data.sources.raw import Download
+from mmed_jax.data.records.reading import SPLIT_NAMES
+from mmed_jax.data.records.schema import LANGUAGES
+from mmed_jax.data.sources.raw_file import Download
+from mmed_jax.data.sources.source import Row, Source
 
 if TYPE_CHECKING:
     import datasets

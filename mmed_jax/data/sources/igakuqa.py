@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.sources.base import Drop, Row, Source, lettered, make_id, mcq, need, origin, text
-from mmed_jax.data.sources.keys import letter_of
-from mmed_jax.data.sources.raw import Download, objects
+from mmed_jax.data.sources.answer_keys import letter_of
+from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.source import Drop, Row, Source, lettered, make_id, mcq, need, origin, text
 
 
 def rows(given: Download | Path) -> Iterator[Row]:

@@ -7,9 +7,9 @@ in the few-shot split, cot. Numbers count from 1 in all publications.
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.sources.base import Drop, Hub, Row, Source, lettered, make_id, mcq, need, origin, text
-from mmed_jax.data.sources.keys import key_at, same_base
-from mmed_jax.data.sources.raw import Download, objects
+from mmed_jax.data.sources.answer_keys import key_at, same_base
+from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.source import Drop, Hub, Row, Source, lettered, make_id, mcq, need, origin, text
 
 _SUBJECTS = ("doctor", "nurse", "pharm", "dentist")
 

@@ -13,8 +13,11 @@ from itertools import groupby
 from pathlib import Path
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.schema import LETTERS
-from mmed_jax.data.sources.base import (
+from mmed_jax.data.records.schema import LETTERS
+from mmed_jax.data.sources.answer_keys import key_at, number_of
+from mmed_jax.data.sources.figures import needs_figure
+from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.source import (
     Drop,
     Hub,
     Row,
@@ -27,9 +30,6 @@ from mmed_jax.data.sources.base import (
     origin,
     text,
 )
-from mmed_jax.data.sources.figures import needs_figure
-from mmed_jax.data.sources.keys import key_at, number_of
-from mmed_jax.data.sources.raw import Download, objects
 
 _OPTIONS = ("opa", "opb", "opc", "opd")
 # Shorter ones say "Ans. C" and nothing more: no answer to learn from.

@@ -14,8 +14,11 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.schema import LETTERS
-from mmed_jax.data.sources.base import (
+from mmed_jax.data.records.schema import LETTERS
+from mmed_jax.data.sources.answer_keys import UNREADABLE, by_name, key_by_name, named_numbering, same_base
+from mmed_jax.data.sources.figures import needs_figure
+from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.source import (
     Drop,
     Hub,
     Row,
@@ -29,9 +32,6 @@ from mmed_jax.data.sources.base import (
     origin,
     text,
 )
-from mmed_jax.data.sources.figures import needs_figure
-from mmed_jax.data.sources.keys import UNREADABLE, by_name, key_by_name, named_numbering, same_base
-from mmed_jax.data.sources.raw import Download, objects
 
 _URL = "https://github.com/jind11/MedQA"
 # Apollo mixes four sets in one file and names each row's.

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.sources.base import Drop, Row, Source, cell_problem, dialogue, make_id, need, origin, text
-from mmed_jax.data.sources.raw import Download, objects
+from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.source import Drop, Row, Source, cell_problem, dialogue, make_id, need, origin, text
 
 LICENSE = "Korean public-sector data (MFDS), licence line unverified"
 # Column header -> the question about {name}; {은} and {을} are the topic and object particles.

@@ -9,10 +9,10 @@ the schema instead of stopping at the first.
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from mmed_jax.data.files import language_of
-from mmed_jax.data.schema import LANGUAGES, mmedbench_record
-from mmed_jax.data.sources.base import Drop, Hub, Row, Source, WrongForm, need
-from mmed_jax.data.sources.raw import Download, files, json_objects, rows_of
+from mmed_jax.data.records.reading import language_of
+from mmed_jax.data.records.schema import LANGUAGES, mmedbench_record
+from mmed_jax.data.sources.raw_file import Download, files, json_objects, rows_of
+from mmed_jax.data.sources.source import Drop, Hub, Row, Source, WrongForm, need
 
 
 def rows(given: Download | Path) -> Iterator[Row]:

@@ -12,8 +12,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from mmed_jax.data.schema import LANGUAGE_NAMES
-from mmed_jax.data.sources.base import (
+from mmed_jax.data.records.schema import LANGUAGE_NAMES
+from mmed_jax.data.sources.answer_keys import key_at, same_base
+from mmed_jax.data.sources.raw_file import Download, csv_lists, files, holds, objects
+from mmed_jax.data.sources.source import (
     Drop,
     Hub,
     Row,
@@ -26,8 +28,6 @@ from mmed_jax.data.sources.base import (
     origin,
     text,
 )
-from mmed_jax.data.sources.keys import key_at, same_base
-from mmed_jax.data.sources.raw import Download, csv_lists, files, holds, objects
 
 SUBJECTS = (
     "anatomy",

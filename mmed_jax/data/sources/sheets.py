@@ -6,9 +6,9 @@ import zipfile
 from collections.abc import Iterator
 
 from mmed_jax.common.errors import UserError, one_line
-from mmed_jax.data.delimited import header_of
-from mmed_jax.data.sources.base import Row
-from mmed_jax.data.sources.raw import RawFile, shown, split_of
+from mmed_jax.data.records.delimited import header_of
+from mmed_jax.data.sources.raw_file import RawFile, shown, split_of
+from mmed_jax.data.sources.source import Row
 
 # The parts of a workbook, unpacked.
 _MOST_UNPACKED = 2 << 30

@@ -8,9 +8,9 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.files import SPLIT_NAMES
-from mmed_jax.data.sources.base import Drop, Row, record_content
-from mmed_jax.data.sources.raw import RANK
+from mmed_jax.data.records.reading import SPLIT_NAMES
+from mmed_jax.data.sources.raw_file import RANK
+from mmed_jax.data.sources.source import Drop, Row, record_content
 
 
 def is_split(split: str, wanted: str) -> bool:

@@ -8,9 +8,9 @@ of the sheet is read as one row per language; the languages share a group.
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from mmed_jax.data.schema import LANGUAGE_NAMES
-from mmed_jax.data.sources.base import Drop, Hub, Row, Source, dialogue, make_id, need, origin, text
-from mmed_jax.data.sources.raw import Download, objects
+from mmed_jax.data.records.schema import LANGUAGE_NAMES
+from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.source import Drop, Hub, Row, Source, dialogue, make_id, need, origin, text
 
 _LANGUAGES = ("en", "zh", "es")
 # What MedicationQA's annotators wrote where they found nothing; the other languages have it translated.

@@ -1,0 +1,169 @@
+"""The cache of packed tables: folders named by a hash of everything that went into them."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mmed_jax.common import jsonl
+from mmed_jax.common.checksums import MANIFEST, CannotRead, verify_manifest, write_json, write_manifest
+from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.input_files import open_file
+from mmed_jax.data.packed_table import TABLE
+from mmed_jax.data.records.reading import locate
+
+_ABANDONED_AFTER_S = 24 * 3600
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with open_file(path) as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def content_hash(path: str | os.PathLike) -> list[list[str]]:
+    """[[name, SHA-256], ...] of a record file, or of all files below a folder; PATH:SPLIT names the split as well.
+
+    Names count (language and split may come from them), places do not: a moved checkout finds its tables again.
+    Raises UserError when nothing is there.
+    """
+    found, split = locate(path)
+    if found.is_dir():
+        files = sorted(p for p in found.rglob("*") if p.is_file())
+        listed = [[p.relative_to(found).as_posix(), file_hash(p)] for p in files]
+    else:
+        listed = [[found.name, file_hash(found)]]
+    return [[f"{found.resolve().parent.name}/{found.name}", split or ""], *listed]
+
+
+def code_hash() -> str:
+    """SHA-256 (hex) over the source of this package: a table made by other code is never used."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def key_of(inputs: dict) -> str:
+    """A name for `inputs` (JSON values): the first 20 hex digits of the SHA-256 of their canonical JSON."""
+    text = json.dumps(inputs, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def problem_of(folder: Path, key: str) -> str | None:
+    """Why the table in `folder` may not be used, None when it is whole and of this key."""
+    if not folder.is_dir():
+        return "does not exist"
+    try:
+        problems = verify_manifest(folder)
+    except CannotRead as e:  # a table is made anew in a minute; a checkpoint could not
+        return str(e)
+    if problems is None:
+        return f"{MANIFEST} is missing"
+    if problems:
+        return "; ".join(problems[:3])
+    try:
+        found = jsonl.loads((folder / TABLE).read_bytes(), dict)["key"]
+    except (OSError, ValueError, KeyError) as e:
+        return f"{TABLE} is unreadable ({type(e).__name__})"
+    return None if found == key else f"was made for another key, {found}"
+
+
+def obtain(
+    cache_dir: Path,
+    key: str,
+    build: Callable[[Path], dict],
+    *,
+    is_writer: bool,
+    timeout_s: float,
+    say: Callable[[str], None],
+) -> tuple[Path, bool]:
+    """The folder of a whole table for `key`: found, or built, or waited for.
+
+    Args:
+        build: writes the files into an empty folder and returns the contents of table.json.
+        is_writer: builds what is missing; otherwise another process does and this one waits up to `timeout_s` seconds.
+            Several writers at once are harmless: each builds under a name of its own and the first to finish counts.
+
+    Returns:
+        (folder, whether it was there before).
+
+    Raises:
+        UserError: cache_dir cannot be written. WorkError: waited in vain. Whatever `build` raises.
+    """
+    folder = cache_dir / key
+    problem = problem_of(folder, key)
+    if problem is None:
+        return folder, True
+    if is_writer:
+        if folder.exists():
+            print(f"warning: packed table {folder}: {problem}; made anew", file=sys.stderr, flush=True)
+        _build(folder, key, build)
+        return folder, False
+    say(f"waiting for the first process to make the packed table {folder}")
+    waiting_since = time.monotonic()
+    while problem is not None:
+        if time.monotonic() - waiting_since > timeout_s:
+            raise WorkError(
+                f"packed table {folder}: {problem}, after {timeout_s:.0f} s of waiting; did the first process fail, or "
+                "is config.data.cache_dir not a folder that all processes share?"
+            )
+        time.sleep(min(1.0, timeout_s / 10))
+        problem = problem_of(folder, key)
+    return folder, True
+
+
+def _build(folder: Path, key: str, build: Callable[[Path], dict]) -> None:
+    temporary = folder.with_name(f".{key}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    try:
+        _remove_abandoned(folder.parent, key)
+        temporary.mkdir(parents=True)
+    except OSError as e:
+        raise UserError(f"config.data.cache_dir: {folder.parent} cannot be written: {e.strerror or e}") from e
+    try:
+        with jsonl.naming(folder):
+            write_json(temporary / TABLE, {**build(temporary), "key": key})
+            write_manifest(temporary)
+        problem = problem_of(temporary, key)
+        if problem:
+            raise WorkError(f"packed table {temporary}: {problem}, right after it was written")
+        if problem_of(folder, key) is not None:  # another writer may have been faster
+            _replace(temporary, folder)
+        problem = problem_of(folder, key)
+        if problem:
+            raise WorkError(f"packed table {folder}: {problem}")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    """Puts `temporary` in the place of `folder`, which is absent or damaged."""
+    damaged = temporary.with_name(temporary.name + ".damaged")
+    try:
+        if folder.exists():
+            folder.rename(damaged)
+        temporary.rename(folder)
+    except OSError as e:
+        # A writer that was faster put its own table there; the caller checks it.
+        if not folder.is_dir():
+            raise WorkError(f"packed table {folder} cannot get its name: {e.strerror or e}") from e
+    finally:
+        shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _remove_abandoned(cache_dir: Path, key: str) -> None:
+    """Removes what killed builds of this table left over a day ago."""
+    for path in cache_dir.glob(f".{key}.*.tmp*") if cache_dir.is_dir() else ():
+        if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def read_info(folder: Path) -> dict:
+    """Contents of table.json of a table that `obtain` returned."""
+    return jsonl.loads((folder / TABLE).read_bytes(), dict)

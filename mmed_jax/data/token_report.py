@@ -1,0 +1,103 @@
+"""What a table holds, in numbers and as text."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES
+from mmed_jax.data.tokenize import LEFT_OUT, Samples
+
+# Upper ends of the length histogram, in slots.
+LENGTH_BINS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+
+def table_report(samples: Samples, rows: list[np.ndarray], seq_len: int) -> dict:
+    """Counts of one table: copies are counted as often as they stand in it."""
+    members = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    slots, supervised = samples.slots[members], samples.supervised[members]
+
+    def by(labels: list) -> dict[str, dict[str, int]]:
+        labels = np.array(labels, dtype=object)[members]
+        return {
+            str(name): {
+                "samples": int((labels == name).sum()),
+                "tokens": int(slots[labels == name].sum()),
+                "supervised": int(supervised[labels == name].sum()),
+            }
+            for name in dict.fromkeys(labels.tolist())
+        }
+
+    bins = [b for b in LENGTH_BINS if b < seq_len] + [seq_len]
+    places = np.searchsorted(bins, slots)
+    return {
+        "rows": len(rows),
+        "samples": len(members),
+        "tokens": int(slots.sum()),
+        "supervised": int(supervised.sum()),
+        "efficiency": float(slots.sum() / max(1, len(rows) * seq_len)),
+        "shortened": samples.shortened,
+        "left_out": dict(samples.left_out),
+        "languages": by([LANGUAGES[i - 1] for i in samples.language]),
+        "sources": by(samples.sources),
+        "kinds": by(samples.kinds),
+        "lengths": {str(b): int((places == i).sum()) for i, b in enumerate(bins)},
+    }
+
+
+def print_report(report: dict, say: Callable[[str], None] = print) -> None:
+    """Prints what `prepare` found: records in, samples left out and why, tokens, packing, languages, sources.
+
+    report: {"records": {...}, "tables": {split: table_report(...)}, "cached": bool, "folder": path}.
+    """
+    records = report["records"]
+    gone = [f"{records[k]:,} {text}" for k, text in RECORDS_LEFT_OUT.items() if records.get(k)]
+    say(f"data: {records['read']:,} records" + (f", left out: {', '.join(gone)}" if gone else ""))
+    for split, t in report["tables"].items():
+        say(
+            f"  {split}: {t['samples']:,} samples, {t['tokens']:,} tokens ({t['supervised']:,} trained) "
+            f"in {t['rows']:,} rows of {report['seq_len']:,}, {t['efficiency']:.1%} full"
+        )
+        gone = [f"{n:,} {LEFT_OUT[reason]}" for reason, n in t["left_out"].items() if n]
+        if gone:
+            say(f"    left out: {', '.join(gone)}")
+        if t["shortened"]:
+            say(f"    prompt shortened to fit: {t['shortened']:,}")
+        for group in ("languages", "sources", "kinds"):
+            parts = [f"{name} {c['samples']:,}" for name, c in sorted(t[group].items(), key=_most)]
+            more = f" and {len(parts) - 12} more" if len(parts) > 12 else ""
+            say(f"    samples by {group[:-1]}: {', '.join(parts[:12])}{more}")
+    say(f"  table: {report['folder']}" + (" (made before)" if report["cached"] else ""))
+
+
+RECORDS_LEFT_OUT = {
+    "weight_zero": "by mixing weights",
+    "overlap": "because validation asks the same question",
+}
+
+
+def _most(item: tuple[str, dict]) -> tuple[int, str]:
+    return -item[1]["samples"], item[0]
+
+
+def print_histograms(table_report: dict, say: Callable[[str], None] = print, width: int = 40) -> None:
+    """Prints bars of sample lengths and of languages (samples, and share of trained tokens)."""
+    lengths = table_report["lengths"]
+    most = max([1, *lengths.values()])
+    say("length (tokens)    samples")
+    lower = 1
+    for upper, count in lengths.items():
+        say(f"{lower:>7,} -{int(upper):>7,} {count:>9,} {'█' * _bar(count, most, width)}".rstrip())
+        lower = int(upper) + 1
+    languages = table_report["languages"]
+    most = max([1, *(c["samples"] for c in languages.values())])
+    total = max(1, table_report["supervised"])
+    say("language           samples  share of trained tokens")
+    for code in LANGUAGES:
+        if code in languages:
+            c = languages[code]
+            bar = "█" * _bar(c["samples"], most, width)
+            say(f"{code} {LANGUAGE_NAMES[code]:<12} {c['samples']:>9,} {c['supervised'] / total:>7.1%} {bar}".rstrip())
+
+
+def _bar(count: int, most: int, width: int) -> int:
+    return max(1, round(count / most * width)) if count else 0

@@ -1,0 +1,121 @@
+"""The rows of an engine's cache: how long they are, what they hold, and how prompts enter them."""
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from mmed_jax.inference import steps
+
+if TYPE_CHECKING:
+    from mmed_jax.inference.engine import Engine
+
+# Prompt tokens read at a time, a row. A CPU is busy with 64, an accelerator wants more.
+CHUNK, CHUNK_CPU = 256, 64
+# Cache lengths: few, so that few programs are compiled; from 256 on multiples of a TPU's 128 lanes.
+_SIZES = (256, 384, 512, 768)
+
+
+def size_class(n: int) -> int:
+    """The smallest cache length of at least n: 256, 384, 512, 768, 1024, 1536, 2048, 3072, ..."""
+    for size in _SIZES:
+        if n <= size:
+            return size
+    size = 1024
+    while size < n:
+        if n <= size * 3 // 2:
+            return size * 3 // 2
+        size *= 2
+    return size
+
+
+class Rows:
+    """The cache of one call of the engine.
+
+    A prompt that begins like what a row holds is not read again: its row starts as a copy of that one. So the examples
+    before few-shot questions are read once. Only whole chunks are copied, so that every chunk is computed in one way,
+    whoever computes it.
+
+    Attributes:
+      cache: on the device, None until `reserve`.
+      group: prompts that enter together: one compiled shape, and few dispatches.
+      chunk: tokens of a prompt that are read at a time.
+    """
+
+    def __init__(self, engine: "Engine", prompts: Sequence[Sequence[int]]):
+        self.engine, self.count = engine, engine.rows(len(prompts))
+        shards = engine.rows(1)
+        self.group = max(shards, self.count // 4 // shards * shards)
+        self.chunk = CHUNK_CPU if jax.default_backend() == "cpu" else CHUNK
+        self.cache, self.slots = None, 0
+        self._prompts = [np.asarray(p, np.int32) for p in prompts]
+        self._held = [np.zeros(0, np.int32)] * self.count
+        self._kin, self.pending = self._order()
+
+    def _order(self) -> tuple[list[int], deque[int]]:
+        """(a number for each prompt, the same for those that begin with the same chunk; all prompts as they enter).
+
+        Those of one beginning enter together, the short ones first.
+        """
+        first: dict[bytes, int] = {}
+        begins = [p[: self.chunk].tobytes() if len(p) > self.chunk else b"" for p in self._prompts]
+        kin = [first.setdefault(b, i) for i, b in enumerate(begins)]
+        sizes = Counter(kin)
+        kin = [k if sizes[k] > 1 and begins[k] else -1 for k in kin]
+        shortest: dict[int, int] = {}
+        for k, p in zip(kin, self._prompts):
+            if k >= 0:
+                shortest[k] = min(shortest.get(k, len(p)), len(p))
+        keys = [(shortest.get(k, len(p)), k, len(p), i) for i, (k, p) in enumerate(zip(kin, self._prompts))]
+        return kin, deque(key[-1] for key in sorted(keys))
+
+    def take(self) -> list[int]:
+        """The next prompts, at most a group, all of one beginning."""
+        chosen = [self.pending.popleft()]
+        while self.pending and len(chosen) < self.group and self._kin[self.pending[0]] == self._kin[chosen[0]]:
+            chosen.append(self.pending.popleft())
+        return chosen
+
+    def entry(self, chosen: Sequence[int], rows: Sequence[int]) -> dict[str, Any]:
+        """What the programs need to read the prompts `chosen` into `rows` of the cache, which is long enough.
+
+        Returns:
+          {"tokens_gt": int32 [G, T], "lengths_g", "rows_g" (past the end = no prompt), "from_g" (row that a row starts
+          as a copy of), "start": first token that is read, a whole number of chunks}.
+        """
+        g, width = self.group, -(-self.slots // self.chunk) * self.chunk
+        entry = {
+            "tokens_gt": np.zeros((g, width), np.int32),
+            "lengths_g": np.ones(g, np.int32),
+            "rows_g": np.full(g, self.count, np.int32),
+            "from_g": np.zeros(g, np.int32),
+        }
+        starts = []
+        for n, (i, row) in enumerate(zip(chosen, rows)):
+            prompt = self._prompts[i]
+            entry["tokens_gt"][n, : len(prompt)] = prompt
+            entry["lengths_g"][n], entry["rows_g"][n] = len(prompt), row
+            shared = [self._shared(prompt, held) for held in self._held]
+            entry["from_g"][n] = best = int(np.argmax(shared))
+            starts.append(shared[best])
+        for i, row in zip(chosen, rows):
+            self._held[row] = self._prompts[i]
+        return {**entry, "start": np.int32(min(starts))}
+
+    def _shared(self, prompt: np.ndarray, held: np.ndarray) -> int:
+        """Tokens of whole chunks with which both begin; the prompt's last token is never among them."""
+        n = min(len(prompt) - 1, len(held)) // self.chunk * self.chunk
+        differ = np.flatnonzero(prompt[:n] != held[:n])
+        return int(differ[0]) // self.chunk * self.chunk if len(differ) else n
+
+    def reserve(self, slots: int) -> None:
+        """Makes the cache at least so long."""
+        e, length = self.engine, size_class(slots)
+        if self.cache is None:
+            cache = steps.init(cfg=e.cfg, rows=self.count, length=length, dtype=e.cache_dtype, unstacked=e.unroll)
+            self.cache = jax.device_put(cache, e.place) if e.place else cache
+        elif length > self.slots:
+            self.cache = steps.grow(self.cache, length=length)
+        self.slots = max(self.slots, length)
