@@ -7,7 +7,7 @@
     python -m mmed_jax.evaluate --api_model=NAME --base_url=URL --benchmark=.. --data_dir=DIR --max_usd=5 --output=DIR
 
 Multiple choice is asked in the language of the record, greedily, and the letters are read from the answer by fixed
-rules (mmed_jax/evaluation/answers.py), or the options' log-likelihoods are compared (--mode=loglikelihood). Registered
+rules (mmed_jax/evaluation/extraction/extract.py), or the options' log-likelihoods are compared (--mode=loglikelihood). Registered
 benchmarks are read as published and counted; a name of --benchmark may also be a record file. Instruction records
 count as right when the answer equals the reference word for word (NFKC, case and spaces aside): whether a model has
 learned its texts, not whether it knows medicine. A model behind an OpenAI-compatible endpoint (--api_model) is asked
@@ -31,19 +31,20 @@ from mmed_jax.common.paths import expand_home
 from mmed_jax.common.progress import Progress
 from mmed_jax.config.checks import Parser
 from mmed_jax.data.records.schema import load_files
-from mmed_jax.evaluation import benchmarks as B
-from mmed_jax.evaluation import breakdown, modes
-from mmed_jax.evaluation.answers import RULES_VERSION
+from mmed_jax.evaluation import scoring
 from mmed_jax.evaluation.arguments import check, listed, parse
-from mmed_jax.evaluation.items import Asking, Item, choose_examples, closed_book, make_items, prompts_hash
-from mmed_jax.evaluation.report import make_page
-from mmed_jax.evaluation.results import summarise, table
-from mmed_jax.evaluation.runs import SCORES
+from mmed_jax.evaluation.benchmarks import select as B
+from mmed_jax.evaluation.comparison.runs import SCORES
+from mmed_jax.evaluation.extraction.extract import RULES_VERSION
+from mmed_jax.evaluation.metrics import breakdown
+from mmed_jax.evaluation.metrics.accuracy import summarise, table
+from mmed_jax.evaluation.prompts.items import Asking, Item, choose_examples, closed_book, make_items, prompts_hash
+from mmed_jax.evaluation.results_page import make_page
 from mmed_jax.inference.load import say
 
 if TYPE_CHECKING:
-    from mmed_jax.evaluation.api_model import ApiModel
-    from mmed_jax.evaluation.local_model import LocalModel
+    from mmed_jax.evaluation.models.api import ApiModel
+    from mmed_jax.evaluation.models.local import LocalModel
 
 METRICS = {
     "mcq": "Accuracy: the letters read from the generated answer are exactly the right ones",
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     score = (args.score or "letter") if mode == "loglikelihood" else ""
     check(args, kind, mode, family, system)
     how = Asking(mode, family, system, args.shuffle_options, score)
-    new_tokens = model.room(modes.MAX_NEW_TOKENS.get(mode, 0))
+    new_tokens = model.room(scoring.MAX_NEW_TOKENS.get(mode, 0))
     items, data = _items(args, found, kind, how)
     items = model.prepare(items, how, new_tokens)
 
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         "kind": kind,
         "mode": mode,
         "score": score or None,
-        "normalise": args.normalise or modes.DEFAULT_NORMALISE.get(score, "none"),
+        "normalise": args.normalise or scoring.DEFAULT_NORMALISE.get(score, "none"),
         "prompt_family": family if kind == "mcq" else "chat",
         "system_prompt": system,
         "few_shot": args.few_shot,
@@ -185,10 +186,10 @@ def main(argv: list[str] | None = None) -> None:
 def _model(args: argparse.Namespace) -> "LocalModel | ApiModel":
     """What is evaluated. Each way has imports of its own: a model behind an API needs no jax, ours no data_gen."""
     if args.api_model is not None:
-        from mmed_jax.evaluation.api_model import ApiModel
+        from mmed_jax.evaluation.models.api import ApiModel
 
         return ApiModel(args)
-    from mmed_jax.evaluation.local_model import LocalModel
+    from mmed_jax.evaluation.models.local import LocalModel
 
     return LocalModel(args)
 
@@ -242,7 +243,7 @@ def _items(
 
 def _list_benchmarks(argv: list[str]) -> None:
     """evaluate list [--data_dir=DIR]"""
-    from mmed_jax.evaluation import catalogue
+    from mmed_jax.evaluation.benchmarks import list as catalogue
 
     parser = Parser(prog="python -m mmed_jax.evaluate list", description="Benchmarks by name.", allow_abbrev=False)
     parser.add_argument("--data_dir", metavar="DIR", help="also show which of them lie there")

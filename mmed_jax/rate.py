@@ -21,10 +21,10 @@ from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
 from mmed_jax.common.output_files import check_folder, csv_text, write_text
 from mmed_jax.common.paths import expand_home
 from mmed_jax.config.checks import Parser
-from mmed_jax.evaluation import correlation
-from mmed_jax.evaluation.rated import Explanation, Key, explanations, load_runs, named_paths
-from mmed_jax.evaluation.ratings import CRITERIA, dump_ratings, read_ratings, write_sheet
-from mmed_jax.evaluation.rationale import DEFAULT, METRICS, score_rationales
+from mmed_jax.evaluation.metrics.text_similarity import DEFAULT, METRICS, score_rationales
+from mmed_jax.evaluation.ratings import correlation
+from mmed_jax.evaluation.ratings.explanations import Explanation, Key, explanations, load_runs, named_paths
+from mmed_jax.evaluation.ratings.sheets import CRITERIA, dump_ratings, read_ratings, write_sheet
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,7 +70,7 @@ def _judge(argv: list[str]) -> None:
         raise UserError(f"--output={args.output}: must end in .jsonl")
     check_folder(Path(args.output).parent, "--output")
     console.outlive()
-    from mmed_jax.evaluation.judge import judge
+    from mmed_jax.evaluation.ratings.rationale_judge import judge
 
     found, settings = _found(args), settings_from(args)
     done = judge(found, settings, structured=not args.no_schema, redraws=args.redraws)

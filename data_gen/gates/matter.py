@@ -3,7 +3,7 @@
 from data_gen.gates.parts import named_texts, parts_of
 from data_gen.gates.quantities import Quantity, changed, missing, quantities
 from data_gen.shingles import is_dense, normal_text, shingles
-from mmed_jax.evaluation.answers import extract
+from mmed_jax.evaluation.extraction.extract import extract
 from mmed_jax.llm_api.types import Job, Reject
 
 

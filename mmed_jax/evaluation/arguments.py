@@ -12,9 +12,10 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.config.checks import Parser
 from mmed_jax.data.multiple_choice import FAMILIES
 from mmed_jax.data.sources.encodings import known_encoding
-from mmed_jax.evaluation import breakdown, modes
-from mmed_jax.evaluation.items import MAX_EXAMPLES
-from mmed_jax.evaluation.rationale import DEFAULT
+from mmed_jax.evaluation import scoring
+from mmed_jax.evaluation.metrics import breakdown
+from mmed_jax.evaluation.metrics.text_similarity import DEFAULT
+from mmed_jax.evaluation.prompts.items import MAX_EXAMPLES
 from mmed_jax.inference.load import add_arguments
 
 
@@ -103,11 +104,11 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
     add("--allow_count_mismatch", action="store_true", help="go on when a split has not the published size")
     add("--encoding", metavar="NAME", default="", help="of published text files that are not UTF-8, as cp949")
     add("--kind", default="auto", help="mcq or instruction (default: what the records are)")
-    add("--mode", choices=modes.MODES, help="the letter alone, after a rationale, or scored (default: direct)")
-    add("--score", choices=modes.SCORES, help="of loglikelihood: the option's letter (default) or its text")
+    add("--mode", choices=scoring.MODES, help="the letter alone, after a rationale, or scored (default: direct)")
+    add("--score", choices=scoring.SCORES, help="of loglikelihood: the option's letter (default) or its text")
     add(
         "--normalise",
-        choices=modes.NORMALISE,
+        choices=scoring.NORMALISE,
         help="what log-likelihoods of texts are divided by before they are compared (default: bytes)",
     )
     add("--prompt_family", choices=FAMILIES, help="default: as the run was trained, else llama3")
@@ -128,10 +129,10 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
     add("--bertscore_model", metavar="DIR", help="for --rationale_metrics=..,bertscore")
     add("--languages", metavar="en,zh,..", help="only these")
     add("--limit", type=int, default=0, help="at most so many items a language (or part) and benchmark")
-    add("--max_new_tokens", type=int, help=f"default: {modes.MAX_NEW_TOKENS}")
+    add("--max_new_tokens", type=int, help=f"default: {scoring.MAX_NEW_TOKENS}")
     add("--output", required=True, metavar="DIR", help="where results go")
     if api:
-        from mmed_jax.evaluation.api_model import add_flags
+        from mmed_jax.evaluation.models.api import add_flags
 
         add_flags(parser)
     return parser

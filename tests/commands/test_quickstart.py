@@ -88,8 +88,8 @@ def test_the_export_scores_the_same_through_transformers(quickstart, repo, tmp_p
 
     from mmed_jax import evaluate
     from mmed_jax.data.records.schema import read_records
-    from mmed_jax.evaluation.answers import extract, is_correct
-    from mmed_jax.evaluation.items import Asking, chat_messages, make_items
+    from mmed_jax.evaluation.extraction.extract import extract, is_correct
+    from mmed_jax.evaluation.prompts.items import Asking, chat_messages, make_items
 
     folder, data = quickstart[0] / "export", repo / "data_gen/handcrafted/mcq.jsonl"
     records = list(read_records(data))[::every]

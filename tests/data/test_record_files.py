@@ -47,7 +47,7 @@ def test_the_size_of_letters_in_a_suffix_means_nothing(tmp_path, name, where):
     from data_gen import handcraft
     from data_gen.passages import read_passages
     from mmed_jax.data.sources.raw_file import objects
-    from mmed_jax.evaluation.benchmarks import from_files
+    from mmed_jax.evaluation.benchmarks.select import from_files
     from mmed_jax.inference.prompt_files import read_prompts
 
     plain = lines(tmp_path / "in" / name, MCQ | {"context": "Le foie est grand."}).read_bytes()

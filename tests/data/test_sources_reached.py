@@ -9,8 +9,8 @@ from data_gen.contamination import Benchmarks
 from data_gen.recipes import base, load_recipe, recipe_hash, source
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError
-from mmed_jax.evaluation import benchmarks as B
-from mmed_jax.evaluation.registry import ENTRIES
+from mmed_jax.evaluation.benchmarks import select as B
+from mmed_jax.evaluation.benchmarks.registry import ENTRIES
 from tests.support.source_helpers import KORMED, headqa_row, kormed_row, medqa_row, put, table
 
 

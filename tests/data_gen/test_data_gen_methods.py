@@ -13,7 +13,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.data.languages.identify import language_problem
 from mmed_jax.data.records.schema import LANGUAGES, read_records, validate_record
 from mmed_jax.data.records.schema import METHODS as RECORD_METHODS
-from mmed_jax.evaluation.answers import extract
+from mmed_jax.evaluation.extraction.extract import extract
 from mmed_jax.llm_api.prompt_guard import inside
 from mmed_jax.llm_api.types import REASONS, Reject
 from tests.support.fake_model import WRONG, answer

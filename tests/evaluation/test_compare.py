@@ -11,11 +11,11 @@ import pytest
 
 from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
-from mmed_jax.evaluation.boards import english_board
-from mmed_jax.evaluation.comparison import YOURS, compare
-from mmed_jax.evaluation.intervals import mcnemar, mean_interval, wilson
-from mmed_jax.evaluation.registry import ENTRIES
-from mmed_jax.evaluation.runs import read_runs
+from mmed_jax.evaluation.benchmarks.registry import ENTRIES
+from mmed_jax.evaluation.comparison.paired import YOURS, compare
+from mmed_jax.evaluation.comparison.published_tables import english_board
+from mmed_jax.evaluation.comparison.runs import read_runs
+from mmed_jax.evaluation.metrics.intervals import mcnemar, mean_interval, wilson
 from tests.support.helpers_results import evaluated, items_of, read_lines, record, write_lines
 
 SIX = ("en", "zh", "ja", "fr", "ru", "es")

@@ -2,8 +2,8 @@
 
 import csv
 
-from mmed_jax.evaluation.boards import published
-from mmed_jax.evaluation.registry import ENTRIES
+from mmed_jax.evaluation.benchmarks.registry import ENTRIES
+from mmed_jax.evaluation.comparison.published_tables import published
 
 SIZES = ENTRIES["mmedbench"].counts["test"]
 

@@ -9,8 +9,8 @@ import pytest
 
 from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
-from mmed_jax.evaluation.rationale import average, score_rationales
-from mmed_jax.evaluation.registry import ENTRIES
+from mmed_jax.evaluation.benchmarks.registry import ENTRIES
+from mmed_jax.evaluation.metrics.text_similarity import average, score_rationales
 from tests.support.helpers_results import evaluated, items_of, read_lines, record
 
 SIX = ("en", "zh", "ja", "fr", "ru", "es")

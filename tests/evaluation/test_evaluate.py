@@ -11,9 +11,9 @@ import pytest
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES, write_records
-from mmed_jax.evaluation import local_model
-from mmed_jax.evaluation.benchmarks import Item
-from mmed_jax.evaluation.results import chance, fold, wilson
+from mmed_jax.evaluation.benchmarks.select import Item
+from mmed_jax.evaluation.metrics.accuracy import chance, fold, wilson
+from mmed_jax.evaluation.models import local
 from mmed_jax.hf.open_model import open_model
 from tests.support.helpers_inference import TableEngine
 from tests.support.hf_helpers import hf_folder
@@ -53,7 +53,7 @@ def run(model, tmp_path, monkeypatch):
 
     def go(answer, *flags, stop_after=None, output="out"):
         engine = TableEngine(open_model(model).tokenizer, answer, stop_after)
-        monkeypatch.setattr(local_model, "load_engine", lambda *_: engine)
+        monkeypatch.setattr(local, "load_engine", lambda *_: engine)
         evaluate.main([f"--model={model}", f"--output={tmp_path / output}", *flags])
         return engine
 
@@ -258,7 +258,7 @@ def test_mistakes_are_one_line_before_any_device(records, model, tmp_path, monke
     (tmp_path / "nokey.jsonl").write_text(json.dumps(question(0, "en", "")) + "\n")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "predictions.jsonl").write_text('{"benchmark": "b", "id": "x"}\n')
-    monkeypatch.setattr(local_model, "load_engine", lambda *_: pytest.fail("a device was touched"))
+    monkeypatch.setattr(local, "load_engine", lambda *_: pytest.fail("a device was touched"))
     flags = [f.format(tmp=tmp_path, quiz=records) for f in flags]
     defaults = [f"--model={model}", f"--output={tmp_path / 'out'}"]
     with pytest.raises(UserError, match=message) as caught:

@@ -16,7 +16,7 @@ from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.multiple_choice import prompt_text
 from mmed_jax.data.records.schema import read_records, write_records
-from mmed_jax.evaluation import local_model
+from mmed_jax.evaluation.models import local
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.llm_api.ledger.balance import books
 from mmed_jax.llm_api.ledger.ledger import Ledger
@@ -45,7 +45,7 @@ def test_an_endpoint_is_asked_the_words_of_a_local_model(ask, server, model, qui
     ask(*flags)
     tok = open_model(model).tokenizer
     engine = TableEngine(tok, lambda prompt: "B")
-    monkeypatch.setattr(local_model, "load_engine", lambda *_: engine)
+    monkeypatch.setattr(local, "load_engine", lambda *_: engine)
     evaluate.main([f"--model={model}", f"--data={quiz}", f"--output={tmp_path / 'local'}", *flags])
     if "--prompt_family=mmedbench" in flags:
         assert all(len(b["messages"]) == 1 for b in server.bodies)

@@ -11,7 +11,8 @@ import pytest
 from mmed_jax import compare, evaluate, rate
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.records.schema import write_records
-from mmed_jax.evaluation import arguments, local_model
+from mmed_jax.evaluation import arguments
+from mmed_jax.evaluation.models import local as local_model
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.llm_api.ledger.ledger import Answer, Ledger
 from mmed_jax.llm_api.types import Request

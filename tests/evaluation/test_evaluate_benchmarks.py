@@ -11,10 +11,10 @@ import pytest
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.records.schema import LANGUAGES, write_records
-from mmed_jax.evaluation import benchmarks as B
-from mmed_jax.evaluation import registry
-from mmed_jax.evaluation.places import locate_entry
-from mmed_jax.evaluation.registry import ENTRIES
+from mmed_jax.evaluation.benchmarks import registry
+from mmed_jax.evaluation.benchmarks import select as B
+from mmed_jax.evaluation.benchmarks.locate import locate_entry
+from mmed_jax.evaluation.benchmarks.registry import ENTRIES
 from tests.support.source_helpers import medmcqa, put, table
 
 

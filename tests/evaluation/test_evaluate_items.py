@@ -5,7 +5,7 @@ import pytest
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.multiple_choice import answer_text, encode_mcq, mcq_prompt_ids, prompt_text
 from mmed_jax.data.records.schema import LANGUAGES, validate_record
-from mmed_jax.evaluation.items import (
+from mmed_jax.evaluation.prompts.items import (
     Asking,
     choose_examples,
     closed_book,

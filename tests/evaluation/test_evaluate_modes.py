@@ -12,9 +12,10 @@ from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.languages.identify import language_of
 from mmed_jax.data.records.schema import write_records
-from mmed_jax.evaluation import local_model, modes
-from mmed_jax.evaluation.breakdown import order_bias
-from mmed_jax.evaluation.items import Item
+from mmed_jax.evaluation import scoring
+from mmed_jax.evaluation.metrics.breakdown import order_bias
+from mmed_jax.evaluation.models import local
+from mmed_jax.evaluation.prompts.items import Item
 from mmed_jax.hf.open_model import open_model
 from tests.support.helpers_inference import TableEngine
 from tests.support.hf_helpers import hf_folder
@@ -61,7 +62,7 @@ def run(model, tmp_path, monkeypatch):
 
     def go(answer, *flags, engine=None, output="out"):
         engine = engine or TableEngine(open_model(model).tokenizer, answer)
-        monkeypatch.setattr(local_model, "load_engine", lambda *_: engine)
+        monkeypatch.setattr(local, "load_engine", lambda *_: engine)
         evaluate.main([f"--model={model}", f"--output={tmp_path / output}", *flags])
         return engine
 
@@ -100,12 +101,12 @@ def test_the_pick_under_each_normalisation():
     """-6 for six bytes and three tokens beats -5 for one of each a byte, and loses as it is."""
     item = Item("b", "i", "en", [], "A", {"A": "ab", "B": "éa", "C": "abcdef"}, choices=((1,), (1, 2), (1, 2, 3)))
     values = [-4.0, -5.0, -7.4]
-    assert [modes.pick(item, values, n) for n in modes.NORMALISE] == ["A", "C", "C", "C"]
-    assert modes.pick(item, [-4.0, -5.0, -15.0], "bytes") == "B"  # three bytes, two characters
-    assert modes.pick(item, [-4.0, -5.0, -15.0], "characters") == "A"
-    assert modes.pick(item, [-1.0, -1.0, -1.0], "none") == "A"
+    assert [scoring.pick(item, values, n) for n in scoring.NORMALISE] == ["A", "C", "C", "C"]
+    assert scoring.pick(item, [-4.0, -5.0, -15.0], "bytes") == "B"  # three bytes, two characters
+    assert scoring.pick(item, [-4.0, -5.0, -15.0], "characters") == "A"
+    assert scoring.pick(item, [-1.0, -1.0, -1.0], "none") == "A"
     with pytest.raises(WorkError, match="NaN"):
-        modes.pick(item, [-1.0, math.nan, -1.0], "none")
+        scoring.pick(item, [-1.0, math.nan, -1.0], "none")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_why_an_answer_ended_is_known_to_who_reads_it(reason, letters):
     item = Item("b", "i", "en", [], "B", {"A": "Aspirin", "B": "Warfarin", "C": "Heparin"})
     text = "He is forty. The answer is C.\n\nLet us see what this case says and"
     ended = SimpleNamespace(finish_reason=reason, ids=(1, 2))
-    line = modes.prediction(item, ended, mode="rationale", prompt="", output=text)
+    line = scoring.prediction(item, ended, mode="rationale", prompt="", output=text)
     assert (line["extracted"], line["finish_reason"]) == (letters, reason)
     assert line["rule"] == ("sentence:en" if letters else "cut")
     assert line["generated_rationale"] == ("He is forty." if letters else text)
@@ -373,7 +374,7 @@ def test_contradictions_are_one_line_before_any_device(quiz, model, tmp_path, mo
     write_records(tmp_path / "told.jsonl", [TOLD])
     # The prompt fits, prompt and option together do not.
     write_records(tmp_path / "wide.jsonl", [question(0, options={"A": "x " * 1100, "B": "y"}, answer="A")])
-    monkeypatch.setattr(local_model, "load_engine", lambda *_: pytest.fail("a device was touched"))
+    monkeypatch.setattr(local, "load_engine", lambda *_: pytest.fail("a device was touched"))
     flags = [f.format(tmp=tmp_path, quiz=quiz) for f in flags]
     with pytest.raises(UserError, match=message) as caught:
         evaluate.main([f"--model={model}", f"--output={tmp_path / 'out'}", *flags])

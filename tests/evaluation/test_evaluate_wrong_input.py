@@ -9,7 +9,7 @@ import pytest
 from mmed_jax import compare, evaluate, rate
 from mmed_jax.common.errors import run_command
 from mmed_jax.data.records.schema import write_records
-from mmed_jax.evaluation import local_model
+from mmed_jax.evaluation.models import local
 from tests.support.helpers_results import evaluated, items_of, record
 from tests.support.hf_helpers import hf_folder
 
@@ -85,7 +85,7 @@ def test_evaluate(refused, model, tmp_path, monkeypatch, flags, message):
         (tmp_path / name / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     for name in ("devices", "local_devices", "device_put"):
         monkeypatch.setattr(jax, name, lambda *a, **k: pytest.fail("a device was touched"))
-    monkeypatch.setattr(local_model, "load_engine", lambda *_: pytest.fail("a device was touched"))
+    monkeypatch.setattr(local, "load_engine", lambda *_: pytest.fail("a device was touched"))
     out = tmp_path / "out"
     line = refused(evaluate.main, [f"--model={model}", f"--output={out}", *(f.format(dir=tmp_path) for f in flags)])
     assert message.format(dir=tmp_path) in line and not out.exists()

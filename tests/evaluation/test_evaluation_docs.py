@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mmed_jax import compare, evaluate, rate
-from mmed_jax.evaluation.answers import extract
+from mmed_jax.evaluation.extraction.extract import extract
 
 OPTIONS = {"A": "lisinopril", "B": "labetalol", "C": "losartan"}
 

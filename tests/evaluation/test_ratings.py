@@ -12,10 +12,10 @@ import openpyxl
 import pytest
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.evaluation.items import Item
-from mmed_jax.evaluation.modes import prediction
-from mmed_jax.evaluation.rated import explanations, load_runs, named_paths
-from mmed_jax.evaluation.ratings import CRITERIA, read_ratings, read_sheet, write_sheet
+from mmed_jax.evaluation.prompts.items import Item
+from mmed_jax.evaluation.ratings.explanations import explanations, load_runs, named_paths
+from mmed_jax.evaluation.ratings.sheets import CRITERIA, read_ratings, read_sheet, write_sheet
+from mmed_jax.evaluation.scoring import prediction
 from tests.support.helpers_results import evaluated, items_of, read_lines, record, write_lines
 from tests.support.rating_helpers import QUALITY, fill, make_runs
 
@@ -290,10 +290,10 @@ def test_sheets_that_would_fill_the_memory_are_read_or_refused(tmp_path, found, 
     book.save(path)
     assert read_sheet(path) == expected
     write_sheet(path, found)
-    monkeypatch.setattr("mmed_jax.evaluation.ratings._MOST_CELLS", 100)
+    monkeypatch.setattr("mmed_jax.evaluation.ratings.sheets._MOST_CELLS", 100)
     with pytest.raises(UserError, match="s.xlsx: more than 100 cells"):
         read_sheet(path)
-    monkeypatch.setattr("mmed_jax.evaluation.ratings._LARGEST", 5000)
+    monkeypatch.setattr("mmed_jax.evaluation.ratings.sheets._LARGEST", 5000)
     with pytest.raises(UserError, match="s.xlsx: unpacks to more than"):
         read_sheet(path)
 

@@ -20,10 +20,10 @@ from rouge import Rouge
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES
-from mmed_jax.evaluation.answers import extract, is_correct, split_rationale
-from mmed_jax.evaluation.rationale import DEFAULT, average, pairs_of, score_rationales
-from mmed_jax.evaluation.rouge import rouge
-from mmed_jax.evaluation.words import words
+from mmed_jax.evaluation.extraction.extract import extract, is_correct, split_rationale
+from mmed_jax.evaluation.metrics.rouge import rouge
+from mmed_jax.evaluation.metrics.text_similarity import DEFAULT, average, pairs_of, score_rationales
+from mmed_jax.evaluation.metrics.word_split import words
 
 # Model outputs in the mmedbench family: {"language", "answer": key, "response", "rationale": reference}.
 RESPONSES = [json.loads(line) for line in (Path(__file__).parent / "responses.jsonl").open(encoding="utf-8")]
@@ -240,7 +240,7 @@ def test_a_library_that_is_not_there_is_one_line():
     code = (
         "import sys\n"
         "for name in ('nltk', 'jieba', 'janome', 'sacrebleu', 'torch'): sys.modules[name] = None\n"
-        "from mmed_jax.evaluation.rationale import score_rationales\n"
+        "from mmed_jax.evaluation.metrics.text_similarity import score_rationales\n"
         "for lang, metric in (('en', 'bleu-1'), ('zh', 'rouge-1'), ('ja', 'rouge-1'), ('ko', 'chrf')):\n"
         "    try: score_rationales([(lang, 'a', 'b')], [metric])\n"
         "    except Exception as e: print(type(e).__name__, e)\n"

@@ -7,8 +7,8 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.evaluation.bertscore import BertScore
-from mmed_jax.evaluation.rationale import score_rationales
+from mmed_jax.evaluation.metrics.bertscore import BertScore
+from mmed_jax.evaluation.metrics.text_similarity import score_rationales
 
 TEXTS = ["the heart beats", "the lung", "heart the the lung beats", "beats"]
 
@@ -58,7 +58,7 @@ def test_scores_are_those_by_hand_for_any_padding(folder):
 
 
 def test_as_a_metric(folder, monkeypatch):
-    monkeypatch.setattr("mmed_jax.evaluation.bertscore.BertScore.__init__.__defaults__", (3,))
+    monkeypatch.setattr("mmed_jax.evaluation.metrics.bertscore.BertScore.__init__.__defaults__", (3,))
     pairs = [("en", "the heart", "the lung"), ("en", "the lung", "the lung"), ("en", "", "the lung"), ("en", "x", "")]
     rows = score_rationales(pairs, ["chrf", "bertscore"], bertscore_model=str(folder))
     assert [row["bertscore"] for row in rows[1:]] == [1.0, 0.0, None]

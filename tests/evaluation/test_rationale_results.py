@@ -9,11 +9,11 @@ import pytest
 from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES
-from mmed_jax.evaluation import breakdown
-from mmed_jax.evaluation.comparison import YOURS, compare
-from mmed_jax.evaluation.intervals import bootstrap, paired
-from mmed_jax.evaluation.rationale import average, pairs_of, score_rationales
-from mmed_jax.evaluation.runs import read_runs
+from mmed_jax.evaluation.comparison.paired import YOURS, compare
+from mmed_jax.evaluation.comparison.runs import read_runs
+from mmed_jax.evaluation.metrics import breakdown
+from mmed_jax.evaluation.metrics.intervals import bootstrap, paired
+from mmed_jax.evaluation.metrics.text_similarity import average, pairs_of, score_rationales
 from tests.support.helpers_results import evaluated, items_of, read_lines, record, write_lines
 
 SIX = ("en", "zh", "ja", "fr", "ru", "es")

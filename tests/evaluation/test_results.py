@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mmed_jax.evaluation.intervals import bootstrap, mcnemar, mean_interval, mean_of_groups, paired, wilson
-from mmed_jax.evaluation.items import Item
-from mmed_jax.evaluation.results import confusion, summarise, table
+from mmed_jax.evaluation.metrics.accuracy import confusion, summarise, table
+from mmed_jax.evaluation.metrics.intervals import bootstrap, mcnemar, mean_interval, mean_of_groups, paired, wilson
+from mmed_jax.evaluation.prompts.items import Item
 
 
 @given(st.integers(0, 400), st.integers(0, 400))

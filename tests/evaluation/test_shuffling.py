@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmed_jax.evaluation.about_options import stays, tied
-from mmed_jax.evaluation.shuffling import shuffled
+from mmed_jax.evaluation.prompts.option_order import shuffled
+from mmed_jax.evaluation.prompts.option_references import stays, tied
 
 DRUGS = {"A": "aspirin", "B": "heparin", "C": "digoxin", "D": "insulin"}
 

@@ -21,7 +21,7 @@ from mmed_jax.data.packed_cache import problem_of
 from mmed_jax.data.records.schema import RecordError, read_records, validate_record
 from mmed_jax.data.records.tfds import splits
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
-from mmed_jax.evaluation.runs import read_runs
+from mmed_jax.evaluation.comparison.runs import read_runs
 from mmed_jax.hf.load import load_config, read_generation, read_tensors
 from mmed_jax.hf.save import check_output
 from mmed_jax.model.config import LlamaConfig
@@ -245,8 +245,8 @@ def test_every_command_says_what_is_no_file(tmp_path):
         from mmed_jax.data.packed_cache import content_hash
         from mmed_jax.data.records.schema import load_files
         from mmed_jax.common.errors import UserError
-        from mmed_jax.evaluation.rated import load_runs
-        from mmed_jax.evaluation.ratings import read_ratings
+        from mmed_jax.evaluation.ratings.explanations import load_runs
+        from mmed_jax.evaluation.ratings.sheets import read_ratings
         from mmed_jax.inference.prompt_files import read_prompts
         from pathlib import Path
         folder = Path(sys.argv[1])

@@ -7,12 +7,12 @@ from typing import Any
 
 from mmed_jax.common.checksums import write_json
 from mmed_jax.data.languages.identify import language_of
-from mmed_jax.evaluation import breakdown
-from mmed_jax.evaluation.answers import RULES_VERSION, split_rationale
-from mmed_jax.evaluation.items import Item
-from mmed_jax.evaluation.modes import question, reference
-from mmed_jax.evaluation.report import make_page
-from mmed_jax.evaluation.results import judge, summarise
+from mmed_jax.evaluation.extraction.extract import RULES_VERSION, split_rationale
+from mmed_jax.evaluation.metrics import breakdown
+from mmed_jax.evaluation.metrics.accuracy import judge, summarise
+from mmed_jax.evaluation.prompts.items import Item
+from mmed_jax.evaluation.results_page import make_page
+from mmed_jax.evaluation.scoring import question, reference
 
 OPTIONS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
 

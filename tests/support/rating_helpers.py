@@ -6,7 +6,7 @@ import random
 
 import openpyxl
 
-from mmed_jax.evaluation.ratings import CRITERIA
+from mmed_jax.evaluation.ratings.sheets import CRITERIA
 
 QUALITY = {"good": 4, "fair": 3, "poor": 1}  # of the runs below; also how much of the reference they repeat
 LANGUAGES = ("en", "zh", "ko")

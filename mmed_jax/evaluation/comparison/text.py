@@ -1,0 +1,232 @@
+"""The tables of comparison.py as text, as CSV and as a page."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from mmed_jax.common import html_page as P
+from mmed_jax.common.output_files import csv_text
+from mmed_jax.data.records.schema import LANGUAGE_NAMES
+from mmed_jax.evaluation.comparison.parts import ACCURACY, YOURS, Difference, Line, Table, Value
+from mmed_jax.evaluation.metrics.intervals import short
+
+NOTE = (
+    "Per cent; rationale metrics times 100. Intervals are 95 %: Wilson's for the accuracy of one column, those "
+    "combined (MOVER) for averages of columns, a seeded bootstrap over items for rationale metrics. Published rows "
+    "come without items: intervals of their accuracies follow from the figure and the size of the test set. "
+    "Differences are second minus first over common items, with paired bootstrap intervals and, for accuracies, the "
+    "p of McNemar's exact test, not corrected for the number of comparisons. Tables of different ways of asking are "
+    "not to be read as one."
+)
+_HEAD = (
+    "",
+    "items",
+    "first",
+    "second",
+    "second - first",
+    "95 % interval",
+    "only first right",
+    "only second right",
+    "p",
+)
+_CSV = (
+    "board",
+    "metric",
+    "asked",
+    "group",
+    "name",
+    "column",
+    "percent",
+    "low",
+    "high",
+    "count",
+    "published_count",
+    "mark",
+    "notes",
+)
+_DIFFERENCES = (
+    "board",
+    "metric",
+    "asked",
+    "first",
+    "other",
+    "column",
+    "items",
+    "first_percent",
+    "other_percent",
+    "difference",
+    "low",
+    "high",
+    "only_first_right",
+    "only_other_right",
+    "mcnemar_p",
+)
+
+
+# ---- Text -----------------------------------------------------------------------------------------------------------
+
+
+def text(tables: Sequence[Table]) -> str:
+    """All tables as lines of text; intervals stand below the numbers of runs."""
+    return "\n\n".join(_text(t) for t in tables)
+
+
+def _text(table: Table) -> str:
+    columns = [*table.columns, *([table.total] if table.total else [])]
+    rows: list[list[str]] = [["", *columns]]
+    for group, lines in groupby(table.lines, key=lambda line: line.group):
+        rows.append([group])
+        for line in lines:
+            shown = [_shown(line, c, table) for c in columns]
+            rows.append([f"  {line.name}", *(_number(v) for v in shown)])
+            if group == YOURS and any(v and v.interval for v in shown):
+                rows.append(["", *(_short_interval(v) for v in shown)])
+    out = [f"{table.board}, {table.metric}: {table.asked}", _aligned(rows)]
+    out += [f"  {note}" for note in _notes(table)]
+    if table.differences:
+        out += ["", _aligned([_head(table), *_grouped(table, lambda name: [name], _difference)])]
+    return "\n".join(out)
+
+
+def _shown(line: Line, column: str, table: Table) -> Value | None:
+    return line.average if table.total and column == table.total else line.values.get(column)
+
+
+def _number(v: Value | None) -> str:
+    return "-" if v is None else f"{100 * v.value:.2f}{v.mark}"
+
+
+def _short_interval(v: Value | None) -> str:
+    return short(v.interval) if v else ""
+
+
+def _notes(table: Table) -> list[str]:
+    told: dict[str, list[str]] = {}
+    for line in table.lines:
+        for note in line.notes:
+            told.setdefault(note, []).append(line.name)
+    return [f"{', '.join(names)}: {note}" for note, names in told.items()] + table.notes
+
+
+def _head(table: Table) -> tuple[str, ...]:
+    return _HEAD if table.metric == ACCURACY else _HEAD[:6]
+
+
+def _difference(table: Table, d: Difference) -> list[str]:
+    low, high = (100 * x for x in d.interval)
+    counts = ["", "", ""] if d.p is None else [f"{d.only_first:,}", f"{d.only_other:,}", _p(d.p)]
+    first, second = (f"{100 * s:.2f}" for s in d.shares)
+    return [
+        d.column,
+        f"{d.count:,}",
+        first,
+        second,
+        f"{100 * d.difference:+.2f}",
+        f"{low:+.2f} to {high:+.2f}",
+        *counts,
+    ][: len(_head(table))]
+
+
+def _grouped(table: Table, heading: Callable[[str], Any], row: Callable[[Table, Difference], Any]) -> list[Any]:
+    """The differences, those of each pair of runs under a heading."""
+    out = []
+    for (first, other), there in groupby(table.differences, key=lambda d: (d.first, d.other)):
+        out += [heading(f"first {first}, second {other}"), *(row(table, d) for d in there)]
+    return out
+
+
+def _p(p: float) -> str:
+    return f"{p:.1e}" if p < 0.0005 else f"{p:.3f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Columns of equal width; a row of one cell is a heading and may be as long as it is."""
+    wide = [r for r in rows if len(r) > 1]
+    widths = [max(len(r[i]) for r in wide) for i in range(len(wide[0]))]
+    return "\n".join(
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))).rstrip()
+        if len(r) > 1
+        else r[0]
+        for r in rows
+    )
+
+
+# ---- CSV ------------------------------------------------------------------------------------------------------------
+
+
+def as_csv(tables: Sequence[Table]) -> str:
+    """A line for each number."""
+    return csv_text(_CSV, _numbers(tables))
+
+
+def _numbers(tables: Sequence[Table]) -> Iterator[list[Any]]:
+    for t in tables:
+        for line in t.lines:
+            for column, v in [*line.values.items(), *([(t.total, line.average)] if line.average else [])]:
+                low, high = (f"{100 * x:.4f}" for x in v.interval) if v.interval else ("", "")
+                yield [
+                    t.board,
+                    t.metric,
+                    t.asked,
+                    line.group,
+                    line.name,
+                    column,
+                    f"{100 * v.value:.4f}",
+                    low,
+                    high,
+                    "" if v.count is None else v.count,
+                    "" if v.size is None else v.size,
+                    v.mark,
+                    "; ".join(line.notes),
+                ]
+
+
+def differences_csv(tables: Sequence[Table]) -> str:
+    """A line for each difference."""
+    rows = (
+        [
+            t.board,
+            t.metric,
+            t.asked,
+            d.first,
+            d.other,
+            d.column,
+            d.count,
+            *(f"{100 * x:.4f}" for x in (*d.shares, d.difference, *d.interval)),
+            *(("", "", "") if d.p is None else (d.only_first, d.only_other, f"{d.p:.6g}")),
+        ]
+        for t in tables
+        for d in t.differences
+    )
+    return csv_text(_DIFFERENCES, rows)
+
+
+# ---- Page -----------------------------------------------------------------------------------------------------------
+
+
+def html(tables: Sequence[Table]) -> str:
+    """compare.html: self-contained, as report.html is."""
+    boards = []
+    for board, group in groupby(tables, key=lambda t: t.board):
+        boards.append(f"<h2>{P.esc(board)}</h2>{''.join(map(_html, group))}")
+    title = f"Evaluations compared: {', '.join(dict.fromkeys(t.board for t in tables))}"
+    return P.page(title, f'<p class="note">{P.esc(NOTE)}</p>{"".join(boards)}')
+
+
+def _html(table: Table) -> str:
+    columns = [*table.columns, *([table.total] if table.total else [])]
+    names = [LANGUAGE_NAMES.get(c, c.removeprefix("mmlu_").replace("_", " ")) for c in columns]
+    lines: list[Any] = []
+    for group, there in groupby(table.lines, key=lambda line: line.group):
+        lines.append(("head", [P.Cell(group, span=len(columns) + 1)]))
+        for line in there:
+            cells = [P.Cell(_number(v), _short_interval(v)) for v in (_shown(line, c, table) for c in columns)]
+            lines.append(("run" if group == YOURS else "", [P.Cell(line.name, kind="name"), *cells]))
+    metric = "" if table.metric == ACCURACY else f"{table.metric}: "
+    out = [f"<h3>{P.esc(metric + table.asked)}</h3>", P.table(["", *names], lines, wide=False)]
+    if notes := _notes(table):
+        out.append(f'<p class="note">{"<br>".join(map(P.esc, notes))}</p>')
+    if table.differences:
+        rows = _grouped(table, lambda name: ("head", [P.Cell(name, span=len(_head(table)))]), _difference)
+        out.append(P.table(_head(table), rows, wide=False))
+    return "".join(out)

@@ -1,0 +1,95 @@
+"""A model as judge of explanations, through data_gen's ledger: what is paid for once is never paid again.
+
+The judge sees question, options, right answer, reference and one explanation, all as fenced data, and gives each of the
+four criteria of rating sheets a grade from 1 to 5. It is not told which run wrote what. The prompt is
+data_gen/prompts/rationale_judge.toml; its version goes into every rating.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+from data_gen.methods.base import MethodBase
+from mmed_jax.data.records.schema import LANGUAGE_NAMES
+from mmed_jax.evaluation.ratings.explanations import Explanation, Key
+from mmed_jax.evaluation.ratings.sheets import CRITERIA
+from mmed_jax.llm_api.run_settings import RunSettings
+from mmed_jax.llm_api.runner import run
+from mmed_jax.llm_api.structured_output import object_schema, read_answer
+from mmed_jax.llm_api.types import Job
+
+GRADES = ("1", "2", "3", "4", "5")
+SCHEMA = object_schema({name: {"type": "string", "enum": list(GRADES)} for name in CRITERIA})
+
+
+class Judged(NamedTuple):
+    """scores: {(run, benchmark, id): {criterion: 1.0 to 5.0}}; prompt: its version; left: (key, state, reason) of what
+    got no grade."""
+
+    scores: dict[Key, dict[str, float]]
+    prompt: str
+    left: list[tuple[Key, str, str]]
+
+
+class RationaleJudge(MethodBase):
+    """One request an explanation; its record is {"scores": {criterion: grade}}."""
+
+    name = "rationale_judge"
+    max_tokens = 64
+
+    def job_for(self, parent: dict, language: str, settings: RunSettings) -> Job:
+        target = {"language": language, "key": parent["key"]}
+        return self.new_job(parent["id"], parent, target, settings, parent["data"], SCHEMA)
+
+    def answer_schema(self, job: Job) -> dict:
+        return SCHEMA
+
+    def parse(self, job: Job, answer: dict | str) -> list[dict]:
+        found = read_answer(answer, SCHEMA)
+        return [{"scores": {name: float(found[name]) for name in CRITERIA}}]
+
+
+def judge(found: Sequence[Explanation], settings: RunSettings, *, structured: bool = True, redraws: int = 1) -> Judged:
+    """Asks for the grades of all explanations; those without any text get 1 throughout, unasked.
+
+    Raises:
+      UserError, WorkError: as mmed_jax.llm_api.runner.run (no key, no credit, endpoint down, ...).
+    """
+    method = RationaleJudge(structured=structured, redraws=redraws)
+    asked = [e for e in found if e.text.strip()]
+    scores: dict[Key, dict[str, float]] = {e.key: dict.fromkeys(CRITERIA, 1.0) for e in found if not e.text.strip()}
+    left: list[tuple[Key, str, str]] = []
+    prompt = ""
+    with closing(run(method, _Inputs(asked), settings)) as outcomes:
+        for outcome in outcomes:
+            key, prompt = outcome.job.target["key"], outcome.job.request.prompt_version
+            if outcome.state == "accepted":
+                scores[key] = outcome.records[0]["scores"]
+            else:
+                left.append((key, outcome.state, outcome.reason))
+    return Judged({e.key: scores[e.key] for e in found if e.key in scores}, prompt, left)
+
+
+class _Inputs:
+    """Inputs of the method, with their number for the progress bar."""
+
+    def __init__(self, found: Sequence[Explanation]):
+        self.found = found
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __iter__(self) -> Iterator[dict]:
+        return (_input(e) for e in self.found)
+
+
+def _input(e: Explanation) -> dict:
+    data = {
+        "question": e.question,
+        "options": dict(e.options),
+        "right_options": e.answer.split(","),
+        "reference": e.reference,
+        "explanation": e.text,
+        "explanation_language": LANGUAGE_NAMES[e.language],
+    }
+    return {"id": "/".join(e.key), "key": e.key, "language": e.language, "data": data}

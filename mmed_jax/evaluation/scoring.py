@@ -1,0 +1,118 @@
+"""How a question is asked and what becomes of the answer: generated, or read off log-likelihoods.
+
+direct          the model writes the letter alone
+rationale       it explains, then writes the letter
+loglikelihood   nothing is written: of every option the log-probability is taken, of its letter (`score` letter) or of
+                its whole text (`score` option), and the largest one is the answer. Longer texts are less probable, so
+                texts are compared a byte (lm-eval's acc_bytes), a character (its acc_norm), a token, or as they are
+                (its acc). One option is picked: questions with several right answers are never answered rightly.
+
+A results folder holds one mode, one score, one prompt family; mmed_jax.common.journal refuses another.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmed_jax.common.errors import WorkError
+from mmed_jax.data.languages.identify import language_of
+from mmed_jax.evaluation.extraction.extract import is_correct, split_rationale
+from mmed_jax.evaluation.metrics.accuracy import judge
+from mmed_jax.evaluation.prompts.items import Item
+from mmed_jax.llm_api.finish_reasons import is_cut
+
+if TYPE_CHECKING:
+    from mmed_jax.inference.engine import Completion, Engine
+
+MODES = ("direct", "rationale", "loglikelihood")
+SCORES = ("letter", "option")
+# What a log-probability is divided by before options are compared; the default for each score.
+NORMALISE = ("none", "tokens", "bytes", "characters")
+DEFAULT_NORMALISE = {"letter": "none", "option": "bytes"}
+# Enough for "###Answer: OPTION A,C IS CORRECT." in a byte-level vocabulary, for a rationale, for an answer.
+MAX_NEW_TOKENS = {"direct": 64, "rationale": 1024, "exact_match": 512}
+
+
+def ask(
+    engine: "Engine",
+    items: Sequence[Item],
+    numbers: Sequence[int],
+    max_new_tokens: int,
+    on_done: Callable[[int, Any], None],
+) -> None:
+    """Answers every item; `on_done(index, result)` gets a Completion, or the list of log-likelihoods of its choices.
+
+    `numbers` are the items' places in the whole evaluation, for an engine that is asked only the rest of it.
+    """
+    prompts = [i.prompt for i in items]
+    if items[0].choices:
+        engine.loglikelihood(prompts, [i.choices for i in items], on_done=on_done)
+    else:
+        engine.generate(prompts, max_new_tokens=max_new_tokens, items=numbers, on_done=on_done)
+
+
+def pick(item: Item, values: Sequence[float], normalise: str) -> str:
+    """The letter of the largest log-likelihood, `values` divided as `normalise` says; the first of equals.
+
+    Raises WorkError for a value that is no number.
+    """
+    if any(math.isnan(v) for v in values):
+        raise WorkError("the model's logits are NaN: its weights are damaged or overflow in this compute dtype")
+    sizes = {
+        "none": lambda ids, text: 1,
+        "tokens": lambda ids, text: len(ids),
+        "bytes": lambda ids, text: len(text.encode()),
+        "characters": lambda ids, text: len(text),
+    }[normalise]
+    scored = [v / sizes(ids, t.strip()) for v, ids, t in zip(values, item.choices, item.options.values(), strict=True)]
+    return list(item.options)[scored.index(max(scored))]
+
+
+def prediction(
+    item: Item, result: "Completion | list[float]", *, mode: str, prompt: str, output: str = "", normalise: str = "none"
+) -> dict[str, Any]:
+    """The line of predictions.jsonl for one answer; `output` is the decoded completion."""
+    scored = bool(item.choices)
+    cut = not scored and is_cut(result.finish_reason)
+    ended = "length" if cut else "stop"  # to those who read it; the endpoint may have a word of its own, or none
+    if scored:
+        output = pick(item, result, normalise)
+        verdict = {"extracted": output, "rule": "loglikelihood", "correct": is_correct(output, item.answer)}
+    else:
+        verdict = judge(item, output, ended)
+    explained = split_rationale(output, item.options, item.language, ended) if mode == "rationale" else None
+    return {
+        "benchmark": item.benchmark,
+        "id": item.id,
+        "language": item.language,
+        "part": item.part or None,
+        **question(item.record),
+        "prompt": prompt,
+        "output": output,
+        **verdict,
+        "answer": item.answer,
+        "finish_reason": "scored" if scored else result.finish_reason,
+        "cut": cut,
+        "prompt_tokens": len(item.prompt),
+        "new_tokens": 0 if scored else len(result.ids),
+        "mode": mode,
+        "options": item.options,
+        "order": item.order,
+        **reference(item.record),
+        "generated_rationale": explained,
+        "response_language": None if scored else language_of(output),
+        **({"loglikelihoods": [float(v) for v in result]} if scored else {}),
+    }
+
+
+def question(record: dict) -> dict[str, str]:
+    """{"question", "context"} of the record as asked: the passage only where one was shown; {} for instructions."""
+    found = {"question": record.get("question"), "context": record.get("context")}
+    return {k: text for k, text in found.items() if text}
+
+
+def reference(record: dict) -> dict[str, Any]:
+    """{"rationale", "rationale_checked"} of a record: the reference text, and whether people have passed it."""
+    checked = record.get("human_checked") and record.get("human_check_passed")
+    has = "human_checked" in record and bool(record.get("rationale"))
+    return {"rationale": record.get("rationale") or None, "rationale_checked": bool(checked) if has else None}
