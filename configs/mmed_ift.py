@@ -23,7 +23,7 @@ demo     hand-written samples only: 20 rows a language through every method; min
 
 from ml_collections import ConfigDict
 
-from data_gen.recipes import base, source, step
+from data_gen.sets.recipes import base, source, step
 
 VARIANTS = ("", "demo")
 TARGET = 25_000

@@ -17,7 +17,7 @@ demo     hand-written samples only, rationales written anew                     
 from ml_collections import ConfigDict
 
 from configs.mmed_ift import CITATION
-from data_gen.recipes import base, source, step
+from data_gen.sets.recipes import base, source, step
 
 VARIANTS = ("", "open", "demo")
 OPEN = (

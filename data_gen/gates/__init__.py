@@ -2,13 +2,13 @@
 
 They see generated rows only; verdicts are never stored, they are found anew from the ledger's answers at every run, so
 that a changed threshold costs nothing. What needs the whole set (duplicates, contamination, balance of the letters) is
-in data_gen.dedup, data_gen.contamination and data_gen.gates.balance.
+in data_gen.sets.dedup, data_gen.sets.contamination and data_gen.gates.balance.
 """
 
 from collections.abc import Callable
 from functools import partial
 
-from data_gen.gates import keys, matter, text
+from data_gen.gates import answer_key, faithfulness, text
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.llm_api.types import Job
 
@@ -61,9 +61,9 @@ def default_gates(method: str, thresholds: dict | None = None) -> list[Gate]:
         text.copy: {"quoted": t["quoted_passage"]},
         text.length: {"shortest": t["shortest"], "longest": t["longest"], "ratio": tuple(t["length_ratio"])},
         text.repetition: {"distinct": t["distinct_ngrams"]},
-        keys.key: {"stated": t["key_stated"], "required": t["key_required"]},
-        matter.facts: {"kept": t["facts_kept"]},
-        matter.numbers: {"tolerated": t["numbers_tolerated"]},
+        answer_key.key: {"stated": t["key_stated"], "required": t["key_required"]},
+        faithfulness.facts: {"kept": t["facts_kept"]},
+        faithfulness.numbers: {"tolerated": t["numbers_tolerated"]},
     }
     return [partial(gate, **settings[gate]) if gate in settings else gate for gate in GATES[method]]
 
@@ -71,10 +71,10 @@ def default_gates(method: str, thresholds: dict | None = None) -> list[Gate]:
 # What explains more comes first: a refusal in English is a refusal, not a wrong language.
 _TEXT = (text.refusal, text.boilerplate, text.copy, text.language, text.length, text.repetition)
 GATES: dict[str, tuple[Callable, ...]] = {
-    "answer_expanding": (*_TEXT, matter.facts),
-    "qa_generation": (*_TEXT, matter.facts),
-    "translation": (*_TEXT, matter.options, matter.numbers, keys.kept),
-    "rationale": (*_TEXT, keys.key),
+    "answer_expanding": (*_TEXT, faithfulness.facts),
+    "qa_generation": (*_TEXT, faithfulness.facts),
+    "translation": (*_TEXT, faithfulness.options, faithfulness.numbers, answer_key.kept),
+    "rationale": (*_TEXT, answer_key.key),
     "topics": (),
     "reanswer": (),
     "original": (text.language, text.length),

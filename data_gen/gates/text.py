@@ -1,8 +1,8 @@
 """Gates on the text itself: its language, refusals, words about the task, copies of the input, length, loops."""
 
-from data_gen.gates.parts import Part, parts_of
-from data_gen.gates.phrases import ABOUT_THE_TASK, DISCLAIMER, PREAMBLE, REFUSAL, STRUCTURE
-from data_gen.shingles import is_dense, normal_text
+from data_gen.gates.fields import Part, parts_of
+from data_gen.gates.ngrams import is_dense, normal_text
+from data_gen.gates.refusals import ABOUT_THE_TASK, DISCLAIMER, PREAMBLE, REFUSAL, STRUCTURE
 from mmed_jax.data.languages.identify import SURE_OF_NAMES, language_problem, script_shares
 from mmed_jax.data.languages.scripts import SCRIPTS_OF
 from mmed_jax.llm_api.types import Job, Reject

@@ -5,8 +5,8 @@
 The names are those of jobs and of the records' `method`; options are the classes' keyword arguments.
 """
 
-from data_gen.methods.base import MethodBase
 from data_gen.methods.expand import Expand
+from data_gen.methods.method import MethodBase
 from data_gen.methods.qa import QA
 from data_gen.methods.rationale import Rationale
 from data_gen.methods.reanswer import Reanswer

@@ -4,8 +4,8 @@ Multiple-choice records become instruction records: the options stay part of the
 ("which of the following") mean nothing without them; yes/no options do not.
 """
 
-from data_gen.methods import base
-from data_gen.methods.base import BOOL, TEXT, MethodBase, Skip, needs, single_turn
+from data_gen.methods import method
+from data_gen.methods.method import BOOL, TEXT, MethodBase, Skip, needs, single_turn
 from mmed_jax.data.records.schema import kind_of
 from mmed_jax.llm_api.prompt_guard import leaks, neutralise
 from mmed_jax.llm_api.structured_output import object_schema
@@ -79,7 +79,7 @@ class Expand(MethodBase):
         if parent["rationale"].strip():
             data["explanation"] = parent["rationale"]
         data["given_answer"] = right[0] if len(right) == 1 else right
-        shown = parent["question"] if verdict else f"{parent['question']}\n{base.numbered_options(options)}"
+        shown = parent["question"] if verdict else f"{parent['question']}\n{method.numbered_options(options)}"
         return data, "\n\n".join(filter(None, (parent.get("context", ""), shown)))
 
     def _instruction(self, parent: dict) -> tuple[dict, str]:
@@ -95,7 +95,7 @@ class Expand(MethodBase):
     def made(self, job: Job, found: dict) -> list[dict]:
         parent, question = job.parent, job.target["question"]
         system = [m for m in parent.get("messages", ()) if m["role"] == "system"]
-        flags = [*base.source_flags(question), *(["key_doubted"] if found["doubt"] else [])]
+        flags = [*method.source_flags(question), *(["key_doubted"] if found["doubt"] else [])]
         record = {
             "id": job.row_id,
             "language": job.target["language"],
@@ -107,6 +107,6 @@ class Expand(MethodBase):
             "source": parent["source"],
             "license": parent["license"],
             "method": "answer_expanding",
-            "provenance": base.provenance(job, flags),
+            "provenance": method.provenance(job, flags),
         }
         return [record]

@@ -2,7 +2,7 @@
 
 A pair whose quotation does not stand in the passage, or that asks or answers nothing new, is left out and counted in
 a flag of its siblings; where none is left, the row is rejected.
-Passages: see data_gen.passages; records are taken for their passage (`context`) or answer.
+Passages: see data_gen.methods.passages; records are taken for their passage (`context`) or answer.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from data_gen.methods.base import TEXT, MethodBase, Skip, checked_language, provenance, source_flags
+from data_gen.methods.method import TEXT, MethodBase, Skip, checked_language, provenance, source_flags
 from mmed_jax.common.errors import UserError
 from mmed_jax.llm_api.prompt_guard import neutralise
 from mmed_jax.llm_api.structured_output import object_schema

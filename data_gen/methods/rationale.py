@@ -4,8 +4,8 @@ The model names the letters that its reasoning leads to; where they are not the 
 rationale for another option is worse than none (research on such sets finds one in eight).
 """
 
-from data_gen.methods import base
-from data_gen.methods.base import BOOL, TEXT, MethodBase, Skip, needs
+from data_gen.methods import method
+from data_gen.methods.method import BOOL, TEXT, MethodBase, Skip, needs
 from mmed_jax.llm_api.structured_output import object_schema
 from mmed_jax.llm_api.types import Job, Reject
 
@@ -26,7 +26,7 @@ class Rationale(MethodBase):
         self, *, language: str | None = None, replace: bool = False, structured: bool = True, redraws: int = 1
     ):
         super().__init__(structured=structured, redraws=redraws)
-        self.language = None if language is None else base.checked_language(language)
+        self.language = None if language is None else method.checked_language(language)
         self.replace = replace
 
     def languages_for(self, parent: dict) -> tuple[str, ...]:
@@ -48,11 +48,11 @@ class Rationale(MethodBase):
 
     def made(self, job: Job, found: dict) -> list[dict]:
         parent, letters = job.parent, job.target["letters"]
-        named = base.letters_named(found["answer"], job.target["language"])
+        named = method.letters_named(found["answer"], job.target["language"])
         if named != letters:
             raise Reject("key", f"it argues for {','.join(named) or 'nothing'}, the key is {','.join(letters)}")
         texts = (parent["question"], parent.get("context", ""), *parent["options"].values())
-        flags = [*base.source_flags(*texts), *(["key_doubted"] if found["doubt"] else [])]
+        flags = [*method.source_flags(*texts), *(["key_doubted"] if found["doubt"] else [])]
         more = {"rationale_language": job.target["language"]} if job.target["language"] != parent["language"] else {}
         fields = {**parent, "rationale": found["rationale"], "human_checked": False, "human_check_passed": False}
-        return [{**fields, "provenance": {**parent["provenance"], **base.provenance(job, flags, **more)}}]
+        return [{**fields, "provenance": {**parent["provenance"], **method.provenance(job, flags, **more)}}]

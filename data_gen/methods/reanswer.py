@@ -4,7 +4,7 @@ Where it is sure of other options than the key's, key or question deserve a look
 (`strict`). Nothing of the record changes but its provenance.
 """
 
-from data_gen.methods.base import BOOL, TEXT, MethodBase, letters_named, needs
+from data_gen.methods.method import BOOL, TEXT, MethodBase, letters_named, needs
 from mmed_jax.llm_api.structured_output import object_schema
 from mmed_jax.llm_api.types import Job, Reject
 

@@ -1,7 +1,7 @@
 """The 21 topics of MMedBench (arXiv 2402.13963): one label a record, kept in provenance.topic."""
 
-from data_gen.methods.base import MethodBase, Skip
-from data_gen.prompts import TOPICS
+from data_gen.methods.method import MethodBase, Skip
+from data_gen.methods.templates import TOPICS
 from mmed_jax.data.records.schema import kind_of
 from mmed_jax.llm_api.structured_output import object_schema
 from mmed_jax.llm_api.types import Job

@@ -6,7 +6,7 @@ key can't change. Numbers, units and drug names are asked for in the prompt and 
 
 from collections.abc import Iterable
 
-from data_gen.methods.base import BOOL, TEXT, MethodBase, Skip, checked_language, provenance, source_flags
+from data_gen.methods.method import BOOL, TEXT, MethodBase, Skip, checked_language, provenance, source_flags
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import kind_of
 from mmed_jax.llm_api.structured_output import object_schema

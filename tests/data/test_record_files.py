@@ -44,8 +44,8 @@ def lines(path: Path, *records: dict) -> Path:
 @pytest.mark.parametrize("where", ["file", "folder", "zip"])
 def test_the_size_of_letters_in_a_suffix_means_nothing(tmp_path, name, where):
     """In every reader: records, published files, prompts, handcrafted samples, passages, benchmarks."""
-    from data_gen import handcraft
-    from data_gen.passages import read_passages
+    from data_gen.commands import handcraft
+    from data_gen.methods.passages import read_passages
     from mmed_jax.data.sources.raw_file import objects
     from mmed_jax.evaluation.benchmarks.select import from_files
     from mmed_jax.inference.prompt_files import read_prompts
@@ -358,7 +358,7 @@ def test_no_heavy_imports(repo, tmp_path):
     folder = tfds_io.write_tfds(tmp_path, "light", "1.0.0", {"train": [MCQ]})
     code = (
         "import sys; from mmed_jax.data.records.schema import load_files; import mmed_jax.data.sources, data_gen.__main__, "
-        f"data_gen.convert; load_files([{str(folder)!r}], 'mcq'); "
+        f"data_gen.commands.convert; load_files([{str(folder)!r}], 'mcq'); "
         "print([m for m in ('jax', 'jaxlib', 'flax', 'tensorflow', 'torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, timeout=120)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_gen.families import Families
+from data_gen.sets.groups import Families
 from mmed_jax.data.records import schema
 from mmed_jax.data.records.schema import RecordError, validate_record
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from data_gen import convert as command
+from data_gen.commands import convert as command
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.languages.scripts import wrong_script
 from mmed_jax.data.sources import SOURCES, get_source

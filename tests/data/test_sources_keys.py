@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_gen import convert as command
+from data_gen.commands import convert as command
 from mmed_jax.common.errors import UserError
 from tests.support.source_helpers import (
     KORMED,

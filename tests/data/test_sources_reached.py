@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from data_gen.collect import collect, read_benchmarks
-from data_gen.contamination import Benchmarks
-from data_gen.recipes import base, load_recipe, recipe_hash, source
+from data_gen.sets.contamination import Benchmarks
+from data_gen.sets.inputs import collect, read_benchmarks
+from data_gen.sets.recipes import base, load_recipe, recipe_hash, source
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.benchmarks import select as B

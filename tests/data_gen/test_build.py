@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from data_gen.build import Build
-from data_gen.contamination import Benchmarks
-from data_gen.recipes import base, load_recipe, source, step
+from data_gen.commands.build import Build
+from data_gen.sets.contamination import Benchmarks
+from data_gen.sets.recipes import base, load_recipe, source, step
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.records.schema import load_files, read_records, write_records
 from mmed_jax.llm_api.types import Outcome, Reject
@@ -110,7 +110,7 @@ _OF_EQUAL_SIZE = """
 import sys
 from pathlib import Path
 from data_gen import publish
-from data_gen.recipes import source, step
+from data_gen.sets.recipes import source, step
 from tests.data_gen.test_build import QUESTIONS, build, mcq, own_recipe
 for name in ("tfds_set", "parquet"):  # take seconds, and have tests of their own
     setattr(publish, f"write_{name}", lambda folder, *rest, name=name: (folder / name.partition("_")[0]).mkdir())

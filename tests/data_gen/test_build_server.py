@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_gen.build import main
+from data_gen.commands.build import main
 from mmed_jax.common.errors import WorkError
 from tests.support.fake_model import FakeModel
 from tests.support.openai_server import TRANSIENT, Faults, OpenAIServer

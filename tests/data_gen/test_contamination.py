@@ -1,6 +1,6 @@
 """Test questions in training rows: by id, group, text and near-duplicate, and the known overlaps of real sets."""
 
-from data_gen.contamination import Benchmarks, Hit
+from data_gen.sets.contamination import Benchmarks, Hit
 from mmed_jax.data.sources import Conversion, get_source
 from tests.data_gen.test_dedup import dialogue, mcq
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from data_gen import expand
-from data_gen.build import Build
+from data_gen.commands import expand
+from data_gen.commands.build import Build
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.row_buffer import remove_temporaries

@@ -6,8 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from data_gen.dedup import Deduplicator
-from data_gen.shingles import normal_text, shingles, text_key
+from data_gen.gates.ngrams import normal_text, shingles, text_key
+from data_gen.sets.dedup import Deduplicator
 
 
 def dialogue(ident: str, question: str, answer: str, language: str = "en") -> dict:

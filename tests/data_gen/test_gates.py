@@ -6,7 +6,7 @@ import pytest
 
 from data_gen.gates import GATES, THRESHOLDS, default_gates
 from data_gen.gates.balance import LetterBalance, skewed
-from data_gen.gates.parts import named_texts
+from data_gen.gates.fields import named_texts
 from data_gen.gates.quantities import quantities
 from data_gen.gates.text import volume
 from data_gen.methods import make_method

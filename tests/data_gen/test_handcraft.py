@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from data_gen import handcraft
+from data_gen.commands import handcraft
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import read_records
 

@@ -240,7 +240,7 @@ def test_every_command_says_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "run" / "predictions.jsonl")
     code = """if True:
         import sys
-        from data_gen.handcraft import _of_any_kind
+        from data_gen.commands.handcraft import _of_any_kind
         from mmed_jax.llm_api.prices import price_of
         from mmed_jax.data.packed_cache import content_hash
         from mmed_jax.data.records.schema import load_files

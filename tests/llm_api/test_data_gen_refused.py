@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from data_gen import ledger_command
+from data_gen.commands import ledger as ledger_command
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.llm_api.batch import batch
 from mmed_jax.llm_api.ledger.ledger import Ledger

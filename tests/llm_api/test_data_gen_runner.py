@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from data_gen import ledger_command
+from data_gen.commands import ledger as ledger_command
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.llm_api import sender
 from mmed_jax.llm_api.client import redact, shown_url

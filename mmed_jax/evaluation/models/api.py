@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from data_gen.method_command import reached, unfinished_text
+from data_gen.commands.method import reached, unfinished_text
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.evaluation import scoring

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
-from data_gen.methods.base import MethodBase
+from data_gen.methods.method import MethodBase
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 from mmed_jax.evaluation.ratings.explanations import Explanation, Key
 from mmed_jax.evaluation.ratings.sheets import CRITERIA

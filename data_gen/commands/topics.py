@@ -3,7 +3,7 @@
 python -m data_gen topics --input=mcq.jsonl --output=mcq_topics.jsonl
 """
 
-from data_gen.method_command import check, inputs, parser_for, run_method
+from data_gen.commands.method import check, inputs, parser_for, run_method
 from data_gen.methods import Topics
 from mmed_jax.common.errors import run_command
 

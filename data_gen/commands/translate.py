@@ -3,7 +3,7 @@
 python -m data_gen translate --input=casimedicos_es.jsonl --language=ko,ja --output=casimedicos_ko_ja.jsonl
 """
 
-from data_gen.method_command import check, codes, inputs, parser_for, run_method
+from data_gen.commands.method import check, codes, inputs, parser_for, run_method
 from data_gen.methods import Translate
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.data.records.schema import LANGUAGES

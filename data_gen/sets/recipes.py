@@ -16,8 +16,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from data_gen.gates import THRESHOLDS
-from data_gen.licenses import FILTERS
 from data_gen.methods import METHODS
+from data_gen.sets.licenses import FILTERS
 from mmed_jax.common.errors import UserError, nearest, one_line
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.config.checks import CONFIG_DIR, DATA_RECIPES, REPO, flatten, set_override
@@ -190,7 +190,7 @@ def check(recipe: ConfigDict, name: str) -> None:
 
     for key in base():
         if key not in recipe:
-            raise wrong(f"{key} is missing; begin with data_gen.recipes.base() and change values")
+            raise wrong(f"{key} is missing; begin with data_gen.sets.recipes.base() and change values")
     for key in recipe:
         if key not in base():
             raise wrong(f"{key}: no such key{nearest(key, base())}")

@@ -3,7 +3,7 @@
 A prompt is a system message that depends on method and language alone (so that an endpoint can cache it) and a user
 message that holds the fenced data. `common.toml` holds what all prompts say about source text. The version is raised
 whenever the words change; prompts/versions.json pins the hash of the words of each version, and a test compares them.
-    python -m data_gen.prompts       adds the hashes of new versions, refuses changed words under an old version
+    python -m data_gen.methods.templates       adds the hashes of new versions, refuses changed words under an old version
 """
 
 import hashlib

@@ -6,9 +6,9 @@ python -m data_gen qa --input=drugs.xlsx --from_language=ko --language=en --lice
 
 from collections.abc import Iterator
 
-from data_gen.method_command import check, inputs, parser_for, run_method
+from data_gen.commands.method import check, inputs, parser_for, run_method
 from data_gen.methods import QA
-from data_gen.passages import read_passages
+from data_gen.methods.passages import read_passages
 from mmed_jax.common.errors import UserError, run_command
 
 SUMMARY = "question-answer pairs from passages, tables and documents"

@@ -4,7 +4,7 @@ python -m data_gen rationale --input=kormedmcqa.jsonl --output=kormedmcqa_explai
 python -m data_gen rationale --input=headqa.jsonl --language=en --output=headqa_explained_en.jsonl
 """
 
-from data_gen.method_command import check, inputs, parser_for, run_method
+from data_gen.commands.method import check, inputs, parser_for, run_method
 from data_gen.methods import Rationale, Reanswer
 from mmed_jax.common.errors import run_command
 from mmed_jax.data.records.schema import read_records

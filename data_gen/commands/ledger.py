@@ -10,7 +10,7 @@ Input = accepted + rejected by reason + failed by reason + pending, for every ru
 import sqlite3
 from pathlib import Path
 
-from data_gen.method_command import Parser
+from data_gen.commands.method import Parser
 from mmed_jax.common.errors import UserError, WorkError, run_command
 from mmed_jax.llm_api.batch.rows import release_all
 from mmed_jax.llm_api.ledger.balance import Books, books

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from data_gen.prompts import load_prompt
+from data_gen.methods.templates import load_prompt
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES, RecordError, kind_of, validate_record
 from mmed_jax.llm_api.prompt_guard import steers

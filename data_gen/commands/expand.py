@@ -4,7 +4,7 @@ python -m data_gen expand --input=medqa.jsonl --output=medqa_full.jsonl --model=
 python -m data_gen expand --input=faq.jsonl --output=faq_full.jsonl --max_chars=120 --limit=20
 """
 
-from data_gen.method_command import check, inputs, parser_for, run_method
+from data_gen.commands.method import check, inputs, parser_for, run_method
 from data_gen.methods import Expand
 from mmed_jax.common.errors import run_command
 

@@ -23,16 +23,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_gen import publish
-from data_gen.build_report import page
-from data_gen.cards import card
-from data_gen.collect import Inputs, collect, read_benchmarks
-from data_gen.contamination import Benchmarks
-from data_gen.facts import Facts, gather, loss_rows
-from data_gen.generate import Generator, Rows
-from data_gen.method_command import Parser, all_rejected, unfinished_text
-from data_gen.recipes import FILTERS, as_dict, load_recipe, recipe_hash
-from data_gen.selection import KEPT, VALIDATION, Selection, Selector
+from data_gen.commands.method import Parser, all_rejected, unfinished_text
+from data_gen.sets import writers
+from data_gen.sets.contamination import Benchmarks
+from data_gen.sets.dataset_card import card
+from data_gen.sets.inputs import Inputs, collect, read_benchmarks
+from data_gen.sets.recipes import FILTERS, as_dict, load_recipe, recipe_hash
+from data_gen.sets.select import KEPT, VALIDATION, Selection, Selector
+from data_gen.sets.set_report import page
+from data_gen.sets.statistics import Facts, gather, loss_rows
+from data_gen.sets.steps import Generator, Rows
 from mmed_jax.common import console
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
 from mmed_jax.llm_api.estimate import summed
@@ -129,18 +129,18 @@ class Build:
         self.splits = [s for s in (KEPT, VALIDATION) if s in self.selection.split]
         return self._publish(work / "new", selector.records)
 
-    def _publish(self, new: Path, read: publish.Read) -> Facts:
+    def _publish(self, new: Path, read: writers.Read) -> Facts:
         new.mkdir()
         recipe = self.recipe
-        counts = publish.write_jsonl(new, read, self.splits, tuple(recipe.languages))
-        publish.write_tfds_set(new, recipe, read, self.splits)
-        publish.write_parquet(new, recipe.kind, read, self.splits)
+        counts = writers.write_jsonl(new, read, self.splits, tuple(recipe.languages))
+        writers.write_tfds_set(new, recipe, read, self.splits)
+        writers.write_parquet(new, recipe.kind, read, self.splits)
         facts = gather(recipe, read, self.splits)
         if facts.total != sum(counts.values()):
             raise AssertionError(f"{facts.total} rows gathered, {sum(counts.values())} written")
         lost = [*self.inputs.rejects, *self.rows.rejects, *self.selection.rejects]
-        publish.write_rejects(new / "rejects.jsonl", lost)
-        publish.write_rejects(new / "contaminated.jsonl", self._contaminated())
+        writers.write_rejects(new / "rejects.jsonl", lost)
+        writers.write_rejects(new / "contaminated.jsonl", self._contaminated())
         (new / "README.md").write_text(card(self, facts), encoding="utf-8")
         (new / "report.html").write_text(page(self, facts), encoding="utf-8")
         (new / "recipe.json").write_text(json.dumps(as_dict(recipe), indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -266,7 +266,7 @@ def _parser() -> Parser:
         prog="python -m data_gen build",
         description=__doc__.partition("\n")[0],
         allow_abbrev=False,
-        epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/recipes.py explains each.",
+        epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/sets/recipes.py explains each.",
     )
     parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmed_ift, mmed_ift_mc, or a .py file")
     parser.add_argument("--data_dir", metavar="DIR", default=".", help="where the published sources lie")

@@ -3,9 +3,9 @@
 import re
 from functools import lru_cache
 
-from data_gen.gates.parts import named_texts
-from data_gen.gates.phrases import EITHER, NEGATION, NONE_OF_THEM, UNCERTAIN
-from data_gen.shingles import is_dense, normal_text
+from data_gen.gates.fields import named_texts
+from data_gen.gates.ngrams import is_dense, normal_text
+from data_gen.gates.refusals import EITHER, NEGATION, NONE_OF_THEM, UNCERTAIN
 from mmed_jax.evaluation.extraction.extract import extract, is_correct
 from mmed_jax.llm_api.types import Job, Reject
 

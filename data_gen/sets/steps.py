@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_gen.collect import Inputs
-from data_gen.families import stable_hash
 from data_gen.gates import default_gates
 from data_gen.methods import make_method
+from data_gen.sets.groups import stable_hash
+from data_gen.sets.inputs import Inputs
 from mmed_jax.common.row_buffer import Spool
 from mmed_jax.data.records.schema import LANGUAGES, kind_of
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from data_gen.facts import Facts, how_made, languages_present, license_rows, loss_rows, prompt_rows
+from data_gen.sets.statistics import Facts, how_made, languages_present, license_rows, loss_rows, prompt_rows
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 
 __all__ = ["card", "how_made"]
@@ -11,7 +11,7 @@ _SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 
 
 def card(build: Any, facts: Facts) -> str:
-    """The card of a finished build (data_gen.build.Build): YAML head for the hub, tables, limits."""
+    """The card of a finished build (data_gen.commands.build.Build): YAML head for the hub, tables, limits."""
     recipe = build.recipe
     parts = [
         _head(recipe, facts, build.splits),

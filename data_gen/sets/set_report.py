@@ -3,7 +3,7 @@
 import html
 from typing import Any
 
-from data_gen.facts import LENGTHS, Facts, answer_text, how_made, languages_present, license_rows, loss_rows
+from data_gen.sets.statistics import LENGTHS, Facts, answer_text, how_made, languages_present, license_rows, loss_rows
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 
 _CUT = 1200
@@ -21,7 +21,7 @@ article p{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0}.meta{color
 
 
 def page(build: Any, facts: Facts) -> str:
-    """The page of a finished build (data_gen.build.Build)."""
+    """The page of a finished build (data_gen.commands.build.Build)."""
     recipe = build.recipe
     codes = list(languages_present(facts))
     title = f"{recipe.title or recipe.name} {recipe.version}: {facts.total:,} rows"

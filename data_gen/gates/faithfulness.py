@@ -1,8 +1,8 @@
 """Gates on the matter: what a translation must keep, facts of an expanded answer and of one from a passage."""
 
-from data_gen.gates.parts import named_texts, parts_of
+from data_gen.gates.fields import named_texts, parts_of
+from data_gen.gates.ngrams import is_dense, normal_text, shingles
 from data_gen.gates.quantities import Quantity, changed, missing, quantities
-from data_gen.shingles import is_dense, normal_text, shingles
 from mmed_jax.evaluation.extraction.extract import extract
 from mmed_jax.llm_api.types import Job, Reject
 

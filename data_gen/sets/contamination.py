@@ -13,7 +13,7 @@ Four looks, in this order; the first that finds something names the reason:
 Parents and groups are compared within one source, where both sides name theirs and the name does not say it itself
 ("headqa-es-17"); bare numbers within one source only.
 A translation has none of its parent's text, so the caller looks at parents too and removes whole families
-(data_gen.families). Text and near look within one language.
+(data_gen.sets.groups). Text and near look within one language.
 """
 
 import re
@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_gen.families import MADE, bare, named_source
-from data_gen.shingles import is_dense, normal_text, shingles, text_key
+from data_gen.gates.ngrams import is_dense, normal_text, shingles, text_key
+from data_gen.sets.groups import MADE, bare, named_source
 from mmed_jax.data.records.schema import LANGUAGES, kind_of
 
 THRESHOLD = 0.5

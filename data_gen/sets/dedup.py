@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
-from data_gen.shingles import mix64, shingles, text_key
+from data_gen.gates.ngrams import mix64, shingles, text_key
 from mmed_jax.data.records.schema import LANGUAGES, kind_of
 
 NUM_PERM = 128

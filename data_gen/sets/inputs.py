@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from data_gen.contamination import Benchmarks, Hit
-from data_gen.families import Families, family_keys, stable_hash
 from data_gen.gates import Gate, default_gates
-from data_gen.licenses import allowed
-from data_gen.passages import read_passages
+from data_gen.methods.passages import read_passages
+from data_gen.sets.contamination import Benchmarks, Hit
+from data_gen.sets.groups import Families, family_keys, stable_hash
+from data_gen.sets.licenses import allowed
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.input_files import stem, suffix
 from mmed_jax.common.paths import expand_home

@@ -9,7 +9,7 @@ import collections
 import unicodedata
 from pathlib import Path
 
-from data_gen.method_command import Parser
+from data_gen.commands.method import Parser
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.common.input_files import open_unpacked, suffix
