@@ -7,12 +7,11 @@ from mmed_jax.common.errors import UserError, nearest, run_command
 
 # Order of use. A new command is a new module and a new name here.
 COMMANDS = ("convert", "handcraft", "expand", "qa", "translate", "rationale", "topics", "build", "estimate", "ledger")
+
+
 # Commands whose module has another name.
-_MODULES = {"ledger": "ledger_command"}
-
-
 def _module(name: str):
-    return importlib.import_module(f"data_gen.{_MODULES.get(name, name)}")
+    return importlib.import_module(f"data_gen.commands.{name}")
 
 
 def _help() -> str:

@@ -7,7 +7,7 @@
     python -m mmed_jax.evaluate --api_model=NAME --base_url=URL --benchmark=.. --data_dir=DIR --max_usd=5 --output=DIR
 
 Multiple choice is asked in the language of the record, greedily, and the letters are read from the answer by fixed
-rules (mmed_jax/evaluation/extraction/extract.py), or the options' log-likelihoods are compared (--mode=loglikelihood). Registered
+rules (evaluation/extraction), or the options' log-likelihoods are compared (--mode=loglikelihood). Registered
 benchmarks are read as published and counted; a name of --benchmark may also be a record file. Instruction records
 count as right when the answer equals the reference word for word (NFKC, case and spaces aside): whether a model has
 learned its texts, not whether it knows medicine. A model behind an OpenAI-compatible endpoint (--api_model) is asked

@@ -5,7 +5,7 @@
 
 Measured on the card, one after another, each in a process of its own: the rate of bfloat16 products; training steps of
 the program that `train` runs, packed rows of 2048 and 8192 tokens and one document of 8192; the same work by
-transformers, when torch with CUDA is installed. MFU is causal model FLOPs (mmed_jax/training/flops.py) over the measured rate,
+transformers, when torch with CUDA is installed. MFU is causal model FLOPs (training/flops.py) over the measured rate,
 and over the data sheet's. Remat is the policy that keeps most and fits the card's memory. What no time is left for
 (--minutes) is left out, and said so. Writes bench_gpu.json and bench_gpu.md to --output.
 """

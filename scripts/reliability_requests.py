@@ -2,7 +2,7 @@
 
     python -m scripts.reliability_requests --rows=5000 --kills=10
 
-A server on this machine (tests/support/openai_server.py) fails --share of its requests in fourteen ways: 429, 500, 503, cut
+A server on this machine (tests/support) fails --share of its requests in fourteen ways: 429, 500, 503, cut
 connections, time-outs, pages of HTML, refusals, filters, answers cut or of wrong form. --processes at once work through
 --rows on one ledger and are killed --kills times. Then: every row is there, the same as without faults of the moment
 and kills; nothing finished was paid again; and the server's own bill lies between what the ledger knows to be spent and

@@ -16,7 +16,7 @@ from mmed_jax.common.input_files import open_unpacked, suffix
 from mmed_jax.data.records.schema import KINDS, LANGUAGES, kind_of, load_files, wording_key
 
 SUMMARY = "the hand-written samples, checked"
-FOLDER = Path(__file__).parent / "handcrafted"
+FOLDER = Path(__file__).parents[1] / "handcrafted"
 # Keys of one letter in a language, relative to an even share; beyond, a model could score by the letter alone.
 UNEVEN = (0.6, 1.4)
 MIN_KEYS = 20  # fewer keys say nothing about balance

@@ -49,7 +49,7 @@ _NUMBER = re.compile(
 def key(job: Job, record: dict, *, stated: float, required: bool) -> str | None:
     """A rationale leads to the keyed option(s), all of them and no other. Reason "key".
 
-    The letters that mmed_jax.evaluation.extraction.extract reads out of it decide. Where it states none, the last sentence of the
+    The letters that evaluation.extraction reads out of it decide. Where it states none, the last sentence of the
     last LAST that names options without denying them must name the key's only: by letter, or by `stated` of the n-grams
     that set an option's text apart. Who is not certain, or finds no option right, leads nowhere. What can't be told is
     rejected (`required`), or flagged "key_unstated".
@@ -84,7 +84,7 @@ def key(job: Job, record: dict, *, stated: float, required: bool) -> str | None:
 def kept(job: Job, record: dict) -> str | None:
     """A translation states the answer where its source does, and the same one. Reason "key".
 
-    Of every text the statement that mmed_jax.evaluation.extraction.extract reads: other letters than the source's are rejected,
+    Of every text the statement that evaluation.extraction reads: other letters than the source's are rejected,
     and so is one in a question, a passage or an option where the source states none. In other texts letters of the key
     are flagged ("answer_stated"), as is a statement that got lost ("key_unstated").
     """

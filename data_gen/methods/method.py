@@ -94,7 +94,7 @@ class MethodBase:
         raise NotImplementedError
 
     def parse(self, job: Job, answer: dict | str) -> list[dict]:
-        """Records, each valid by mmed_jax.data.records.schema. Raises Reject("schema", ...) and other codes of REASONS."""
+        """Records, each valid by data.records.schema. Raises Reject("schema", ...) and other codes of REASONS."""
         records = self.made(job, read_answer(answer, self.answer_schema(job)))
         try:
             return [validate_record(r, job.row_id) for r in records]

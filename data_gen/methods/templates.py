@@ -3,7 +3,7 @@
 A prompt is a system message that depends on method and language alone (so that an endpoint can cache it) and a user
 message that holds the fenced data. `common.toml` holds what all prompts say about source text. The version is raised
 whenever the words change; prompts/versions.json pins the hash of the words of each version, and a test compares them.
-    python -m data_gen.methods.templates       adds the hashes of new versions, refuses changed words under an old version
+    python -m data_gen.methods.templates     adds the hashes of new versions, refuses changed words under an old version
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.llm_api.prompt_guard import fence
 
-FOLDER = Path(__file__).parent / "prompts"
+FOLDER = Path(__file__).parents[1] / "prompts"
 NAMES = ("answer_expanding", "qa_generation", "translation", "rationale", "topics", "reanswer", "rationale_judge")
 # The 21 topics of MMedBench, arXiv 2402.13963, by their share of its test set.
 TOPICS = (

@@ -22,7 +22,7 @@ from mmed_jax.data.records.schema import kind_of, read_records
 from mmed_jax.data.sources import SOURCES, Conversion, get_source
 from mmed_jax.llm_api.types import Reject
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""A run's config: every key with its default, recipes, overrides, checks."""

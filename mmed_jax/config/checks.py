@@ -21,7 +21,7 @@ from mmed_jax.config.recipes import CONFIG_DIR as CONFIG_DIR
 from mmed_jax.config.recipes import DATA_RECIPES as DATA_RECIPES
 from mmed_jax.config.recipes import MAPPINGS, REPO, flatten, load_config, nearest_key
 
-ASSETS = Path(__file__).resolve().parent / "assets"
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
 def resolve_path(path: str) -> Path:

@@ -51,7 +51,7 @@ def base() -> ConfigDict:
     c.attention = "auto"
     # Tokens whose logits exist at one time in the loss.
     c.loss_chunk = 1024
-    # Compiler flags: "auto" = the table of mmed_jax/parallel/xla_flags.py for the chip; "none" = the compiler's defaults;
+    # Compiler flags: "auto" = the table of parallel/xla_flags.py for the chip; "none" = the compiler's defaults;
     # flag=value,flag=value = these in place of the table.
     c.xla_flags = "auto"
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError, nearest, one_line
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 CONFIG_DIR = REPO / "configs"
 # Recipes of data sets lie beside those of training; data_gen reads them.
 DATA_RECIPES = ("mmed_ift", "mmed_ift_mc")

@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args[0] not in COMMANDS:
         raise UserError(f"estimate: no command '{args[0]}'{nearest(args[0], COMMANDS)}")
-    importlib.import_module(f"data_gen.{args[0]}").main([*args[1:], "--dry_run"])
+    importlib.import_module(f"data_gen.commands.{args[0]}").main([*args[1:], "--dry_run"])
 
 
 if __name__ == "__main__":

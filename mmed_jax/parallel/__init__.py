@@ -1,0 +1,1 @@
+"""Processes and devices: start, barriers, peers, preemption, mesh and sharding, compiler flags."""

@@ -13,7 +13,7 @@ JSON (bytes are of one chip, seconds of one optimizer step):
   temporary_bytes, summed_bytes   values of a step, and these with arguments and results, each counted as if alone
   terms                     [{name, bytes, kind}]: what fills the memory, by arithmetic; kinds: planning.memory.Term
   failure                   the compiler's message where it found no room, else ""; needed_bytes is then what it wanted
-  hlo_flops, model_flops    of a chip: with what remat computes again; by formula (mmed_jax.training.flops); hlo_over_model_flops
+  hlo_flops, model_flops    of a chip: with what remat computes again; by formula (training.flops); hlo_over_model_flops
   compute_s, kernel_s       computing; attention kernels' part of it, which is an assumption
   ici_s, dcn_s              transfers within a slice (node) and between slices (nodes)
   low_s, schedule_s, high_s all transfers hidden; as scheduled (arithmetic: the middle); none hidden

@@ -357,7 +357,8 @@ def test_no_heavy_imports(repo, tmp_path):
     """Reading records, TFDS included, needs neither jax nor TensorFlow nor torch."""
     folder = tfds_io.write_tfds(tmp_path, "light", "1.0.0", {"train": [MCQ]})
     code = (
-        "import sys; from mmed_jax.data.records.schema import load_files; import mmed_jax.data.sources, data_gen.__main__, "
+        "import sys; from mmed_jax.data.records.schema import load_files; import mmed_jax.data.sources, "
+        "data_gen.__main__, "
         f"data_gen.commands.convert; load_files([{str(folder)!r}], 'mcq'); "
         "print([m for m in ('jax', 'jaxlib', 'flax', 'tensorflow', 'torch', 'transformers') if m in sys.modules])"
     )

@@ -1,0 +1,1 @@
+"""Scripts of the seven languages, and which language a text is in."""

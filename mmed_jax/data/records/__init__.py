@@ -1,0 +1,1 @@
+"""Records: what one is, where they lie, how they are read, split and mixed."""

@@ -1,0 +1,1 @@
+"""Tokenizers of model folders and of the formats that came before."""

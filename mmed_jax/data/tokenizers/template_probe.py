@@ -3,7 +3,7 @@
 A template is a program. The sandbox that chat templates run in keeps it from the machine, and lets it count to the end
 of time or ask for all memory there is: `{% for i in range(99999) %}` within another, `{{ "a" * 20000000000 }}`.
 
-    python -m mmed_jax.data.tokenizers.template_probe     reads one JSON object from stdin, writes a JSON list of texts, or null
+    python -m mmed_jax.data.tokenizers.template_probe     one JSON object from stdin; a JSON list of texts, or null
 """
 
 import functools
@@ -34,7 +34,7 @@ def render(template: str, messages: list[dict], tokens: dict[str, str]) -> list[
 
 @functools.lru_cache(maxsize=64)
 def _render(asked: str) -> list[str] | None:
-    package = Path(__file__).resolve().parents[2]
+    package = Path(__file__).resolve().parents[3]
     try:
         child = subprocess.run(
             [sys.executable, "-m", "mmed_jax.data.tokenizers.template_probe"],

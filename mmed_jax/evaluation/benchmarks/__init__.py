@@ -1,0 +1,1 @@
+"""Benchmarks: declared, found, read, selected, listed."""

@@ -1,0 +1,1 @@
+"""Metrics: accuracy, intervals, similarity of texts."""

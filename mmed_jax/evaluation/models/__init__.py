@@ -1,0 +1,1 @@
+"""What answers: a model of this machine, or an endpoint."""

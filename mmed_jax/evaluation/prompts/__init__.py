@@ -1,0 +1,1 @@
+"""Questions as prompts: few-shot examples, the order of options."""

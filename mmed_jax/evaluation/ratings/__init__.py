@@ -1,0 +1,1 @@
+"""Rationales rated by people and by a judge model."""

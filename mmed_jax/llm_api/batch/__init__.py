@@ -1,0 +1,1 @@
+"""The Batch API: files of requests sent, watched, read back."""

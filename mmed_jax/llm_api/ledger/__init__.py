@@ -1,0 +1,1 @@
+"""The ledger: every request and answer that was paid for, its transactions, its balance."""

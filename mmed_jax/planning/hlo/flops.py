@@ -1,6 +1,6 @@
 """Counts the floating-point operations of a parsed HLO module: matrix products, convolutions and kernels.
 
-Elementwise work is not counted, as in the model FLOPs of mmed_jax.training.flops. One multiply-add is two operations. The count
+Elementwise work is not counted, as in the model FLOPs of training.flops. One multiply-add is two operations. The count
 is exact: a TPU compiler turns products into convolutions, and of a convolution only the positions inside the array
 count (XLA's HloCostAnalysis::HandleConvolution), each times the trips of the loops around it.
 """
