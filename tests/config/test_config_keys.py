@@ -5,7 +5,6 @@ import json
 import shutil
 
 import numpy as np
-import parity_helpers as ph
 import pytest
 import torch
 
@@ -18,6 +17,7 @@ from mmed_jax.hf.open_model import open_model
 from mmed_jax.model.config import from_hf
 from mmed_jax.model.config_keys import FIXED, HARMLESS, OFF_IS_HARMLESS
 from mmed_jax.training.setup import open_init
+from tests.support import parity_helpers as ph
 from tests.support.hf_helpers import hf_folder, raw_tensors
 
 # As real folders of Llama models carry them.

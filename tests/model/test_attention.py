@@ -5,13 +5,13 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity_helpers as ph
 import pytest
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.model import attention as att
 from mmed_jax.model import attention_reference, llama
 from mmed_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
+from tests.support import parity_helpers as ph
 
 RUNNABLE = ("reference", "splash", "triton")  # the kernels run in the Pallas interpreter here
 

@@ -6,7 +6,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity_helpers as ph
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from mmed_jax.model import attention_splash, attention_triton, llama
 from mmed_jax.model.remat import rematerialise
 from mmed_jax.model.rope import rope_tables
 from tests.model.test_attention import packed_rows, random_qkv
+from tests.support import parity_helpers as ph
 
 KERNELS = {
     "splash": functools.partial(attention_splash.splash_attention, interpret=True),

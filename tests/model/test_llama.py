@@ -5,13 +5,13 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity_helpers as ph
 import pytest
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.model import kv_cache, llama
 from mmed_jax.model.remat import POLICIES, check_remat
 from mmed_jax.training.loss import weighted_nll
+from tests.support import parity_helpers as ph
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ import json
 
 import jax
 import numpy as np
-import parity_helpers as ph
 import pytest
 import transformers
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.model import llama
 from mmed_jax.model.config import PRESETS, LlamaConfig, RopeScaling, check, from_hf, num_params, to_hf
+from tests.support import parity_helpers as ph
 
 # The published config.json of Llama-3.2-1B.
 LLAMA_32_1B = {

@@ -9,13 +9,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity_helpers as ph
 import pytest
 import torch
 
 from mmed_jax.model import llama
 from mmed_jax.model.config import RopeScaling
 from mmed_jax.training.loss import weighted_nll
+from tests.support import parity_helpers as ph
 
 TOLERANCE = 1e-4
 SCALED = ph.TINY | {"rope_scaling": ph.LLAMA3_ROPE}
