@@ -24,6 +24,40 @@ def test_mcnemar_of_thousands_of_items():
     assert mcnemar(0, 8500) == 0.0 and mcnemar(6, 0) == 2 / 64
 
 
+# Printed by the closed form of Wilson's interval and by whole-number binomial sums, before scipy computed both.
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [
+        (0, 1, 0.0, 0.7934506856227626),
+        (1, 2, 0.09453120573423074, 0.9054687942657693),
+        (7, 8, 0.5291118177871464, 0.9775825085499433),
+        (13, 40, 0.20084502231782697, 0.47982253810122333),
+        (100, 137, 0.6500611819065205, 0.7972502882210757),
+        (5000, 8518, 0.5764991046748313, 0.5974069703397451),
+        (8518, 8518, 0.9995492219798672, 1.0),
+    ],
+)
+def test_wilson_is_what_it_was(k, n, low, high):
+    assert wilson(k, n) == pytest.approx((low, high), rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "p"),
+    [
+        (0, 0, 1.0),
+        (0, 1, 1.0),
+        (6, 0, 0.03125),
+        (3, 2, 1.0),
+        (10, 25, 0.01667384780012071),
+        (130, 170, 0.02418198247326276),
+        (4000, 4500, 6.166035429959582e-08),
+        (900, 1400, 1.5282546629843161e-25),
+    ],
+)
+def test_mcnemar_is_what_it_was(b, c, p):
+    assert mcnemar(b, c) == pytest.approx(p, rel=1e-12, abs=1e-12) and mcnemar(c, b) == mcnemar(b, c)
+
+
 @pytest.mark.parametrize(("k", "n"), [(0, 9), (3, 9), (500, 1273), (9, 9)])
 def test_wilson_against_scipy(k, n):
     expected = stats.binomtest(k, n).proportion_ci(method="wilson")

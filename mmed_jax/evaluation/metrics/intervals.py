@@ -10,23 +10,20 @@ that group adds no spread, and a handful of items give one that is too narrow.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-Z95 = 1.959963984540054
 RESAMPLES = 10_000
 _AT_ONCE = 4_000_000  # numbers held at once
 
 
-def wilson(correct: int, count: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22:209); (0, 1) for no items."""
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22:209); (0, 1) for no items."""
     if not count:
         return 0.0, 1.0
-    p, zz = correct / count, z * z
-    centre = (p + zz / (2 * count)) / (1 + zz / count)
-    half = z / (1 + zz / count) * math.sqrt(p * (1 - p) / count + zz / (4 * count * count))
-    # At 0 and n of n the bound is exactly 0 or 1; rounding would give 1e-17.
-    return (0.0 if correct == 0 else centre - half), (1.0 if correct == count else centre + half)
+    low, high = _binomial(correct, count).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def mean_of_groups(groups: Sequence[Sequence[float]]) -> float:
@@ -108,12 +105,14 @@ def mcnemar(only_a: int, only_b: int) -> float:
         each such item would be a fair coin's toss: p is twice the smaller tail of Binomial(only_a + only_b, 1/2), at
         most 1.
     """
-    n, k = only_a + only_b, min(only_a, only_b)
-    term = tail = 1
-    for i in range(k):
-        term = term * (n - i) // (i + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2**n)  # integers: no rounding before the division
+    count = only_a + only_b
+    return float(_binomial(min(only_a, only_b), count).pvalue) if count else 1.0
+
+
+def _binomial(hits: int, count: int) -> Any:
+    from scipy.stats import binomtest  # a second of import, which only who computes intervals pays
+
+    return binomtest(hits, count)
 
 
 def short(interval: Sequence[float] | None) -> str:
