@@ -58,7 +58,7 @@ def rows_of(count: int, method: str) -> Iterator[dict]:
 def _method(name: str) -> tuple:
     """(method, gates, model)."""
     if name == "echo":
-        from tests.support.gen_helpers import EchoMethod, echo_model, language_gate
+        from tests.support.llm_api import EchoMethod, echo_model, language_gate
 
         return EchoMethod(), [language_gate], echo_model
     from data_gen.gates import default_gates

@@ -28,7 +28,7 @@ from mmed_jax.config.checks import Parser  # noqa: E402
 from mmed_jax.llm_api.ledger.ledger import Ledger  # noqa: E402
 from mmed_jax.llm_api.ledger.transactions import FINAL  # noqa: E402
 from mmed_jax.llm_api.prices import price_of  # noqa: E402
-from tests.support.gen_helpers import balanced, echo_model, inputs, lines, outcomes, settings  # noqa: E402
+from tests.support.llm_api import balanced, echo_model, inputs, lines, outcomes, settings  # noqa: E402
 from tests.support.openai_server import CONTENT, Faults, OpenAIServer  # noqa: E402
 
 

@@ -18,7 +18,7 @@ from mmed_jax.checkpoints.checkpointer import available_steps, restore_params
 from mmed_jax.checkpoints.restore import quiet_orbax
 from mmed_jax.checkpoints.run_directory import read_meta, training_hash
 from mmed_jax.common.errors import UserError, WorkError
-from tests.support.checkpoint_helpers import (
+from tests.support.checkpoints import (
     CONFIG,
     abstract,
     assert_same,

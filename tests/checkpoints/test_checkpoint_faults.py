@@ -14,7 +14,7 @@ from mmed_jax.checkpoints.stored_arrays import stored_problems
 from mmed_jax.common import checksums
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.training.metric_log import MetricsLogger
-from tests.support.checkpoint_helpers import (
+from tests.support.checkpoints import (
     CONFIG,
     abstract,
     assert_same,

@@ -12,7 +12,7 @@ import pytest
 
 from mmed_jax.checkpoints.checkpointer import available_steps
 from mmed_jax.common.errors import UserError
-from tests.support.checkpoint_helpers import abstract, assert_same, checkpointer, files_of, flip, make_state, save
+from tests.support.checkpoints import abstract, assert_same, checkpointer, files_of, flip, make_state, save
 
 
 def start(repo: Path, code: str, *args: object, devices: int = 1) -> subprocess.Popen:
@@ -28,7 +28,7 @@ def start(repo: Path, code: str, *args: object, devices: int = 1) -> subprocess.
 
 SAVE_FOREVER = """
 import sys
-from tests.support.checkpoint_helpers import *
+from tests.support.checkpoints import *
 with checkpointer(sys.argv[1], every_steps=1, keep_last=2) as c:
     for step in range(1, 10**6):
         c.maybe_save(step, make_state(step), data_state={"row": step}, config=CONFIG)
@@ -61,7 +61,7 @@ DISK_FULL = """
 import resource, sys, time
 from mmed_jax.checkpoints.checkpointer import available_steps
 from mmed_jax.common.errors import WorkError
-from tests.support.checkpoint_helpers import *
+from tests.support.checkpoints import *
 c = checkpointer(sys.argv[1])
 save(c, 1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -86,7 +86,7 @@ def test_a_failed_write_in_the_background_is_said_at_the_next_call(tmp_path, rep
 TWO_PROCESSES = """
 import sys, time
 from mmed_jax.parallel.preemption import PreemptionGuard
-from tests.support.checkpoint_helpers import *
+from tests.support.checkpoints import *
 run_dir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize("127.0.0.1:" + port, 2, index)

@@ -13,7 +13,7 @@ from mmed_jax.checkpoints.run_directory import guard_run_dir
 from mmed_jax.common.errors import UserError
 from mmed_jax.parallel.preemption import PreemptionGuard
 from mmed_jax.training.metric_log import read_metrics
-from tests.support.checkpoint_helpers import CONFIG, checkpointer, save
+from tests.support.checkpoints import CONFIG, checkpointer, save
 
 
 def test_guard_run_dir(tmp_path):

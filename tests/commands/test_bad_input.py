@@ -16,7 +16,7 @@ import pytest
 from data_gen import __main__ as data_gen
 from mmed_jax import evaluate, export, generate, inspect
 from mmed_jax.training import metric_log
-from tests.support.train_helpers import (
+from tests.support.training import (
     REPO,
     STEPS,
     assert_same_state,

@@ -9,7 +9,7 @@ import pytest
 from mmed_jax.common.errors import UserError
 from scripts import bench_data, bench_data_gen, bench_generate, bench_gpu, bench_train
 from scripts.bench_systems import IGNORED, PaddedSamples
-from tests.support.train_helpers import call
+from tests.support.training import call
 
 TINY = [
     "--hidden_size=32",

@@ -19,7 +19,7 @@ from mmed_jax.hf.mapping import flatten, hf_tensors
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.hf.save import MARKER, write_assets
 from mmed_jax.model.config import LlamaConfig
-from tests.support.hf_helpers import hf_folder, random_params, raw_tensors, tiny_tokenizer
+from tests.support.hf_folders import hf_folder, random_params, raw_tensors, tiny_tokenizer
 
 CFG = LlamaConfig(
     vocab_size=512,
@@ -156,7 +156,7 @@ def _run_without(what):
 def _other_vocabulary(tmp_path, source):
     shutil.copytree(source, tmp_path / "m")
     from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
-    from tests.support.hf_helpers import write_ranks
+    from tests.support.hf_folders import write_ranks
 
     save_tokenizer(load_tokenizer(write_ranks(tmp_path / "tokenizer.model", (b"ab",))), tmp_path / "m")
     return tmp_path / "m"

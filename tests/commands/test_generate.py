@@ -16,9 +16,9 @@ from mmed_jax.generate import TextStream
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.inference.load import check_mesh, identity
 from mmed_jax.inference.prompt_files import Format, prompt_ids, read_prompts
-from tests.support.helpers_inference import TableEngine
-from tests.support.helpers_tokenizer import TEXT, tiny_fast_tokenizer
-from tests.support.hf_helpers import hf_folder
+from tests.support.hf_folders import hf_folder
+from tests.support.inference import TableEngine
+from tests.support.tokenizer import TEXT, tiny_fast_tokenizer
 
 MCQ = {"id": "q", "language": "fr", "question": "Quoi ?", "options": {"A": "a", "B": "b"}, "answer_idx": "A"}
 

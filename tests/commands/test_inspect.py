@@ -13,7 +13,7 @@ from mmed_jax.data.chat import encode_chat
 from mmed_jax.data.multiple_choice import encode_mcq
 from mmed_jax.data.records.schema import read_records, write_records
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
-from tests.support.helpers_tokenizer import tiny_tokenizer
+from tests.support.tokenizer import tiny_tokenizer
 
 
 @pytest.fixture

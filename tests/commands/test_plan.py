@@ -17,8 +17,8 @@ from mmed_jax.planning import memory, planner, smaller_configs
 from mmed_jax.planning.compile_keys import changed
 from mmed_jax.training import program, setup
 from tests.support.hlo_cases import tpu_devices
-from tests.support.plan_helpers import arithmetic_compiler, run_plan, small
-from tests.support.train_helpers import REPO, bench, train_here  # noqa: F401
+from tests.support.planning import arithmetic_compiler, run_plan, small
+from tests.support.training import REPO, bench, train_here  # noqa: F401
 
 GIB, MIB = 2**30, 2**20
 

@@ -11,8 +11,8 @@ from mmed_jax.config.checks import load_config
 from mmed_jax.data.prepare import prepare
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from mmed_jax.planning.compile_keys import changed
-from tests.support.plan_helpers import arithmetic_compiler, run_plan
-from tests.support.train_helpers import bench  # noqa: F401
+from tests.support.planning import arithmetic_compiler, run_plan
+from tests.support.training import bench  # noqa: F401
 
 
 def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path):

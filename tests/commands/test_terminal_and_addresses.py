@@ -10,9 +10,9 @@ from data_gen import __main__ as data_gen
 from mmed_jax import doctor, evaluate, export, generate, rate
 from mmed_jax.common.errors import UserError, printable
 from mmed_jax.llm_api.address import check_url, shown_url
-from tests.support.hf_helpers import hf_folder
-from tests.support.rating_helpers import make_runs, names
-from tests.support.train_helpers import call, write_jsonl
+from tests.support.hf_folders import hf_folder
+from tests.support.ratings import make_runs, names
+from tests.support.training import call, write_jsonl
 
 SECRET = "hunter2"
 # Forms in which people put a name and a password; all are shown as the rest.

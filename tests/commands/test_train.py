@@ -10,7 +10,7 @@ import pytest
 from mmed_jax import export
 from mmed_jax.data.loader import eval_batches
 from mmed_jax.training.validation import validation_losses
-from tests.support.train_helpers import (
+from tests.support.training import (
     STEPS,
     bench,  # noqa: F401
     call,

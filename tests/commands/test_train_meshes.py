@@ -5,7 +5,7 @@ import signal
 import numpy as np
 import pytest
 
-from tests.support.train_helpers import (
+from tests.support.training import (
     SLOWLY,
     STEPS,
     VALIDATING,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmed_jax.training.metric_log import read_metrics
-from tests.support.train_helpers import (  # noqa: F401
+from tests.support.training import (  # noqa: F401
     SLOWLY,
     STEPS,
     VALIDATING,

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.chat import Piece, chat_format, chat_pieces, chat_prompt_ids, encode_chat, encode_pieces, shorten
 from mmed_jax.data.tokenizers.tokenizer import control_ids, encode_text, load_tokenizer, stop_ids
-from tests.support.foreign_helpers import CHATML, chatml_tokenizer
-from tests.support.helpers_tokenizer import CONTROL_TOKENS as LLAMA3
-from tests.support.helpers_tokenizer import tiny_tokenizer
+from tests.support.foreign_models import CHATML, chatml_tokenizer
+from tests.support.tokenizer import CONTROL_TOKENS as LLAMA3
+from tests.support.tokenizer import tiny_tokenizer
 
 CONTROL_TOKENS = [*LLAMA3, *CHATML, "<|endoftext|>"]
 

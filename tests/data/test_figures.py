@@ -4,7 +4,7 @@ import pytest
 
 from mmed_jax.data.sources import Conversion, get_source
 from mmed_jax.data.sources.figures import needs_figure
-from tests.support.source_helpers import convert, medmcqa, put
+from tests.support.sources import convert, medmcqa, put
 
 TWO = {"A": "one", "B": "two"}
 POINTS = [

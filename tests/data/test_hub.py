@@ -10,7 +10,7 @@ import pytest
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.sources import SOURCES, Conversion, get_source
 from mmed_jax.data.sources.hub import parse_input
-from tests.support.source_helpers import chosen, convert, medmcqa, say
+from tests.support.sources import chosen, convert, medmcqa, say
 
 
 @pytest.fixture

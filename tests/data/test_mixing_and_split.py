@@ -15,7 +15,7 @@ from mmed_jax.data.records.schema import LANGUAGES, group_ids, validate_record
 from mmed_jax.data.records.split import by_question, without_overlap
 from mmed_jax.data.tokenize import RenderSettings, build_samples
 from mmed_jax.data.tokenizers.tokenizer import encode_text, load_tokenizer
-from tests.support.helpers_tokenizer import tiny_tokenizer
+from tests.support.tokenizer import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

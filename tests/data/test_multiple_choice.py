@@ -6,7 +6,7 @@ from mmed_jax.data import multiple_choice
 from mmed_jax.data.chat import chat_format, chat_prompt_ids, encode_chat
 from mmed_jax.data.records.schema import LANGUAGES, validate_record
 from mmed_jax.data.tokenizers.tokenizer import encode_text, load_tokenizer, stop_ids
-from tests.support.helpers_tokenizer import tiny_tokenizer
+from tests.support.tokenizer import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from mmed_jax.data.prepare import prepare, print_report
 from mmed_jax.data.records.schema import write_records
 from mmed_jax.data.sources import Conversion, get_source
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
-from tests.support.helpers_tokenizer import tiny_tokenizer
+from tests.support.tokenizer import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.data.sources import SOURCES, get_source
 from mmed_jax.data.sources.answer_keys import key_at
 from mmed_jax.data.sources.source import Row, lettered
-from tests.support.source_helpers import chosen, convert, medmcqa, put, say
+from tests.support.sources import chosen, convert, medmcqa, put, say
 
 
 def test_every_source_of_the_list_is_there():

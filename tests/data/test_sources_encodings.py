@@ -11,7 +11,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.data.languages.scripts import wrong_script
 from mmed_jax.data.sources import SOURCES, get_source
 from mmed_jax.data.sources.mfds_edrug import QUESTIONS
-from tests.support.source_helpers import convert, put
+from tests.support.sources import convert, put
 
 # A short and a long text of each language, and the encodings its files are met in.
 TEXTS = {

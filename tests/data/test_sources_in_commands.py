@@ -11,7 +11,7 @@ from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.benchmarks import select as B
 from mmed_jax.evaluation.benchmarks.registry import ENTRIES
-from tests.support.source_helpers import KORMED, headqa_row, kormed_row, medqa_row, put, table
+from tests.support.sources import KORMED, headqa_row, kormed_row, medqa_row, put, table
 
 
 def inputs(tmp_path, adapter: str, **entry):

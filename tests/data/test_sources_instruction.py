@@ -5,7 +5,7 @@ import pytest
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import group_ids
 from mmed_jax.data.sources.mfds_edrug import QUESTIONS, ends_in_consonant, product_name, question_about
-from tests.support.source_helpers import convert, put, say, table
+from tests.support.sources import convert, put, say, table
 
 
 def test_medquad_xml_and_lines(tmp_path):

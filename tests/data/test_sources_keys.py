@@ -8,7 +8,7 @@ import pytest
 
 from data_gen.commands import convert as command
 from mmed_jax.common.errors import UserError
-from tests.support.source_helpers import (
+from tests.support.sources import (
     KORMED,
     LETTERED,
     casimedicos_row,

@@ -7,7 +7,7 @@ import pytest
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import group_ids
 from mmed_jax.data.sources import Conversion, get_source
-from tests.support.source_helpers import chosen, convert, medmcqa, put, say, table
+from tests.support.sources import chosen, convert, medmcqa, put, say, table
 
 
 def test_medqa_us_three_forms(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.sources.mfds_edrug import QUESTIONS
-from tests.support.source_helpers import (
+from tests.support.sources import (
     KORMED,
     LETTERED,
     convert,

@@ -8,7 +8,7 @@ import pytest
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.tokenizers import tokenizer as T
-from tests.support.hf_helpers import tiny_tokenizer, write_ranks
+from tests.support.hf_folders import tiny_tokenizer, write_ranks
 
 TEXTS = [
     "A 58-year-old woman presents with 3 days of fever (38.9 °C), BP 90/60; give 0.9% NaCl 1000 mL, 12345.678 µg/m².",

@@ -14,7 +14,7 @@ from data_gen.commands import convert as command
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.records.schema import load_files
 from mmed_jax.data.sources import SOURCES
-from tests.support.source_helpers import medmcqa, put
+from tests.support.sources import medmcqa, put
 
 
 @pytest.fixture

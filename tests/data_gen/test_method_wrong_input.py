@@ -17,7 +17,7 @@ from mmed_jax.common.row_buffer import remove_temporaries
 from mmed_jax.llm_api.run_settings import RunSettings
 from mmed_jax.llm_api.runner import run
 from tests.support.fake_model import FakeModel
-from tests.support.gen_helpers import EchoMethod, inputs, outcomes, settings
+from tests.support.llm_api import EchoMethod, inputs, outcomes, settings
 from tests.support.openai_server import OpenAIServer
 
 

@@ -15,7 +15,7 @@ from mmed_jax.evaluation.benchmarks import registry
 from mmed_jax.evaluation.benchmarks import select as B
 from mmed_jax.evaluation.benchmarks.locate import locate_entry
 from mmed_jax.evaluation.benchmarks.registry import ENTRIES
-from tests.support.source_helpers import medmcqa, put, table
+from tests.support.sources import medmcqa, put, table
 
 
 @pytest.fixture

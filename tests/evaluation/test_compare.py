@@ -16,7 +16,7 @@ from mmed_jax.evaluation.comparison.paired import YOURS, compare
 from mmed_jax.evaluation.comparison.published_tables import english_board
 from mmed_jax.evaluation.comparison.runs import read_runs
 from mmed_jax.evaluation.metrics.intervals import mcnemar, mean_interval, wilson
-from tests.support.helpers_results import evaluated, items_of, read_lines, record, write_lines
+from tests.support.results import evaluated, items_of, read_lines, record, write_lines
 
 SIX = ("en", "zh", "ja", "fr", "ru", "es")
 SIZES = ENTRIES["mmedbench"].counts["test"]

@@ -15,8 +15,8 @@ from mmed_jax.evaluation.benchmarks.select import Item
 from mmed_jax.evaluation.metrics.accuracy import chance, fold, wilson
 from mmed_jax.evaluation.models import local
 from mmed_jax.hf.open_model import open_model
-from tests.support.helpers_inference import TableEngine
-from tests.support.hf_helpers import hf_folder
+from tests.support.hf_folders import hf_folder
+from tests.support.inference import TableEngine
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from mmed_jax.evaluation.models import local
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.llm_api.ledger.balance import books
 from mmed_jax.llm_api.ledger.ledger import Ledger
-from tests.support.evaluate_api_helpers import KEY, LANGUAGES, ask, model, predictions, question, quiz, results, server  # noqa: F401
-from tests.support.helpers_inference import TableEngine
+from tests.support.api_evaluations import KEY, LANGUAGES, ask, model, predictions, question, quiz, results, server  # noqa: F401
+from tests.support.inference import TableEngine
 from tests.support.openai_server import OpenAIServer
 
 # ---- What is asked --------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from mmed_jax.evaluation.models import local as local_model
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.llm_api.ledger.ledger import Answer, Ledger
 from mmed_jax.llm_api.types import Request
-from tests.support.evaluate_api_helpers import ask, model, predictions, question, quiz, server  # noqa: F401
-from tests.support.helpers_inference import TableEngine
+from tests.support.api_evaluations import ask, model, predictions, question, quiz, server  # noqa: F401
+from tests.support.inference import TableEngine
 from tests.support.openai_server import Faults
 
 # ---- Answers that are none ------------------------------------------------------------------------------------------

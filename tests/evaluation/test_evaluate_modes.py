@@ -17,8 +17,8 @@ from mmed_jax.evaluation.metrics.breakdown import order_bias
 from mmed_jax.evaluation.models import local
 from mmed_jax.evaluation.prompts.items import Item
 from mmed_jax.hf.open_model import open_model
-from tests.support.helpers_inference import TableEngine
-from tests.support.hf_helpers import hf_folder
+from tests.support.hf_folders import hf_folder
+from tests.support.inference import TableEngine
 
 DRUGS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
 

@@ -10,8 +10,8 @@ from mmed_jax import compare, evaluate, rate
 from mmed_jax.common.errors import run_command
 from mmed_jax.data.records.schema import write_records
 from mmed_jax.evaluation.models import local
-from tests.support.helpers_results import evaluated, items_of, record
-from tests.support.hf_helpers import hf_folder
+from tests.support.hf_folders import hf_folder
+from tests.support.results import evaluated, items_of, record
 
 OPTIONS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
 

@@ -19,7 +19,9 @@ def test_examples_of_how_answers_are_read(repo):
 
 
 def test_number_of_outputs_in_the_corpus(repo):
-    lines = sum(f.read_text(encoding="utf-8").count("\n") for f in (repo / "tests" / "evaluation" / "corpus").glob("*.jsonl"))
+    lines = sum(
+        f.read_text(encoding="utf-8").count("\n") for f in (repo / "tests" / "evaluation" / "corpus").glob("*.jsonl")
+    )
     assert f"{lines} outputs in seven" in " ".join((repo / "docs" / "evaluation.md").read_text().split())
 
 

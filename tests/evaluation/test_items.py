@@ -13,7 +13,7 @@ from mmed_jax.evaluation.prompts.items import (
     make_items,
     prompts_hash,
 )
-from tests.support.hf_helpers import tiny_tokenizer
+from tests.support.hf_folders import tiny_tokenizer
 
 DRUGS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
 

@@ -11,7 +11,7 @@ from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.evaluation.ratings.correlation import _slopes, _weighted, correlate, interval, kendall, places, slope
 from mmed_jax.evaluation.ratings.sheets import CRITERIA
 from tests.support.openai_server import Faults, OpenAIServer
-from tests.support.rating_helpers import QUALITY, fill, make_runs, names
+from tests.support.ratings import QUALITY, fill, make_runs, names
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from mmed_jax.evaluation.prompts.items import Item
 from mmed_jax.evaluation.ratings.explanations import explanations, load_runs, named_paths
 from mmed_jax.evaluation.ratings.sheets import CRITERIA, read_ratings, read_sheet, write_sheet
 from mmed_jax.evaluation.scoring import prediction
-from tests.support.helpers_results import evaluated, items_of, read_lines, record, write_lines
-from tests.support.rating_helpers import QUALITY, fill, make_runs
+from tests.support.ratings import QUALITY, fill, make_runs
+from tests.support.results import evaluated, items_of, read_lines, record, write_lines
 
 DONE = SimpleNamespace(ids=[3], finish_reason="stop")
 

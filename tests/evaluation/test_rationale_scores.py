@@ -14,7 +14,7 @@ from mmed_jax.evaluation.comparison.runs import read_runs
 from mmed_jax.evaluation.metrics import breakdown
 from mmed_jax.evaluation.metrics.intervals import bootstrap, paired
 from mmed_jax.evaluation.metrics.text_similarity import average, pairs_of, score_rationales
-from tests.support.helpers_results import evaluated, items_of, read_lines, record, write_lines
+from tests.support.results import evaluated, items_of, read_lines, record, write_lines
 
 SIX = ("en", "zh", "ja", "fr", "ru", "es")
 WORDS = "fever cough pain rash nausea dyspnea edema anemia sepsis asthma".split()

@@ -7,7 +7,7 @@ import pytest
 
 from mmed_jax.common.html_page import Cell, bars, table
 from mmed_jax.data.records.schema import LANGUAGES
-from tests.support.helpers_results import OPTIONS, evaluated, items_of, record
+from tests.support.results import OPTIONS, evaluated, items_of, record
 
 
 class Outline(HTMLParser):

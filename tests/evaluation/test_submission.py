@@ -11,7 +11,7 @@ from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.benchmarks.registry import ENTRIES
 from mmed_jax.evaluation.metrics.text_similarity import average, score_rationales
-from tests.support.helpers_results import evaluated, items_of, read_lines, record
+from tests.support.results import evaluated, items_of, read_lines, record
 
 SIX = ("en", "zh", "ja", "fr", "ru", "es")
 NAMES = ("English", "Chinese", "Japanese", "French", "Russian", "Spanish")

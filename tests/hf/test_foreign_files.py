@@ -25,7 +25,7 @@ from mmed_jax.evaluation.comparison.runs import read_runs
 from mmed_jax.hf.load import load_config, read_generation, read_tensors
 from mmed_jax.hf.save import check_output
 from mmed_jax.model.config import LlamaConfig
-from tests.support.helpers_tokenizer import tiny_tokenizer
+from tests.support.tokenizer import tiny_tokenizer
 
 DEEP = "[" * 100_000 + "]" * 100_000
 JSON = {

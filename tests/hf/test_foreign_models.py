@@ -16,7 +16,7 @@ from mmed_jax.data.tokenizers.tokenizer import encode_text, load_tokenizer, save
 from mmed_jax.generate import TextStream
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.inference.prompt_files import Format, prompt_ids
-from tests.support.foreign_helpers import (
+from tests.support.foreign_models import (
     CHATML,
     PIECES,
     chatml_tokenizer,
@@ -27,9 +27,9 @@ from tests.support.foreign_helpers import (
     sentencepiece_like,
     sentencepiece_model,
 )
-from tests.support.helpers_tokenizer import tiny_fast_tokenizer
-from tests.support.hf_helpers import raw_tensors
-from tests.support.train_helpers import MODEL, Bench, bench, call, cut_back, metrics, questions, reproduced, write_jsonl  # noqa: F401
+from tests.support.hf_folders import raw_tensors
+from tests.support.tokenizer import tiny_fast_tokenizer
+from tests.support.training import MODEL, Bench, bench, call, cut_back, metrics, questions, reproduced, write_jsonl  # noqa: F401
 
 LLAMA2 = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 TEXTS = ["The fever  and the cough.", "é 患者\n\n <s>the</s> [INST] <|im_end|>", " the fever", "a"]

@@ -17,7 +17,7 @@ from mmed_jax.hf.mapping import flatten, group_names, hf_tensors
 from mmed_jax.hf.safetensors import DTYPES, write_header, write_tensor
 from mmed_jax.model.llama import forward, logical_axes, unembed
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
-from tests.support.hf_helpers import hf_folder, raw_tensors, torch_llama
+from tests.support.hf_folders import hf_folder, raw_tensors, torch_llama
 
 VARIANTS = {
     "untied": {},

@@ -22,7 +22,7 @@ from mmed_jax.hf.save import MARKER, plan_files, save_pretrained
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.llama import forward, logical_axes, unembed
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
-from tests.support.hf_helpers import hf_folder, random_params, raw_tensors, tiny_tokenizer
+from tests.support.hf_folders import hf_folder, random_params, raw_tensors, tiny_tokenizer
 
 VARIANTS = {
     "untied": {},
@@ -415,7 +415,7 @@ import gc, json, sys
 sys.path[:0] = {paths!r}
 import conftest, jax, jax.numpy as jnp, numpy as np
 from pathlib import Path
-from tests.support.hf_helpers import tiny_tokenizer
+from tests.support.hf_folders import tiny_tokenizer
 from mmed_jax.hf import write
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.llama import abstract_params

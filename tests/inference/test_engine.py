@@ -15,7 +15,7 @@ from mmed_jax.inference.sampling import Sampling, row_keys, sample
 from mmed_jax.inference.slots import size_class
 from mmed_jax.model import llama
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
-from tests.support.hf_helpers import hf_folder
+from tests.support.hf_folders import hf_folder
 
 LENGTHS = (3, 17, 64, 1, 65, 90, 5, 130)
 

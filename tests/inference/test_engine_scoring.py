@@ -10,7 +10,7 @@ from mmed_jax.inference import slots, steps
 from mmed_jax.inference.engine import Engine
 from mmed_jax.model import llama
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
-from tests.support.hf_helpers import hf_folder
+from tests.support.hf_folders import hf_folder
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 from data_gen.commands import ledger as ledger_command
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.llm_api.batch import batch
-from tests.support.gen_helpers import balanced, billed_once, echo_model, inputs, lines, outcomes, settings, states
+from tests.support.llm_api import balanced, billed_once, echo_model, inputs, lines, outcomes, settings, states
 from tests.support.openai_batches import Batches as ServerBatches
 from tests.support.openai_server import TRANSIENT, Faults, OpenAIServer
 

@@ -8,7 +8,7 @@ from data_gen.commands import ledger as ledger_command
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.llm_api.batch import batch
 from mmed_jax.llm_api.ledger.ledger import Ledger
-from tests.support.gen_helpers import balanced, echo_model, inputs, outcomes, settings, states
+from tests.support.llm_api import balanced, echo_model, inputs, outcomes, settings, states
 from tests.support.openai_batches import error
 from tests.support.openai_server import Faults, OpenAIServer
 

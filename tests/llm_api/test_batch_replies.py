@@ -7,7 +7,7 @@ import pytest
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.llm_api.ledger.ledger import Ledger
 from mmed_jax.llm_api.types import Request
-from tests.support.gen_helpers import balanced, billed_once, echo_model, inputs, outcomes, settings, states
+from tests.support.llm_api import balanced, billed_once, echo_model, inputs, outcomes, settings, states
 from tests.support.openai_batches import Batches as ServerBatches
 from tests.support.openai_server import OpenAIServer
 

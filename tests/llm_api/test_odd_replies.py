@@ -14,7 +14,7 @@ from mmed_jax.llm_api.ledger.ledger import Ledger
 from mmed_jax.llm_api.ledger.transactions import Answer, storable
 from mmed_jax.llm_api.prices import Price
 from mmed_jax.llm_api.types import Reject, Request
-from tests.support.gen_helpers import EchoMethod, balanced, echo_model, inputs, outcomes, settings, states
+from tests.support.llm_api import EchoMethod, balanced, echo_model, inputs, outcomes, settings, states
 from tests.support.openai_server import OpenAIServer
 
 PRICE = Price(1.0, 0.5, 2.0, "today")

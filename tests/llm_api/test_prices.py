@@ -12,7 +12,7 @@ from mmed_jax.llm_api.ledger.transactions import Answer
 from mmed_jax.llm_api.prices import TABLE, price_of
 from mmed_jax.llm_api.token_counts import answer_limit, counter_for, prompt_tokens
 from mmed_jax.llm_api.types import Request
-from tests.support.gen_helpers import (
+from tests.support.llm_api import (
     SCHEMA,
     EchoMethod,
     balanced,

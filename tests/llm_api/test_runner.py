@@ -21,7 +21,7 @@ from mmed_jax.llm_api.ledger.ledger import Ledger
 from mmed_jax.llm_api.ledger.transactions import Answer, Claims
 from mmed_jax.llm_api.runner import run
 from mmed_jax.llm_api.types import Request
-from tests.support.gen_helpers import (
+from tests.support.llm_api import (
     EchoMethod,
     balanced,
     echo_model,
@@ -288,7 +288,7 @@ def test_rate_limits_of_the_server_are_kept(tmp_path):
 def test_ctrl_c_keeps_what_is_paid_for(tmp_path):
     with OpenAIServer(echo_model, delay_s=0.3) as server:
         code = f"""
-            import tests.support.gen_helpers as h
+            import tests.support.llm_api as h
             from pathlib import Path
             h.outcomes(h.settings(Path({str(tmp_path)!r}), {server.base_url!r}, concurrency=8), h.inputs(200))
         """

@@ -13,7 +13,7 @@ from mmed_jax.llm_api import client, sender
 from mmed_jax.llm_api.ledger.ledger import Ledger
 from mmed_jax.llm_api.ledger.transactions import FINAL
 from mmed_jax.llm_api.prices import price_of
-from tests.support.gen_helpers import balanced, echo_model, inputs, lines, outcomes, settings, states
+from tests.support.llm_api import balanced, echo_model, inputs, lines, outcomes, settings, states
 from tests.support.openai_server import CONTENT, INSIDE, TRANSIENT, Faults, OpenAIServer, body_key
 
 ROWS, KILLS, SHARE = 5000, 10, 0.2
@@ -56,7 +56,7 @@ def _killed_run(tmp_path: Path, server: OpenAIServer, rows: int, batch: bool = F
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["openai", "tests.support.gen_helpers", "mmed_jax.llm_api.sender", "mmed_jax.llm_api.batch.run"]
+        ["openai", "tests.support.llm_api", "mmed_jax.llm_api.sender", "mmed_jax.llm_api.batch.run"]
     )
     draw, finished, killed = random.Random(0), {}, 0
     given = settings(tmp_path, server.base_url)

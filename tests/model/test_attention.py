@@ -11,7 +11,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.model import attention as att
 from mmed_jax.model import attention_reference, llama
 from mmed_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
-from tests.support import parity_helpers as ph
+from tests.support import parity as ph
 
 RUNNABLE = ("reference", "splash", "triton")  # the kernels run in the Pallas interpreter here
 

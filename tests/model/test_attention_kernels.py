@@ -16,7 +16,7 @@ from mmed_jax.model import attention_splash, attention_triton, llama
 from mmed_jax.model.remat import rematerialise
 from mmed_jax.model.rope import rope_tables
 from tests.model.test_attention import packed_rows, random_qkv
-from tests.support import parity_helpers as ph
+from tests.support import parity as ph
 
 KERNELS = {
     "splash": functools.partial(attention_splash.splash_attention, interpret=True),

@@ -17,8 +17,8 @@ from mmed_jax.hf.open_model import open_model
 from mmed_jax.model.config import from_hf
 from mmed_jax.model.config_keys import FIXED, HARMLESS, OFF_IS_HARMLESS
 from mmed_jax.training.setup import open_init
-from tests.support import parity_helpers as ph
-from tests.support.hf_helpers import hf_folder, raw_tensors
+from tests.support import parity as ph
+from tests.support.hf_folders import hf_folder, raw_tensors
 
 # As real folders of Llama models carry them.
 SILENT = {

@@ -11,7 +11,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.model import kv_cache, llama
 from mmed_jax.model.remat import POLICIES, check_remat
 from mmed_jax.training.loss import weighted_nll
-from tests.support import parity_helpers as ph
+from tests.support import parity as ph
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import transformers
 from mmed_jax.common.errors import UserError
 from mmed_jax.model import llama
 from mmed_jax.model.config import PRESETS, LlamaConfig, RopeScaling, check, from_hf, num_params, to_hf
-from tests.support import parity_helpers as ph
+from tests.support import parity as ph
 
 # The published config.json of Llama-3.2-1B.
 LLAMA_32_1B = {

@@ -15,7 +15,7 @@ import torch
 from mmed_jax.model import llama
 from mmed_jax.model.config import RopeScaling
 from mmed_jax.training.loss import weighted_nll
-from tests.support import parity_helpers as ph
+from tests.support import parity as ph
 
 TOLERANCE = 1e-4
 SCALED = ph.TINY | {"rope_scaling": ph.LLAMA3_ROPE}

@@ -15,8 +15,8 @@ from mmed_jax.planning.compile_keys import changed
 from mmed_jax.planning.hlo import analysis
 from mmed_jax.training import program
 from tests.support.hlo_cases import tpu_devices
-from tests.support.plan_helpers import run_plan, small
-from tests.support.train_helpers import bench, train_here  # noqa: F401
+from tests.support.planning import run_plan, small
+from tests.support.training import bench, train_here  # noqa: F401
 
 WIDTH = 2048
 

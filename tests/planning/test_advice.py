@@ -14,8 +14,8 @@ from mmed_jax.parallel import sharding
 from mmed_jax.planning import smaller_configs
 from mmed_jax.planning.compile_keys import changed
 from mmed_jax.training import setup
-from tests.support.plan_helpers import run_plan
-from tests.support.train_helpers import bench  # noqa: F401
+from tests.support.planning import run_plan
+from tests.support.training import bench  # noqa: F401
 
 
 @pytest.mark.parametrize(

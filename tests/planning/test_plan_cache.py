@@ -10,7 +10,7 @@ from mmed_jax.config.checks import load_config
 from mmed_jax.model.config import PRESETS
 from mmed_jax.planning import plan_cache, topology
 from mmed_jax.planning.compile_keys import RELEVANT, changed, relevant
-from tests.support.plan_helpers import arithmetic_compiler, run_plan
+from tests.support.planning import arithmetic_compiler, run_plan
 
 
 def test_what_is_kept_is_found_by_all_that_decides_it():

@@ -8,8 +8,8 @@ from mmed_jax import train
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.recipes import load_config, recipe_files
 from mmed_jax.planning.found_config import MARK
-from tests.support.plan_helpers import arithmetic_compiler, run_plan
-from tests.support.train_helpers import call
+from tests.support.planning import arithmetic_compiler, run_plan
+from tests.support.training import call
 
 
 def recipe(path: Path, loads: str) -> Path:

@@ -13,8 +13,8 @@ from mmed_jax.model.config import PRESETS
 from mmed_jax.planning import advice, planner, search, topology
 from mmed_jax.planning.compile_keys import changed
 from tests.support.hlo_cases import tpu_devices
-from tests.support.plan_helpers import arithmetic_compiler, run_plan, small
-from tests.support.train_helpers import Outcome, call
+from tests.support.planning import arithmetic_compiler, run_plan, small
+from tests.support.training import Outcome, call
 
 CFG = PRESETS["llama3-8b"]
 

@@ -6,7 +6,7 @@ import pytest
 
 from mmed_jax import evaluate
 from mmed_jax.data.records.schema import write_records
-from tests.support.hf_helpers import hf_folder
+from tests.support.hf_folders import hf_folder
 from tests.support.openai_server import OpenAIServer
 
 KEY = "sk-local-0123456789abcdef"

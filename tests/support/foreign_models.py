@@ -8,8 +8,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from tests.support.helpers_tokenizer import TEXT
-from tests.support.hf_helpers import hf_folder
+from tests.support.hf_folders import hf_folder
+from tests.support.tokenizer import TEXT
 
 SPECIALS = ("<unk>", "<s>", "</s>")
 

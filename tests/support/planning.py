@@ -8,7 +8,7 @@ from unittest import mock
 from mmed_jax import plan
 from mmed_jax.planning import planner, step_time
 from mmed_jax.planning.memory import memory_terms, total
-from tests.support.train_helpers import Outcome, call
+from tests.support.training import Outcome, call
 
 # One head of 128: what the TPU kernel takes as it is, and compiles in seconds.
 SMALL = {

@@ -25,7 +25,7 @@ from mmed_jax.checkpoints.restore import flatten
 from mmed_jax.checkpoints.run_directory import read_meta, step_folders
 from mmed_jax.common.errors import run_command
 from mmed_jax.training.metric_log import Records, read_metrics
-from tests.support.helpers_tokenizer import tiny_tokenizer
+from tests.support.tokenizer import tiny_tokenizer
 
 REPO = Path(__file__).resolve().parents[2]
 WAIT = 300  # seconds that a process may take on a busy machine

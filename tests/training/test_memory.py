@@ -19,7 +19,7 @@ from mmed_jax.model.config import PRESETS
 from mmed_jax.parallel import sharding
 from mmed_jax.training import optim, setup, step
 from mmed_jax.training import state as placement
-from tests.support.train_helpers import (
+from tests.support.training import (
     REPO,
     bench,  # noqa: F401
     cut_back,

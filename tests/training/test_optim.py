@@ -17,7 +17,7 @@ from mmed_jax.training import state as placement
 from mmed_jax.training import step
 from mmed_jax.training.adafactor import scale_by_adafactor
 from mmed_jax.training.optim import decay_mask, make_optimizer, make_schedule
-from tests.support.train_helpers import (
+from tests.support.training import (
     STEPS,
     assert_same_state,
     bench,  # noqa: F401

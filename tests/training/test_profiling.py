@@ -10,7 +10,7 @@ from mmed_jax import report
 from mmed_jax.common.errors import UserError
 from mmed_jax.training import profiling, state
 from mmed_jax.training.profiling import Operation, operations, parse_steps, top_operations
-from tests.support.train_helpers import (
+from tests.support.training import (
     STEPS,
     bench,  # noqa: F401
     call,
