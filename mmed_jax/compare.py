@@ -14,9 +14,9 @@ an evaluation in mode direct, rationale_results.csv and rationale_similarity_met
 
 import argparse
 
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.common.output_files import check_folder, write_text
-from mmed_jax.config.checks import Parser
 from mmed_jax.evaluation.comparison import text as comparison_text
 from mmed_jax.evaluation.comparison.paired import compare
 from mmed_jax.evaluation.comparison.published_tables import published_methods

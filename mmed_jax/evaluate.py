@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 
 from mmed_jax.common import console
 from mmed_jax.common.checksums import write_json
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.common.journal import Journal
 from mmed_jax.common.output_files import write_text
 from mmed_jax.common.paths import expand_home
 from mmed_jax.common.progress import Progress
-from mmed_jax.config.checks import Parser
 from mmed_jax.data.records.schema import load_files
 from mmed_jax.evaluation import scoring
 from mmed_jax.evaluation.arguments import check, listed, parse

@@ -15,8 +15,8 @@ import time
 from typing import Any
 
 from mmed_jax.common import console
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command
-from mmed_jax.config.checks import Parser
 from mmed_jax.inference.load import add_ignore_keys
 
 DTYPES = ("bfloat16", "float32", "float16", "source")

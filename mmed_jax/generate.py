@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmed_jax.common import console, jsonl
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, printable, run_command
 from mmed_jax.common.journal import Journal
 from mmed_jax.common.paths import expand_home
 from mmed_jax.common.progress import Progress
-from mmed_jax.config.checks import Parser
 from mmed_jax.data.multiple_choice import FAMILIES, MODES
 from mmed_jax.data.plain_text import decode_after, joins_plainly
 from mmed_jax.inference.load import add_arguments, identity, load_engine, say, trained_prompts

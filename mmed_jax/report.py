@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.checkpoints.run_directory import CONFIG_FILE, read_meta, step_folders, training_keys
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.common.output_files import write_text
 from mmed_jax.common.progress import clock
-from mmed_jax.config.checks import Parser
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 from mmed_jax.training.metric_log import Records, read_metrics
 

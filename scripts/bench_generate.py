@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # when called as a file
 
+from mmed_jax.common.command_line import Parser  # noqa: E402
 from mmed_jax.common.errors import UserError, nearest, run_command  # noqa: E402
-from mmed_jax.config.checks import Parser  # noqa: E402
 from scripts.bench_train import checked_output, machine  # noqa: E402
 
 OURS, PEERS = "mmed_jax", ("transformers",)

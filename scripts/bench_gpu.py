@@ -28,9 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # when called as a file
 
+from mmed_jax.common.command_line import Parser  # noqa: E402
 from mmed_jax.common.errors import UserError, WorkError, run_command  # noqa: E402
 from mmed_jax.common.output_files import check_folder  # noqa: E402
-from mmed_jax.config.checks import Parser  # noqa: E402
 from mmed_jax.model.config import PRESETS, LlamaConfig, num_params, to_hf  # noqa: E402
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "torch", "transformers", "flash-attn")

@@ -36,9 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # when called as a file
 
+from mmed_jax.common.command_line import Parser  # noqa: E402
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command  # noqa: E402
 from mmed_jax.common.output_files import check_file, check_folder  # noqa: E402
-from mmed_jax.config.checks import Parser  # noqa: E402
 
 OURS, PEERS = "mmed_jax", ("transformers", "nnx")
 EMBEDDED = (ROOT / "data_gen/handcrafted/instructions.jsonl", ROOT / "data_gen/handcrafted/mcq.jsonl")

@@ -32,8 +32,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from data_gen import __main__ as data_gen  # noqa: E402
 from mmed_jax import export, inspect  # noqa: E402
+from mmed_jax.common.command_line import Parser  # noqa: E402
 from mmed_jax.common.errors import WorkError, run_command  # noqa: E402
-from mmed_jax.config.checks import Parser  # noqa: E402
 from tests.support.sources import medmcqa, medqa_row, put, table  # noqa: E402
 from tests.support.training import Bench, finish, instructions, write_jsonl  # noqa: E402
 

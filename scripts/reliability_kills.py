@@ -26,8 +26,8 @@ for folder in (ROOT, ROOT / "tests"):
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from mmed_jax.common.command_line import Parser  # noqa: E402
 from mmed_jax.common.errors import WorkError, run_command  # noqa: E402
-from mmed_jax.config.checks import Parser  # noqa: E402
 from tests.support.training import (  # noqa: E402
     REPRODUCED,
     SLOWLY,

@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from mmed_jax.common.command_line import Parser  # noqa: E402
 from mmed_jax.common.errors import WorkError, run_command  # noqa: E402
-from mmed_jax.config.checks import Parser  # noqa: E402
 from mmed_jax.llm_api.ledger.ledger import Ledger  # noqa: E402
 from mmed_jax.llm_api.ledger.transactions import FINAL  # noqa: E402
 from mmed_jax.llm_api.prices import price_of  # noqa: E402

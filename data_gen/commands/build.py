@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_gen.commands.method import Parser, all_rejected, unfinished_text
+from data_gen.commands.method import all_rejected, unfinished_text
 from data_gen.sets import writers
 from data_gen.sets.contamination import Benchmarks
 from data_gen.sets.dataset_card import card
@@ -34,6 +34,7 @@ from data_gen.sets.set_report import page
 from data_gen.sets.statistics import Facts, gather, loss_rows
 from data_gen.sets.steps import Generator, Rows
 from mmed_jax.common import console
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
 from mmed_jax.llm_api.estimate import summed
 
@@ -263,6 +264,7 @@ def _parser() -> Parser:
     from mmed_jax.llm_api.runner import add_run_flags
 
     parser = Parser(
+        names_itself=True,
         prog="python -m data_gen build",
         description=__doc__.partition("\n")[0],
         allow_abbrev=False,

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmed_jax.common import console, jsonl
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.data.records.schema import KINDS, LANGUAGES
 from mmed_jax.data.sources import SOURCES, Conversion, Report, get_source
@@ -21,15 +22,9 @@ from mmed_jax.data.sources import SOURCES, Conversion, Report, get_source
 SUMMARY = "a published data set into records (--list names the sets)"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else ""
-        flags = [f for f in self._option_string_actions if f.startswith("--")]
-        raise UserError(f"{self.prog}: {message}{nearest(unknown.partition('=')[0], flags) if unknown else ''}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
+        names_itself=True,
         prog="python -m data_gen convert",
         description=__doc__.partition("\n")[0],
         allow_abbrev=False,

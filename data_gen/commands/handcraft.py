@@ -9,8 +9,8 @@ import collections
 import unicodedata
 from pathlib import Path
 
-from data_gen.commands.method import Parser
 from mmed_jax.common import jsonl
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.common.input_files import open_unpacked, suffix
 from mmed_jax.data.records.schema import KINDS, LANGUAGES, kind_of, load_files, wording_key
@@ -130,7 +130,12 @@ def _of_any_kind(file: Path) -> list[dict]:
 
 def main(argv: list[str] | None = None) -> None:
     """The command; raises UserError with the first problems when the samples have any."""
-    parser = Parser(prog="python -m data_gen handcraft", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Parser(
+        prog="python -m data_gen handcraft",
+        description=__doc__.partition("\n")[0],
+        allow_abbrev=False,
+        names_itself=True,
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--input", metavar="PATH", default=str(FOLDER), help="folder of .jsonl files, or one file")
     parser.add_argument("--output", metavar="FILE", help="write the checked records: a .jsonl or .jsonl.gz name")

@@ -10,7 +10,7 @@ Input = accepted + rejected by reason + failed by reason + pending, for every ru
 import sqlite3
 from pathlib import Path
 
-from data_gen.commands.method import Parser
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, run_command
 from mmed_jax.llm_api.batch.rows import release_all
 from mmed_jax.llm_api.ledger.balance import Books, books
@@ -22,7 +22,7 @@ _STATES = ("accepted", "done", "rejected", "failed", "sent", "pending")
 
 def main(argv: list[str] | None = None) -> None:
     """The command. Raises UserError for a file that is no ledger, WorkError when the books do not balance."""
-    parser = Parser(prog="python -m data_gen ledger", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m data_gen ledger", description=__doc__, allow_abbrev=False, names_itself=True)
     parser.add_argument("--ledger", metavar="FILE", default="data/ledger.sqlite", help="the SQLite file (%(default)s)")
     parser.add_argument("--row", metavar="ID", help="show one row: its requests, answers and verdicts")
     parser.add_argument("--release", action="store_true", help="give up all batches under way")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmed_jax.common import console, jsonl
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest
 from mmed_jax.common.output_files import check_file, check_folder
 from mmed_jax.common.row_buffer import remove_temporaries
@@ -22,20 +23,12 @@ if TYPE_CHECKING:
 _ORDER = ("accepted", "rejected", "failed", "pending")
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one-line UserErrors with the nearest flag."""
-
-    def error(self, message: str) -> None:
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else ""
-        flags = [f for f in self._option_string_actions if f.startswith("--")]
-        raise UserError(f"{self.prog}: {message}{nearest(unknown.partition('=')[0], flags) if unknown else ''}")
-
-
 def parser_for(command: str, doc: str) -> Parser:
     """Flags that every method command has: --input, --output, --rejects, --only, --limit, and those of a run."""
     from mmed_jax.llm_api.runner import add_run_flags
 
     parser = Parser(
+        names_itself=True,
         prog=f"python -m data_gen {command}",
         description=doc.partition("\n")[0],
         allow_abbrev=False,

@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.paths import expand_home
 from mmed_jax.config.recipes import CONFIG_DIR as CONFIG_DIR
@@ -135,18 +136,6 @@ def parse_args(
         sys.exit(0)
     validate(config)
     return config, flags
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are our one-line UserError with the nearest flag."""
-
-    def error(self, message: str) -> None:
-        known = [o for a in self._actions for o in a.option_strings if o.startswith("--")]
-        hint = ""
-        if "unrecognized arguments" in message:
-            bad = message.split(":", 1)[1].split()[0].split("=")[0]
-            hint = nearest(bad, known)
-        raise UserError(f"{message}{hint}")
 
 
 CHOICES = {

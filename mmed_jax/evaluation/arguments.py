@@ -8,8 +8,8 @@ import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError
-from mmed_jax.config.checks import Parser
 from mmed_jax.data.multiple_choice import FAMILIES
 from mmed_jax.data.sources.encodings import known_encoding
 from mmed_jax.evaluation import scoring
@@ -40,7 +40,7 @@ def parse(argv: Sequence[str], doc: str) -> argparse.Namespace:
         everything = _parser(doc, local=True, api=not _missing())
         flag = unknown[0].partition("=")[0]
         if flag not in {o for action in everything._actions for o in action.option_strings}:
-            everything.error(f"unrecognized arguments: {' '.join(unknown)}")
+            everything.unrecognized(unknown)
         raise UserError(f"{flag}: goes with {'--model=DIR' if api else '--api_model=NAME'}; leave it out")
     args.model, args.api_model = (None, args.api_model) if api else (args.model, None)
     _check_data(args)

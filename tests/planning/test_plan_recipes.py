@@ -14,7 +14,7 @@ from tests.support.training import call
 
 def recipe(path: Path, loads: str) -> Path:
     """A config file as a search writes it."""
-    code = f"from mmed_jax.config.checks import load_config\n\n\ndef get_config():\n    return load_config({loads!r})\n"
+    code = f"from mmed_jax.config import load_config\n\n\ndef get_config():\n    return load_config({loads!r})\n"
     path.write_text(f'{MARK}"""\n{code}')
     return path
 

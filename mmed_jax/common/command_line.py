@@ -1,0 +1,37 @@
+"""The parser of every command line: what is wrong is one line, with the nearest flag where one is misspelt."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from mmed_jax.common.errors import UserError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one-line UserErrors.
+
+    Args:
+      names_itself: errors begin with `prog`, as those of commands that are one of several ("python -m data_gen build").
+    """
+
+    def __init__(self, *args: Any, names_itself: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._names_itself = names_itself
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's; flags that are not known are a UserError with the nearest."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.unrecognized(unknown)
+        return parsed
+
+    def unrecognized(self, arguments: Sequence[str]) -> NoReturn:
+        """Raises the UserError for arguments that no flag takes."""
+        text = " ".join(arguments)
+        first = (text.split() or [""])[0].partition("=")[0]
+        known = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        self.error(f"unrecognized arguments: {text}{nearest(first, known)}")
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for everything that is wrong. Raises UserError."""
+        raise UserError(f"{self.prog}: {message}" if self._names_itself else message)
