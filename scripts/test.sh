@@ -7,4 +7,5 @@ python=$(scripts/setup.sh test | tail -n 1)
 export JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$python" -m ruff check .
 "$python" -m ruff format --check .
+"$python" -m scripts.type_check
 "$python" -m pytest "$@"
