@@ -18,10 +18,10 @@ from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.common.output_files import check_folder, write_text
 from mmed_jax.evaluation.comparison import text as comparison_text
-from mmed_jax.evaluation.comparison.paired import compare
+from mmed_jax.evaluation.comparison.accuracy_tables import compare
+from mmed_jax.evaluation.comparison.mmedbench_submission import write_submission
 from mmed_jax.evaluation.comparison.published_tables import published_methods
 from mmed_jax.evaluation.comparison.runs import read_runs
-from mmed_jax.evaluation.comparison.submission import write_submission
 
 
 def main(argv: list[str] | None = None) -> None:

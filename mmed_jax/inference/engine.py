@@ -25,9 +25,9 @@ from jax.sharding import Mesh
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.inference import steps
+from mmed_jax.inference.loglikelihood import score_choices
 from mmed_jax.inference.sampling import Sampling, check_seed
 from mmed_jax.inference.scheduler import Completion, Generation
-from mmed_jax.inference.scoring import score_choices
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
 

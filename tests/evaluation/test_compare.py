@@ -12,7 +12,7 @@ import pytest
 from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.benchmarks.registry import ENTRIES
-from mmed_jax.evaluation.comparison.paired import YOURS, compare
+from mmed_jax.evaluation.comparison.accuracy_tables import YOURS, compare
 from mmed_jax.evaluation.comparison.published_tables import english_board
 from mmed_jax.evaluation.comparison.runs import read_runs
 from mmed_jax.evaluation.metrics.intervals import mcnemar, mean_interval, wilson

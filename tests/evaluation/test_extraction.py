@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mmed_jax.data.multiple_choice import answer_line, answer_text
 from mmed_jax.data.records.schema import LANGUAGES, read_records
 from mmed_jax.evaluation.extraction.extract import Extraction, extract, is_correct, normalise, split_rationale
-from mmed_jax.evaluation.extraction.text import prepare
+from mmed_jax.evaluation.extraction.prepare_text import prepare
 
 DRUGS = {"A": "Aspirin", "B": "Warfarin", "C": "Heparin", "D": "Clopidogrel", "E": "None of the above"}
 BUGS = {"A": "S. aureus", "B": "Klebsiella pneumoniae", "C": "E. coli", "D": "C. difficile", "E": "B. fragilis"}

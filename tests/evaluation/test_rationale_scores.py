@@ -9,7 +9,7 @@ import pytest
 from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES
-from mmed_jax.evaluation.comparison.paired import YOURS, compare
+from mmed_jax.evaluation.comparison.accuracy_tables import YOURS, compare
 from mmed_jax.evaluation.comparison.runs import read_runs
 from mmed_jax.evaluation.metrics import breakdown
 from mmed_jax.evaluation.metrics.intervals import bootstrap, paired

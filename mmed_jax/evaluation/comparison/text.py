@@ -7,7 +7,7 @@ from typing import Any
 from mmed_jax.common import html_page as P
 from mmed_jax.common.output_files import csv_text
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
-from mmed_jax.evaluation.comparison.parts import ACCURACY, YOURS, Difference, Line, Table, Value
+from mmed_jax.evaluation.comparison.tables import ACCURACY, YOURS, Difference, Line, Table, Value
 from mmed_jax.evaluation.metrics.intervals import short
 
 NOTE = (

@@ -5,16 +5,16 @@ Order (the first stage that finds something decides):
      "Respuesta: B", "Ответ: В", "###Answer: OPTION A,C IS CORRECT.", "B is the correct answer", \\boxed{B}, or the same
      with an option's text in place of its letter. The LAST one in the text wins, so a restated option list or an
      earlier guess never does; if the last one hedges ("A or B", "yes or no"), there is no answer.
-     A field of JSON, {"answer_choice": "B"}, goes before what else its object says (answer_json).
+     A field of JSON, {"answer_choice": "B"}, goes before what else its object says (json_answers.py).
   2. the reply is an option's text that itself speaks of options ("A and D"); it is nothing but letters; its first
      line is; it opens with "B. ..." (and is not a restated list)
   3. verdicts, "B is correct", all of them together, unless one option alone is called false
   4. the last line is nothing but letters, or "yes", "no", "да", ... where those are the options
   5. the reply, or its first line, is exactly one option's text, also with its letter, "Aspirin (A)"
   6. the last sentence concludes with an option's text and its letter, "The drug of choice is aspirin (A)."
-After a statement's letter the rest of it is read: "A. aspirin, C. heparin" is a set (answer_sets). Of a cut reply only
-what opens or closes it counts (answer_cut).
-What is denied, conditional or of the wrong answers is no statement ("incorrect answer: C"; see answer_context).
+After a statement's letter the rest of it is read: "A. aspirin, C. heparin" is a set (answer_sets.py). Of a cut reply
+only what opens or closes it counts (truncation.py).
+What is denied, conditional or of the wrong answers is no statement ("incorrect answer: C"; see negation.py).
 Nothing found is None: scored as wrong and counted as unparsed. There is no "any letter will do" rule.
 
 A letter counts only where something that may follow an answer follows it: the end, punctuation, "because", the
@@ -30,15 +30,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mmed_jax.evaluation.extraction import rules as R
-from mmed_jax.evaluation.extraction.cut_answers import is_cut
+from mmed_jax.evaluation.extraction import rules
 from mmed_jax.evaluation.extraction.json_answers import is_torn
-from mmed_jax.evaluation.extraction.reader import Found, Reader, normalise
-from mmed_jax.evaluation.extraction.text import Prepared, fold, in_latin, prepare
+from mmed_jax.evaluation.extraction.prepare_text import Prepared, fold, in_latin, prepare
+from mmed_jax.evaluation.extraction.stages import Found, Reader, normalise
+from mmed_jax.evaluation.extraction.truncation import is_cut
 
 RULES_VERSION = 5  # goes into results; raise it when a rule changes
 
-_LEAD_IN, _MARK = (re.compile(p, re.IGNORECASE) for p in (R.LEAD_IN, R.RATIONALE_MARK))
+_LEAD_IN, _MARK = (re.compile(p, re.IGNORECASE) for p in (rules.LEAD_IN, rules.RATIONALE_MARK))
 _SPECIAL = re.compile(r"<\|[a-z_]+\|>|</s>")
 
 

@@ -3,13 +3,12 @@
 import re
 from collections.abc import Iterator
 
-from mmed_jax.evaluation.extraction import context as C
-from mmed_jax.evaluation.extraction import patterns as P
-from mmed_jax.evaluation.extraction import rules as R
-from mmed_jax.evaluation.extraction.text import fold
+from mmed_jax.evaluation.extraction import negation, patterns, rules
+from mmed_jax.evaluation.extraction.prepare_text import fold
 
 _COPULA, _HEDGE, _AND, _NEGATED_BEFORE, _FOLLOWS = (
-    re.compile(p, re.IGNORECASE) for p in (R.COPULA, R.HEDGE, R.SEPARATOR, R.NEGATED_BEFORE, R.FOLLOWS)
+    re.compile(p, re.IGNORECASE)
+    for p in (rules.COPULA, rules.HEDGE, rules.SEPARATOR, rules.NEGATED_BEFORE, rules.FOLLOWS)
 )
 _JOINED_BEFORE = re.compile(
     r"(?:[\w)]\s{0,2}[,;、]|\b(?:and|or|et|ou|y|o|и|или)|[和与及或と]|および|または|및|과|와|또는)\s{1,3}(?:\w{1,3}\s)?"
@@ -27,7 +26,7 @@ _ARTICLE = re.compile(r"\W*(?:the|an?|la|le|les|el|los|las|une?)\s+|\W*l['’]\s
 _ENDS = re.compile(
     r"\s?(?:です|である|だ|입니다|이다|이에요|예요)?\W{0,6}|\s?\([A-Z][\w-]{1,7}\)\W{0,6}", re.IGNORECASE
 )
-_NAMED = rf"[\s,:;(\[–—-]{{1,4}}{R.NOISE}\W{{0,2}}(?P<l>[A-J])\W{{0,4}}$"
+_NAMED = rf"[\s,:;(\[–—-]{{1,4}}{rules.NOISE}\W{{0,2}}(?P<l>[A-J])\W{{0,4}}$"
 _NAMED_AFTER, _NAMED_LAST = re.compile(_NAMED, re.IGNORECASE), re.compile(_NAMED.replace("[A-J]", "(?-i:[A-J])"), re.I)
 # What a last sentence says that gives the answer and no other.
 _CONCLUDES = re.compile(
@@ -65,7 +64,7 @@ class OptionTexts:
         """(letter, end) of the one option whose whole text stands at `pos` (longest wins); None otherwise."""
         fits: list[tuple[int, int, str]] = []  # (length, end, letter)
         for k, v in self.texts.items():
-            m = P.text_pattern(v).match(text, pos) if len(v) > 1 or v.isdigit() else None
+            m = patterns.text_pattern(v).match(text, pos) if len(v) > 1 or v.isdigit() else None
             # "10" is not in "10,000", nor "aspirin" in "aspirin-induced".
             if m and (not re.match(r"[\w-]|[.,]\d", text[m.end() :]) or _COPULA.match(text, m.end())):
                 fits.append((len(v), m.end(), k))
@@ -109,13 +108,15 @@ class OptionTexts:
 
     def may_end(self, text: str, end: int) -> bool:
         """Whether an option's text that ends at `end` may be an answer, by what follows ("heparin induced ...")."""
-        return bool(_FOLLOWS.match(text, end)) or not C.goes_on(text, end)
+        return bool(_FOLLOWS.match(text, end)) or not negation.goes_on(text, end)
 
     def another(self, text: str, end: int, letter: str) -> bool:
         """Whether another option's text stands beside the one that ends at `end`: "or", "and", "yes/no", "A, B."."""
-        if self.texts[letter] in R.YES_NO:
+        if self.texts[letter] in rules.YES_NO:
             others = {v for k, v in self.texts.items() if k != letter}
-            m = re.match(rf"({R.HEDGE}|{R.SEPARATOR}|\W*)\W*(\w+)(\s*(?:$|[^\w\s]))?", text[end : end + 60], re.I)
+            m = re.match(
+                rf"({rules.HEDGE}|{rules.SEPARATOR}|\W*)\W*(\w+)(\s*(?:$|[^\w\s]))?", text[end : end + 60], re.I
+            )
             joined = m is not None and (m[3] is not None or re.search(r"[\w/]", m[1]))
             return bool(joined) and fold(m[2]) in others
         for joint in (_HEDGE.match(text, end), _AND.match(text, end)):
@@ -126,14 +127,14 @@ class OptionTexts:
 
     def before(self, text: str, suffix: str) -> Iterator[tuple[str, re.Match]]:
         """(letter, match) of option texts with `suffix` right after them, "warfarin is the correct answer"."""
-        words = {v: k for k, v in self.texts.items() if len(v) > 1 and v not in R.YES_NO}
-        if not words or len(words) < sum(len(v) > 1 and v not in R.YES_NO for v in self.texts.values()):
+        words = {v: k for k, v in self.texts.items() if len(v) > 1 and v not in rules.YES_NO}
+        if not words or len(words) < sum(len(v) > 1 and v not in rules.YES_NO for v in self.texts.values()):
             return
-        for m in P.text_suffix(tuple(sorted(words, key=len, reverse=True)), suffix).finditer(text):
+        for m in patterns.text_suffix(tuple(sorted(words, key=len, reverse=True)), suffix).finditer(text):
             before = text[max(0, m.start() - 30) : m.start()]
             # "aspirin and warfarin are the right answers": more than one is meant.
             negated = _NEGATED_BEFORE.search(before) or self._joined(text, m.start())
-            if not (negated or C.withheld(text, m.start(), m.end()) or C.goes_on(text, m.end())):
+            if not (negated or negation.withheld(text, m.start(), m.end()) or negation.goes_on(text, m.end())):
                 yield words[fold(m["s"])], m
 
     def _joined(self, text: str, start: int) -> bool:

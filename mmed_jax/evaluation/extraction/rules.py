@@ -1,4 +1,4 @@
-"""The patterns of answer extraction; how they are used is in answers.py. All are matched without regard to case."""
+"""The patterns of answer extraction; how they are used is in extract.py. All are matched without regard to case."""
 
 LOOKALIKES = {"А": "A", "В": "B", "С": "C", "Е": "E"}  # Cyrillic capitals -> Latin
 OPEN, CLOSE = r"(\[{【「『〈《<\"'“‘«|", r")\]}】」』〉》>\"'”’»|"
@@ -21,176 +21,23 @@ ES_GOOD = r"(?:correcta|(?:más\s+)?adecuada|acertada|verdadera|final)s?"
 
 # What is asked for: the best, most likely, ... one of these.
 EN_MOST = r"most\s+(?:likely|appropriate|suitable|probable|accurate|plausible|fitting)"
-_EN_NOUN = (
+EN_NOUN = (
     r"(?:steps?|diagnos[ie]s|causes?|treatments?|management|therapy|options?|choices?|answers?|explanation|interventions?|"
     r"(?:treatment\s+)?options?|drugs?|medications?|antibiotic|agent|tests?|investigation|study|imaging|procedure|modality|"
     r"approach|strategy|regimen|action|response|statements?|mechanism|etiology|organism|pathogen|microorganism|virus|"
     r"condition|disease|disorder|abnormality|deficiency|defect|lesion|structure|site|location|source|enzyme|nerve|finding|match|complication|recommendation|one|fit)"
 )
-_FR_NOUN = (
+FR_NOUN = (
     r"(?:diagnostic|traitement|réponse|option|proposition|choix|cause|étiologie|examen|conduite(?:\s+à\s+tenir)?|"
     r"prise\s+en\s+charge|attitude|germe|explication)"
 )
-_FR_MOST = r"(?:probable|vraisemblable|appropri[ée]e?|adaptée?|juste|correcte?|pertinente?|plausible)"
-_ES_NOUN = (
+FR_MOST = r"(?:probable|vraisemblable|appropri[ée]e?|adaptée?|juste|correcte?|pertinente?|plausible)"
+ES_NOUN = (
     r"(?:diagnóstico|tratamiento|respuesta|opción|alternativa|elección|causa|etiología|prueba|conducta|manejo|actitud|"
     r"medida|explicación|germen|fármaco)"
 )
-_ES_MOST = r"(?:probable|adecuad[oa]|apropiad[oa]|correct[oa]|acertad[oa]|indicad[oa]|plausible)"
+ES_MOST = r"(?:probable|adecuad[oa]|apropiad[oa]|correct[oa]|acertad[oa]|indicad[oa]|plausible)"
 
-# What comes right before the letters, or the option's text, of a statement: (rule name, pattern). A bare "Options:" or
-# "Choices:" opens a restated list and is no anchor.
-ANCHORS: tuple[tuple[str, str], ...] = (
-    ("boxed", r"⟦boxed⟧\s*"),
-    (
-        "mark:en",
-        r"\b(?:answers?|ans(?=\s*[:=])|(?:correct|final|best|right|chosen|selected|my)\s+(?:option|choice|response))"
-        r"(?:\s+(?:letter|choice|option|index))?[\"']?\s*(?:[:=→➜➡⇒]|\s[-–—]+\s)",
-    ),
-    ("mark:en", r"\[(?:(?:final|correct)\s)?answer\]\s{0,3}:?"),
-    ("mark:en", r"(?:^|\n)\W*(?:(?:final\s+|correct\s+)?answer\s+|ans(?:\.|(?=-|\s+is\b))\s*(?:is\b\s*|-\s*)?)(?=\S)"),
-    (
-        "sentence:en",
-        rf"\b(?:answers?|{EN_GOOD}\s+(?:option|choice|response|statement|one)s?)"
-        r"(?:\s+(?:to|for|in)\s+(?:this|the|your)\s+(?:\w+\s+)?(?:question|case|patient|scenario|situation|vignette)|\s+here)?"
-        r"\s+(?:is|are|would\s+be|should\s+be|must\s+be|will\s+be|has\s+to\s+be)\s*:?"
-        r"\s*(?:therefore|thus|clearly|most\s+likely|probably|likely|definitely|indeed)?,?"
-        r"(?:\s*not\s+[A-Z],?\s+but)?",
-    ),
-    ("sentence:en", r"\b(?:change|revise|switch)\s+(?:my|the|our)\s+(?:final\s+)?answer\s+to\s"),
-    ("choose:en", r"\bso,?\s+(?=(?:option\s+)?\(?[A-Z]\)?\s+instead\b)"),
-    (
-        "choose:en",
-        r"\b(?:(?:i|we)(?:\s+would|\s+will|\s+now|['’]d|['’]ll)?\s+(?:choose|pick|select|chose|say|go\s+(?:with|for))|it\s+must\s+be)\s",
-    ),
-    (
-        "choose:en",
-        r"(?:^|\n)(?:so,?\s+)?(?:choose|select|pick)\s",
-    ),
-    (
-        "mark:en",
-        r"(?:^|\n)\W{0,8}(?:(?:choice|selection|selected|pick|correct)|option(?=\s{0,3}:\s{0,3}\W?[A-Z]\b\W{0,3}(?:$|\n)))\s{0,3}[:=]",
-    ),
-    (
-        "sentence:en",
-        rf"\b(?:{EN_MOST}|(?<!second )(?<!second-)(?<!next )(?<!next-)best|next\s+best(?!\s+(?:answer|option|choice))|"
-        r"correct|right|closest|first)\s+"
-        rf"(?:(?:next|initial|first|possible|overall|single|underlying|clinical|additional|causative|electrolyte|primary)\s+){{0,3}}{_EN_NOUN}"
-        r"(?:\s+(?:in|for|of|to(?!\s+(?:exclude|consider|rule|avoid|remember))|among|from|with|by|here|given|that)\b"
-        r"[^.;:\n]{0,60}?)?"
-        r"\s+(?:is|are|would\s+be|should\s+be|will\s+be|(?:seems|appears)\s+to\s+be)\s{0,3}:?"
-        r"\s{0,3}(?:therefore|thus|clearly|likely|probably|most\s+likely|indeed)?,?",
-    ),
-    (
-        "sentence:fr",
-        rf"\b(?:(?:{_FR_NOUN}\s+)?(?:la|le)\s+plus\s+{_FR_MOST}|meilleure?\s+{_FR_NOUN})(?:\s+(?:ici|dans\s+ce\s+cas))?"
-        r"\s+(?:est|serait)(?:\s+donc)?(?=[\s:])",
-    ),
-    (
-        "sentence:es",
-        rf"\b(?:(?:{_ES_NOUN}|lo|la|el)\s+más\s+{_ES_MOST}|mejor\s+{_ES_NOUN})(?:\s+(?:aquí|en\s+este\s+caso))?"
-        r"\s+(?:es|sería)(?=[\s:])",
-    ),
-    (
-        "sentence:ru",
-        r"\bнаиболее\s+(?:вероятн|подходящ|правильн|целесообразн|обоснованн|предпочтительн)\w{1,3}(?:\s+\w{1,20}){0,2}?"
-        r"\s{0,3}(?:является|будет|это|[:–—-])(?:\s+(?:это|является))?",
-    ),
-    (
-        "sentence:ru",
-        r"\bнаиболее\s+(?:вероят(?:ен|на|но)|правил(?:ен|ьна|ьно)|подходит)\s+(?:вариант|ответ|диагноз)\s{0,3}:?",
-    ),
-    (
-        "sentence:zh",
-        r"最(?:为)?(?:可能|合适|适合|适宜|恰当|佳|符合|正确|准确)(?:题意)?的?(?:诊断|治疗方案|治疗方法|治疗措施|治疗|措施|方法|原因|处理|做法|检查|病原体|致病菌|病因|选项|是|药物)?"
-        r"(?:应该|应|就)?(?:(?<=是)|是|为|:)",
-    ),
-    (
-        "sentence:ja",
-        r"最も(?:可能性が高い|可能性の高い|適切な|適切だ|適当な|妥当な|考えられる|考えやすい|疑われる|疑わしい|ふさわしい|有力な)"
-        r"(?:と(?:考えられる|思われる|考える|思う))?"
-        r"(?:選択肢|もの|診断|診断名|疾患|治療|治療法|対応|検査|原因|処置|薬剤|の)(?:は|:)[、,]?",
-    ),
-    (
-        "sentence:ko",
-        r"가장\s?(?:적절한|적합한|가능성이?\s?(?:높은|큰)|알맞은|옳은|타당한|의심되는|유력한)\s?"
-        r"(?:것|선택지|보기|진단|진단명|치료|처치|검사|원인|약물|약제|조치)?(?:은|는|:)",
-    ),
-    ("mark:fr", rf"\br[ée]ponses?(?:\(s\))?(?:\s+{FR_GOOD})?\s*(?:[:=→]|[-–—])"),
-    (
-        "sentence:fr",
-        rf"\b(?:r[ée]ponses?(?:\s+{FR_GOOD})?|(?:option|proposition|item|affirmation)s?\s+{FR_GOOD}|bons?\s+choix)"
-        r"(?:\s+à\s+(?:la|cette)\s+question|\s+dans\s+ce\s+cas|\s+ici)?\s+(?:(?:est|sont|serait|seraient)(?:\s+donc)?(?=[\s:])|"
-        r"n['’]est\s+(?:donc\s+)?pas\s+(?:la\s+)?[A-Z]\s*,?\s*mais\b)",
-    ),
-    (
-        "sentence:fr",
-        r"\b(?:c['’]est|il\s+s['’]agit\s+(?:donc\s+)?de)\s+(?:donc\s+)?(?:la\s+réponse|l['’]option|la\s+proposition)\s",
-    ),
-    ("choose:fr", r"\bje\s+(?:choisis|retiens|réponds|sélectionne)\s"),
-    ("mark:es", rf"\b(?:respuestas?(?:\(s\))?|soluci[óo]n)(?:\s+{ES_GOOD})?\s*(?:[:=→]|[-–—])"),
-    (
-        "sentence:es",
-        rf"\b(?:respuestas?(?:\s+{ES_GOOD})?|la\s+correcta|(?:opci[óo]n|alternativa|afirmaci[óo]n)(?:es|s)?\s+{ES_GOOD})"
-        r"(?:\s+a\s+(?:la|esta)\s+pregunta|\s+en\s+este\s+caso|\s+aquí)?"
-        r"\s+(?:(?:es|son|sería|serían)(?:,?\s+por\s+(?:lo\s+)?tanto,?)?(?=[\s:])|"
-        r"no\s+es\s+(?:la\s+)?[A-Z]\s*,?\s*sino\b)",
-    ),
-    ("choose:es", r"\b(?:elijo|escojo|selecciono|elegiría|seleccionaría|escogería|marcaría|contestaría)\s"),
-    ("mark:ru", r"\bответы?\s*(?:[:=→]|[-–—])"),
-    (
-        "mark:ru",
-        r"(?:(?:^|\n)\W*|\b(?:правильный|верный|следовательно|поэтому|значит|итак|таким\s+образом)[\s,]+)"
-        r"ответ\s+(?=\S)",
-    ),
-    (
-        "sentence:ru",
-        r"\b(?:(?:правильн|верн|лучш)\w+\s+(?:(?:вариант|утвержден|ответ)\w*)(?:\s+ответа)?|ответом?)"
-        r"\s*(?:(?:является|являются|будет|это|[:–—-])(?:\s+(?:это|является))?|"
-        r"(?:[:–—-]\s*)?не\s+[A-ZАВСЕ]\s*,?\s*а\b)",
-    ),
-    (
-        "sentence:ru",
-        r"\b(?:верн|правильн)\w+\s+(?:являются\s+)?(?:вариант|ответ|утвержден)\w*(?=\s+[A-ZАВСЕ]\b)",
-    ),
-    ("sentence:ru", r"\b(?:верн|правильн)\w+\s+(?:является|являются|будет|только)\s"),
-    ("choose:ru", r"\bя\s+(?:выбираю|бы\s+выбрала?|выберу)\s"),
-    (
-        "mark:zh",
-        r"答案\s*[】\])]?\s*(?:应该|应当|应|就|即|只能)?\s*(?:是|为|选择|选)?\s*[:=→]?"
-        r"(?:不是\s*[A-Z]\s*[,、]?\s*而是)?",
-    ),
-    (
-        "sentence:zh",
-        r"(?:正确|最佳|合适|可能|恰当|适合|适当|准确)的?(?:选项|选择|说法|一项)\s*(?:应该|应)?(?:(?:是|为|有):?|:)",
-    ),
-    ("choose:zh", r"(?<![不未可首备待若如误])(?:选择|选)(?:的是)?(?!\s*\n)\s*:?"),
-    (
-        "mark:ja",
-        r"(?:(?<!不)(?:正解|正答)|答え|解答|回答|(?<![解回誤])答)\s*[】\])]?\s*(?:の選択肢)?(?:として)?(?:は[,、]?|が|:|=|→)?"
-        r"(?:\s*[A-Z]\s*ではなく[,、]?)?",
-    ),
-    (
-        "sentence:ja",
-        r"(?:正しい|適切な|適当な|該当する|可能性が高い|考えられる|誤っている)"
-        r"(?:選択肢|もの|答え|記述|組み合わせ|診断|解答|の)\s*(?:は|:)",
-    ),
-    (
-        "mark:ko",
-        r"(?:정답|해답|답변|답안?|(?:올바른|옳은|맞는)\s*(?:선택지|보기|것|선택)|선택\s*(?=:))"
-        r"\s*[】\])]?\s*(?:은|는|이|:|=|→)?\s*:?(?:\s*[A-Z]\s*(?:가|이)\s*아니라)?",
-    ),
-    (
-        "conclusion",
-        r"(?:\b(?:therefore|thus|hence|donc|ainsi|(?:por\s+)?(?:lo\s+)?tanto|следовательно|поэтому)|"
-        r"(?:因此|所以)(?:应该?)?[是为]?|したがって|よって|따라서|그러므로)\s*[:,、]?",
-    ),
-)
-# Statements that yield to any other, by rule, the character before and the anchor: orders ("Select C for males"), and
-# what answers "which is right?" or "which is wrong?" but is a note in every other question.
-WEAK = r"note:|choose:en \W*(?:choose|select|pick)|sentence:zh 不|sentence:ja (?:不|[\s\S]?(?:誤っている|正しい))"
-# Rules after which Cyrillic lookalikes are read as Latin letters, whatever the language of the question.
-RUSSIAN = ("mark:ru", "sentence:ru", "choose:ru", "note:ru")
 
 _BE_EN = (
     r"\s+(?:is|are|would\s+be|(?:seems|appears)(?:\s+to\s+be)?)\s+"
@@ -212,9 +59,9 @@ ANSWER_AFTER = (
 BEST_AFTER = (
     r"\s+(?:fits|matches)\s+best\b|\s+best\s+(?:explains|fits|matches|accounts\s+for)\b[^.,;:?\n]{0,100}|"
     rf"{_BE_EN}(?:(?:the\s+)?{EN_MOST}|the\s+(?:next\s+)?best)(?:\s+(?:next|initial|first|underlying)){{0,2}}"
-    rf"(?:\s+(?:and\s+\w+\s+)?{_EN_NOUN})?(?!\w|\s+to\b)|"
-    rf"\s+(?:est|serait)\s+(?:donc\s+)?(?:la|le)\s+plus\s+{_FR_MOST}\b|"
-    rf"\s+(?:es|sería)\s+(?:por\s+tanto\s+)?(?:la|el|lo)\s+más\s+{_ES_MOST}\b|"
+    rf"(?:\s+(?:and\s+\w+\s+)?{EN_NOUN})?(?!\w|\s+to\b)|"
+    rf"\s+(?:est|serait)\s+(?:donc\s+)?(?:la|le)\s+plus\s+{FR_MOST}\b|"
+    rf"\s+(?:es|sería)\s+(?:por\s+tanto\s+)?(?:la|el|lo)\s+más\s+{ES_MOST}\b|"
     r"\s{0,3}(?:является|—|-)?\s{0,3}наиболее\s+(?:вероятен|подходит|(?:вероятн|подходящ|правильн|обоснованн)\w{1,3})(?:\s+(?:ответ|вариант|диагноз)\w{0,3})?|"
     r"\s{0,3}(?:选项|项)?(?:是)?最(?:为)?(?:合适|适合|适宜|可能|恰当|佳|符合|准确)的?(?:选择|选项|答案|诊断|治疗|措施|题意)?(?=\W|$|因)|\s{0,3}(?:选项|项)?符合(?:题意|题目要求)|"
     r"\s{0,3}の可能性が最も高|\s{0,3}」?(?:が|は)[、,]?最も(?:適切|適当|可能性が高|考えられ|考えやす|妥当|ふさわし|疑わし|疑われ|有力)|"

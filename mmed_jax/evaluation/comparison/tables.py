@@ -1,4 +1,4 @@
-"""What tables of comparison.py are made of."""
+"""Tables of a comparison: their lines, values and differences, and which runs may stand in one of them."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence

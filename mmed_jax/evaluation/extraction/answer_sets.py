@@ -8,11 +8,10 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from mmed_jax.evaluation.extraction import patterns as P
-from mmed_jax.evaluation.extraction import rules as R
+from mmed_jax.evaluation.extraction import patterns, rules
 from mmed_jax.evaluation.extraction.option_texts import OptionTexts
 
-_CLOSE = rf"[{R.CLOSE}]{{0,3}}"
+_CLOSE = rf"[{rules.CLOSE}]{{0,3}}"
 _AND = (
     r"(?:(?:and|et|y|и|as\s+well\s+as|along\s+with|plus|also|ainsi\s+que|así\s+como|y\s+también|а\s+также|также)\b|"
     r"以及|和|与|及|と|および|ならびに|並びに|및|과|와|그리고)"
@@ -63,8 +62,8 @@ _RIGHT = re.compile(
     r"(?:\s+answers?|\s+options?|\s+choices?)?\s{0,3}[.。]?\s{0,3}(?=$|\n)",
     re.IGNORECASE,
 )
-_END = re.compile(rf"{_CLOSE}\s{{0,3}}(?:$|[\n.。!;:(,、]|{R.COPULA}|(?:が|は|이|가)\s?(?:正|適|답|정답|맞|옳))")
-_FOLLOWS = re.compile(_CLOSE + f"(?:{R.FOLLOWS})", re.IGNORECASE)
+_END = re.compile(rf"{_CLOSE}\s{{0,3}}(?:$|[\n.。!;:(,、]|{rules.COPULA}|(?:が|は|이|가)\s?(?:正|適|답|정답|맞|옳))")
+_FOLLOWS = re.compile(_CLOSE + f"(?:{rules.FOLLOWS})", re.IGNORECASE)
 
 
 _ANOTHER_LINE = re.compile(rf"{_CLOSE}[.,;。]?\s{{0,8}}(?:[-•·]\s{{0,4}})?\(?[A-Z]\s?[.:)、]")
@@ -89,10 +88,10 @@ class _Member(NamedTuple):
 @lru_cache(maxsize=64)
 def _candidates(letters: str, russian: bool) -> tuple[re.Pattern, re.Pattern, re.Pattern]:
     """(on the same line, with a mark or bracket after it for a search, on the next line)."""
-    letter = f"(?-i:[{P.capitals(letters, russian)}])"
-    one = rf"{_WORDS}[{R.OPEN}]{{0,2}}(?P<l>{letter})(?![{P.WORD}'’+-])[)\]】」』〉》>\"'”’»|]{{0,2}}"
+    letter = f"(?-i:[{patterns.capitals(letters, russian)}])"
+    one = rf"{_WORDS}[{rules.OPEN}]{{0,2}}(?P<l>{letter})(?![{patterns.WORD}'’+-])[)\]】」』〉》>\"'”’»|]{{0,2}}"
     marked = rf"{_WORDS}(?:[(\[【「](?P<p>{letter})[)\]】」]|(?P<l>{letter})(?=\s{{0,2}}[.:)(、]|\s[-–—]\s))"
-    joint = rf"(?=[\s,;、+&{R.CLOSE}a-zа-яà-ÿ\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]){_JOINT}"
+    joint = rf"(?=[\s,;、+&{rules.CLOSE}a-zа-яà-ÿ\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]){_JOINT}"
     return (
         re.compile(joint + one, re.IGNORECASE),
         re.compile(
@@ -179,7 +178,7 @@ def _next(
             return None
     hit = m or at_line
     letter = hit.groupdict().get("p") or hit["l"]
-    letter = R.LOOKALIKES.get(letter, letter).upper()
+    letter = rules.LOOKALIKES.get(letter, letter).upper()
     if letter in found:
         return None
     this = _text_of(text, hit.end(), letter, options, letters, russian, bare=True)
@@ -258,7 +257,7 @@ def _judged(text: str, this: _Member, joint: re.Match, letters: str, russian: bo
 
 def _called_wrong(text: str, this: _Member, letters: str, russian: bool) -> bool:
     """Whether the letter, or the list that begins with it, is said to be wrong: "; A, B and C are incorrect"."""
-    letter = rf"[{R.OPEN}]{{0,2}}(?-i:[{P.capitals(letters, russian)}])(?![{P.WORD}])"
+    letter = rf"[{rules.OPEN}]{{0,2}}(?-i:[{patterns.capitals(letters, russian)}])(?![{patterns.WORD}])"
     step = rf"{_CLOSE}\s{{0,3}}(?:[,;、&]\s{{0,3}})?(?:{_AND}\s{{0,3}})?{letter}"
     listed = re.compile(rf"(?:{step}){{0,{len(letters)}}}{_CLOSE}", re.IGNORECASE).match(text, this.end)
     if this.how != "free":
@@ -275,7 +274,7 @@ def _side_by_side(
     """Unclear where another option's letter and text stand right after the first's, to the end of the line."""
     if member.how != "own":
         return None
-    beside = rf"{_CLOSE}[. \t|/]{{1,3}}[(\[]?(?P<l>[{P.capitals(letters, russian)}])(?=\s?[.:)\]])"
+    beside = rf"{_CLOSE}[. \t|/]{{1,3}}[(\[]?(?P<l>[{patterns.capitals(letters, russian)}])(?=\s?[.:)\]])"
     m = re.compile(beside).match(text, member.end)
     other = options.at(text, m.end()) if m else None
     if other is None or other[0] != m["l"] or m["l"] in found:

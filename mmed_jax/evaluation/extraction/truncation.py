@@ -2,9 +2,8 @@
 
 import re
 
-from mmed_jax.evaluation.extraction import json_answers
-from mmed_jax.evaluation.extraction import rules as R
-from mmed_jax.evaluation.extraction.text import Prepared
+from mmed_jax.evaluation.extraction import json_answers, rules
+from mmed_jax.evaluation.extraction.prepare_text import Prepared
 from mmed_jax.llm_api import finish_reasons
 
 LONG = 1000  # characters from which a text that ends inside a sentence is taken as cut where nothing else is known
@@ -17,7 +16,7 @@ _OPTIONS = re.compile(
     r"(?:^|[\s(])A\s?[.:)、]\s{0,3}(?=[^\n]{1,200}?\sB\s?[.:)、]|[^\n]{1,200}\n{1,3}\s{0,3}B\s?[.:)、])"
 )
 _ONE_SENTENCE = re.compile(r"(?:[^.!?。\n]|\.(?=\S)){0,160}[.!?。]?\W{0,20}")
-_LEAD_IN = re.compile(R.LEAD_IN, re.IGNORECASE)
+_LEAD_IN = re.compile(rules.LEAD_IN, re.IGNORECASE)
 
 
 def is_cut(copy: Prepared, finish_reason: str | None) -> bool:

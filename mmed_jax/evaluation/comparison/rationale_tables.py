@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.evaluation.comparison.parts import YOURS, Difference, Line, Table, Value, ways
 from mmed_jax.evaluation.comparison.published_tables import Board, place
 from mmed_jax.evaluation.comparison.runs import SCORES, Run, read_scores
+from mmed_jax.evaluation.comparison.tables import YOURS, Difference, Line, Table, Value, ways
 from mmed_jax.evaluation.metrics.intervals import paired
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
 

@@ -5,9 +5,9 @@ import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mmed_jax.evaluation.extraction import rules as R
+from mmed_jax.evaluation.extraction import rules
 
-_RUN_ON = re.compile(R.RUN_ON, re.IGNORECASE)
+_RUN_ON = re.compile(rules.RUN_ON, re.IGNORECASE)
 # Where the first line is the answer, a vignette in a paragraph of its own is another question's.
 _ANSWERED = re.compile(r"\W{0,12}(?:answer\W{1,4})?\(?[A-J]\b[).]?[^\n]{0,200}\n[^\S\n]*\n", re.IGNORECASE)
 _NEXT_CASE = re.compile(r"(?<=\S)[^\S\n]*+\n[^\S\n]*+\n\s*+An?\s\d+[- ](?:year|month|week|day)s?[- ]old\b[^\n]*\?")

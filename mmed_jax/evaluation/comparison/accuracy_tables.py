@@ -8,7 +8,10 @@ from typing import Any
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES
-from mmed_jax.evaluation.comparison.parts import (
+from mmed_jax.evaluation.comparison.published_tables import Board, Published, place, published
+from mmed_jax.evaluation.comparison.rationale_tables import rationales
+from mmed_jax.evaluation.comparison.runs import Run
+from mmed_jax.evaluation.comparison.tables import (
     ACCURACY,
     YOURS,
     Difference,
@@ -20,9 +23,6 @@ from mmed_jax.evaluation.comparison.parts import (
     ways,
     without_copies,
 )
-from mmed_jax.evaluation.comparison.published_tables import Board, Published, place, published
-from mmed_jax.evaluation.comparison.rationales import rationales
-from mmed_jax.evaluation.comparison.runs import Run
 from mmed_jax.evaluation.metrics.intervals import mcnemar, mean_interval, paired, wilson
 from mmed_jax.evaluation.metrics.text_similarity import METRICS
 

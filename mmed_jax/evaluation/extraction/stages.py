@@ -1,20 +1,24 @@
-"""The stages in which an answer is looked for in a prepared text; their order is in answers.py."""
+"""The stages in which an answer is looked for in a prepared text; their order is in extract.py."""
 
 import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from mmed_jax.evaluation.extraction import context as C
-from mmed_jax.evaluation.extraction import cut_answers, json_answers, letter_sets
-from mmed_jax.evaluation.extraction import patterns as P
-from mmed_jax.evaluation.extraction import rules as R
+from mmed_jax.evaluation.extraction import anchors, answer_sets, json_answers, negation, patterns, rules, truncation
 from mmed_jax.evaluation.extraction.option_texts import OptionTexts
-from mmed_jax.evaluation.extraction.text import fold as _fold
+from mmed_jax.evaluation.extraction.prepare_text import fold as _fold
 
 _NEGATED_BEFORE, _FOLLOWS, _CONNECTIVE, _NOISE, _WRONG, _WEAK = (
     re.compile(p, re.IGNORECASE)
-    for p in (R.NEGATED_BEFORE, R.FOLLOWS, R.CONNECTIVE, rf"\W{{0,40}}{R.NOISE}", R.WRONG_AFTER, R.WEAK)
+    for p in (
+        rules.NEGATED_BEFORE,
+        rules.FOLLOWS,
+        rules.CONNECTIVE,
+        rf"\W{{0,40}}{rules.NOISE}",
+        rules.WRONG_AFTER,
+        anchors.WEAK,
+    )
 )
 
 # The number of a question, or a guess.
@@ -66,18 +70,18 @@ class Reader:
 
     def __init__(self, letters: str, texts: dict[str, str], russian: bool):
         self.letters, self.texts, self.russian, self.options = letters, texts, russian, OptionTexts(texts)
-        self._verdict = P.letter_suffix(letters, russian, R.VERDICT_AFTER)
+        self._verdict = patterns.letter_suffix(letters, russian, rules.VERDICT_AFTER)
 
     def statements(self, text: str, cut: bool = False, thinking: bool = False) -> Found | None:
         """Stage 1: the last statement of the answer; of a cut text only one that opens or closes it."""
         found = self._anchored(text)
-        for m in self._suffixed(text, R.ANSWER_AFTER):
+        for m in self._suffixed(text, rules.ANSWER_AFTER):
             found.append(self._said_before(text, m))
-        for m in self._suffixed(text, R.BEST_AFTER):
-            if not C.goes_on(text, m.end()):
+        for m in self._suffixed(text, rules.BEST_AFTER):
+            if not negation.goes_on(text, m.end()):
                 found.append(self._said_before(text, m))
         if not found:  # weaker than a letter: "aspirin is the best choice in other patients"
-            spans = self.options.before(text, f"{R.ANSWER_AFTER}|{R.BEST_AFTER}")
+            spans = self.options.before(text, f"{rules.ANSWER_AFTER}|{rules.BEST_AFTER}")
             found = [_Said(m.end(), k, "is_answer:text", m.start(), m.end()) for k, m in spans]
         found = self._with_fields(text, found, cut)
         strong = [f for f in found if not f.weak]
@@ -91,14 +95,14 @@ class Reader:
     def _anchored(self, text: str) -> list[_Said]:
         """Statements that begin with an anchor."""
         found = []
-        for rule, anchor in P.anchors():
+        for rule, anchor in anchors.anchor_patterns():
             for m in anchor.finditer(text):
-                hit = self._after_anchor(text, m, self.russian or rule in R.RUSSIAN)
-                if not hit or "\n" in m[0] and C.verdict(text, m.start()):
+                hit = self._after_anchor(text, m, self.russian or rule in anchors.RUSSIAN)
+                if not hit or "\n" in m[0] and negation.verdict(text, m.start()):
                     continue
                 if rule == "conclusion" and not self._closes(text, hit):
                     continue
-                if not C.withheld(text, m.start(), hit.end, rule.startswith("choose")):
+                if not negation.withheld(text, m.start(), hit.end, rule.startswith("choose")):
                     name = "ambiguous" if hit.letters is None else rule + hit.how
                     weak = self._weak(text, m, rule, hit)
                     found.append(_Said(hit.place, hit.letters, name, m.start(), hit.end, weak))
@@ -106,7 +110,9 @@ class Reader:
 
     def _said_before(self, text: str, m: re.Match) -> _Said:
         """The statement whose letters stand before its words."""
-        return _Said(m.end(), self._join(m["s"]), "is_answer", m.start(), m.end(), C.conditional(text, m.start()))
+        return _Said(
+            m.end(), self._join(m["s"]), "is_answer", m.start(), m.end(), negation.conditional(text, m.start())
+        )
 
     def _with_fields(self, text: str, found: list[_Said], cut: bool) -> list[_Said]:
         """`found` with the answer fields of JSON, which go before what is said in the same object."""
@@ -125,7 +131,7 @@ class Reader:
         outside = [
             f
             for f in found
-            if f.start < fields.start or f.start >= fields.end and not C.hypothetical(text, f.start, f.end)
+            if f.start < fields.start or f.start >= fields.end and not negation.hypothetical(text, f.start, f.end)
         ]
         return [*outside, _Said(at, letters, rule, at, end, field=True)]
 
@@ -155,7 +161,7 @@ class Reader:
         same = [k for k, v in self.texts.items() if v == _fold(value)]
         if len(same) == 1:
             return Found(same[0], "json")
-        m = P.letter_set(self.letters, self.russian).match(value, _NOISE.match(value).end())
+        m = patterns.letter_set(self.letters, self.russian).match(value, _NOISE.match(value).end())
         if m and self._join(m["s"]):
             if m["s"].strip().isupper() or self._bare(value):
                 if self._or_another(value, m.end(), None):
@@ -181,7 +187,7 @@ class Reader:
             return False
         if own or any(v.startswith(rest) or rest.startswith(v) for v in self.texts.values() if len(v) > 1):
             return True
-        return re.match(R.SPECIES, value[m.end() :]) is not None
+        return re.match(rules.SPECIES, value[m.end() :]) is not None
 
     def _stands(self, text: str, said: _Said, found: list[_Said], thinking: bool) -> bool:
         """Whether `said` counts though the text is cut."""
@@ -189,12 +195,12 @@ class Reader:
             return True
         if thinking and len({f.letters for f in found}) > 1:  # it has changed its mind, and may again
             return False
-        if cut_answers.closes(text, said.end, thinking):
-            return not cut_answers.quoted(text, said.start, self.texts)
+        if truncation.closes(text, said.end, thinking):
+            return not truncation.quoted(text, said.start, self.texts)
         return (
             not thinking
             and {f.letters for f in found} == {said.letters}
-            and any(cut_answers.opens(text, f.start) for f in found)
+            and any(truncation.opens(text, f.start) for f in found)
         )
 
     def _weak(self, text: str, anchor: re.Match, rule: str, hit: _Hit) -> bool:
@@ -204,7 +210,7 @@ class Reader:
         if labels and _fold(note[1]) != self.texts.get(hit.letters or ""):
             return True
         words = text[max(0, anchor.start() - 1) : anchor.end()]
-        return bool(_WEAK.match(f"{rule} {words}")) or C.conditional(text, anchor.start())
+        return bool(_WEAK.match(f"{rule} {words}")) or negation.conditional(text, anchor.start())
 
     def _closes(self, text: str, hit: _Hit) -> bool:
         """After "therefore" only letters that end the line, or their option's text, are a statement."""
@@ -217,7 +223,7 @@ class Reader:
         pos = anchor.end()
         # "La réponse est la rougeole": the article may be the option's own.
         by_text = self.options.at(text, pos) or self.options.at(text, anchor.start("noise"))
-        m = P.letter_set(self.letters, russian).match(text, pos)
+        m = patterns.letter_set(self.letters, russian).match(text, pos)
         # An option that speaks of options, "AとCの両方", goes before the letters in it.
         if m and self._join(m["s"]) and not (by_text and by_text[1] >= m.end()):
             own = self.options.at(text, m.end())
@@ -240,19 +246,19 @@ class Reader:
 
     def _or_another(self, text: str, end: int, own_end: int | None) -> int | None:
         """Where "or C" ends that follows the letters, or the option's text that follows them; None if none does."""
-        if m := P.hedge(self.letters, self.russian).match(text, end):
+        if m := patterns.hedge(self.letters, self.russian).match(text, end):
             return m.end()
-        m = P.hedge(self.letters, self.russian).match(text, own_end) if own_end else None
+        m = patterns.hedge(self.letters, self.russian).match(text, own_end) if own_end else None
         return m.end() if m and m[0][-1].isupper() else None  # "or a calcium blocker"
 
-    def _more(self, text: str, m: re.Match, russian: bool, listed: bool) -> letter_sets.More | None:
+    def _more(self, text: str, m: re.Match, russian: bool, listed: bool) -> answer_sets.More | None:
         """Further letters, with their texts, after those of `m`."""
-        return letter_sets.more(text, m.end(), self._join(m["s"]), self.letters, self.options, russian, listed)
+        return answer_sets.more(text, m.end(), self._join(m["s"]), self.letters, self.options, russian, listed)
 
     def opening_of_cut(self, text: str) -> Found | None:
         """Stage 2 for a cut text: its first line, or all of it, is the answer; a list of options may have begun so."""
         first, newline, _ = text.partition("\n")
-        m = P.letter_set(self.letters, self.russian).match(first, _NOISE.match(first).end())
+        m = patterns.letter_set(self.letters, self.russian).match(first, _NOISE.match(first).end())
         begun = m and not self._bare(first) and self._join(m["s"]) == self.letters[0] and not newline
         return None if begun else self.opening(text) or self.option_text(first)
 
@@ -267,10 +273,10 @@ class Reader:
         first, _, rest = text.partition("\n")
         if (letters := self._bare(first)) and not self._bare(rest.strip().partition("\n")[0]):
             return Found(letters, "first_line")
-        m = P.letter_set(self.letters, self.russian).match(text, _NOISE.match(text).end())
+        m = patterns.letter_set(self.letters, self.russian).match(text, _NOISE.match(text).end())
         own = m and self.options.at(text, 0)
         # "A, B, C, D: none is right", "A: true. B: false"
-        listed = m and (C.of_none(text, m.start("s"), m.end("s")) or self._verdict.match(text, m.start("s")))
+        listed = m and (negation.of_none(text, m.start("s"), m.end("s")) or self._verdict.match(text, m.start("s")))
         if listed or m and self._join(m["s"]).count(",") + 1 == len(self.letters) > 2:
             return None
         if m and self._join(m["s"]) and not (own and own[1] > m.end()):
@@ -280,7 +286,7 @@ class Reader:
             after = text[m.end() :].lstrip()
             marked = after[:1] in tuple(".:)、-–—(,") or m["s"].strip()[-1:] in ")]】」"
             marked = marked or self._said_of(text, m)
-            marked = marked and not C.aside(text)
+            marked = marked and not negation.aside(text)
             if marked and self.options.at(text, 0) is None and not _WRONG.match(text, m.end()):
                 return Found(self._join(m["s"]), "leading")
         return None
@@ -289,16 +295,18 @@ class Reader:
         """Whether the letter that opens the text is followed by its option's text alone, or by "because"."""
         after = text[m.end() :].partition("\n")[0]
         own = self.texts.get(self._join(m["s"]), "")
-        because = m["s"].strip().isupper() and re.match(R.REASON, after, re.IGNORECASE)
+        because = m["s"].strip().isupper() and re.match(rules.REASON, after, re.IGNORECASE)
         return bool(own and _fold(after) == own or because)
 
     def verdicts(self, text: str) -> Found | None:
         """Stage 3: "B is correct"; several of them make a set, since options are judged one by one."""
-        found = [self._join(m["s"]) for m in self._suffixed(text, R.VERDICT_AFTER) if not C.goes_on(text, m.end())]
+        found = [
+            self._join(m["s"]) for m in self._suffixed(text, rules.VERDICT_AFTER) if not negation.goes_on(text, m.end())
+        ]
         if not found:
             return None
         true = set(",".join(found).split(","))
-        false = {k for m in self._suffixed(text, R.FALSE_AFTER) for k in self._join(m["s"]).split(",")} - true
+        false = {k for m in self._suffixed(text, rules.FALSE_AFTER) for k in self._join(m["s"]).split(",")} - true
         if len(false) == 1 and len(true) > 1:  # asked which is not true, the answer is the one; nobody can tell
             return Found(None, "ambiguous")
         return Found(normalise(",".join(true)), "verdict", None)
@@ -309,7 +317,7 @@ class Reader:
         if len(lines) < 2:
             return None
         last, before = lines[-1][0].strip(), lines[-2][0].strip()
-        said = [k for k, v in self.texts.items() if v == _fold(last) and v in R.YES_NO]
+        said = [k for k, v in self.texts.items() if v == _fold(last) and v in rules.YES_NO]
         if len(said) == 1:
             return Found(said[0], "last_line", lines[-1].start())
         letters = self._bare(last)
@@ -331,38 +339,38 @@ class Reader:
         m = re.match(r"\W*(\w+)(\W?)", text)
         word, mark = (_fold(m[1]), m[2]) if m else ("", "")
         # "No difference was seen" answers nothing.
-        said = word in R.YES_NO and (mark in ("", *".,;:!—–-。、\n)") or word in R.YES)
+        said = word in rules.YES_NO and (mark in ("", *".,;:!—–-。、\n)") or word in rules.YES)
         same = [k for k, v in self.texts.items() if said and v == word and not self.options.another(text, m.end(1), k)]
         return Found(same[0], "yes_no") if len(same) == 1 else None
 
     def _bare(self, line: str) -> str | None:
         ends = r"\s*번?(?:项|选项|です|だ?と思います|と考えられます|である|입니다|이다|(?:이)?라고 생각합니다)?\W*$"
-        s = P.letter_set(self.letters, self.russian).match(line, _NOISE.match(line).end())
+        s = patterns.letter_set(self.letters, self.russian).match(line, _NOISE.match(line).end())
         return self._join(s["s"]) if s and re.match(ends, line[s.end() :]) else None
 
     def _apart(self, text: str) -> str | None:
         """A reply of nothing but letters with white space between, in order and not all of them: "B E"."""
         words = [w.strip(" .,;-•()") for w in text.split()] if len(text) < 200 else []
-        found = [R.LOOKALIKES.get(k, k) if self.russian else k for k in words if k]
+        found = [rules.LOOKALIKES.get(k, k) if self.russian else k for k in words if k]
         ordered = 1 < len(found) < len(self.letters) and all(a < b for a, b in pairwise(found))
         return ",".join(found) if ordered and all(len(k) == 1 and k in self.letters for k in found) else None
 
     def _suffixed(self, text: str, suffix: str) -> Iterator[re.Match]:
-        for m in P.letter_suffix(self.letters, self.russian, suffix).finditer(text):
+        for m in patterns.letter_suffix(self.letters, self.russian, suffix).finditer(text):
             negated = _NEGATED_BEFORE.search(text[max(0, m.start() - 30) : m.start()])
-            if not self._join(m["s"]) or negated or C.of_none(text, m.start("s"), m.end("s")):
+            if not self._join(m["s"]) or negated or negation.of_none(text, m.start("s"), m.end("s")):
                 continue
-            if C.joined(text, m.start("s"), m.end("s"), "," not in self._join(m["s"])):
+            if negation.joined(text, m.start("s"), m.end("s"), "," not in self._join(m["s"])):
                 continue
-            name = C.label(text, m.start()) and not self.options.named(text, self._join(m["s"]), m)
-            if not (name or C.withheld(text, m.start(), m.end())):
+            name = negation.label(text, m.start()) and not self.options.named(text, self._join(m["s"]), m)
+            if not (name or negation.withheld(text, m.start(), m.end())):
                 yield m
 
     def _join(self, span: str) -> str:
         """Letters of a matched span, sorted; "" when it is no set of letters ("CAD", "be", an option's acronym)."""
         found: list[str] = []
-        for part in re.split(rf"{R.SEPARATOR}|\s[-–]\s", span, flags=re.IGNORECASE):
-            run = "".join(R.LOOKALIKES.get(c, c) for c in re.sub(r"\W", "", part))
+        for part in re.split(rf"{rules.SEPARATOR}|\s[-–]\s", span, flags=re.IGNORECASE):
+            run = "".join(rules.LOOKALIKES.get(c, c) for c in re.sub(r"\W", "", part))
             if len(run) > 1:
                 acronym = any(re.search(rf"\b{run.lower()}\b", t) for t in self.texts.values())
                 if not run.isupper() or list(run) != sorted(set(run)) or acronym:
@@ -398,7 +406,7 @@ class Reader:
         if own and rest.startswith(own) and not re.match(r"\W*\w", rest[len(own) :]):
             return False  # "A. <text of A>" and nothing more
         window = "\n".join(after.lstrip("\n").split("\n")[:2])
-        second = f"[{P.capitals(self.letters[1], True)}]"
+        second = f"[{patterns.capitals(self.letters[1], True)}]"
         if own and rest.startswith(own) and (other := self.texts.get(self.letters[1], "")):
             return re.search(rf"(?<!\w){second.casefold()}\W{{1,4}}{re.escape(other)}", _fold(window)) is not None
         return re.search(rf"(?:^|[\s(\[。;,、.]){second}\s*[.:、)\]](?!(?<=\.)[A-Za-z])\s*\S", window) is not None
