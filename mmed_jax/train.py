@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     run_dir = None if flags.plan_only else guard_run_dir(config.run_dir, config, write=False)
 
     # ---- Processes and data ----------------------------------------------------------------------------------------
-    from mmed_jax.data.prepare import prepare, print_report
+    from mmed_jax.data.prepare import prepare
+    from mmed_jax.data.token_report import print_report
     from mmed_jax.parallel import distributed
 
     process, processes = distributed.initialize(config)

@@ -156,8 +156,7 @@ def tokenizer_for(args: argparse.Namespace, records: list[dict], folder: Path):
 def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
     """Tokenizes the records once, for all. Returns (specification for the systems, facts for the report)."""
     from mmed_jax.data.pack import pack
-    from mmed_jax.data.packed_table import TABLE, write_rows
-    from mmed_jax.data.token_report import table_report
+    from mmed_jax.data.packed_table import TABLE, table_report, write_rows
     from mmed_jax.data.tokenize import RenderSettings, build_samples
 
     records = read_all(args.records)

@@ -1,5 +1,6 @@
 """The cache of packed tables: folders named by a hash of everything that went into them."""
 
+import functools
 import hashlib
 import json
 import os
@@ -12,11 +13,15 @@ from pathlib import Path
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.checksums import MANIFEST, CannotRead, verify_manifest, write_json, write_manifest
+from mmed_jax.common.code_hash import code_hash
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.input_files import open_file
 from mmed_jax.data.packed_table import TABLE
 from mmed_jax.data.records.reading import locate
 
+# What makes a table; of what it imports neither how failures are shown nor configs, whose values are in the key.
+ENTRIES = ("mmed_jax.data.prepare",)
+LEAVE_OUT = ("mmed_jax.common.console", "mmed_jax.common.errors", "mmed_jax.config")
 _ABANDONED_AFTER_S = 24 * 3600
 
 
@@ -41,13 +46,10 @@ def content_hash(path: str | os.PathLike) -> list[list[str]]:
     return [[f"{found.resolve().parent.name}/{found.name}", split or ""], *listed]
 
 
-def code_hash() -> str:
-    """SHA-256 (hex) over the source of this package: a table made by other code is never used."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(package.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+@functools.cache
+def table_code() -> str:
+    """Hash of all code that decides what a table holds: one made by other code is never used."""
+    return code_hash(ENTRIES, leave_out=LEAVE_OUT)
 
 
 def key_of(inputs: dict) -> str:

@@ -17,10 +17,14 @@ import numpy as np
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import WorkError
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.data.tokenize import Samples
 
 TABLE = "table.json"
 ROWS_PER_FILE = 1 << 15
+
+# Upper ends of the length histogram, in slots.
+LENGTH_BINS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 # Arrays of a batch, in the order they are shown.
 INT_ARRAYS = ("tokens", "targets", "segment_ids", "positions", "language")
@@ -118,6 +122,39 @@ def write_rows(folder: Path, split: str, samples: Samples, rows: Sequence[np.nda
             raise WorkError(f"{folder / name}: cannot be written: {e}") from e
         files.append(name)
     return {"rows": len(rows), "files": files, "fingerprint": digest.hexdigest()}
+
+
+def table_report(samples: Samples, rows: list[np.ndarray], seq_len: int) -> dict:
+    """Counts of one table: copies are counted as often as they stand in it."""
+    members = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    slots, supervised = samples.slots[members], samples.supervised[members]
+
+    def by(labels: list) -> dict[str, dict[str, int]]:
+        labels = np.array(labels, dtype=object)[members]
+        return {
+            str(name): {
+                "samples": int((labels == name).sum()),
+                "tokens": int(slots[labels == name].sum()),
+                "supervised": int(supervised[labels == name].sum()),
+            }
+            for name in dict.fromkeys(labels.tolist())
+        }
+
+    bins = [b for b in LENGTH_BINS if b < seq_len] + [seq_len]
+    places = np.searchsorted(bins, slots)
+    return {
+        "rows": len(rows),
+        "samples": len(members),
+        "tokens": int(slots.sum()),
+        "supervised": int(supervised.sum()),
+        "efficiency": float(slots.sum() / max(1, len(rows) * seq_len)),
+        "shortened": samples.shortened,
+        "left_out": dict(samples.left_out),
+        "languages": by([LANGUAGES[i - 1] for i in samples.language]),
+        "sources": by(samples.sources),
+        "kinds": by(samples.kinds),
+        "lengths": {str(b): int((places == i).sum()) for i, b in enumerate(bins)},
+    }
 
 
 class Table:

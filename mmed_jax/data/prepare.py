@@ -14,15 +14,12 @@ from mmed_jax.config.checks import resolve_path
 from mmed_jax.data import packed_cache
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.data.pack import pack
-from mmed_jax.data.packed_table import Table, write_rows
+from mmed_jax.data.packed_table import Table, table_report, write_rows
 from mmed_jax.data.records.mixing import copies
 from mmed_jax.data.records.schema import load_files
 from mmed_jax.data.records.split import by_question, without_overlap
-from mmed_jax.data.token_report import print_report, table_report
 from mmed_jax.data.tokenize import LEFT_OUT, RenderSettings, build_samples
 from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash, warn
-
-__all__ = ["Prepared", "prepare", "print_report"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Prepared:
 
     train: Table
     validation: dict[str, Table]
-    report: dict  # see report.print_report
+    report: dict  # see token_report.print_report
 
 
 def prepare(
@@ -44,8 +41,8 @@ def prepare(
 ) -> Prepared:
     """The packed tables of config.data (keys: mmed_jax/config/defaults.py), from the cache when nothing has changed.
 
-    The cache key covers tokenizer and chat template, prompt texts and all code of mmed_jax.data, contents of the record
-    files, config.seed and every setting of config.data but the places of files.
+    The cache key covers tokenizer and chat template, all code that makes tables with its prompt texts, contents of the
+    record files, config.seed and every setting of config.data but the places of files.
 
     With validation files named, they are the validation set, validation_fraction is ignored, and training records that
     ask the same question as one of them are removed, counted and warned about. Otherwise validation_fraction of the
@@ -76,7 +73,7 @@ def prepare(
         "tokenizer": tokenizer_hash(tok),
         "chat_format": syntax.name if (syntax := syntax_of(tok)) else None,
         "tokenizers": tokenizers.__version__,
-        "code": packed_cache.code_hash(),
+        "code": packed_cache.table_code(),
     }
     key = packed_cache.key_of(inputs)
 

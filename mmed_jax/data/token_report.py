@@ -1,47 +1,9 @@
-"""What a table holds, in numbers and as text."""
+"""What a table holds, as text; the numbers are those of packed_table.table_report."""
 
 from collections.abc import Callable
 
-import numpy as np
-
 from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES
-from mmed_jax.data.tokenize import LEFT_OUT, Samples
-
-# Upper ends of the length histogram, in slots.
-LENGTH_BINS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-
-
-def table_report(samples: Samples, rows: list[np.ndarray], seq_len: int) -> dict:
-    """Counts of one table: copies are counted as often as they stand in it."""
-    members = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    slots, supervised = samples.slots[members], samples.supervised[members]
-
-    def by(labels: list) -> dict[str, dict[str, int]]:
-        labels = np.array(labels, dtype=object)[members]
-        return {
-            str(name): {
-                "samples": int((labels == name).sum()),
-                "tokens": int(slots[labels == name].sum()),
-                "supervised": int(supervised[labels == name].sum()),
-            }
-            for name in dict.fromkeys(labels.tolist())
-        }
-
-    bins = [b for b in LENGTH_BINS if b < seq_len] + [seq_len]
-    places = np.searchsorted(bins, slots)
-    return {
-        "rows": len(rows),
-        "samples": len(members),
-        "tokens": int(slots.sum()),
-        "supervised": int(supervised.sum()),
-        "efficiency": float(slots.sum() / max(1, len(rows) * seq_len)),
-        "shortened": samples.shortened,
-        "left_out": dict(samples.left_out),
-        "languages": by([LANGUAGES[i - 1] for i in samples.language]),
-        "sources": by(samples.sources),
-        "kinds": by(samples.kinds),
-        "lengths": {str(b): int((places == i).sum()) for i, b in enumerate(bins)},
-    }
+from mmed_jax.data.tokenize import LEFT_OUT
 
 
 def print_report(report: dict, say: Callable[[str], None] = print) -> None:

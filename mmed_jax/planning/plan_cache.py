@@ -1,7 +1,7 @@
 """Results of compiling, kept in files by a hash of all that decides them."""
 
-import ast
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from ml_collections import ConfigDict
 
 from mmed_jax.common import jsonl
+from mmed_jax.common.code_hash import code_hash
 from mmed_jax.common.output_files import write_text
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning.compile_keys import relevant
@@ -22,52 +23,30 @@ from mmed_jax.planning.topology import Topology
 if TYPE_CHECKING:
     from mmed_jax.planning.planner import PlanResult
 
-# Our own sources that decide a result, relative to the package.
-SOURCES = (
-    "model/*.py",
-    "step.py",
-    "loss.py",
-    "optim.py",
-    "adafactor.py",
-    "placement.py",
-    "sharding.py",
-    "flops.py",
-    "planning/planner.py",
-    "planning/program.py",
-    "planning/flags.py",
-    "planning/topology.py",
-    "planning/memory.py",
-    "planning/hlo*.py",
-    "planning/links.py",
-    "planning/schedule.py",
-)
+# What plans; of what it imports neither what reads, writes and says, nor configs: the keys and sizes that decide a
+# result are part of its key or of what is known before.
+ENTRIES = ("mmed_jax.planning.planner",)
+LEAVE_OUT = ("mmed_jax.common", "mmed_jax.config")
 # What is known before anything is compiled.
 _BEFORE = ("topology", "mesh", "settings", "parameters", "tokens_per_step", "terms", "model_flops")
 
 
 def cache_key(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> str:
     """A hash of everything that decides the result: settings, model, topology, flags, compiler, and our own sources."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for source in sorted(path for pattern in SOURCES for path in root.glob(pattern)):
-        digest.update(code_of(source.read_text(encoding="utf-8")))
     versions = {}
     for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    facts = [relevant(config), dataclasses.asdict(cfg), dataclasses.asdict(topology), versions, digest.hexdigest()]
+    facts = [relevant(config), dataclasses.asdict(cfg), dataclasses.asdict(topology), versions, plan_code()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()[:24]
 
 
-def code_of(source: str) -> bytes:
-    """What a Python source does, without comments and docstrings: other words are no reason to compile again."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
-            del node.body[0]
-    return ast.dump(tree).encode()
+@functools.cache
+def plan_code() -> str:
+    """Hash of all our code that decides a result: other words in it are no reason to compile again."""
+    return code_hash(ENTRIES, leave_out=LEAVE_OUT)
 
 
 def keep(path: Path, result: "PlanResult", say: Callable[[str], None]) -> None:

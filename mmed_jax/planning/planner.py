@@ -73,7 +73,7 @@ class PlanResult:
     collective_bytes: dict[str, float] = field(default_factory=dict)
     blocking_bytes: float = 0.0
     scopes: list[dict[str, str | float]] = field(default_factory=list)
-    xla_flags: dict[str, str | bool] = field(default_factory=dict)
+    flags: dict[str, str | bool] = field(default_factory=dict)
     compile_seconds: float = 0.0
     cached: bool = False
     notes: list[str] = field(default_factory=list)

@@ -1,17 +1,20 @@
 """From config to tables: nothing lost uncounted, no stale or damaged cache used, validation apart from training."""
 
 import json
+import shutil
 import threading
 
 import numpy as np
 import pytest
 
+from mmed_jax.common.code_hash import ROOT, code_hash
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.config.checks import parse_args
 from mmed_jax.data import packed_cache
-from mmed_jax.data.prepare import prepare, print_report
+from mmed_jax.data.prepare import prepare
 from mmed_jax.data.records.schema import write_records
 from mmed_jax.data.sources import Conversion, get_source
+from mmed_jax.data.token_report import print_report
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from tests.support.tokenizer import tiny_tokenizer
 
@@ -111,19 +114,24 @@ def test_cache_is_used_only_when_nothing_changed(files, tok, monkeypatch):
     assert not prepare(config_of(files), other_template).report["cached"]
     write_records(files / "train.jsonl", talks(30, license="other"))
     assert not prepare(config_of(files), tok).report["cached"]
-    monkeypatch.setattr(packed_cache, "code_hash", lambda: "other code")
+    monkeypatch.setattr(packed_cache, "table_code", lambda: "other code")
     assert not prepare(config_of(files), tok).report["cached"]
 
 
-def test_code_hash_covers_the_rendering(tmp_path, monkeypatch):
-    before = packed_cache.code_hash()
-    for path in packed_cache.Path(packed_cache.__file__).parent.glob("*.py"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(packed_cache, "__file__", str(tmp_path / "cache.py"))
-    assert packed_cache.code_hash() == before
-    prompts = tmp_path / "prompts.py"
+def test_the_key_covers_the_rendering_and_no_printer(tmp_path):
+    shutil.copytree(ROOT / "mmed_jax", tmp_path / "mmed_jax", ignore=shutil.ignore_patterns("__pycache__", "assets"))
+
+    def code() -> str:
+        return code_hash(packed_cache.ENTRIES, leave_out=packed_cache.LEAVE_OUT, root=tmp_path)
+
+    before = code()
+    assert before == packed_cache.table_code()
+    printer = tmp_path / "mmed_jax" / "data" / "token_report.py"
+    printer.write_text(printer.read_text().replace("records, left out", "records; left out"))
+    assert code() == before
+    prompts = tmp_path / "mmed_jax" / "data" / "multiple_choice.py"
     prompts.write_text(prompts.read_text().replace("Answer this medical", "Answer the medical"))
-    assert packed_cache.code_hash() != before
+    assert code() != before
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "report", "manifest", "other key"])
