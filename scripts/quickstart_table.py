@@ -7,8 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
+from mmed_jax.checkpoints.metrics_file import read_metrics
 from mmed_jax.common.errors import UserError, run_command
-from mmed_jax.training.metric_log import read_metrics
 
 
 def last_train(run: Path) -> dict:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from mmed_jax.checkpoints.metrics_file import METRICS_FILE, Records, read_metrics
 from mmed_jax.checkpoints.restore import available_steps, say
 from mmed_jax.checkpoints.run_directory import CHECKPOINTS, CONFIG_FILE, odd_steps
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.jsonl import loads
-from mmed_jax.training.metric_log import METRICS_FILE, Records, read_metrics
 
 # In every record of a training step: the newest checkpoint that was whole by then.
 SAVED_KEY = "checkpoint_step"

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmed_jax.checkpoints.metrics_file import METRICS_FILE
 from mmed_jax.common.checksums import write_json
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.input_files import check_file
 from mmed_jax.common.jsonl import loads
 from mmed_jax.common.paths import expand_home
-from mmed_jax.training.metric_log import METRICS_FILE
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"

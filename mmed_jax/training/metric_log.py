@@ -1,14 +1,4 @@
-"""Numbers of a run: written to files first, to TensorBoard and W&B besides, and read back across resumes.
-
-metrics.jsonl, append-only, one object a line:
-  {"kind": "train", "step": 12, "time": unix seconds, "loss": 2.1, "loss/en": ..., "lr": ..., ...}
-  {"kind": "eval",  "step": 12, "time": ..., "validation/loss": 2.3, "validation/loss/en": ...}
-  {"kind": "event", "step": 12, "time": ..., "event": "start", ...}
-NaN and infinities are the strings "NaN", "Infinity", "-Infinity", so that every JSON reader accepts the file.
-
-A resumed run writes {"event": "start", "step": s} and goes on from s. Readers let the last record of a step win and
-leave out what an interrupted run had written beyond s.
-"""
+"""Numbers of a run: written to metrics.jsonl first (checkpoints/metrics_file.py), to TensorBoard and W&B besides."""
 
 import json
 import math
@@ -17,18 +7,14 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmed_jax.checkpoints.metrics_file import METRICS_FILE
 from mmed_jax.common import console
 from mmed_jax.common.errors import UserError, WorkError, one_line, warn
-from mmed_jax.common.input_files import check_file
-from mmed_jax.common.jsonl import loads
 
-METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb_id.txt"
-_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def json_value(x: Any) -> Any:
@@ -232,81 +218,6 @@ class DelayedMetrics:
         step, metrics, host = self._held
         self._held = None
         return step, jax.device_get(metrics), host
-
-
-@dataclass
-class Records:
-    """What metrics.jsonl says: train and evals by ascending step, events as written, notes on damage."""
-
-    train: list[dict[str, Any]] = field(default_factory=list)
-    evals: list[dict[str, Any]] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def series(self, name: str) -> tuple[list[int], list[float]]:
-        """(steps, values) of every record that has the number `name`; NaN included."""
-        found = [(r["step"], r[name]) for r in (*self.train, *self.evals) if isinstance(r.get(name), (int, float))]
-        return [s for s, _ in found], [float(v) for _, v in found]
-
-
-def read_metrics(path: str | Path) -> Records:
-    """Reads metrics.jsonl (or that of a run directory); of a missing or damaged file what is there, with notes."""
-    path = Path(path)
-    path = path / METRICS_FILE if path.is_dir() else path
-    out = Records()
-    by_kind: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}}
-    try:
-        check_file(path)
-        lines = path.read_bytes().split(b"\n")
-    except (OSError, UserError) as e:
-        out.notes.append(f"{path.name}: not readable ({getattr(e, 'strerror', None) or e})")
-        return out
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = _record(line)
-        except (ValueError, KeyError, TypeError, OverflowError):
-            what = "torn by an interruption" if number == len(lines) else "not a record"
-            out.notes.append(f"{path.name} line {number}: {what}, left out")
-            continue
-        kind, step = record["kind"], record["step"]
-        if kind == "event":
-            out.events.append(record)
-            if record.get("event") == "start":
-                for steps in by_kind.values():
-                    for beyond in [s for s in steps if s > step]:
-                        del steps[beyond]
-        elif kind in by_kind:
-            by_kind[kind][step] = record
-    out.train = [by_kind["train"][s] for s in sorted(by_kind["train"])]
-    out.evals = [by_kind["eval"][s] for s in sorted(by_kind["eval"])]
-    return out
-
-
-def _record(line: bytes) -> dict[str, Any]:
-    """One line of the file, checked as far as readers rely on it. Raises ValueError, KeyError, TypeError or
-    OverflowError."""
-    record = loads(line, dict)
-    record = {k: _value(v) for k, v in record.items()}
-    record["step"] = int(record["step"])
-    if not 0 <= record["step"] < 2**63 or not isinstance(record["kind"], str):
-        raise ValueError("not a record")
-    if record["kind"] == "event" and not isinstance(record["event"], str):
-        raise ValueError("an event without a name")
-    when = record.get("time", 0.0)
-    if isinstance(when, bool) or not isinstance(when, int | float) or not 0 <= when < 1e11:
-        del record["time"]
-    return record
-
-
-def _value(v: Any) -> Any:
-    """The numbers that are written as names, and integers beyond the largest float as infinity."""
-    if isinstance(v, str):
-        return _NAMES.get(v, v)
-    if isinstance(v, int) and abs(v) >= 2**1023:
-        return math.inf if v > 0 else -math.inf
-    return v
 
 
 def _is_scalar(v: Any) -> bool:

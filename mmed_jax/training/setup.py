@@ -168,7 +168,7 @@ def preset_config(preset: str, sizes: ConfigDict | None = None) -> LlamaConfig:
 
 def describe_source(source: "ModelSource") -> str:
     """Where the weights came from, after they were loaded; of a run that did not reach its end, a warning too."""
-    from mmed_jax.training.metric_log import read_metrics
+    from mmed_jax.checkpoints.metrics_file import read_metrics
 
     text = f"weights    {source.path}" + (f", step {source.step:,}" if source.step is not None else "")
     if source.kind == "run":

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from mmed_jax.checkpoints.metrics_file import read_metrics
 from mmed_jax.checkpoints.run_directory import guard_run_dir
 from mmed_jax.common.errors import UserError
 from mmed_jax.parallel.preemption import PreemptionGuard
-from mmed_jax.training.metric_log import read_metrics
 from tests.support.checkpoints import CONFIG, checkpointer, save
 
 

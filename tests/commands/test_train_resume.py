@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmed_jax.training.metric_log import read_metrics
+from mmed_jax.checkpoints.metrics_file import read_metrics
 from tests.support.training import (  # noqa: F401
     SLOWLY,
     STEPS,

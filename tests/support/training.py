@@ -21,10 +21,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mmed_jax import train
+from mmed_jax.checkpoints.metrics_file import Records, read_metrics
 from mmed_jax.checkpoints.restore import flatten
 from mmed_jax.checkpoints.run_directory import read_meta, step_folders
 from mmed_jax.common.errors import run_command
-from mmed_jax.training.metric_log import Records, read_metrics
 from tests.support.tokenizer import tiny_tokenizer
 
 REPO = Path(__file__).resolve().parents[2]

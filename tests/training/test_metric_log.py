@@ -15,11 +15,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mmed_jax.checkpoints.metrics_file import read_metrics
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.progress import Progress, clock
 from mmed_jax.report import make_report
 from mmed_jax.training import flops, telemetry
-from mmed_jax.training.metric_log import DelayedMetrics, MetricsLogger, read_metrics
+from mmed_jax.training.metric_log import DelayedMetrics, MetricsLogger
 from mmed_jax.training.telemetry import CompileCounter, CompileWatch, SpeedMeter, host_memory_bytes, memory
 
 
