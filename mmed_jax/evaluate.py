@@ -30,7 +30,7 @@ from mmed_jax.common.journal import Journal
 from mmed_jax.common.output_files import write_text
 from mmed_jax.common.paths import expand_home
 from mmed_jax.common.progress import Progress
-from mmed_jax.data.records.schema import load_files
+from mmed_jax.data.records.reading import load_files
 from mmed_jax.evaluation import scoring
 from mmed_jax.evaluation.arguments import check, listed, parse
 from mmed_jax.evaluation.benchmarks import select as B

@@ -114,7 +114,7 @@ def hf_model(args: argparse.Namespace) -> dict[str, Any]:
 
 def read_all(given: str) -> list[dict]:
     """Records of the files that --records names (patterns allowed), the embedded ones for ""."""
-    from mmed_jax.data.records.schema import read_records
+    from mmed_jax.data.records.reading import read_records
 
     paths: list[str] = [str(p) for p in EMBEDDED] if not given else []
     for part in filter(None, given.split(",")):

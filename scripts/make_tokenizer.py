@@ -19,7 +19,8 @@ from pathlib import Path
 
 from mmed_jax.common.errors import UserError, WorkError, run_command
 from mmed_jax.data.multiple_choice import mcq_messages
-from mmed_jax.data.records.schema import LANGUAGES, kind_of, read_records
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import LANGUAGES, kind_of
 from mmed_jax.data.tokenizers import tokenizer as llama3
 
 ROOT = Path(__file__).resolve().parents[1]

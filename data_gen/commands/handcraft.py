@@ -13,7 +13,8 @@ from mmed_jax.common import jsonl
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.common.input_files import open_unpacked, suffix
-from mmed_jax.data.records.schema import KINDS, LANGUAGES, kind_of, load_files, wording_key
+from mmed_jax.data.records.reading import load_files
+from mmed_jax.data.records.schema import KINDS, LANGUAGES, kind_of, wording_key
 
 SUMMARY = "the hand-written samples, checked"
 FOLDER = Path(__file__).parents[1] / "handcrafted"

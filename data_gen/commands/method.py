@@ -15,7 +15,8 @@ from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest
 from mmed_jax.common.output_files import check_file, check_folder
 from mmed_jax.common.row_buffer import remove_temporaries
-from mmed_jax.data.records.schema import LANGUAGES, read_records
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import LANGUAGES
 
 if TYPE_CHECKING:
     from mmed_jax.llm_api.run_settings import RunSettings

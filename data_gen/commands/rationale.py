@@ -7,7 +7,7 @@ python -m data_gen rationale --input=headqa.jsonl --language=en --output=headqa_
 from data_gen.commands.method import check, inputs, parser_for, run_method
 from data_gen.methods import Rationale, Reanswer
 from mmed_jax.common.errors import run_command
-from mmed_jax.data.records.schema import read_records
+from mmed_jax.data.records.reading import read_records
 
 SUMMARY = "explanations for multiple-choice records"
 

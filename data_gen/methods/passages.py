@@ -6,7 +6,7 @@ A passage is {"id", "language", "text", "source", "license", "provenance"} and p
     .txt .md        paragraphs, joined up to max_chars
     .csv .tsv .xlsx one passage a row, "header: value" lines; empty cells are left out
     .jsonl(.gz)     records (their passage or answer), or objects with a text field
-    folder, zip     record sets as mmed_jax.data.records.schema.read_records reads them
+    folder, zip     record sets as mmed_jax.data.records.reading.read_records reads them
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, nearest, one_line
 from mmed_jax.common.input_files import check_file, is_packed, open_file, open_unpacked, suffix
 from mmed_jax.data.records.delimited import header_of, read_lines, width_problem
-from mmed_jax.data.records.reading import locate
-from mmed_jax.data.records.schema import LANGUAGES, read_records, validate_record
+from mmed_jax.data.records.reading import locate, read_records
+from mmed_jax.data.records.schema import LANGUAGES, validate_record
 
 TEXT_FIELDS = ("text", "passage", "context", "abstract", "content", "body")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|(?<=[。！？])|\n+")

@@ -17,8 +17,8 @@ from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.input_files import stem, suffix
 from mmed_jax.common.paths import expand_home
 from mmed_jax.common.row_buffer import Spool
-from mmed_jax.data.records.reading import SPLIT_NAMES
-from mmed_jax.data.records.schema import kind_of, read_records
+from mmed_jax.data.records.reading import SPLIT_NAMES, read_records
+from mmed_jax.data.records.schema import kind_of
 from mmed_jax.data.sources import SOURCES, Conversion, get_source
 from mmed_jax.llm_api.types import Reject
 

@@ -16,7 +16,7 @@ from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.data.pack import pack
 from mmed_jax.data.packed_table import Table, table_report, write_rows
 from mmed_jax.data.records.mixing import copies
-from mmed_jax.data.records.schema import load_files
+from mmed_jax.data.records.reading import load_files
 from mmed_jax.data.records.split import by_question, without_overlap
 from mmed_jax.data.tokenize import LEFT_OUT, RenderSettings, build_samples
 from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash, warn

@@ -11,7 +11,8 @@ from mmed_jax import inspect as command
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.chat import encode_chat
 from mmed_jax.data.multiple_choice import encode_mcq
-from mmed_jax.data.records.schema import read_records, write_records
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import write_records
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from tests.support.tokenizer import tiny_tokenizer
 

@@ -63,7 +63,7 @@ def test_transformers_gives_the_trained_answers_from_the_export(quickstart, repo
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from mmed_jax.data.multiple_choice import answer_text, mcq_messages
-    from mmed_jax.data.records.schema import read_records
+    from mmed_jax.data.records.reading import read_records
 
     out, _ = quickstart
     tok = AutoTokenizer.from_pretrained(out / "export")
@@ -87,7 +87,7 @@ def test_the_export_scores_the_same_through_transformers(quickstart, repo, tmp_p
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from mmed_jax import evaluate
-    from mmed_jax.data.records.schema import read_records
+    from mmed_jax.data.records.reading import read_records
     from mmed_jax.evaluation.extraction.extract import extract, is_correct
     from mmed_jax.evaluation.prompts.items import Asking, chat_messages, make_items
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.multiple_choice import mcq_messages
-from mmed_jax.data.records.schema import LANGUAGES, read_records
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.data.tokenizers import tokenizer as llama3
 
 ASSETS = Path(__file__).resolve().parents[2] / "mmed_jax/assets/demo"

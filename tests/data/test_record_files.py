@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records import schema
 from mmed_jax.data.records import tfds as tfds_io
-from mmed_jax.data.records.schema import RecordError, load_files, read_records, validate_record, write_records
+from mmed_jax.data.records.reading import load_files, read_records
+from mmed_jax.data.records.schema import RecordError, validate_record, write_records
 
 INSTRUCTION = {
     "id": "i1",
@@ -46,7 +47,7 @@ def test_the_size_of_letters_in_a_suffix_means_nothing(tmp_path, name, where):
     """In every reader: records, published files, prompts, handcrafted samples, passages, benchmarks."""
     from data_gen.commands import handcraft
     from data_gen.methods.passages import read_passages
-    from mmed_jax.data.sources.raw_file import objects
+    from mmed_jax.data.sources.raw_rows import objects
     from mmed_jax.evaluation.benchmarks.select import from_files
     from mmed_jax.inference.prompt_files import read_prompts
 
@@ -357,7 +358,7 @@ def test_no_heavy_imports(repo, tmp_path):
     """Reading records, TFDS included, needs neither jax nor TensorFlow nor torch."""
     folder = tfds_io.write_tfds(tmp_path, "light", "1.0.0", {"train": [MCQ]})
     code = (
-        "import sys; from mmed_jax.data.records.schema import load_files; import mmed_jax.data.sources, "
+        "import sys; from mmed_jax.data.records.reading import load_files; import mmed_jax.data.sources, "
         "data_gen.__main__, "
         f"data_gen.commands.convert; load_files([{str(folder)!r}], 'mcq'); "
         "print([m for m in ('jax', 'jaxlib', 'flax', 'tensorflow', 'torch', 'transformers') if m in sys.modules])"

@@ -15,7 +15,8 @@ from data_gen.commands.build import Build
 from data_gen.sets.contamination import Benchmarks
 from data_gen.sets.recipes import base, load_recipe, source, step
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data.records.schema import load_files, read_records, write_records
+from mmed_jax.data.records.reading import load_files, read_records
+from mmed_jax.data.records.schema import write_records
 from mmed_jax.llm_api.types import Outcome, Reject
 from tests.support.fake_model import answer
 

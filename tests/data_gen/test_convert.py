@@ -12,7 +12,7 @@ import pytest
 from data_gen import __main__ as data_gen
 from data_gen.commands import convert as command
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data.records.schema import load_files
+from mmed_jax.data.records.reading import load_files
 from mmed_jax.data.sources import SOURCES
 from tests.support.sources import medmcqa, put
 

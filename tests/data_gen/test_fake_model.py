@@ -8,7 +8,8 @@ import pytest
 
 from data_gen.gates import default_gates
 from data_gen.methods import QA, Expand, Rationale, Translate
-from mmed_jax.data.records.schema import LANGUAGES, read_records
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.llm_api.types import Reject
 from tests.support.fake_model import WRONG, FakeModel, answer, foreign_text
 

@@ -7,7 +7,7 @@ import pytest
 
 from data_gen.commands import handcraft
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.records.schema import read_records
+from mmed_jax.data.records.reading import read_records
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmed_jax.common import jsonl
-from mmed_jax.data.records.schema import LANGUAGES, read_records, wording_key
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import LANGUAGES, wording_key
 
 FILE = Path("data_gen/handcrafted/instructions.jsonl")
 # Letters that a text of the language must hold, and scripts that it must not.

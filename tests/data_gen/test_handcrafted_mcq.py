@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmed_jax.common import jsonl
-from mmed_jax.data.records.schema import LANGUAGES, read_records, wording_key
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import LANGUAGES, wording_key
 
 FILE = Path("data_gen/handcrafted/mcq.jsonl")
 # The 21 topics by which MMedBench (arXiv 2402.13963) classifies its questions.

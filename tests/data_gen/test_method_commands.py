@@ -12,7 +12,7 @@ import pytest
 from data_gen.commands import expand, qa, rationale, topics, translate
 from data_gen.methods.templates import TOPICS
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data.records.schema import read_records
+from mmed_jax.data.records.reading import read_records
 from mmed_jax.llm_api.prompt_guard import leaks, outside
 from tests.support.fake_model import FakeModel
 from tests.support.openai_server import Faults, OpenAIServer

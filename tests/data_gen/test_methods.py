@@ -11,7 +11,8 @@ from data_gen.methods.qa import grounded
 from data_gen.methods.templates import TOPICS
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.languages.identify import language_problem
-from mmed_jax.data.records.schema import LANGUAGES, read_records, validate_record
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import LANGUAGES, validate_record
 from mmed_jax.data.records.schema import METHODS as RECORD_METHODS
 from mmed_jax.evaluation.extraction.extract import extract
 from mmed_jax.llm_api.prompt_guard import inside

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_gen.methods.templates import NAMES, load_prompt
-from mmed_jax.data.records.schema import LANGUAGES, read_records
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.llm_api.prompt_guard import CLOSE, INVISIBLE, OPEN, fence, inside, leaks, neutralise, outside, steers
 
 # Pieces that an attacker would put together, so that random texts are made of them often.

@@ -15,7 +15,8 @@ import pytest
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.multiple_choice import prompt_text
-from mmed_jax.data.records.schema import read_records, write_records
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import write_records
 from mmed_jax.evaluation.models import local
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.llm_api.ledger.balance import books

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmed_jax.data.multiple_choice import answer_line, answer_text
-from mmed_jax.data.records.schema import LANGUAGES, read_records
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation.extraction.extract import Extraction, extract, is_correct, normalise, split_rationale
 from mmed_jax.evaluation.extraction.prepare_text import prepare
 

@@ -18,7 +18,8 @@ from mmed_jax.common.checksums import write_manifest
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.journal import Journal
 from mmed_jax.data.packed_cache import problem_of
-from mmed_jax.data.records.schema import RecordError, read_records, validate_record
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import RecordError, validate_record
 from mmed_jax.data.records.tfds import splits
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from mmed_jax.evaluation.comparison.runs import read_runs
@@ -243,7 +244,7 @@ def test_every_command_says_what_is_no_file(tmp_path):
         from data_gen.commands.handcraft import _of_any_kind
         from mmed_jax.llm_api.prices import price_of
         from mmed_jax.data.packed_cache import content_hash
-        from mmed_jax.data.records.schema import load_files
+        from mmed_jax.data.records.reading import load_files
         from mmed_jax.common.errors import UserError
         from mmed_jax.evaluation.ratings.explanations import load_runs
         from mmed_jax.evaluation.ratings.sheets import read_ratings

@@ -197,7 +197,7 @@ def test_what_is_no_file_is_said_and_not_opened(tmp_path):
         from mmed_jax.common.errors import UserError
         from mmed_jax.hf.load import read_json
         from mmed_jax.hf.safetensors import read_header
-        from mmed_jax.data.records.schema import read_records
+        from mmed_jax.data.records.reading import read_records
         readers = [read_header, read_json, lambda p: list(read_records(p))]
         for name in sys.argv[1:]:
             for read in readers[: 2 if name.endswith("folder") else 3]:

@@ -3,7 +3,7 @@
 import gzip
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -11,7 +11,16 @@ from typing import BinaryIO
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.input_files import check_file, is_packed, open_file, stem, suffix, what_is
-from mmed_jax.data.records.schema import LANGUAGE_NAMES, RecordError, kind_of, mmedbench_record, validate_record
+from mmed_jax.data.records import tfds
+from mmed_jax.data.records.schema import (
+    LANGUAGE_NAMES,
+    LANGUAGES,
+    RecordError,
+    kind_of,
+    language_problem,
+    mmedbench_record,
+    validate_record,
+)
 
 SPLIT_NAMES = {
     "train": "train",
@@ -120,8 +129,43 @@ def choose_split(path: object, present: list[str], wanted: str | None) -> str | 
     raise UserError(f"{path}: several splits and none is train; say one of them as {path}:{present[0]}")
 
 
+def read_records(path: str | os.PathLike, kind: str | None = None) -> Iterator[dict]:
+    """Checked records of a .jsonl, .jsonl.gz, MMedBench folder or zip, or TFDS folder, in file order.
+
+    Where a folder or zip holds several splits (Train/ and Test/, or TFDS splits) the train split is read; PATH:SPLIT
+    asks for another. `kind` makes a record of the other kind an error. Raises UserError on the first fault.
+    """
+    return (record for _, record in read_with_place(path, kind))
+
+
+def load_files(paths: Iterable[str], kind: str, languages: Iterable[str] | None = None) -> list[dict]:
+    """All records of several files, with the checks that need the whole: no id twice, no empty file, known languages.
+
+    `languages` keeps only those (and must leave something of the whole). Raises UserError.
+    """
+    wanted = None if languages is None else tuple(languages)
+    for code in wanted or ():
+        if code not in LANGUAGES:
+            raise UserError(f"language {language_problem(code)}")
+    records, places, found = [], {}, set()
+    for path in paths:
+        before = len(places)
+        for where, record in read_with_place(path, kind):
+            if record["id"] in places:
+                raise RecordError(where, "id", f"{record['id']!r} was already used at {places[record['id']]}")
+            places[record["id"]] = where
+            found.add(record["language"])
+            if wanted is None or record["language"] in wanted:
+                records.append(record)
+        if len(places) == before:
+            raise UserError(f"{path}: holds no records")
+    if not records and places:
+        raise UserError(f"no record in the languages {', '.join(wanted)}; the files hold {', '.join(sorted(found))}")
+    return records
+
+
 def read_with_place(path: str | os.PathLike, kind: str | None = None) -> Iterator[tuple[str, dict]]:
-    """Yields ("file:line", checked record); see schema.read_records."""
+    """Yields ("file:line", checked record) as read_records does."""
     real, wanted = locate(path)
     for where, record in _read_any(real, wanted):
         if kind is not None and kind_of(record) != kind:
@@ -132,8 +176,6 @@ def read_with_place(path: str | os.PathLike, kind: str | None = None) -> Iterato
 
 def _read_any(path: Path, wanted: str | None) -> Iterator[tuple[str, dict]]:
     if path.is_dir():
-        from mmed_jax.data.records import tfds
-
         version = tfds.version_folder(path)
         if version is not None:
             split = choose_split(path, tfds.splits(version), wanted)

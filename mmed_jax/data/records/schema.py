@@ -17,7 +17,7 @@ normalised to NFC, never NFKC (which would change units, superscripts and full-w
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import combinations
 
 from mmed_jax.common import jsonl
@@ -129,7 +129,7 @@ def validate_record(record: dict, where: str) -> dict:
     record = {name: _clean(record[name], where, name) for name in FIELDS[kind] if name in record}
     _text(record, "id", where)
     if record.get("language") not in LANGUAGES:
-        raise RecordError(where, "language", _language_problem(record.get("language")))
+        raise RecordError(where, "language", language_problem(record.get("language")))
     (_check_instruction if kind == "instruction" else _check_mcq)(record, where)
     for name in ("source", "license"):
         _text(record, name, where)
@@ -212,7 +212,8 @@ def _nearest_letter(letter: object, letters: str) -> str:
     return f"; valid: {letters[0]} to {letters[-1]}"
 
 
-def _language_problem(value: object) -> str:
+def language_problem(value: object) -> str:
+    """Why `value` is none of LANGUAGES, with the code that was probably meant."""
     if value is None:
         files = ", ".join(LANGUAGE_NAMES.values())
         return f"missing; valid: {', '.join(LANGUAGES)} (MMedBench's own files need none: {files}.jsonl)"
@@ -377,48 +378,9 @@ def group_ids(records: list[dict]) -> list[int]:
     return [numbers.setdefault(root(i), len(numbers)) for i in range(len(records))]
 
 
-def read_records(path: str | os.PathLike, kind: str | None = None) -> Iterator[dict]:
-    """Checked records of a .jsonl, .jsonl.gz, MMedBench folder or zip, or TFDS folder, in file order.
-
-    Where a folder or zip holds several splits (Train/ and Test/, or TFDS splits) the train split is read; PATH:SPLIT
-    asks for another. `kind` makes a record of the other kind an error. Raises UserError on the first fault.
-    """
-    from mmed_jax.data.records.reading import read_with_place
-
-    return (record for _, record in read_with_place(path, kind))
-
-
 def write_records(path: str | os.PathLike, records: Iterable[dict]) -> int:
     """Checks and writes records as JSON lines (gzip when the name ends in .gz), atomically. Returns how many."""
     if not str(path).endswith(jsonl.SUFFIXES):
         raise UserError(f"{path}: record files end in {' or '.join(jsonl.SUFFIXES)}")
     checked = (validate_record(r, f"record {i} for {path}") for i, r in enumerate(records, 1))
     return jsonl.write_lines(path, map(jsonl.dump_line, checked))
-
-
-def load_files(paths: Iterable[str], kind: str, languages: Iterable[str] | None = None) -> list[dict]:
-    """All records of several files, with the checks that need the whole: no id twice, no empty file, known languages.
-
-    `languages` keeps only those (and must leave something of the whole). Raises UserError.
-    """
-    wanted = None if languages is None else tuple(languages)
-    for code in wanted or ():
-        if code not in LANGUAGES:
-            raise UserError(f"language {_language_problem(code)}")
-    from mmed_jax.data.records.reading import read_with_place
-
-    records, places, found = [], {}, set()
-    for path in paths:
-        before = len(places)
-        for where, record in read_with_place(path, kind):
-            if record["id"] in places:
-                raise RecordError(where, "id", f"{record['id']!r} was already used at {places[record['id']]}")
-            places[record["id"]] = where
-            found.add(record["language"])
-            if wanted is None or record["language"] in wanted:
-                records.append(record)
-        if len(places) == before:
-            raise UserError(f"{path}: holds no records")
-    if not records and places:
-        raise UserError(f"no record in the languages {', '.join(wanted)}; the files hold {', '.join(sorted(found))}")
-    return records

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmed_jax.data.sources.answer_keys import by_name, key_by_name, named_numbering, same_base
-from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.raw_file import Download
+from mmed_jax.data.sources.raw_rows import objects
 from mmed_jax.data.sources.source import (
     Drop,
     Hub,

@@ -9,7 +9,8 @@ a case are one group. An evaluation set by its authors' intention.
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.raw_file import Download
+from mmed_jax.data.sources.raw_rows import objects
 from mmed_jax.data.sources.source import Drop, Hub, Row, Source, dialogue, make_id, need, origin, text
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
-from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.raw_file import Download
+from mmed_jax.data.sources.raw_rows import objects
 from mmed_jax.data.sources.source import Drop, Row, Source, dialogue, make_id, need, origin, text
 
 _LICENSES = {"CDC": "public domain (US Government work)", "WHO": "CC BY-NC-SA 3.0 IGO"}

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmed_jax.data.sources.answer_keys import by_name, key_at, key_by_name, named_numbering, number_of, same_base
-from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.raw_file import Download
+from mmed_jax.data.sources.raw_rows import objects
 from mmed_jax.data.sources.source import Drop, Hub, Row, Source, make_id, mcq, need, origin, text
 
 

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LETTERS
 from mmed_jax.data.sources.answer_keys import UNREADABLE, number_of, same_base
-from mmed_jax.data.sources.raw_file import Download, as_download, files, holds, json_value, objects
+from mmed_jax.data.sources.raw_file import Download, as_download, files, holds
+from mmed_jax.data.sources.raw_rows import json_value, objects
 from mmed_jax.data.sources.source import (
     Drop,
     Hub,

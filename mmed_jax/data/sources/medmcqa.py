@@ -16,7 +16,8 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LETTERS
 from mmed_jax.data.sources.answer_keys import key_at, number_of
 from mmed_jax.data.sources.figures import needs_figure
-from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.raw_file import Download
+from mmed_jax.data.sources.raw_rows import objects
 from mmed_jax.data.sources.source import (
     Drop,
     Hub,

@@ -17,7 +17,8 @@ from pathlib import Path
 from mmed_jax.data.records.schema import LETTERS
 from mmed_jax.data.sources.answer_keys import UNREADABLE, by_name, key_by_name, named_numbering, same_base
 from mmed_jax.data.sources.figures import needs_figure
-from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.raw_file import Download
+from mmed_jax.data.sources.raw_rows import objects
 from mmed_jax.data.sources.source import (
     Drop,
     Hub,

@@ -15,7 +15,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from mmed_jax.common.errors import UserError, one_line
-from mmed_jax.data.sources.raw_file import Download, RawFile, files, holds, objects
+from mmed_jax.data.sources.raw_file import Download, RawFile, files, holds
+from mmed_jax.data.sources.raw_rows import objects
 from mmed_jax.data.sources.source import Drop, Hub, Row, Source, dialogue, fingerprint, make_id, need, origin, text
 
 _HUB_NAMES = {

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.raw_file import Download
+from mmed_jax.data.sources.raw_rows import objects
 from mmed_jax.data.sources.source import Drop, Row, Source, cell_problem, dialogue, make_id, need, origin, text
 
 LICENSE = "Korean public-sector data (MFDS), licence line unverified"

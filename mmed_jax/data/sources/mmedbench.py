@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from mmed_jax.data.records.reading import language_of
 from mmed_jax.data.records.schema import LANGUAGES, mmedbench_record
-from mmed_jax.data.sources.raw_file import Download, files, json_objects, rows_of
+from mmed_jax.data.sources.raw_file import Download, files
+from mmed_jax.data.sources.raw_rows import json_objects, rows_of
 from mmed_jax.data.sources.source import Drop, Hub, Row, Source, WrongForm, need
 
 

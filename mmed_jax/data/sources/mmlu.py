@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 from mmed_jax.data.sources.answer_keys import key_at, same_base
-from mmed_jax.data.sources.raw_file import Download, csv_lists, files, holds, objects
+from mmed_jax.data.sources.raw_file import Download, files, holds
+from mmed_jax.data.sources.raw_rows import csv_lists, objects
 from mmed_jax.data.sources.source import (
     Drop,
     Hub,

@@ -10,7 +10,8 @@ ori_pqal.json, rows get their split from it. The hub's one split "train" holds b
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from mmed_jax.data.sources.raw_file import Download, files, holds, json_value, objects
+from mmed_jax.data.sources.raw_file import Download, files, holds
+from mmed_jax.data.sources.raw_rows import json_value, objects
 from mmed_jax.data.sources.source import Drop, Hub, Row, Source, WrongForm, dialogue, make_id, mcq, origin, text
 
 _DECISIONS = {"yes": "A", "no": "B", "maybe": "C"}

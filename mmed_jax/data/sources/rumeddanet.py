@@ -9,7 +9,8 @@ share a passage: they are one group.
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.raw_file import Download
+from mmed_jax.data.sources.raw_rows import objects
 from mmed_jax.data.sources.source import Drop, Row, Source, fingerprint, make_id, mcq, need, origin, text
 
 _KEY = {"да": "A", "нет": "B"}

@@ -8,7 +8,8 @@ are left out.
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.raw_file import Download
+from mmed_jax.data.sources.raw_rows import objects
 from mmed_jax.data.sources.source import Drop, Hub, Row, Source, dialogue, fingerprint, make_id, need, origin, text
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
-from mmed_jax.data.sources.raw_file import Download, objects
+from mmed_jax.data.sources.raw_file import Download
+from mmed_jax.data.sources.raw_rows import objects
 from mmed_jax.data.sources.source import Drop, Hub, Row, Source, dialogue, make_id, need, origin, text
 
 _LANGUAGES = ("en", "zh", "es")

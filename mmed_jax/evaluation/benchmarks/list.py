@@ -5,7 +5,8 @@ from pathlib import Path
 from mmed_jax.common.errors import UserError, one_line
 from mmed_jax.common.input_files import suffix
 from mmed_jax.common.paths import expand_home
-from mmed_jax.data.records.schema import kind_of, read_records
+from mmed_jax.data.records.reading import read_records
+from mmed_jax.data.records.schema import kind_of
 from mmed_jax.evaluation.benchmarks import read
 from mmed_jax.evaluation.benchmarks.locate import locate_entry
 from mmed_jax.evaluation.benchmarks.registry import ENTRIES, GROUPS, Entry

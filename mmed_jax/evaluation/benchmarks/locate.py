@@ -10,8 +10,7 @@ from pathlib import Path
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import stem, suffix
-from mmed_jax.data.records.reading import SPLIT_NAMES, locate, members
-from mmed_jax.data.records.schema import read_records
+from mmed_jax.data.records.reading import SPLIT_NAMES, locate, members, read_records
 from mmed_jax.data.sources import SOURCES
 from mmed_jax.evaluation.benchmarks.registry import Entry
 

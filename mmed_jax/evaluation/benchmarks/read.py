@@ -13,8 +13,7 @@ from pathlib import Path
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.data.records.reading import language_of
-from mmed_jax.data.records.schema import load_files
+from mmed_jax.data.records.reading import language_of, load_files
 from mmed_jax.data.sources import Conversion, Drop, Row
 from mmed_jax.data.sources.source import text
 from mmed_jax.evaluation.benchmarks.locate import HUB, Benchmark, file_hash, same_split, splits_in

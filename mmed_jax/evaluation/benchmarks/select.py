@@ -13,8 +13,8 @@ from pathlib import Path
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.input_files import stem, suffix
 from mmed_jax.common.paths import expand_home
-from mmed_jax.data.records.reading import SPLIT_NAMES, locate
-from mmed_jax.data.records.schema import KINDS, kind_of, load_files, question_key, read_records
+from mmed_jax.data.records.reading import SPLIT_NAMES, load_files, locate, read_records
+from mmed_jax.data.records.schema import KINDS, kind_of, question_key
 from mmed_jax.evaluation.benchmarks import read
 from mmed_jax.evaluation.benchmarks.locate import (
     HUB,
