@@ -1,0 +1,54 @@
+"""Names of modules: one word for one thing, and where a word stands twice, the folders say of what."""
+
+from collections import Counter, defaultdict
+
+from tests.support.source_tree import modules
+
+# Words that have stood for several things; they stand once at most.
+ONCE = ("report", "prompts", "rationale", "base", "judge", "settings", "config", "answers")
+# Base names given more than once, and why a reader is not misled: the folder says what it is about.
+SHARED = {
+    "balance": "gates: letters and lengths of options; llm_api/ledger: money",
+    "batch": "llm_api/batch is the room, batch/batch.py its main class",
+    "config": "mmed_jax/config is the room of a run's config, model/config.py the model's",
+    "convert": "commands: the command line; data/sources: what it calls",
+    "expand": "commands: the command line; methods: the method it runs",
+    "flops": "planning/hlo: counted in a program; training: by formula",
+    "ledger": "llm_api/ledger is the room, ledger/ledger.py its main class; commands: the command line",
+    "load": "hf: weights of a Hugging Face folder; inference: an engine from any folder",
+    "method": "methods: what a method is; commands: the command line of every method",
+    "qa": "commands: the command line; methods: the method it runs",
+    "rationale": "commands: the command line; methods: the method it runs",
+    "recipes": "config: recipes of training; data_gen/sets: recipes of sets",
+    "select": "evaluation/benchmarks: which questions are asked; data_gen/sets: which rows go in",
+    "sheets": "data/sources: spreadsheets that are published; evaluation/ratings: sheets to rate on",
+    "steps": "inference: jitted steps; data_gen/sets: steps of a build",
+    "text": "evaluation/comparison, evaluation/extraction, planning/hlo, data_gen/gates: the text each is about",
+    "topics": "commands: the command line; methods: the method it runs",
+    "translate": "commands: the command line; methods: the method it runs",
+}
+# Of those words, the ones that still stand several times. The list only shrinks.
+KNOWN = {"rationale"}
+
+
+def homes(repo) -> dict[str, list[str]]:
+    """Base name -> the folders that hold a module or a package of that name."""
+    found = defaultdict(list)
+    for name in modules(repo):
+        folder, _, base = name.rpartition(".")
+        if folder and base != "__main__":
+            found[base].append(folder)
+    return found
+
+
+def test_a_base_name_stands_once_or_its_folders_say_which(repo):
+    several = {base: sorted(folders) for base, folders in homes(repo).items() if len(folders) > 1}
+    unexplained = {base: folders for base, folders in several.items() if base not in SHARED}
+    assert unexplained == {}, f"rename, or say in SHARED how the folders tell them apart: {unexplained}"
+    assert set(SHARED) - set(several) == set(), "SHARED lists names that stand once"
+
+
+def test_words_that_meant_several_things_stand_once(repo):
+    """Rooms aside: the folder of a room is the one that says which."""
+    files = Counter(m.path.stem for m in modules(repo).values() if not m.is_package)
+    assert {word for word in ONCE if files[word] > 1} == KNOWN
