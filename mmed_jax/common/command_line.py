@@ -18,7 +18,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self._names_itself = names_itself
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """As argparse's; flags that are not known are a UserError with the nearest."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:

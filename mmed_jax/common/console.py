@@ -223,6 +223,6 @@ def ended_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is stop:
-                signal.signal(number, handler)
+        for n, handler in before.items():
+            if signal.getsignal(n) is stop:
+                signal.signal(n, handler)

@@ -8,7 +8,7 @@ import gzip
 import os
 import stat
 from pathlib import Path, PurePath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from mmed_jax.common.errors import UserError
 
@@ -63,7 +63,7 @@ def stem(name: str | os.PathLike, *suffixes: str) -> str:
 def open_unpacked(path: Path) -> BinaryIO:
     """`open_file`, unpacked when the name says so."""
     stream = open_file(path)
-    return gzip.open(stream) if is_packed(path) else stream
+    return cast(BinaryIO, gzip.open(stream)) if is_packed(path) else stream
 
 
 def check_file(path: str | os.PathLike, label: str | None = None) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.checksums import write_json
@@ -36,7 +36,7 @@ class Journal:
         self.path, self.key, self._flag = path, key, flag
         self.done: dict[tuple, dict] = {}
         self.settings = json.loads(json.dumps(settings, default=str))
-        self._file = None
+        self._file: IO[bytes]  # from __enter__ on
         self._torn = False
         self.settings_path = path.with_name(path.name.removesuffix(".jsonl") + ".settings.json")
         self.check()
@@ -119,7 +119,7 @@ class Journal:
         return tuple(record[k] for k in self.key)
 
     def _read(self) -> dict[tuple, dict]:
-        done = {}
+        done: dict[tuple, dict] = {}
         check_file(self.path, f"{self._flag}={self.path}")
         check_file(self.settings_path, f"{self._flag}: {self.settings_path}")
         try:

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.input_files import is_packed
@@ -120,7 +120,7 @@ def parse_json(text: str, where: str) -> object:
         raise UserError(f"{where}: {e}") from None
 
 
-def read_objects(stream: BinaryIO, label: str) -> Iterator[tuple[str, dict]]:
+def read_objects(stream: IO[bytes], label: str) -> Iterator[tuple[str, dict]]:
     """Yields ("label:line", object) for each non-blank line of `stream`. Raises UserError on the first bad line."""
     number = blank = 0
     try:
@@ -147,7 +147,7 @@ def read_objects(stream: BinaryIO, label: str) -> Iterator[tuple[str, dict]]:
         raise UserError(f"{label}: cannot be read after line {number} ({e.strerror or e})") from e
 
 
-def lines_of(stream: BinaryIO, label: str) -> Iterator[bytes]:
+def lines_of(stream: IO[bytes], label: str) -> Iterator[bytes]:
     """The lines of a stream with their line ends, of at most MAX_LINE bytes each. Raises UserError on a longer one."""
     if isinstance(stream, zipfile.ZipExtFile):  # its own readline is slow when it has a limit
         stream = io.BufferedReader(stream, 1 << 16)

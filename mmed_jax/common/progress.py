@@ -32,7 +32,7 @@ class Progress:
         self.total, self.every, self.label, self._on = total, max(1, every), label, is_main
         self._stream = sys.stderr if stream is None else stream
         self._bar = bool(getattr(self._stream, "isatty", lambda: False)())
-        self._marks = "█·" if _can_show(self._stream, "█·") else "#."
+        self._marks = ("█", "·") if _can_show(self._stream, "█·") else ("#", ".")
         self._start = self._step = start
         self._times: deque[tuple[float, int]] = deque(maxlen=101)
         self._drawn_at, self._width = 0.0, 0

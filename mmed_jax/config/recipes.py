@@ -71,6 +71,8 @@ def _load(name: str, path: Path, stem: str, variant: str, names: list[str]) -> C
     if str(REPO) not in sys.path:
         sys.path.insert(0, str(REPO))  # so that a config can say `from mmed_jax.config.defaults import base`
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config={name}: {path} is not a Python file (.py)")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)

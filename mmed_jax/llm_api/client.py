@@ -165,7 +165,7 @@ def connection_errors() -> tuple[type[Exception], ...]:
     try:
         import httpx2 as transport
     except ImportError:
-        import httpx as transport
+        import httpx as transport  # type: ignore[no-redef]
     return openai.APIConnectionError, transport.HTTPError
 
 

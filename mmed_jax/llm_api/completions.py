@@ -84,8 +84,8 @@ def usage_of(
     completion = max(completion, (token_count(usage.get("total_tokens")) or 0) - prompt)
     if len((text or "").strip()) > completion * _LONGEST_TOKEN:
         return None, None, None, None
-    details = usage.get("prompt_tokens_details")
-    cached = token_count(details.get("cached_tokens")) if isinstance(details, dict) else 0
+    of_prompt = usage.get("prompt_tokens_details")
+    cached = token_count(of_prompt.get("cached_tokens")) if isinstance(of_prompt, dict) else 0
     cached = cached if cached and cached <= prompt else 0
     cost = None if price is None else price.cost(prompt, completion, cached, batch=batch)
     return prompt, cached, completion, cost

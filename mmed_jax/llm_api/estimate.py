@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import cast
 
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.llm_api.ledger.ledger import Ledger
@@ -71,7 +72,7 @@ class Estimate:
     def expected(self) -> float | None:
         """Dollars by experience; None without it."""
         price = self.settings.known_price
-        if price is None or self.usual_prompt is None:
+        if price is None or self.usual_prompt is None or self.usual_answer is None:
             return None
         once = price.cost(self.usual_prompt, self.usual_answer, batch=self.settings.batch)
         return once * (1 + self.redraws)
@@ -104,11 +105,18 @@ class Estimate:
 
 def summed(found: list[Estimate]) -> str:
     """One line on several estimates together."""
-    requests, most = sum(e.requests for e in found), [e.at_most for e in found if e.requests]
-    expected = [e.expected for e in found if e.requests]
-    cost = "unknown" if None in most else f"at most ${sum(most):,.2f} with every redraw"
-    usual = "" if None in expected or not expected else f", about ${sum(expected):,.2f} by experience"
+    sending = [e for e in found if e.requests]
+    requests, most = sum(e.requests for e in sending), _sum([e.at_most for e in sending])
+    expected = _sum([e.expected for e in sending])
+    cost = "unknown" if most is None else f"at most ${most:,.2f} with every redraw"
+    usual = f", about ${expected:,.2f} by experience" if sending and expected is not None else ""
     return f"all steps: {requests:,} requests to send, cost {cost}{usual}"
+
+
+def _sum(values: list[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 class _NoLedger:
@@ -126,7 +134,7 @@ def estimate(method: Method, inputs: Iterable[dict], settings: RunSettings, gate
     sent: set[str] = set()
     ledger = Ledger(settings.ledger_file) if settings.ledger_file.exists() else None
     try:
-        judge = Judge(method, list(gates), settings, ledger or _NoLedger())
+        judge = Judge(method, list(gates), settings, ledger or cast(Ledger, _NoLedger()))
         redraws = _Redraws(method)
         for jobs in _chunks(method.jobs(inputs, settings)):
             slots = [Slot(job) for job in jobs]
@@ -176,7 +184,8 @@ class _Redraws:
         params = json.dumps(job.request.params, sort_keys=True)
         place = (job.request.prompt_version, params, attempt)
         if place not in self._known:
-            number, room = 0, 0
+            number = 0
+            room: int | None = 0
             if attempt < MOST_ATTEMPTS:
                 others = {}
                 for reason in REASONS:

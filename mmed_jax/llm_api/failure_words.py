@@ -7,6 +7,7 @@ Endpoints and the gateways before them write errors as numbers (429, 502.0, "502
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import TypeGuard
 
 from mmed_jax.common.jsonl import BadJSON, loads
 
@@ -254,7 +255,7 @@ def _facts(value: object, name: str = "code", depth: int = 0) -> Iterator[tuple[
         yield name, value
 
 
-def _is_packed(value: object) -> bool:
+def _is_packed(value: object) -> TypeGuard[str]:
     """Whether a text may be JSON: what a gateway was told by the server behind it."""
     return isinstance(value, str) and len(value) < 10_000 and value.lstrip()[:1] in ("{", "[")
 
@@ -279,9 +280,9 @@ def parameter_of(error: object, depth: int = 0) -> str:
     if not isinstance(error, dict):
         return ""
     loc = error.get("loc")
-    for name in (error.get("param"), loc[-1] if isinstance(loc, list) and loc else None):
-        if isinstance(name, str) and re.fullmatch(r"\w{1,40}", name):
-            return name
+    for word in (error.get("param"), loc[-1] if isinstance(loc, list) and loc else None):
+        if isinstance(word, str) and re.fullmatch(r"\w{1,40}", word):
+            return word
     return next((name for item in error.values() if (name := parameter_of(item, depth + 1))), "")
 
 
@@ -320,8 +321,8 @@ def status_of(error: object) -> int | None:
         return min(words, key=lambda status: (status == MALFORMED, status == DOWN))
     texts = [v[:2000] for _, v in facts if isinstance(v, str)]
     for text in texts:
-        if found := _NUMBER.search(text.strip()):
-            return int(found[1])
+        if digits := _NUMBER.search(text.strip()):
+            return int(digits[1])
     for status, pattern in _SENTENCES:
         if any(re.search(pattern, text, re.IGNORECASE) for text in texts):
             return status

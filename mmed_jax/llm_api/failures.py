@@ -61,7 +61,8 @@ class Told:
 
     def __init__(self, say: Callable[[str], None]):
         """`say` is told each finding once."""
-        self._say, self._known = say, {}
+        self._say = say
+        self._known: dict[str, str] = {}
 
     def request(self, request: Request) -> Request:
         """The request as this endpoint takes it, with the key that it had."""

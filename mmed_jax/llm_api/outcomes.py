@@ -19,6 +19,12 @@ class Slot:
         self.job, self.attempt, self.asked, self.before = job, 1, False, ""
         self.outcome: Outcome | None = None
 
+    @property
+    def settled(self) -> Outcome:
+        """The outcome of a job that has one."""
+        assert self.outcome is not None, self.job.row_id
+        return self.outcome
+
 
 class Judge:
     """Judges answers and keeps the ledger's table of jobs.
@@ -59,7 +65,7 @@ class Judge:
             again = []
             for slot in todo:
                 row = rows.get(slot.job.request.key)
-                if self._needed(slot, row):
+                if row is None or self._needed(slot, row):
                     if capped or slot.asked:
                         slot.outcome = Outcome(slot.job, "pending")
                     else:
@@ -91,8 +97,8 @@ class Judge:
         if rows:
             self.ledger.judge(rows).result()
 
-    def _needed(self, slot: Slot, row: Row | None) -> bool:
-        if row is None or row.state in ("pending", "sent"):
+    def _needed(self, slot: Slot, row: Row) -> bool:
+        if row.state in ("pending", "sent"):
             return True
         # What failed for a reason that may pass costs nothing and is asked for once more in every run.
         transient = row.reason == "api_error" or self.settings.retry_failed
@@ -117,6 +123,7 @@ class Judge:
             return Outcome(job, "failed", row.reason, row.detail)
         if row.state == "rejected":
             return Outcome(job, "rejected", row.reason, row.detail)
+        assert row.response is not None, row.key  # what is done has an answer
         try:
             records = self.method.parse(job, row.response)
         except Reject as e:

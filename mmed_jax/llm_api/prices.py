@@ -24,7 +24,7 @@ class Price:
     date: str
     batch: float = 0.5
 
-    def cost(self, prompt: int, completion: int, cached: int = 0, *, batch: bool = False) -> float:
+    def cost(self, prompt: float, completion: float, cached: float = 0, *, batch: bool = False) -> float:
         """Dollars for so many tokens; `cached` of the prompt's tokens were read from the endpoint's cache."""
         cached = cached if 0 < cached <= prompt else 0  # more than there are is no count
         million = (prompt - cached) * self.input + cached * self.cached + completion * self.output
@@ -59,7 +59,10 @@ def price_of(model: str, table: str | os.PathLike | None = None, given: str | No
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
         raise UserError(f"--prices={path}: not a price table like data_gen/prices.json ({e})") from None
     three = models.get(model) or models.get(_DATED.sub("", model))
-    return Price(*three, date=date, batch=factor) if three else None
+    if three is None:
+        return None
+    paid, cached, made = three
+    return Price(paid, cached, made, date, factor)
 
 
 def no_price(model: str, flag: str) -> UserError:

@@ -61,10 +61,10 @@ class _Window:
         self.name, self.left, self.full, self.rate, self.at = name, math.inf, math.inf, 0.0, time.monotonic()
 
     def learn(self, headers: Mapping[str, str], in_flight: float) -> None:
-        limit, remaining = (headers.get(f"x-ratelimit-{what}-{self.name}") for what in ("limit", "remaining"))
+        texts = [headers.get(f"x-ratelimit-{what}-{self.name}") for what in ("limit", "remaining")]
         reset = seconds(headers.get(f"x-ratelimit-reset-{self.name}"))
         try:
-            limit, remaining = float(limit), float(remaining)
+            limit, remaining = (float(text or "") for text in texts)
         except (TypeError, ValueError):
             return
         # A limit of nothing, or of no number, cannot be meant: requests are answered.

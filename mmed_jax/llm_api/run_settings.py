@@ -4,6 +4,7 @@ import argparse
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError
@@ -68,7 +69,7 @@ class RunSettings:
         if self.max_usd is not None and price is None:
             raise no_price(self.model, f"--max_usd={self.max_usd}")
         room = [self.params[name] for name in LIMITS if name in self.params]
-        if self.max_usd is not None and price.output and room and not any(room):
+        if self.max_usd is not None and price is not None and price.output and room and not any(room):
             raise no_room(f"--max_usd={self.max_usd}")
 
     @property
@@ -142,7 +143,7 @@ def add_run_flags(parser: argparse.ArgumentParser, model: str = "--model") -> No
 
 def settings_from(args: argparse.Namespace) -> RunSettings:
     """RunSettings out of parsed flags. Raises UserError."""
-    params: dict = {}
+    params: Any = {}
     if args.params:
         params = jsonl.parse_json(args.params, "--params")
         if not isinstance(params, dict):

@@ -9,7 +9,7 @@ import queue
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 
 from tqdm import tqdm
@@ -79,7 +79,7 @@ def run(method: Method, inputs: Iterable[dict], settings: RunSettings, gates: It
 
 def _online(
     jobs: Iterator, settings: RunSettings, judge: Judge, ledger: Ledger, notes: list[Callable[[str], None]]
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     window: deque[Slot] = deque()
     waiting: dict[str, list[Slot]] = {}
     sender: Sender | None = None
@@ -93,14 +93,15 @@ def _online(
                 missing = judge.advance(chunk)
                 if missing and sender is None:
                     sender = Sender(ledger, settings, settings.known_price)
-                _send(missing, waiting, sender)
+                if sender is not None:
+                    _send(missing, waiting, sender)
                 if window and window[0].outcome and chunk:
                     break
             while window and window[0].outcome:
-                yield window.popleft().outcome
+                yield window.popleft().settled
             if not window and exhausted:
                 return
-            if not waiting:
+            if not waiting or sender is None:
                 continue
             if not (settled := _settled(sender)):
                 for note in notes:
@@ -117,7 +118,7 @@ def _online(
             sender.close(lambda text: print(text, file=sys.stderr, flush=True), min(30.0, settings.timeout_s))
 
 
-def _send(missing: list[Slot], waiting: dict[str, list[Slot]], sender: Sender | None) -> None:
+def _send(missing: list[Slot], waiting: dict[str, list[Slot]], sender: Sender) -> None:
     for slot in missing:
         same = waiting.setdefault(slot.job.request.key, [])
         same.append(slot)
@@ -134,10 +135,12 @@ def _settled(sender: Sender) -> list[str]:
             found.append(sender.events.get_nowait())
     except queue.Empty:
         pass
+    keys = []
     for event in found:
         if isinstance(event, Exception):
             raise event
-    return found
+        keys.append(event)
+    return keys
 
 
 def _bar(name: str, total: int | None, settings: RunSettings) -> tqdm:

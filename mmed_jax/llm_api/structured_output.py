@@ -7,6 +7,7 @@ objects, missing or additional fields, wrong types.
 
 import re
 import unicodedata
+from typing import Any
 
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.llm_api.prompt_guard import INVISIBLE, leaks
@@ -14,7 +15,7 @@ from mmed_jax.llm_api.types import Reject
 
 _THINKING = re.compile(r"<(/?)think(?:ing)?>")
 _COMMA = re.compile(r",(?=\s*[}\]])")
-_TYPES = {"string": str, "boolean": bool, "array": list, "object": dict}
+_TYPES: dict[str, Any] = {"string": str, "boolean": bool, "array": list, "object": dict}
 
 
 def read_answer(answer: dict | str, schema: dict) -> dict:
@@ -40,7 +41,7 @@ def object_schema(properties: dict[str, dict]) -> dict:
     }
 
 
-def _parse(text: str) -> object:
+def _parse(text: str) -> Any:
     text = _without_thinking(text)
     start, end = text.find("{"), text.rfind("}")
     if start < 0:
@@ -81,7 +82,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
     return found
 
 
-def _check(value: object, schema: dict, where: str) -> None:
+def _check(value: Any, schema: dict, where: str) -> None:
     kind = schema["type"]
     if not isinstance(value, _TYPES[kind]):
         raise Reject("schema", f"{where}: expected {kind}, got {type(value).__name__}")
@@ -101,7 +102,7 @@ def _check(value: object, schema: dict, where: str) -> None:
             _check(item, schema["items"], f"{where}[{i}]")
 
 
-def _clean(value: object) -> object:
+def _clean(value: object) -> Any:
     """NFC, no zero-width or direction marks, outer whitespace cut; anything of a fence or chat format is a Reject."""
     if isinstance(value, str):
         text = value.replace("\r\n", "\n")

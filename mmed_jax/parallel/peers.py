@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -47,7 +47,11 @@ class Peers:
         thread = threading.Thread(target=self._follow, daemon=True, name="peers")
         thread.start()
         # A thread inside of C++ at the interpreter's end would be torn out of it.
-        atexit.register(lambda: (self._over.set(), thread.join(5)))
+        atexit.register(self._finish, thread)
+
+    def _finish(self, thread: threading.Thread) -> None:
+        self._over.set()
+        thread.join(5)
 
     def _follow(self) -> None:
         number = 0
@@ -115,7 +119,7 @@ def lost_line() -> str:
 
 
 @contextmanager
-def own_end():
+def own_end() -> Iterator[None]:
     """Around jax.distributed.initialize: the loss of a process then ends this one with a line of ours.
 
     Does nothing where jax or the C++ library are not as expected: jax then ends the process in its own way.
@@ -157,7 +161,7 @@ def _end() -> None:
     os._exit(errors.failed_with or 1)
 
 
-_standard = None  # what C++ did before
+_standard: Any = None  # what C++ did before
 
 
 @_TERMINATE
@@ -175,7 +179,8 @@ def _exception_type() -> str:
     current = ctypes.CDLL("libstdc++.so.6").__cxa_current_exception_type
     current.restype = ctypes.c_void_p
     info = current()
-    return ctypes.c_char_p.from_address(info + ctypes.sizeof(ctypes.c_void_p)).value.decode() if info else ""
+    name = ctypes.c_char_p.from_address(info + ctypes.sizeof(ctypes.c_void_p)).value if info else None
+    return name.decode() if name else ""
 
 
 def _replace_terminate() -> bool:

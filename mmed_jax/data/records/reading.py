@@ -5,8 +5,9 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, cast
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, nearest
@@ -42,7 +43,7 @@ class Member:
 
     label: str
     name: str
-    opener: Callable[[], BinaryIO]
+    opener: Callable[[], IO[bytes]]
 
     @property
     def split(self) -> str | None:
@@ -50,11 +51,11 @@ class Member:
         folders = PurePosixPath(self.name).parts[:-1]
         return next((SPLIT_NAMES[f.lower()] for f in reversed(folders) if f.lower() in SPLIT_NAMES), None)
 
-    def open(self) -> BinaryIO:
+    def open(self) -> IO[bytes]:
         """The unpacked bytes as a stream. Raises UserError: no regular file, a damaged or an encrypted archive."""
         try:
             stream = self.opener()
-            return gzip.open(stream) if is_packed(self.name) else stream
+            return cast(IO[bytes], gzip.open(stream)) if is_packed(self.name) else stream
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as e:
             raise UserError(f"{self.label}: can't be unpacked: {e}") from None
 
@@ -69,15 +70,19 @@ def members(path: Path, *suffixes: str) -> list[Member]:
             raise UserError(f"{path}: damaged zip file: {e}") from None
         except OSError as e:
             raise UserError(f"{path}: cannot be read ({e.strerror or e})") from None
-        found = [Member(f"{path}/{n}", n, lambda n=n: zipfile.ZipFile(path).open(n)) for n in names]
+        found = [Member(f"{path}/{n}", n, partial(_open_inside, path, n)) for n in names]
     elif path.is_dir():
         own = _split_folder(path)
         # What is no regular file stays in the list, so that one which is asked for is said and not passed over.
         inside = sorted(p for p in path.rglob("*") if not p.is_dir())
-        found = [Member(str(p), own + p.relative_to(path).as_posix(), lambda p=p: open_file(p)) for p in inside]
+        found = [Member(str(p), own + p.relative_to(path).as_posix(), partial(open_file, p)) for p in inside]
     else:
-        found = [Member(str(path), _split_folder(path.absolute().parent) + path.name, lambda: open_file(path))]
+        found = [Member(str(path), _split_folder(path.absolute().parent) + path.name, partial(open_file, path))]
     return [m for m in found if suffix(m.name) in suffixes and not _is_hidden(m.name)]
+
+
+def _open_inside(archive: Path, name: str) -> IO[bytes]:
+    return zipfile.ZipFile(archive).open(name)
 
 
 def _split_folder(folder: Path) -> str:
@@ -147,7 +152,9 @@ def load_files(paths: Iterable[str], kind: str, languages: Iterable[str] | None 
     for code in wanted or ():
         if code not in LANGUAGES:
             raise UserError(f"language {language_problem(code)}")
-    records, places, found = [], {}, set()
+    records: list[dict] = []
+    places: dict[str, str] = {}
+    found: set[str] = set()
     for path in paths:
         before = len(places)
         for where, record in read_with_place(path, kind):
@@ -159,7 +166,7 @@ def load_files(paths: Iterable[str], kind: str, languages: Iterable[str] | None 
                 records.append(record)
         if len(places) == before:
             raise UserError(f"{path}: holds no records")
-    if not records and places:
+    if not records and places and wanted is not None:
         raise UserError(f"no record in the languages {', '.join(wanted)}; the files hold {', '.join(sorted(found))}")
     return records
 
@@ -179,6 +186,8 @@ def _read_any(path: Path, wanted: str | None) -> Iterator[tuple[str, dict]]:
         version = tfds.version_folder(path)
         if version is not None:
             split = choose_split(path, tfds.splits(version), wanted)
+            if split is None:
+                raise UserError(f"{path}: this TFDS set has no split")
             for number, record in enumerate(tfds.read_tfds(version, split), 1):
                 where = f"{version}:{split}:{number}"
                 yield where, validate_record(record, where)
@@ -205,8 +214,8 @@ def _read_member(member: Member) -> Iterator[tuple[str, dict]]:
     language = language_of(member.name)
     with member.open() as stream:
         for where, raw in jsonl.read_objects(stream, member.label):
-            theirs = language is not None and "id" not in raw and "language" not in raw and "question" in raw
-            if not theirs:
+            # A record of the schema, and not a line of MMedBench's own file.
+            if language is None or "id" in raw or "language" in raw or "question" not in raw:
                 yield where, validate_record(raw, where)
                 continue
             line, file = int(where.rpartition(":")[2]), PurePosixPath(member.name).name

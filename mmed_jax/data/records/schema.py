@@ -17,8 +17,9 @@ normalised to NFC, never NFKC (which would change units, superscripts and full-w
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import combinations
+from typing import Any
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, nearest
@@ -38,7 +39,7 @@ ROLES = ("system", "user", "assistant")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 KINDS = ("instruction", "mcq")
 
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "instruction": {"source": "user", "license": "unspecified", "method": "original", "provenance": {}},
     "mcq": {
         "rationale": "",
@@ -120,8 +121,8 @@ def validate_record(record: dict, where: str) -> dict:
         raise RecordError(where, "messages", problem) from None
     for name in record:
         if name not in FIELDS[kind]:
-            close = nearest(name, FIELDS[kind])
-            hint = close if close.startswith(", did") else "; fields of your own belong under 'provenance'"
+            field = nearest(name, FIELDS[kind])
+            hint = field if field.startswith(", did") else "; fields of your own belong under 'provenance'"
             raise RecordError(where, name, f"not a field of {kind} records{hint}")
     may_be_null = (*DEFAULTS[kind], *_OPTIONAL)
     given = {k: v for k, v in record.items() if v is not None or k not in may_be_null}
@@ -350,7 +351,7 @@ def _mcq_key(record: dict, options: Iterable[str]) -> str:
     return "\n".join([*context, _squeezed(record["question"]), *sorted(map(_squeezed, options))])
 
 
-def group_ids(records: list[dict]) -> list[int]:
+def group_ids(records: Sequence[dict]) -> list[int]:
     """A number per record; records that share provenance.group or one of question_keys, directly or through others,
     share it.
 

@@ -19,8 +19,8 @@ def by_question(records: Sequence[dict], fraction: float, seed: int) -> tuple[li
     if fraction <= 0 or len(records) < 2:
         return list(range(len(records))), []
     members: dict[int, list[int]] = defaultdict(list)
-    for i, group in enumerate(group_ids(records)):
-        members[group].append(i)
+    for i, question in enumerate(group_ids(records)):
+        members[question].append(i)
     totals = Counter(r["language"] for r in records)
     lacking = {code: max(1, round(fraction * n)) if n > 1 else 0 for code, n in totals.items()}
     largest = max(sum(lacking.values()), len(lacking))

@@ -182,4 +182,7 @@ def read_tfds(path: str | os.PathLike, split: str) -> Iterator[dict]:
             raise UserError(f"{where}: can't be read, the file is damaged")
         if len(line) > jsonl.MAX_LINE:
             raise UserError(f"{where}: a record of more than {jsonl.MAX_LINE >> 20} MiB")
-        yield jsonl.parse_json(jsonl.decode(line, where), where)
+        record = jsonl.parse_json(jsonl.decode(line, where), where)
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: expected a JSON object, got a {type(record).__name__}")
+        yield record

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import WorkError
@@ -92,7 +92,8 @@ class Batches:
         self.folder = rows.folder_of(ledger)
         self.most_tokens = settings.enqueued_tokens or 10**12
         self.capped = self.elsewhere = False
-        self.told, self._stop = Told(say), None
+        self.told = Told(say)
+        self._stop: api.Stop | None = None
         # So far: answers, responses, lines that are to be asked again, batches cut into smaller ones.
         self.answered = self.worked = self.failed = self.cut = 0
         self.last = ""  # the end of the last one
@@ -141,7 +142,9 @@ class Batches:
 
     def _new(self, c: sqlite3.Connection) -> Batch:
         sql = "INSERT INTO batches (state, requests, tokens, endpoint, created) VALUES ('open', 0, 0, ?, ?)"
-        return Batch(c.execute(sql, (self.endpoint, time.time())).lastrowid, "open", 0, 0, "", "", self.endpoint)
+        number = c.execute(sql, (self.endpoint, time.time())).lastrowid
+        assert number is not None  # it was an INSERT
+        return Batch(number, "open", 0, 0, "", "", self.endpoint)
 
     def _claim(self, request: Request, batch: Batch) -> Future:
         reserve = most_cost(request, self.price, batch=True, hard=self.ledger.claims.max_usd is not None)
@@ -162,7 +165,7 @@ class Batches:
     def _give_up(self, batch: Batch) -> None:
         rows.give_up(self.ledger, batch)
 
-    def _set(self, batch: Batch, **values: object) -> Batch:
+    def _set(self, batch: Batch, **values: Any) -> Batch:
         names = ", ".join(f"{name} = ?" for name in values)
         row = (*values.values(), batch.id)
         self.ledger.write(lambda c: c.execute(f"UPDATE batches SET {names} WHERE id = ?", row) and None).result()

@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,9 @@ _CHUNK = 256
 _MOST_PASSES = 20  # answers, redraws, expired batches; a set that needs more does not converge
 
 
-def outcomes_by_batch(jobs: Iterable[Job], settings: RunSettings, judge: Judge, ledger: Ledger) -> Iterator[Outcome]:
+def outcomes_by_batch(
+    jobs: Iterable[Job], settings: RunSettings, judge: Judge, ledger: Ledger
+) -> Generator[Outcome, None, None]:
     """Yields the outcome of every job, in order, once all batches are through. Raises as mmed_jax.llm_api.runner.run.
 
     The jobs wait on disk, beside the ledger, so that memory does not grow with their number.
@@ -54,7 +56,7 @@ def outcomes_by_batch(jobs: Iterable[Job], settings: RunSettings, judge: Judge, 
             for chunk in _chunks(_jobs(spool)):
                 slots = judge.slots(chunk, again=True)
                 judge.advance(slots, capped=True)
-                yield from (slot.outcome for slot in slots)
+                yield from (slot.settled for slot in slots)
         finally:
             spool.close()
 

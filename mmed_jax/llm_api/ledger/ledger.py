@@ -129,9 +129,10 @@ class Ledger:
 
     def rows(self, keys: Iterable[str]) -> dict[str, Row]:
         """The rows of those keys that the ledger has."""
-        keys, found = list(keys), {}
-        for start in range(0, len(keys), _CHUNK):
-            chunk = keys[start : start + _CHUNK]
+        wanted = list(keys)
+        found: dict[str, Row] = {}
+        for start in range(0, len(wanted), _CHUNK):
+            chunk = wanted[start : start + _CHUNK]
             marks = ",".join("?" * len(chunk))
             sql = f"SELECT {','.join(Row._fields)} FROM requests WHERE key IN ({marks})"
             found.update((r[0], Row(*r)) for r in self._reading.execute(sql, chunk))
@@ -139,7 +140,7 @@ class Ledger:
 
     def verdicts(self, run: str, method: str, row_ids: list[str]) -> dict[str, tuple[str, str, str]]:
         """{row_id: (key, state, reason)} of the jobs that are there."""
-        found = {}
+        found: dict[str, tuple[str, str, str]] = {}
         for start in range(0, len(row_ids), _CHUNK):
             chunk = row_ids[start : start + _CHUNK]
             marks = ",".join("?" * len(chunk))
@@ -182,8 +183,8 @@ class Ledger:
 
     def judge(self, rows: list[tuple[str, str, str, str, str, str, str]]) -> Future:
         """Enters what became of jobs: (run, method, row_id, key, state, reason, detail)."""
-        rows = [tuple(map(storable, row)) for row in rows]
-        return self.write(lambda c: c.executemany("INSERT OR REPLACE INTO jobs VALUES (?,?,?,?,?,?,?)", rows) and None)
+        texts = [tuple(map(storable, row)) for row in rows]
+        return self.write(lambda c: c.executemany("INSERT OR REPLACE INTO jobs VALUES (?,?,?,?,?,?,?)", texts) and None)
 
     def claim(self, key: str, reserve: float, owner: str = "") -> Future:
         """Claims a request for sending: "go", "final" (answered), "busy" (another's), "batch" (in a batch under way),

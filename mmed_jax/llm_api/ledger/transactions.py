@@ -6,7 +6,7 @@ import socket
 import sqlite3
 import time
 import uuid
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LEASE_SECONDS = 90.0
 FINAL = ("done", "rejected")
@@ -64,8 +64,9 @@ def storable(text: str) -> str:
 
 def _count(value: object) -> int | None:
     """A count that fits into a column, or None."""
-    sane = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
-    return value if sane else None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53:
+        return value
+    return None
 
 
 class Answer(NamedTuple):
@@ -87,11 +88,12 @@ class Answer(NamedTuple):
 
     def stored(self) -> "Answer":
         """The same with every value such that it can be written."""
-        texts = [None if t is None else storable(str(t)) for t in self[:5]]
+        values: list[Any] = [None if t is None else storable(str(t)) for t in self[:5]]
+        values += [_count(n) for n in self[5:8]]
         cost = self.cost
-        sane = isinstance(cost, int | float) and math.isfinite(cost) and cost >= 0
-        said = (None if t is None else storable(str(t)) for t in (self.served, self.finish))
-        return Answer(*texts, *(_count(n) for n in self[5:8]), float(cost) if sane else None, *said)
+        values.append(float(cost) if isinstance(cost, int | float) and math.isfinite(cost) and cost >= 0 else None)
+        values += [None if t is None else storable(str(t)) for t in (self.served, self.finish)]
+        return Answer(*values)
 
 
 class Claims:
@@ -105,7 +107,8 @@ class Claims:
         self.max_usd, self.max_requests = max_usd, max_requests
         # The most that an answer has cost of its bound (reasoning beside the limit of an answer), and by how much the
         # bounds of requests under way were raised for it.
-        self._over, self._raised = 1.0, {}
+        self._over = 1.0
+        self._raised: dict[str, float] = {}
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
 
     def claim(self, c: sqlite3.Connection, key: str, reserve: float, owner: str) -> str:
