@@ -23,7 +23,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_gen.commands.method import all_rejected, unfinished_text
 from data_gen.sets import writers
 from data_gen.sets.contamination import Benchmarks
 from data_gen.sets.dataset_card import card
@@ -37,6 +36,7 @@ from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
 from mmed_jax.llm_api.estimate import summed
+from mmed_jax.llm_api.unfinished import all_rejected_text, unfinished_text
 
 SUMMARY = "a whole set by a recipe: MMed-IFT, MMed-IFT-MC or your own"
 _FILES = (
@@ -328,7 +328,7 @@ def main(argv: list[str] | None = None) -> None:
     stage = "stage1" if recipe.kind == "instruction" else "stage2"
     print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={args.output}/tfds/{recipe.name}")
     failed = sum(n for counts in build.rows.outcomes.values() for (s, _), n in counts.items() if s == "failed")
-    lost = [f"step {name}: {said}" for name, counts in build.rows.outcomes.items() if (said := all_rejected(counts))]
+    lost = [f"step {n}: {text}" for n, c in build.rows.outcomes.items() if (text := all_rejected_text(c))]
     if failed or lost:
         raise WorkError(f"the set is written, but {'; '.join(filter(None, (unfinished_text(0, failed), *lost)))}")
 

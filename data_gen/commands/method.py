@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmed_jax.common import console, jsonl
 from mmed_jax.common.command_line import Parser
@@ -17,9 +16,7 @@ from mmed_jax.common.output_files import check_file, check_folder
 from mmed_jax.common.row_buffer import remove_temporaries
 from mmed_jax.data.records.reading import read_records
 from mmed_jax.data.records.schema import LANGUAGES
-
-if TYPE_CHECKING:
-    from mmed_jax.llm_api.run_settings import RunSettings
+from mmed_jax.llm_api.unfinished import all_rejected_text, limit_text, unfinished_text
 
 _ORDER = ("accepted", "rejected", "failed", "pending")
 
@@ -140,17 +137,9 @@ def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[di
         if any(unfinished.values()):
             from mmed_jax.llm_api.runner import settings_from
 
-            raise WorkError(unfinished_text(**unfinished, limit=reached(settings_from(args))))
-        if said := all_rejected(counts):
-            raise WorkError(f"{one.name}: {said}; see {args.rejects}")
-
-
-def all_rejected(counts: Counter[tuple[str, str]]) -> str:
-    """In words, that every row was rejected, from counts by (state, reason); "" where one was not, or none came."""
-    if not counts or any(n for (state, _), n in counts.items() if state != "rejected"):
-        return ""
-    reasons = ", ".join(f"{reason} {n:,}" for (_, reason), n in counts.most_common())
-    return f"all {counts.total():,} rows were rejected ({reasons})"
+            raise WorkError(unfinished_text(**unfinished, limit=limit_text(settings_from(args))))
+        if problem := all_rejected_text(counts):
+            raise WorkError(f"{one.name}: {problem}; see {args.rejects}")
 
 
 def _pass(
@@ -194,38 +183,6 @@ def _pass(
         jsonl.write_lines(args.output, made_lines)
     print(f"{method.name}\n{summary(method, counts, flags, made, bare)}", flush=True)
     return counts
-
-
-def reached(settings: "RunSettings") -> str:
-    """Which limit keeps rows pending, and what the ledger has sent or spent; "" where none does."""
-    from mmed_jax.llm_api.ledger.ledger import Ledger
-
-    if settings.max_requests is None and settings.max_usd is None:
-        return ""
-    with Ledger(settings.ledger_file) as ledger:
-        totals = ledger.totals()
-    if settings.max_requests is not None and totals.requests >= settings.max_requests:
-        sent = f"the ledger has sent {totals.requests:,}"
-        return f"limit --max_requests={settings.max_requests} is reached ({sent}): raise it"
-    if settings.max_usd is None:
-        return ""
-    unknown = f", and up to ${totals.uncertain:.4f} for attempts of unknown cost" if totals.uncertain else ""
-    spent = f"the ledger has spent ${totals.spent:.4f}{unknown}; another request may pass it"
-    return f"limit --max_usd={settings.max_usd:g} is reached ({spent}): raise it"
-
-
-def unfinished_text(pending: int, failed: int, limit: str = "") -> str:
-    """What a run leaves undone, and how to go on. limit: what keeps rows pending, as `reached` says it."""
-    parts = []
-    if pending:
-        why = f"; {limit}, and" if limit else ";"
-        parts.append(f"{pending:,} rows pending{why} the same command goes on where this one stopped")
-    if failed:
-        parts.append(
-            f"{failed:,} rows failed (see the rejects); the same command asks again for those that the endpoint could "
-            "not answer, with --retry_failed also for those that it refused as malformed"
-        )
-    return "; ".join(parts)
 
 
 def _reject(outcome) -> dict:

@@ -2,33 +2,19 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from pathlib import Path
 
-from data_gen.methods.templates import load_prompt
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES, RecordError, kind_of, validate_record
 from mmed_jax.llm_api.prompt_guard import steers
+from mmed_jax.llm_api.prompts import load_prompt
+from mmed_jax.llm_api.redraws import redraw
 from mmed_jax.llm_api.structured_output import read_answer
-from mmed_jax.llm_api.types import Job, Reject, Request
+from mmed_jax.llm_api.types import Job, Reject
 
+PROMPTS = Path(__file__).parents[1] / "prompts"
 TEXT = {"type": "string"}
 BOOL = {"type": "boolean"}
-# Answers that another draw may mend. Not "length" (needs room) and not a fault of the input.
-REDRAWN = (
-    "schema",
-    "language",
-    "refusal",
-    "boilerplate",
-    "control",
-    "copy",
-    "too_short",
-    "too_long",
-    "repetition",
-    "key",
-    "options",
-    "numbers",
-    "facts",
-)
 # What a step of the history keeps when a generated record is the parent of another.
 _STEP = ("parent", "model", "prompt", "key", "temperature", "seed")
 
@@ -46,6 +32,7 @@ class MethodBase:
       name: the `method` of jobs and, where the schema knows it, of records.
       max_tokens: room for an answer (max_completion_tokens) unless the settings say otherwise; doubled, at most to four
         times, when an answer was cut.
+      prompt_places: (name, text) of what stands for {{name}} in its prompt whatever the input.
       enriches: the method gives its inputs back with something added; what it leaves out stays as it is.
       labels: what an enriching method adds is a label, without which the input is as good as it was.
       skipped, skipped_ids: reasons and counts of inputs that became no job, of the last iteration of `jobs`; their ids
@@ -56,6 +43,7 @@ class MethodBase:
     enriches: bool = False
     labels: bool = False
     max_tokens: int = 1024
+    prompt_places: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, *, structured: bool = True, redraws: int = 1):
         """`structured` False: no JSON schema in the request, for endpoints that have none; answers are then read
@@ -103,30 +91,13 @@ class MethodBase:
 
     def retry(self, job: Job, reason: str, attempt: int) -> Job | None:
         """The job to run instead after failed attempt number `attempt` (from 1), with a new key; None: give up."""
-        params = dict(job.request.params)
-        if reason == "length":
-            limit = "max_tokens" if "max_tokens" in params else "max_completion_tokens"
-            if attempt > 2 or params.get(limit) is None:
-                return None
-            params[limit] *= 2
-        elif reason in REDRAWN and attempt <= self.redraws:
-            params["seed"] = params.get("seed", 0) + 1
-        else:
-            return None
-        return replace(job, request=replace(job.request, params=params))
+        return redraw(job, reason, attempt, self.redraws)
 
     def new_job(self, row_id: str, parent: dict, target: dict, settings, data: object, schema: dict, **values) -> Job:
         """A job whose prompt is this method's in target["language"]; `values` fill the prompt's places."""
-        prompt = load_prompt(self.name, target["language"])
-        params = dict(settings.params)
-        if not {"max_tokens", "max_completion_tokens"} & set(params):
-            params["max_completion_tokens"] = self.max_tokens
-        request = Request(
-            model=settings.model,
-            messages=prompt.messages(data, **values),
-            params=params,
-            schema={"name": self.name, "schema": schema} if self.structured else None,
-            prompt_version=prompt.version,
+        prompt = load_prompt(PROMPTS / f"{self.name}.toml", target["language"], self.prompt_places)
+        request = prompt.request(
+            settings, data, schema=schema if self.structured else None, max_tokens=self.max_tokens, **values
         )
         return Job(row_id=row_id, method=self.name, request=request, parent=parent, target=target)
 

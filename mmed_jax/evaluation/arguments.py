@@ -1,7 +1,7 @@
 """The flags of the evaluate command, and what can be told wrong of them before anything is read, loaded or sent.
 
 A model of one's own (--model) and a model behind an API (--api_model) have flags of their own. Those of the API are
-data_gen's, with its names and meanings; data_gen is imported only when they are needed.
+mmed_jax.llm_api's, which is imported only when they are needed.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def check(args: argparse.Namespace, kind: str, mode: str, family: str, system: s
 
 def _missing() -> str:
     """The package that a model behind an API needs and that is not there, or ""."""
-    return next((name for name in ("data_gen", "openai") if find_spec(name) is None), "")
+    return "" if find_spec("openai") else "openai"
 
 
 def _parser(doc: str, *, local: bool, api: bool) -> Parser:

@@ -1,32 +1,23 @@
 """What a run would cost, before anything is sent: rows, tokens, and dollars at most and by experience.
 
-    python -m data_gen estimate rationale --input=medqa.jsonl --model=gpt-4o-mini
-    python -m data_gen estimate build --recipe=mmed_ift --model=gpt-4o-mini
-
-The same flags as the command itself (which does the same with --dry_run). The upper bound assumes that every answer
-fills its room, is unusable and is asked for again, with twice the room, as often as the method does that; attempts that
-fail on the way are not in it. "By experience" takes the prompts' and answers' mean length from the answers of the same
-prompt version and model in the ledger, so that a sample (--limit=20) tells the price of the whole.
+The upper bound assumes that every answer fills its room, is unusable and is asked for again, with twice the room, as
+often as the method does that; attempts that fail on the way are not in it. "By experience" takes the prompts' and
+answers' mean length from the answers of the same prompt version and model in the ledger.
 """
 
-import importlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import cast
 
-from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.llm_api.ledger.ledger import Ledger
 from mmed_jax.llm_api.outcomes import MOST_ATTEMPTS, Judge, Slot
 from mmed_jax.llm_api.run_settings import RunSettings
 from mmed_jax.llm_api.token_counts import answer_limit, counter_for, prompt_tokens
 from mmed_jax.llm_api.types import REASONS, Gate, Job, Method
 
-SUMMARY = "what a command would cost, without sending anything"
-COMMANDS = ("expand", "qa", "translate", "rationale", "topics", "build")
 _CHUNK = 500
 
 
@@ -217,18 +208,3 @@ def _experience(found: Estimate, ledger: Ledger) -> None:
         prompt, answer = prompt + number * p, answer + number * a
     found.usual_prompt, found.usual_answer, found.seen = prompt, answer, seen
     found.redraws = again / max(1, seen - again)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The command; raises UserError for wrong flags or input."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help"):
-        print(f"usage: python -m data_gen estimate {{{','.join(COMMANDS)}}} [flags of that command]\n\n{__doc__}")
-        return
-    if args[0] not in COMMANDS:
-        raise UserError(f"estimate: no command '{args[0]}'{nearest(args[0], COMMANDS)}")
-    importlib.import_module(f"data_gen.commands.{args[0]}").main([*args[1:], "--dry_run"])
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_gen.commands import expand, qa, rationale, topics, translate
-from data_gen.methods.templates import TOPICS
+from data_gen.methods.topics import TOPICS
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.records.reading import read_records
 from mmed_jax.llm_api.prompt_guard import leaks, outside

@@ -8,7 +8,7 @@ import pytest
 from data_gen.gates.quantities import quantities
 from data_gen.methods import METHODS, QA, Expand, Rationale, Reanswer, Topics, Translate, make_method
 from data_gen.methods.qa import grounded
-from data_gen.methods.templates import TOPICS
+from data_gen.methods.topics import TOPICS
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.languages.identify import language_problem
 from mmed_jax.data.records.reading import read_records

@@ -5,11 +5,13 @@ import re
 
 import pytest
 
-from data_gen.methods import templates
-from data_gen.methods.templates import NAMES, TOPICS, load_prompt, versions, words_hash
+from data_gen.methods.topics import TOPICS
+from data_gen.prompts import versions as pins
+from data_gen.prompts.versions import NAMES, load_prompt, versions, words_hash
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.languages.identify import language_problem
 from mmed_jax.data.records.schema import LANGUAGES
+from mmed_jax.llm_api import prompts
 
 FIELDS = {
     "answer_expanding": ("answer", "doubt"),
@@ -39,16 +41,16 @@ def test_every_prompt_is_complete(method, language):
 
 def test_the_words_of_each_version_are_pinned():
     """A changed prompt under an old version would hide in the provenance of rows: raise `version`, then
-    `python -m data_gen.methods.templates`."""
+    `python -m data_gen.prompts`."""
     for method in NAMES:
         assert versions().get(load_prompt(method, "en").version) == words_hash(method), method
 
 
 def test_a_change_without_a_new_version_is_refused(tmp_path, monkeypatch):
-    for file in templates.FOLDER.iterdir():
+    for file in pins.FOLDER.glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     topics = tmp_path / "topics.toml"
-    monkeypatch.setattr(templates, "FOLDER", tmp_path)
+    monkeypatch.setattr(pins, "FOLDER", tmp_path)
 
     def change(old, new):
         clear()
@@ -57,9 +59,9 @@ def test_a_change_without_a_new_version_is_refused(tmp_path, monkeypatch):
     try:
         change("Prefer the narrower", "Take the narrower")
         with pytest.raises(UserError, match=r"topics\.toml: the words of topics/1 were changed"):
-            templates.main([])
+            pins.main([])
         change("version = 1", "version = 2")
-        templates.main([])
+        pins.main([])
         pinned = json.loads((tmp_path / "versions.json").read_text(encoding="utf-8"))
         assert {"topics/1", "topics/2"} <= set(pinned) and pinned["topics/2"] == words_hash("topics")
     finally:
@@ -68,8 +70,8 @@ def test_a_change_without_a_new_version_is_refused(tmp_path, monkeypatch):
 
 
 def clear():
-    templates._file.cache_clear()
-    templates.load_prompt.cache_clear()
+    prompts._sections.cache_clear()
+    prompts.load_prompt.cache_clear()
 
 
 def test_what_is_filled_in_is_not_filled_again():

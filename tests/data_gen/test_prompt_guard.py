@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_gen.methods.templates import NAMES, load_prompt
+from data_gen.prompts.versions import NAMES, load_prompt
 from mmed_jax.data.records.reading import read_records
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.llm_api.prompt_guard import CLOSE, INVISIBLE, OPEN, fence, inside, leaks, neutralise, outside, steers

@@ -240,7 +240,7 @@ def test_flags_of_an_endpoint_with_a_local_model(quiz, tmp_path, model):
 
 def test_a_missing_package_is_named(ask, monkeypatch, capsys):
     monkeypatch.setattr(arguments, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="--api_model: needs the package data_gen, which is not installed"):
+    with pytest.raises(UserError, match="--api_model: needs the package openai, which is not installed"):
         ask()
     with pytest.raises(SystemExit):
         evaluate.main(["--help"])

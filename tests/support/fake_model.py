@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 
 from data_gen.gates.units import UNITS, unit_after
-from data_gen.methods.templates import NAMES, TOPICS, load_prompt
+from data_gen.methods.topics import TOPICS
+from data_gen.prompts.versions import NAMES, load_prompt
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.llm_api.prompt_guard import inside
 

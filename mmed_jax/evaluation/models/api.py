@@ -1,8 +1,8 @@
-"""A model behind an OpenAI-compatible endpoint under evaluation, through data_gen's ledger.
+"""A model behind an OpenAI-compatible endpoint under evaluation, through the ledger.
 
 It is asked the words that a local model is asked, as chat messages: system message, examples as turns, question. What
 was answered is in the ledger before it is in predictions.jsonl, so that a stopped evaluation pays for nothing twice;
-limits, prices, batches and repeated attempts are data_gen's. An item that the endpoint refuses for good is wrong and is
+limits, prices, batches and repeated attempts are llm_api's. An item that the endpoint refuses for good is wrong and is
 counted; one that is only pending keeps the evaluation unfinished.
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from data_gen.commands.method import reached, unfinished_text
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.evaluation import scoring
@@ -26,6 +25,7 @@ from mmed_jax.llm_api.run_settings import RunSettings, add_run_flags, settings_f
 from mmed_jax.llm_api.runner import run
 from mmed_jax.llm_api.token_counts import LIMITS
 from mmed_jax.llm_api.types import Job, Outcome, Request
+from mmed_jax.llm_api.unfinished import limit_text, unfinished_text
 
 VERSION = "evaluate/1"  # of how items become requests; part of every request's key
 # Reasons of the ledger with which an answer came: whole, with broken text in it, cut. Others are the finish_reason of a
@@ -37,7 +37,7 @@ _WITHOUT = "--params='{\"temperature\": null}' leaves a parameter out"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """--api_model and data_gen's flags of a run, whose defaults are those of an evaluation."""
+    """--api_model and the flags of a run, whose defaults are those of an evaluation."""
     add_run_flags(parser, "--api_model")
     other = {
         "temperature": "sampling temperature (default: 0)",
@@ -167,7 +167,7 @@ class ApiModel:
         for line in refused:
             on_line(line)
         if counts["pending"] or counts["failed"]:
-            limit = reached(self.settings_of_run)
+            limit = limit_text(self.settings_of_run)
             parts = [unfinished_text(counts["pending"], 0, limit)] if counts["pending"] else []
             if counts["failed"]:
                 parts.append(f"{counts['failed']:,} rows failed ({first}); the same command asks for them again")
@@ -232,7 +232,7 @@ def _without_nulls(text: str | None) -> tuple[str | None, set[str]]:
 
 
 class _Questions:
-    """The method of data_gen whose jobs are items, and whose answers are taken as they come: nothing is redrawn."""
+    """The llm_api.types.Method whose jobs are items, and whose answers are taken as they come: nothing is redrawn."""
 
     def __init__(self, model: ApiModel, how: Asking, settings: dict[str, Any]):
         self.name, self._family = f"evaluate_{how.mode}", how.family

@@ -1,23 +1,26 @@
-"""A model as judge of explanations, through data_gen's ledger: what is paid for once is never paid again.
+"""A model as judge of explanations, through the ledger: what is paid for once is never paid again.
 
 The judge sees question, options, right answer, reference and one explanation, all as fenced data, and gives each of the
 four criteria of rating sheets a grade from 1 to 5. It is not told which run wrote what. The prompt is
-data_gen/prompts/rationale_judge.toml; its version goes into every rating.
+rationale_judge.toml beside this file; its version goes into every rating.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple
 
-from data_gen.methods.method import MethodBase
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 from mmed_jax.evaluation.ratings.explanations import Explanation, Key
 from mmed_jax.evaluation.ratings.sheets import CRITERIA
+from mmed_jax.llm_api.prompts import load_prompt
+from mmed_jax.llm_api.redraws import redraw
 from mmed_jax.llm_api.run_settings import RunSettings
 from mmed_jax.llm_api.runner import run
 from mmed_jax.llm_api.structured_output import object_schema, read_answer
 from mmed_jax.llm_api.types import Job
 
+PROMPT = Path(__file__).with_suffix(".toml")
 GRADES = ("1", "2", "3", "4", "5")
 SCHEMA = object_schema({name: {"type": "string", "enum": list(GRADES)} for name in CRITERIA})
 
@@ -31,22 +34,35 @@ class Judged(NamedTuple):
     left: list[tuple[Key, str, str]]
 
 
-class RationaleJudge(MethodBase):
-    """One request an explanation; its record is {"scores": {criterion: grade}}."""
+class RationaleJudge:
+    """The method (mmed_jax.llm_api.types.Method) of one request an explanation; its record is
+    {"scores": {criterion: grade}}."""
 
-    name = "rationale_judge"
+    name = PROMPT.stem
     max_tokens = 64
 
-    def job_for(self, parent: dict, language: str, settings: RunSettings) -> Job:
-        target = {"language": language, "key": parent["key"]}
-        return self.new_job(parent["id"], parent, target, settings, parent["data"], SCHEMA)
+    def __init__(self, *, structured: bool = True, redraws: int = 1):
+        """`structured` False: no JSON schema in the request, for endpoints that have none. `redraws`: how often an
+        unusable answer is asked for again, with another seed."""
+        self.structured, self.redraws = structured, redraws
 
-    def answer_schema(self, job: Job) -> dict:
-        return SCHEMA
+    def jobs(self, inputs: Iterable[dict], settings: RunSettings) -> Iterator[Job]:
+        """One job an explanation."""
+        for parent in inputs:
+            prompt = load_prompt(PROMPT, parent["language"])
+            schema = SCHEMA if self.structured else None
+            request = prompt.request(settings, parent["data"], schema=schema, max_tokens=self.max_tokens)
+            target = {"language": parent["language"], "key": parent["key"]}
+            yield Job(parent["id"], self.name, request, parent, target)
 
     def parse(self, job: Job, answer: dict | str) -> list[dict]:
-        found = read_answer(answer, SCHEMA)
-        return [{"scores": {name: float(found[name]) for name in CRITERIA}}]
+        """The grades. Raises Reject."""
+        grades = read_answer(answer, SCHEMA)
+        return [{"scores": {name: float(grades[name]) for name in CRITERIA}}]
+
+    def retry(self, job: Job, reason: str, attempt: int) -> Job | None:
+        """The job to ask instead, or None."""
+        return redraw(job, reason, attempt, self.redraws)
 
 
 def judge(found: Sequence[Explanation], settings: RunSettings, *, structured: bool = True, redraws: int = 1) -> Judged:
