@@ -110,11 +110,11 @@ def test_same_recipe_same_bytes_and_rebuilding_replaces(built, tmp_path):
 _OF_EQUAL_SIZE = """
 import sys
 from pathlib import Path
-from data_gen import publish
+from data_gen.sets import writers
 from data_gen.sets.recipes import source, step
 from tests.data_gen.test_build import QUESTIONS, build, mcq, own_recipe
 for name in ("tfds_set", "parquet"):  # take seconds, and have tests of their own
-    setattr(publish, f"write_{name}", lambda folder, *rest, name=name: (folder / name.partition("_")[0]).mkdir())
+    setattr(writers, f"write_{name}", lambda folder, *rest, name=name: (folder / name.partition("_")[0]).mkdir())
 here = Path(sys.argv[1])
 recipe = own_recipe(here, [])
 for i, q in enumerate(QUESTIONS):
