@@ -27,7 +27,7 @@ from mmed_jax.checkpoints.run_directory import check_writable
 from mmed_jax.common import jsonl
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import WorkError, run_command
-from mmed_jax.config.checks import REPO
+from mmed_jax.common.paths import REPO
 
 LOCKFILE = "/tmp/libtpu_lockfile"
 # On one worker of a TPU pod jax waits for the others; a healthy start takes well under this.

@@ -14,7 +14,7 @@ from itertools import groupby
 import numpy as np
 
 from mmed_jax.common.errors import UserError, nearest, run_command
-from mmed_jax.config.checks import parse_args
+from mmed_jax.config.overrides import parse_args
 from mmed_jax.data.packed_table import Table
 from mmed_jax.data.prepare import prepare
 from mmed_jax.data.records.schema import LANGUAGES

@@ -28,7 +28,9 @@ from ml_collections import ConfigDict
 from mmed_jax.common import console
 from mmed_jax.common.errors import UserError, WorkError, one_line, run_command
 from mmed_jax.common.output_files import check_file, write_text
-from mmed_jax.config.checks import batch_rows, parse_args, resolve_path
+from mmed_jax.common.paths import resolve_path
+from mmed_jax.config.overrides import parse_args
+from mmed_jax.config.values import batch_rows
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning import advice, plan_report, topology
 from mmed_jax.planning.found_config import check_output

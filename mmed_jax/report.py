@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.checkpoints.metrics_file import Records, read_metrics
-from mmed_jax.checkpoints.run_directory import CONFIG_FILE, read_meta, step_folders, training_keys
+from mmed_jax.checkpoints.run_directory import CONFIG_FILE, read_meta, step_folders
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.common.output_files import write_text
 from mmed_jax.common.progress import clock
+from mmed_jax.config.resume import training_keys
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 
 _COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cc2", "#c77d17", "#3a3a3a", "#0f9aa8")

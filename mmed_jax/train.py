@@ -20,7 +20,8 @@ from mmed_jax.checkpoints.run_directory import guard_run_dir
 from mmed_jax.common import console
 from mmed_jax.common.checksums import shorten
 from mmed_jax.common.errors import UserError, run_command
-from mmed_jax.config.checks import batch_rows, parse_args
+from mmed_jax.config.overrides import parse_args
+from mmed_jax.config.values import batch_rows
 from mmed_jax.parallel import peers
 from mmed_jax.parallel.host_allocator import keep_freed_memory
 from mmed_jax.training import setup

@@ -70,7 +70,7 @@ def mmed_jax(case: dict) -> dict[str, Any]:
     """Training steps of the program that `train` runs; a profile of two more."""
     import jax
 
-    from mmed_jax.config.checks import load_config
+    from mmed_jax.config.recipes import load_config
     from mmed_jax.model.attention import resolve_backend
     from mmed_jax.model.config import from_hf
     from mmed_jax.parallel import sharding

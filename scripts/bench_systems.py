@@ -62,7 +62,7 @@ class MmedJax:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import jax
 
-        from mmed_jax.config.checks import parse_args
+        from mmed_jax.config.overrides import parse_args
         from mmed_jax.data.loader import BatchStream
         from mmed_jax.data.packed_table import Table
         from mmed_jax.model.config import from_hf

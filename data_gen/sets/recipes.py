@@ -5,22 +5,21 @@ A recipe is an ml_collections ConfigDict with every key of `base()`; --recipe.KE
 """
 
 import hashlib
-import importlib.util
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from data_gen.gates import THRESHOLDS
 from data_gen.methods import METHODS
 from data_gen.sets.licenses import FILTERS
-from mmed_jax.common.errors import UserError, nearest, one_line
+from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.jsonl import BadJSON, loads
-from mmed_jax.config.checks import CONFIG_DIR, DATA_RECIPES, REPO, flatten, set_override
+from mmed_jax.config.overrides import set_override
+from mmed_jax.config.recipes import CONFIG_DIR, read_recipe, recipe_names, recipe_path
+from mmed_jax.config.values import flatten
 from mmed_jax.data.records.schema import KINDS, LANGUAGES
 from mmed_jax.data.sources import SOURCES
 from mmed_jax.data.sources.encodings import known_encoding
@@ -131,24 +130,10 @@ def load_recipe(name: str, overrides: dict[str, str]) -> ConfigDict:
 
     Raises UserError: no such recipe, variant or key; a value of another type; a contradiction.
     """
-    stem, _, variant = name.partition(":")
-    path = Path(stem) if stem.endswith(".py") or "/" in stem else CONFIG_DIR / f"{stem}.py"
-    if not path.is_file() or path.parent == CONFIG_DIR and stem not in DATA_RECIPES:
-        raise UserError(f"--recipe={name}: no recipe '{stem}'{nearest(stem, DATA_RECIPES)}")
-    if str(REPO) not in sys.path:
-        sys.path.insert(0, str(REPO))
-    spec = importlib.util.spec_from_file_location(f"_recipe_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        variants = tuple(getattr(module, "VARIANTS", ("",)))
-        if variant not in variants:
-            raise UserError(f"--recipe={name}: no variant '{variant}'{nearest(variant, [v for v in variants if v])}")
-        recipe = module.get_config(variant)
-    except UserError:
-        raise
-    except Exception as e:
-        raise UserError(f"--recipe={name}: {type(e).__name__}: {one_line(e)}") from e
+    stem, path, names = name.partition(":")[0], recipe_path(name), recipe_names(data=True)
+    if not path.is_file() or path.parent == CONFIG_DIR and stem not in names:
+        raise UserError(f"--recipe={name}: no recipe '{stem}'{nearest(stem, names)}")
+    recipe = read_recipe(name, data=True)
     for key, text in overrides.items():
         _override(recipe, key, text)
     check(recipe, name)
@@ -176,10 +161,7 @@ def _override(recipe: ConfigDict, key: str, text: str) -> None:
                 given[item.strip()] = value
         node[leaf] = ConfigDict(given)
         return
-    try:
-        set_override(recipe, key, text)
-    except UserError as e:
-        raise UserError(str(e).replace("--config.", "--recipe.")) from None
+    set_override(recipe, key, text, flag="--recipe")
 
 
 def check(recipe: ConfigDict, name: str) -> None:

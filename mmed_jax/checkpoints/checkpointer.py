@@ -41,9 +41,7 @@ from mmed_jax.checkpoints.run_directory import (
     guard_run_dir,
     lock_run_dir,
     make_folder,
-    plain_config,
     read_meta,
-    training_hash,
     unlock_run_dir,
 )
 from mmed_jax.checkpoints.stored_arrays import plain_path, stored_problems
@@ -51,6 +49,7 @@ from mmed_jax.checkpoints.tree import compare, describe, from_dict, package_vers
 from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone, shorten, write_manifest
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.paths import expand_home
+from mmed_jax.config.resume import plain_config, training_hash
 from mmed_jax.parallel.barriers import agree_on, any_text, on_main, same_storage
 from mmed_jax.parallel.host_allocator import give_back_freed_memory
 from mmed_jax.parallel.preemption import PreemptionGuard

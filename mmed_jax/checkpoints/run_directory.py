@@ -5,12 +5,10 @@ Nothing here imports jax, so that these mistakes are said before any device is t
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,66 +18,15 @@ from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.input_files import check_file
 from mmed_jax.common.jsonl import loads
 from mmed_jax.common.paths import expand_home
+from mmed_jax.config.resume import plain_config, training_differences, training_keys
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 META_ITEM, META_FILE = "meta", "meta.json"
 LOCK_FILE = ".lock"
 
-# Keys that do not change what is trained beyond rounding: where things lie, what is logged and saved, and how the work
-# is spread over devices. Everything else is part of the run. A name ending in "." stands for the whole group.
-NOT_COMPARED = (
-    "run_dir",
-    "restart",
-    "platform",
-    "remat",
-    "xla_flags",
-    "attention",
-    "loss_chunk",
-    "grad_accum",
-    "data.cache_dir",
-    "mesh.",
-    "log_every",
-    "eval_every",
-    "eval_rows",
-    "checkpoint.",
-    "tensorboard",
-    "wandb",
-    "compile_cache",
-    "distributed.",
-    "model.ignore_keys",  # what the model is stands in the run itself
-    "profile_start",
-    "profile_steps",  # of earlier versions
-)
 # What orbax calls a finished checkpoint.
 _STEP = re.compile("0|[1-9][0-9]*")
-# Mappings that are values, not groups of keys.
-_WHOLE = ("source_weights", "language_weights")
-
-
-def training_keys(config: Mapping[str, Any], not_compared: Iterable[str] = NOT_COMPARED) -> dict[str, Any]:
-    """{"optim.lr": 1e-5, ...}: the keys of a (nested) config that decide what is trained, as JSON values."""
-    plain = json.loads(json.dumps(plain_config(config), default=list))
-
-    def walk(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        flat = {}
-        for key, value in node.items():
-            if isinstance(value, dict) and key not in _WHOLE:
-                flat.update(walk(value, f"{prefix}{key}."))
-            else:
-                flat[prefix + key] = value
-        return flat
-
-    def skipped(key: str) -> bool:
-        return any(key == n or (n.endswith(".") and key.startswith(n)) for n in not_compared)
-
-    return {k: v for k, v in walk(plain, "").items() if not skipped(k)}
-
-
-def training_hash(config: Mapping[str, Any]) -> str:
-    """16 hex digits over `training_keys`; equal hashes mean the same training."""
-    text = json.dumps(training_keys(config), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def step_folders(run_dir: str | os.PathLike) -> dict[int, Path]:
@@ -133,8 +80,8 @@ def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any], *, writ
 
     Writes config.json, unless `write` is False: before the directory is locked, another run may be at work in it.
     While a directory holds no checkpoint its config may still change (there is nothing to lose); from the first
-    checkpoint on, keys that change the training must stay (NOT_COMPARED lists those that may differ). A key that a run
-    of an earlier version does not have counts as having had the neutral value of mmed_jax/config/defaults.py.
+    checkpoint on, keys that change the training must stay (those with `may_change` in mmed_jax/config/defaults.py may
+    differ). A key that a run of an earlier version does not have counts as having had the neutral value given there.
 
     Raises:
       UserError: not a directory, not writable, full, an object-store address, a run whose files are none (a pipe) or
@@ -159,7 +106,7 @@ def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any], *, writ
     saved = _saved_config(path)
     steps = step_folders(path)
     if saved is not None and steps:
-        differences = _differences(training_keys(saved), training_keys(config))
+        differences = training_differences(saved, config)
         if differences:
             raise UserError(_other_config(path, max(steps), differences))
     if write:
@@ -193,11 +140,6 @@ def check_writable(folder: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A ConfigDict or a mapping as JSON values (tuples become lists)."""
-    return json.loads(json.dumps(config.to_dict() if hasattr(config, "to_dict") else dict(config), default=list))
-
-
 def _saved_config(path: Path) -> dict[str, Any] | None:
     """config.json of the run, or the newest checkpoint's copy when it is gone or damaged."""
     try:
@@ -222,27 +164,6 @@ def _usable(config: Any) -> dict[str, Any]:
     except (RecursionError, TypeError, AttributeError) as e:
         raise ValueError("not a config") from e
     return config
-
-
-def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
-    missing = object()
-
-    def show(value: Any) -> str:
-        return "not set" if value is missing else json.dumps(value, ensure_ascii=False)
-
-    neutral = _neutral()
-    keys = list(now) + [k for k in saved if k not in now]
-    pairs = [(k, saved.get(k, neutral.get(k, missing)), now.get(k, missing)) for k in keys]
-    return [(k, show(a), show(b)) for k, a, b in pairs if a != b]
-
-
-def _neutral() -> dict[str, Any]:
-    """The values of mmed_jax/config/defaults.py, {} where that is not at hand (the package alone)."""
-    try:
-        from mmed_jax.config.defaults import base
-    except ImportError:
-        return {}
-    return training_keys(base())
 
 
 def _other_config(path: Path, newest: int, differences: list[tuple[str, str, str]]) -> str:

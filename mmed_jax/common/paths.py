@@ -1,9 +1,13 @@
-"""Paths as users write them."""
+"""Paths as users write them, and where this program lies."""
 
 import os
 from pathlib import Path
 
 from mmed_jax.common.errors import UserError
+
+# The checkout, or the folder in which the package is installed.
+REPO = Path(__file__).resolve().parents[2]
+ASSETS = REPO / "mmed_jax" / "assets"
 
 
 def expand_home(path: str | os.PathLike) -> Path:
@@ -16,3 +20,11 @@ def expand_home(path: str | os.PathLike) -> Path:
         return Path(path).expanduser()
     except RuntimeError as e:
         raise UserError(f"{os.fspath(path)}: no home directory is known; set HOME or write the path out") from e
+
+
+def resolve_path(path: str) -> Path:
+    """A path of a config: as given (home expanded) when it exists, else relative to the checkout, else as given."""
+    p = expand_home(path)
+    if not p.exists() and not p.is_absolute() and (REPO / p).exists():
+        return REPO / p
+    return p

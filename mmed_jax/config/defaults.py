@@ -1,155 +1,158 @@
 """Every key of a training config, with its meaning. Stages and variants change values, never add keys.
 
 A key can be set on the command line: --config.optim.lr=1e-5, lists as a,b,c, mappings as name=value,name=value.
+Behind the default: which values are valid, `may_change` for what a run that is continued may have otherwise, and
+`compiled` for what decides the compiled step (mmed_jax/config/keys.py).
 """
 
 from ml_collections import ConfigDict
 
+from mmed_jax.config.keys import Key, neutral
+
 
 def base() -> ConfigDict:
     """The full config with neutral values."""
-    c = ConfigDict()
+    return neutral(KEYS)
+
+
+KEYS: dict[str, Key] = {
     # What this run is called; set by the stage files.
-    c.name = ""
-    c.variant = ""
-    # Seeds parameter initialisation and the order of the data; 0 to 2**32 - 1.
-    c.seed = 0
+    "name": Key(""),
+    "variant": Key(""),
+    # Seeds parameter initialisation and the order of the data; 0 to 2**32 - 1: jax.random.key reads 32 bits of it, a
+    # larger one would silently give the weights of a smaller one.
+    "seed": Key(0, not_negative=True, at_most=2**32 - 1),
     # Everything the run writes goes here. Running again continues from here.
-    c.run_dir = ""
+    "run_dir": Key("", required="name a folder", may_change=True),
     # A run whose metrics.jsonl says that checkpoints were saved stops when none of them is there. True = begin again at
     # step 0 then; where there are checkpoints it goes on from them as always.
-    c.restart = False
+    "restart": Key(False, may_change=True),
     # Weights to start from: "" = random, an HF folder, or a run folder (its newest good checkpoint; weights only,
     # step 0).
-    c.init_from = ""
+    "init_from": Key(""),
     # HF folder or Meta tokenizer.model; "" = the tokenizer of `init_from`; "demo" = the embedded one.
-    c.tokenizer = ""
-
+    "tokenizer": Key(""),
     # The architecture; read only when init_from is "" (otherwise it comes from there). 0 = the preset's value.
-    c.model = ConfigDict()
-    c.model.preset = "demo"
-    c.model.vocab_size = 0
-    c.model.hidden_size = 0
-    c.model.intermediate_size = 0
-    c.model.num_layers = 0
-    c.model.num_heads = 0
-    c.model.num_kv_heads = 0
-    c.model.head_dim = 0
-    c.model.max_position_embeddings = 0
+    "model.preset": Key("demo"),
+    "model.vocab_size": Key(0),
+    "model.hidden_size": Key(0),
+    "model.intermediate_size": Key(0),
+    "model.num_layers": Key(0),
+    "model.num_heads": Key(0),
+    "model.num_kv_heads": Key(0),
+    "model.head_dim": Key(0),
+    "model.max_position_embeddings": Key(0),
     # Keys in the config.json of init_from that are not known here, and of which you know that they change nothing.
-    c.model.ignore_keys = ()
-
+    "model.ignore_keys": Key((), may_change=True),  # what the model is stands in the run itself
     # Where it may run: "any", or "accelerator" = refuse to start on a CPU.
-    c.platform = "any"
+    "platform": Key("any", choices=("any", "accelerator"), may_change=True),
     # Matmuls and activations. Norms, softmax, logits and the loss are always float32.
-    c.compute_dtype = "float32"
+    "compute_dtype": Key("float32", choices=("float32", "bfloat16"), compiled=True),
     # Master weights.
-    c.param_dtype = "float32"
+    "param_dtype": Key("float32", choices=("float32", "bfloat16"), compiled=True),
     # What the backward pass recomputes: see mmed_jax/model/remat.py.
-    c.remat = "none"
+    "remat": Key(
+        "none",
+        choices=("none", "full", "qkv", "minimal", "minimal_ctx", "offload"),
+        may_change=True,
+        compiled=True,
+    ),
     # Attention backend: auto, reference, splash (TPU), triton (GPU), cudnn (GPU, data.packing=False).
-    c.attention = "auto"
+    "attention": Key(
+        "auto",
+        choices=("auto", "reference", "splash", "triton", "cudnn"),
+        may_change=True,
+        compiled=True,
+    ),
     # Tokens whose logits exist at one time in the loss.
-    c.loss_chunk = 1024
+    "loss_chunk": Key(1024, positive=True, may_change=True, compiled=True),
     # Compiler flags: "auto" = the table of parallel/xla_flags.py for the chip; "none" = the compiler's defaults;
     # flag=value,flag=value = these in place of the table.
-    c.xla_flags = "auto"
-
-    c.data = ConfigDict()
+    "xla_flags": Key("auto", may_change=True, compiled=True),
     # "instruction" (stage 1) or "mcq" (stage 2).
-    c.data.kind = "instruction"
+    "data.kind": Key("instruction", choices=("instruction", "mcq")),
     # Record files: .jsonl, .jsonl.gz, MMedBench folders or zips, TFDS folders.
-    c.data.train = ()
-    c.data.validation = ()
+    "data.train": Key((), required="name at least one record file, --config.data.train=FILE.jsonl"),
+    "data.validation": Key(()),
     # When no validation files are named: share of the questions (not rows) held out.
-    c.data.validation_fraction = 0.02
+    "data.validation_fraction": Key(0.02, ratio=True),
     # Languages to use; empty = all in the files.
-    c.data.languages = ()
-    c.data.seq_len = 2048
+    "data.languages": Key(()),
+    "data.seq_len": Key(2048, positive=True, compiled=True),
     # Rows longer than seq_len: "drop", or "truncate_prompt" (the answer is never cut).
-    c.data.overlong = "truncate_prompt"
+    "data.overlong": Key("truncate_prompt", choices=("drop", "truncate_prompt")),
     # Several examples in one row, isolated by segment ids; False = one example a row.
-    c.data.packing = True
+    "data.packing": Key(True, compiled=True),
     # Stage 2: the samples made from each question.
-    c.data.modes = ("rationale", "direct")
+    "data.modes": Key(("rationale", "direct"), choices=("rationale", "direct")),
     # "llama3" (chat template) or "mmedbench" (the MMedLM strings).
-    c.data.prompt_family = "llama3"
+    "data.prompt_family": Key("llama3", choices=("llama3", "mmedbench")),
     # A system message put before every conversation that has none; "" = none.
-    c.data.system_prompt = ""
+    "data.system_prompt": Key(""),
     # Expected repetitions an epoch, by source and by language; absent = 1.
-    c.data.source_weights = ConfigDict()
-    c.data.language_weights = ConfigDict()
+    "data.source_weights": Key({}),
+    "data.language_weights": Key({}),
     # Packed tables, keyed by a hash of all that went into them.
-    c.data.cache_dir = "data/packed"
-
+    "data.cache_dir": Key("data/packed", required="name a folder", may_change=True),
     # Global batch: sequences, or tokens (batch_tokens / seq_len sequences). Exactly one is not 0.
-    c.batch_size = 0
-    c.batch_tokens = 0
+    "batch_size": Key(0, not_negative=True, compiled=True),
+    "batch_tokens": Key(0, not_negative=True, compiled=True),
     # Micro-batches one after the other; gradients are summed in float32 and divided once.
-    c.grad_accum = 1
+    "grad_accum": Key(1, positive=True, may_change=True, compiled=True),
     # Length of the run: optimizer steps, or epochs. Exactly one is not 0.
-    c.steps = 0
-    c.epochs = 0.0
-
-    c.optim = ConfigDict()
+    "steps": Key(0, not_negative=True),
+    "epochs": Key(0.0, not_negative=True),
     # Bytes a parameter that stay on the devices with float32 weights (4): adamw 12, or 10 with mu_dtype=bfloat16;
     # adafactor 4 (no first moment, second moment factored: a few thousandths of the weights). With bfloat16 weights
     # 2 less. Gradients take 4 more while a step runs.
-    c.optim.name = "adamw"
-    c.optim.lr = 1e-5
+    "optim.name": Key("adamw", choices=("adamw", "adafactor"), compiled=True),
+    "optim.lr": Key(1e-5, positive=True),
     # cosine, linear, wsd (warm-up, stable, decay), constant.
-    c.optim.schedule = "cosine"
+    "optim.schedule": Key("cosine", choices=("cosine", "linear", "wsd", "constant")),
     # Warm-up: steps, or share of the run. At most one is not 0.
-    c.optim.warmup_steps = 0
-    c.optim.warmup_ratio = 0.03
+    "optim.warmup_steps": Key(0, not_negative=True),
+    "optim.warmup_ratio": Key(0.03, ratio=True),
     # The last learning rate as a share of lr; for wsd also the share of the run that decays.
-    c.optim.end_lr_ratio = 0.0
-    c.optim.decay_ratio = 0.1
+    "optim.end_lr_ratio": Key(0.0, ratio=True),
+    "optim.decay_ratio": Key(0.1, ratio=True),
     # b1, eps and mu_dtype are adamw's. b2 bounds the memory of the second moment in both.
-    c.optim.b1 = 0.9
-    c.optim.b2 = 0.95
-    c.optim.eps = 1e-8
-    c.optim.weight_decay = 0.0
+    "optim.b1": Key(0.9, ratio=True, adamw_only=True),
+    "optim.b2": Key(0.95, ratio=True),
+    "optim.eps": Key(1e-8, positive=True, adamw_only=True),
+    "optim.weight_decay": Key(0.0, not_negative=True, compiled=True),
     # Norms and biases never decay; embeddings only when asked.
-    c.optim.decay_embeddings = False
-    c.optim.clip_norm = 1.0
+    "optim.decay_embeddings": Key(False, compiled=True),
+    "optim.clip_norm": Key(1.0, not_negative=True, compiled=True),
     # First moment: float32 or bfloat16. The second is float32.
-    c.optim.mu_dtype = "float32"
-
+    "optim.mu_dtype": Key("float32", choices=("float32", "bfloat16"), adamw_only=True, compiled=True),
     # Devices: sizes of the mesh axes, one may be -1 (what is left).
     # `devices`: how many to use, 0 = all (fewer only within one process).
-    c.mesh = ConfigDict()
-    c.mesh.devices = 0
-    c.mesh.data = 1
-    c.mesh.fsdp = -1
-    c.mesh.tensor = 1
-    c.mesh.context = 1
-
+    "mesh.devices": Key(0, not_negative=True, may_change=True),
+    "mesh.data": Key(1, may_change=True, compiled=True),
+    "mesh.fsdp": Key(-1, may_change=True, compiled=True),
+    "mesh.tensor": Key(1, may_change=True, compiled=True),
+    "mesh.context": Key(1, may_change=True, compiled=True),
     # In optimizer steps. eval_every 0 = only at the end; eval_rows 0 = the whole validation set.
-    c.log_every = 10
-    c.eval_every = 0
-    c.eval_rows = 0
-
-    c.checkpoint = ConfigDict()
+    "log_every": Key(10, positive=True, may_change=True),
+    "eval_every": Key(0, not_negative=True, may_change=True),
+    "eval_rows": Key(0, not_negative=True, may_change=True),
     # 0 = not by steps / not by minutes. The last step is always saved.
-    c.checkpoint.every_steps = 0
-    c.checkpoint.every_minutes = 30.0
-    c.checkpoint.keep_last = 2
-    c.checkpoint.keep_best = 1
-
-    c.tensorboard = True
+    "checkpoint.every_steps": Key(0, not_negative=True, may_change=True),
+    "checkpoint.every_minutes": Key(30.0, not_negative=True, may_change=True),
+    "checkpoint.keep_last": Key(2, positive=True, may_change=True),
+    "checkpoint.keep_best": Key(1, not_negative=True, may_change=True),
+    # Also write event files to run_dir/tensorboard.
+    "tensorboard": Key(True, may_change=True),
     # W&B project; "" = off. The key comes from the environment.
-    c.wandb = ""
+    "wandb": Key("", may_change=True),
     # XLA's persistent cache; "" = off. Several hosts: a shared folder; several processes on CPUs do without.
-    c.compile_cache = "~/.cache/mmed_jax/compile"
-
+    "compile_cache": Key("~/.cache/mmed_jax/compile", may_change=True),
     # Several hosts. On TPU pods and under Slurm everything is found by itself.
-    c.distributed = ConfigDict()
     # The run stops unless this many processes take part; 0 = not checked.
-    c.distributed.expect_processes = 0
+    "distributed.expect_processes": Key(0, may_change=True),
     # host:port of process 0 with process count and index, where no scheduler tells.
-    c.distributed.coordinator = ""
-    c.distributed.num_processes = 0
-    c.distributed.process_id = -1
-    c.distributed.timeout_seconds = 300
-    return c
+    "distributed.coordinator": Key("", may_change=True),
+    "distributed.num_processes": Key(0, may_change=True),
+    "distributed.process_id": Key(-1, may_change=True),
+    "distributed.timeout_seconds": Key(300, positive=True, may_change=True),
+}

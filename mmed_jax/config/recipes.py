@@ -1,21 +1,26 @@
-"""Recipes: config files that give the whole config of a run, by name or path, with variants."""
+"""Recipes: Python files with get_config(variant), by name or path. Those of training give the whole config of a run.
 
+Recipes of data sets lie beside them and are read by data_gen; they are known by what they import.
+"""
+
+import ast
 import importlib.util
 import inspect
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError, nearest, one_line
+from mmed_jax.common.paths import REPO
+from mmed_jax.config.defaults import base
+from mmed_jax.config.values import flatten, nearest_key
 
-REPO = Path(__file__).resolve().parents[2]
 CONFIG_DIR = REPO / "configs"
-# Recipes of data sets lie beside those of training; data_gen reads them.
-DATA_RECIPES = ("mmed_ift", "mmed_ift_mc")
-MAPPINGS = ("source_weights", "language_weights")
+# What the recipe of a data set imports, and one of training does not.
+DATA_PACKAGE = "data_gen"
 
 
 def load_config(name: str) -> ConfigDict:
@@ -25,14 +30,12 @@ def load_config(name: str) -> ConfigDict:
       UserError: no such config or variant (the nearest valid name is given), or a mistake in the config file: broken
         code, a value of another type, a key that mmed_jax/config/defaults.py does not have or that was taken away.
     """
-    stem, _, variant = name.partition(":")
+    stem = name.partition(":")[0]
     path = recipe_path(name)
-    others = ("__init__", "base", "hardware", *DATA_RECIPES)
-    names = sorted(p.stem for p in CONFIG_DIR.glob("*.py") if p.stem not in others)
-    if stem in DATA_RECIPES:
+    if stem in recipe_names(data=True):
         raise UserError(f"--config={name}: is a recipe of a data set, for `python -m data_gen build --recipe={name}`")
     if not path.is_file():
-        raise UserError(f"--config={name}: no config '{stem}'{nearest(stem, names)}")
+        raise UserError(f"--config={name}: no config '{stem}'{nearest(stem, recipe_names())}")
     file = path.resolve()
     if file in _LOADING:
         loop = [p.name for p in (*_LOADING[_LOADING.index(file) :], file)]
@@ -40,9 +43,12 @@ def load_config(name: str) -> ConfigDict:
     _LOADING.append(file)
     _READ.append(file)
     try:
-        return _load(name, path, stem, variant, names)
+        config = read_recipe(name)
     finally:
         _LOADING.pop()
+    _check_keys(name, config)
+    config.lock()
+    return config
 
 
 class RecipeLoop(UserError):
@@ -67,52 +73,90 @@ def recipe_files(name: str) -> list[Path]:
     return _READ[before:]
 
 
-def _load(name: str, path: Path, stem: str, variant: str, names: list[str]) -> ConfigDict:
+def recipe_names(*, data: bool = False) -> list[str]:
+    """Names of the recipes in configs/, sorted: those of training, or those of data sets."""
+    return sorted(p.stem for p in CONFIG_DIR.glob("*.py") if _kind(p) == ("data" if data else "training"))
+
+
+def _kind(path: Path) -> str:
+    """ "training" or "data"; "" for what recipes share, which has no get_config. Nothing is run."""
+    try:
+        statements = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return "training"  # loading it says what is wrong
+    names = {s.name for s in statements if isinstance(s, ast.FunctionDef)}
+    packages = set()
+    for s in statements:
+        if isinstance(s, ast.Import | ast.ImportFrom):
+            names |= {a.asname or a.name for a in s.names}
+            packages |= {s.module or ""} if isinstance(s, ast.ImportFrom) else {a.name for a in s.names}
+    if "get_config" not in names:
+        return ""
+    return "data" if any(p.partition(".")[0] == DATA_PACKAGE for p in packages) else "training"
+
+
+def load_module(path: Path) -> ModuleType:
+    """Runs a recipe file, or a part of recipes such as configs/hardware.py. Raises whatever it raises."""
     if str(REPO) not in sys.path:
-        sys.path.insert(0, str(REPO))  # so that a config can say `from mmed_jax.config.defaults import base`
+        sys.path.insert(0, str(REPO))  # so that a config can say `from mmed_jax.config import base`
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"--config={name}: {path} is not a Python file (.py)")
     module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module
+
+
+def read_recipe(name: str, *, data: bool = False) -> ConfigDict:
+    """What the get_config of a recipe file gives, unchecked.
+
+    Args:
+      name: NAME or FILE.py with an optional :VARIANT.
+      data: it is the recipe of a data set (--recipe=NAME), not of training (--config=NAME).
+
+    Raises:
+      UserError: no get_config, no such variant, code that fails (with the line), or something else than a ConfigDict.
+        One that the recipe of a data set raises comes through as it is.
+    """
+    stem, _, variant = name.partition(":")
+    path, place = recipe_path(name), f"{'--recipe' if data else '--config'}={name}"
+    through = UserError if data else RecipeLoop
     try:
-        module_spec.loader.exec_module(module)
-    except RecipeLoop:
+        module = load_module(path)
+    except through:
         raise
     except Exception as e:
-        raise _mistake(name, path, e) from e
+        raise _mistake(place, path, e) from e
     if not hasattr(module, "get_config"):
-        raise UserError(f"--config={name}: {path} has no get_config; recipes: {', '.join(names)}")
-    variants = tuple(getattr(module, "VARIANTS", ()))
+        raise UserError(f"{place}: {path} has no get_config; recipes: {', '.join(recipe_names(data=data))}")
+    variants = tuple(v for v in getattr(module, "VARIANTS", ()) if v)
     if variant and variants and variant not in variants:
-        raise UserError(f"--config={name}: {stem} has no variant '{variant}'{nearest(variant, variants)}")
+        subject = "" if data else f"{stem} has "
+        raise UserError(f"{place}: {subject}no variant '{variant}'{nearest(variant, variants)}")
     if variant and not inspect.signature(module.get_config).parameters:
-        raise UserError(f"--config={name}: {path.name} has no variants; leave ':{variant}' out")
+        raise UserError(f"{place}: {path.name} has no variants; leave ':{variant}' out")
     try:
-        config = module.get_config(variant) if variant else module.get_config()
-    except RecipeLoop:
+        config = module.get_config(variant) if variant or data else module.get_config()
+    except through:
         raise
     except Exception as e:
-        raise _mistake(name, path, e) from e
+        raise _mistake(place, path, e) from e
     if not isinstance(config, ConfigDict):
-        raise UserError(f"--config={name}: get_config must return a ConfigDict, got {type(config).__name__}")
-    _check_keys(name, config)
-    config.lock()
+        raise UserError(f"{place}: get_config must return a ConfigDict, got {type(config).__name__}")
     return config
 
 
-def _mistake(name: str, path: Path, error: Exception) -> UserError:
+def _mistake(place: str, path: Path, error: Exception) -> UserError:
     """What went wrong in a config file, with the line of that file."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     at = f"line {line}: " if line else ""
-    return UserError(f"--config={name}: {at}{type(error).__name__}: {one_line(error)}")
+    return UserError(f"{place}: {at}{type(error).__name__}: {one_line(error)}")
 
 
 def _check_keys(name: str, config: ConfigDict) -> None:
     """A config file may change values only: a misspelt key would be a value that nothing reads."""
-    from mmed_jax.config.defaults import base
-
     known, found = flatten(base()), flatten(config)
     for key in found:
         if key not in known:
@@ -122,20 +166,3 @@ def _check_keys(name: str, config: ConfigDict) -> None:
             raise UserError(
                 f"--config={name}: {key} is missing; begin with mmed_jax.config.defaults.base() and change values"
             )
-
-
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """{"optim.lr": 1e-5, ...}; mappings meant as values (source_weights, language_weights) stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict) and key not in MAPPINGS:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = dict(value) if isinstance(value, ConfigDict) else value
-    return flat
-
-
-def nearest_key(key: str, flat: dict[str, Any]) -> str:
-    """As errors.nearest: the key that has the same last part, else the most similar one."""
-    same_leaf = [k for k in flat if k.split(".")[-1] == key.split(".")[-1]]
-    return nearest(key, flat) if not same_leaf else f", did you mean '{same_leaf[0]}'?"

@@ -9,8 +9,7 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.common.paths import expand_home
-from mmed_jax.config.checks import resolve_path
+from mmed_jax.common.paths import expand_home, resolve_path
 from mmed_jax.data import packed_cache
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.data.pack import pack

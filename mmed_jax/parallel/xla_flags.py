@@ -5,7 +5,7 @@ The evidence, with what was tried and left out, is in docs/collectives.md.
 
 import re
 
-from mmed_jax.config.checks import parse_flags
+from mmed_jax.config.checks import parse_xla_flags
 
 _OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
 
@@ -62,7 +62,7 @@ def compiler_options(chip: str, asked: str = "auto") -> dict[str, str | bool]:
     """
     if asked == "auto":
         return {flag: value for flag, (value, _) in FLAGS.get(chip, {}).items()}
-    given = {} if asked == "none" else parse_flags(asked)
+    given = {} if asked == "none" else parse_xla_flags(asked)
     # Compilers for CPU and GPU take no "true" for True.
     return {flag: {"true": True, "false": False}.get(value.lower(), value) for flag, value in given.items()}
 

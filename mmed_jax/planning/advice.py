@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.config.checks import flatten
+from mmed_jax.config.values import flatten
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning.compile_keys import as_flags, changed
 from mmed_jax.planning.memory import memory_terms, total

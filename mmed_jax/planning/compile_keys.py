@@ -5,31 +5,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmed_jax.config.checks import flatten
+from mmed_jax.config.defaults import KEYS
+from mmed_jax.config.values import flatten
 
 # Keys of a config that decide what is compiled.
-RELEVANT = (
-    "compute_dtype",
-    "param_dtype",
-    "remat",
-    "attention",
-    "loss_chunk",
-    "data.seq_len",
-    "data.packing",
-    "batch_size",
-    "batch_tokens",
-    "grad_accum",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-    "mesh.context",
-    "xla_flags",
-    "optim.name",
-    "optim.mu_dtype",
-    "optim.clip_norm",
-    "optim.weight_decay",
-    "optim.decay_embeddings",
-)
+RELEVANT = tuple(name for name, key in KEYS.items() if key.compiled)
 
 
 def relevant(config: ConfigDict) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.output_files import check_file, write_text
-from mmed_jax.config.recipes import MAPPINGS, flatten, load_config, recipe_files
+from mmed_jax.config.recipes import load_config, recipe_files
+from mmed_jax.config.values import MAPPINGS, flatten
 from mmed_jax.planning.planner import PlanResult
 from mmed_jax.planning.topology import GIB
 

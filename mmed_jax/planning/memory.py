@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from mmed_jax.config.checks import batch_rows
+from mmed_jax.config.values import batch_rows
 from mmed_jax.model.config import LlamaConfig, num_params
 
 GIB = 2**30

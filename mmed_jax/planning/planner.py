@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.paths import expand_home
-from mmed_jax.config.checks import batch_rows
+from mmed_jax.config.values import batch_rows
 from mmed_jax.model.config import LlamaConfig, num_params
 from mmed_jax.parallel import xla_flags
 from mmed_jax.planning import plan_cache, step_time

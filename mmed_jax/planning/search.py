@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.config.checks import batch_rows, flatten
+from mmed_jax.config.values import batch_rows, flatten
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning import advice, step_time
 from mmed_jax.planning.compile_keys import as_flags, changed

@@ -9,7 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.config.checks import ADAMW_ONLY, batch_rows, flatten
+from mmed_jax.config.defaults import KEYS
+from mmed_jax.config.values import batch_rows, flatten
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.planning.compile_keys import changed
 
@@ -83,7 +84,7 @@ def _proposals(
         for s in [{}, *settings]:
             yield mesh, {**s, "optim.mu_dtype": "bfloat16"}, "the first moment is rounded to 8 bits"
     flat = flatten(config)
-    plain = {key: value for key, value in ADAMW_ONLY.items() if flat[key] != value}
+    plain = {name: key.default for name, key in KEYS.items() if key.adamw_only and flat[name] != key.default}
     for s in [{}, *settings]:
         yield mesh, {**s, "optim.name": "adafactor", **plain}, "adafactor is another optimizer"
 

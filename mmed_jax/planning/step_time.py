@@ -9,7 +9,7 @@ from math import prod
 
 from ml_collections import ConfigDict
 
-from mmed_jax.config.checks import batch_rows
+from mmed_jax.config.values import batch_rows
 from mmed_jax.model.config import LlamaConfig, num_params
 from mmed_jax.parallel.xla_flags import scatters_gradients
 from mmed_jax.planning.collective_time import link_rate

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmed_jax.config.checks import batch_rows
+from mmed_jax.config.values import batch_rows
 from mmed_jax.model.attention import resolve_backend
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.parallel import sharding

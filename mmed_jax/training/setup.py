@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from mmed_jax.checkpoints.run_directory import CONFIG_FILE, check_writable, guard_run_dir
 from mmed_jax.common.errors import UserError, WorkError, nearest, one_line
-from mmed_jax.common.paths import expand_home
-from mmed_jax.config.checks import ASSETS, batch_rows, resolve_path
+from mmed_jax.common.paths import ASSETS, expand_home, resolve_path
+from mmed_jax.config.values import batch_rows
 from mmed_jax.data.chat import chat_format
 from mmed_jax.data.plain_text import text_end
 from mmed_jax.data.tokenizers.tokenizer import check_vocab, load_tokenizer, stop_ids, warn

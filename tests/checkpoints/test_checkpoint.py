@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec as P
 
 from mmed_jax.checkpoints.checkpointer import available_steps, restore_params
 from mmed_jax.checkpoints.restore import quiet_orbax
-from mmed_jax.checkpoints.run_directory import read_meta, training_hash
+from mmed_jax.checkpoints.run_directory import read_meta
 from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.config.resume import training_hash
 from tests.support.checkpoints import (
     CONFIG,
     abstract,

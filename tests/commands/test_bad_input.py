@@ -189,7 +189,7 @@ def test_train(bench, bad, tmp_path, changes, said):  # noqa: F811
 
 def test_stage_2_without_stage_1_names_the_command_that_makes_it(bench, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mmed_jax.config.checks.REPO", tmp_path)
+    monkeypatch.setattr("mmed_jax.common.paths.REPO", tmp_path)
     outcome = bench.train(tmp_path / "run", "stage2")
     assert outcome.code == 2 and "python -m mmed_jax.train --config=stage1`" in outcome.error
     outcome = bench.train(tmp_path / "run", "stage2:1b")

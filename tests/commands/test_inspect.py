@@ -101,7 +101,7 @@ def test_rows_and_tokens_flags(folder, capsys):
 
 
 def test_segments_undo_the_packing(folder):
-    from mmed_jax.config.checks import parse_args
+    from mmed_jax.config.overrides import parse_args
     from mmed_jax.data.prepare import prepare
 
     tok = load_tokenizer(folder / "tiny_tokenizer")

@@ -11,7 +11,7 @@ from unittest import mock
 import jax
 import pytest
 
-from mmed_jax.config.checks import load_config
+from mmed_jax.config.recipes import load_config
 from mmed_jax.model.config import PRESETS, num_params
 from mmed_jax.planning import memory, planner, smaller_configs
 from mmed_jax.planning.compile_keys import changed

@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 
 from mmed_jax.common.errors import WorkError
-from mmed_jax.config.checks import load_config
+from mmed_jax.config.recipes import load_config
 from mmed_jax.data.prepare import prepare
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from mmed_jax.planning.compile_keys import changed

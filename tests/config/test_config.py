@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.config.checks import batch_rows, config_hash, flatten, load_config, parse_args, to_json
+from mmed_jax.config.overrides import parse_args
+from mmed_jax.config.recipes import load_config
+from mmed_jax.config.values import batch_rows, config_hash, flatten, to_json
 
 DEMO = ["--config=stage1"]
 
@@ -156,7 +158,7 @@ def test_mistakes_are_one_clear_line(name):
 
 def test_exit_code_is_two_and_no_device_is_touched(repo):
     code = (
-        "import sys; from mmed_jax.config.checks import parse_args; from mmed_jax.common.errors import run_command\n"
+        "import sys; from mmed_jax.config.overrides import parse_args; from mmed_jax.common.errors import run_command\n"
         "try: run_command(lambda: parse_args(['--config=stage1', '--config.sed=1']))\n"
         "finally: print('jax' in sys.modules)"
     )
@@ -167,9 +169,9 @@ def test_exit_code_is_two_and_no_device_is_touched(repo):
 
 
 def test_choices_named_here_are_those_of_the_model():
-    from mmed_jax.config.checks import CHOICES
+    from mmed_jax.config.defaults import KEYS
     from mmed_jax.model.attention import BACKENDS
     from mmed_jax.model.remat import POLICIES
 
-    assert set(CHOICES["remat"]) == set(POLICIES)
-    assert set(CHOICES["attention"]) == set(BACKENDS)
+    assert set(KEYS["remat"].choices) == set(POLICIES)
+    assert set(KEYS["attention"].choices) == set(BACKENDS)

@@ -9,7 +9,7 @@ import pytest
 
 from mmed_jax.common.code_hash import ROOT, code_hash
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.config.checks import parse_args
+from mmed_jax.config.overrides import parse_args
 from mmed_jax.data import packed_cache
 from mmed_jax.data.prepare import prepare
 from mmed_jax.data.records.schema import write_records

@@ -323,7 +323,7 @@ def test_chatml_from_training_to_export(bench: Bench, tmp_path):  # noqa: F811
 
 def test_packed_tables_of_two_formats_are_two(tmp_path):
     """One vocabulary, two templates: nothing of the one is found for the other."""
-    from mmed_jax.config.checks import parse_args
+    from mmed_jax.config.overrides import parse_args
     from mmed_jax.data.prepare import prepare
 
     data = write_jsonl(tmp_path / "r.jsonl", questions())

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mmed_jax import evaluate, export, generate
-from mmed_jax.checkpoints.run_directory import training_hash
 from mmed_jax.common.errors import UserError
-from mmed_jax.config.checks import parse_args
+from mmed_jax.config.overrides import parse_args
+from mmed_jax.config.resume import training_hash
 from mmed_jax.hf.load import load_config
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.model.config import from_hf

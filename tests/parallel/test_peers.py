@@ -15,7 +15,7 @@ WAITING = """
     import os, sys, time
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # as train does
     from mmed_jax import peers
-    from mmed_jax.config.checks import load_config
+    from mmed_jax.config.recipes import load_config
     from mmed_jax.common.errors import run_command
 
     def main():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mmed_jax.config.checks import load_config
+from mmed_jax.config.recipes import load_config
 from mmed_jax.model.config import PRESETS, num_params
 from mmed_jax.parallel.xla_flags import FLAGS, compiler_options
 from mmed_jax.planning import schedule_time, step_time, topology

@@ -8,7 +8,8 @@ import jax
 import pytest
 
 from mmed_jax.common.errors import WorkError
-from mmed_jax.config.checks import load_config, validate
+from mmed_jax.config.checks import validate
+from mmed_jax.config.recipes import load_config
 from mmed_jax.model.config import PRESETS
 from mmed_jax.parallel import sharding
 from mmed_jax.planning import smaller_configs

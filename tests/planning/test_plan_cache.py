@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from mmed_jax.common.code_hash import dump
-from mmed_jax.config.checks import load_config
+from mmed_jax.config.recipes import load_config
 from mmed_jax.model.config import PRESETS
 from mmed_jax.planning import plan_cache, topology
 from mmed_jax.planning.compile_keys import RELEVANT, changed, relevant

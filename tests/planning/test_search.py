@@ -8,7 +8,8 @@ from unittest import mock
 import pytest
 
 from mmed_jax import train
-from mmed_jax.config.checks import flatten, load_config
+from mmed_jax.config.recipes import load_config
+from mmed_jax.config.values import flatten
 from mmed_jax.model.config import PRESETS
 from mmed_jax.planning import advice, planner, search, topology
 from mmed_jax.planning.compile_keys import changed

@@ -14,7 +14,8 @@ import pytest
 
 from mmed_jax.checkpoints import restore as checkpoint_read
 from mmed_jax.checkpoints.run_directory import read_meta
-from mmed_jax.config.checks import load_config, set_override
+from mmed_jax.config.overrides import set_override
+from mmed_jax.config.recipes import load_config
 from mmed_jax.model.config import PRESETS
 from mmed_jax.parallel import sharding
 from mmed_jax.training import optim, setup, step
@@ -77,7 +78,7 @@ from pathlib import Path
 import jax
 from mmed_jax import checkpoint_read, optim, placement, sharding
 from mmed_jax.checkpoints.checkpointer import Checkpointer, restore_params
-from mmed_jax.config.checks import load_config
+from mmed_jax.config.recipes import load_config
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from mmed_jax.hf.load import load_params
 from mmed_jax.hf.save import save_pretrained

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.config.checks import load_config
+from mmed_jax.config.recipes import load_config
 from mmed_jax.model import llama
 from mmed_jax.model.config import PRESETS, num_params
 from mmed_jax.parallel import sharding

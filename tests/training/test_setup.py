@@ -9,8 +9,9 @@ import pytest
 from mmed_jax.checkpoints.run_directory import guard_run_dir
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.output_files import check_folder
-from mmed_jax.config.checks import load_config, resolve_path
+from mmed_jax.common.paths import resolve_path
 from mmed_jax.config.defaults import base
+from mmed_jax.config.recipes import load_config
 from mmed_jax.hf.open_model import ModelSource
 from mmed_jax.model.config import PRESETS
 from mmed_jax.training import setup

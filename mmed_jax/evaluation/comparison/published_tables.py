@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from mmed_jax.config.checks import ASSETS
+from mmed_jax.common.paths import ASSETS
 from mmed_jax.evaluation.benchmarks.registry import ENTRIES, Entry, lookup
 from mmed_jax.evaluation.comparison.runs import describe
 

@@ -1,0 +1,125 @@
+"""Overrides on the command line: --config=NAME[:VARIANT] --config.KEY=VALUE, checked before any device is touched.
+
+An unknown key, a wrong type or an impossible combination is one line and exit code 2.
+"""
+
+import argparse
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmed_jax.common.command_line import Parser
+from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.config.checks import validate
+from mmed_jax.config.recipes import load_config
+from mmed_jax.config.values import flatten, nearest_key, to_json
+
+
+def set_override(config: ConfigDict, key: str, text: str, flag: str = "--config") -> None:
+    """Sets one key from its command-line text, in the type of its default.
+
+    Args:
+      flag: what stands before the key on the command line.
+
+    Raises:
+      UserError: unknown key (with the nearest), or a text that is not of the type.
+    """
+    flat = flatten(config)
+    if key not in flat:
+        groups = {k.rsplit(".", 1)[0] for k in flat if "." in k}
+        if key in groups:
+            raise UserError(f"{flag}.{key}: is a group of keys{nearest('', [k for k in flat if k.startswith(key)])}")
+        raise UserError(f"{flag}.{key}: no such key{nearest_key(key, flat)}")
+    value = _parse(text, flat[key], f"{flag}.{key}")
+    node = config
+    *parents, leaf = key.split(".")
+    for p in parents:
+        node = node[p]
+    with node.unlocked():
+        node[leaf] = ConfigDict(value) if isinstance(value, dict) else value
+
+
+def _parse(text: str, default: Any, key: str) -> Any:
+    def bad(kind: str, example: str) -> UserError:
+        return UserError(f"{key}={text}: must be {kind}, for example {example} (default {default!r})")
+
+    if isinstance(default, bool):
+        if text.lower() in ("true", "1", "yes"):
+            return True
+        if text.lower() in ("false", "0", "no"):
+            return False
+        raise bad("true or false", "true")
+    if isinstance(default, int):
+        try:
+            return int(text.replace("_", ""))
+        except ValueError:
+            raise bad("a whole number", "8") from None
+    if isinstance(default, float):
+        try:
+            return float(text)
+        except ValueError:
+            raise bad("a number", "1e-5") from None
+    if isinstance(default, (tuple, list)):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if isinstance(default, dict):
+        out = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, eq, number = part.partition("=")
+            try:
+                out[name.strip()] = float(number)
+            except ValueError:
+                eq = ""
+            if not eq or not name.strip():
+                raise bad("name=number,name=number", "zh=2,en=0.5")
+        return out
+    return text
+
+
+def parse_args(
+    argv: list[str] | None, *, description: str = "", extra: dict[str, tuple[Any, str]] | None = None
+) -> tuple[ConfigDict, SimpleNamespace]:
+    """Parses `--config=NAME[:VARIANT] [--config.KEY=VALUE ...]` and a command's own flags; validates the config.
+
+    Args:
+      argv: arguments without the program name; None = sys.argv[1:].
+      description: shown by --help.
+      extra: name -> (default, help) of further `--name=value` flags, typed by their default; False = a switch.
+
+    Returns:
+      (locked config, namespace of the extra flags)
+
+    Raises:
+      UserError: see set_override, load_config, validate.
+    """
+    extra = extra or {}
+    parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="NAME[:VARIANT]", help="a recipe in configs/, or a .py file")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved config and stop")
+    for name, (default, text) in extra.items():
+        kind = {"action": "store_true"} if default is False else {"type": type(default), "default": default}
+        parser.add_argument(f"--{name}", help=text, **kind)
+    parser.epilog = "--config.KEY=VALUE sets any key; mmed_jax/config/defaults.py explains each."
+
+    plain, overrides, args = [], [], list(sys.argv[1:] if argv is None else argv)
+    while args:
+        arg = args.pop(0)
+        if not arg.startswith("--config."):
+            plain.append(arg)
+            continue
+        key, eq, value = arg.removeprefix("--config.").partition("=")
+        if not eq:
+            if not args or args[0].startswith("--"):
+                raise UserError(f"--config.{key}: needs a value, as --config.{key}=VALUE")
+            value = args.pop(0)
+        overrides.append((key, value))
+    flags = parser.parse_args(plain)
+    config = load_config(flags.config)
+    for key, value in overrides:
+        set_override(config, key, value)
+    if flags.print_config:
+        print(to_json(config))
+        sys.exit(0)
+    validate(config)
+    return config, flags
