@@ -9,7 +9,8 @@ prints the most expensive operations of the steps that `train --profile=START:ST
 """
 
 import base64
-import html
+import dataclasses
+import io
 import json
 import logging
 import math
@@ -24,6 +25,7 @@ from mmed_jax.checkpoints.metrics_file import Records, read_metrics
 from mmed_jax.checkpoints.run_directory import CONFIG_FILE, read_meta, step_folders
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command
+from mmed_jax.common.html_page import Cell, render
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.common.output_files import write_text
 from mmed_jax.common.progress import clock
@@ -68,11 +70,27 @@ _LABELS = {
     "supervised_tokens_per_second": "supervised tokens",
 }
 
+# Set by the recipe, and so without noise: drawn as they are, however many points there are.
+_DETERMINISTIC = ("lr",)
+
 # Plots
 
 
-def write_plots(folder: Path, records: Records) -> dict[str, Path]:
-    """One PNG for every group of numbers that has a point; {title: path}. Raises OSError."""
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A plot as SVG. It stands in the page as an image, where nothing in it can be run or fetch anything."""
+
+    title: str
+    svg: bytes
+
+    @property
+    def data_uri(self) -> str:
+        """What `src` of an image is."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
+
+
+def write_plots(folder: Path, records: Records) -> list[Plot]:
+    """One PNG for every group of numbers that has a point, and the same as SVG for the page. Raises OSError."""
     names = sorted({k for r in (*records.train, *records.evals) for k in r})
     by_language = [k for k in names if k.startswith("validation/loss/")] or [k for k in names if k.startswith("loss/")]
     where = "Validation" if by_language and by_language[0].startswith("validation/") else "Training"
@@ -85,65 +103,78 @@ def write_plots(folder: Path, records: Records) -> dict[str, Path]:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     resumes = _resumes(records)
-    plots = {}
+    plots = []
     for file, title, keys, unit in wanted:
         series = [(k, *records.series(k)) for k in keys]
         series = [(k, steps, values) for k, steps, values in series if steps]
         path = folder / f"{file}.png"
         if series:
-            _plot(path, title, unit, series, resumes)
-            plots[title] = path
+            plots.append(_plot(path, title, unit, series, resumes))
         else:
             path.unlink(missing_ok=True)
     return plots
 
 
-def _plot(path: Path, title: str, unit: str, series: list, resumes: list[int]) -> None:
+def _plot(path: Path, title: str, unit: str, series: list, resumes: list[int]) -> Plot:
     # Without a home it keeps its fonts in a temporary folder, which is no news.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # The object interface, not pyplot: no global state, no display, safe in any thread.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
+    # So small that its text can be read where the page is as narrow as a phone.
+    figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    finite_total, bad_steps = 0, []
+    bad_steps = []
     for i, (name, steps, values) in enumerate(series):
-        colour = _COLOURS[i % len(_COLOURS)]
-        finite = [(s, v) for s, v in zip(steps, values) if math.isfinite(v)]
         bad_steps += [s for s, v in zip(steps, values) if not math.isfinite(v)]
-        finite_total += len(finite)
-        if not finite:
-            continue
-        xs, ys = [s for s, _ in finite], [v for _, v in finite]
-        few, noisy = len(xs) <= 40, len(xs) > 200
-        axes.plot(
-            xs,
-            ys,
-            color=colour,
-            lw=1.0 if noisy else 1.6,
-            alpha=0.35 if noisy else 1.0,
-            marker="o" if few else None,
-            ms=4,
-            label=None if noisy else _label(name),
-        )
-        if noisy:
-            axes.plot(*_rolling_median(xs, ys), color=colour, lw=1.8, label=f"{_label(name)} (rolling median)")
-    for i, step in enumerate(resumes):
-        axes.axvline(step, color="#999999", lw=0.9, ls=":", label="resumed" if i == 0 else None)
-    if bad_steps:
-        shown = sorted(set(bad_steps))
-        top = axes.get_xaxis_transform()  # x in steps, y in 0..1 of the axes
-        axes.plot(shown, [0.97] * len(shown), "x", color="#d1495b", transform=top, label="NaN or infinite")
-    axes.set(title=title, xlabel="step", ylabel=unit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _draw_series(axes, name, steps, values, _COLOURS[i % len(_COLOURS)])
+    _mark_steps(axes, resumes, sorted(set(bad_steps)))
+    axes.set_title(title, fontsize=12)
+    axes.set_xlabel("step", fontsize=11)
+    axes.set_ylabel(unit, fontsize=11)
+    axes.tick_params(labelsize=10)
     axes.grid(alpha=0.25)
-    axes.legend(loc="best", fontsize=8, framealpha=0.8)
+    axes.legend(loc="best", fontsize=9, framealpha=0.8)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary)
     os.replace(temporary, path)
+    svg = io.BytesIO()
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    return Plot(title, svg.getvalue())
+
+
+def _draw_series(axes: Any, name: str, steps: list[int], values: list[float], colour: str) -> None:
+    finite = [(s, v) for s, v in zip(steps, values) if math.isfinite(v)]
+    if not finite:
+        return
+    xs, ys = [s for s, _ in finite], [v for _, v in finite]
+    noisy = len(xs) > 200 and name not in _DETERMINISTIC
+    axes.plot(
+        xs,
+        ys,
+        color=colour,
+        lw=1.0 if noisy else 1.6,
+        alpha=0.35 if noisy else 1.0,
+        marker="o" if len(xs) <= 40 else None,
+        ms=4,
+        label=None if noisy else _label(name),
+    )
+    if noisy:
+        axes.plot(*_rolling_median(xs, ys), color=colour, lw=1.8, label=f"{_label(name)} (rolling median)")
+
+
+def _mark_steps(axes: Any, resumes: list[int], bad_steps: list[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for i, step in enumerate(resumes):
+        axes.axvline(step, color="#999999", lw=0.9, ls=":", label="resumed" if i == 0 else None)
+    if bad_steps:
+        top = axes.get_xaxis_transform()  # x in steps, y in 0..1 of the axes
+        axes.plot(bad_steps, [0.97] * len(bad_steps), "x", color="#d1495b", transform=top, label="NaN or infinite")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _label(name: str) -> str:
@@ -161,62 +192,20 @@ def _rolling_median(xs: list[int], ys: list[float]) -> tuple[list[int], list[flo
 # Page
 
 
-def _page(run_dir: Path, records: Records, config: dict | None, plots: dict[str, Path], notes: list[str]) -> str:
-    esc = html.escape
-    name = f"{config.get('name', '')}:{config.get('variant', '')}" if config else ""
-    parts = [f"<h1>{esc(run_dir.resolve().name)}</h1><p class=sub>{esc(name)} · report of {_now()}</p>"]
-    if notes:
-        parts.append("<div class=warn><b>Files</b><ul>" + "".join(f"<li>{esc(n)}</li>" for n in notes) + "</ul></div>")
-    bad = [s for s, v in zip(*records.series("loss")) if not math.isfinite(v)]
-    if bad:
-        parts.append(f"<div class=warn><b>The loss is NaN or infinite</b> in {len(bad)} steps, first {bad[0]:,}.</div>")
-    parts.append("<h2>Numbers</h2>" + _table(_final_numbers(run_dir, records)))
-    if rows := _language_rows(records):
-        parts.append("<h2>Languages</h2>" + _table(rows, head=("Language", "training loss", "validation loss", "best")))
-    for title, path in plots.items():
-        data = base64.b64encode(path.read_bytes()).decode()
-        parts.append(f'<figure><img alt="{esc(title)}" src="data:image/png;base64,{data}"></figure>')
-    if not plots:
-        parts.append("<p>No point has been recorded yet.</p>")
-    if records.events:
-        parts.append("<h2>Events</h2>" + _table(_event_rows(records), head=("time (UTC)", "step", "event", "")))
-    if config:
-        rows = [(k, _short(v)) for k, v in training_keys(config, not_compared=()).items()]
-        parts.append("<details><summary>Configuration</summary>" + _table(rows) + "</details>")
-    body = "\n".join(parts)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{esc(run_dir.resolve().name)}</title><style>{_STYLE}</style></head><body><main>
-{body}
-</main><script>{_OPEN_FOR_PRINT}</script>
-</body></html>
-"""
-
-
-_OPEN_FOR_PRINT = (
-    'addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => d.open = true))'
-)
-_STYLE = """
-:root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0; background: Canvas; color: CanvasText }
-main { max-width: 54rem; margin: auto; padding: 1rem }
-h1 { margin: .2em 0; overflow-wrap: anywhere } h2 { margin: 1.6em 0 .4em; font-size: 1.15rem } .sub { color: GrayText }
-.scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .92rem }
-td, th { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #8884; vertical-align: top }
-td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums } td:first-child { white-space: nowrap }
-figure { margin: 1rem 0 } img { width: 100%; height: auto; background: #fff; border-radius: 6px }
-.warn { border-left: 4px solid #d1495b; padding: .4rem .8rem; margin: 1rem 0; background: #d1495b18 }
-summary { cursor: pointer; font-weight: 600; margin: 1.4em 0 .4em }
-@media print { body { font-size: 11px } main { max-width: none } figure, tr { break-inside: avoid } }
-"""
-
-
-def _table(rows: Sequence[tuple], head: tuple[str, ...] = ()) -> str:
-    def row(cells: tuple, tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
-
-    top = row(head, "th") if head else ""
-    return f"<div class=scroll><table>{top}{''.join(row(r, 'td') for r in rows)}</table></div>"
+def _page(run_dir: Path, records: Records, config: dict | None, plots: list[Plot], notes: list[str]) -> str:
+    return render(
+        "training_report.html",
+        title=run_dir.resolve().name,
+        recipe=f"{config.get('name', '')}:{config.get('variant', '')}" if config else "",
+        now=_now(),
+        notes=notes,
+        bad_steps=[s for s, v in zip(*records.series("loss")) if not math.isfinite(v)],
+        numbers=_final_numbers(run_dir, records),
+        languages=_language_rows(records),
+        plots=plots,
+        events=_event_rows(records),
+        config=[(k, _short(v)) for k, v in training_keys(config, not_compared=()).items()] if config else [],
+    )
 
 
 def _final_numbers(run_dir: Path, records: Records) -> list[tuple[str, str]]:
@@ -297,13 +286,14 @@ def _language_rows(records: Records) -> list[tuple[str, ...]]:
     return rows
 
 
-def _event_rows(records: Records) -> list[tuple[str, ...]]:
-    rows = []
+def _event_rows(records: Records) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = []
     for e in records.events[-200:]:
         what = "resumed" if e["event"] == "start" and e["step"] else e.get("event", "")
         rest = {k: v for k, v in e.items() if k not in ("kind", "step", "time", "event", "mfu_formula")}
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(e.get("time", 0)))
-        rows.append((when, f"{e['step']:,}", what, ", ".join(f"{k} {_short(v)}" for k, v in rest.items())))
+        rest_text = ", ".join(f"{k} {_short(v)}" for k, v in rest.items())
+        rows.append((when, f"{e['step']:,}", what, Cell(rest_text, kind="text")))
     return rows
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mmed_jax.common.html_page import Cell, bars, esc, facts, page, table
+from mmed_jax.common.html_page import Cell, Row, render
 from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES
 from mmed_jax.evaluation.benchmarks.select import Item
 from mmed_jax.evaluation.comparison.runs import describe
@@ -16,39 +16,36 @@ from mmed_jax.evaluation.ratings.explanations import draw
 _SHOWN = 12  # wrong answers
 _CUT = 700  # characters of a text
 _SEED = 0  # of the choice of wrong answers
+_PUBLISHED = "mean_over_languages"  # the average that leads where a benchmark's papers print it
 
 
 def make_page(results: dict[str, Any], items: Sequence[Item], predictions: Sequence[dict]) -> str:
     """The page. `predictions` belong to `items` one by one (records of predictions.jsonl)."""
+    wrong = [(i, p) for i, p in zip(items, predictions, strict=True) if not p["correct"]]
+    blocks = results["benchmarks"].items()
+    return render(
+        "evaluation_report.html",
+        title=_title(results),
+        sample=limited(results),
+        about=_facts(results),
+        results=_results_table(results),
+        charts=[_chart(name, block) for name, block in blocks],
+        confusions=[_confusion(name, block) for name, block in blocks if block.get("confusion")],
+        rationales=_rationales(results),
+        rules=_rules(results),
+        wrong=len(wrong),
+        examples=[_wrong_answer(item, prediction) for item, prediction in _examples(wrong)],
+        settings=_settings(results),
+    )
+
+
+def _title(results: dict[str, Any]) -> str:
     overall = results["overall"]
-    pairs = list(zip(items, predictions, strict=True))
-    wrong = [(i, p) for i, p in pairs if not p["correct"]]
-    some = _examples(wrong)
-    unread = " An answer that can't be read counts as wrong." if has_parse_rate(results) else ""
-    cut = " “cut” answers reached the token limit." if results.get("mode") != "loglikelihood" else ""
-    told = limited(results)
-    body = [
-        f'<p class="note"><b class="bad">{esc(told)}</b></p>' if told else "",
-        facts(_facts(results)),
-        "<h2>Results</h2>",
-        _table(results),
-        f'<p class="note">{esc(results["metric"])}.{unread}{cut} Intervals are 95 %: Wilson’s; for means over '
-        "languages those of the languages combined (MOVER). Means are unweighted, as the MMedBench tables print.</p>",
-        *(_chart(name, block) for name, block in results["benchmarks"].items()),
-        *(_confusion(name, block) for name, block in results["benchmarks"].items()),
-        _rationales(results),
-        _rules(results),
-        f"<h2>Wrong answers ({len(some)} of {len(wrong):,})</h2>",
-        _wrong(some),
-        "<h2>Settings</h2>",
-        facts(_settings(results)),
-    ]
     title = f"{overall['accuracy']:.1%} of {overall['count']:,} answers right"
     blocks = list(results["benchmarks"].values())
-    if len(blocks) == 1 and blocks[0].get("published_average") == "mean_over_languages":
-        mean = f"{blocks[0]['mean_over_languages']:.1%}"
-        title = f"{mean} mean over languages, as published; {title}" if len(blocks[0]["languages"]) > 1 else title
-    return page(title, "".join(body))
+    if len(blocks) != 1 or len(blocks[0]["languages"]) < 2 or blocks[0].get("published_average") != _PUBLISHED:
+        return title
+    return f"{blocks[0]['mean_over_languages']:.1%} mean over languages, as published; {title}"
 
 
 def _model(results: dict[str, Any]) -> str:
@@ -106,7 +103,7 @@ def _settings(results: dict[str, Any]) -> list[tuple[str, object]]:
     return out
 
 
-def _table(results: dict[str, Any]) -> str:
+def _results_table(results: dict[str, Any]) -> dict[str, Any]:
     overall = results["overall"]
     spoken = [c.get("response_language") for _, _, c in rows(results)]
     columns = {
@@ -125,16 +122,18 @@ def _table(results: dict[str, Any]) -> str:
     lines: list[Any] = []
     for name, block in results["benchmarks"].items():
         languages = block["languages"]
-        lines.append(("head", [Cell(name, span=len(head))]))
+        lines.append(Row("head", [Cell(name, span=len(head))]))
         lines += [line(LANGUAGE_NAMES.get(k, k), c) for k, c in languages.items()]
         lines += [line(k.replace("_", " "), c) for k, c in block.get("parts", {}).items()]
         if len(languages) > 1:
-            lines.append(("all", line("all", block["overall"])))
+            lines.append(Row("all", line("all", block["overall"])))
             mean = [f"{block['mean_over_languages']:.1%}", _between(block["mean_interval95"])]
-            lines.append(("all", ["mean over languages", "", *mean, *[""] * len(shown)]))
+            lines.append(Row("all", ["mean over languages", "", *mean, *[""] * len(shown)]))
     if len(results["benchmarks"]) > 1:
-        lines += [("head", [Cell("together", span=len(head))]), ("all", line("all", overall))]
-    return table(head, lines)
+        lines += [Row("head", [Cell("together", span=len(head))]), Row("all", line("all", overall))]
+    generated = results.get("mode") != "loglikelihood"
+    parsed = has_parse_rate(results)
+    return {"head": head, "rows": lines, "metric": results["metric"], "parsed": parsed, "generated": generated}
 
 
 def _share(value: float | None) -> str:
@@ -145,18 +144,16 @@ def _between(interval: Sequence[float]) -> str:
     return "{:.1%} to {:.1%}".format(*interval)
 
 
-def _chart(name: str, block: dict[str, Any]) -> str:
+def _chart(name: str, block: dict[str, Any]) -> dict[str, Any]:
     parts = block.get("parts", {})
     by, cells = ("part", parts) if len(block["languages"]) == 1 and len(parts) > 1 else ("language", block["languages"])
     lines = [(LANGUAGE_NAMES.get(k, k.replace("_", " ")), c) for k, c in cells.items()]
     note = "line: 95 % interval" + ("; red: blind choice" if block["overall"].get("chance") else "")
-    return bars(f"{name}, accuracy by {by}", lines, note)
+    return {"title": f"{name}, accuracy by {by}", "lines": lines, "note": note}
 
 
-def _confusion(name: str, block: dict[str, Any]) -> str:
-    found = block.get("confusion")
-    if not found:
-        return ""
+def _confusion(name: str, block: dict[str, Any]) -> dict[str, Any]:
+    found = block["confusion"]
     columns = list(next(iter(found.values())))
     if UNPARSED in columns and not any(row[UNPARSED] for row in found.values()):
         columns.remove(UNPARSED)
@@ -168,7 +165,7 @@ def _confusion(name: str, block: dict[str, Any]) -> str:
             for c in columns
         ]
         share = "" if key == SEVERAL else _share(row.get(key, 0) / total if total else None)
-        lines.append(("", [f"right is {key}", *cells, f"{total:,}", share]))
+        lines.append([f"right is {key}", *cells, f"{total:,}", share])
     bias = block.get("order_bias")
     notes = ["Columns: what was answered."]
     if SEVERAL in found:
@@ -177,17 +174,13 @@ def _confusion(name: str, block: dict[str, Any]) -> str:
         told = "the options were shuffled" if bias["shuffled"] else "the options stood as published"
         spread = f"{100 * bias['recall_std']:.1f} points"
         notes.append(f"Standard deviation of the accuracy by right letter: {spread}; {told}.")
-    return (
-        f"<h2>Letters answered, {esc(name)}</h2>"
-        + table(["", *columns, "items", "right"], lines, wide=False)
-        + f'<p class="note">{esc(" ".join(notes))}</p>'
-    )
+    return {"name": name, "head": ["", *columns, "items", "right"], "rows": lines, "notes": notes}
 
 
-def _rationales(results: dict[str, Any]) -> str:
+def _rationales(results: dict[str, Any]) -> dict[str, Any] | None:
     found = {name: block["rationale"] for name, block in results["benchmarks"].items() if block.get("rationale")}
     if not found:
-        return ""
+        return None
     from mmed_jax.evaluation.metrics.word_split import WORDS_OF
 
     metrics = list(dict.fromkeys(m for by in found.values() for m in by))
@@ -197,31 +190,27 @@ def _rationales(results: dict[str, Any]) -> str:
 
     lines: list[Any] = []
     for name, by in found.items():
-        lines.append(("head", [Cell(name, span=len(metrics) + 2)]))
+        lines.append(Row("head", [Cell(name, span=len(metrics) + 2)]))
         for k in columns_of(by):
             cells = [by.get(m, {}).get(k) for m in metrics]
             count = max(c["count"] for c in cells if c)
             what = "mean over languages" if k == AVERAGE else LANGUAGE_NAMES[k]
-            lines.append(("all" if k == AVERAGE else "", [what, f"{count:,}", *map(shown, cells)]))
+            lines.append(Row("all" if k == AVERAGE else "", [what, f"{count:,}", *map(shown, cells)]))
     there = [k for k in WORDS_OF if any(k in cells for by in found.values() for cells in by.values())]
     ways = dict.fromkeys(WORDS_OF[k] for k in there)
     cut = "; ".join(f"{', '.join(LANGUAGE_NAMES[k] for k in there if WORDS_OF[k] == way)}: {way}" for way in ways)
     checked = results.get("rationale_settings", {}).get("checked")
     which = "only items whose reference people have checked and passed" if checked else "all items with a reference"
-    return (
-        "<h2>Rationales</h2>"
-        + table(["", "items", *metrics], lines, wide=False)
-        + f'<p class="note">Times 100; {which}; means over items, then over languages; below them 95 % intervals by a '
-        f"bootstrap over items. Words: {esc(cut)}.</p>"
-    )
+    return {"head": ["", "items", *metrics], "rows": lines, "which": which, "words": cut}
 
 
-def _rules(results: dict[str, Any]) -> str:
-    if not has_parse_rate(results):
-        return ""
+def _rules(results: dict[str, Any]) -> list[list[str]]:
     count = results["overall"]["count"]
-    lines = [[rule, f"{n:,}", f"{n / count:.1%}"] for rule, n in results["rules"].items()]
-    return "<h2>How answers were read</h2>" + table(["rule", "items", "share"], lines, wide=False)
+    return (
+        [[rule, f"{n:,}", f"{n / count:.1%}"] for rule, n in results["rules"].items()]
+        if has_parse_rate(results)
+        else []
+    )
 
 
 # ---- Wrong answers --------------------------------------------------------------------------------------------------
@@ -236,47 +225,37 @@ def _examples(wrong: Sequence[tuple[Item, dict]]) -> list[tuple[Item, dict]]:
     return [of[lang][k] for k, lang in sorted(chosen, key=lambda t: (LANGUAGES.index(t[1]), t[0]))]
 
 
-def _wrong(some: Sequence[tuple[Item, dict]]) -> str:
-    parts, language = [], None
-    for item, prediction in some:
-        if item.language != language:
-            language = item.language
-            parts.append(f"<h3>{esc(LANGUAGE_NAMES[language])}</h3>")
-        parts.append(_answer(item, prediction))
-    return "".join(parts) or "<p>There are none.</p>"
-
-
-def _answer(item: Item, prediction: dict[str, Any]) -> str:
-    got = prediction["extracted"] or ("not parsed" if item.options else "another text")
-    right = item.answer if item.options else _short(item.answer)
-    asked = item.record.get("question") or prediction["prompt"]
-    passage = item.record.get("context")
-    lang = f' lang="{item.language}"'
-    parts = [f'<div class="text"{lang}>{esc(_short(passage))}</div>'] if passage else []
-    parts.append(f'<div class="text"{lang}>{esc(_short(asked, end=not item.record.get("question")))}</div>')
-    if item.options:
-        parts.append(f'<ul class="options"{lang}>{"".join(_option(k, item, prediction) for k in item.options)}</ul>')
+def _wrong_answer(item: Item, prediction: dict[str, Any]) -> dict[str, Any]:
+    """One wrong answer, its texts cut to a length that can be read."""
+    question = item.record.get("question") or ""
     scored = bool(prediction.get("loglikelihoods"))
-    if not scored:
-        output = _short(prediction["output"].strip()) or "(nothing)"
-        parts.append(f'<p class="note">answer</p><div class="text">{esc(output)}</div>')
-    if prediction.get("generated_rationale") is not None and prediction.get("rationale"):
-        shown = esc(_short(prediction["rationale"].strip()))
-        parts.append(f'<p class="note">reference</p><div class="text"{lang}>{shown}</div>')
-    read = "" if scored else f"; rule {prediction['rule']}, ended by {prediction['finish_reason']}"
-    parts.append(f'<p class="note">{esc(f"{item.benchmark} {item.id}{read}")}</p>')
-    head = f"{got}, right is {_short(right, size=60)}: "
-    start = f"<span{lang}>{esc(_short(' '.join(item.record.get('question', '').split()), size=80))}</span>"
-    return f"<details><summary>{esc(head)}{start}</summary>{''.join(parts)}</details>"
+    with_reference = prediction.get("generated_rationale") is not None and prediction.get("rationale")
+    rule = "" if scored else f"; rule {prediction['rule']}, ended by {prediction['finish_reason']}"
+    return {
+        "language": LANGUAGE_NAMES[item.language],
+        "code": item.language,
+        "given": prediction["extracted"] or ("not parsed" if item.options else "another text"),
+        "right": _short(item.answer, size=60),
+        "start": _short(" ".join(question.split()), size=80),
+        "passage": _short(item.record.get("context") or ""),
+        "question": _short(question or prediction["prompt"], end=not question),
+        "options": [_option(letter, item, prediction) for letter in item.options or ()],
+        "output": "" if scored else _short(prediction["output"].strip()) or "(nothing)",
+        "reference": _short(prediction["rationale"].strip()) if with_reference else "",
+        "source": f"{item.benchmark} {item.id}{rule}",
+    }
 
 
-def _option(letter: str, item: Item, prediction: dict[str, Any]) -> str:
+def _option(letter: str, item: Item, prediction: dict[str, Any]) -> dict[str, Any]:
     values = prediction.get("loglikelihoods")
-    score = f" ({values[list(item.options).index(letter)]:.2f} nats)" if values else ""
     right, chosen = (letter in (text or "").split(",") for text in (item.answer, prediction["extracted"]))
-    mark = ' <b class="good">right</b>' if right else ""
-    mark += f' <b class="{"good" if right else "bad"}">chosen</b>' if chosen else ""
-    return f"<li>{esc(letter)}. {esc(_short(item.options[letter]))}{esc(score)}{mark}</li>"
+    return {
+        "letter": letter,
+        "text": _short(item.options[letter]),
+        "score": f" ({values[list(item.options).index(letter)]:.2f} nats)" if values else "",
+        "right": right,
+        "chosen": chosen,
+    }
 
 
 def _short(text: str, *, end: bool = False, size: int = _CUT) -> str:

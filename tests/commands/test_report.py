@@ -46,8 +46,8 @@ def write_run(run_dir, points=0, evals=0, nan_at=(), resume_at=None):
 
 def check_page(page):
     text = page.read_text()
-    images = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
-    assert all(base64.b64decode(i).startswith(b"\x89PNG") for i in images)
+    images = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', text)
+    assert all(b"viewBox" in base64.b64decode(i) for i in images)
     assert "http" not in re.sub(r"base64,[^\"]+", "", text)  # nothing is fetched
     assert 'name="viewport"' in text and "@media print" in text
     return text, len(images)
@@ -112,6 +112,24 @@ def test_plots_show_the_points_and_the_resume(tmp_path, monkeypatch):
     np.testing.assert_allclose(loss["validation"], [[10, 3], [20, 2]])
     assert [x for x, _ in loss["NaN or infinite"]] == [2] and [x for x, _ in loss["resumed"]] == [3, 3]
     assert set(drawn["loss_by_language"]) == {"English", "Korean", "resumed"}
+
+
+def test_a_deterministic_series_is_never_smoothed(tmp_path, monkeypatch):
+    """A rolling median bends the corners of a schedule: 300 points of a learning rate are drawn as they are."""
+    from matplotlib.figure import Figure
+
+    drawn = {}
+    save = Figure.savefig
+
+    def keep(self, path, *args, **kwargs):
+        drawn[path.name.split(".")[0]] = {line.get_label(): len(line.get_xdata()) for line in self.axes[0].lines}
+        return save(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    write_run(tmp_path, points=300)
+    make_report(tmp_path)
+    assert drawn["learning_rate"] == {"learning rate": 300}
+    assert "training (rolling median)" in drawn["loss"]
 
 
 def test_damaged_files_are_said(tmp_path):

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mmed_jax.common.html_page import Cell, bars, table
+from mmed_jax.common.html_page import Cell, environment
 from mmed_jax.data.records.schema import LANGUAGES
 from tests.support.results import OPTIONS, evaluated, items_of, record
 
@@ -148,7 +148,9 @@ def test_a_sample_is_marked_and_the_published_average_leads(page_of):
 
 
 def test_pieces():
-    assert table(["a", "b"], [["<x>", Cell(1, "2 to 3", shade=0.5, kind="right", span=2)]]).count("colspan") == 1
+    pieces = environment().get_template("pieces.html").module
+    drawn = pieces.table(["a", "b"], [["<x>", Cell(1, "2 to 3", shade=0.5, kind="right", span=2)], [1234, "b"]])
+    assert drawn.count("colspan") == 1 and "&lt;x&gt;" in drawn and "1,234" in drawn
     cell = {"accuracy": 0.5, "interval95": [0.25, 0.75], "count": 1234}
-    drawn = bars("t", [("English", cell), ("French", {**cell, "chance": 0.2})], "note")
+    drawn = pieces.interval_bars("t", [("English", cell), ("French", {**cell, "chance": 0.2})], "note")
     assert drawn.count('width="50.00%"') == 2 and drawn.count("stroke-dasharray") == 1 and "1,234 items" in drawn

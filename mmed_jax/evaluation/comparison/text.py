@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from mmed_jax.common import html_page as P
+from mmed_jax.common.html_page import Cell, Row, render
 from mmed_jax.common.output_files import csv_text
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 from mmed_jax.evaluation.comparison.tables import ACCURACY, YOURS, Difference, Line, Table, Value
@@ -206,27 +206,30 @@ def differences_csv(tables: Sequence[Table]) -> str:
 
 def html(tables: Sequence[Table]) -> str:
     """compare.html: self-contained, as report.html is."""
-    boards = []
-    for board, group in groupby(tables, key=lambda t: t.board):
-        boards.append(f"<h2>{P.esc(board)}</h2>{''.join(map(_html, group))}")
-    title = f"Evaluations compared: {', '.join(dict.fromkeys(t.board for t in tables))}"
-    return P.page(title, f'<p class="note">{P.esc(NOTE)}</p>{"".join(boards)}')
+    by_board = groupby(tables, key=lambda t: t.board)
+    return render(
+        "comparison.html",
+        title=f"Evaluations compared: {', '.join(dict.fromkeys(t.board for t in tables))}",
+        note=NOTE,
+        boards=[(board, [_page_table(t) for t in group]) for board, group in by_board],
+    )
 
 
-def _html(table: Table) -> str:
+def _page_table(table: Table) -> dict[str, Any]:
     columns = [*table.columns, *([table.total] if table.total else [])]
     names = [LANGUAGE_NAMES.get(c, c.removeprefix("mmlu_").replace("_", " ")) for c in columns]
-    lines: list[Any] = []
-    for group, there in groupby(table.lines, key=lambda line: line.group):
-        lines.append(("head", [P.Cell(group, span=len(columns) + 1)]))
-        for line in there:
-            cells = [P.Cell(_number(v), _short_interval(v)) for v in (_shown(line, c, table) for c in columns)]
-            lines.append(("run" if group == YOURS else "", [P.Cell(line.name, kind="name"), *cells]))
-    metric = "" if table.metric == ACCURACY else f"{table.metric}: "
-    out = [f"<h3>{P.esc(metric + table.asked)}</h3>", P.table(["", *names], lines, wide=False)]
-    if notes := _notes(table):
-        out.append(f'<p class="note">{"<br>".join(map(P.esc, notes))}</p>')
-    if table.differences:
-        rows = _grouped(table, lambda name: ("head", [P.Cell(name, span=len(_head(table)))]), _difference)
-        out.append(P.table(_head(table), rows, wide=False))
-    return "".join(out)
+    rows: list[Row] = []
+    for group, lines in groupby(table.lines, key=lambda line: line.group):
+        rows.append(Row("head", [Cell(group, span=len(columns) + 1)]))
+        for line in lines:
+            cells = [Cell(_number(v), _short_interval(v)) for v in (_shown(line, c, table) for c in columns)]
+            rows.append(Row("run" if group == YOURS else "", [Cell(line.name, kind="name"), *cells]))
+    head = _head(table)
+    return {
+        "title": ("" if table.metric == ACCURACY else f"{table.metric}: ") + table.asked,
+        "head": ["", *names],
+        "rows": rows,
+        "notes": _notes(table),
+        "differences_head": head,
+        "differences": _grouped(table, lambda name: Row("head", [Cell(name, span=len(head))]), _difference),
+    }
