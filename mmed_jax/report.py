@@ -293,7 +293,7 @@ def _event_rows(records: Records) -> list[tuple[object, ...]]:
         rest = {k: v for k, v in e.items() if k not in ("kind", "step", "time", "event", "mfu_formula")}
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(e.get("time", 0)))
         rest_text = ", ".join(f"{k} {_short(v)}" for k, v in rest.items())
-        rows.append((when, f"{e['step']:,}", what, Cell(rest_text, kind="text")))
+        rows.append((Cell(when, kind="whole"), f"{e['step']:,}", what, Cell(rest_text, kind="text")))
     return rows
 
 
