@@ -32,6 +32,7 @@ from mmed_jax.common.paths import resolve_path
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.config.values import batch_rows
 from mmed_jax.model.config import LlamaConfig
+from mmed_jax.parallel.chips import GIB
 from mmed_jax.planning import advice, plan_report, topology
 from mmed_jax.planning.found_config import check_output
 from mmed_jax.planning.planner import CACHE, plan
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     most = result.terms[0]
     verdict = WorkError(
         f"{config.name}:{config.variant} does not fit on {target.name}: most goes to {most['name']} "
-        f"({most['bytes'] / topology.GIB:.1f} GiB a chip by arithmetic)"
+        f"({most['bytes'] / GIB:.1f} GiB a chip by arithmetic)"
     )
     # That it does not fit is known, and said, whatever becomes of the advice.
     try:

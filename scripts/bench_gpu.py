@@ -243,7 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     best = max(products["flops_per_second"].values())
     print(f"{card['name']}: {best / 1e12:,.1f} TFLOP/s in bfloat16 products", flush=True)
 
-    from mmed_jax.training.flops import peak_flops, train_flops_per_token
+    from mmed_jax.parallel.chips import peak_flops
+    from mmed_jax.training.flops import train_flops_per_token
 
     measured = measure(args, model, cases(args, cfg, card["bytes"]), begun)
     for case in measured:

@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.values import flatten
 from mmed_jax.model.config import LlamaConfig
+from mmed_jax.parallel.chips import GIB, GPUS_A_NODE, TPUS
 from mmed_jax.planning.compile_keys import as_flags, changed
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.planner import GPU_ROOM, PlanResult, mesh_sizes, plan
 from mmed_jax.planning.smaller_configs import VARIED, smaller
-from mmed_jax.planning.topology import GPUS_A_NODE, SHAPES, Topology, parse
+from mmed_jax.planning.topology import Topology, parse
 
-GIB = 2**30
 # Configurations that are compiled to find one that fits.
 TRIES = 3
 
@@ -109,7 +109,7 @@ def room(topology: Topology) -> float:
 def larger_slice(config: ConfigDict, cfg: LlamaConfig, topology: Topology, factor: float = 1.0) -> str:
     """The smallest larger slice of the same chips that holds the config as it is, by arithmetic; "" if none does."""
     if topology.kind == "tpu":
-        names = [f"{topology.chip}-{n}" for n in SHAPES[topology.chip]]
+        names = [f"{topology.chip}-{n}" for n in TPUS[topology.chip].shapes]
     else:
         names = [f"gpu:{n}x{topology.chip}" for n in (1, 2, 4, *(GPUS_A_NODE * k for k in (1, 2, 4, 8, 16)))]
     for name in names:

@@ -11,8 +11,8 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.common.output_files import check_file, write_text
 from mmed_jax.config.recipes import load_config, recipe_files
 from mmed_jax.config.values import MAPPINGS, flatten
+from mmed_jax.parallel.chips import GIB
 from mmed_jax.planning.planner import PlanResult
-from mmed_jax.planning.topology import GIB
 
 # Files that begin so are ours and may be replaced.
 MARK = '"""Found by mmed_jax.plan --search'

@@ -15,13 +15,14 @@ from ml_collections import ConfigDict
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.config.values import batch_rows, flatten
 from mmed_jax.model.config import LlamaConfig
+from mmed_jax.parallel.chips import GIB
 from mmed_jax.planning import advice, step_time
 from mmed_jax.planning.compile_keys import as_flags, changed
 from mmed_jax.planning.found_config import write_override
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.planner import PlanResult, mesh_sizes, plan
 from mmed_jax.planning.smaller_configs import smaller
-from mmed_jax.planning.topology import GIB, Topology
+from mmed_jax.planning.topology import Topology
 
 MAX_COMPILES = 8
 # Of them for varying loss_chunk and flags around the fastest.

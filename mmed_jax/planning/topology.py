@@ -16,70 +16,10 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.parallel.chips import GPUS, GPUS_A_NODE, RATES, TPUS, Chip, tpu_of
 
 if TYPE_CHECKING:
     import jax
-
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Chip:
-    """Rates of one chip; bytes/s of one link in one direction, FLOP/s dense bfloat16."""
-
-    hbm_bytes: int
-    peak_flops: float
-    hbm_bandwidth: float
-    link_bandwidth: float
-    dcn_bandwidth: float
-    clock_hz: float
-
-
-# TPUs. HBM, its bandwidth, FLOP/s and the interconnect of a chip: cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e; a
-# link is that divided by both directions of the links of a chip (6 in a 3-D torus, 4 in a 2-D one). Clock: FLOP/s
-# divided by the multiply-adds of the matrix units. DCN of a chip: jax-ml.github.io/scaling-book (its host's network
-# cards, shared).
-CHIPS: dict[str, Chip] = {
-    "v4": Chip(32 * GIB, 275e12, 1228e9, 50e9, 6.25e9, 1.05e9),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, 100e9, 6.25e9, 1.75e9),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 50e9, 3.125e9, 1.5e9),
-    "v6e": Chip(32 * GIB, 918e12, 1640e9, 100e9, 12.5e9, 1.75e9),
-}
-# GPUs, NVIDIA data sheets, without sparsity: memory, FLOP/s, memory bandwidth, NVLink one way; one 400 Gb/s network
-# card a GPU between nodes (200 Gb/s for A100). A clock is not used.
-GPUS: dict[str, Chip] = {
-    "a100-40g": Chip(40 * 10**9, 312e12, 1555e9, 300e9, 25e9, 0.0),
-    "a100-80g": Chip(80 * 10**9, 312e12, 2039e9, 300e9, 25e9, 0.0),
-    "h100-80g": Chip(80 * 10**9, 989e12, 3350e9, 450e9, 50e9, 0.0),
-    "h200": Chip(141 * 10**9, 989e12, 4800e9, 450e9, 50e9, 0.0),
-}
-GPUS_A_NODE = 8
-
-# Chips of one slice by the number in its name; the usual shapes of the cloud.
-_CUBES = {
-    8: (2, 2, 1),
-    16: (2, 2, 2),
-    32: (2, 2, 4),
-    64: (2, 4, 4),
-    128: (4, 4, 4),
-    256: (4, 4, 8),
-    512: (4, 8, 8),
-    1024: (8, 8, 8),
-    2048: (8, 8, 16),
-}
-_SQUARES = {
-    1: (1, 1),
-    4: (2, 2),
-    8: (2, 4),
-    16: (4, 4),
-    32: (4, 8),
-    64: (8, 8),
-    128: (8, 16),
-    256: (16, 16),
-}
-SHAPES = {"v4": _CUBES, "v5p": _CUBES, "v5e": _SQUARES, "v6e": _SQUARES}
-# What the compiler calls them.
-_COMPILER_NAME = {"v4": "v4", "v5p": "v5", "v5e": "v5e", "v6e": "v6e"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +58,7 @@ def count(number: int, what: str) -> str:
 
 def names() -> list[str]:
     """Every name of one slice; gpu names have any count in front."""
-    tpus = [f"{chip}-{n}" for chip, shapes in SHAPES.items() for n in shapes]
+    tpus = [f"{name}-{n}" for name, chip in TPUS.items() for n in chip.shapes]
     return tpus + [f"gpu:8x{gpu}" for gpu in GPUS]
 
 
@@ -136,17 +76,17 @@ def parse(name: str) -> Topology:
     if text.startswith("gpu:"):
         return _gpus(name, 1, "")
     text = text.replace("v5litepod-", "v5e-")
-    match = re.fullmatch(r"(?:(\d+)x)?(v\d[a-z]?)-(\d+)", text)
-    if not match or match[2] not in SHAPES:
+    match = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*)-(\d+)", text)
+    if not match or match[2] not in TPUS:
         raise UserError(f"--topology={name}: no such slice{nearest(text, names())}")
     slices, chip, size = int(match[1] or 1), match[2], int(match[3])
-    if size not in SHAPES[chip]:
-        near = sorted(sorted(SHAPES[chip], key=lambda n: abs(n - size))[:2])
+    shapes = TPUS[chip].shapes
+    if size not in shapes:
+        near = sorted(sorted(shapes, key=lambda n: abs(n - size))[:2])
         raise UserError(f"--topology={name}: no such slice; nearest: {', '.join(f'{chip}-{n}' for n in near)}")
     if slices < 1:
         raise UserError(f"--topology={name}: the number of slices must be at least 1, for example 2x{chip}-{size}")
-    shape = SHAPES[chip][size]
-    return _topology(text, "tpu", chip, CHIPS[chip], slices, shape, torus_axes(shape))
+    return _topology(text, "tpu", chip, TPUS[chip], slices, shapes[size], torus_axes(shapes[size]))
 
 
 def _gpus(name: str, number: int, kind: str) -> Topology:
@@ -182,7 +122,9 @@ def torus_axes(shape: tuple[int, ...]) -> tuple[bool, ...]:
 def _topology(
     name: str, kind: str, chip: str, rates: Chip, slices: int, shape: tuple[int, ...], wrap: tuple[bool, ...]
 ) -> Topology:
-    return Topology(name, kind, chip, prod(shape) * slices, slices, shape, wrap, **vars(rates))
+    return Topology(
+        name, kind, chip, prod(shape) * slices, slices, shape, wrap, **{r: getattr(rates, r) for r in RATES}
+    )
 
 
 def devices(topology: Topology) -> "list[jax.Device]":
@@ -209,7 +151,7 @@ def devices(topology: Topology) -> "list[jax.Device]":
         return list(
             topologies.get_topology_desc(
                 platform="tpu",
-                topology_name=f"{_COMPILER_NAME[topology.chip]}:{'x'.join(map(str, topology.shape))}",
+                topology_name=f"{TPUS[topology.chip].compiler_name}:{'x'.join(map(str, topology.shape))}",
                 chips_per_host_bounds=(1, 1, 1) if single else (2, 2, 1),
                 num_slices=topology.slices,
                 wrap=(*topology.wrap, False)[:3],
@@ -241,25 +183,18 @@ def quiet_stderr() -> Iterator[None]:
             os.close(saved)
 
 
-def chip_of(device_kind: str) -> str:
-    """The chip ("v4", "v5p", "v5e", "v6e") of a jax.Device.device_kind; "" for anything else."""
-    kind = device_kind.lower()
-    known = {"tpu v4": "v4", "tpu v5": "v5p", "tpu v5p": "v5p", "tpu v5 lite": "v5e", "tpu v5e": "v5e"}
-    return (known | {"tpu v6 lite": "v6e", "tpu v6e": "v6e"}).get(kind, "")
-
-
-def of_devices(found: "list[jax.Device]") -> Topology | None:
+def of_devices(here: "list[jax.Device]") -> Topology | None:
     """The topology of devices that are here; None for CPUs and for chips without figures."""
-    first, slices = found[0], len({getattr(d, "slice_index", 0) or 0 for d in found})
-    chip = chip_of(first.device_kind)
-    if chip and first.platform == "tpu":
-        coords = [d.coords for d in found]
-        extent = tuple(max(c[i] for c in coords) - min(c[i] for c in coords) + 1 for i in range(3))
-        shape = extent if chip in ("v4", "v5p") else extent[:2]
-        return _topology(f"{chip}, {len(found)} chips here", "tpu", chip, CHIPS[chip], slices, shape, torus_axes(shape))
+    first, slices = here[0], len({getattr(d, "slice_index", 0) or 0 for d in here})
+    tpu = tpu_of(first.device_kind)
+    if tpu and first.platform == "tpu":
+        coords = [d.coords for d in here]
+        axes = len(next(iter(TPUS[tpu].shapes.values())))
+        shape = tuple(max(c[i] for c in coords) - min(c[i] for c in coords) + 1 for i in range(axes))
+        return _topology(f"{tpu}, {len(here)} chips here", "tpu", tpu, TPUS[tpu], slices, shape, torus_axes(shape))
     kind = first.device_kind.lower()
     gpu = next((g for g in sorted(GPUS, reverse=True) if first.platform == "gpu" and g.split("-")[0] in kind), None)
     if gpu is None:
         return None
-    nodes = len({d.process_index for d in found})
-    return _topology(f"{len(found)} GPUs here", "gpu", gpu, GPUS[gpu], nodes, (max(1, len(found) // nodes),), (False,))
+    nodes = len({d.process_index for d in here})
+    return _topology(f"{len(here)} GPUs here", "gpu", gpu, GPUS[gpu], nodes, (max(1, len(here) // nodes),), (False,))

@@ -1,27 +1,7 @@
-"""FLOPs of a training step by formula, peak FLOP/s of devices by data sheet, and their quotient, MFU."""
+"""FLOPs of a training step by formula, and their share of what the devices can do by data sheet, MFU."""
 
 from mmed_jax.model.config import LlamaConfig
-
-# Dense bfloat16 FLOP/s of one jax device, by the beginning of its `device_kind` (lower case, longest first wins).
-# TPUs: cloud.google.com/tpu/docs, pages of v4, v5e, v5p and v6e (per chip; a jax device is one chip).
-# GPUs: NVIDIA data sheets of A100, H100, H200 (without sparsity).
-PEAK_BF16: dict[str, float] = {
-    "tpu v4": 275e12,
-    "tpu v5 lite": 197e12,
-    "tpu v5e": 197e12,
-    "tpu v5": 459e12,
-    "tpu v5p": 459e12,
-    "tpu v6 lite": 918e12,
-    "tpu v6e": 918e12,
-    "nvidia a100": 312e12,
-    "nvidia h100": 989e12,
-    "nvidia h100 pcie": 756e12,
-    "nvidia h100 nvl": 835e12,
-    "nvidia h200": 989e12,
-    "nvidia h200 nvl": 835e12,
-}
-# Another chip of the same name stem, without an entry here.
-UNLISTED = ("tpu v4 lite",)
+from mmed_jax.parallel.chips import peak_flops
 
 
 def matmul_params(cfg: LlamaConfig) -> int:
@@ -47,15 +27,6 @@ def train_flops_per_token(cfg: LlamaConfig, seq_len: int) -> float:
     of the second 6.
     """
     return 6.0 * matmul_params(cfg) + 6.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim * seq_len
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of one device (jax.Device.device_kind), or None where no figure is known (CPUs)."""
-    kind = device_kind.lower()
-    if kind.startswith(UNLISTED):
-        return None
-    stems = [stem for stem in PEAK_BF16 if kind.startswith(stem)]
-    return PEAK_BF16[max(stems, key=len)] if stems else None
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, device_kind: str, num_devices: int) -> float | None:

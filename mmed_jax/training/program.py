@@ -13,8 +13,8 @@ from mmed_jax.config.values import batch_rows
 from mmed_jax.model.attention import resolve_backend
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.parallel import sharding
+from mmed_jax.parallel.chips import tpu_of
 from mmed_jax.parallel.xla_flags import compiler_options
-from mmed_jax.planning.topology import chip_of
 from mmed_jax.training import optim, step
 from mmed_jax.training import state as placement
 
@@ -88,7 +88,7 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
         grad_accum=config.grad_accum,
         packing=config.data.packing,
     )
-    flags = compiler_options(chip_of(mesh.devices.flat[0].device_kind), config.xla_flags)
+    flags = compiler_options(tpu_of(mesh.devices.flat[0].device_kind), config.xla_flags)
     # The state stays where it is, and every process can read the numbers.
     everywhere = sharding.replicated(mesh)
     stays = (jax.tree.map(lambda x: x.sharding, state), everywhere)

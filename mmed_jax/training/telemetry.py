@@ -9,7 +9,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mmed_jax.training.flops import mfu, peak_flops
+from mmed_jax.parallel.chips import peak_flops
+from mmed_jax.training.flops import mfu
 
 MFU_FORMULA = (
     "MFU = real tokens/s x train FLOPs a token / (devices x peak dense bfloat16 FLOP/s of the device's data sheet); "

@@ -6,6 +6,7 @@ import pytest
 
 from mmed_jax.model import llama
 from mmed_jax.model.config import PRESETS, LlamaConfig
+from mmed_jax.parallel.chips import peak_flops
 from mmed_jax.training import flops
 from mmed_jax.training.loss import weighted_nll
 
@@ -81,12 +82,12 @@ def test_chunked_loss_is_counted():
     ],
 )
 def test_peaks(kind, tera):
-    assert flops.peak_flops(kind) == tera * 1e12
+    assert peak_flops(kind) == tera * 1e12
 
 
 @pytest.mark.parametrize("kind", ["cpu", "TPU v4 lite", "TPU v9", "NVIDIA GeForce RTX 4090", ""])
 def test_unknown_peak_is_none(kind):
-    assert flops.peak_flops(kind) is None
+    assert peak_flops(kind) is None
     assert flops.mfu(1e4, 1e10, kind, 8) is None
 
 
