@@ -17,7 +17,7 @@ LONG = """
     import logging, os, pathlib, signal, sys, time, warnings
     handler = logging.StreamHandler()  # made before a command begins, as by libraries at their import
     from tqdm import tqdm
-    from mmed_jax import console
+    from mmed_jax.common import console
     from mmed_jax.common.errors import run_command
     console.PATIENCE_SECONDS = 0.1
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -23,7 +23,7 @@ from tests.support.training import (
 # As SLOWLY, but a process that is gone is missed after 15 seconds.
 FEW_HEARTBEATS = (
     *SLOWLY[:2],
-    "import os\nos.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'\nfrom mmed_jax import distributed, peers\n"
+    "import os\nos.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'\nfrom mmed_jax.parallel import distributed, peers\n"
     "distributed.HEARTBEAT_SECONDS, peers.INTERVAL_SECONDS = 15, 1\n" + SLOWLY[2],
 )
 

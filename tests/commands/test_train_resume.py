@@ -129,10 +129,11 @@ def test_killed_at_random_moments_and_in_the_middle_of_a_save(bench, tmp_path): 
     held = tmp_path / "held"
     code = (
         "import time, pathlib\n"
-        "from mmed_jax import checkpoint, train\n"
+        "from mmed_jax import train\n"
+        "from mmed_jax.checkpoints import checkpointer\n"
         "def hold(self):\n"
         f"    pathlib.Path({str(held)!r}).touch(); time.sleep(600)\n"
-        "checkpoint.Checkpointer._seal = hold\n"
+        "checkpointer.Checkpointer._seal = hold\n"
         "train.main()\n"
     )
     p = bench.start(run, command=(sys.executable, "-c", code))

@@ -14,7 +14,7 @@ REPO = Path(__file__).resolve().parents[2]
 WAITING = """
     import os, sys, time
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # as train does
-    from mmed_jax import peers
+    from mmed_jax.parallel import peers
     from mmed_jax.config.recipes import load_config
     from mmed_jax.common.errors import run_command
 
@@ -24,7 +24,7 @@ WAITING = """
         config.distributed.num_processes = 3
         config.distributed.process_id = int(sys.argv[2])
         peers.hush(config)
-        from mmed_jax import distributed
+        from mmed_jax.parallel import distributed
         distributed.HEARTBEAT_SECONDS, peers.INTERVAL_SECONDS = 10, 0.4
         distributed.initialize(config)
         print("ready", flush=True)

@@ -61,12 +61,14 @@ SLOWLY = (
     "-c",
     """
 import time
-from mmed_jax import errors, start, train
-check = start.check_finite
+from mmed_jax import train
+from mmed_jax.common import errors
+from mmed_jax.training import setup
+check = setup.check_finite
 def slow_check(*args):
     time.sleep(0.1)
     check(*args)
-start.check_finite = slow_check
+setup.check_finite = slow_check
 errors.run_command(train.main)
 """,
 )
@@ -75,7 +77,7 @@ VALIDATING = (
     *SLOWLY[:2],
     """
 import pathlib, sys, time
-from mmed_jax import validation
+from mmed_jax.training import validation
 batches = validation.eval_batches
 run = next(a.partition("=")[2] for a in sys.argv if a.startswith("--config.run_dir="))
 def many_batches(*args, **keys):

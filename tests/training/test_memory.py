@@ -76,16 +76,18 @@ PRELUDE = """
 import dataclasses, gc, json, sys, threading, time
 from pathlib import Path
 import jax
-from mmed_jax import checkpoint_read, optim, placement, sharding
+from mmed_jax.checkpoints import restore
 from mmed_jax.checkpoints.checkpointer import Checkpointer, restore_params
 from mmed_jax.config.recipes import load_config
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from mmed_jax.hf.load import load_params
 from mmed_jax.hf.save import save_pretrained
 from mmed_jax.model.config import PRESETS
+from mmed_jax.parallel import sharding
+from mmed_jax.training import optim, state as placement
 from mmed_jax.training.telemetry import host_memory_bytes
 
-checkpoint_read.IN_FLIGHT_BYTES = 2**20  # so that the largest leaf is the bound, as in a large model
+restore.IN_FLIGHT_BYTES = 2**20  # so that the largest leaf is the bound, as in a large model
 folder = Path(sys.argv[1])
 cfg = dataclasses.replace(PRESETS["demo"], hidden_size=512, intermediate_size=2048, num_layers=8, num_heads=8,
                           num_kv_heads=4, head_dim=64)
