@@ -38,7 +38,8 @@ from mmed_jax.evaluation.comparison.runs import SCORES
 from mmed_jax.evaluation.extraction.extract import RULES_VERSION
 from mmed_jax.evaluation.metrics import breakdown
 from mmed_jax.evaluation.metrics.accuracy import summarise, table
-from mmed_jax.evaluation.prompts.items import Asking, Item, choose_examples, closed_book, make_items, prompts_hash
+from mmed_jax.evaluation.prompts.few_shot import choose_examples
+from mmed_jax.evaluation.prompts.items import Item, PromptSettings, hide_passages, make_items, prompts_hash
 from mmed_jax.evaluation.results_page import make_page
 from mmed_jax.inference.load import say
 
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     mode = (args.mode or "direct") if kind == "mcq" else "exact_match"
     score = (args.score or "letter") if mode == "loglikelihood" else ""
     check(args, kind, mode, family, system)
-    how = Asking(mode, family, system, args.shuffle_options, score)
+    how = PromptSettings(mode, family, system, args.shuffle_options, score)
     new_tokens = model.room(scoring.MAX_NEW_TOKENS.get(mode, 0))
     items, data = _items(args, found, kind, how)
     items = model.prepare(items, how, new_tokens)
@@ -195,7 +196,7 @@ def _model(args: argparse.Namespace) -> "LocalModel | ApiModel":
 
 
 def _items(
-    args: argparse.Namespace, found: list[B.Benchmark], kind: str, how: Asking
+    args: argparse.Namespace, found: list[B.Benchmark], kind: str, how: PromptSettings
 ) -> tuple[list[Item], dict[str, dict]]:
     """(items, {benchmark: what is said of it in results.json}) of everything that is asked."""
     languages = listed(args.languages, "--languages") if args.languages else None
@@ -223,12 +224,12 @@ def _items(
         has = any(r.get("context") for r in records)
         info["passages"] = ("hidden" if args.book == "closed" else "shown") if has else None
         if args.book == "closed":
-            records, pools = closed_book(records), {s: closed_book(p) for s, p in pools.items()}
+            records, pools = hide_passages(records), {s: hide_passages(p) for s, p in pools.items()}
         part_field = b.entry.part_field if b.entry else ""
         examples = {}
         if args.few_shot:
             if told is not None:
-                pools = {args.few_shot_data: closed_book(told) if args.book == "closed" else told}
+                pools = {args.few_shot_data: hide_passages(told) if args.book == "closed" else told}
             field = "" if told is not None else part_field
             examples = choose_examples(b.name, pools, records, args.few_shot, how.prompt_mode, field)
             info["few_shot"] = {"/".join(filter(None, k)): [r["id"] for r in v] for k, v in examples.items()}

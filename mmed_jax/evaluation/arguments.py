@@ -15,7 +15,7 @@ from mmed_jax.data.sources.encodings import known_encoding
 from mmed_jax.evaluation import scoring
 from mmed_jax.evaluation.metrics import breakdown
 from mmed_jax.evaluation.metrics.text_similarity import DEFAULT
-from mmed_jax.evaluation.prompts.items import MAX_EXAMPLES
+from mmed_jax.evaluation.prompts.few_shot import MAX_EXAMPLES
 from mmed_jax.inference.load import add_arguments
 
 

@@ -89,7 +89,7 @@ def test_the_export_scores_the_same_through_transformers(quickstart, repo, tmp_p
     from mmed_jax import evaluate
     from mmed_jax.data.records.reading import read_records
     from mmed_jax.evaluation.extraction.extract import extract, is_correct
-    from mmed_jax.evaluation.prompts.items import Asking, chat_messages, make_items
+    from mmed_jax.evaluation.prompts.items import PromptSettings, chat_messages, make_items
 
     folder, data = quickstart[0] / "export", repo / "data_gen/handcrafted/mcq.jsonl"
     records = list(read_records(data))[::every]
@@ -110,7 +110,7 @@ def test_the_export_scores_the_same_through_transformers(quickstart, repo, tmp_p
     tok = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     right = 0
-    items = make_items("asked", records, Asking(mode, shuffle_seed=3))
+    items = make_items("asked", records, PromptSettings(mode, shuffle_seed=3))
     for item, line in zip(items, ours, strict=True):
         ids = tok.apply_chat_template(
             chat_messages(item, "llama3"), add_generation_prompt=True, return_tensors="pt", return_dict=True

@@ -5,14 +5,8 @@ import pytest
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.multiple_choice import answer_text, encode_mcq, mcq_prompt_ids, prompt_text
 from mmed_jax.data.records.schema import LANGUAGES, validate_record
-from mmed_jax.evaluation.prompts.items import (
-    Asking,
-    choose_examples,
-    closed_book,
-    encode_items,
-    make_items,
-    prompts_hash,
-)
+from mmed_jax.evaluation.prompts.few_shot import choose_examples
+from mmed_jax.evaluation.prompts.items import PromptSettings, encode_items, hide_passages, make_items, prompts_hash
 from tests.support.hf_folders import tiny_tokenizer
 
 DRUGS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
@@ -50,7 +44,7 @@ def items(tok, how, examples=None, records=ASKED, **more):
 @pytest.mark.parametrize("family", ["llama3", "mmedbench"])
 @pytest.mark.parametrize("mode", ["direct", "rationale"])
 def test_without_examples_prompts_are_those_of_training(tok, mode, family):
-    made = items(tok, Asking(mode, family))
+    made = items(tok, PromptSettings(mode, family))
     assert [i.prompt for i in made] == [mcq_prompt_ids(tok, r, mode, family) for r in ASKED]
     assert all(i.prefix == 0 and i.order == "" and not i.choices and i.record is r for i, r in zip(made, ASKED))
 
@@ -59,7 +53,7 @@ def test_without_examples_prompts_are_those_of_training(tok, mode, family):
 def test_examples_are_turns_of_the_conversation(tok, mode):
     """The ids of the tokenizer's own chat template, to the last one."""
     examples = choose_examples("b", {"train": POOL}, ASKED, 3, mode)
-    for item in items(tok, Asking(mode, system_prompt="Be brief."), examples):
+    for item in items(tok, PromptSettings(mode, system_prompt="Be brief."), examples):
         messages = [{"role": "system", "content": "Be brief."}]
         for r in examples[item.language, ""]:
             messages += [
@@ -74,7 +68,7 @@ def test_examples_are_turns_of_the_conversation(tok, mode):
 @pytest.mark.parametrize("family", ["llama3", "mmedbench"])
 def test_the_prefix_is_shared_and_ends_where_the_question_begins(tok, family):
     examples = choose_examples("b", {"train": POOL}, ASKED, 2, "direct")
-    made = items(tok, Asking("direct", family), examples)
+    made = items(tok, PromptSettings("direct", family), examples)
     for language in LANGUAGES:
         mine = [i for i in made if i.language == language]
         shared = {tuple(i.prompt[: i.prefix]) for i in mine}
@@ -86,7 +80,7 @@ def test_the_prefix_is_shared_and_ends_where_the_question_begins(tok, family):
 
 def test_mmedbench_examples_are_whole_texts_with_their_answers(tok):
     examples = choose_examples("b", {"train": POOL}, ASKED[:1], 2, "direct")
-    [item] = items(tok, Asking("direct", "mmedbench"), examples, ASKED[:1])
+    [item] = items(tok, PromptSettings("direct", "mmedbench"), examples, ASKED[:1])
     one, two = examples["en", ""]
     texts = [
         prompt_text(one, "direct", "mmedbench"),
@@ -135,7 +129,7 @@ def test_parts_have_examples_of_their_own(tok):
         ("en", "doctor"): {"doctor"},
         ("en", "nurse"): {"nurse"},
     }
-    made = items(tok, Asking(), examples, asked, part_field="subject")
+    made = items(tok, PromptSettings(), examples, asked, part_field="subject")
     assert [i.part for i in made] == ["doctor", "nurse"] and all(i.prefix for i in made)
 
 
@@ -157,7 +151,7 @@ def test_too_few_examples_are_refused(pools, mode, message):
 
 def test_shuffling_keeps_the_texts_and_the_right_ones(tok):
     asked = [record(n, answer=("A", "B,D")[n % 2]) for n in range(40)]
-    made = items(tok, Asking(shuffle_seed=3), records=asked)
+    made = items(tok, PromptSettings(shuffle_seed=3), records=asked)
     for item, r in zip(made, asked):
         assert sorted(item.order) == list(DRUGS) and list(item.options) == list(DRUGS)
         assert list(item.options.values()) == [r["options"][k] for k in item.order]
@@ -165,14 +159,14 @@ def test_shuffling_keeps_the_texts_and_the_right_ones(tok):
         assert {item.options[k] for k in item.answer.split(",")} == right
         assert item.prompt == mcq_prompt_ids(tok, {**r, "options": item.options}, "direct") and item.record is r
     assert len({i.order for i in made}) > 10
-    again = items(tok, Asking(shuffle_seed=3), records=asked[::-1])[::-1]
+    again = items(tok, PromptSettings(shuffle_seed=3), records=asked[::-1])[::-1]
     assert [i.order for i in again] == [i.order for i in made]
-    assert [i.order for i in items(tok, Asking(shuffle_seed=4), records=asked)] != [i.order for i in made]
+    assert [i.order for i in items(tok, PromptSettings(shuffle_seed=4), records=asked)] != [i.order for i in made]
 
 
 def test_closed_book_takes_the_passage_away(tok):
     r = record(1, context="A passage.")
-    open_, closed = (items(tok, Asking(), records=[x])[0].prompt for x in (r, *closed_book([r])))
+    open_, closed = (items(tok, PromptSettings(), records=[x])[0].prompt for x in (r, *hide_passages([r])))
     assert "A passage." in tok.decode(open_) and tok.decode(closed) == tok.decode(open_).replace("A passage.\n\n", "")
     assert "context" in r
 
@@ -185,7 +179,7 @@ def test_closed_book_takes_the_passage_away(tok):
 def test_letters_are_scored_where_training_writes_them(tok, family, examples):
     """Prompt and choice together are the beginning of the sample that the model would be trained on."""
     shown = choose_examples("b", {"train": POOL}, ASKED, examples, "direct") if examples else {}
-    for item in items(tok, Asking("loglikelihood", family, score="letter"), shown):
+    for item in items(tok, PromptSettings("loglikelihood", family, score="letter"), shown):
         assert len(item.choices) == 4 and len(set(item.choices)) == 4
         for letter, choice in zip(item.options, item.choices):
             sample = encode_mcq(tok, {**item.record, "answer_idx": letter}, "direct", family).ids
@@ -198,7 +192,7 @@ def test_letters_are_scored_where_training_writes_them(tok, family, examples):
 def test_options_are_scored_as_their_texts(tok, family):
     examples = choose_examples("b", {"train": POOL}, ASKED, 1, "direct")
     for shown in ({}, examples):
-        for item in items(tok, Asking("loglikelihood", family, score="option"), shown):
+        for item in items(tok, PromptSettings("loglikelihood", family, score="option"), shown):
             assert [tok.decode(c).strip() for c in item.choices] == list(item.options.values())
             text = tok.decode(item.prompt)
             assert text.count(f"{item.record['question']}") == 1 and "<letter>" not in text
@@ -207,13 +201,13 @@ def test_options_are_scored_as_their_texts(tok, family):
 
 
 def test_shuffled_choices_follow_the_options(tok):
-    plain = items(tok, Asking("loglikelihood", score="option"))
-    for a, b in zip(plain, items(tok, Asking("loglikelihood", shuffle_seed=1, score="option"))):
+    plain = items(tok, PromptSettings("loglikelihood", score="option"))
+    for a, b in zip(plain, items(tok, PromptSettings("loglikelihood", shuffle_seed=1, score="option"))):
         assert list(b.choices) == [a.choices["ABCD".index(k)] for k in b.order]
 
 
 def test_prompts_hash_sees_prompts_answers_and_choices(tok):
-    ways = (Asking(), Asking(score="letter"), Asking(score="option"), Asking(shuffle_seed=1))
-    made = [items(tok, how) for how in ways]
+    ways = ({}, {"score": "letter"}, {"score": "option"}, {"shuffle_seed": 1})
+    made = [items(tok, PromptSettings(**way)) for way in ways]
     assert len({prompts_hash(m) for m in made}) == 4
-    assert prompts_hash(made[0]) == prompts_hash(items(tok, Asking()))
+    assert prompts_hash(made[0]) == prompts_hash(items(tok, PromptSettings()))

@@ -2,8 +2,7 @@
 
 import pytest
 
-from mmed_jax.evaluation.prompts.option_order import shuffled
-from mmed_jax.evaluation.prompts.option_references import stays, tied
+from mmed_jax.evaluation.prompts.option_order import has_references, keeps_place, shuffle_options
 
 DRUGS = {"A": "aspirin", "B": "heparin", "C": "digoxin", "D": "insulin"}
 
@@ -119,13 +118,13 @@ def options_of(text: str) -> list[str]:
 def orders(options: dict[str, str], answer: str = "B") -> set[str]:
     """The orders that twenty questions with these options are asked in."""
     record = {"question": "Which one?", "options": options, "answer_idx": answer}
-    return {shuffled({**record, "id": f"q{n}"}, 0, "b")[1] for n in range(20)}
+    return {shuffle_options({**record, "id": f"q{n}"}, 0, "b")[1] for n in range(20)}
 
 
 @pytest.mark.parametrize("text, expected", [(TIED, "tied"), (STAYS, "stays"), (MOVE, "moves")])
 def test_what_an_option_speaks_of(text, expected):
     def found(option: str) -> str:
-        return "tied" if tied({**DRUGS, "E": option}) else "stays" if stays(option) else "moves"
+        return "tied" if has_references({**DRUGS, "E": option}) else "stays" if keeps_place(option) else "moves"
 
     assert {option: found(option) for option in options_of(text) if found(option) != expected} == {}
 
@@ -159,11 +158,11 @@ def test_yes_and_no_change_places(pair):
 )
 def test_numbered_statements_are_not_options(texts):
     """Where all options are of the form "1 and 2" they number what the question lists."""
-    assert not tied(dict(zip("ABCD", texts))) and len(orders(dict(zip("ABCD", texts)))) > 3
+    assert not has_references(dict(zip("ABCD", texts))) and len(orders(dict(zip("ABCD", texts)))) > 3
 
 
 def test_a_long_option_is_read_in_no_time():
     """A loop that goes back would never end here."""
     for part in ("a ", "the option of ", "1, ", "모두 ", "以上的", "todas "):
-        assert not tied({**DRUGS, "E": part * 20_000 + "x"})
-        stays(part * 20_000 + "x")
+        assert not has_references({**DRUGS, "E": part * 20_000 + "x"})
+        keeps_place(part * 20_000 + "x")

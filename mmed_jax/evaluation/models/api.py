@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.evaluation import scoring
-from mmed_jax.evaluation.prompts.items import Asking, Item, chat_messages
+from mmed_jax.evaluation.prompts.items import Item, PromptSettings, chat_messages
 from mmed_jax.llm_api.client import endpoint_name, make_client
 from mmed_jax.llm_api.finish_reasons import kind_of_ending, was_cut
 from mmed_jax.llm_api.ledger.ledger import FINAL, Ledger
@@ -102,11 +102,11 @@ class ApiModel:
         """What of the model's side decides the answers."""
         return {"dtype": "by the endpoint", "stop_ids": None, "params": self._body(None)}
 
-    def prepare(self, items: Sequence[Item], how: Asking, max_new_tokens: int | None) -> list[Item]:
+    def prepare(self, items: Sequence[Item], how: PromptSettings, max_new_tokens: int | None) -> list[Item]:
         """The items as they are: an endpoint is asked in words."""
         return list(items)
 
-    def start(self, items: Sequence[Item], how: Asking, settings: dict[str, Any], before: int) -> None:
+    def start(self, items: Sequence[Item], how: PromptSettings, settings: dict[str, Any], before: int) -> None:
         """Checks that what has to be sent can be; a dry run prints what that may cost and ends the process.
 
         `before`: lines of earlier calls. Raises UserError where a key is needed and missing, or for a wrong address.
@@ -129,7 +129,7 @@ class ApiModel:
         self,
         items: Sequence[Item],
         numbers: Sequence[int],
-        how: Asking,
+        how: PromptSettings,
         settings: dict[str, Any],
         on_line: Callable[[dict], None],
     ) -> None:
@@ -234,7 +234,7 @@ def _without_nulls(text: str | None) -> tuple[str | None, set[str]]:
 class _Questions:
     """The llm_api.types.Method whose jobs are items, and whose answers are taken as they come: nothing is redrawn."""
 
-    def __init__(self, model: ApiModel, how: Asking, settings: dict[str, Any]):
+    def __init__(self, model: ApiModel, how: PromptSettings, settings: dict[str, Any]):
         self.name, self._family = f"evaluate_{how.mode}", how.family
         self._params = model._body(settings["max_new_tokens"])
         # The same name at another address may be another model: its answers are others.
@@ -274,7 +274,7 @@ class _Said(NamedTuple):
     ids: tuple = ()
 
 
-def _line(item: Item, outcome: Outcome, how: Asking, ledger: Ledger) -> dict[str, Any]:
+def _line(item: Item, outcome: Outcome, how: PromptSettings, ledger: Ledger) -> dict[str, Any]:
     """The line of predictions.jsonl: that of a local model, and request key, cost and served model."""
     request = outcome.job.request
     [(response, prompt_tokens, new_tokens, cost, served, said)] = ledger.query(

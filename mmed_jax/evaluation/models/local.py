@@ -6,7 +6,7 @@ from typing import Any
 
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.evaluation import scoring
-from mmed_jax.evaluation.prompts.items import Asking, Item, encode_items
+from mmed_jax.evaluation.prompts.items import Item, PromptSettings, encode_items
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.inference.load import identity, load_engine, trained_prompts
 
@@ -34,7 +34,7 @@ class LocalModel:
         """The most tokens of an answer; `default`: of the mode."""
         return default if self._args.max_new_tokens is None else self._args.max_new_tokens
 
-    def prepare(self, items: Sequence[Item], how: Asking, max_new_tokens: int) -> list[Item]:
+    def prepare(self, items: Sequence[Item], how: PromptSettings, max_new_tokens: int) -> list[Item]:
         """The items with their token ids. Raises UserError for one that the model has no room for."""
         from mmed_jax.inference.engine import check_ids, check_prompts
 
@@ -56,7 +56,7 @@ class LocalModel:
         dtype = self._engine.dtype.name if self._engine else self._args.dtype
         return {"dtype": dtype, "stop_ids": self._source.stop_ids}
 
-    def start(self, items: Sequence[Item], how: Asking, settings: dict[str, Any], before: int) -> None:
+    def start(self, items: Sequence[Item], how: PromptSettings, settings: dict[str, Any], before: int) -> None:
         """Loads the weights. Raises UserError or WorkError (inference.load.load_engine)."""
         self._engine = load_engine(self._args, self._source, self.settings["stop_ids"])
 
@@ -68,7 +68,7 @@ class LocalModel:
         self,
         items: Sequence[Item],
         numbers: Sequence[int],
-        how: Asking,
+        how: PromptSettings,
         settings: dict[str, Any],
         on_line: Callable[[dict], None],
     ) -> None:

@@ -1,8 +1,7 @@
 """Records as prompts: zero-shot or after fixed examples, options in order or shuffled, with or without the passage.
 
-Examples are the same for every question of a benchmark, language and part (an MMLU subject, a KorMedMCQA exam: tasks of
-their own, as in lm-eval): those whose id has the smallest SHA-256 in a split that is not asked. They keep their options
-in order. In family llama3 an example is a turn of the conversation, in mmedbench a whole wrapped text with its answer.
+Few-shot examples (few_shot.py) keep their options in order. In family llama3 an example is a turn of the conversation,
+in mmedbench a whole wrapped text with its answer.
 
 Items are made in words, which an endpoint is asked as they are (chat_messages); a model of ours gets their ids
 (encode_items).
@@ -14,17 +13,14 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mmed_jax.common.errors import UserError
 from mmed_jax.data.chat import Piece, chat_format, chat_pieces, encode_pieces
 from mmed_jax.data.multiple_choice import answer_text, prompt_text
 from mmed_jax.data.plain_text import text_start
-from mmed_jax.data.records.schema import LANGUAGE_NAMES, question_keys
 from mmed_jax.data.tokenizers.tokenizer import encode_texts
-from mmed_jax.evaluation.prompts.option_order import shuffled
+from mmed_jax.evaluation.prompts.few_shot import Examples, record_part
+from mmed_jax.evaluation.prompts.option_order import shuffle_options
 
-MAX_EXAMPLES = 5
 _MARK = "###Answer:"  # of the mmedbench family
-Examples = dict[tuple[str, str], list[dict]]  # (language, part) -> records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +60,7 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asking:
+class PromptSettings:
     """How questions are put: what decides a prompt beside the record. `score` "letter" or "option" makes choices."""
 
     mode: str = "direct"
@@ -79,56 +75,18 @@ class Asking:
         return "rationale" if self.mode == "rationale" else "direct"
 
 
-def choose_examples(
-    benchmark: str, pools: dict[str, list[dict]], asked: Sequence[dict], count: int, mode: str, part_field: str = ""
-) -> Examples:
-    """`count` examples for each (language, part) of the asked records.
-
-    Args:
-      pools: {split: records} to choose from, the best split first; never the one that is asked.
-      mode: "rationale" takes examples that have a rationale.
-    Raises UserError when there are too few.
-    """
-    questions = {key for r in asked for key in question_keys(r)}
-    groups = {r["provenance"].get("group") for r in asked} - {None}
-    found: Examples = {}
-    for key in dict.fromkeys((r["language"], _part(r, part_field)) for r in asked):
-        most = 0
-        for pool in pools.values():
-            fit = [
-                r
-                for r in pool
-                if (r["language"], _part(r, part_field)) == key
-                and not r.get("needs_image")
-                and (mode != "rationale" or r["rationale"].strip())
-                and questions.isdisjoint(question_keys(r))
-                and r["provenance"].get("group") not in groups
-            ]
-            most = max(most, len(fit))
-            if len(fit) >= count:
-                found[key] = sorted(fit, key=lambda r: (hashlib.sha256(r["id"].encode()).digest(), r["id"]))[:count]
-                break
-        else:
-            name = " ".join(p for p in (benchmark, key[1], f"in {LANGUAGE_NAMES[key[0]]}") if p)
-            what = " with a rationale" if mode == "rationale" else ""
-            where = f"{' and '.join(pools)} has {most}" if pools else "no other split is there that has"
-            raise UserError(
-                f"--few_shot={count}: {where} examples{what} for {name}; name a file of them with --few_shot_data=FILE"
-            )
-    return found
-
-
-def _part(record: dict, field: str) -> str:
-    return str(record["provenance"].get(field, "")) if field else ""
-
-
-def closed_book(records: Iterable[dict]) -> list[dict]:
+def hide_passages(records: Iterable[dict]) -> list[dict]:
     """The records without their passages."""
     return [{k: v for k, v in r.items() if k != "context"} for r in records]
 
 
 def make_items(
-    benchmark: str, records: Sequence[dict], how: Asking, *, examples: Examples | None = None, part_field: str = ""
+    benchmark: str,
+    records: Sequence[dict],
+    settings: PromptSettings,
+    *,
+    examples: Examples | None = None,
+    part_field: str = "",
 ) -> list[Item]:
     """The records as items in words; encode_items adds the ids. `examples` as from choose_examples."""
     if "messages" in records[0]:
@@ -141,32 +99,32 @@ def make_items(
                 r["messages"][-1]["content"],
                 {},
                 record=r,
-                messages=_with_system(r["messages"][:-1], how.system_prompt),
+                messages=_with_system(r["messages"][:-1], settings.system_prompt),
             )
             for r in records
         ]
-    leads = {key: _lead(found, how) for key, found in (examples or {}).items()}
+    leads = {key: _lead(records_shown, settings) for key, records_shown in (examples or {}).items()}
     items = []
     for record in records:
-        asked, order = record, ""
-        if how.shuffle_seed is not None:
-            asked, order = shuffled(record, how.shuffle_seed, benchmark)
-        part = _part(record, part_field)
+        shown, order = record, ""
+        if settings.shuffle_seed is not None:
+            shown, order = shuffle_options(record, settings.shuffle_seed, benchmark)
+        part = record_part(record, part_field)
         lead = leads.get((record["language"], part), ())
-        question = {"role": "user", "content": _asked_text(asked, how)}
+        question = {"role": "user", "content": _question_text(shown, settings)}
         items.append(
             Item(
                 benchmark,
                 record["id"],
                 record["language"],
                 [],
-                asked["answer_idx"],
-                asked["options"],
+                shown["answer_idx"],
+                shown["options"],
                 record=record,
                 order=order,
                 part=part,
                 shared=len(lead),
-                messages=(*lead, question) if lead else _with_system([question], how.system_prompt),
+                messages=(*lead, question) if lead else _with_system([question], settings.system_prompt),
             )
         )
     return items
@@ -178,31 +136,31 @@ def _with_system(messages: Sequence[dict], system_prompt: str) -> tuple[dict, ..
     return tuple(messages)
 
 
-def _lead(examples: Sequence[dict], how: Asking) -> tuple[dict, ...]:
+def _lead(examples: Sequence[dict], settings: PromptSettings) -> tuple[dict, ...]:
     """What precedes every question: the system message and the examples as turns."""
-    end = "\n\n" if how.family == "mmedbench" else ""
+    end = "\n\n" if settings.family == "mmedbench" else ""
     turns = [
         {"role": role, "content": text}
         for r in examples
-        for role, text in (("user", _asked_text(r, how)), ("assistant", _answer(r, how) + end))
+        for role, text in (("user", _question_text(r, settings)), ("assistant", _answer(r, settings) + end))
     ]
-    return _with_system(turns, how.system_prompt)
+    return _with_system(turns, settings.system_prompt)
 
 
-def _asked_text(record: dict, how: Asking) -> str:
+def _question_text(record: dict, settings: PromptSettings) -> str:
     """What one question says. To score the options' texts, llama3 asks without them, as lm-eval asks HEAD-QA; mmedbench
     has no such form and lists them."""
-    if how.score == "option" and how.family == "llama3":
+    if settings.score == "option" and settings.family == "llama3":
         return "\n\n".join(t for t in (record.get("context", "").strip(), record["question"].strip()) if t)
-    return prompt_text(record, how.prompt_mode, how.family)
+    return prompt_text(record, settings.prompt_mode, settings.family)
 
 
-def _answer(record: dict, how: Asking) -> str:
+def _answer(record: dict, settings: PromptSettings) -> str:
     """What an example answers."""
-    if how.score == "option":
+    if settings.score == "option":
         text = ", ".join(record["options"][k].strip() for k in record["answer_idx"].split(","))
-        return f"{_MARK} {text}" if how.family == "mmedbench" else text
-    return answer_text(record, how.prompt_mode, how.family)
+        return f"{_MARK} {text}" if settings.family == "mmedbench" else text
+    return answer_text(record, settings.prompt_mode, settings.family)
 
 
 def chat_messages(item: Item, family: str) -> tuple[dict, ...]:
@@ -213,9 +171,9 @@ def chat_messages(item: Item, family: str) -> tuple[dict, ...]:
     return tuple({"role": m["role"], "content": m["content"].strip()} for m in item.messages)
 
 
-def encode_items(tok: Any, items: Sequence[Item], how: Asking) -> list[Item]:
+def encode_items(tok: Any, items: Sequence[Item], settings: PromptSettings) -> list[Item]:
     """The items with their token ids, exactly those of training, and with their choices where they are scored."""
-    plain = how.family == "mmedbench"
+    plain = settings.family == "mmedbench"
     leads = {(i.benchmark, i.language, i.part): i.messages[: i.shared] for i in items if i.shared}
     encoded = encode_pieces(tok, [_pieces(tok, lead, plain) for lead in leads.values()])
     prefixes = {key: e.ids for key, e in zip(leads, encoded)}
@@ -224,12 +182,12 @@ def encode_items(tok: Any, items: Sequence[Item], how: Asking) -> list[Item]:
         as_text = plain and bool(i.options)
         pieces = _pieces(tok, i.messages[i.shared :], as_text)[bool(i.shared) :]  # the prefix has the begin token
         rest.append(pieces if as_text else [*pieces, Piece(ids=chat_format(tok).headers["assistant"])])
-    ends = _choices(tok, items, how) if how.score else [((), ())] * len(items)
-    made = []
+    ends = _choices(tok, items, settings) if settings.score else [((), ())] * len(items)
+    with_ids = []
     for i, e, (lead, choices) in zip(items, encode_pieces(tok, rest), ends):
         prefix = prefixes[i.benchmark, i.language, i.part] if i.shared else []
-        made.append(dataclasses.replace(i, prompt=[*prefix, *e.ids, *lead], prefix=len(prefix), choices=choices))
-    return made
+        with_ids.append(dataclasses.replace(i, prompt=[*prefix, *e.ids, *lead], prefix=len(prefix), choices=choices))
+    return with_ids
 
 
 def _pieces(tok: Any, messages: Sequence[dict], as_text: bool) -> list[Piece]:
@@ -239,31 +197,33 @@ def _pieces(tok: Any, messages: Sequence[dict], as_text: bool) -> list[Piece]:
     return chat_pieces(tok, messages)
 
 
-def _choices(tok: Any, items: Sequence[Item], how: Asking) -> list[tuple[tuple, tuple[tuple[int, ...], ...]]]:
+def _choices(
+    tok: Any, items: Sequence[Item], settings: PromptSettings
+) -> list[tuple[tuple, tuple[tuple[int, ...], ...]]]:
     """(ids that go to the prompt, ids of each choice) of every item.
 
     A letter is scored in the line the model is trained to answer with: what all lines begin with ("Answer:") belongs to
     the prompt, what all end with (" IS CORRECT.") is left out. An option is scored as its whole text.
     """
-    marked = how.score == "option" and how.family == "mmedbench"
+    marked = settings.score == "option" and settings.family == "mmedbench"
     lead = tuple(encode_texts(tok, [_MARK])[0]) if marked else ()
     texts = []
     for i in items:
         for letter, option in i.options.items():
-            line = answer_text({**i.record, "answer_idx": letter}, "direct", how.family)
-            texts.append(" " * marked + option.strip() if how.score == "option" else line)
+            line = answer_text({**i.record, "answer_idx": letter}, "direct", settings.family)
+            texts.append(" " * marked + option.strip() if settings.score == "option" else line)
     encoded = iter(encode_texts(tok, texts))
-    found = []
+    split_choices = []
     for item in items:
         ids = [next(encoded) for _ in item.options]
-        if how.score == "option":
-            found.append((lead, tuple(map(tuple, ids))))
+        if settings.score == "option":
+            split_choices.append((lead, tuple(map(tuple, ids))))
             continue
         shortest = min(map(len, ids))
         start = next((i for i in range(shortest) if len({x[i] for x in ids}) > 1), shortest - 1)
         end = next((i for i in range(shortest - start) if len({x[-1 - i] for x in ids}) > 1), 0)
-        found.append((tuple(ids[0][:start]), tuple(tuple(x[start : len(x) - end]) for x in ids)))
-    return found
+        split_choices.append((tuple(ids[0][:start]), tuple(tuple(x[start : len(x) - end]) for x in ids)))
+    return split_choices
 
 
 def prompts_hash(items: Iterable[Item]) -> str:
@@ -272,6 +232,6 @@ def prompts_hash(items: Iterable[Item]) -> str:
     digest = hashlib.sha256()
     for i in items:
         scored = f"\0{i.choices}" if i.choices else ""
-        asked = i.prompt or json.dumps(i.messages, ensure_ascii=False, sort_keys=True)
-        digest.update(f"{i.benchmark}\0{i.id}\0{asked}\0{i.answer}{scored}\n".encode())
+        prompt = i.prompt or json.dumps(i.messages, ensure_ascii=False, sort_keys=True)
+        digest.update(f"{i.benchmark}\0{i.id}\0{prompt}\0{i.answer}{scored}\n".encode())
     return digest.hexdigest()
