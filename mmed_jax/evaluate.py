@@ -11,7 +11,7 @@ rules (evaluation/extraction), or the options' log-likelihoods are compared (--m
 benchmarks are read as published and counted; a name of --benchmark may also be a record file. Instruction records
 count as right when the answer equals the reference word for word (NFKC, case and spaces aside): whether a model has
 learned its texts, not whether it knows medicine. A model behind an OpenAI-compatible endpoint (--api_model) is asked
-the same words through data_gen's ledger; --dry_run says what that may cost.
+the same words through the ledger of llm_api; --dry_run says what that may cost.
 
 DIR gets results.json, predictions.jsonl and report.html. A stopped evaluation goes on where it was when it is called
 again; results of other settings, modes or weights are never mixed into it. docs/evaluation.md says more.
@@ -20,7 +20,9 @@ again; results of other settings, modes or weights are never mixed into it. docs
 import argparse
 import dataclasses
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmed_jax.common import console
 from mmed_jax.common.checksums import write_json
@@ -32,160 +34,98 @@ from mmed_jax.common.paths import expand_home
 from mmed_jax.common.progress import Progress
 from mmed_jax.data.records.reading import load_files
 from mmed_jax.evaluation import scoring
-from mmed_jax.evaluation.arguments import check, listed, parse
-from mmed_jax.evaluation.benchmarks import select as B
-from mmed_jax.evaluation.comparison.runs import SCORES
+from mmed_jax.evaluation.arguments import check_combination, parse_arguments, split_names
+from mmed_jax.evaluation.benchmarks.list import list_folder, list_registered
+from mmed_jax.evaluation.benchmarks.locate import Benchmark, locate_benchmarks, locate_files
+from mmed_jax.evaluation.benchmarks.select import Selection, check_disjoint, common_kind, load_benchmark
 from mmed_jax.evaluation.extraction.extract import RULES_VERSION
-from mmed_jax.evaluation.metrics import breakdown
-from mmed_jax.evaluation.metrics.accuracy import summarise, table
 from mmed_jax.evaluation.prompts.few_shot import choose_examples
 from mmed_jax.evaluation.prompts.items import Item, PromptSettings, hide_passages, make_items, prompts_hash
+from mmed_jax.evaluation.results import SCORES, add_rationale_metrics, summarise
 from mmed_jax.evaluation.results_page import make_page
+from mmed_jax.evaluation.results_text import accuracy_table, breakdown_table, notes
 from mmed_jax.inference.load import say
 
 if TYPE_CHECKING:
     from mmed_jax.evaluation.models.api import ApiModel
     from mmed_jax.evaluation.models.local import LocalModel
 
-METRICS = {
-    "mcq": "Accuracy: the letters read from the generated answer are exactly the right ones",
-    "instruction": "Exact match: the generated answer equals the reference text (NFKC, case and spaces aside)",
-    "letter": "Accuracy: the right letter has the largest log-likelihood",
-    "option": "Accuracy: the right option's text has the largest log-likelihood",
-}
+    Model = LocalModel | ApiModel
 
 
 def main(argv: list[str] | None = None) -> None:
     """The evaluate command; see the module's docstring and `--help`."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["list"]:
-        _list_benchmarks(argv[1:])
+        print_benchmarks(argv[1:])
         return
-    args = parse(argv, __doc__)
+    args = parse_arguments(argv, __doc__)
 
-    # ---- What is asked, of what; no device yet, and nothing sent ----------------------------------------------------
-    if args.data:
-        found = B.from_files(listed(args.data, "--data"))
-    else:
-        found = B.find(listed(args.benchmark, "--benchmark"), args.data_dir, args.split or "")
-        found = [dataclasses.replace(b, encoding=args.encoding) for b in found]
-    kind = B.kind_in(found, args.kind)
-    model = _model(args)
+    # ---- Choose: which questions, in which prompts, for which model; no device is touched yet, and nothing sent -----
+    benchmarks = choose_benchmarks(args)
+    kind = common_kind(benchmarks, args.kind)
+    model = choose_model(args)
     if not model.dry_run:
         console.outlive()
-    family = args.prompt_family or model.prompts["prompt_family"]
-    system = model.prompts["system_prompt"] if args.system is None else args.system
-    mode = (args.mode or "direct") if kind == "mcq" else "exact_match"
-    score = (args.score or "letter") if mode == "loglikelihood" else ""
-    check(args, kind, mode, family, system)
-    how = PromptSettings(mode, family, system, args.shuffle_options, score)
-    new_tokens = model.room(scoring.MAX_NEW_TOKENS.get(mode, 0))
-    items, data = _items(args, found, kind, how)
-    items = model.prepare(items, how, new_tokens)
-
-    open_book = any(i.record.get("context") for i in items) and args.book != "closed"
-    settings = {
-        "kind": kind,
-        "mode": mode,
-        "score": score or None,
-        "normalise": args.normalise or scoring.DEFAULT_NORMALISE.get(score, "none"),
-        "prompt_family": family if kind == "mcq" else "chat",
-        "system_prompt": system,
-        "few_shot": args.few_shot,
-        "shuffle_seed": args.shuffle_options,
-        "book": "open" if open_book else "closed",
-        "languages": listed(args.languages, "--languages") if args.languages else None,
-        "limit": args.limit,
-        "max_new_tokens": new_tokens,
-        **model.settings,
-        "rules_version": RULES_VERSION,
-        "prompts_sha256": prompts_hash(items),
-    }
+    prompt_settings = choose_prompts(args, kind, model.prompt_defaults)
+    max_new_tokens = model.answer_limit(scoring.MAX_NEW_TOKENS.get(prompt_settings.mode, 0))
+    items, data = load_items(args, benchmarks, kind, prompt_settings)
+    items = model.prepare(items, prompt_settings, max_new_tokens)
+    settings = collect_settings(args, kind, prompt_settings, max_new_tokens, model, items)
     output = expand_home(args.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={args.output}: is a file; name a folder")
 
-    def open_journal() -> Journal:
-        known = {**settings, **{f"model_{k}": v for k, v in model.identity.items()}}
-        return Journal(output / "predictions.jsonl", known, ("benchmark", "id"))
-
-    journal = open_journal()
-
-    # ---- Asking -----------------------------------------------------------------------------------------------------
+    # ---- Ask and score: an answer is a line of predictions.jsonl as soon as it is there ------------------------------
+    journal = open_journal(output, settings, model)
     done = {key for key, line in journal.done.items() if model.is_final(line)}
-    todo = [k for k, item in enumerate(items) if item.key not in done]
-    before = f", {len(done):,} already done" if done else ""
-    say("data", f"{len(items):,} items of {', '.join(data)}{before}")
-    for problem in filter(None, (d.get("count_mismatch") for d in data.values())):
-        say("count", problem)
-    length = f"at most {new_tokens} new tokens" if new_tokens else "answers of any length"
-    end = f"{model.decoding}, {length}" if mode != "loglikelihood" else f"of the {score}"
-    say("asking", f"{mode}, prompt family {settings['prompt_family']}, {args.few_shot} examples, {end}")
-    say("output", str(output))
-    asked = [items[k] for k in todo]
-    if todo or model.dry_run:
-        model.start(asked, how, settings, len(done))
+    remaining = [k for k, item in enumerate(items) if item.key not in done]
+    print_head(model, settings, output, data, len(items), len(done))
+    if remaining or model.dry_run:
+        model.start([items[k] for k in remaining], prompt_settings, settings, len(done))
         settings |= model.settings  # some are known only now
-        journal = open_journal()
-    bar = Progress(
-        len(items), start=len(done), every=max(1, len(items) // 10), label="evaluate", is_main=not model.own_bar
+        journal = open_journal(output, settings, model)
+    predictions = ask_and_score(model, items, remaining, done, prompt_settings, settings, journal)
+
+    # ---- Summarise ---------------------------------------------------------------------------------------------------
+    usage = model.usage(predictions)
+    results = summarise(
+        items,
+        predictions,
+        settings={k: journal.settings[k] for k in settings},
+        model={"path": str(args.model or args.api_model), **model.identity, **usage.model},
+        data=data,
+        usage=usage.results,
     )
-    with journal, bar:
-        right = sum(line["correct"] for key, line in journal.done.items() if key in done)
-
-        def on_line(line: dict) -> None:
-            nonlocal right
-            right += line["correct"]
-            journal.append(line)
-            done.add((line["benchmark"], line["id"]))
-            bar.update(len(done), {"right": f"{right / len(done):.1%}"})
-
-        if todo:
-            model.ask(asked, todo, how, settings, on_line)
-        predictions = journal.arrange(i.key for i in items)
-
-    # ---- What came out ----------------------------------------------------------------------------------------------
-    of_model, beside, lines = model.told(predictions)
-    results = {
-        "schema": 2,
-        "metric": METRICS[score or kind],
-        **{k: settings[k] for k in ("mode", "prompt_family", "few_shot", "shuffle_seed", "book")},
-        "model": {"path": str(args.model or args.api_model), **model.identity, **of_model},
-        **beside,
-        "settings": {k: journal.settings[k] for k in settings},
-        "prompts_sha256": settings["prompts_sha256"],
-        "data": data,
-        **summarise(items, predictions),
-    }
-    breakdown.add(results, items, predictions, data)
     if args.rationale_metrics:
-        chosen = listed(args.rationale_metrics, "--rationale_metrics")
-        breakdown.rationales(results, predictions, chosen, args.human_checked, args.bertscore_model, output)
+        metrics = split_names(args.rationale_metrics, "--rationale_metrics")
+        add_rationale_metrics(results, predictions, metrics, args.human_checked, args.bertscore_model, output)
     write_json(output / "results.json", results)
     write_text(output / "report.html", make_page(results, items, predictions))
-    print(f"\n{results['metric']}\n\n{table(results)}\n")
-    if more := breakdown.table(results):
-        print(f"{more}\n")
-    for name, d in data.items():
-        if d["needs_image"]:
-            print(f"left out   {d['needs_image']:,} of {name}: they need an image")
-        if n := d["duplicates"]:
-            print(f"note       {n:,} question{'s' if n > 1 else ''} of {name} {'are' if n > 1 else 'is'} there twice")
-        several = sum("," in i.answer for i in items if i.benchmark == name)
-        if score and several:
-            print(f"note       {several:,} of {name} have several right answers, which one pick never is: wrong")
-    for line in lines:
+
+    # ---- Print -------------------------------------------------------------------------------------------------------
+    print(f"\n{results['metric']}\n\n{accuracy_table(results)}\n")
+    if breakdowns := breakdown_table(results):
+        print(f"{breakdowns}\n")
+    for line in notes(results, items, usage.lines):
         print(line)
-    for name, block in results["benchmarks"].items():
-        if n := block.get("rationales_empty"):
-            what, are = ("rationales", "are empty and score 0") if n > 1 else ("rationale", "is empty and scores 0")
-            print(f"note       {n:,} {what} of {name} {are}")
     scores = f", {SCORES}" if args.rationale_metrics else ""
     print(f"written    {output}/results.json, predictions.jsonl, report.html{scores}")
 
 
-def _model(args: argparse.Namespace) -> "LocalModel | ApiModel":
-    """What is evaluated. Each way has imports of its own: a model behind an API needs no jax, ours no data_gen."""
+# ---- Choose ---------------------------------------------------------------------------------------------------------
+
+
+def choose_benchmarks(args: argparse.Namespace) -> list[Benchmark]:
+    """The benchmarks of --benchmark, or the record files of --data. Raises UserError."""
+    if args.data:
+        return locate_files(split_names(args.data, "--data"))
+    benchmarks = locate_benchmarks(split_names(args.benchmark, "--benchmark"), args.data_dir, args.split or "")
+    return [dataclasses.replace(b, encoding=args.encoding) for b in benchmarks]
+
+
+def choose_model(args: argparse.Namespace) -> "Model":
+    """The model of --model or --api_model. Each has imports of its own: a model behind an API needs no jax."""
     if args.api_model is not None:
         from mmed_jax.evaluation.models.api import ApiModel
 
@@ -195,64 +135,164 @@ def _model(args: argparse.Namespace) -> "LocalModel | ApiModel":
     return LocalModel(args)
 
 
-def _items(
-    args: argparse.Namespace, found: list[B.Benchmark], kind: str, how: PromptSettings
+def choose_prompts(args: argparse.Namespace, kind: str, defaults: dict[str, str]) -> PromptSettings:
+    """How questions are put: as the flags say, else by `defaults`, the model's own. Raises UserError."""
+    family = args.prompt_family or defaults["prompt_family"]
+    system = defaults["system_prompt"] if args.system is None else args.system
+    mode = (args.mode or "direct") if kind == "mcq" else "exact_match"
+    score = (args.score or "letter") if mode == "loglikelihood" else ""
+    check_combination(args, kind, mode, family, system)
+    return PromptSettings(mode, family, system, args.shuffle_options, score)
+
+
+def load_items(
+    args: argparse.Namespace, benchmarks: Sequence[Benchmark], kind: str, prompt_settings: PromptSettings
 ) -> tuple[list[Item], dict[str, dict]]:
-    """(items, {benchmark: what is said of it in results.json}) of everything that is asked."""
-    languages = listed(args.languages, "--languages") if args.languages else None
-    told = load_files([args.few_shot_data], "mcq") if args.few_shot_data else None
-    items, data = [], {}
-    read = [
-        (
-            b,
-            B.load(
-                b,
-                kind,
-                split=args.split or "",
-                languages=languages,
-                limit=args.limit,
-                images=args.images or "",
-                count_mismatch=args.allow_count_mismatch,
-                pools=args.few_shot > 0 and told is None,
-            ),
-        )
-        for b in found
+    """(items, {benchmark: what results.json says of its data}) of everything that is asked. Raises UserError."""
+    example_records = load_files([args.few_shot_data], "mcq") if args.few_shot_data else None
+    selections = [
+        (b, select_questions(args, b, kind, pools=args.few_shot > 0 and example_records is None)) for b in benchmarks
     ]
-    B.check_apart(read)
-    for b, loaded in read:
-        records, pools, info = loaded.records, loaded.pools, loaded.info
-        has = any(r.get("context") for r in records)
-        info["passages"] = ("hidden" if args.book == "closed" else "shown") if has else None
+    check_disjoint(selections)
+    items: list[Item] = []
+    data: dict[str, dict] = {}
+    for benchmark, selection in selections:
+        records, pools, info = selection.records, selection.pools, selection.info
+        has_passages = any(r.get("context") for r in records)
+        info["passages"] = ("hidden" if args.book == "closed" else "shown") if has_passages else None
+        part_field = benchmark.entry.part_field if benchmark.entry else ""
+        example_field = part_field
+        if example_records is not None:
+            pools, example_field = {args.few_shot_data: example_records}, ""
         if args.book == "closed":
-            records, pools = hide_passages(records), {s: hide_passages(p) for s, p in pools.items()}
-        part_field = b.entry.part_field if b.entry else ""
+            records, pools = hide_passages(records), {name: hide_passages(pool) for name, pool in pools.items()}
         examples = {}
         if args.few_shot:
-            if told is not None:
-                pools = {args.few_shot_data: hide_passages(told) if args.book == "closed" else told}
-            field = "" if told is not None else part_field
-            examples = choose_examples(b.name, pools, records, args.few_shot, how.prompt_mode, field)
+            mode = prompt_settings.prompt_mode
+            examples = choose_examples(benchmark.name, pools, records, args.few_shot, mode, example_field)
             info["few_shot"] = {"/".join(filter(None, k)): [r["id"] for r in v] for k, v in examples.items()}
-        items += make_items(b.name, records, how, examples=examples, part_field=part_field)
-        data[b.name] = {**info, "published_average": "overall"}
-        if b.entry and b.entry.name == "mmedbench" and not b.part:
-            data[b.name]["published_average"] = "mean_over_languages"
-    if args.book and not any(d["passages"] for d in data.values()):
+        items += make_items(benchmark.name, records, prompt_settings, examples=examples, part_field=part_field)
+        whole = benchmark.entry is not None and not benchmark.part
+        data[benchmark.name] = {**info, "published_average": benchmark.entry.published_average if whole else "overall"}
+    if args.book and not any(info["passages"] for info in data.values()):
         raise UserError(f"--book={args.book}: no question of {', '.join(data)} has a passage; leave it out")
     return items, data
 
 
-def _list_benchmarks(argv: list[str]) -> None:
-    """evaluate list [--data_dir=DIR]"""
-    from mmed_jax.evaluation.benchmarks import list as catalogue
+def select_questions(args: argparse.Namespace, benchmark: Benchmark, kind: str, pools: bool) -> Selection:
+    """The records of a benchmark that the flags ask for; with `pools` those that examples may come from."""
+    return load_benchmark(
+        benchmark,
+        kind,
+        split=args.split or "",
+        languages=wanted_languages(args),
+        limit=args.limit,
+        images=args.images or "",
+        count_mismatch=args.allow_count_mismatch,
+        pools=pools,
+    )
 
+
+def wanted_languages(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """The codes of --languages; None for all."""
+    return split_names(args.languages, "--languages") if args.languages else None
+
+
+def collect_settings(
+    args: argparse.Namespace,
+    kind: str,
+    prompt_settings: PromptSettings,
+    max_new_tokens: int | None,
+    model: "Model",
+    items: Sequence[Item],
+) -> dict[str, Any]:
+    """What decides the answers: results of other settings are never mixed into a folder."""
+    open_book = any(i.record.get("context") for i in items) and args.book != "closed"
+    score = prompt_settings.score
+    return {
+        "kind": kind,
+        "mode": prompt_settings.mode,
+        "score": score or None,
+        "normalise": args.normalise or scoring.DEFAULT_NORMALISE.get(score, "none"),
+        "prompt_family": prompt_settings.family if kind == "mcq" else "chat",
+        "system_prompt": prompt_settings.system_prompt,
+        "few_shot": args.few_shot,
+        "shuffle_seed": args.shuffle_options,
+        "book": "open" if open_book else "closed",
+        "languages": wanted_languages(args),
+        "limit": args.limit,
+        "max_new_tokens": max_new_tokens,
+        **model.settings,
+        "rules_version": RULES_VERSION,
+        "prompts_sha256": prompts_hash(items),
+    }
+
+
+# ---- Ask and score --------------------------------------------------------------------------------------------------
+
+
+def open_journal(output: Path, settings: dict[str, Any], model: "Model") -> Journal:
+    """predictions.jsonl with the lines of earlier calls. Raises UserError where they are of another evaluation."""
+    known = {**settings, **{f"model_{k}": v for k, v in model.identity.items()}}
+    return Journal(output / "predictions.jsonl", known, ("benchmark", "id"))
+
+
+def print_head(
+    model: "Model", settings: dict[str, Any], output: Path, data: dict[str, dict], count: int, done: int
+) -> None:
+    """What will be asked, on stderr. `count`: items; `done`: those that earlier calls answered."""
+    before = f", {done:,} already done" if done else ""
+    say("data", f"{count:,} items of {', '.join(data)}{before}")
+    for problem in filter(None, (info.get("count_mismatch") for info in data.values())):
+        say("count", problem)
+    limit = settings["max_new_tokens"]
+    length = f"at most {limit} new tokens" if limit else "answers of any length"
+    mode, score = settings["mode"], settings["score"]
+    decoding = f"of the {score}" if mode == "loglikelihood" else f"{model.decoding}, {length}"
+    say("asking", f"{mode}, prompt family {settings['prompt_family']}, {settings['few_shot']} examples, {decoding}")
+    say("output", str(output))
+
+
+def ask_and_score(
+    model: "Model",
+    items: Sequence[Item],
+    remaining: Sequence[int],
+    done: set[tuple[str, str]],
+    prompt_settings: PromptSettings,
+    settings: dict[str, Any],
+    journal: Journal,
+) -> list[dict[str, Any]]:
+    """Asks for the `remaining` items and writes the scored line of each; returns the lines of all items, in order."""
+    correct = sum(line["correct"] for key, line in journal.done.items() if key in done)
+    bar = Progress(
+        len(items), start=len(done), every=max(1, len(items) // 10), label="evaluate", is_main=not model.shows_progress
+    )
+
+    def on_line(line: dict) -> None:
+        nonlocal correct
+        correct += line["correct"]
+        journal.append(line)
+        done.add((line["benchmark"], line["id"]))
+        bar.update(len(done), {"right": f"{correct / len(done):.1%}"})
+
+    with journal, bar:
+        if remaining:
+            model.ask([items[k] for k in remaining], remaining, prompt_settings, settings, on_line)
+        return journal.arrange(i.key for i in items)
+
+
+# ---- evaluate list --------------------------------------------------------------------------------------------------
+
+
+def print_benchmarks(argv: list[str]) -> None:
+    """evaluate list [--data_dir=DIR]"""
     parser = Parser(prog="python -m mmed_jax.evaluate list", description="Benchmarks by name.", allow_abbrev=False)
     parser.add_argument("--data_dir", metavar="DIR", help="also show which of them lie there")
     args = parser.parse_args(argv)
-    here = catalogue.in_folder(args.data_dir) if args.data_dir else ""
-    print(catalogue.registered())
-    if here:
-        print(f"\nin {args.data_dir}\n{here}")
+    in_folder = list_folder(args.data_dir) if args.data_dir else ""
+    print(list_registered())
+    if in_folder:
+        print(f"\nin {args.data_dir}\n{in_folder}")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.data.multiple_choice import FAMILIES
 from mmed_jax.data.sources.encodings import known_encoding
 from mmed_jax.evaluation import scoring
-from mmed_jax.evaluation.metrics import breakdown
-from mmed_jax.evaluation.metrics.text_similarity import DEFAULT
+from mmed_jax.evaluation.metrics.text_similarity import DEFAULT, check_metrics
 from mmed_jax.evaluation.prompts.few_shot import MAX_EXAMPLES
 from mmed_jax.inference.load import add_arguments
 
 
-def parse(argv: Sequence[str], doc: str) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str], doc: str) -> argparse.Namespace:
     """The flags as a namespace; exactly one of `model` and `api_model` is a name, the other is None.
 
     Args:
@@ -47,7 +46,7 @@ def parse(argv: Sequence[str], doc: str) -> argparse.Namespace:
     return args
 
 
-def listed(text: str, flag: str) -> tuple[str, ...]:
+def split_names(text: str, flag: str) -> tuple[str, ...]:
     """The parts of "a, b". Raises UserError when there are none."""
     parts = tuple(part.strip() for part in text.split(",") if part.strip())
     if not parts:
@@ -55,7 +54,7 @@ def listed(text: str, flag: str) -> tuple[str, ...]:
     return parts
 
 
-def check(args: argparse.Namespace, kind: str, mode: str, family: str, system: str) -> None:
+def check_combination(args: argparse.Namespace, kind: str, mode: str, family: str, system: str) -> None:
     """Raises UserError for flags that contradict each other or the data (`kind` "mcq" or "instruction")."""
     if kind != "mcq":
         for flag in ("mode", "few_shot", "shuffle_options", "book", "images", "rationale_metrics"):
@@ -79,7 +78,7 @@ def check(args: argparse.Namespace, kind: str, mode: str, family: str, system: s
     if mode != "rationale" and args.rationale_metrics:
         raise UserError(f"--rationale_metrics: goes with --mode=rationale; the mode is {mode}")
     if args.rationale_metrics:
-        breakdown.check_metrics(listed(args.rationale_metrics, "--rationale_metrics"), args.bertscore_model)
+        check_metrics(split_names(args.rationale_metrics, "--rationale_metrics"), args.bertscore_model)
 
 
 def _missing() -> str:

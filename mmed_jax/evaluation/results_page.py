@@ -5,13 +5,13 @@ from typing import Any
 
 from mmed_jax.common.html_page import Cell, Row, render
 from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES
-from mmed_jax.evaluation.benchmarks.select import Item
 from mmed_jax.evaluation.comparison.runs import describe
-from mmed_jax.evaluation.metrics.accuracy import SEVERAL, UNPARSED, has_parse_rate, limited, rows
-from mmed_jax.evaluation.metrics.breakdown import columns_of
+from mmed_jax.evaluation.metrics.accuracy import SEVERAL, UNPARSED
 from mmed_jax.evaluation.metrics.intervals import short
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
+from mmed_jax.evaluation.prompts.items import Item
 from mmed_jax.evaluation.ratings.explanations import draw
+from mmed_jax.evaluation.results import has_parse_rate, limited, rationale_columns, rows
 
 _SHOWN = 12  # wrong answers
 _CUT = 700  # characters of a text
@@ -191,7 +191,7 @@ def _rationales(results: dict[str, Any]) -> dict[str, Any] | None:
     lines: list[Any] = []
     for name, by in found.items():
         lines.append(Row("head", [Cell(name, span=len(metrics) + 2)]))
-        for k in columns_of(by):
+        for k in rationale_columns(by):
             cells = [by.get(m, {}).get(k) for m in metrics]
             count = max(c["count"] for c in cells if c)
             what = "mean over languages" if k == AVERAGE else LANGUAGE_NAMES[k]

@@ -11,18 +11,18 @@ A results folder holds one mode, one score, one prompt family; mmed_jax.common.j
 """
 
 import math
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmed_jax.common.errors import WorkError
 from mmed_jax.data.languages.identify import language_of
-from mmed_jax.evaluation.extraction.extract import is_correct, split_rationale
-from mmed_jax.evaluation.metrics.accuracy import judge
+from mmed_jax.evaluation.extraction.extract import extract, is_correct, split_rationale
 from mmed_jax.evaluation.prompts.items import Item
 from mmed_jax.llm_api.finish_reasons import is_cut
 
 if TYPE_CHECKING:
-    from mmed_jax.inference.engine import Completion, Engine
+    from mmed_jax.inference.engine import Completion
 
 MODES = ("direct", "rationale", "loglikelihood")
 SCORES = ("letter", "option")
@@ -33,22 +33,20 @@ DEFAULT_NORMALISE = {"letter": "none", "option": "bytes"}
 MAX_NEW_TOKENS = {"direct": 64, "rationale": 1024, "exact_match": 512}
 
 
-def ask(
-    engine: "Engine",
-    items: Sequence[Item],
-    numbers: Sequence[int],
-    max_new_tokens: int,
-    on_done: Callable[[int, Any], None],
-) -> None:
-    """Answers every item; `on_done(index, result)` gets a Completion, or the list of log-likelihoods of its choices.
+def fold_text(text: str) -> str:
+    """For exact match of answers: NFKC, casefolded, whitespace squeezed."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
-    `numbers` are the items' places in the whole evaluation, for an engine that is asked only the rest of it.
+
+def grade(item: Item, output: str, finish_reason: str | None = None) -> dict[str, Any]:
+    """{"extracted", "rule", "correct"} of one output: letters for multiple choice, exact match for instructions.
+
+    `finish_reason` is why the output ends ("stop", "length"; None: not known).
     """
-    prompts = [i.prompt for i in items]
-    if items[0].choices:
-        engine.loglikelihood(prompts, [i.choices for i in items], on_done=on_done)
-    else:
-        engine.generate(prompts, max_new_tokens=max_new_tokens, items=numbers, on_done=on_done)
+    if not item.options:
+        return {"extracted": None, "rule": "exact_match", "correct": fold_text(output) == fold_text(item.answer)}
+    letters, rule = extract(output, item.options, item.language, finish_reason)
+    return {"extracted": letters, "rule": rule, "correct": is_correct(letters, item.answer)}
 
 
 def pick(item: Item, values: Sequence[float], normalise: str) -> str:
@@ -79,7 +77,7 @@ def prediction(
         output = pick(item, result, normalise)
         verdict = {"extracted": output, "rule": "loglikelihood", "correct": is_correct(output, item.answer)}
     else:
-        verdict = judge(item, output, ended)
+        verdict = grade(item, output, ended)
     explained = split_rationale(output, item.options, item.language, ended) if mode == "rationale" else None
     return {
         "benchmark": item.benchmark,
@@ -107,8 +105,8 @@ def prediction(
 
 def question(record: dict) -> dict[str, str]:
     """{"question", "context"} of the record as asked: the passage only where one was shown; {} for instructions."""
-    found = {"question": record.get("question"), "context": record.get("context")}
-    return {k: text for k, text in found.items() if text}
+    texts = {"question": record.get("question"), "context": record.get("context")}
+    return {k: text for k, text in texts.items() if text}
 
 
 def reference(record: dict) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_the_size_of_letters_in_a_suffix_means_nothing(tmp_path, name, where):
     from data_gen.commands import handcraft
     from data_gen.methods.passages import read_passages
     from mmed_jax.data.sources.raw_rows import objects
-    from mmed_jax.evaluation.benchmarks.select import from_files
+    from mmed_jax.evaluation.benchmarks.locate import locate_files
     from mmed_jax.inference.prompt_files import read_prompts
 
     plain = lines(tmp_path / "in" / name, MCQ | {"context": "Le foie est grand."}).read_bytes()
@@ -67,7 +67,7 @@ def test_the_size_of_letters_in_a_suffix_means_nothing(tmp_path, name, where):
     assert len(list(read_passages(path))) == 1
     if where == "file":
         assert [ident for _, ident, _ in read_prompts(str(path))] == ["m1"]
-        assert [b.name for b in from_files([str(path)])] == [name[: name.lower().index(".jsonl")]]
+        assert [b.name for b in locate_files([str(path)])] == [name[: name.lower().index(".jsonl")]]
     if where != "zip":
         assert [r["id"] for r in handcraft.read(path)] == ["m1"]
 

@@ -9,8 +9,9 @@ from data_gen.sets.inputs import collect, read_benchmarks
 from data_gen.sets.recipes import base, load_recipe, recipe_hash, source
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError
-from mmed_jax.evaluation.benchmarks import select as B
+from mmed_jax.evaluation.benchmarks.locate import locate_benchmarks
 from mmed_jax.evaluation.benchmarks.registry import ENTRIES
+from mmed_jax.evaluation.benchmarks.select import load_benchmark
 from tests.support.sources import KORMED, headqa_row, kormed_row, medqa_row, put, table
 
 
@@ -24,8 +25,8 @@ def inputs(tmp_path, adapter: str, **entry):
 
 
 def load(name: str, folder, encoding: str = "", **options):
-    [found] = B.find([name], str(folder))
-    return B.load(dataclasses.replace(found, encoding=encoding), count_mismatch=True, **options)
+    [found] = locate_benchmarks([name], str(folder))
+    return load_benchmark(dataclasses.replace(found, encoding=encoding), count_mismatch=True, **options)
 
 
 def whole_beside_splits(folder):

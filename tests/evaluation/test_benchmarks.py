@@ -12,9 +12,9 @@ from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.records.schema import LANGUAGES, write_records
 from mmed_jax.evaluation.benchmarks import registry
-from mmed_jax.evaluation.benchmarks import select as B
-from mmed_jax.evaluation.benchmarks.locate import locate_entry
+from mmed_jax.evaluation.benchmarks.locate import locate_benchmarks, locate_entry, locate_files
 from mmed_jax.evaluation.benchmarks.registry import ENTRIES
+from mmed_jax.evaluation.benchmarks.select import check_disjoint, load_benchmark
 from tests.support.sources import medmcqa, put, table
 
 
@@ -29,8 +29,8 @@ def count(monkeypatch):
 
 
 def load(name, folder, **options):
-    [found] = B.find([name], str(folder))
-    return B.load(found, **options)
+    [found] = locate_benchmarks([name], str(folder))
+    return load_benchmark(found, **options)
 
 
 def medqa(n, answer="A", **more):
@@ -205,8 +205,8 @@ def test_questions_with_images_are_asked_where_the_papers_count_them(medqa_dir):
     assert load("medqa_us", medqa_dir, images="skip").info["needs_image"] == 1
     made = [{**r, "needs_image": n == 1} for n, r in enumerate(loaded.records)]
     write_records(medqa_dir / "mine.jsonl", made)
-    [mine] = B.from_files([str(medqa_dir / "mine.jsonl")])
-    assert len(B.load(mine).records) == 2 and len(B.load(mine, images="ask").records) == 3
+    [mine] = locate_files([str(medqa_dir / "mine.jsonl")])
+    assert len(load_benchmark(mine).records) == 2 and len(load_benchmark(mine, images="ask").records) == 3
 
 
 def test_record_files_are_split_by_their_provenance(medqa_dir):
@@ -319,14 +319,14 @@ def test_hub_refusals(hub, monkeypatch):
 )
 def test_names_that_cannot_be(medqa_dir, names, message):
     with pytest.raises(UserError, match=message) as e:
-        B.find(names, str(medqa_dir))
+        locate_benchmarks(names, str(medqa_dir))
     assert "\n" not in str(e.value)
 
 
 def test_a_part_beside_its_whole_is_named_twice(tmp_path):
     kormedmcqa(tmp_path, "test", "doctor")
     with pytest.raises(UserError, match="'kormedmcqa/doctor' is a part of 'kormedmcqa'"):
-        B.find(["kormedmcqa", "kormedmcqa/doctor"], str(tmp_path))
+        locate_benchmarks(["kormedmcqa", "kormedmcqa/doctor"], str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_the_same_questions_are_not_asked_under_two_names(names, split, turn, me
     for name in ("headqa", "mmlu_medical"):
         put(medqa_dir / name / "test.jsonl", [medqa(0)])
     with pytest.raises(UserError, match=r"the same questions: named twice") as e:
-        B.find(names[::turn], str(medqa_dir), split)
+        locate_benchmarks(names[::turn], str(medqa_dir), split)
     assert "\n" not in str(e.value)
 
 
@@ -358,7 +358,7 @@ def test_what_only_looks_like_the_same_is_asked(medqa_dir):
         ["mmedbench/en", "mmedbench/fr"],
         ["medqa_us:train", "medqa_us"],
     ):
-        assert len(B.find(names, str(medqa_dir))) == 2
+        assert len(locate_benchmarks(names, str(medqa_dir))) == 2
 
 
 def test_questions_named_twice_by_files(medqa_dir):
@@ -367,11 +367,11 @@ def test_questions_named_twice_by_files(medqa_dir):
         write_records(medqa_dir / "sets" / "mine" / split / "part.jsonl", [{**loaded.records[0], "provenance": {}}])
     mine = str(medqa_dir / "sets" / "mine")
     with pytest.raises(UserError, match="--data: .* are the same questions: named twice"):
-        B.from_files([f"{mine}:dev", f"{mine}:validation"])
-    [own] = B.from_files([f"{mine}:test"])
+        locate_files([f"{mine}:dev", f"{mine}:validation"])
+    [own] = locate_files([f"{mine}:test"])
     other = dataclasses.replace(own, name="other")
     with pytest.raises(UserError, match="--data: 'mine' and 'other' are the same questions: named twice"):
-        B.check_apart([(own, B.load(own)), (other, B.load(other))])
+        check_disjoint([(own, load_benchmark(own)), (other, load_benchmark(other))])
 
 
 def test_folders_that_only_begin_alike_are_not_mixed_up(tmp_path):

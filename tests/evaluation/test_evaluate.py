@@ -11,9 +11,10 @@ import pytest
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES, write_records
-from mmed_jax.evaluation.benchmarks.select import Item
-from mmed_jax.evaluation.metrics.accuracy import chance, fold, wilson
+from mmed_jax.evaluation.metrics.accuracy import chance, wilson
 from mmed_jax.evaluation.models import local
+from mmed_jax.evaluation.prompts.items import Item
+from mmed_jax.evaluation.scoring import fold_text
 from mmed_jax.hf.open_model import open_model
 from tests.support.hf_folders import hf_folder
 from tests.support.inference import TableEngine
@@ -352,7 +353,7 @@ def test_wilson_edges():
 def test_chance_and_fold():
     item = Item("b", "i", "en", [], "A", dict.fromkeys("ABCDE", "x"))
     assert chance(item) == 0.2 and chance(Item("b", "i", "en", [], "A,B", item.options)) == 0
-    assert fold("  Ｔhe\n answer ") == fold("the ANSWER") != fold("the answer.")
+    assert fold_text("  Ｔhe\n answer ") == fold_text("the ANSWER") != fold_text("the answer.")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.languages.identify import language_of
 from mmed_jax.data.records.schema import write_records
 from mmed_jax.evaluation import scoring
-from mmed_jax.evaluation.metrics.breakdown import order_bias
+from mmed_jax.evaluation.metrics.order_bias import order_bias
 from mmed_jax.evaluation.models import local
 from mmed_jax.evaluation.prompts.items import Item
 from mmed_jax.hf.open_model import open_model

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mmed_jax.evaluation.metrics.accuracy import confusion, summarise, table
+from mmed_jax.evaluation.metrics.accuracy import confusion, summarise
 from mmed_jax.evaluation.metrics.intervals import bootstrap, mcnemar, mean_interval, mean_of_groups, paired, wilson
 from mmed_jax.evaluation.prompts.items import Item
+from mmed_jax.evaluation.results_text import accuracy_table
 
 
 @given(st.integers(0, 400), st.integers(0, 400))
@@ -191,20 +192,22 @@ def test_summary_averages_languages_as_the_papers_do():
     assert block["overall"]["accuracy"] == 5 / 12 and block["mean_over_languages"] == (0.75 + 0.25) / 2
     assert block["mean_interval95"] == list(mean_interval([(3, 4), (2, 8)])) == result["mean_interval95"]
     assert block["confusion"]["A"] == {"A": 5, "B": 1, "C": 0, "unparsed": 6}
-    text = table({**result, "mode": "direct"})
+    text = accuracy_table({**result, "mode": "direct"})
     assert [line.split()[:2] for line in text.splitlines()[1:]] == [
         ["quiz", "en"],
         ["quiz", "ja"],
         ["quiz", "all"],
         ["quiz", "mean"],
     ]
-    assert "a sample" not in text and table({**result, "settings": {"limit": 8}}).startswith("a sample (--limit=8): ")
+    assert "a sample" not in text and accuracy_table({**result, "settings": {"limit": 8}}).startswith(
+        "a sample (--limit=8): "
+    )
     assert "parsed" in text and "cut" in text and "50.0%" in text.splitlines()[-1]
 
 
 def test_log_likelihoods_have_neither_parse_rate_nor_cut_answers():
     item, line = asked(0, "A", "B")
-    text = table(
+    text = accuracy_table(
         {**summarise([item], [{**line, "rule": "loglikelihood", "finish_reason": "scored"}]), "mode": "loglikelihood"}
     )
     assert "chance" in text and "parsed" not in text and "cut" not in text

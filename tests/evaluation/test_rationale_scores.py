@@ -11,9 +11,9 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation.comparison.accuracy_tables import YOURS, compare
 from mmed_jax.evaluation.comparison.runs import read_runs
-from mmed_jax.evaluation.metrics import breakdown
 from mmed_jax.evaluation.metrics.intervals import bootstrap, paired
 from mmed_jax.evaluation.metrics.text_similarity import average, pairs_of, score_rationales
+from mmed_jax.evaluation.results_text import breakdown_table
 from tests.support.results import evaluated, items_of, read_lines, record, write_lines
 
 SIX = ("en", "zh", "ja", "fr", "ru", "es")
@@ -57,7 +57,7 @@ def test_results_hold_means_with_intervals_and_the_scores_behind_them(tmp_path):
 
 def test_printed_table(tmp_path):
     results = evaluated(tmp_path, quiz(), explain(0.6), mode="rationale", metrics=["bleu-1"])
-    lines = breakdown.table(results).splitlines()
+    lines = breakdown_table(results).splitlines()
     at = lines.index("mmedbench: rationales, times 100, with 95 % intervals")
     head, means, intervals, items = (line.split() for line in lines[at + 1 : at + 5])
     found = results["benchmarks"]["mmedbench"]["rationale"]["bleu-1"]

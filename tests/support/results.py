@@ -8,11 +8,10 @@ from typing import Any
 from mmed_jax.common.checksums import write_json
 from mmed_jax.data.languages.identify import language_of
 from mmed_jax.evaluation.extraction.extract import RULES_VERSION, split_rationale
-from mmed_jax.evaluation.metrics import breakdown
-from mmed_jax.evaluation.metrics.accuracy import judge, summarise
 from mmed_jax.evaluation.prompts.items import Item
+from mmed_jax.evaluation.results import add_rationale_metrics, summarise
 from mmed_jax.evaluation.results_page import make_page
-from mmed_jax.evaluation.scoring import question, reference
+from mmed_jax.evaluation.scoring import grade, question, reference
 
 OPTIONS = {"A": "aspirin", "B": "warfarin", "C": "heparin", "D": "clopidogrel"}
 
@@ -68,7 +67,7 @@ def evaluated(
             letter = list(item.options)[said.index(max(said))]
             verdict = {"extracted": letter, "rule": "loglikelihood", "correct": letter == item.answer}
         else:
-            verdict = judge(item, said)
+            verdict = grade(item, said)
         lines.append(
             {
                 "benchmark": item.benchmark,
@@ -131,20 +130,11 @@ def evaluated(
         "prompts_sha256": "cd" * 32,
         **settings,
     }
-    results = {
-        "schema": 2,
-        "metric": "Accuracy: the letters read from the generated answer are exactly the right ones",
-        **{k: told[k] for k in ("mode", "prompt_family", "few_shot", "shuffle_seed", "book")},
-        "model": {"path": model, "kind": "run", "step": 1200, "fingerprint": "0123456789abcdef"},
-        "settings": told,
-        "prompts_sha256": told["prompts_sha256"],
-        "data": data,
-        **summarise(items, lines),
-    }
-    breakdown.add(results, items, lines, data)
+    identity = {"path": model, "kind": "run", "step": 1200, "fingerprint": "0123456789abcdef"}
+    results = summarise(items, lines, settings=told, model=identity, data=data)
     folder.mkdir(parents=True, exist_ok=True)
     if metrics:
-        breakdown.rationales(results, lines, metrics, False, None, folder)
+        add_rationale_metrics(results, lines, metrics, False, None, folder)
     write_json(folder / "results.json", results)
     write_lines(folder / "predictions.jsonl", lines)
     (folder / "report.html").write_text(make_page(results, items, lines), encoding="utf-8")

@@ -7,12 +7,12 @@ from mmed_jax.common.input_files import suffix
 from mmed_jax.common.paths import expand_home
 from mmed_jax.data.records.reading import read_records
 from mmed_jax.data.records.schema import kind_of
-from mmed_jax.evaluation.benchmarks import read
 from mmed_jax.evaluation.benchmarks.locate import locate_entry
+from mmed_jax.evaluation.benchmarks.read import count_splits
 from mmed_jax.evaluation.benchmarks.registry import ENTRIES, GROUPS, Entry
 
 
-def registered() -> str:
+def list_registered() -> str:
     """A table of all benchmarks: name, languages, split, size, licence, hub repository; then groups and notes."""
     lines = [("name", "languages", "split", "questions", "licence", "hub")]
     for e in ENTRIES.values():
@@ -36,7 +36,7 @@ def _size(entry: Entry) -> str:
     return f"{next(iter(expected.values())):,} each" if each else f"{sum(expected.values()):,}"
 
 
-def in_folder(data_dir: str) -> str:
+def list_folder(data_dir: str) -> str:
     """What of it lies in a folder, split by split with its size, and the other record files there. Raises UserError."""
     folder = expand_home(data_dir)
     if not folder.is_dir():
@@ -44,15 +44,15 @@ def in_folder(data_dir: str) -> str:
     lines, used = [], set()
     for entry in ENTRIES.values():
         try:
-            there = locate_entry(entry, folder)
-            if there is None:
+            located = locate_entry(entry, folder)
+            if located is None:
                 lines.append((entry.name, "-", "not here"))
                 continue
-            used.add(Path(there.path))
-            for split, (found, expected) in read.splits_there(there).items():
-                whole = "" if expected is None else "" if found == expected else f" of {expected:,}"
+            used.add(Path(located.path))
+            for split, (count, expected) in count_splits(located).items():
+                whole = "" if expected is None else "" if count == expected else f" of {expected:,}"
                 mark = " <- reported" if split == (entry.split or "all") else ""
-                lines.append((entry.name, Path(there.path).name, f"{split} {found:,}{whole}{mark}"))
+                lines.append((entry.name, Path(located.path).name, f"{split} {count:,}{whole}{mark}"))
         except UserError as e:
             lines.append((entry.name, "-", one_line(e)))
     for path in sorted(p for p in folder.iterdir() if suffix(p) == ".jsonl" and p not in used):

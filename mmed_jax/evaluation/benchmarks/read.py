@@ -1,7 +1,9 @@
 """Registered benchmarks read from the published files, the hub or record files, and counted against the publication.
 
-A number can be set beside a published one only when the same questions were asked: a split whose count is off, or whose
-rows did not all become questions, is one clear line; going on all the same has to be asked for, and is recorded.
+Published files are read as they are, by the adapters that make training records, but keep their duplicates: the
+published number counts them. A number can be set beside a published one only when the same questions were asked: a
+split whose count is off, or whose rows did not all become questions, is one clear line; going on all the same has to be
+asked for, and is recorded.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.records.reading import language_of, load_files
 from mmed_jax.data.sources import Conversion, Drop, Row
 from mmed_jax.data.sources.source import text
-from mmed_jax.evaluation.benchmarks.locate import HUB, Benchmark, file_hash, same_split, splits_in
+from mmed_jax.evaluation.benchmarks.locate import HUB, Benchmark, file_hash, list_splits, match_split
 from mmed_jax.evaluation.benchmarks.registry import Entry
 
 # Drops that say a row belongs to another set or language, so that it is no row of the benchmark.
@@ -71,10 +73,10 @@ def _word(field: object) -> str:
     return "" if isinstance(field, list | dict) else text(field)
 
 
-def load(
+def read_registered(
     benchmark: Benchmark, split: str, languages: tuple[str, ...] | None, count_mismatch: bool
 ) -> tuple[list[dict], dict[str, list[dict]], dict]:
-    """(records of the split, {other split: records}, info) of a registered benchmark; see benchmarks.load."""
+    """(records of the split, {other split: records}, info) of a registered benchmark; see select.load_benchmark."""
     entry, name = benchmark.entry, benchmark.name
     cells = _cells(benchmark, languages)
     revision = hub_revision(entry) if benchmark.path == HUB else None
@@ -123,11 +125,11 @@ def load(
 
 def _records(path: str) -> list[dict]:
     """All records of a file or folder, those of every split of a folder; the split of a folder is the records' own."""
-    found = []
-    for split in splits_in(Path(path)):
+    records = []
+    for split in list_splits(Path(path)):
         for record in load_files([f"{path}:{split}"], "mcq"):
-            found.append({**record, "provenance": {**record["provenance"], "split": split}})
-    return found or load_files([path], "mcq")
+            records.append({**record, "provenance": {**record["provenance"], "split": split}})
+    return records or load_files([path], "mcq")
 
 
 def _split(record: dict) -> str:
@@ -153,15 +155,15 @@ def _asked_split(benchmark: Benchmark, wanted: str, present: tuple[str, ...]) ->
     entry = benchmark.entry
     if not (wanted or entry.split):
         return None
-    found = same_split(wanted or entry.split, present)
-    if found is None and present == ("",):
+    split = match_split(wanted or entry.split, present)
+    if split is None and present == ("",):
         return ""  # the files name no split: the count decides whether they are the right one
-    if found is None:
+    if split is None:
         known = [s for s in ("validation", "dev", "test", "train", "fewshot") if s in present] or ["no named split"]
         why = f"--split={wanted}" if wanted else f"the reported split is {entry.split}"
         hint = f"; --split={known[0]} asks what is there" if not wanted and any(present) else ""
         raise UserError(f"--benchmark={benchmark.name}: {why}, and {benchmark.path} holds {', '.join(known)}{hint}")
-    return found
+    return split
 
 
 def _count(benchmark, meant: str, asked: str | None, cells, rows: Counter, lost: dict) -> dict:
@@ -187,8 +189,8 @@ def _count(benchmark, meant: str, asked: str | None, cells, rows: Counter, lost:
             )
     if problem is None and len(gone) != known:
         first = dict(reversed(gone))
-        told = "; ".join(f"{n} x {r}, first {first[r]}" for r, n in Counter(r for r, _ in gone).most_common())
-        example = f" ({told})" if gone else ""
+        reasons = "; ".join(f"{n} x {r}, first {first[r]}" for r, n in Counter(r for r, _ in gone).most_common())
+        example = f" ({reasons})" if gone else ""
         if gone or benchmark.raw:
             problem = f"{benchmark.name}: {len(gone)} of {sum(counted.values()):,} rows are no usable question{example}"
     return {
@@ -200,7 +202,7 @@ def _count(benchmark, meant: str, asked: str | None, cells, rows: Counter, lost:
     }
 
 
-def splits_there(benchmark: Benchmark) -> dict[str, tuple[int, int | None]]:
+def count_splits(benchmark: Benchmark) -> dict[str, tuple[int, int | None]]:
     """{split: (questions found, questions published or None)} of what the benchmark's path holds; "all" for no splits.
 
     Raises UserError when it cannot be read.
@@ -214,13 +216,13 @@ def splits_there(benchmark: Benchmark) -> dict[str, tuple[int, int | None]]:
         rows = reading.rows
     else:
         rows = Counter((_split(r), entry.cell(r)) for r in _records(benchmark.path))
-    found = {}
+    counts = {}
     for split in dict.fromkeys(s for s, _ in rows):
         there = {c: rows[split, c] for c in cells if rows[split, c] or entry.whole}
         expected = entry.expected(split, tuple(there))
         if sum(there.values()):
-            found[split or "all"] = sum(there.values()), None if expected is None else sum(expected.values())
-    return found
+            counts[split or "all"] = sum(there.values()), None if expected is None else sum(expected.values())
+    return counts
 
 
 def hub_revision(entry: Entry) -> str | None:

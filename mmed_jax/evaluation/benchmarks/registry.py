@@ -30,6 +30,8 @@ class Entry:
       examples: splits that few-shot examples are taken from, the first that is there.
       aliases: other names of its folder or zip. prefer: a folder inside that is read instead of the whole.
       skip: files whose name holds one of these are not of the set. revision: of the hub copy the counts were seen in.
+      subfolders: of the set, by which the folder that is searched is itself known as the set.
+      published_average: what the publication averages: "overall" all items, or "mean_over_languages".
       note: what a reader of the number should know.
     """
 
@@ -48,6 +50,8 @@ class Entry:
     prefer: str = ""
     skip: tuple[str, ...] = ()
     revision: str = ""
+    subfolders: tuple[str, ...] = ()
+    published_average: str = "overall"
     note: str = ""
 
     def expected(self, split: str, cells: tuple[str, ...]) -> dict[str, int] | None:
@@ -115,6 +119,8 @@ ENTRIES: dict[str, Entry] = {
                 "test": _per(_MMED, 1273, 3426, 199, 622, 256, 2742),
             },
             revision="d817c67",
+            subfolders=("Test", "test"),
+            published_average="mean_over_languages",
             note="the reported average is the mean over its six languages",
         ),
         Entry(

@@ -91,7 +91,7 @@ def place(name: str, info: Mapping[str, Any], language: str, part: str | None) -
     sizes = entry.counts.get("" if split == "all" else split or "", {})
     title = entry.name if split == meant else f"{entry.name} ({split} split)"
     columns = entry.asked_parts or entry.parts or entry.languages
-    averaged = entry.name == "mmedbench" and split == meant
+    averaged = entry.published_average == "mean_over_languages" and split == meant
     return Board(title, columns, sizes, averaged), column
 
 

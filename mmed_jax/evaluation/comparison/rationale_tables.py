@@ -5,10 +5,11 @@ from typing import Any
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.comparison.published_tables import Board, place
-from mmed_jax.evaluation.comparison.runs import SCORES, Run, read_scores
+from mmed_jax.evaluation.comparison.runs import Run, read_scores
 from mmed_jax.evaluation.comparison.tables import YOURS, Difference, Line, Table, Value, ways
 from mmed_jax.evaluation.metrics.intervals import paired
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
+from mmed_jax.evaluation.results import SCORES
 
 
 def rationales(board: Board, metric: str, columns: Sequence[str], runs: Sequence[Run]) -> list[Table]:

@@ -12,9 +12,8 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import check_file, open_file
 from mmed_jax.common.paths import expand_home
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
+from mmed_jax.evaluation.results import SCHEMA, SCORES
 
-SCHEMA = 2
-SCORES = "rationale_scores.jsonl"  # beside them: the metrics of each rationale
 _LINE = ("benchmark", "id", "language", "answer", "extracted", "correct", "prompt", "output", "options")
 
 

@@ -1,34 +1,16 @@
 """Numbers from predictions: accuracy with interval, parse rate and chance, per language and benchmark."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from mmed_jax.data.records.schema import LANGUAGES
-from mmed_jax.evaluation.benchmarks.select import Item
-from mmed_jax.evaluation.extraction.extract import extract, is_correct
 from mmed_jax.evaluation.metrics.intervals import mean_interval, wilson
+from mmed_jax.evaluation.prompts.items import Item
 from mmed_jax.llm_api.finish_reasons import was_cut
 
 # How `confusion` calls an answer of several letters, and one that can't be read.
 SEVERAL, UNPARSED = "several", "unparsed"
-
-
-def fold(text: str) -> str:
-    """For exact match of answers: NFKC, casefolded, whitespace squeezed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def judge(item: Item, output: str, finish_reason: str | None = None) -> dict[str, Any]:
-    """{"extracted", "rule", "correct"} of one output: letters for multiple choice, exact match for instructions.
-
-    `finish_reason` is why the output ends ("stop", "length"; None: not known).
-    """
-    if not item.options:
-        return {"extracted": None, "rule": "exact_match", "correct": fold(output) == fold(item.answer)}
-    letters, rule = extract(output, item.options, item.language, finish_reason)
-    return {"extracted": letters, "rule": rule, "correct": is_correct(letters, item.answer)}
 
 
 def chance(item: Item) -> float:
@@ -108,54 +90,3 @@ def _block(pairs: Sequence[tuple[Item, dict]]) -> dict[str, Any]:
         "mean_over_languages": mean,
         "mean_interval95": list(interval),
     }
-
-
-def rows(results: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(benchmark, language, cell) lines of a table: every benchmark's languages, its total, and the total of all."""
-    out = []
-    for name, block in results["benchmarks"].items():
-        out += [(name, lang, c) for lang, c in block["languages"].items()]
-        if len(block["languages"]) > 1:
-            out.append((name, "all", block["overall"]))
-    if len(results["benchmarks"]) > 1:
-        out.append(("all", "all", results["overall"]))
-    return out
-
-
-def has_parse_rate(results: dict[str, Any]) -> bool:
-    """Whether answers are read from text: not when log-likelihoods are compared, nor for exact match."""
-    return "parse_rate" in results["overall"] and results.get("mode") != "loglikelihood"
-
-
-def table(results: dict[str, Any]) -> str:
-    """The results as lines of text."""
-    chances, read = "chance" in results["overall"], has_parse_rate(results)
-    written = results.get("mode") != "loglikelihood"
-    head = ["benchmark", "language", "items", "accuracy", "95 % interval"]
-    head += [*(["chance"] if chances else []), *(["parsed"] if read else []), *(["cut"] if written else [])]
-    lines = [head]
-    for name, language, c in rows(results):
-        low, high = c["interval95"]
-        line = [name, language, str(c["count"]), f"{c['accuracy']:.1%}", f"{low:.1%} to {high:.1%}"]
-        line += [f"{c['chance']:.1%}"] if chances else []
-        line += [f"{c['parse_rate']:.1%}"] if read else []
-        lines.append([*line, str(c["cut"])] if written else line)
-    for name, block in results["benchmarks"].items():
-        if len(block["languages"]) > 1:
-            low, high = block["mean_interval95"]
-            mean = [name, "mean", "", f"{block['mean_over_languages']:.1%}", f"{low:.1%} to {high:.1%}"]
-            at = max(i for i, line in enumerate(lines) if line[0] == name)
-            lines.insert(at + 1, mean + [""] * (len(head) - len(mean)))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    left = (0, 1)
-    shown = [
-        "  ".join(v.ljust(w) if i in left else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths))).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*([told] if (told := limited(results)) else []), *shown])
-
-
-def limited(results: dict[str, Any]) -> str:
-    """What has to be said of a run with --limit; "" of others."""
-    limit = results.get("settings", {}).get("limit")
-    return f"a sample (--limit={limit}): the first {limit} of each language and part, no test set" if limit else ""

@@ -1,7 +1,7 @@
 """How close generated rationales come to the reference: BLEU, ROUGE, chrF, BERTScore, per item and per language.
 
 As in the MMedLM code (metrics/rationale_similarity.py): BLEU is NLTK's sentence_bleu with SmoothingFunction.method1,
-ROUGE the F-score of the `rouge` package, over the words of words.py; averages are over items, then over languages
+ROUGE the F-score of the `rouge` package, over the words of word_split.py; averages are over items, then over languages
 without weights. The tables print BLEU-1 and ROUGE-1, so those are weights (1, 0, 0, 0) and "rouge-1", although the
 code as published computes BLEU-4 and ROUGE-L. Two differences, on purpose: a text equal to its reference scores 1
 (smoothing gives an equal text of three words 0.56 BLEU-4), and line breaks stay (the original deletes them and glues
@@ -13,6 +13,7 @@ language: how far they would move with other questions of the same kind, not wit
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,14 @@ def score_rationales(
         for i, score in zip(left, found):
             rows[i]["bertscore"] = score
     return rows
+
+
+def check_metrics(metrics: Sequence[str], bertscore_model: str | None) -> None:
+    """Raises UserError, before anything is asked, for metrics that could not be computed afterwards."""
+    if bertscore_model and not Path(bertscore_model).is_dir():
+        raise UserError(f"--bertscore_model={bertscore_model}: no such folder")
+    score_rationales([], [m for m in metrics if m != "bertscore" or not bertscore_model])
+    score_rationales([("en", "a b", "b c")], [m for m in metrics if m != "bertscore"])
 
 
 def average(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:

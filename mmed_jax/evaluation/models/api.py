@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.evaluation import scoring
+from mmed_jax.evaluation.models.usage import Usage
 from mmed_jax.evaluation.prompts.items import Item, PromptSettings, chat_messages
 from mmed_jax.llm_api.client import endpoint_name, make_client
 from mmed_jax.llm_api.finish_reasons import kind_of_ending, was_cut
@@ -49,20 +50,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 class ApiModel:
-    """The model of --api_model; evaluation.local_model.LocalModel has the same methods.
+    """The model of --api_model; models.local.LocalModel has the same methods.
 
     Attributes:
-      prompts: the defaults {"prompt_family", "system_prompt"}. dry_run: `start` prints an estimate and ends the
-        process. own_bar: `ask` shows its progress itself.
+      prompt_defaults: {"prompt_family", "system_prompt"}. dry_run: `start` prints an estimate and ends the
+        process. shows_progress: `ask` shows its progress itself.
     """
 
-    own_bar = True
+    shows_progress = True
 
     def __init__(self, args: argparse.Namespace):
         """Raises UserError for flags that contradict each other; nothing is sent and no key is needed."""
         if not args.api_model:
             raise UserError("--api_model is missing (the model's name at the endpoint, for example gpt-4o-mini)")
-        self.prompts = {"prompt_family": "llama3", "system_prompt": ""}
+        self.prompt_defaults = {"prompt_family": "llama3", "system_prompt": ""}
         params, left_out = _without_nulls(args.params)
         given = settings_from(argparse.Namespace(**{**vars(args), "model": args.api_model, "params": params}))
         self.settings_of_run: RunSettings = given
@@ -78,7 +79,7 @@ class ApiModel:
             raise UserError(f"--max_new_tokens={args.max_new_tokens}: must be at least 1")
         self._max_new_tokens, self._before = args.max_new_tokens, 0
 
-    def room(self, default: int) -> int | None:
+    def answer_limit(self, default: int) -> int | None:
         """The most tokens of an answer, reasoning included; None: no limit is sent. `default`: of the mode."""
         if self._limits:
             return next((self._params[k] for k in LIMITS if self._params.get(k) is not None), None)
@@ -173,9 +174,9 @@ class ApiModel:
                 parts.append(f"{counts['failed']:,} rows failed ({first}); the same command asks for them again")
             raise WorkError("; ".join(parts))
 
-    def told(self, predictions: Sequence[dict]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-        """What the answers say: for "model" of results.json, beside it, and lines to print. Which models answered,
-        tokens and dollars, what was refused. A request that several equal questions share is counted once."""
+    def usage(self, predictions: Sequence[dict]) -> Usage:
+        """Which models answered, tokens and dollars, what was refused. A request that several equal questions share is
+        counted once."""
         served = Counter(p["served"] for p in predictions if p["served"])
         requests = list({p["request"]: p for p in predictions}.values())
         costs = [p["cost_usd"] for p in requests]
@@ -214,7 +215,7 @@ class ApiModel:
                 f"note       {silent:,} answers were cut before their first word: the reasoning of a reasoning model "
                 "takes its room from --max_new_tokens"
             )
-        return {"served": dict(served.most_common())}, {"usage": usage}, lines
+        return Usage({"served": dict(served.most_common())}, {"usage": usage}, tuple(lines))
 
     def _body(self, room: int | None) -> dict[str, Any]:
         """The parameters that are sent: null leaves one out; `room` is the limit where none was told."""
@@ -268,7 +269,7 @@ def _enter_verdicts(ledger: Ledger, run: str, method: str) -> None:
 
 
 class _Said(NamedTuple):
-    """What modes.prediction reads of an answer; tokens are counted by the endpoint."""
+    """What scoring.prediction reads of an answer; tokens are counted by the endpoint."""
 
     finish_reason: str
     ids: tuple = ()

@@ -6,43 +6,44 @@ from typing import Any
 
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.evaluation import scoring
+from mmed_jax.evaluation.models.usage import Usage
 from mmed_jax.evaluation.prompts.items import Item, PromptSettings, encode_items
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.inference.load import identity, load_engine, trained_prompts
 
 
 class LocalModel:
-    """The model of --model. No device is touched before `start`; evaluation.api_model.ApiModel has the same methods.
+    """The model of --model. No device is touched before `start`; models.api.ApiModel has the same methods.
 
     Attributes:
-      prompts: {"prompt_family", "system_prompt"} that it was trained with; log-likelihoods of a model without chat
-        format are asked in the family that needs none. decoding: how it decodes, in words.
+      prompt_defaults: {"prompt_family", "system_prompt"} that it was trained with; log-likelihoods of a model without
+        chat format are asked in the family that needs none. decoding: how it decodes, in words.
     """
 
     decoding = "greedy"
-    dry_run = own_bar = False
+    dry_run = shows_progress = False
 
     def __init__(self, args: argparse.Namespace):
         """Raises UserError for a folder that is no model."""
         self._args, self._source, self._engine = args, open_model(args.model, args.step, args.ignore_keys), None
         self._tok = self._source.tokenizer
-        self.prompts = trained_prompts(self._source)
+        self.prompt_defaults = trained_prompts(self._source)
         if args.mode == "loglikelihood" and syntax_of(self._tok) is None:
-            self.prompts["prompt_family"] = "mmedbench"
+            self.prompt_defaults["prompt_family"] = "mmedbench"
 
-    def room(self, default: int) -> int:
+    def answer_limit(self, default: int) -> int:
         """The most tokens of an answer; `default`: of the mode."""
         return default if self._args.max_new_tokens is None else self._args.max_new_tokens
 
-    def prepare(self, items: Sequence[Item], how: PromptSettings, max_new_tokens: int) -> list[Item]:
+    def prepare(self, items: Sequence[Item], prompt_settings: PromptSettings, max_new_tokens: int) -> list[Item]:
         """The items with their token ids. Raises UserError for one that the model has no room for."""
         from mmed_jax.inference.engine import check_ids, check_prompts
 
-        items = encode_items(self._tok, items, how)
+        items = encode_items(self._tok, items, prompt_settings)
         longest = [i.prompt + list(max(i.choices, key=len, default=())) for i in items]
         check_ids(self._source.cfg, [c for i in items for c in i.choices], "an option's text")
         names = [f"{i.benchmark} {i.id}" for i in items]
-        check_prompts(self._source.cfg, longest, 1 if how.score else max_new_tokens, names)
+        check_prompts(self._source.cfg, longest, 1 if prompt_settings.score else max_new_tokens, names)
         return items
 
     @property
@@ -56,7 +57,9 @@ class LocalModel:
         dtype = self._engine.dtype.name if self._engine else self._args.dtype
         return {"dtype": dtype, "stop_ids": self._source.stop_ids}
 
-    def start(self, items: Sequence[Item], how: PromptSettings, settings: dict[str, Any], before: int) -> None:
+    def start(
+        self, items: Sequence[Item], prompt_settings: PromptSettings, settings: dict[str, Any], before: int
+    ) -> None:
         """Loads the weights. Raises UserError or WorkError (inference.load.load_engine)."""
         self._engine = load_engine(self._args, self._source, self.settings["stop_ids"])
 
@@ -68,7 +71,7 @@ class LocalModel:
         self,
         items: Sequence[Item],
         numbers: Sequence[int],
-        how: PromptSettings,
+        prompt_settings: PromptSettings,
         settings: dict[str, Any],
         on_line: Callable[[dict], None],
     ) -> None:
@@ -84,15 +87,19 @@ class LocalModel:
                 scoring.prediction(
                     item,
                     result,
-                    mode=how.mode,
+                    mode=prompt_settings.mode,
                     prompt=self._tok.decode(item.prompt),
                     output=text,
                     normalise=settings["normalise"],
                 )
             )
 
-        scoring.ask(self._engine, items, numbers, settings["max_new_tokens"], done)
+        prompts = [i.prompt for i in items]
+        if prompt_settings.score:
+            self._engine.loglikelihood(prompts, [i.choices for i in items], on_done=done)
+        else:
+            self._engine.generate(prompts, max_new_tokens=settings["max_new_tokens"], items=numbers, on_done=done)
 
-    def told(self, predictions: Sequence[dict]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-        """What the answers say: for "model" of results.json, beside it, and lines to print. Nothing."""
-        return {}, {}, []
+    def usage(self, predictions: Sequence[dict]) -> Usage:
+        """What the answers cost: nothing."""
+        return Usage()
