@@ -61,8 +61,7 @@ def _method(name: str) -> tuple:
         from tests.support.llm_api import EchoMethod, echo_model, language_gate
 
         return EchoMethod(), [language_gate], echo_model
-    from data_gen.gates import default_gates
-    from data_gen.methods import make_method
+    from data_gen.methods import default_gates, make_method
     from tests.support.fake_model import FakeModel
 
     return make_method(name), default_gates(name), FakeModel()

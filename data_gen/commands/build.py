@@ -35,7 +35,7 @@ from data_gen.sets.steps import Generator, Rows
 from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
-from mmed_jax.llm_api.estimate import summed
+from mmed_jax.llm_api.cost_estimate import summed
 from mmed_jax.llm_api.unfinished import all_rejected_text, unfinished_text
 
 SUMMARY = "a whole set by a recipe: MMed-IFT, MMed-IFT-MC or your own"

@@ -9,24 +9,23 @@ fail on the way are not in it. "By experience" takes the prompts' and answers' m
 prompt version and model in the ledger, so that a sample (--limit=20) tells the price of the whole.
 """
 
-import importlib
 import sys
 
+from data_gen.commands.command_list import PRICED, find_command
 from mmed_jax.common.errors import UserError, nearest, run_command
 
 SUMMARY = "what a command would cost, without sending anything"
-COMMANDS = ("expand", "qa", "translate", "rationale", "topics", "build")
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command; raises UserError for wrong flags or input."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
-        print(f"usage: python -m data_gen estimate {{{','.join(COMMANDS)}}} [flags of that command]\n\n{__doc__}")
+        print(f"usage: python -m data_gen estimate {{{','.join(PRICED)}}} [flags of that command]\n\n{__doc__}")
         return
-    if args[0] not in COMMANDS:
-        raise UserError(f"estimate: no command '{args[0]}'{nearest(args[0], COMMANDS)}")
-    importlib.import_module(f"data_gen.commands.{args[0]}").main([*args[1:], "--dry_run"])
+    if args[0] not in PRICED:
+        raise UserError(f"estimate: no command '{args[0]}'{nearest(args[0], PRICED)}")
+    find_command(args[0]).main([*args[1:], "--dry_run"])
 
 
 if __name__ == "__main__":

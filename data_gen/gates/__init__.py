@@ -5,30 +5,25 @@ that a changed threshold costs nothing. What needs the whole set (duplicates, co
 in data_gen.sets.dedup, data_gen.sets.contamination and data_gen.gates.balance.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from data_gen.gates import answer_key, faithfulness, text
-from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.llm_api.types import Job
 
 Gate = Callable[[Job, dict], None | str]
 
 # Every threshold, with the value used where a recipe says nothing.
-THRESHOLDS = {
+THRESHOLDS: dict[str, Any] = {
     # Share of letters in scripts of other languages from which a text counts as mixed.
     "foreign_script": 0.25,
     # An answer that is this share of its passage, or more, is a copy of it.
     "quoted_passage": 0.9,
-    # Letters (a Han, kana or hangul character counts 2.5), by method, of the answer or rationale.
-    "shortest": {"answer_expanding": 60, "qa_generation": 8, "translation": 1, "rationale": 80, "original": 2},
-    "longest": {
-        "answer_expanding": 4000,
-        "qa_generation": 4000,
-        "translation": 40000,
-        "rationale": 6000,
-        "original": 40000,
-    },
+    # Letters (a Han, kana or hangul character counts 2.5) of the answer or rationale, by method: those of the methods
+    # are set by their classes.
+    "shortest": {"original": 2},
+    "longest": {"original": 40000},
     # Length of a translation by that of its source, both counted as above.
     "length_ratio": (0.35, 2.8),
     # Less than this share of different n-grams is a loop.
@@ -43,20 +38,16 @@ THRESHOLDS = {
 }
 
 
-def default_gates(method: str, thresholds: dict | None = None) -> list[Gate]:
-    """The gates of a method ("answer_expanding", "qa_generation", "translation", "rationale", "topics", "original").
+# What explains more comes first: a refusal in English is a refusal, not a wrong language.
+TEXT = (text.refusal, text.boilerplate, text.copy, text.language, text.length, text.repetition)
+# Of rows as the sources give them.
+SOURCE = (text.language, text.length)
 
-    `thresholds` replaces values of THRESHOLDS. Raises UserError for an unknown method or threshold.
-    """
-    if method not in GATES:
-        raise UserError(f"gates: no method '{method}'{nearest(method, GATES)}")
-    for name in thresholds or {}:
-        if name not in THRESHOLDS:
-            raise UserError(f"gates: no threshold '{name}'{nearest(name, THRESHOLDS)}")
-    t = {**THRESHOLDS, **(thresholds or {})}
-    for name in ("shortest", "longest"):
-        t[name] = {**THRESHOLDS[name], **t[name]}
-    settings = {
+
+def with_thresholds(gates: Iterable[Callable], thresholds: dict) -> list[Gate]:
+    """The gates with their thresholds; `thresholds` has every key of THRESHOLDS."""
+    t = thresholds
+    settings: dict[Callable, dict] = {
         text.language: {"foreign": t["foreign_script"]},
         text.copy: {"quoted": t["quoted_passage"]},
         text.length: {"shortest": t["shortest"], "longest": t["longest"], "ratio": tuple(t["length_ratio"])},
@@ -65,17 +56,4 @@ def default_gates(method: str, thresholds: dict | None = None) -> list[Gate]:
         faithfulness.facts: {"kept": t["facts_kept"]},
         faithfulness.numbers: {"tolerated": t["numbers_tolerated"]},
     }
-    return [partial(gate, **settings[gate]) if gate in settings else gate for gate in GATES[method]]
-
-
-# What explains more comes first: a refusal in English is a refusal, not a wrong language.
-_TEXT = (text.refusal, text.boilerplate, text.copy, text.language, text.length, text.repetition)
-GATES: dict[str, tuple[Callable, ...]] = {
-    "answer_expanding": (*_TEXT, faithfulness.facts),
-    "qa_generation": (*_TEXT, faithfulness.facts),
-    "translation": (*_TEXT, faithfulness.options, faithfulness.numbers, answer_key.kept),
-    "rationale": (*_TEXT, answer_key.key),
-    "topics": (),
-    "reanswer": (),
-    "original": (text.language, text.length),
-}
+    return [partial(gate, **settings[gate]) if gate in settings else gate for gate in gates]

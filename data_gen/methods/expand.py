@@ -4,8 +4,11 @@ Multiple-choice records become instruction records: the options stay part of the
 ("which of the following") mean nothing without them; yes/no options do not.
 """
 
+from data_gen.gates import TEXT as TEXT_GATES
+from data_gen.gates import faithfulness
 from data_gen.methods import method
-from data_gen.methods.method import BOOL, TEXT, MethodBase, Skip, needs, single_turn
+from data_gen.methods.flags import Flag
+from data_gen.methods.method import BOOL, TEXT, GenerationMethod, Skip, needs, single_turn
 from mmed_jax.data.records.schema import kind_of
 from mmed_jax.llm_api.prompt_guard import leaks, neutralise
 from mmed_jax.llm_api.structured_output import object_schema
@@ -43,15 +46,22 @@ _YES_NO = {
 }
 
 
-class Expand(MethodBase):
+class Expand(GenerationMethod):
     """Full answers to questions with short ones. `max_chars` sets what counts as short; None: SHORT by language."""
 
     name = "answer_expanding"
-    max_tokens = 768
+    command, summary = "expand", "short answers into full ones"
+    usage = """\
+Answer expanding: records with short or letter-only answers in, instruction records with full answers out.
 
-    def __init__(self, *, max_chars: int | None = None, structured: bool = True, redraws: int = 1):
-        super().__init__(structured=structured, redraws=redraws)
-        self.max_chars = max_chars
+python -m data_gen expand --input=medqa.jsonl --output=medqa_full.jsonl --model=gpt-4o-mini
+python -m data_gen expand --input=faq.jsonl --output=faq_full.jsonl --max_chars=120 --limit=20
+"""
+    flags = (Flag("max_chars", "answers longer than this are long already", type=int, metavar="N"),)
+    gates = (*TEXT_GATES, faithfulness.facts)
+    shortest, longest = 60, 4000
+    max_tokens = 768
+    max_chars: int | None
 
     def job_for(self, parent: dict, language: str, settings) -> Job:
         data, question = self._mcq(parent) if kind_of(parent) == "mcq" else self._instruction(parent)
@@ -92,17 +102,17 @@ class Expand(MethodBase):
     def answer_schema(self, job: Job) -> dict:
         return SCHEMA
 
-    def made(self, job: Job, found: dict) -> list[dict]:
+    def records_of(self, job: Job, answer: dict) -> list[dict]:
         parent, question = job.parent, job.target["question"]
         system = [m for m in parent.get("messages", ()) if m["role"] == "system"]
-        flags = [*method.source_flags(question), *(["key_doubted"] if found["doubt"] else [])]
+        flags = [*method.source_flags(question), *(["key_doubted"] if answer["doubt"] else [])]
         record = {
             "id": job.row_id,
             "language": job.target["language"],
             "messages": [
                 *system,
                 {"role": "user", "content": question},
-                {"role": "assistant", "content": found["answer"]},
+                {"role": "assistant", "content": answer["answer"]},
             ],
             "source": parent["source"],
             "license": parent["license"],

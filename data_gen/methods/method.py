@@ -1,13 +1,19 @@
 """What the methods share: the request for a piece of data, provenance of what comes back, and when to ask again."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
+from data_gen.gates import TEXT as TEXT_GATES
+from data_gen.methods.flags import Flag
+from data_gen.passages import read_passages
 from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.data.records.reading import read_records
 from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES, RecordError, kind_of, validate_record
+from mmed_jax.llm_api.prompt_file import load_prompt
 from mmed_jax.llm_api.prompt_guard import steers
-from mmed_jax.llm_api.prompts import load_prompt
 from mmed_jax.llm_api.redraws import redraw
 from mmed_jax.llm_api.structured_output import read_answer
 from mmed_jax.llm_api.types import Job, Reject
@@ -25,32 +31,65 @@ class Skip(Exception):
     """An input that a method has nothing to do with; `str()` is the class of reason, counted in Method.skipped."""
 
 
-class MethodBase:
-    """A way to make records from inputs through one request each. Subclasses set `name`, `max_tokens`, job_for, made.
+class GenerationMethod(ABC):
+    """A way to make records from inputs through one request each. Subclasses set `name` and what of the following is
+    not as here, and define `job_for`, `records_of` and `answer_schema`; their words are data_gen/prompts/<name>.toml.
 
     Attributes:
-      name: the `method` of jobs and, where the schema knows it, of records.
+      name: the `method` of jobs and of the records that it makes.
+      command, summary, usage: of `python -m data_gen <command>`: its name ("": the method has none), its line in the
+        list, and what --help says (a sentence, then examples).
+      flags: the options of the class, and what else the command line takes. Options are attributes of the object.
+      inputs: what `read` gives: "passage", "mcq" or "instruction"; "" for records of both kinds.
+      gates: what looks at its records, of data_gen.gates. shortest, longest: their length in letters, None for any.
       max_tokens: room for an answer (max_completion_tokens) unless the settings say otherwise; doubled, at most to four
         times, when an answer was cut.
       prompt_places: (name, text) of what stands for {{name}} in its prompt whatever the input.
       enriches: the method gives its inputs back with something added; what it leaves out stays as it is.
       labels: what an enriching method adds is a label, without which the input is as good as it was.
+      into_languages: it has an option `languages`, and makes a record in each of them; a build does one at a time.
+      rows_per_input: how many rows it may make of an input.
       skipped, skipped_ids: reasons and counts of inputs that became no job, of the last iteration of `jobs`; their ids
         where the method enriches.
     """
 
-    name: str
-    enriches: bool = False
-    labels: bool = False
+    name: ClassVar[str]
+    command: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    usage: ClassVar[str] = ""
+    flags: ClassVar[tuple[Flag, ...]] = ()
+    inputs: ClassVar[str] = ""
+    gates: ClassVar[tuple[Callable, ...]] = TEXT_GATES
+    shortest: ClassVar[int | None] = None
+    longest: ClassVar[int | None] = None
+    prompt_places: ClassVar[tuple[tuple[str, str], ...]] = ()
+    enriches: ClassVar[bool] = False
+    labels: ClassVar[bool] = False
+    into_languages: ClassVar[bool] = False
     max_tokens: int = 1024
-    prompt_places: tuple[tuple[str, str], ...] = ()
+    rows_per_input: int = 1
 
-    def __init__(self, *, structured: bool = True, redraws: int = 1):
+    def __init__(self, *, structured: bool = True, redraws: int = 1, **options: Any):
         """`structured` False: no JSON schema in the request, for endpoints that have none; answers are then read
-        tolerantly. `redraws`: how often an unusable answer is asked for again, with another seed."""
+        tolerantly. `redraws`: how often an unusable answer is asked for again, with another seed. `options`: of
+        `flags`. Raises UserError for one that there is not."""
         self.structured, self.redraws = structured, redraws
+        for flag in self.flags:
+            if flag.is_option:
+                setattr(self, flag.keyword, options.pop(flag.keyword, flag.default))
+        for option in options:
+            known = [flag.keyword for flag in self.flags if flag.is_option]
+            hint = nearest(option, [*known, "structured", "redraws"])
+            raise UserError(f"method {self.name}: got an unexpected keyword argument '{option}'{hint}")
         self.skipped: Counter[str] = Counter()
         self.skipped_ids: set[str] = set()
+
+    @classmethod
+    def read(cls, path: str, **values: Any) -> Iterator[dict]:
+        """The inputs of one file or folder. values: of the flags that `reads`. Raises UserError."""
+        if cls.inputs == "passage":
+            return read_passages(path, **values)
+        return read_records(path, cls.inputs or None)
 
     def jobs(self, inputs: Iterable[dict], settings) -> Iterator[Job]:
         """One job per usable input, lazily and in order; `settings` has `model` and `params`."""
@@ -69,21 +108,21 @@ class MethodBase:
         """The languages that are made from `parent`; by default its own."""
         return (parent["language"],)
 
+    @abstractmethod
     def job_for(self, parent: dict, language: str, settings) -> Job:
         """The job for one input. Raises Skip."""
-        raise NotImplementedError
 
-    def made(self, job: Job, found: dict) -> list[dict]:
-        """Records out of a checked answer. Raises Reject."""
-        raise NotImplementedError
+    @abstractmethod
+    def records_of(self, job: Job, answer: dict) -> list[dict]:
+        """Records out of an answer that has the form of `answer_schema`. Raises Reject."""
 
+    @abstractmethod
     def answer_schema(self, job: Job) -> dict:
         """The JSON schema of the answer to `job`, also where the request carries none."""
-        raise NotImplementedError
 
     def parse(self, job: Job, answer: dict | str) -> list[dict]:
         """Records, each valid by data.records.schema. Raises Reject("schema", ...) and other codes of REASONS."""
-        records = self.made(job, read_answer(answer, self.answer_schema(job)))
+        records = self.records_of(job, read_answer(answer, self.answer_schema(job)))
         try:
             return [validate_record(r, job.row_id) for r in records]
         except RecordError as e:
@@ -102,14 +141,14 @@ class MethodBase:
         return Job(row_id=row_id, method=self.name, request=request, parent=parent, target=target)
 
 
-def provenance(job: Job, flags: Iterable[str] = (), **more: object) -> dict:
+def provenance(job: Job, flags: Iterable[str] = (), **facts: object) -> dict:
     """Where a generated record comes from: parent and family, model, prompt, request key, parameters, soft findings.
 
     A parent that was generated itself leaves its own steps in `history`, so that no request behind a row is lost.
     """
     before = job.parent.get("provenance", {})
     request = job.request
-    made = {
+    step = {
         "parent": job.parent["id"],
         "group": before.get("group") or job.parent["id"],
         "model": request.model,
@@ -123,7 +162,7 @@ def provenance(job: Job, flags: Iterable[str] = (), **more: object) -> dict:
     if "prompt" in before or before.get("parent"):
         history.append({k: before[k] for k in _STEP if k in before})
     kept = {k: before[k] for k in ("split", "original_id", "topic", "license_note", "notice") if k in before}
-    return {**made, **kept, **more, **({"history": history} if history else {})}
+    return {**step, **kept, **facts, **({"history": history} if history else {})}
 
 
 def source_flags(*texts: str) -> list[str]:

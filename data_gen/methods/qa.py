@@ -2,7 +2,7 @@
 
 A pair whose quotation does not stand in the passage, or that asks or answers nothing new, is left out and counted in
 a flag of its siblings; where none is left, the row is rejected.
-Passages: see data_gen.methods.passages; records are taken for their passage (`context`) or answer.
+Passages: see data_gen.passages; records are taken for their passage (`context`) or answer.
 """
 
 import hashlib
@@ -10,8 +10,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import Any
 
-from data_gen.methods.method import TEXT, MethodBase, Skip, checked_language, provenance, source_flags
+from data_gen.gates import TEXT as TEXT_GATES
+from data_gen.gates import faithfulness
+from data_gen.methods.flags import LONGEST_PASSAGE, ORIGIN, Flag
+from data_gen.methods.method import TEXT, GenerationMethod, Skip, checked_language, provenance, source_flags
 from mmed_jax.common.errors import UserError
 from mmed_jax.llm_api.prompt_guard import neutralise
 from mmed_jax.llm_api.structured_output import object_schema
@@ -23,27 +27,39 @@ _NOT_WORD = re.compile(r"[\W_]+")
 _SHORTEST_EVIDENCE = 6  # characters without spaces and punctuation; less proves nothing
 
 
-class QA(MethodBase):
+class QA(GenerationMethod):
     """`pairs` pairs a passage, in its language or in `language`; passages below `min_chars` are left out."""
 
     name = "qa_generation"
+    command, summary = "qa", "question-answer pairs from passages, tables and documents"
+    usage = """\
+Question-answer pairs from passages: text, tables (.csv, .tsv, .xlsx), JSON lines, records with a passage.
 
-    def __init__(
-        self,
-        *,
-        pairs: int = 3,
-        language: str | None = None,
-        min_chars: int = 80,
-        structured: bool = True,
-        redraws: int = 1,
-    ):
-        super().__init__(structured=structured, redraws=redraws)
-        if not 1 <= pairs <= 20:
-            raise UserError(f"qa: {pairs} pairs a passage; valid: 1 to 20")
-        self.pairs, self.min_chars = pairs, min_chars
-        self.language = None if language is None else checked_language(language)
+python -m data_gen qa --input=rumeddanet.jsonl --pairs=3 --output=rumeddanet_qa.jsonl
+python -m data_gen qa --input=drugs.xlsx --from_language=ko --language=en --license="KOGL 1" --output=drugs_en.jsonl
+"""
+    inputs = "passage"
+    flags = (
+        Flag("pairs", "pairs a passage (default 3)", default=3, type=int, metavar="N"),
+        Flag("language", "of the pairs; default: the passage's own", metavar="CODE"),
+        *ORIGIN,
+        Flag("min_chars", "shorter passages are left out", default=80, type=int, metavar="N"),
+        LONGEST_PASSAGE,
+    )
+    gates = (*TEXT_GATES, faithfulness.facts)
+    shortest, longest = 8, 4000
+    pairs: int
+    language: str | None
+    min_chars: int
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        if not 1 <= self.pairs <= 20:
+            raise UserError(f"qa: {self.pairs} pairs a passage; valid: 1 to 20")
+        if self.language is not None:
+            checked_language(self.language)
+        self.rows_per_input, self.max_tokens = self.pairs, 384 * self.pairs + 128
         self._seen: set[bytes] = set()
-        self.max_tokens = 384 * pairs + 128
 
     def jobs(self, inputs: Iterable[dict], settings) -> Iterator[Job]:
         self._seen = set()
@@ -70,9 +86,9 @@ class QA(MethodBase):
     def answer_schema(self, job: Job) -> dict:
         return SCHEMA
 
-    def made(self, job: Job, found: dict) -> list[dict]:
+    def records_of(self, job: Job, answer: dict) -> list[dict]:
         parent, passage = job.parent, job.target["passage"]
-        pairs = found["pairs"][: job.target["pairs"]]
+        pairs = answer["pairs"][: job.target["pairs"]]
         if not pairs:
             raise Reject("refusal", "the model finds no fact to ask for")
         kept, seen = [], set()

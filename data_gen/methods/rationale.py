@@ -4,15 +4,20 @@ The model names the letters that its reasoning leads to; where they are not the 
 rationale for another option is worse than none (research on such sets finds one in eight).
 """
 
+from typing import Any
+
+from data_gen.gates import TEXT as TEXT_GATES
+from data_gen.gates import answer_key
 from data_gen.methods import method
-from data_gen.methods.method import BOOL, TEXT, MethodBase, Skip, needs
+from data_gen.methods.flags import Flag
+from data_gen.methods.method import BOOL, TEXT, GenerationMethod, Skip, needs
 from mmed_jax.llm_api.structured_output import object_schema
 from mmed_jax.llm_api.types import Job, Reject
 
 SCHEMA = object_schema({"rationale": TEXT, "answer": {"type": "array", "items": TEXT}, "doubt": BOOL})
 
 
-class Rationale(MethodBase):
+class Rationale(GenerationMethod):
     """The same record with a rationale. `language`: write it in this language instead of the record's own.
 
     Records that have a rationale are left out unless `replace`.
@@ -20,14 +25,29 @@ class Rationale(MethodBase):
 
     name = "rationale"
     enriches = True
-    max_tokens = 1024
+    command, summary = "rationale", "explanations for multiple-choice records"
+    usage = """\
+Rationales for multiple-choice records: why the keyed options are right.
 
-    def __init__(
-        self, *, language: str | None = None, replace: bool = False, structured: bool = True, redraws: int = 1
-    ):
-        super().__init__(structured=structured, redraws=redraws)
-        self.language = None if language is None else method.checked_language(language)
-        self.replace = replace
+python -m data_gen rationale --input=kormedmcqa.jsonl --output=kormedmcqa_explained.jsonl
+python -m data_gen rationale --input=headqa.jsonl --language=en --output=headqa_explained_en.jsonl
+"""
+    inputs = "mcq"
+    flags = (
+        Flag("language", "of the rationale; default: the record's own", metavar="CODE"),
+        Flag("reanswer", "then ask blind for the answer; flag keys it disputes", default=False, then="reanswer"),
+        Flag("replace", "also where a record has a rationale", default=False),
+    )
+    gates = (*TEXT_GATES, answer_key.key)
+    shortest, longest = 80, 6000
+    max_tokens = 1024
+    language: str | None
+    replace: bool
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        if self.language is not None:
+            method.checked_language(self.language)
 
     def languages_for(self, parent: dict) -> tuple[str, ...]:
         return (self.language or parent["language"],)
@@ -46,13 +66,14 @@ class Rationale(MethodBase):
     def answer_schema(self, job: Job) -> dict:
         return SCHEMA
 
-    def made(self, job: Job, found: dict) -> list[dict]:
+    def records_of(self, job: Job, answer: dict) -> list[dict]:
         parent, letters = job.parent, job.target["letters"]
-        named = method.letters_named(found["answer"], job.target["language"])
+        named = method.letters_named(answer["answer"], job.target["language"])
         if named != letters:
             raise Reject("key", f"it argues for {','.join(named) or 'nothing'}, the key is {','.join(letters)}")
         texts = (parent["question"], parent.get("context", ""), *parent["options"].values())
-        flags = [*method.source_flags(*texts), *(["key_doubted"] if found["doubt"] else [])]
-        more = {"rationale_language": job.target["language"]} if job.target["language"] != parent["language"] else {}
-        fields = {**parent, "rationale": found["rationale"], "human_checked": False, "human_check_passed": False}
-        return [{**fields, "provenance": {**parent["provenance"], **method.provenance(job, flags, **more)}}]
+        flags = [*method.source_flags(*texts), *(["key_doubted"] if answer["doubt"] else [])]
+        language = job.target["language"]
+        facts = {"rationale_language": language} if language != parent["language"] else {}
+        fields = {**parent, "rationale": answer["rationale"], "human_checked": False, "human_check_passed": False}
+        return [{**fields, "provenance": {**parent["provenance"], **method.provenance(job, flags, **facts)}}]

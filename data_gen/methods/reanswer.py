@@ -4,14 +4,15 @@ Where it is sure of other options than the key's, key or question deserve a look
 (`strict`). Nothing of the record changes but its provenance.
 """
 
-from data_gen.methods.method import BOOL, TEXT, MethodBase, letters_named, needs
+from data_gen.methods.flags import Flag
+from data_gen.methods.method import BOOL, TEXT, GenerationMethod, letters_named, needs
 from mmed_jax.llm_api.structured_output import object_schema
 from mmed_jax.llm_api.types import Job, Reject
 
 SCHEMA = object_schema({"answer": {"type": "array", "items": TEXT}, "sure": BOOL})
 
 
-class Reanswer(MethodBase):
+class Reanswer(GenerationMethod):
     """The same record with provenance.reanswer: {"letters", "sure", "agrees", "model", "prompt", "key"}.
 
     A sure answer that is not the key gives the flag "reanswer_differs", with `strict` the rejection "key".
@@ -19,11 +20,10 @@ class Reanswer(MethodBase):
 
     name = "reanswer"
     enriches = labels = True
+    flags = (Flag("strict", "reject what a sure answer disputes", default=False),)
+    gates = ()
     max_tokens = 64
-
-    def __init__(self, *, strict: bool = False, structured: bool = True, redraws: int = 1):
-        super().__init__(structured=structured, redraws=redraws)
-        self.strict = strict
+    strict: bool
 
     def job_for(self, parent: dict, language: str, settings) -> Job:
         needs(parent, "mcq")
@@ -37,18 +37,18 @@ class Reanswer(MethodBase):
     def answer_schema(self, job: Job) -> dict:
         return SCHEMA
 
-    def made(self, job: Job, found: dict) -> list[dict]:
+    def records_of(self, job: Job, answer: dict) -> list[dict]:
         request, old = job.request, job.parent["provenance"]
-        named = letters_named(found["answer"], job.target["language"])
+        named = letters_named(answer["answer"], job.target["language"])
         if not named or not set(named) <= set(job.parent["options"]):
             raise Reject("schema", f"{','.join(named) or 'no letter'}, options {','.join(job.parent['options'])}")
         agrees = named == job.target["letters"]
-        if not agrees and found["sure"] and self.strict:
+        if not agrees and answer["sure"] and self.strict:
             raise Reject("key", f"answered blind: {','.join(named)}, the key is {job.parent['answer_idx']}")
-        flags = {*old.get("flags", ()), *(["reanswer_differs"] if found["sure"] and not agrees else [])}
+        flags = {*old.get("flags", ()), *(["reanswer_differs"] if answer["sure"] and not agrees else [])}
         second = {
             "letters": ",".join(named),
-            "sure": found["sure"],
+            "sure": answer["sure"],
             "agrees": agrees,
             "model": request.model,
             "prompt": request.prompt_version,

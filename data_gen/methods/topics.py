@@ -1,6 +1,7 @@
 """The 21 topics of MMedBench (arXiv 2402.13963): one label a record, kept in provenance.topic."""
 
-from data_gen.methods.method import MethodBase, Skip
+from data_gen.methods.flags import Flag
+from data_gen.methods.method import GenerationMethod, Skip
 from mmed_jax.data.records.schema import kind_of
 from mmed_jax.llm_api.structured_output import object_schema
 from mmed_jax.llm_api.types import Job
@@ -33,20 +34,25 @@ OTHER = "Other"
 SCHEMA = object_schema({"topic": {"type": "string", "enum": [*TOPICS, OTHER]}})
 
 
-class Topics(MethodBase):
+class Topics(GenerationMethod):
     """The same record with provenance.topic, one of TOPICS or "Other".
 
     Records with a topic are left out unless `replace`.
     """
 
     name = "topics"
+    command, summary = "topics", "records sorted into the 21 topics of MMedBench"
+    usage = """\
+The 21 topics of MMedBench as provenance.topic of each record.
+
+python -m data_gen topics --input=mcq.jsonl --output=mcq_topics.jsonl
+"""
+    flags = (Flag("replace", "also where a record has a topic", default=False),)
+    gates = ()
     enriches = labels = True
     max_tokens = 32
     prompt_places = (("topics", "\n".join(TOPICS)),)
-
-    def __init__(self, *, replace: bool = False, structured: bool = True, redraws: int = 1):
-        super().__init__(structured=structured, redraws=redraws)
-        self.replace = replace
+    replace: bool
 
     def job_for(self, parent: dict, language: str, settings) -> Job:
         if parent["provenance"].get("topic") in TOPICS and not self.replace:
@@ -60,10 +66,10 @@ class Topics(MethodBase):
     def answer_schema(self, job: Job) -> dict:
         return SCHEMA
 
-    def made(self, job: Job, found: dict) -> list[dict]:
+    def records_of(self, job: Job, answer: dict) -> list[dict]:
         """The record as it was; who gave the label stands beside it, so that what made the record stays known."""
         request = job.request
         label = {"model": request.model, "prompt": request.prompt_version, "key": request.key}
         old = job.parent["provenance"]
         group = {"group": old.get("group") or job.parent["id"]}
-        return [{**job.parent, "provenance": {**old, **group, "topic": found["topic"], "topic_by": label}}]
+        return [{**job.parent, "provenance": {**old, **group, "topic": answer["topic"], "topic_by": label}}]

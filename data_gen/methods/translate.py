@@ -5,23 +5,48 @@ key can't change. Numbers, units and drug names are asked for in the prompt and 
 """
 
 from collections.abc import Iterable
+from typing import Any
 
-from data_gen.methods.method import BOOL, TEXT, MethodBase, Skip, checked_language, provenance, source_flags
+from data_gen.gates import TEXT as TEXT_GATES
+from data_gen.gates import answer_key, faithfulness
+from data_gen.methods.flags import Flag, codes
+from data_gen.methods.method import BOOL, TEXT, GenerationMethod, Skip, checked_language, provenance, source_flags
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.records.schema import kind_of
+from mmed_jax.data.records.schema import LANGUAGES, kind_of
 from mmed_jax.llm_api.structured_output import object_schema
 from mmed_jax.llm_api.types import Job, Reject
 
 
-class Translate(MethodBase):
+class Translate(GenerationMethod):
     """Records in `languages`; a record that is in a target language already is left out for that language."""
 
     name = "translation"
-    max_tokens = 2048
+    command, summary = "translate", "records into other languages"
+    usage = """\
+Cross-lingual translation of instruction and multiple-choice records; letters, order and key stay.
 
-    def __init__(self, languages: Iterable[str], *, structured: bool = True, redraws: int = 1):
-        super().__init__(structured=structured, redraws=redraws)
-        self.languages = tuple(dict.fromkeys(checked_language(code) for code in languages))
+python -m data_gen translate --input=casimedicos_es.jsonl --language=ko,ja --output=casimedicos_ko_ja.jsonl
+"""
+    flags = (
+        Flag(
+            "language",
+            f"into these, with commas: {','.join(LANGUAGES)}",
+            default=(),
+            type=codes,
+            metavar="CODES",
+            option="languages",
+            required="the languages to translate into, with commas",
+        ),
+    )
+    gates = (*TEXT_GATES, faithfulness.options, faithfulness.numbers, answer_key.kept)
+    shortest, longest = 1, 40000
+    into_languages = True
+    max_tokens = 2048
+    languages: tuple[str, ...]
+
+    def __init__(self, languages: Iterable[str] = (), **options: Any):
+        super().__init__(languages=languages, **options)
+        self.languages = tuple(dict.fromkeys(checked_language(code) for code in self.languages))
         if not self.languages:
             raise UserError("translation: no target language given")
 
@@ -40,8 +65,8 @@ class Translate(MethodBase):
     def answer_schema(self, job: Job) -> dict:
         return _schema(texts_of(job.parent))
 
-    def made(self, job: Job, found: dict) -> list[dict]:
-        if found["untranslatable"]:
+    def records_of(self, job: Job, answer: dict) -> list[dict]:
+        if answer["untranslatable"]:
             raise Reject("refusal", "the model calls the text untranslatable")
         parent = job.parent
         common = {
@@ -53,10 +78,10 @@ class Translate(MethodBase):
             "provenance": provenance(job, source_flags(*_flat(texts_of(parent))), parent_language=parent["language"]),
         }
         if kind_of(parent) == "instruction":
-            contents = [found[name] for name in texts_of(parent)]
+            contents = [answer[name] for name in texts_of(parent)]
             messages = [{"role": m["role"], "content": c} for m, c in zip(parent["messages"], contents)]
             return [{**common, "messages": messages}]
-        fields = {k: found[k] for k in ("context", "question", "options", "rationale") if k in found}
+        fields = {k: answer[k] for k in ("context", "question", "options", "rationale") if k in answer}
         return [{**common, **fields, "answer_idx": parent["answer_idx"]}]
 
 

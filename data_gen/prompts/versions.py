@@ -12,8 +12,8 @@ from data_gen.methods.method import PROMPTS
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation.ratings import rationale_judge
-from mmed_jax.llm_api import prompts
-from mmed_jax.llm_api.prompts import Prompt
+from mmed_jax.llm_api import prompt_file
+from mmed_jax.llm_api.prompt_file import Prompt
 
 FOLDER = PROMPTS
 NAMES = (*METHODS, rationale_judge.PROMPT.stem)
@@ -22,8 +22,8 @@ NAMES = (*METHODS, rationale_judge.PROMPT.stem)
 def load_prompt(name: str, language: str) -> Prompt:
     """The current prompt of a method, or of the judge of rationales. Raises KeyError where there is none."""
     if name == rationale_judge.PROMPT.stem:
-        return prompts.load_prompt(rationale_judge.PROMPT, language)
-    return prompts.load_prompt(FOLDER / f"{name}.toml", language, METHODS[name].prompt_places)
+        return prompt_file.load_prompt(rationale_judge.PROMPT, language)
+    return prompt_file.load_prompt(FOLDER / f"{name}.toml", language, METHODS[name].prompt_places)
 
 
 def words_hash(name: str) -> str:

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from data_gen.gates import Gate, default_gates
-from data_gen.methods.passages import read_passages
+from data_gen.gates import Gate
+from data_gen.methods import default_gates
+from data_gen.passages import read_passages
 from data_gen.sets.contamination import Benchmarks, Hit
 from data_gen.sets.groups import Families, family_keys, stable_hash
 from data_gen.sets.licenses import allowed

@@ -12,8 +12,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from data_gen.gates import THRESHOLDS
-from data_gen.methods import METHODS
+from data_gen.methods import METHODS, THRESHOLDS
 from data_gen.sets.licenses import FILTERS
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.jsonl import BadJSON, loads
@@ -29,7 +28,7 @@ _FREE = ("targets", "gates", "params", "options")
 MISSING = ("error", "skip")
 WITHOUT = ("keep", "drop")
 # Methods that add rows, and may stop where a language has enough.
-FILLING = ("translation", "answer_expanding", "qa_generation")
+FILLING = tuple(name for name, method in METHODS.items() if not method.enriches)
 
 
 def base() -> ConfigDict:
@@ -61,7 +60,7 @@ def base() -> ConfigDict:
     c.letter_excess = 0.15
     # Multiple choice: questions that got no rationale, "keep" (they train the direct answer only) or "drop".
     c.without_rationale = "keep"
-    # Values that replace those of data_gen.gates.THRESHOLDS.
+    # Values that replace those of data_gen.methods.THRESHOLDS.
     c.gates = ConfigDict()
     # Licence texts that are let in although the filter would not.
     c.licenses_also = ()
@@ -107,7 +106,7 @@ def source(adapter: str = "", path: str = "", **more: object) -> ConfigDict:
 def step(method: str, sources: tuple[str, ...], **more: object) -> ConfigDict:
     """One entry of `step`. Keys:
 
-    method    "answer_expanding", "qa_generation", "translation", "rationale" or "topics"
+    method    one of data_gen.methods.METHODS ("answer_expanding", "rationale", ...)
     sources   names of sources, or of earlier steps, whose rows are its inputs
     languages translation: into these; other methods: inputs of these only; () = the recipe's
     limit     at most so many inputs of a source and language (chosen by hash); 0 = all

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_gen.gates import default_gates
-from data_gen.methods import make_method
+from data_gen.methods import METHODS, default_gates, make_method
 from data_gen.sets.groups import stable_hash
 from data_gen.sets.inputs import Inputs
 from mmed_jax.common.row_buffer import Spool
@@ -63,7 +62,7 @@ class Generator:
         for number, name in enumerate(self.recipe.steps):
             entry = self.recipe.step[name]
             self.rows.outcomes[name], self.rows.skipped[name] = Counter(), Counter()
-            if entry.method == "translation":
+            if METHODS[entry.method].into_languages:
                 for language in entry.languages or self.recipe.languages:
                     self._translate(number, name, language)
             elif entry.fill:
@@ -129,7 +128,7 @@ class Generator:
         target = self.recipe.targets.get(language, 0)
         for _ in range(ROUNDS):
             method = self._method(entry, **options)
-            inputs = -(-(target - self.count(language)) // getattr(method, "pairs", 1))
+            inputs = -(-(target - self.count(language)) // method.rows_per_input)
             before = self.rows.pending()
             if inputs <= 0 or not candidates:
                 return
@@ -153,7 +152,7 @@ class Generator:
         label = "/".join(filter(None, (self.settings.run, self.recipe.name, name, language)))
         settings = replace(self.settings, run=label, total=len(places))
         if settings.dry_run:
-            from mmed_jax.llm_api.estimate import estimate
+            from mmed_jax.llm_api.cost_estimate import estimate
 
             found = estimate(method, records(), settings, default_gates(method.name, self.gates))
             self.rows.estimates.append(found)

@@ -40,7 +40,7 @@ def run(method: Method, inputs: Iterable[dict], settings: RunSettings, gates: It
       WorkError: the endpoint is down, the ledger cannot be written, or the books do not balance.
     """
     if settings.dry_run:
-        from mmed_jax.llm_api.estimate import estimate
+        from mmed_jax.llm_api.cost_estimate import estimate
 
         print(estimate(method, inputs, settings, gates))
         raise SystemExit(0)

@@ -12,23 +12,18 @@ SHARED = {
     "batch": "llm_api/batch is the room, batch/batch.py its main class",
     "config": "mmed_jax/config is the room of a run's config, model/config.py the model's",
     "convert": "commands: the command line; data/sources: what it calls",
-    "expand": "commands: the command line; methods: the method it runs",
     "flops": "planning/hlo: counted in a program; training: by formula",
     "ledger": "llm_api/ledger is the room, ledger/ledger.py its main class; commands: the command line",
     "load": "hf: weights of a Hugging Face folder; inference: an engine from any folder",
-    "method": "methods: what a method is; commands: the command line of every method",
-    "qa": "commands: the command line; methods: the method it runs",
-    "rationale": "commands: the command line; methods: the method it runs",
+    "prompts": "data_gen: the words of the methods; evaluation: how questions are asked",
     "recipes": "config: recipes of training; data_gen/sets: recipes of sets",
     "select": "evaluation/benchmarks: which questions are asked; data_gen/sets: which rows go in",
     "sheets": "data/sources: spreadsheets that are published; evaluation/ratings: sheets to rate on",
     "steps": "inference: jitted steps; data_gen/sets: steps of a build",
     "text": "evaluation/comparison, evaluation/extraction, planning/hlo, data_gen/gates: the text each is about",
-    "topics": "commands: the command line; methods: the method it runs",
-    "translate": "commands: the command line; methods: the method it runs",
 }
 # Of those words, the ones that still stand several times. The list only shrinks.
-KNOWN = {"rationale"}
+KNOWN: set[str] = set()
 
 
 def homes(repo) -> dict[str, list[str]]:

@@ -46,7 +46,7 @@ def lines(path: Path, *records: dict) -> Path:
 def test_the_size_of_letters_in_a_suffix_means_nothing(tmp_path, name, where):
     """In every reader: records, published files, prompts, handcrafted samples, passages, benchmarks."""
     from data_gen.commands import handcraft
-    from data_gen.methods.passages import read_passages
+    from data_gen.passages import read_passages
     from mmed_jax.data.sources.raw_rows import objects
     from mmed_jax.evaluation.benchmarks.locate import locate_files
     from mmed_jax.inference.prompt_files import read_prompts

@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_gen.gates import default_gates
-from data_gen.methods import QA, Expand, Rationale, Translate
+from data_gen.methods import default_gates
+from data_gen.methods.expand import Expand
+from data_gen.methods.qa import QA
+from data_gen.methods.rationale import Rationale
+from data_gen.methods.translate import Translate
 from mmed_jax.data.records.reading import read_records
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.llm_api.types import Reject

@@ -4,12 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_gen.gates import GATES, THRESHOLDS, default_gates
 from data_gen.gates.balance import LetterBalance, skewed
 from data_gen.gates.fields import named_texts
 from data_gen.gates.quantities import quantities
 from data_gen.gates.text import volume
-from data_gen.methods import make_method
+from data_gen.methods import GATES, THRESHOLDS, default_gates, make_method
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES, validate_record
 from mmed_jax.data.sources import Conversion, get_source

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_gen.commands import expand, qa, rationale, topics, translate
+from data_gen.commands.method_command import COMMANDS
 from data_gen.methods.topics import TOPICS
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.records.reading import read_records
@@ -17,6 +17,7 @@ from mmed_jax.llm_api.prompt_guard import leaks, outside
 from tests.support.fake_model import FakeModel
 from tests.support.openai_server import Faults, OpenAIServer
 
+expand, qa, translate, rationale, topics = COMMANDS.values()
 HANDCRAFTED = Path(__file__).resolve().parents[2] / "data_gen" / "handcrafted"
 
 

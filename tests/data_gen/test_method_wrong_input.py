@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from data_gen.commands import expand
 from data_gen.commands.build import Build
+from data_gen.commands.method_command import COMMANDS
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.row_buffer import remove_temporaries
@@ -34,7 +34,7 @@ def _record(number: int) -> dict:
 
 def _command(tmp_path, *flags: str, rows: int = 2) -> None:
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(_record(i)) + "\n" for i in range(rows)))
-    expand.main(
+    COMMANDS["expand"].main(
         [
             f"--input={tmp_path}/in.jsonl",
             f"--output={tmp_path}/out.jsonl",

@@ -6,9 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from data_gen.gates.quantities import quantities
-from data_gen.methods import METHODS, QA, Expand, Rationale, Reanswer, Topics, Translate, make_method
-from data_gen.methods.qa import grounded
-from data_gen.methods.topics import TOPICS
+from data_gen.methods import METHODS, make_method
+from data_gen.methods.expand import Expand
+from data_gen.methods.qa import QA, grounded
+from data_gen.methods.rationale import Rationale
+from data_gen.methods.reanswer import Reanswer
+from data_gen.methods.topics import TOPICS, Topics
+from data_gen.methods.translate import Translate
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.languages.identify import language_problem
 from mmed_jax.data.records.reading import read_records

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_gen.methods.passages import read_passages, split_text
+from data_gen.passages import read_passages, split_text
 from mmed_jax.common.errors import UserError
 
 ROWS = [

@@ -11,7 +11,7 @@ from data_gen.prompts.versions import NAMES, load_prompt, versions, words_hash
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.languages.identify import language_problem
 from mmed_jax.data.records.schema import LANGUAGES
-from mmed_jax.llm_api import prompts
+from mmed_jax.llm_api import prompt_file
 
 FIELDS = {
     "answer_expanding": ("answer", "doubt"),
@@ -70,8 +70,8 @@ def test_a_change_without_a_new_version_is_refused(tmp_path, monkeypatch):
 
 
 def clear():
-    prompts._sections.cache_clear()
-    prompts.load_prompt.cache_clear()
+    prompt_file._sections.cache_clear()
+    prompt_file.load_prompt.cache_clear()
 
 
 def test_what_is_filled_in_is_not_filled_again():

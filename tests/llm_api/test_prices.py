@@ -6,7 +6,7 @@ import pytest
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.llm_api import token_counts
-from mmed_jax.llm_api.estimate import estimate, summed
+from mmed_jax.llm_api.cost_estimate import estimate, summed
 from mmed_jax.llm_api.ledger.ledger import Ledger
 from mmed_jax.llm_api.ledger.transactions import Answer
 from mmed_jax.llm_api.prices import TABLE, price_of

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 from mmed_jax.evaluation.ratings.explanations import Explanation, Key
 from mmed_jax.evaluation.ratings.sheets import CRITERIA
-from mmed_jax.llm_api.prompts import load_prompt
+from mmed_jax.llm_api.prompt_file import load_prompt
 from mmed_jax.llm_api.redraws import redraw
 from mmed_jax.llm_api.run_settings import RunSettings
 from mmed_jax.llm_api.runner import run

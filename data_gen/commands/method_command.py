@@ -1,4 +1,4 @@
-"""What the method commands share: flags, inputs, the run, the output files and the table of what became of the rows."""
+"""The command of a method: its flags, inputs, run, output files, and the table of what became of the rows."""
 
 import argparse
 from collections import Counter, deque
@@ -9,6 +9,9 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from data_gen.methods import METHODS, default_gates, make_method
+from data_gen.methods.flags import codes
+from data_gen.methods.method import GenerationMethod
 from mmed_jax.common import console, jsonl
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest
@@ -21,27 +24,54 @@ from mmed_jax.llm_api.unfinished import all_rejected_text, limit_text, unfinishe
 _ORDER = ("accepted", "rejected", "failed", "pending")
 
 
-def parser_for(command: str, doc: str) -> Parser:
-    """Flags that every method command has: --input, --output, --rejects, --only, --limit, and those of a run."""
-    from mmed_jax.llm_api.runner import add_run_flags
+class MethodCommand:
+    """`python -m data_gen COMMAND` of one method."""
 
-    parser = Parser(
-        names_itself=True,
-        prog=f"python -m data_gen {command}",
-        description=doc.partition("\n")[0],
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=doc.partition("\n")[2],
-    )
-    parser.add_argument("--input", metavar="PATHS", help="files or folders, with commas")
-    parser.add_argument("--output", metavar="FILE", help="records to write: a name ending in .jsonl or .jsonl.gz")
-    parser.add_argument("--rejects", metavar="FILE", help="rows that became no record (default: beside it)")
-    parser.add_argument("--only", metavar="CODES", help=f"inputs in these languages: {','.join(LANGUAGES)}")
-    parser.add_argument("--limit", metavar="N", type=int, help="only the first N inputs: a sample before a full run")
-    parser.add_argument("--no_schema", action="store_true", help="for endpoints without structured output")
-    parser.add_argument("--redraws", metavar="N", type=int, default=1, help="ask again N times for unusable answers")
-    add_run_flags(parser)
-    return parser
+    def __init__(self, method: type[GenerationMethod]):
+        self.method, self.name, self.SUMMARY = method, method.command, method.summary
+
+    def main(self, argv: list[str] | None = None) -> None:
+        """The command; raises UserError for wrong flags or input, WorkError when rows are left pending."""
+        args = self.parser().parse_args(argv)
+        check(args, self.name)
+        for flag in self.method.flags:
+            flag.check(getattr(args, flag.name), self.name)
+        values = [(flag, getattr(args, flag.name)) for flag in self.method.flags]
+        of_all = {"structured": not args.no_schema, "redraws": args.redraws}
+        reading = {flag.keyword: value for flag, value in values if flag.reads}
+        options = {flag.keyword: value for flag, value in values if flag.is_option}
+        method = self.method(**of_all, **options)
+        then = tuple(make_method(flag.then, **of_all) for flag, value in values if flag.then and value)
+        run_method(method, args, lambda: inputs(args, partial(self.method.read, **reading)), then)
+
+    def parser(self) -> Parser:
+        """The flags that all methods have (--input, --output, ..., those of a run), and its own."""
+        from mmed_jax.llm_api.runner import add_run_flags
+
+        description, _, examples = self.method.usage.partition("\n")
+        parser = Parser(
+            names_itself=True,
+            prog=f"python -m data_gen {self.name}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=examples,
+        )
+        add = parser.add_argument
+        add("--input", metavar="PATHS", help="files or folders, with commas")
+        add("--output", metavar="FILE", help="records to write: a name ending in .jsonl or .jsonl.gz")
+        add("--rejects", metavar="FILE", help="rows that became no record (default: beside it)")
+        add("--only", metavar="CODES", help=f"inputs in these languages: {','.join(LANGUAGES)}")
+        add("--limit", metavar="N", type=int, help="only the first N inputs: a sample before a full run")
+        add("--no_schema", action="store_true", help="for endpoints without structured output")
+        add("--redraws", metavar="N", type=int, default=1, help="ask again N times for unusable answers")
+        add_run_flags(parser)
+        for flag in self.method.flags:
+            flag.add_to(parser)
+        return parser
+
+
+COMMANDS = {method.command: MethodCommand(method) for method in METHODS.values() if method.command}
 
 
 def check(args: argparse.Namespace, command: str) -> None:
@@ -81,17 +111,11 @@ def _paths(args: argparse.Namespace) -> list[str]:
     return [p.strip() for p in args.input.split(",") if p.strip()]
 
 
-def codes(text: str) -> list[str]:
-    """Language codes out of "ko, ja"."""
-    return [c.strip() for c in text.split(",") if c.strip()]
-
-
-def inputs(args: argparse.Namespace, read: Callable[[str], Iterable[dict]] | None = None) -> Iterator[dict]:
-    """The inputs of a command, streaming; `read` reads one path (default: records of any kind).
+def inputs(args: argparse.Namespace, read: Callable[[str], Iterable[dict]]) -> Iterator[dict]:
+    """The inputs of a command, streaming; `read` reads one path.
 
     Raises UserError for an id that stands twice: its rows could not be told apart.
     """
-    read = read or (lambda path: read_any(path))
     only, seen = set(codes(args.only or "")), set()
 
     def each() -> Iterator[dict]:
@@ -110,11 +134,6 @@ def inputs(args: argparse.Namespace, read: Callable[[str], Iterable[dict]] | Non
     return islice(each(), args.limit)
 
 
-def read_any(path: str) -> Iterator[dict]:
-    """Records of either kind."""
-    return read_records(path, None)
-
-
 def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], then: tuple = ()) -> None:
     """Runs a method over the inputs that `items()` gives anew each time, and the methods `then` over its records.
 
@@ -129,7 +148,7 @@ def run_method(method, args: argparse.Namespace, items: Callable[[], Iterable[di
     rejects: list[str] = []
     for number, one in enumerate((method, *then)):
         if number:
-            items = partial(read_any, args.output)
+            items = partial(read_records, args.output)
         counts = _pass(one, args, items, rejects)
         jsonl.write_lines(args.rejects, rejects)
         print(f"written: {args.output}, {args.rejects}", flush=True)
@@ -146,7 +165,6 @@ def _pass(
     method, args: argparse.Namespace, items: Callable[[], Iterable[dict]], rejects: list[str]
 ) -> Counter[tuple[str, str]]:
     """One method from its inputs to the output file; adds lines to `rejects`. Returns rows by (state, reason)."""
-    from data_gen.gates import default_gates
     from mmed_jax.llm_api.runner import run, settings_from
 
     settings = settings_from(args)
