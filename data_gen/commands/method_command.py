@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -178,7 +178,7 @@ def _pass(
     flags: Counter[str] = Counter()
     made = bare = 0
 
-    def lines() -> Iterator[str]:
+    def lines() -> Generator[str, None, None]:
         nonlocal made, bare
         with closing(run(method, items(), settings, gates)) as outcomes:  # whatever ends this ends the ledger in order
             for outcome in outcomes:

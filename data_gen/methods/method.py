@@ -132,7 +132,9 @@ class GenerationMethod(ABC):
         """The job to run instead after failed attempt number `attempt` (from 1), with a new key; None: give up."""
         return redraw(job, reason, attempt, self.redraws)
 
-    def new_job(self, row_id: str, parent: dict, target: dict, settings, data: object, schema: dict, **values) -> Job:
+    def new_job(
+        self, row_id: str, parent: dict, target: dict, settings, data: str | dict | list, schema: dict, **values
+    ) -> Job:
         """A job whose prompt is this method's in target["language"]; `values` fill the prompt's places."""
         prompt = load_prompt(PROMPTS / f"{self.name}.toml", target["language"], self.prompt_places)
         request = prompt.request(

@@ -36,7 +36,7 @@ class Prompt:
         return ({"role": "system", "content": self.system}, {"role": "user", "content": _fill(self.user, filled)})
 
     def request(
-        self, settings: Any, data: object, *, schema: dict | None, max_tokens: int, **values: object
+        self, settings: Any, data: str | dict | list, *, schema: dict | None, max_tokens: int, **values: object
     ) -> Request:
         """The request for `data`. settings has `model` and `params`; `max_tokens` is the answer's room where they set
         none; schema: of the answer, or None for endpoints without structured output."""

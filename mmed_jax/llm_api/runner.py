@@ -28,7 +28,9 @@ __all__ = ["RunSettings", "add_run_flags", "run", "settings_from"]
 _CHUNK = 256  # jobs that are looked up in the ledger together
 
 
-def run(method: Method, inputs: Iterable[dict], settings: RunSettings, gates: Iterable[Gate] = ()) -> Iterator[Outcome]:
+def run(
+    method: Method, inputs: Iterable[dict], settings: RunSettings, gates: Iterable[Gate] = ()
+) -> Generator[Outcome, None, None]:
     """Yields the outcome of every job of `inputs`, in their order.
 
     An outcome is pending when --max_usd or --max_requests forbids its request. With settings.dry_run the estimate is
