@@ -11,7 +11,7 @@ MODELS = {
     "8b": ("models/Meta-Llama-3-8B", "4 x 80 GB GPUs, or v5e-32 / v6e-16 / v4-16 / v5p-8 and larger"),
     "70b": ("models/Meta-Llama-3-70B", "32 x 80 GB GPUs, or v6e-128 / v5p-64 and larger"),
 }
-# Their architectures (mmed_jax.model.config.PRESETS), for planning before the weights are there.
+# Their architectures (mmed_jax.model.config.PRESETS), by which mmed_jax.plan plans before the weights are there.
 PRESETS = {"1b": "llama3.2-1b", "3b": "llama3.2-3b", "8b": "llama3-8b", "70b": "llama3-70b"}
 
 

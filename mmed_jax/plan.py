@@ -30,6 +30,7 @@ from mmed_jax.common.errors import UserError, WorkError, one_line, run_command
 from mmed_jax.common.output_files import check_file, write_text
 from mmed_jax.common.paths import resolve_path
 from mmed_jax.config.overrides import parse_args
+from mmed_jax.config.recipes import CONFIG_DIR, load_module
 from mmed_jax.config.values import batch_rows
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.parallel.chips import GIB
@@ -149,13 +150,12 @@ def architecture(config: ConfigDict) -> tuple[LlamaConfig, str]:
     Raises:
       UserError: neither is known.
     """
-    from configs import hardware
-
     if config.init_from and resolve_path(config.init_from).exists():
         return setup.open_init(config).cfg, ""
     if not config.init_from:
         return setup.preset_config(config.model.preset, config.model), ""
-    preset = hardware.PRESETS.get(config.variant, config.model.preset if config.variant == "demo" else "")
+    presets = load_module(CONFIG_DIR / "hardware.py").PRESETS
+    preset = presets.get(config.variant, config.model.preset if config.variant == "demo" else "")
     if not preset:
         raise UserError(
             f"config.init_from={config.init_from} is not there, and variant '{config.variant}' has no preset in "
