@@ -101,7 +101,7 @@ def load_module(path: Path) -> ModuleType:
         sys.path.insert(0, str(REPO))  # so that a config can say `from mmed_jax.config import base`
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
-        raise UserError(f"--config={name}: {path} is not a Python file (.py)")
+        raise ImportError(f"{path} is not a Python file (.py)")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     return module
@@ -121,6 +121,8 @@ def read_recipe(name: str, *, data: bool = False) -> ConfigDict:
     stem, _, variant = name.partition(":")
     path, place = recipe_path(name), f"{'--recipe' if data else '--config'}={name}"
     through = UserError if data else RecipeLoop
+    if path.suffix != ".py":
+        raise UserError(f"{place}: {path} is not a Python file (.py)")
     try:
         module = load_module(path)
     except through:

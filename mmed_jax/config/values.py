@@ -31,7 +31,7 @@ def nearest_key(key: str, flat: dict[str, Any]) -> str:
     return nearest(key, flat) if not same_leaf else f", did you mean '{same_leaf[0]}'?"
 
 
-def replace(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
+def with_values(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
     """A copy of the config with other values: {"optim.lr": 1e-5}."""
     out = ConfigDict(copy.deepcopy(config.to_dict()))
     for key, value in changes.items():

@@ -6,10 +6,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.config.values import flatten
+from mmed_jax.config.values import as_flags, flatten, with_values
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.parallel.chips import GIB, GPUS_A_NODE, TPUS
-from mmed_jax.planning.compile_keys import as_flags, changed
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.planner import GPU_ROOM, PlanResult, mesh_sizes, plan
 from mmed_jax.planning.smaller_configs import VARIED, smaller
@@ -67,7 +66,7 @@ def advise(
         is taken unchecked.
       plan_options: as for `plan`.
     """
-    ran = changed(config, {"attention": result.settings["attention"]})
+    ran = with_values(config, {"attention": result.settings["attention"]})
     factor = off_by(ran, cfg, result)
     slice_name = larger_slice(ran, cfg, topology, factor)
     tries = 0
@@ -78,7 +77,7 @@ def advise(
         if not verify or topology.kind != "tpu" or tries == TRIES:
             return Advice(change.changes, needed, False, slice_name, change.learns)
         tries += 1
-        checked = plan(changed(config, change.changes), cfg, topology, **plan_options)
+        checked = plan(with_values(config, change.changes), cfg, topology, **plan_options)
         if checked.fits:
             return Advice(change.changes, checked.needed_bytes, True, slice_name, change.learns)
         factor = max(factor, off_by(change.config, cfg, checked))
@@ -136,7 +135,7 @@ def next_line(
     """
     from mmed_jax.training.program import attention_backend
 
-    ran = changed(config, {"attention": attention_backend(config, cfg, platform, mesh["context"])})
+    ran = with_values(config, {"attention": attention_backend(config, cfg, platform, mesh["context"])})
     needed = scaled(ran, cfg, mesh, factor)
     flat = flatten(config)
     for change in smaller(config, cfg, mesh, platform):

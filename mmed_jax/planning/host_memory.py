@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
+from mmed_jax.config.values import with_values
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.planning.compile_keys import changed
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.plan_report import size
 
@@ -29,7 +29,7 @@ def expected(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> dict[str, fl
     from mmed_jax.training.program import attention_backend
 
     backend = attention_backend(config, cfg, "cpu", dict(mesh.shape)["context"])
-    terms = memory_terms(changed(config, {"attention": backend}), cfg, dict(mesh.shape))
+    terms = memory_terms(with_values(config, {"attention": backend}), cfg, dict(mesh.shape))
     own = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
     state = total(terms, "state") * own
     return {

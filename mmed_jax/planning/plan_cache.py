@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from mmed_jax.common import jsonl
 from mmed_jax.common.code_hash import code_hash
 from mmed_jax.common.output_files import write_text
+from mmed_jax.config.values import compile_settings
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.planning.compile_keys import relevant
 from mmed_jax.planning.topology import Topology
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def cache_key(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> str:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    facts = [relevant(config), dataclasses.asdict(cfg), dataclasses.asdict(topology), versions, plan_code()]
+    facts = [compile_settings(config), dataclasses.asdict(cfg), dataclasses.asdict(topology), versions, plan_code()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()[:24]
 
 

@@ -19,12 +19,11 @@ from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.paths import expand_home
-from mmed_jax.config.values import batch_rows
+from mmed_jax.config.values import batch_rows, compile_settings, with_values
 from mmed_jax.model.config import LlamaConfig, num_params
 from mmed_jax.parallel import xla_flags
 from mmed_jax.planning import plan_cache, step_time
 from mmed_jax.planning.collective_time import ICI_EFFICIENCY
-from mmed_jax.planning.compile_keys import changed, relevant
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.topology import Topology, count
 from mmed_jax.training.flops import train_flops_per_token
@@ -140,7 +139,7 @@ def plan(
 
     mesh, asked = mesh_sizes(config, cfg, topology), config.mesh.data
     resolved = {"attention": attention_backend(config, cfg, topology.kind, mesh["context"])}
-    config = changed(config, resolved | {f"mesh.{axis}": size for axis, size in mesh.items()})
+    config = with_values(config, resolved | {f"mesh.{axis}": size for axis, size in mesh.items()})
     result = _begin(config, cfg, mesh, dataclasses.asdict(topology) | {"text": topology.describe()})
     result.capacity_bytes = topology.hbm_bytes
     path = None
@@ -173,7 +172,7 @@ def _begin(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], topology:
     return PlanResult(
         topology=topology,
         mesh=mesh,
-        settings=relevant(config),
+        settings=compile_settings(config),
         parameters=num_params(cfg),
         tokens_per_step=tokens,
         method="compiled",
@@ -192,7 +191,7 @@ def plan_devices(program: "Program", config: ConfigDict, cfg: LlamaConfig) -> Pl
     Raises:
       WorkError: the compiler failed for another reason than memory.
     """
-    config = changed(config, {"attention": program.options.attention})
+    config = with_values(config, {"attention": program.options.attention})
     result, topology = _begin_here(config, cfg, program.mesh)
     result.flags = program.compiler_options
     _compile(result, program.lower(), topology)
@@ -204,7 +203,7 @@ def ran_out(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh", message: str) ->
     from mmed_jax.training.program import attention_backend
 
     platform, context = mesh.devices.flat[0].platform, dict(mesh.shape)["context"]
-    config = changed(config, {"attention": attention_backend(config, cfg, platform, context)})
+    config = with_values(config, {"attention": attention_backend(config, cfg, platform, context)})
     result, topology = _begin_here(config, cfg, mesh)
     _by_arithmetic(result, config, cfg, topology)
     result.fits = False

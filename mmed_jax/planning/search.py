@@ -13,11 +13,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.config.values import batch_rows, flatten
+from mmed_jax.config.values import as_flags, batch_rows, flatten, with_values
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.parallel.chips import GIB
 from mmed_jax.planning import advice, step_time
-from mmed_jax.planning.compile_keys import as_flags, changed
 from mmed_jax.planning.found_config import write_override
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.planner import PlanResult, mesh_sizes, plan
@@ -163,7 +162,7 @@ def _nothing_fits(state: Search, config: ConfigDict, cfg: LlamaConfig, topology:
         if change.learns and needed <= advice.room(topology):
             text += f"; not tried, fits by arithmetic: {as_flags(change.changes)} ({change.learns})"
             break
-    larger = advice.larger_slice(changed(config, {"remat": "full"}), cfg, topology, state.factor)
+    larger = advice.larger_slice(with_values(config, {"remat": "full"}), cfg, topology, state.factor)
     return text + (f"; larger: --topology={larger}" if larger else "")
 
 
@@ -232,7 +231,7 @@ def _candidate(changes: dict[str, Any], config: ConfigDict, cfg: LlamaConfig, to
     """The config with changes (those that change nothing are left out) and its arithmetic; None: it does not divide."""
     flat = flatten(config)
     changes = {k: v for k, v in changes.items() if flat[k] != v}
-    new = changed(config, changes)
+    new = with_values(config, changes)
     try:
         mesh = mesh_sizes(new, cfg, topology)
     except UserError:

@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.defaults import KEYS
-from mmed_jax.config.values import batch_rows, flatten
+from mmed_jax.config.values import batch_rows, flatten, with_values
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.planning.compile_keys import changed
 
 # Cheaper policies first to last: each keeps less than the one before.
 _LESS_REMAT = ("none", "minimal_ctx", "minimal", "qkv", "full")
@@ -44,14 +43,14 @@ def smaller(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], platform
     from mmed_jax.training.program import attention_backend
 
     for sizes, changes, learns in _proposals(config, mesh, platform):
-        new = changed(config, changes)
+        new = with_values(config, changes)
         if not _divides(new, cfg, sizes):
             continue
         try:
             backend = attention_backend(new, cfg, platform, sizes["context"])
         except UserError:  # a backend that was asked for by name, on a mesh that it can't work on
             continue
-        yield Change(changes, changed(new, {"attention": backend}), sizes, learns)
+        yield Change(changes, with_values(new, {"attention": backend}), sizes, learns)
 
 
 def _proposals(

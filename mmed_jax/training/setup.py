@@ -405,8 +405,8 @@ def plan_here(
     """
     import jax
 
+    from mmed_jax.config.values import with_values
     from mmed_jax.planning import advice, host_memory, plan_report
-    from mmed_jax.planning.compile_keys import changed
     from mmed_jax.planning.planner import plan_devices
 
     result = plan_devices(program, config, cfg)
@@ -417,7 +417,7 @@ def plan_here(
         parts = host_memory.expected(config, cfg, program.mesh) | {k: n * own for k, n in compiled.items()}
         say(f"host       {host_memory.describe(parts)}")
     if not result.fits:
-        ran = changed(config, {"attention": program.options.attention})
+        ran = with_values(config, {"attention": program.options.attention})
         factor = advice.off_by(ran, cfg, result)
         platform = program.mesh.devices.flat[0].platform
         say(advice.next_line(config, cfg, result.mesh, platform, result.capacity_bytes, factor))

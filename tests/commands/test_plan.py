@@ -12,9 +12,9 @@ import jax
 import pytest
 
 from mmed_jax.config.recipes import load_config
+from mmed_jax.config.values import with_values
 from mmed_jax.model.config import PRESETS, num_params
 from mmed_jax.planning import memory, planner, smaller_configs
-from mmed_jax.planning.compile_keys import changed
 from mmed_jax.training import program, setup
 from tests.support.hlo_cases import tpu_devices
 from tests.support.planning import arithmetic_compiler, run_plan, small
@@ -131,7 +131,7 @@ def test_what_does_not_fit_exits_1_with_a_change_that_does(tmp_path):
     assert advice["needed_bytes"] < found["capacity_bytes"]
     assert "next       --config.remat=minimal_ctx" in outcome.out
     assert advice["slice"] == "v5e-4" and "--topology=v5e-4" in outcome.out
-    config = changed(load_config("stage1"), {k.replace("__", "."): v for k, v in keys.items()} | advice["changes"])
+    config = with_values(load_config("stage1"), {k.replace("__", "."): v for k, v in keys.items()} | advice["changes"])
     cfg = setup.preset_config("demo", config.model)
     estimated = memory.total(memory.memory_terms(config, cfg, found["mesh"]))
     assert estimated == pytest.approx(advice["needed_bytes"], rel=0.2)
@@ -226,7 +226,7 @@ def test_memory_by_arithmetic_follows_the_settings():
     mesh = {"data": 1, "fsdp": 64, "tensor": 1, "context": 1}
 
     def needed(**changes: object) -> float:
-        new = changed(config, {k.replace("__", "."): v for k, v in smaller_configs.items()})
+        new = with_values(config, {k.replace("__", "."): v for k, v in smaller_configs.items()})
         return memory.total(memory.memory_terms(new, cfg, mesh))
 
     by_policy = [needed(remat=p) for p in ("none", "minimal_ctx", "minimal", "qkv", "full")]
@@ -238,7 +238,7 @@ def test_memory_by_arithmetic_follows_the_settings():
     assert needed(data__seq_len=8192) < needed(data__seq_len=8192, attention="reference")
     # All advice on the same mesh needs less than what it starts from.
     large = {"remat": "none", "loss_chunk": 4096}
-    for change in smaller_configs.smaller(changed(config, large), cfg, mesh, "gpu"):
+    for change in smaller_configs.smaller(with_values(config, large), cfg, mesh, "gpu"):
         assert change.mesh != mesh or needed(**(large | change.changes)) < needed(**large), change.changes
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from mmed_jax.common.errors import WorkError
 from mmed_jax.config.recipes import load_config
+from mmed_jax.config.values import with_values
 from mmed_jax.data.prepare import prepare
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
-from mmed_jax.planning.compile_keys import changed
 from tests.support.planning import arithmetic_compiler, run_plan
 from tests.support.training import bench  # noqa: F401
 
@@ -41,7 +41,7 @@ def test_the_runs_tokens_are_counted_without_its_weights(bench, tmp_path):  # no
         outcome = run_plan("v5p-128", "--price=2", config="stage1:8b", **keys)
     assert outcome.code == 0, outcome.err
     own = {"data.train": (str(bench.records),), "data.cache_dir": str(tmp_path / "again"), "tokenizer": ""}
-    config = changed(load_config("stage1:8b"), {k.replace("__", "."): v for k, v in keys.items()} | own)
+    config = with_values(load_config("stage1:8b"), {k.replace("__", "."): v for k, v in keys.items()} | own)
     rows = len(prepare(config, load_tokenizer(bench.tokenizer)).train)
     steps = -(-100 * rows // 64)
     assert f"run        {steps * 64 * 128:,} tokens: " in outcome.out and "cost" in outcome.out

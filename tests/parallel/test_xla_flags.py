@@ -8,10 +8,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmed_jax.config.recipes import load_config
+from mmed_jax.config.values import with_values
 from mmed_jax.model.config import PRESETS, num_params
 from mmed_jax.parallel.xla_flags import FLAGS, compiler_options
 from mmed_jax.planning import schedule_time, step_time, topology
-from mmed_jax.planning.compile_keys import changed
 from mmed_jax.planning.hlo import analysis
 from mmed_jax.training import program
 from tests.support.hlo_cases import tpu_devices
@@ -176,7 +176,7 @@ def test_what_the_compiler_for_tpus_refuses_is_one_line():
     ],
 )
 def test_gradients_are_charged_as_the_chip_sums_them(name, flags, kind, factor):
-    config, cfg = changed(load_config("stage1:8b"), {"xla_flags": flags}), PRESETS["llama3-8b"]
+    config, cfg = with_values(load_config("stage1:8b"), {"xla_flags": flags}), PRESETS["llama3-8b"]
     mesh = {"data": 1, "fsdp": 64, "tensor": 1, "context": 1}
     sent = step_time.speed(config, cfg, topology.parse(name), mesh).collective_bytes
     each = 2 * num_params(cfg) * 63 / 64

@@ -10,10 +10,10 @@ import pytest
 from mmed_jax.common.errors import WorkError
 from mmed_jax.config.checks import validate
 from mmed_jax.config.recipes import load_config
+from mmed_jax.config.values import with_values
 from mmed_jax.model.config import PRESETS
 from mmed_jax.parallel import sharding
 from mmed_jax.planning import smaller_configs
-from mmed_jax.planning.compile_keys import changed
 from mmed_jax.training import setup
 from tests.support.planning import run_plan
 from tests.support.training import bench  # noqa: F401
@@ -47,7 +47,7 @@ from tests.support.training import bench  # noqa: F401
     ],
 )
 def test_what_keeps_the_mathematics_is_proposed_first(platform, keys, expected):
-    config = changed(load_config("stage1:8b"), keys)
+    config = with_values(load_config("stage1:8b"), keys)
     mesh = {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
     found = list(smaller_configs.smaller(config, PRESETS["llama3-8b"], mesh, platform))
     at = [[c.changes for c in found].index(e) for e in expected]
@@ -77,7 +77,7 @@ def test_another_optimizer_is_proposed_where_nothing_else_fits(tmp_path):
 def test_out_of_device_memory_is_a_table_and_the_next_thing_to_try(capsys):
     """The table of a plan, by arithmetic, which says so."""
     config, mesh = load_config("stage1:8b"), sharding.make_mesh(devices=jax.devices()[:4])
-    config = changed(config, {"remat": "minimal_ctx"})
+    config = with_values(config, {"remat": "minimal_ctx"})
     with pytest.raises(WorkError, match=r"out of device memory \(RESOURCE_EXHAUSTED: no room for 1.5GiB\).*above"):
         with setup.device_failures(config, PRESETS["llama3-8b"], mesh):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room for 1.5GiB\nmany more lines")

@@ -8,10 +8,11 @@ from unittest import mock
 import pytest
 
 from mmed_jax.common.code_hash import dump
+from mmed_jax.config.defaults import KEYS
 from mmed_jax.config.recipes import load_config
+from mmed_jax.config.values import compile_settings, with_values
 from mmed_jax.model.config import PRESETS
 from mmed_jax.planning import plan_cache, topology
-from mmed_jax.planning.compile_keys import RELEVANT, changed, relevant
 from tests.support.planning import arithmetic_compiler, run_plan
 
 
@@ -20,14 +21,15 @@ def test_what_is_kept_is_found_by_all_that_decides_it():
     key = plan_cache.cache_key(config, cfg, slice_)
     others = {"str": "other", "int": 7, "float": 0.5}
     keys = [key]
-    for name in RELEVANT:
-        old = relevant(config)[name]
+    compiled = [name for name, declared in KEYS.items() if declared.compiled]
+    for name in compiled:
+        old = compile_settings(config)[name]
         other = not old if isinstance(old, bool) else others[type(old).__name__]
-        keys.append(plan_cache.cache_key(changed(config, {name: other}), cfg, slice_))
+        keys.append(plan_cache.cache_key(with_values(config, {name: other}), cfg, slice_))
     keys.append(plan_cache.cache_key(config, dataclasses.replace(cfg, num_layers=33), slice_))
     keys.append(plan_cache.cache_key(config, cfg, topology.parse("2xv5p-128")))
-    assert len(set(keys)) == len(keys) == len(RELEVANT) + 3
-    same = changed(config, {"run_dir": "elsewhere", "optim.lr": 0.5, "seed": 3, "data.train": ("x.jsonl",)})
+    assert len(set(keys)) == len(keys) == len(compiled) + 3
+    same = with_values(config, {"run_dir": "elsewhere", "optim.lr": 0.5, "seed": 3, "data.train": ("x.jsonl",)})
     assert plan_cache.cache_key(same, cfg, slice_) == key
 
 

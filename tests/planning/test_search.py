@@ -9,10 +9,9 @@ import pytest
 
 from mmed_jax import train
 from mmed_jax.config.recipes import load_config
-from mmed_jax.config.values import flatten
+from mmed_jax.config.values import flatten, with_values
 from mmed_jax.model.config import PRESETS
 from mmed_jax.planning import advice, planner, search, topology
-from mmed_jax.planning.compile_keys import changed
 from tests.support.hlo_cases import tpu_devices
 from tests.support.planning import arithmetic_compiler, run_plan, small
 from tests.support.training import Outcome, call
@@ -39,7 +38,7 @@ def test_proposals_keep_the_global_batch_and_divide():
         assert planner.mesh_sizes(c.config, CFG, slice_) == c.mesh
         # Only what changes something is named.
         assert all(flatten(config)[k] != v for k, v in c.changes.items())
-        assert flatten(changed(config, c.changes)) == flatten(c.config)
+        assert flatten(with_values(config, c.changes)) == flatten(c.config)
     assert {c.config.remat for c in found} == set(search.REMAT)
     assert {c.mesh["tensor"] for c in found} >= {1, 2, 4}
     # 128 rows on 64 chips: one or two a chip at a time; with tensor=2 up to four.
@@ -80,7 +79,7 @@ def test_the_fastest_that_fits_wins_and_nothing_on_the_frontier_is_beaten(tmp_pa
 def test_what_the_compiler_said_prunes_what_comes_next():
     """A compiler that wants 2.5 times what arithmetic says: settings that could only fit by arithmetic are not tried
     after the first has shown it."""
-    config, slice_ = changed(load_config("stage1:8b"), {"batch_size": 512}), topology.parse("v6e-64")
+    config, slice_ = with_values(load_config("stage1:8b"), {"batch_size": 512}), topology.parse("v6e-64")
     with arithmetic_compiler(off=2.5):
         state = search.search(
             config, CFG, slice_, recipe="stage1:8b", max_compiles=5, say=lambda _: None, cache_dir=None
@@ -179,7 +178,7 @@ def test_train_takes_the_file(tmp_path):
         "optim.mu_dtype": "bfloat16",
     }
     found = {k: int(v) if v.isdecimal() else v for k, v in setting(outcome).items()}
-    expected = changed(load_config("stage2:8b"), given | found | {"mesh.data": 2})
+    expected = with_values(load_config("stage2:8b"), given | found | {"mesh.data": 2})
     assert flatten(load_config(str(output))) == flatten(expected)
     assert printed_config(output, "--config.seed=5")["seed"] == 5
     header = output.read_text().split('"""')[1]
@@ -214,7 +213,7 @@ def test_the_winner_is_on_the_printed_frontier_and_the_rule_is_said():
     def tried(seconds: float, gib: float) -> search.Candidate:
         fields = {"needed_bytes": gib * 2**30, "schedule_s": seconds, "tokens_per_step": 1, "method": "arithmetic"}
         result = mock.Mock(**fields, fits=True, chips=8, mfu=lambda s: 0.5, tokens_per_second_chip=lambda s: 1 / s)
-        config = changed(load_config("stage1:8b"), {"loss_chunk": int(gib)})
+        config = with_values(load_config("stage1:8b"), {"loss_chunk": int(gib)})
         return search.Candidate({"loss_chunk": int(gib)}, config, {}, seconds, 0.0, 0.0, result)
 
     near, less, slow = tried(1.02, 99.0), tried(1.01, 80.0), tried(1.2, 60.0)
