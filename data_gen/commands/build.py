@@ -21,8 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_gen.sets import writers
 from data_gen.sets.contamination import Benchmarks
 from data_gen.sets.dataset_card import card
@@ -35,6 +33,7 @@ from data_gen.sets.steps import Generator, Rows
 from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
+from mmed_jax.common.progress import counting_bar
 from mmed_jax.llm_api.cost_estimate import summed
 from mmed_jax.llm_api.unfinished import all_rejected_text, unfinished_text
 
@@ -105,7 +104,7 @@ class Build:
         if self.folder:
             self.benchmarks = read_benchmarks(self.folder, tests)
             self.say(f"benchmarks: {', '.join(f'{name} {n:,}' for name, n in self.benchmarks.items())}")
-        with _bar("inputs") as bar:
+        with counting_bar("inputs", unit=" rows", unit_scale=True) as bar:
             self.inputs = collect(self.recipe, self.data_dir, self.licenses, tests, work, bar.update)
         self.say(f"inputs: {len(self.inputs.entry):,}, of families with a test item {int(self.inputs.blocked.sum()):,}")
         for name, why in self.inputs.missing.items():
@@ -122,7 +121,7 @@ class Build:
                 f"{self.rows.pending():,} requests are pending; the same command goes on (--partial builds "
                 "a set of what is there)"
             )
-        with _bar("selection") as bar:
+        with counting_bar("selection", unit=" rows", unit_scale=True) as bar:
             selector = Selector(self.recipe, self.inputs, self.rows, tests, bar.update)
             self.selection = selector()
         if not self.selection.where:
@@ -254,10 +253,6 @@ def _clear(output: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         except PermissionError:  # alive, another user's
             pass
-
-
-def _bar(what: str) -> tqdm:
-    return tqdm(desc=what, unit=" rows", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
 
 
 def _parser() -> Parser:

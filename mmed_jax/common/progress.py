@@ -1,4 +1,4 @@
-"""Progress of a long run: a bar with the time left on a terminal, plain lines in a log."""
+"""Progress of a long run: a bar with the time left on a terminal, plain lines in a log. tqdm draws."""
 
 import shutil
 import sys
@@ -7,7 +7,10 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from tqdm import tqdm
+
 _REDRAW_SECONDS = 0.1
+_LOG_SECONDS = 10.0  # between two lines of a counting bar in a log
 
 
 class Progress:
@@ -31,11 +34,11 @@ class Progress:
     ):
         self.total, self.every, self.label, self._on = total, max(1, every), label, is_main
         self._stream = sys.stderr if stream is None else stream
-        self._bar = bool(getattr(self._stream, "isatty", lambda: False)())
-        self._marks = ("█", "·") if _can_show(self._stream, "█·") else ("#", ".")
+        self._interactive = _is_terminal(self._stream)
+        self._bar: _StepBar | None = None
         self._start = self._step = start
         self._times: deque[tuple[float, int]] = deque(maxlen=101)
-        self._drawn_at, self._width = 0.0, 0
+        self._drawn_at = 0.0
 
     def update(self, step: int, values: Mapping[str, Any] | None = None) -> None:
         """`step` is done; `values` are shown beside it ({"loss": 2.31, "tok/s": 1200})."""
@@ -44,25 +47,30 @@ class Progress:
         now = time.monotonic()
         self._times.append((now, step))
         first, self._step = self._step == self._start, step
-        line = self._line(step, values or {})
-        if self._bar:
+        left = self.seconds_left()
+        remaining = "..." if left is None else f"{clock(left)} left"
+        shown = "  ".join(f"{k} {_number(v)}" for k, v in (values or {}).items())
+        if self._interactive:
             if step >= self.total or now - self._drawn_at >= _REDRAW_SECONDS:
                 self._drawn_at = now
-                self._draw(line)
+                self._draw(step, remaining, shown)
         elif first or step % self.every == 0 or step >= self.total:
-            print(line, file=self._stream, flush=True)
+            share = step / self.total if self.total else 1.0
+            print(
+                f"{self.label} {step}/{self.total} ({share:.0%})  {shown}  {remaining}", file=self._stream, flush=True
+            )
 
     def note(self, text: str) -> None:
         """One line of text that stays, above the bar."""
         if self._on:
-            self._clear()
-            print(text, file=self._stream, flush=True)
+            tqdm.write(text, file=self._stream)
+            self._stream.flush()
 
     def close(self) -> None:
         """Leaves the bar where it is and goes to the next line."""
-        if self._on and self._bar and self._width:
-            print(file=self._stream, flush=True)
-            self._width = 0
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def __enter__(self) -> "Progress":
         return self
@@ -77,28 +85,80 @@ class Progress:
         (t0, s0), (t1, s1) = self._times[0], self._times[-1]
         return (t1 - t0) / (s1 - s0) * max(0, self.total - s1) if s1 > s0 else None
 
-    def _line(self, step: int, values: Mapping[str, Any]) -> str:
-        left = self.seconds_left()
-        shown = "  ".join(f"{k} {_number(v)}" for k, v in values.items())
-        share = step / self.total if self.total else 1.0
-        eta = f"{clock(left)} left" if left is not None else "..."
-        if not self._bar:
-            return f"{self.label} {step}/{self.total} ({share:.0%})  {shown}  {eta}"
-        filled = int(share * 20)
-        full, empty = self._marks
-        return f"{self.label} {share:4.0%} |{full * filled}{empty * (20 - filled)}| {step}/{self.total} {eta}  {shown}"
+    def _draw(self, step: int, remaining: str, shown: str) -> None:
+        texts = {"remaining_time": remaining, "shown": shown}
+        # A line that wraps could not be overwritten. Some terminals know no size of their own: they count as 80 wide.
+        width = shutil.get_terminal_size().columns - 1
+        if self._bar is None:
+            marks = "·█" if _can_show(self._stream, "█·") else ".#"
+            self._bar = _StepBar(
+                texts,
+                desc=self.label,
+                total=self.total,
+                initial=step,
+                file=self._stream,
+                ncols=width,
+                nrows=20,
+                ascii=marks,
+                bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} {remaining_time}  {shown}",
+            )
+        else:
+            self._bar.n, self._bar.ncols, self._bar.texts = step, width, texts
+            self._bar.refresh()
 
-    def _draw(self, line: str) -> None:
-        # A line that wraps could not be overwritten.
-        line = line[: shutil.get_terminal_size().columns - 1]
-        self._stream.write("\r" + line + " " * max(0, self._width - len(line)))
-        self._stream.flush()
-        self._width = len(line)
 
-    def _clear(self) -> None:
-        if self._bar and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
-            self._width = 0
+class _StepBar(tqdm):
+    """A bar that shows texts of its own; when it is drawn is the caller's affair, so no thread watches over it."""
+
+    monitor_interval = 0
+
+    def __init__(self, texts: dict[str, str], **look: Any):
+        self.texts = texts
+        super().__init__(**look)
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        return {**super().format_dict, **self.texts}
+
+
+def counting_bar(
+    label: str,
+    total: int | None = None,
+    *,
+    unit: str,
+    show: bool = True,
+    in_logs: bool = False,
+    leave: bool = False,
+    **look: Any,
+) -> tqdm:
+    """tqdm's bar on stderr for things that are counted as they come.
+
+    Args:
+      show: False = nothing at all.
+      in_logs: where stderr is no terminal, a line now and then instead of nothing.
+      leave: the bar stays when it is done. look: tqdm's other arguments.
+    """
+    interactive = _is_terminal(sys.stderr)
+    return tqdm(
+        desc=label,
+        total=total,
+        unit=unit,
+        disable=not show or not (interactive or in_logs),
+        leave=leave,
+        dynamic_ncols=True,
+        mininterval=_REDRAW_SECONDS if interactive else _LOG_SECONDS,
+        file=sys.stderr,
+        **look,
+    )
+
+
+def say_above_bars(text: str) -> None:
+    """A line on stderr that leaves the bars on it whole."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def _is_terminal(stream: Any) -> bool:
+    return bool(getattr(stream, "isatty", lambda: False)())
 
 
 def _can_show(stream: Any, text: str) -> bool:

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
+from mmed_jax.common.progress import counting_bar
 from mmed_jax.data.chat import Piece, chat_pieces, encode_arrays, shorten
 from mmed_jax.data.multiple_choice import mcq_pieces
 from mmed_jax.data.records.schema import LANGUAGES, kind_of
@@ -140,7 +140,7 @@ def build_samples(
     flat, trained, lengths = [], [], []
     out = Samples(None, None, None, None, None, [], [], [])
     indices, languages = [], []
-    bar = tqdm(total=len(which), desc=progress, unit="rec", disable=None if progress else True, leave=False)
+    bar = counting_bar(progress, len(which), unit="rec", show=bool(progress))
     starts = range(0, len(which), CHUNK)
     chunks = ([(int(i), records[i]) for i in which[start : start + CHUNK]] for start in starts)
     batches = (list(drafts(tok, part, settings, out.left_out)) for part in chunks)

@@ -15,6 +15,7 @@ from itertools import islice
 from tqdm import tqdm
 
 from mmed_jax.common.errors import WorkError
+from mmed_jax.common.progress import counting_bar, say_above_bars
 from mmed_jax.llm_api.batch.rows import UNSENT, give_up_unsent, under_way
 from mmed_jax.llm_api.ledger.balance import check_run, strange_endings
 from mmed_jax.llm_api.ledger.ledger import Ledger
@@ -59,7 +60,9 @@ def run(
         counts: Counter[str] = Counter()
         total = settings.total if settings.total is not None else getattr(inputs, "__len__", lambda: None)()
         try:
-            with _bar(method.name, total, settings) as bar:
+            with counting_bar(
+                method.name, total, unit=" rows", show=settings.progress, in_logs=True, leave=True
+            ) as bar:
                 notes.append(lambda text: _note(bar, text))
                 for outcome in outcomes:
                     judge.record(outcome)
@@ -76,7 +79,7 @@ def run(
             raise WorkError(f"{method.name}: {judge.jobs} jobs, but {sum(counts.values())} outcomes")
         check_run(ledger, settings.label, method.name)
         if said := strange_endings(ledger, settings.label, method.name):
-            tqdm.write(f"warning: {said}", file=sys.stderr)
+            say_above_bars(f"warning: {said}")
 
 
 def _online(
@@ -143,20 +146,6 @@ def _settled(sender: Sender) -> list[str]:
             raise event
         keys.append(event)
     return keys
-
-
-def _bar(name: str, total: int | None, settings: RunSettings) -> tqdm:
-    interactive = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        desc=name,
-        unit=" rows",
-        dynamic_ncols=True,
-        disable=not settings.progress,
-        mininterval=0.2 if interactive else 10.0,
-        maxinterval=10.0,
-        file=sys.stderr,
-    )
 
 
 def _note(bar: tqdm, text: str) -> None:

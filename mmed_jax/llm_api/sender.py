@@ -2,14 +2,12 @@
 
 import asyncio
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 
-from tqdm import tqdm
-
 from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.progress import say_above_bars
 from mmed_jax.llm_api import client as api
 from mmed_jax.llm_api.ledger.ledger import Answer, Ledger
 from mmed_jax.llm_api.prices import Price
@@ -29,7 +27,7 @@ _FOREIGN = 3  # answers to one request that are no JSON, before any is
 
 def say(text: str) -> None:
     """A line on stderr beside the progress bar."""
-    tqdm.write(f"note: {text}", file=sys.stderr)
+    say_above_bars(f"note: {text}")
 
 
 class Sender:

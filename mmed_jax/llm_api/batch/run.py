@@ -9,9 +9,8 @@ from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mmed_jax.common.errors import WorkError
+from mmed_jax.common.progress import counting_bar
 from mmed_jax.common.row_buffer import Spool, remove_left
 from mmed_jax.llm_api.batch.batch import Batches
 from mmed_jax.llm_api.batch.rows import under_way
@@ -93,7 +92,7 @@ def _wait(batches: Batches, settings: RunSettings) -> None:
     """Takes the batches under way to their end; Ctrl-C leaves them to the endpoint, the same command finds them."""
     if not batches.all("ready", "uploaded", "created"):
         return
-    bar = tqdm(total=0, bar_format="{desc}", disable=not settings.progress)
+    bar = counting_bar("", 0, unit="", show=settings.progress, in_logs=True, leave=True, bar_format="{desc}")
     with bar:
         while said := batches.step() or batches.all("ready", "uploaded", "created"):
             bar.set_description_str("; ".join(s for s in said[:3] if isinstance(s, str)))
