@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmed_jax.common import console
-from mmed_jax.common.checksums import write_json
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.common.journal import Journal
-from mmed_jax.common.output_files import write_text
+from mmed_jax.common.output_files import write_json, write_text
 from mmed_jax.common.paths import expand_home
 from mmed_jax.common.progress import Progress
 from mmed_jax.data.records.reading import load_files

@@ -16,10 +16,9 @@ import sys
 from pathlib import Path
 
 from mmed_jax.common import console, jsonl
-from mmed_jax.common.checksums import write_json
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
-from mmed_jax.common.output_files import check_folder, csv_text, write_text
+from mmed_jax.common.output_files import check_folder, csv_text, write_json, write_text
 from mmed_jax.common.paths import expand_home
 from mmed_jax.evaluation.metrics.text_similarity import DEFAULT, METRICS, score_rationales
 from mmed_jax.evaluation.ratings import correlation

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.checkpoints.metrics_file import METRICS_FILE
-from mmed_jax.common.checksums import write_json
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.input_files import check_file
 from mmed_jax.common.jsonl import loads
+from mmed_jax.common.output_files import write_json
 from mmed_jax.common.paths import expand_home
 from mmed_jax.config.resume import plain_config, training_differences, training_keys
 

@@ -7,7 +7,6 @@ releases the interpreter lock; it guards against accidents, not against forgery.
 """
 
 import errno
-import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from mmed_jax.common.errors import WorkError
 from mmed_jax.common.input_files import what_is
 from mmed_jax.common.jsonl import BadJSON, loads
+from mmed_jax.common.output_files import write_json
 
 MANIFEST = "manifest.json"
 # Written or changed by orbax after the manifest, and not needed to restore.
@@ -44,26 +44,6 @@ def cannot_read(path: Path, e: BaseException) -> CannotRead:
         f"{path}: cannot be read now ({why}); this is no damage and nothing was changed: mend the access and run the "
         "same command again"
     )
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes `value` as JSON to `path` atomically: a reader sees the old file or the whole new one.
-
-    Raises:
-      WorkError: it cannot be written, with the file and the reason.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with open(temporary, "w", encoding="utf-8") as f:
-                json.dump(value, f, ensure_ascii=False, indent=1)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as e:
-        raise WorkError(f"{path}: cannot be written ({e.strerror or e})") from e
 
 
 def write_manifest(folder: Path) -> None:

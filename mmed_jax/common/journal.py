@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmed_jax.common import jsonl
-from mmed_jax.common.checksums import write_json
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.input_files import check_file
+from mmed_jax.common.output_files import write_json
 
 
 class Journal:

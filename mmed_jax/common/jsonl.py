@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.input_files import is_packed
+from mmed_jax.common.output_files import put_file
 
 SUFFIXES = (".jsonl", ".jsonl.gz")  # of what is written; read by `inputs.suffix`
 # No record comes near either; what does is no JSON lines (or is packed to fill the memory of whoever opens it).
@@ -176,14 +177,13 @@ def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> int:
         UserError: there is no place for it. WorkError: writing failed (disk full, ...).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        raw = open(temporary, "wb")
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror or e})") from e
     count = 0
-    try:
+    with put_file(path) as temporary:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            raw = open(temporary, "wb")
+        except OSError as e:
+            raise UserError(f"{path}: cannot be written ({e.strerror or e})") from e
         try:
             # mtime=0 and no name: the same records give the same bytes.
             packed = gzip.GzipFile("", "wb", 6, raw, mtime=0) if is_packed(path) else None
@@ -200,9 +200,6 @@ def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> int:
         finally:  # what could not be flushed fails here again, without the file's name
             with contextlib.suppress(OSError):
                 raw.close()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return count
 
 

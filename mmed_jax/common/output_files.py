@@ -4,6 +4,7 @@ import contextlib
 import csv
 import glob
 import io
+import json
 import os
 import shutil
 import stat
@@ -66,15 +67,41 @@ def _probe(folder: Path) -> None:
         f.write(b"x" * 4096)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a file whole or not at all: a reader sees the old one or the new one. Raises OSError."""
-    file = expand_home(path).resolve()
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+@contextlib.contextmanager
+def put_file(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; when the block ends without error, what is there takes its place.
+
+    A reader sees the old file or the whole new one, and a failure of any kind leaves nothing behind. What a killed
+    process leaves, `.NAME.PROCESS.tmp`, is no part of a checkpoint's manifest. Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
+        yield temporary
+        temporary.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone to its place, or never made
+            temporary.unlink()
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a file whole or not at all, through links. Raises OSError."""
+    with put_file(expand_home(path).resolve()) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes `value` as JSON to `path` whole or not at all, and on to the disk.
+
+    Raises:
+      WorkError: it cannot be written, with the file and the reason.
+    """
+    try:
+        with put_file(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+            json.dump(value, f, ensure_ascii=False, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        raise WorkError(f"{path}: cannot be written ({e.strerror or e})") from e
 
 
 @contextlib.contextmanager

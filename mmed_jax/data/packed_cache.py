@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmed_jax.common import jsonl
-from mmed_jax.common.checksums import MANIFEST, CannotRead, verify_manifest, write_json, write_manifest
+from mmed_jax.common.checksums import MANIFEST, CannotRead, verify_manifest, write_manifest
 from mmed_jax.common.code_hash import code_hash
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.common.input_files import open_file
+from mmed_jax.common.input_files import file_hash
+from mmed_jax.common.output_files import write_json
 from mmed_jax.data.packed_table import TABLE
 from mmed_jax.data.records.reading import locate
 
@@ -23,12 +24,6 @@ from mmed_jax.data.records.reading import locate
 ENTRIES = ("mmed_jax.data.prepare",)
 LEAVE_OUT = ("mmed_jax.common.console", "mmed_jax.common.errors", "mmed_jax.config")
 _ABANDONED_AFTER_S = 24 * 3600
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with open_file(path) as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def content_hash(path: str | os.PathLike) -> list[list[str]]:

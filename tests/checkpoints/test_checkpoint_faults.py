@@ -11,7 +11,7 @@ import pytest
 from mmed_jax.checkpoints.checkpointer import available_steps, restore_params
 from mmed_jax.checkpoints.run_directory import guard_run_dir, read_meta
 from mmed_jax.checkpoints.stored_arrays import stored_problems
-from mmed_jax.common import checksums
+from mmed_jax.common import checksums, output_files
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.training.metric_log import MetricsLogger
 from tests.support.checkpoints import (
@@ -307,7 +307,7 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WorkError, match="config.json: cannot be written .File too large"):
-        checksums.write_json(tmp_path / "config.json", {})
+        output_files.write_json(tmp_path / "config.json", {})
     assert os.listdir(tmp_path) == []
 
 

@@ -1,12 +1,13 @@
 """Places for results: refused before the work, written whole or not at all."""
 
+import json
 import os
 from unittest import mock
 
 import pytest
 
 from mmed_jax.common import output_files
-from mmed_jax.common.errors import UserError
+from mmed_jax.common.errors import UserError, WorkError
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,17 @@ def test_what_is_there_stays_until_the_whole_is_written(tmp_path):
     assert file.read_text() == "old" and sorted(os.listdir(tmp_path)) == ["link.json", "plan.json"]
     output_files.write_text(link, "new")
     assert file.read_text() == "new" and link.is_symlink()
+
+
+def test_a_file_is_put_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "results.json"
+    output_files.write_json(file, {"a": "é"})
+    assert json.loads(file.read_text(encoding="utf-8")) == {"a": "é"}
+    with pytest.raises(TypeError):
+        output_files.write_json(file, {"a": [1, 2, object()]})  # some of it is written by then
+    with pytest.raises(KeyboardInterrupt), output_files.put_file(file) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert json.loads(file.read_text(encoding="utf-8")) == {"a": "é"} and list(tmp_path.iterdir()) == [file]
+    with pytest.raises(WorkError, match="results.json/x: cannot be written"):
+        output_files.write_json(file / "x", {})

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmed_jax.common.checksums import write_json
+from mmed_jax.common.output_files import write_json
 from mmed_jax.data.languages.identify import language_of
 from mmed_jax.evaluation.extraction.extract import RULES_VERSION, split_rationale
 from mmed_jax.evaluation.prompts.items import Item

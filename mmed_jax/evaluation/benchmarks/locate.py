@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, nearest
-from mmed_jax.common.input_files import stem, suffix
+from mmed_jax.common.input_files import file_hash, stem, suffix
 from mmed_jax.common.paths import expand_home
 from mmed_jax.data.records.reading import SPLIT_NAMES, locate, members, read_records
 from mmed_jax.data.sources import SOURCES
@@ -243,14 +243,14 @@ def source_of(path: Path) -> str | None:
         return None
 
 
-def file_hash(path: str) -> str:
-    """SHA-256 over the record files that a benchmark's path stands for."""
+def benchmark_hash(path: str) -> str:
+    """SHA-256 (hex) of the record file that a benchmark's path stands for, or over names and bytes of a folder's."""
     real, _ = locate(path)
-    files = [real] if real.is_file() else sorted(p for p in real.rglob("*") if p.is_file())
+    if real.is_file():
+        return file_hash(real)
     digest = hashlib.sha256()
-    for p in files:
-        if real.is_dir():
-            digest.update(os.fspath(p.relative_to(real)).encode())
+    for p in sorted(p for p in real.rglob("*") if p.is_file()):
+        digest.update(os.fspath(p.relative_to(real)).encode())
         with p.open("rb") as f:
             while block := f.read(1 << 20):
                 digest.update(block)

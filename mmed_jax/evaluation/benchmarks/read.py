@@ -18,7 +18,7 @@ from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.records.reading import language_of, load_files
 from mmed_jax.data.sources import Conversion, Drop, Row
 from mmed_jax.data.sources.source import text
-from mmed_jax.evaluation.benchmarks.locate import HUB, Benchmark, file_hash, list_splits, match_split
+from mmed_jax.evaluation.benchmarks.locate import HUB, Benchmark, benchmark_hash, list_splits, match_split
 from mmed_jax.evaluation.benchmarks.registry import Entry
 
 # Drops that say a row belongs to another set or language, so that it is no row of the benchmark.
@@ -118,7 +118,7 @@ def read_registered(
         "hub": entry.source.hub.repo if benchmark.path == HUB else None,
         "url": entry.source.url,
         "note": entry.note,
-        "sha256": records_hash(kept) if benchmark.path == HUB else file_hash(benchmark.path),
+        "sha256": records_hash(kept) if benchmark.path == HUB else benchmark_hash(benchmark.path),
     }
     return kept, pools, info
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.records.reading import SPLIT_NAMES, load_files, locate, read_records
 from mmed_jax.data.records.schema import KINDS, kind_of, question_key
-from mmed_jax.evaluation.benchmarks.locate import Benchmark, file_hash, list_splits, named_twice
+from mmed_jax.evaluation.benchmarks.locate import Benchmark, benchmark_hash, list_splits, named_twice
 from mmed_jax.evaluation.benchmarks.read import read_registered
 
 
@@ -93,7 +93,7 @@ def load_benchmark(
             "dropped": {},
             "licence": ", ".join(sorted({r["license"] for r in records})),
             "revision": None,
-            "sha256": file_hash(benchmark.path),
+            "sha256": benchmark_hash(benchmark.path),
         }
     ask_images = (images or ("ask" if benchmark.entry else "skip")) == "ask"
     field = benchmark.entry.part_field if benchmark.entry else ""

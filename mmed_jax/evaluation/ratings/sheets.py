@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmed_jax.common import jsonl
-from mmed_jax.common.checksums import write_json
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.input_files import check_file, open_file
+from mmed_jax.common.output_files import put_file, write_json
 from mmed_jax.common.paths import expand_home
 from mmed_jax.evaluation.ratings.explanations import Explanation, Key, draw
 
@@ -72,9 +72,8 @@ def write_sheet(
     rows = [[codes[e.key], e.language, e.question, _lines(e.options), e.answer, e.reference, e.text] for e in order]
     head = [*_SHOWN, *criteria, "comment"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    (_write_csv if path.suffix == ".csv" else _write_xlsx)(temporary, head, rows, scale, criteria)
-    os.replace(temporary, path)
+    with put_file(path) as temporary:
+        (_write_csv if path.suffix == ".csv" else _write_xlsx)(temporary, head, rows, scale, criteria)
     key = {e_code: {"run": k[0], "benchmark": k[1], "id": k[2]} for k, e_code in codes.items()}
     write_json(key_path(path), {"seed": seed, "scale": scale, "criteria": list(criteria), "rows": key})
     return key_path(path)
