@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.training.flops import train_flops_per_token
     from mmed_jax.training.metric_log import DelayedMetrics, MetricsLogger
     from mmed_jax.training.program import attention_backend, train_program
+    from mmed_jax.training.run_page import try_report
     from mmed_jax.training.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
     from mmed_jax.training.validation import by_language, validation_losses
 
@@ -137,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
         say(f"complete   step {first:,} of {steps:,} was reached before, nothing is left to do")
         setup.write_run_files(run_dir, config, cfg, tok, source, finished=True)
         if main_process and not (run_dir / "report.html").exists():
-            setup.try_report(run_dir)
+            try_report(run_dir)
         checkpointer.close()
         return
     if profiled and profiled[1] <= first:
@@ -255,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- What came of it -------------------------------------------------------------------------------------------
     if main_process:
-        setup.try_report(run_dir)
+        try_report(run_dir)
         say(f"data wait  {meter.totals()['data_wait_share']:.2%} of the training time")
         say(setup.closing(config, int(state["step"]), steps))
 

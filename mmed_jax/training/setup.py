@@ -445,16 +445,6 @@ def banner(config: ConfigDict, cfg: LlamaConfig, mesh: Any, facts: dict[str, str
     return "\n".join(f"{name:10s} {text}" for name, text in lines.items())
 
 
-def try_report(run_dir: Path) -> None:
-    """Writes the report of a run; where it cannot be written that is a warning, for all that it shows is saved."""
-    from mmed_jax.report import make_report
-
-    try:
-        make_report(run_dir)
-    except (UserError, OSError) as e:
-        warn(f"no report: {one_line(e)}; python -m mmed_jax.report --run={run_dir} makes it")
-
-
 def closing(config: ConfigDict, step: int, steps: int) -> str:
     """The last lines of a run: where everything is and what comes next."""
     run = config.run_dir

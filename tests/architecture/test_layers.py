@@ -31,7 +31,6 @@ KNOWN_UPWARDS = {
     "mmed_jax.training.setup -> mmed_jax.planning.host_memory",
     "mmed_jax.training.setup -> mmed_jax.planning.plan_report",
     "mmed_jax.training.setup -> mmed_jax.planning.planner",
-    "mmed_jax.training.setup -> mmed_jax.report",
 }
 KNOWN_CIRCLES = {
     "inference.engine, inference.loglikelihood, inference.scheduler, inference.slots",

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.report import main, make_report
+from mmed_jax.report import main
 from mmed_jax.training.metric_log import MetricsLogger
+from mmed_jax.training.run_page import make_report
 
 CONFIG = {"name": "stage1", "variant": "demo", "optim": {"lr": 1e-3}, "data": {"train": ["<b>.jsonl"]}}
 

@@ -18,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 from mmed_jax.checkpoints.metrics_file import read_metrics
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.progress import Progress, clock
-from mmed_jax.report import make_report
 from mmed_jax.training import telemetry
 from mmed_jax.training.metric_log import DelayedMetrics, MetricsLogger
+from mmed_jax.training.run_page import make_report
 from mmed_jax.training.telemetry import CompileCounter, CompileWatch, SpeedMeter, host_memory_bytes, memory
 
 
