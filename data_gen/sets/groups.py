@@ -5,55 +5,22 @@ the rules of mmed_jax.data.records.schema.group_ids and parentage, on arrays, so
 """
 
 import re
-from array import array
-from hashlib import blake2b
 
 import numpy as np
 
+from mmed_jax.data.records.linked_rows import LinkedRows
 from mmed_jax.data.records.schema import DEFAULTS, LANGUAGES, question_keys
 
 # What methods put behind the id of a parent: "q7@ko", "q7+full", "q7#2".
 MADE = re.compile(r"(?:@[a-z]{2}|\+full|#\d+)+$")
 
 
-def stable_hash(*parts: object) -> int:
-    """A number of 64 bits that is a pure function of `parts`, the same on every machine."""
-    return int.from_bytes(blake2b("\0".join(map(str, parts)).encode("utf-8"), digest_size=8).digest(), "big")
-
-
-class Families:
+class Families(LinkedRows):
     """Takes rows with `add`, in order; `numbers` gives the family of each."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._keys, self._rows = array("Q"), array("I")
 
     def add(self, record: dict) -> None:
         """Takes one row: a record, or a passage with an id and provenance."""
         self.link(*family_keys(record))
-
-    def link(self, *keys: tuple[str, str]) -> None:
-        """Takes one row that belongs to whatever else has one of `keys`."""
-        for key in keys:
-            self._keys.append(stable_hash(*key))
-            self._rows.append(self.count)
-        self.count += 1
-
-    def numbers(self) -> np.ndarray:
-        """The family of each row, int32 [rows], counting up from 0 in order of first appearance."""
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-
-        keys, rows = np.frombuffer(self._keys, np.uint64), np.frombuffer(self._rows, np.uint32)
-        order = np.argsort(keys, kind="stable")
-        keys, rows = keys[order], rows[order]
-        same = np.flatnonzero(keys[1:] == keys[:-1])
-        links = coo_array((np.ones(len(same), np.int8), (rows[same], rows[same + 1])), shape=(self.count, self.count))
-        _, labels = connected_components(links, directed=False)
-        _, first, where = np.unique(labels, return_index=True, return_inverse=True)
-        rank = np.empty(len(first), np.int32)
-        rank[np.argsort(first)] = np.arange(len(first))
-        return rank[where]
 
 
 def bare(name: str) -> bool:

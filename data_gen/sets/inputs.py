@@ -12,12 +12,13 @@ from data_gen.gates import Gate
 from data_gen.methods import default_gates
 from data_gen.passages import read_passages
 from data_gen.sets.contamination import Benchmarks, Hit
-from data_gen.sets.groups import Families, family_keys, stable_hash
+from data_gen.sets.groups import Families, family_keys
 from data_gen.sets.licenses import allowed
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.input_files import stem, suffix
 from mmed_jax.common.paths import expand_home
 from mmed_jax.common.row_buffer import Spool
+from mmed_jax.data.records.linked_rows import stable_hash
 from mmed_jax.data.records.reading import SPLIT_NAMES, read_records
 from mmed_jax.data.records.schema import kind_of
 from mmed_jax.data.sources import SOURCES, Conversion, get_source

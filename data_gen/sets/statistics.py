@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from data_gen.sets.groups import stable_hash
 from data_gen.sets.inputs import Inputs
 from data_gen.sets.licenses import terms
 from data_gen.sets.select import Selection
 from data_gen.sets.steps import Rows
+from mmed_jax.data.records.linked_rows import stable_hash
 from mmed_jax.data.records.schema import LANGUAGES
 
 # Characters of an answer or rationale: edges of the histogram's bins.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.methods import METHODS, default_gates, make_method
-from data_gen.sets.groups import stable_hash
 from data_gen.sets.inputs import Inputs
 from mmed_jax.common.row_buffer import Spool
+from mmed_jax.data.records.linked_rows import stable_hash
 from mmed_jax.data.records.schema import LANGUAGES, kind_of
 
 ROUNDS = 4  # how often a language that lacks rows after rejections is given further inputs

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from data_gen.sets.groups import Families, stable_hash, validation_rows
+from data_gen.sets.groups import Families, validation_rows
 from data_gen.sets.licenses import allowed, terms
 from mmed_jax.common.errors import UserError
+from mmed_jax.data.records.linked_rows import stable_hash
 from mmed_jax.data.records.schema import LANGUAGES, group_ids
 from mmed_jax.data.sources import SOURCES
 

@@ -1,12 +1,12 @@
 """Mixing weights: how often a record is seen in an epoch, by its source and its language."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.data.records.linked_rows import stable_hash
 from mmed_jax.data.records.schema import LANGUAGES
 
 # Copies are written out; what repeats a record more often than this is a slip of the pen.
@@ -15,8 +15,7 @@ MAX_WEIGHT = 1000
 
 def uniform(*key: object) -> float:
     """A number in [0, 1) that is a pure function of `key`, the same on every machine."""
-    digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    return stable_hash(*key) / 2**64
 
 
 def copies(

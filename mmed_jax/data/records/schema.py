@@ -23,6 +23,7 @@ from typing import Any
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.data.records.linked_rows import LinkedRows
 
 LANGUAGES = ("en", "zh", "ja", "ko", "fr", "es", "ru")
 LANGUAGE_NAMES = {
@@ -355,28 +356,15 @@ def group_ids(records: Sequence[dict]) -> list[int]:
     """A number per record; records that share provenance.group or one of question_keys, directly or through others,
     share it.
 
-    Splits into training and validation go by these numbers, never by row. O(n) union-find; numbers count up from 0 in
-    order of first appearance.
+    Splits into training and validation go by these numbers, never by row. They count up from 0 in order of first
+    appearance.
     """
-    parent = list(range(len(records)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    seen: dict[tuple[str, str], int] = {}
-    for i, record in enumerate(records):
+    rows = LinkedRows()
+    for record in records:
         keys = [("question", key) for key in question_keys(record)]
-        if record["provenance"].get("group"):
-            keys.append(("group", record["provenance"]["group"]))
-        for key in keys:
-            other = root(seen.setdefault(key, i))
-            mine = root(i)
-            parent[max(other, mine)] = min(other, mine)
-    numbers: dict[int, int] = {}
-    return [numbers.setdefault(root(i), len(numbers)) for i in range(len(records))]
+        group = record["provenance"].get("group")
+        rows.link(*keys, *([("group", group)] if group else []))
+    return rows.numbers().tolist()
 
 
 def write_records(path: str | os.PathLike, records: Iterable[dict]) -> int:
