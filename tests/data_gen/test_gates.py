@@ -8,7 +8,7 @@ from data_gen.gates.balance import LetterBalance, skewed
 from data_gen.gates.fields import named_texts
 from data_gen.gates.quantities import quantities
 from data_gen.gates.text import volume
-from data_gen.methods import GATES, THRESHOLDS, default_gates, make_method
+from data_gen.methods import METHODS, THRESHOLDS, default_gates, make_method
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES, validate_record
 from mmed_jax.data.sources import Conversion, get_source
@@ -484,4 +484,4 @@ def test_thresholds_and_methods_are_checked():
         default_gates("rationale", {"key_state": 1})
     with pytest.raises(UserError, match="did you mean 'translation'"):
         default_gates("translate")
-    assert set(THRESHOLDS["longest"]) == set(GATES) - {"topics", "reanswer"}
+    assert set(THRESHOLDS["longest"]) == {m.name for m in METHODS.values() if m.gates} | {"original"}

@@ -17,7 +17,7 @@ from mmed_jax.llm_api.prompt_guard import leaks, outside
 from tests.support.fake_model import FakeModel
 from tests.support.openai_server import Faults, OpenAIServer
 
-expand, qa, translate, rationale, topics = COMMANDS.values()
+expand, qa, translate, rationale, topics = map(COMMANDS.get, ("expand", "qa", "translate", "rationale", "topics"))
 HANDCRAFTED = Path(__file__).resolve().parents[2] / "data_gen" / "handcrafted"
 
 

@@ -22,6 +22,21 @@ FIELDS = {
     "reanswer": ("answer", "sure"),
     "rationale_judge": ("correctness", "completeness", "reasoning", "language"),
 }
+RULES = {
+    "answer_expanding": 6,
+    "qa_generation": 7,
+    "translation": 7,
+    "rationale": 6,
+    "topics": 4,
+    "reanswer": 3,
+    "rationale_judge": 7,
+}
+ENGLISH = ("topics", "reanswer", "rationale_judge")  # one wording for all languages
+
+
+def test_which_prompts_have_a_wording_per_language():
+    assert {load_prompt(name, "ko").language for name in ENGLISH} == {"en"}
+    assert {load_prompt(name, "ko").language for name in set(FIELDS) - set(ENGLISH)} == {"ko"}
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -31,12 +46,12 @@ def test_every_prompt_is_complete(method, language):
     assert re.fullmatch(rf"{method}/\d+", prompt.version)
     assert "{{" not in prompt.system and "<<<DATA" in prompt.system
     assert set(re.findall(r"\{\{(\w+)\}\}", prompt.user)) == {"data", *(["pairs"] if method == "qa_generation" else [])}
-    for name in FIELDS[method]:
+    for name in FIELDS.get(method, ()):
         assert f'"{name}"' in prompt.system or f"« {name} »" in prompt.system, name
     words = re.sub(r"<<<DATA|DATA>>>|\{.*?\}|\"\w+\"", " ", prompt.system)
-    assert language_problem(words, "en" if method in ("topics", "reanswer", "rationale_judge") else language) is None
-    rules = {"topics": 4, "reanswer": 3, "answer_expanding": 6, "rationale": 6}.get(method, 7)
-    assert re.findall(r"^(\d)\. ", prompt.system, re.MULTILINE) == [str(i) for i in range(1, rules + 1)]
+    assert language_problem(words, prompt.language) is None
+    numbers = re.findall(r"^(\d)\. ", prompt.system, re.MULTILINE)
+    assert numbers == [str(i) for i in range(1, RULES.get(method, len(numbers)) + 1)]
 
 
 def test_the_words_of_each_version_are_pinned():

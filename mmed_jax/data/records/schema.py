@@ -35,6 +35,7 @@ LANGUAGE_NAMES = {
     "es": "Spanish",
     "ru": "Russian",
 }
+# Others are valid where `provenance` names a prompt of theirs: a method of data_gen needs no entry here.
 METHODS = ("original", "answer_expanding", "qa_generation", "translation", "handcrafted")
 ROLES = ("system", "user", "assistant")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -135,7 +136,7 @@ def validate_record(record: dict, where: str) -> dict:
     (_check_instruction if kind == "instruction" else _check_mcq)(record, where)
     for name in ("source", "license"):
         _text(record, name, where)
-    if record["method"] not in METHODS:
+    if record["method"] not in METHODS and not _names_its_prompt(record):
         raise RecordError(where, "method", f"{record['method']!r} is unknown{nearest(record['method'], METHODS)}")
     if not isinstance(record["provenance"], dict):
         raise RecordError(where, "provenance", f"must be an object, got {_show(record['provenance'])}")
@@ -146,6 +147,15 @@ def validate_record(record: dict, where: str) -> dict:
         if name in record and not isinstance(record[name], bool):
             raise RecordError(where, name, f"must be true or false, got {_show(record[name])}")
     return record
+
+
+def _names_its_prompt(record: dict) -> bool:
+    """Whether a step behind the record was asked for by a prompt of the record's method, as "translation/3"."""
+    last = record["provenance"] if isinstance(record["provenance"], dict) else {}
+    history = last.get("history")
+    steps = [last, *(history if isinstance(history, list) else [])]
+    prompts = [step.get("prompt") for step in steps if isinstance(step, dict)]
+    return any(isinstance(p, str) and p.partition("/")[0] == record["method"] and "/" in p for p in prompts)
 
 
 def _check_instruction(record: dict, where: str) -> None:
