@@ -40,7 +40,7 @@ from mmed_jax.evaluation.benchmarks.select import Selection, check_disjoint, com
 from mmed_jax.evaluation.extraction.extract import RULES_VERSION
 from mmed_jax.evaluation.prompts.few_shot import choose_examples
 from mmed_jax.evaluation.prompts.items import Item, PromptSettings, hide_passages, make_items, prompts_hash
-from mmed_jax.evaluation.results import SCORES, add_rationale_metrics, summarise
+from mmed_jax.evaluation.results_json import SCORES, add_rationale_metrics, summarise
 from mmed_jax.evaluation.results_page import make_page
 from mmed_jax.evaluation.results_text import accuracy_table, breakdown_table, notes
 from mmed_jax.inference.load import say

@@ -23,7 +23,7 @@ from mmed_jax.common.progress import Progress
 from mmed_jax.data.multiple_choice import FAMILIES, MODES
 from mmed_jax.data.plain_text import decode_after, joins_plainly
 from mmed_jax.inference.load import add_arguments, identity, load_engine, say, trained_prompts
-from mmed_jax.inference.prompt_files import Format, prompt_ids, read_prompts
+from mmed_jax.inference.prompt_files import PromptFormat, prompt_ids, read_prompts
 
 
 class TextStream:
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     given = given[: args.limit or None]
     source = open_model(args.model, args.step, args.ignore_keys)
     trained, tok = trained_prompts(source), source.tokenizer
-    how = Format(
+    how = PromptFormat(
         raw=args.raw,
         mode=args.mode,
         family=args.prompt_family or trained["prompt_family"],

@@ -11,7 +11,7 @@ from mmed_jax.evaluation.metrics.intervals import short
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
 from mmed_jax.evaluation.prompts.items import Item
 from mmed_jax.evaluation.ratings.explanations import draw
-from mmed_jax.evaluation.results import has_parse_rate, limited, rationale_columns, rows
+from mmed_jax.evaluation.results_json import has_parse_rate, limited, rationale_columns, rows
 
 _SHOWN = 12  # wrong answers
 _CUT = 700  # characters of a text

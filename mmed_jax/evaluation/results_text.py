@@ -5,7 +5,7 @@ from typing import Any
 
 from mmed_jax.evaluation.metrics.intervals import short
 from mmed_jax.evaluation.prompts.items import Item
-from mmed_jax.evaluation.results import has_parse_rate, limited, rationale_columns, rows
+from mmed_jax.evaluation.results_json import has_parse_rate, limited, rationale_columns, rows
 
 
 def accuracy_table(results: dict[str, Any]) -> str:

@@ -5,9 +5,9 @@
     values = engine.loglikelihood([ids, ...], [(choice, choice, ...), ...])
 
 Prompts run in order of length, those that begin alike together. They are read in chunks of one fixed size into free
-rows of the cache, and what a row already holds of a prompt's beginning is copied (rows.py); all rows then decode
+rows of the cache, and what a row already holds of a prompt's beginning is copied (slots.py); all rows then decode
 together, many steps a dispatch, until they stop or enough rows are free for the next prompts. The cache grows by size
-classes as rows get longer. So the number of compiled programs (programs.py) depends on the longest row alone, not on
+classes as rows get longer. So the number of compiled programs (steps.py) depends on the longest row alone, not on
 the prompts' lengths: two for each size class.
 
 Slot == position in every row and a query sees slots up to its own position (tokens of choices: those of the prompt and
@@ -17,18 +17,14 @@ tokens in any batch, order or place.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.inference import steps
+from mmed_jax.inference.loaded_model import LoadedModel
 from mmed_jax.inference.loglikelihood import score_choices
 from mmed_jax.inference.sampling import Sampling, check_seed
-from mmed_jax.inference.scheduler import Completion, Generation
-from mmed_jax.model import llama
+from mmed_jax.inference.scheduler import Completion, Scheduler
 from mmed_jax.model.config import LlamaConfig
 
 
@@ -69,60 +65,21 @@ def check_choices(
     """Raises UserError for prompts or choices that a model can't score. Uses no device."""
     if len(prompts) != len(choices):
         raise UserError(f"{len(prompts)} prompts and choices for {len(choices)}: must be as many")
-    for i, (prompt, of) in enumerate(zip(prompts, choices), 1):
-        if not of or not all(len(c) for c in of):
+    for i, (prompt, continuations) in enumerate(zip(prompts, choices), 1):
+        if not continuations or not all(len(c) for c in continuations):
             raise UserError(f"prompt {i}: has no choices, or an empty one")
         # The last token of a choice is predicted, not read.
-        if len(prompt) + max(map(len, of)) - 1 > cfg.max_position_embeddings:
+        if len(prompt) + max(map(len, continuations)) - 1 > cfg.max_position_embeddings:
             raise UserError(
-                f"prompt {i}: has {len(prompt)} tokens and a choice of {max(map(len, of))}, and the model's "
+                f"prompt {i}: has {len(prompt)} tokens and a choice of {max(map(len, continuations))}, and the model's "
                 f"max_position_embeddings is {cfg.max_position_embeddings}"
             )
         if not len(prompt):
             raise UserError(f"prompt {i}: is empty")
 
 
-class Engine:
-    """Generates and scores with one model on one device, or on a mesh.
-
-    Args:
-      params: tree of mmed_jax.model.llama; on the mesh's devices when there is one.
-      cfg: the model's constants.
-      mesh: from mmed_jax.parallel.sharding.make_mesh; rows are split over data and fsdp, heads over tensor.
-      compute_dtype: of weights and activations. cache_dtype: of keys and values (default: compute_dtype).
-      max_batch: rows that decode together (rounded up to what the mesh divides).
-      stop_ids: tokens that end an answer.
-      unroll: the layers are compiled one by one instead of as one loop: no layer's weights and cache are copied out of
-        the stacked arrays in every step, for a longer compilation. Default: on a CPU, where that copy takes a third of
-        a step's time.
-      owned: the engine may delete the arrays of `params` when it has copied them.
-    """
-
-    def __init__(
-        self,
-        params: llama.Params,
-        cfg: LlamaConfig,
-        *,
-        mesh: Mesh | None = None,
-        compute_dtype: Any = jnp.float32,
-        cache_dtype: Any = None,
-        max_batch: int = 16,
-        stop_ids: Sequence[int] = (),
-        unroll: bool | None = None,
-        owned: bool = False,
-    ):
-        if max_batch < 1:
-            raise UserError(f"batch_size={max_batch}: must be at least 1")
-        self.cfg, self.mesh, self.max_batch = cfg, mesh if mesh is not None and mesh.size > 1 else None, max_batch
-        self.dtype = jnp.dtype(compute_dtype)
-        self.cache_dtype = jnp.dtype(cache_dtype or compute_dtype)
-        self.stop_ids = tuple(stop_ids)
-        self.unroll = jax.default_backend() == "cpu" if unroll is None else unroll
-        self.params = steps.cast(params, self.dtype)
-        if self.unroll:
-            self.params["layers"] = steps.unstack(self.params["layers"], cfg.num_layers, owned)
-        # Where fresh arrays belong; left open, every program would be compiled for them once more.
-        self.place = jax.tree.leaves(params)[0].sharding if self.mesh is None else None
+class Engine(LoadedModel):
+    """Generates and scores with one model; arguments are those of LoadedModel."""
 
     def generate(
         self,
@@ -160,9 +117,9 @@ class Engine:
         check_prompts(self.cfg, prompts, min(each, default=1))
         if not prompts:
             return []
-        run = Generation(self, prompts, each, sampling, seed, items, on_token, on_done)
+        scheduler = Scheduler(self, prompts, each, sampling, seed, items, on_token, on_done)
         with self._on_mesh():
-            return run.results()
+            return scheduler.run()
 
     def loglikelihood(
         self,
@@ -189,11 +146,6 @@ class Engine:
             return []
         with self._on_mesh():
             return score_choices(self, prompts, choices, on_done)
-
-    def rows(self, prompts: int) -> int:
-        """Rows used for so many prompts: no more than needed, a multiple of the mesh's row shards."""
-        shards = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        return -(-min(self.max_batch, prompts) // shards) * shards
 
     def _on_mesh(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

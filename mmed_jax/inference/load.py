@@ -66,15 +66,15 @@ def identity(source: "ModelSource") -> dict[str, Any]:
 
 def trained_prompts(source: "ModelSource") -> dict[str, str]:
     """{"system_prompt", "prompt_family"} that a run was trained with; the defaults for a Hugging Face folder."""
-    found = {"system_prompt": "", "prompt_family": "llama3"}
+    defaults = {"system_prompt": "", "prompt_family": "llama3"}
     if source.kind == "run":
         try:
             data = jsonl.loads((source.path / CONFIG_FILE).read_bytes(), dict)["data"]
-            told = {k: data.get(k) for k in found}
+            trained = {k: data.get(k) for k in defaults}
         except (OSError, ValueError, KeyError, AttributeError):
-            return found
-        found = {k: told[k] if told[k] and isinstance(told[k], str) else v for k, v in found.items()}
-    return found
+            return defaults
+        return {k: trained[k] if trained[k] and isinstance(trained[k], str) else v for k, v in defaults.items()}
+    return defaults
 
 
 def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Sequence[int]) -> "Engine":

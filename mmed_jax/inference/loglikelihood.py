@@ -1,27 +1,24 @@
 """Log-likelihoods of given continuations: prompts read in groups, the choices of each in one row behind it."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from mmed_jax.inference import steps
+from mmed_jax.inference.loaded_model import LoadedModel
 from mmed_jax.inference.scheduler import check_nan
-from mmed_jax.inference.slots import Rows
-
-if TYPE_CHECKING:
-    from mmed_jax.inference.engine import Engine
+from mmed_jax.inference.slots import CacheRows
 
 
 def score_choices(
-    engine: "Engine",
+    model: LoadedModel,
     prompts: Sequence[Sequence[int]],
     choices: Sequence[Sequence[Sequence[int]]],
     on_done: Callable[[int, list[float]], None] | None,
 ) -> list[list[float]]:
     """One call of Engine.loglikelihood, on its mesh."""
-    rows = Rows(engine, prompts)
+    rows = CacheRows(model, prompts)
     out: list[list[float]] = [[] for _ in prompts]
     free = 0
     while rows.pending:
@@ -33,14 +30,14 @@ def score_choices(
         free = (free + len(chosen)) % rows.count
         choice, offset, branch = _side_by_side([choices[i] for i in chosen], rows.group, _width(max(sizes)))
         rows.cache, values = steps.score(
-            engine.params,
+            model.params,
             rows.cache,
             entry,
             choice,
             offset,
             branch,
-            cfg=engine.cfg,
-            dtype=engine.dtype,
+            cfg=model.cfg,
+            dtype=model.dtype,
             chunk=rows.chunk,
             single=not offset.any(),
         )
@@ -68,9 +65,9 @@ def _side_by_side(choices: Sequence[Sequence[Sequence[int]]], group: int, width:
     """int32 [G, W], of each row's choices: token ids, place in its choice, number of its choice (-1 = padding)."""
     choice, offset = np.zeros((group, width), np.int32), np.zeros((group, width), np.int32)
     branch = np.full((group, width), -1, np.int32)
-    for n, of in enumerate(choices):
+    for n, continuations in enumerate(choices):
         at = 0
-        for number, ids in enumerate(of):
+        for number, ids in enumerate(continuations):
             choice[n, at : at + len(ids)], offset[n, at : at + len(ids)] = ids, range(len(ids))
             branch[n, at : at + len(ids)] = number
             at += len(ids)

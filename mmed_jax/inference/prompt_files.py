@@ -17,7 +17,7 @@ from mmed_jax.data.tokenizers.tokenizer import encode_text
 
 
 @dataclasses.dataclass(frozen=True)
-class Format:
+class PromptFormat:
     """How text becomes a prompt: --raw, --system, and mode and family for multiple choice."""
 
     raw: bool = False
@@ -65,25 +65,25 @@ def _read(path: str) -> Iterator[tuple[str, str, dict]]:
             yield where, record["id"], record
 
 
-def prompt_ids(tok: Any, value: dict, where: str, how: Format) -> list[int]:
+def prompt_ids(tok: Any, value: dict, where: str, prompt_format: PromptFormat) -> list[int]:
     """The token ids of one prompt, ready to be continued. Raises UserError."""
     if "prompt" in value:
         text = value["prompt"]
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{where}: field 'prompt': must be text that is not empty")
-        if how.raw:
+        if prompt_format.raw:
             return [*text_start(tok), *encode_text(tok, text)]
-        return chat_prompt_ids(tok, _with_system([{"role": "user", "content": text}], how.system))
-    if how.raw:
+        return chat_prompt_ids(tok, _with_system([{"role": "user", "content": text}], prompt_format.system))
+    if prompt_format.raw:
         raise UserError(f"{where}: --raw continues plain text (a .txt file or 'prompt' fields), and this is a record")
     record = dict(value)
-    asked = isinstance(record.get("messages"), list) and record["messages"]
-    if asked and isinstance(asked[-1], dict) and asked[-1].get("role") == "user":
-        record["messages"] = [*asked, {"role": "assistant", "content": "-"}]  # records end with an answer
+    messages = isinstance(record.get("messages"), list) and record["messages"]
+    if messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "user":
+        record["messages"] = [*messages, {"role": "assistant", "content": "-"}]  # records end with an answer
     record = validate_record({"id": "prompt", "language": "en", **record}, where)
     if "messages" in record:
-        return chat_prompt_ids(tok, _with_system(record["messages"][:-1], how.system))
-    return mcq_prompt_ids(tok, record, how.mode, how.family, system_prompt=how.system)
+        return chat_prompt_ids(tok, _with_system(record["messages"][:-1], prompt_format.system))
+    return mcq_prompt_ids(tok, record, prompt_format.mode, prompt_format.family, system_prompt=prompt_format.system)
 
 
 def _with_system(messages: list[dict], system: str) -> list[dict]:

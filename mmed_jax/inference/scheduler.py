@@ -7,7 +7,8 @@ import numpy as np
 
 from mmed_jax.common.errors import WorkError
 from mmed_jax.inference import steps
-from mmed_jax.inference.slots import Rows
+from mmed_jax.inference.loaded_model import LoadedModel
+from mmed_jax.inference.slots import CacheRows
 from mmed_jax.inference.steps import STEPS
 
 
@@ -19,17 +20,17 @@ class Completion:
     finish_reason: str
 
 
-class Generation:
+class Scheduler:
     """One call of Engine.generate: which prompt is in which row, and what it has produced."""
 
-    def __init__(self, engine, prompts, max_new_tokens, sampling, seed, items, on_token, on_done):
-        self.e, self.prompts, self.on_token, self.on_done = engine, prompts, on_token, on_done
-        self.rows = Rows(engine, prompts)
-        limit = engine.cfg.max_position_embeddings
+    def __init__(self, model: LoadedModel, prompts, max_new_tokens, sampling, seed, items, on_token, on_done):
+        self.model, self.prompts, self.on_token, self.on_done = model, prompts, on_token, on_done
+        self.rows = CacheRows(model, prompts)
+        limit = model.cfg.max_position_embeddings
         self.budget = [min(n, limit - len(p)) for n, p in zip(max_new_tokens, prompts)]
         self.items = np.asarray(range(len(prompts)) if items is None else items, np.int32)
-        self.static = {"cfg": engine.cfg, "dtype": engine.dtype, "kind": sampling.kind}
-        stops = engine.stop_ids
+        self.static = {"cfg": model.cfg, "dtype": model.dtype, "kind": sampling.kind}
+        stops = model.stop_ids
         # Filled up with -1, which no token is: the number of stop ids then does not decide what is compiled.
         self.stops = np.asarray(stops + (-1,) * (max(4, -(-len(stops) // 4) * 4) - len(stops)), np.int32)
         self.draw = {
@@ -44,7 +45,8 @@ class Generation:
         # Of each row: the newest token, its position, tokens that may still come (0 = the row is free).
         self.token, self.position, self.left = (np.zeros(self.rows.count, np.int32) for _ in range(3))
 
-    def results(self) -> list[Completion]:
+    def run(self) -> list[Completion]:
+        """Decodes until every prompt is finished; the completions in the order of the prompts."""
         pending = self.rows.pending
         while pending or (self.left > 0).any():
             while pending and (self.left == 0).sum() >= self._wanted():
@@ -59,31 +61,31 @@ class Generation:
 
     def _admit(self) -> None:
         """Reads the next prompts and puts them into free rows."""
-        e, chosen = self.e, self.rows.take()
+        model, chosen = self.model, self.rows.take()
         rows = np.flatnonzero(self.left == 0)[: len(chosen)]
         self.rows.reserve(max(len(self.prompts[i]) for i in chosen) + 1)
         entry = self.rows.entry(chosen, rows)
         items = np.zeros(self.rows.group, np.int32)
         items[: len(chosen)] = self.items[chosen]
         self.rows.cache, first, bad = steps.prefill(
-            e.params, self.rows.cache, entry, items, self.draw, chunk=self.rows.chunk, **self.static
+            model.params, self.rows.cache, entry, items, self.draw, chunk=self.rows.chunk, **self.static
         )
         first, bad = jax.device_get((first, bad))
         check_nan(bad[: len(chosen)].any())
         for row, i, token in zip(rows, chosen, first):
             self.row_item[row], self.token[row], self.position[row] = i, token, len(self.prompts[i])
-            self.left[row] = 0 if token in e.stop_ids else self.budget[i] - 1
+            self.left[row] = 0 if token in model.stop_ids else self.budget[i] - 1
             self._collect(i, int(token), self.left[row] == 0)
 
     def _decode(self) -> None:
         """One dispatch: up to STEPS tokens for every running row, fewer when rows are wanted for pending prompts."""
-        e, live = self.e, self.left > 0
+        model, live = self.model, self.left > 0
         limit = 1 if self.on_token else STEPS
         self.rows.reserve(int((self.position + np.minimum(self.left, limit))[live].max()) + 1)
         keep = max(0, self.rows.count - self._wanted()) if self.rows.pending else 0
         items = self.items[np.maximum(self.row_item, 0)]
         self.rows.cache, out, bad = steps.decode(
-            e.params,
+            model.params,
             self.rows.cache,
             self.token,
             self.position,
@@ -101,11 +103,11 @@ class Generation:
             for row in np.flatnonzero(step >= 0):
                 token = int(step[row])
                 self.token[row], self.position[row] = token, self.position[row] + 1
-                self.left[row] = 0 if token in e.stop_ids else self.left[row] - 1
+                self.left[row] = 0 if token in model.stop_ids else self.left[row] - 1
                 self._collect(int(self.row_item[row]), token, self.left[row] == 0)
 
     def _collect(self, i: int, token: int, last: bool) -> None:
-        stopped = token in self.e.stop_ids
+        stopped = token in self.model.stop_ids
         if not stopped:
             self.out[i].append(token)
             if self.on_token:

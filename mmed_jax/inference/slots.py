@@ -2,15 +2,13 @@
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from mmed_jax.inference import steps
-
-if TYPE_CHECKING:
-    from mmed_jax.inference.engine import Engine
+from mmed_jax.inference.loaded_model import LoadedModel
 
 # Prompt tokens read at a time, a row. A CPU is busy with 64, an accelerator wants more.
 CHUNK, CHUNK_CPU = 256, 64
@@ -31,7 +29,7 @@ def size_class(n: int) -> int:
     return size
 
 
-class Rows:
+class CacheRows:
     """The cache of one call of the engine.
 
     A prompt that begins like what a row holds is not read again: its row starts as a copy of that one. So the examples
@@ -44,15 +42,15 @@ class Rows:
       chunk: tokens of a prompt that are read at a time.
     """
 
-    def __init__(self, engine: "Engine", prompts: Sequence[Sequence[int]]):
-        self.engine, self.count = engine, engine.rows(len(prompts))
-        shards = engine.rows(1)
+    def __init__(self, model: LoadedModel, prompts: Sequence[Sequence[int]]):
+        self.model, self.count = model, model.rows(len(prompts))
+        shards = model.rows(1)
         self.group = max(shards, self.count // 4 // shards * shards)
         self.chunk = CHUNK_CPU if jax.default_backend() == "cpu" else CHUNK
         self.cache, self.slots = None, 0
         self._prompts = [np.asarray(p, np.int32) for p in prompts]
         self._held = [np.zeros(0, np.int32)] * self.count
-        self._kin, self.pending = self._order()
+        self._prefix, self.pending = self._order()
 
     def _order(self) -> tuple[list[int], deque[int]]:
         """(a number for each prompt, the same for those that begin with the same chunk; all prompts as they enter).
@@ -61,20 +59,20 @@ class Rows:
         """
         first: dict[bytes, int] = {}
         begins = [p[: self.chunk].tobytes() if len(p) > self.chunk else b"" for p in self._prompts]
-        kin = [first.setdefault(b, i) for i, b in enumerate(begins)]
-        sizes = Counter(kin)
-        kin = [k if sizes[k] > 1 and begins[k] else -1 for k in kin]
+        same = [first.setdefault(b, i) for i, b in enumerate(begins)]
+        sizes = Counter(same)
+        same = [k if sizes[k] > 1 and begins[k] else -1 for k in same]
         shortest: dict[int, int] = {}
-        for k, p in zip(kin, self._prompts):
+        for k, p in zip(same, self._prompts):
             if k >= 0:
                 shortest[k] = min(shortest.get(k, len(p)), len(p))
-        keys = [(shortest.get(k, len(p)), k, len(p), i) for i, (k, p) in enumerate(zip(kin, self._prompts))]
-        return kin, deque(key[-1] for key in sorted(keys))
+        keys = [(shortest.get(k, len(p)), k, len(p), i) for i, (k, p) in enumerate(zip(same, self._prompts))]
+        return same, deque(key[-1] for key in sorted(keys))
 
     def take(self) -> list[int]:
         """The next prompts, at most a group, all of one beginning."""
         chosen = [self.pending.popleft()]
-        while self.pending and len(chosen) < self.group and self._kin[self.pending[0]] == self._kin[chosen[0]]:
+        while self.pending and len(chosen) < self.group and self._prefix[self.pending[0]] == self._prefix[chosen[0]]:
             chosen.append(self.pending.popleft())
         return chosen
 
@@ -112,10 +110,12 @@ class Rows:
 
     def reserve(self, slots: int) -> None:
         """Makes the cache at least so long."""
-        e, length = self.engine, size_class(slots)
+        model, length = self.model, size_class(slots)
         if self.cache is None:
-            cache = steps.init(cfg=e.cfg, rows=self.count, length=length, dtype=e.cache_dtype, unstacked=e.unroll)
-            self.cache = jax.device_put(cache, e.place) if e.place else cache
+            cache = steps.init(
+                cfg=model.cfg, rows=self.count, length=length, dtype=model.cache_dtype, unstacked=model.unroll
+            )
+            self.cache = jax.device_put(cache, model.place) if model.place else cache
         elif length > self.slots:
             self.cache = steps.grow(self.cache, length=length)
         self.slots = max(self.slots, length)

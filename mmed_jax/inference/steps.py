@@ -32,8 +32,8 @@ def cast(params: llama.Params, dtype: Any) -> llama.Params:
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def _placed(cache: Cache) -> Cache:
-    """On a mesh: rows over data and fsdp, heads over tensor."""
+def _shard(cache: Cache) -> Cache:
+    """The cache on a mesh: rows over data and fsdp, heads over tensor."""
     axes = ("batch", "act_kv_heads", None, None)
     return jax.tree.map(lambda x: constrain(x, *(None,) * (x.ndim + kv_cache.ROW_AXIS), *axes), cache)
 
@@ -58,13 +58,13 @@ def unstack(layers: dict, count: int, owned: bool) -> list[dict]:
 @partial(jax.jit, static_argnames=("cfg", "rows", "length", "dtype", "unstacked"))
 def init(*, cfg, rows, length, dtype, unstacked=False) -> Cache:
     """An empty cache."""
-    return _placed(kv_cache.init(cfg, rows, length, dtype, unstacked))
+    return _shard(kv_cache.init(cfg, rows, length, dtype, unstacked))
 
 
 @partial(jax.jit, static_argnames=("length",))
 def grow(cache: Cache, *, length: int) -> Cache:
     """The cache with `length` slots a row."""
-    return _placed(kv_cache.grow(cache, length))
+    return _shard(kv_cache.grow(cache, length))
 
 
 @partial(jax.jit, static_argnames=("cfg", "dtype", "kind", "chunk"), donate_argnames=("cache",))
@@ -72,7 +72,7 @@ def prefill(params, cache, entry, items_g, draw, *, cfg, dtype, kind, chunk):
     """Reads G prompts into rows of the cache and draws the first token of each answer.
 
     Args:
-      entry: of mmed_jax.inference.slots.Rows.entry.
+      entry: of mmed_jax.inference.slots.CacheRows.entry.
 
     Returns:
       cache, tokens [G], whether a prompt's logits are NaN [G].
@@ -135,7 +135,7 @@ def _read(params, cache, entry, *, cfg, dtype, chunk):
     tokens_gt, lengths_g = entry["tokens_gt"], entry["lengths_g"]
     slots = kv_cache.slots(cache)
     # A row whose beginning another row holds starts as a copy of that row.
-    part = _placed(kv_cache.take_rows(cache, entry["from_g"]))
+    part = _shard(kv_cache.take_rows(cache, entry["from_g"]))
 
     def step(i, carry):
         part, last_gd = carry
@@ -147,7 +147,7 @@ def _read(params, cache, entry, *, cfg, dtype, chunk):
         last = lengths_g - 1 - offset
         here = jnp.take_along_axis(hidden, jnp.clip(last, 0, chunk - 1)[:, None, None], axis=1)[:, 0]
         last_gd = jnp.where(((last >= 0) & (last < chunk))[:, None], here, last_gd)
-        return _placed(part), constrain(last_gd, None, None)
+        return _shard(part), constrain(last_gd, None, None)
 
     none = constrain(jnp.zeros((tokens_gt.shape[0], cfg.hidden_size), dtype), None, None)
     end = (lengths_g.max() + chunk - 1) // chunk
@@ -156,7 +156,7 @@ def _read(params, cache, entry, *, cfg, dtype, chunk):
 
 def _put(cache: Cache, part: Cache, entry) -> Cache:
     """The cache with the G rows in their places; a row number past the end stands for no prompt."""
-    return _placed(kv_cache.put_rows(cache, entry["rows_g"], part))
+    return _shard(kv_cache.put_rows(cache, entry["rows_g"], part))
 
 
 @partial(jax.jit, static_argnames=("cfg", "dtype", "kind"), donate_argnames=("cache",))
@@ -192,7 +192,7 @@ def decode(params, cache, token_b, position_b, left_b, items_b, stops, limit, ke
     out = jnp.full((STEPS, token_b.shape[0]), -1, jnp.int32)
     carry = (jnp.int32(0), cache, token_b, position_b, left_b, out, jnp.bool_(False))
     _, cache, _, _, _, out, bad = jax.lax.while_loop(running, step, carry)
-    return _placed(cache), constrain(out, None, None), constrain(bad)
+    return _shard(cache), constrain(out, None, None), constrain(bad)
 
 
 def _next(params, hidden_bd, items_b, positions_b, draw, *, cfg, kind):

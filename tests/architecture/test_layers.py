@@ -33,7 +33,6 @@ KNOWN_UPWARDS = {
     "mmed_jax.training.setup -> mmed_jax.planning.planner",
 }
 KNOWN_CIRCLES = {
-    "inference.engine, inference.loglikelihood, inference.scheduler, inference.slots",
     "planning.plan_cache, planning.planner",
 }
 KNOWN_BY_NAME: set[str] = set()

@@ -15,7 +15,7 @@ from mmed_jax.data.multiple_choice import mcq_prompt_ids
 from mmed_jax.generate import TextStream
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.inference.load import check_mesh, identity
-from mmed_jax.inference.prompt_files import Format, prompt_ids, read_prompts
+from mmed_jax.inference.prompt_files import PromptFormat, prompt_ids, read_prompts
 from tests.support.hf_folders import hf_folder
 from tests.support.inference import TableEngine
 from tests.support.tokenizer import TEXT, tiny_fast_tokenizer
@@ -92,15 +92,15 @@ def test_prompts_are_those_of_training(tok):
     turns = [*ask, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Why?"}]
     bos = tok.bos_token_id
     for value, how, expected in [
-        ({"prompt": "Hi"}, Format(), chat_prompt_ids(tok, ask)),
-        ({"prompt": "Hi"}, Format(system="Be kind."), chat_prompt_ids(tok, system + ask)),
-        ({"prompt": "<|eot_id|> Hi"}, Format(raw=True), [bos, *b"<|eot_id|> Hi"]),
-        ({"messages": ask}, Format(), chat_prompt_ids(tok, ask)),
-        ({"messages": turns}, Format(), chat_prompt_ids(tok, turns)),
-        ({"messages": turns[:2]}, Format(), chat_prompt_ids(tok, ask)),
-        ({"messages": system + ask}, Format(system="Other."), chat_prompt_ids(tok, system + ask)),
-        (MCQ, Format(), mcq_prompt_ids(tok, MCQ, "rationale")),
-        (MCQ, Format(mode="direct", family="mmedbench"), mcq_prompt_ids(tok, MCQ, "direct", "mmedbench")),
+        ({"prompt": "Hi"}, PromptFormat(), chat_prompt_ids(tok, ask)),
+        ({"prompt": "Hi"}, PromptFormat(system="Be kind."), chat_prompt_ids(tok, system + ask)),
+        ({"prompt": "<|eot_id|> Hi"}, PromptFormat(raw=True), [bos, *b"<|eot_id|> Hi"]),
+        ({"messages": ask}, PromptFormat(), chat_prompt_ids(tok, ask)),
+        ({"messages": turns}, PromptFormat(), chat_prompt_ids(tok, turns)),
+        ({"messages": turns[:2]}, PromptFormat(), chat_prompt_ids(tok, ask)),
+        ({"messages": system + ask}, PromptFormat(system="Other."), chat_prompt_ids(tok, system + ask)),
+        (MCQ, PromptFormat(), mcq_prompt_ids(tok, MCQ, "rationale")),
+        (MCQ, PromptFormat(mode="direct", family="mmedbench"), mcq_prompt_ids(tok, MCQ, "direct", "mmedbench")),
     ]:
         assert prompt_ids(tok, value, "f:1", how) == expected
 

@@ -15,7 +15,7 @@ from mmed_jax.data.plain_text import text_start
 from mmed_jax.data.tokenizers.tokenizer import encode_text, load_tokenizer, save_tokenizer, tokenizer_hash
 from mmed_jax.generate import TextStream
 from mmed_jax.hf.open_model import open_model
-from mmed_jax.inference.prompt_files import Format, prompt_ids
+from mmed_jax.inference.prompt_files import PromptFormat, prompt_ids
 from tests.support.foreign_models import (
     CHATML,
     PIECES,
@@ -98,7 +98,7 @@ def test_plain_text_and_export_with_any_tokenizer(folder, tmp_path, name):
 
     source = open_model(folder(name))
     start = FOREIGN[name][3]
-    prompts = [prompt_ids(source.tokenizer, {"prompt": t}, "f:1", Format(raw=True)) for t in TEXTS]
+    prompts = [prompt_ids(source.tokenizer, {"prompt": t}, "f:1", PromptFormat(raw=True)) for t in TEXTS]
     outcome = call(export.main, f"--model={folder(name)}", f"--output={tmp_path / 'out'}")
     assert outcome.code == 0 and "chat format none" in outcome.out
     assert raw_tensors(tmp_path / "out") == raw_tensors(folder(name))
@@ -107,7 +107,7 @@ def test_plain_text_and_export_with_any_tokenizer(folder, tmp_path, name):
     own.encode_special_tokens = True  # text stays text
     for text, ids in zip(TEXTS, prompts):
         assert tuple(ids) == (*start, *own.encode(text, add_special_tokens=False).ids)
-        assert prompt_ids(again.tokenizer, {"prompt": text}, "f:1", Format(raw=True)) == ids
+        assert prompt_ids(again.tokenizer, {"prompt": text}, "f:1", PromptFormat(raw=True)) == ids
         assert auto(text)["input_ids"] == source.tokenizer(text)["input_ids"]
     assert again.stop_ids == source.stop_ids and tokenizer_hash(again.tokenizer) == tokenizer_hash(source.tokenizer)
     assert source.stop_ids == ((2,) if start == (1,) or name == "begin not wanted" else source.stop_ids)
@@ -233,7 +233,7 @@ def test_text_joined_with_its_header_is_refused_in_conversations_only(tmp_path):
     tok = sentencepiece_like(PIECES)
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CHATML[:2]])
     tok = load_tokenizer(save(tmp_path, tok, **LLAMA2))
-    assert prompt_ids(tok, {"prompt": "the"}, "f:1", Format(raw=True))[0] == 1
+    assert prompt_ids(tok, {"prompt": "the"}, "f:1", PromptFormat(raw=True))[0] == 1
     with pytest.raises(UserError, match="does not give plain ChatML ids .* serves without a chat format only"):
         chat_prompt_ids(tok, [{"role": "user", "content": "the"}])
 

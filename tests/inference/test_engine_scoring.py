@@ -125,7 +125,7 @@ def test_beginnings_are_read_once(model, monkeypatch, name):
         return [c.ids for c in engine.generate(prompts, max_new_tokens=12)]
 
     with monkeypatch.context() as m:
-        m.setattr(slots.Rows, "_shared", lambda self, prompt, held: 0)
+        m.setattr(slots.CacheRows, "_shared", lambda self, prompt, held: 0)
         plain = counted(m, name)
         want = ask()
     assert sum(plain) == 6 * 6

@@ -9,7 +9,7 @@ from mmed_jax.common.output_files import write_json
 from mmed_jax.data.languages.identify import language_of
 from mmed_jax.evaluation.extraction.extract import RULES_VERSION, split_rationale
 from mmed_jax.evaluation.prompts.items import Item
-from mmed_jax.evaluation.results import add_rationale_metrics, summarise
+from mmed_jax.evaluation.results_json import add_rationale_metrics, summarise
 from mmed_jax.evaluation.results_page import make_page
 from mmed_jax.evaluation.scoring import grade, question, reference
 

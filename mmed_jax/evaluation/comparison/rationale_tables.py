@@ -9,7 +9,7 @@ from mmed_jax.evaluation.comparison.runs import Run, read_scores
 from mmed_jax.evaluation.comparison.tables import YOURS, Difference, Line, Table, Value, ways
 from mmed_jax.evaluation.metrics.intervals import paired
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
-from mmed_jax.evaluation.results import SCORES
+from mmed_jax.evaluation.results_json import SCORES
 
 
 def rationales(board: Board, metric: str, columns: Sequence[str], runs: Sequence[Run]) -> list[Table]:

@@ -12,7 +12,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import check_file, open_file
 from mmed_jax.common.paths import expand_home
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
-from mmed_jax.evaluation.results import SCHEMA, SCORES
+from mmed_jax.evaluation.results_json import SCHEMA, SCORES
 
 _LINE = ("benchmark", "id", "language", "answer", "extracted", "correct", "prompt", "output", "options")
 
