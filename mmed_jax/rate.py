@@ -20,7 +20,7 @@ from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
 from mmed_jax.common.output_files import check_folder, csv_text, write_json, write_text
 from mmed_jax.common.paths import expand_home
-from mmed_jax.evaluation.metrics.text_similarity import DEFAULT, METRICS, score_rationales
+from mmed_jax.evaluation.metrics.text_similarity import BERTSCORE, all_metrics, default_metrics, score_rationales
 from mmed_jax.evaluation.ratings import correlation
 from mmed_jax.evaluation.ratings.explanations import Explanation, Key, explanations, load_runs, named_paths
 from mmed_jax.evaluation.ratings.sheets import CRITERIA, dump_ratings, read_ratings, write_sheet
@@ -87,7 +87,7 @@ def _correlate(argv: list[str]) -> None:
     parser = _parser("correlate", "Kendall's tau-b of any two ratings.")
     parser.add_argument("--ratings", required=True, metavar="NAME=FILE[+FILE],..", help="sheets, judges' .jsonl files")
     parser.add_argument("--runs", metavar="NAME=DIR,..", help="the rated runs, for the metrics")
-    parser.add_argument("--metrics", default=",".join(DEFAULT), metavar="A,B", help="%(default)s")
+    parser.add_argument("--metrics", default=",".join(default_metrics()), metavar="A,B", help="%(default)s")
     parser.add_argument("--bertscore_model", metavar="DIR", help="adds BERTScore, with the model in this folder")
     parser.add_argument("--criterion", default="", metavar="NAME", help="one criterion (default: the mean of all)")
     parser.add_argument("--resamples", type=int, default=correlation.RESAMPLES, help="of the bootstrap (%(default)s)")
@@ -177,12 +177,12 @@ def _mean(raters: list[dict[Key, float]]) -> dict[Key, float]:
 
 def _add_metrics(ratings: dict[str, dict[Key, float]], args: argparse.Namespace) -> None:
     names = [m.strip() for m in args.metrics.split(",") if m.strip()]
-    names += ["bertscore"] if args.bertscore_model and "bertscore" not in names else []
+    names += [BERTSCORE] if args.bertscore_model and BERTSCORE not in names else []
     for name in names:
         if name in ratings:
             raise UserError(f"--ratings: '{name}' is the name of a metric; call the rating something else")
-        if name not in METRICS:
-            raise UserError(f"--metrics={name}: not a metric{nearest(name, METRICS)}")
+        if name not in all_metrics():
+            raise UserError(f"--metrics={name}: not a metric{nearest(name, all_metrics())}")
     runs = load_runs(named_paths(args.runs, "--runs"))
     rated = {k for scores in ratings.values() for k in scores}
     for unknown in sorted({k[0] for k in rated} - set(runs)):

@@ -13,7 +13,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.data.multiple_choice import FAMILIES
 from mmed_jax.data.sources.encodings import known_encoding
 from mmed_jax.evaluation import scoring
-from mmed_jax.evaluation.metrics.text_similarity import DEFAULT, check_metrics
+from mmed_jax.evaluation.metrics.text_similarity import check_metrics, default_metrics
 from mmed_jax.evaluation.prompts.few_shot import MAX_EXAMPLES
 from mmed_jax.inference.load import add_arguments
 
@@ -121,7 +121,7 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
         "--rationale_metrics",
         metavar="NAME[,NAME]",
         nargs="?",
-        const=",".join(DEFAULT),
+        const=",".join(default_metrics()),
         help="of --mode=rationale, against the reference (default of the bare flag: all but bertscore)",
     )
     add("--human_checked", action="store_true", help="--rationale_metrics only where people passed the reference")

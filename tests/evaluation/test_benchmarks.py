@@ -1,5 +1,6 @@
 """Benchmarks by name: what the registry says, published files read and counted, the hub, lists, refusals."""
 
+import argparse
 import dataclasses
 import json
 import zipfile
@@ -11,10 +12,13 @@ import pytest
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.records.schema import LANGUAGES, write_records
+from mmed_jax.data.sources import SOURCES
 from mmed_jax.evaluation.benchmarks import registry
 from mmed_jax.evaluation.benchmarks.locate import locate_benchmarks, locate_entry, locate_files
-from mmed_jax.evaluation.benchmarks.registry import ENTRIES
+from mmed_jax.evaluation.benchmarks.registry import ENTRIES, Entry
 from mmed_jax.evaluation.benchmarks.select import check_disjoint, load_benchmark
+from mmed_jax.evaluation.comparison.published_tables import place
+from mmed_jax.evaluation.prompts.items import PromptSettings
 from tests.support.sources import medmcqa, put, table
 
 
@@ -51,6 +55,39 @@ def medqa_dir(tmp_path, count):
     put(tmp_path / "medqa_us" / "test.jsonl", [medqa(n, "ABC"[n]) for n in range(3)])
     put(tmp_path / "medqa_us" / "train.jsonl", [medqa(n) for n in (7, 8)])
     return tmp_path
+
+
+def test_a_benchmark_is_one_declaration(tmp_path, monkeypatch, capsys):
+    """One more entry of a source that is read already is listed, found by name, counted and compared under its name."""
+    entry = Entry(
+        "national_exam",
+        SOURCES["medqa_us"],
+        "test",
+        ("en",),
+        counts={"test": {"en": 2}},
+        published_average="mean_over_languages",
+        note="declared by a test",
+    )
+    monkeypatch.setitem(ENTRIES, entry.name, entry)
+    put(tmp_path / "national_exam" / "test.jsonl", [medqa(n) for n in range(2)])
+    put(tmp_path / "national_exam" / "train.jsonl", [medqa(n) for n in (7, 8)])
+    selection = load("national_exam", tmp_path, pools=True)
+    assert [r["question"] for r in selection.records] == ["Question 0?", "Question 1?"]
+    assert selection.info["counted"] == selection.info["expected"] == 2 and len(selection.pools["train"]) == 2
+    evaluate.main(["list", f"--data_dir={tmp_path}"])
+    shown = capsys.readouterr().out
+    assert "national_exam: declared by a test" in shown and "test 2 <- reported" in shown
+    board, column = place("national_exam", selection.info, "en", None)
+    assert (board.name, column, board.averaged, board.sizes) == ("national_exam", "en", True, {"en": 2})
+    args = argparse.Namespace(
+        few_shot_data=None, few_shot=1, split="", languages="", limit=0, images="", allow_count_mismatch=False, book=""
+    )
+    [benchmark] = locate_benchmarks(["national_exam"], str(tmp_path))
+    items, data = evaluate.load_items(args, [benchmark], "mcq", PromptSettings())
+    assert [i.answer for i in items] == ["A", "A"] and data["national_exam"]["few_shot"]
+    put(tmp_path / "national_exam" / "test.jsonl", [medqa(n) for n in range(3)])
+    with pytest.raises(UserError, match="3 questions of the test set, 2 were published"):
+        load("national_exam", tmp_path)
 
 
 # ---- The registry -------------------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ import pytest
 from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES
+from mmed_jax.evaluation.arguments import parse_arguments
 from mmed_jax.evaluation.comparison.accuracy_tables import YOURS, compare
 from mmed_jax.evaluation.comparison.runs import read_runs
+from mmed_jax.evaluation.metrics import text_similarity
 from mmed_jax.evaluation.metrics.intervals import bootstrap, paired
 from mmed_jax.evaluation.metrics.text_similarity import average, pairs_of, score_rationales
 from mmed_jax.evaluation.results_text import breakdown_table
@@ -171,3 +173,23 @@ def test_other_references_and_wrong_scores_are_one_line(tmp_path):
         with pytest.raises(UserError, match=rf"rationale_scores\.jsonl.*{said}") as e:
             tables(a, b)
         assert "\n" not in str(e.value)
+
+
+def test_a_metric_is_one_function(tmp_path, monkeypatch):
+    """A decorated function is offered by the flags and stands in results.json, the page, the lines and the tables."""
+    monkeypatch.setattr(text_similarity, "METRICS", dict(text_similarity.METRICS))
+
+    @text_similarity.text_metric("length")
+    def length_ratio(hypothesis: str, reference: str, language: str) -> dict[str, float]:
+        return {"length": min(len(hypothesis) / len(reference), 1.0)}
+
+    command = ["--model=M", "--data=F", "--mode=rationale", "--rationale_metrics", f"--output={tmp_path}"]
+    assert "length" in parse_arguments(command, "").rationale_metrics.split(",")
+    for name, share in (("a", 0.1), ("b", 0.9)):
+        blocks, _ = run(tmp_path / name, share, metrics=("length",))
+    assert blocks["mmedbench"]["rationale"]["length"]["average"]["interval95"]
+    assert "length" in breakdown_table(json.loads((tmp_path / "b" / "results.json").read_text()))
+    assert ">length<" in (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
+    tables = compare(read_runs([str(tmp_path / name) for name in "ab"]), wanted=())
+    [table] = [t for t in tables if t.metric == "length"]
+    assert [line.name for line in table.lines] == ["a", "b"] and table.differences

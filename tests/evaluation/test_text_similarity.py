@@ -22,7 +22,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation.extraction.extract import extract, is_correct, split_rationale
 from mmed_jax.evaluation.metrics.rouge import rouge
-from mmed_jax.evaluation.metrics.text_similarity import DEFAULT, average, pairs_of, score_rationales
+from mmed_jax.evaluation.metrics.text_similarity import average, default_metrics, pairs_of, score_rationales
 from mmed_jax.evaluation.metrics.word_split import words
 
 # Model outputs in the mmedbench family: {"language", "answer": key, "response", "rationale": reference}.
@@ -73,7 +73,7 @@ def test_the_fixed_responses_score_as_with_the_papers_code():
         papers.append(papers_scores(generated, r["rationale"], r["language"]))
     assert 0 < sum(right) < len(right)
     rows = score_rationales(pairs)
-    assert list(rows[0]) == ["language", *DEFAULT]
+    assert list(rows[0]) == ["language", *default_metrics()]
     for row, expected in zip(rows, papers, strict=True):
         for metric, value in expected.items():
             assert math.isclose(row[metric], value, abs_tol=1e-6), (row["language"], metric)
@@ -121,7 +121,7 @@ def test_long_texts_pass_the_packages_recursion():
 
 
 def one(language, score):
-    return {"language": language, **dict.fromkeys(DEFAULT, score)}
+    return {"language": language, **dict.fromkeys(default_metrics(), score)}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -24,7 +24,7 @@ from mmed_jax.evaluation.comparison.tables import (
     without_copies,
 )
 from mmed_jax.evaluation.metrics.intervals import mcnemar, mean_interval, paired, wilson
-from mmed_jax.evaluation.metrics.text_similarity import METRICS
+from mmed_jax.evaluation.metrics.text_similarity import all_metrics
 
 _OFF = 0.02  # per cent: farther from every number of right answers than rounding or cutting two decimals
 
@@ -50,7 +50,7 @@ def compare(runs: Sequence[Run], *, wanted: Sequence[str] | None = None) -> list
         columns.sort(key=lambda c: LANGUAGES.index(c) if c in LANGUAGES and not board.columns else -1)
         tables = [_accuracy(board, way) for way in ways(board, columns, there)]
         out += _with_published(tables, board, columns, ACCURACY, wanted)
-        for metric in METRICS:
+        for metric in all_metrics():
             out += _with_published(rationales(board, metric, columns, there), board, columns, metric, wanted)
     for table in out:
         table.columns = [c for c in table.columns if any(c in line.values for line in table.lines)]
