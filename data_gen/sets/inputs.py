@@ -22,6 +22,7 @@ from mmed_jax.data.records.linked_rows import stable_hash
 from mmed_jax.data.records.reading import SPLIT_NAMES, read_records
 from mmed_jax.data.records.schema import kind_of
 from mmed_jax.data.sources import SOURCES, Conversion, get_source
+from mmed_jax.data.sources.encodings import WrongEncoding
 from mmed_jax.llm_api.types import Reject
 
 HERE = Path(__file__).parents[1]
@@ -134,8 +135,8 @@ def _rows(entry, data_dir: str, inputs: Inputs, name: str) -> Iterator[dict]:
         for row in conversion:
             inputs.read[name] += 1
             yield row
-    except UserError as e:
-        raise UserError(str(e).replace(" --encoding=", f" --recipe.source.{name}.encoding=")) from None
+    except WrongEncoding as e:
+        raise e.for_flag(f"--recipe.source.{name}.encoding") from None
     for reason, count in conversion.report.dropped.items():
         if reason != "another split":
             inputs.read[name] += count

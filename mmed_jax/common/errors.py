@@ -12,15 +12,49 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
+from typing import Self
 
 from mmed_jax.common import console
 
 
-class UserError(Exception):
+class ReportedError(Exception):
+    """A failure of which a command prints one line: `place: problem`, and behind it the hint.
+
+    Who catches one and knows better where it happened or what to do changes that field (`at`, `with_hint`); nobody
+    reads another's sentence.
+
+    place: the file, flag or key; "" where the problem names it.
+    problem: what is wrong.
+    hint: what to do, with what sets it off ("; save it as UTF-8", ", did you mean 'x'?"); "" for none.
+    """
+
+    def __init__(self, problem: object = "", *, place: object = "", hint: str = "") -> None:
+        self.place, self.problem, self.hint = str(place), str(problem), hint
+        super().__init__(self._line())
+
+    def _line(self) -> str:
+        return f"{self.place}: {self.problem}{self.hint}" if self.place else f"{self.problem}{self.hint}"
+
+    def at(self, place: object) -> Self:
+        """The same failure at another place."""
+        return self._changed(place=str(place))
+
+    def with_hint(self, hint: str) -> Self:
+        """The same failure with another hint."""
+        return self._changed(hint=hint)
+
+    def _changed(self, **fields: str) -> Self:
+        error = type(self).__new__(type(self))
+        error.__dict__.update(self.__dict__, **fields)
+        error.args = (error._line(),)
+        return error
+
+
+class UserError(ReportedError):
     """The input, configuration or environment is wrong; the message is one line: what, where, nearest valid value."""
 
 
-class WorkError(Exception):
+class WorkError(ReportedError):
     """The work was started rightly and failed (diverged loss, disk full, unreadable checkpoint)."""
 
 

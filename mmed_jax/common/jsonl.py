@@ -40,7 +40,14 @@ def decode(data: bytes, where: str) -> str:
 
 
 class BadJSON(ValueError):
-    """Text from outside that is no JSON which can be used; the message says why, without the place."""
+    """Text from outside that is no JSON which can be used; the message says why, without the place.
+
+    problem: what is wrong. position: "line 3 column 5", "" unless the syntax is broken; line: its number there.
+    """
+
+    def __init__(self, problem: str, *, position: str = "", line: int | None = None) -> None:
+        super().__init__(f"broken JSON at {position}: {problem}" if position else problem)
+        self.problem, self.position, self.line = problem, position, line
 
 
 def loads(text: str | bytes, kind: type | tuple[type, ...] | None = None, **options: Any) -> Any:
@@ -65,8 +72,9 @@ def loads(text: str | bytes, kind: type | tuple[type, ...] | None = None, **opti
         if text.count("[") + text.count("{") > MAX_DEPTH and is_deep(value):
             raise RecursionError
     except json.JSONDecodeError as e:
-        at = f"line {e.lineno} column {e.colno}" if "\n" in e.doc.rstrip() else f"column {e.colno}"
-        raise BadJSON(f"broken JSON at {at}: {e.msg}") from None
+        line = e.lineno if "\n" in e.doc.rstrip() else 1
+        position = f"line {line} column {e.colno}" if "\n" in e.doc.rstrip() else f"column {e.colno}"
+        raise BadJSON(e.msg, position=position, line=line) from None
     except UnicodeDecodeError as e:
         raise BadJSON(f"not UTF-8 (byte 0x{e.object[e.start]:02x} at position {e.start})") from None
     except RecursionError:

@@ -36,9 +36,11 @@ def load_config(path: str | os.PathLike, ignore_keys: Collection[str] = ()) -> L
     file = folder / "config.json"
     content = read_json(file)
     try:
-        cfg = from_hf(content, ignore_keys, lambda line: warn(line.replace("config.json:", f"{file}:", 1)))
+        cfg = from_hf(content, ignore_keys, lambda line: warn(f"{file}: {line}"))
     except UserError as e:
-        raise UserError(str(e).replace("config.json:", f"{file}:", 1)) from e
+        if not e.place:  # of the user's --ignore_keys
+            raise
+        raise e.at(file) from e
     more = read_generation(folder).get("eos_token_id")
     more = more if isinstance(more, list) else [more]
     if wrong := [i for i in more if i is not None and not (type(i) is int and abs(i) <= MOST)]:

@@ -53,8 +53,8 @@ def _parse(text: str) -> Any:
         try:
             return loads(candidate, strict=False, object_pairs_hook=_unique)
         except BadJSON as e:
-            problem = str(e)
-    raise Reject("schema", f"broken JSON: {problem.removeprefix('broken JSON ')}"[:120])
+            problem = f"at {e.position}: {e.problem}" if e.position else e.problem
+    raise Reject("schema", f"broken JSON: {problem}"[:120])
 
 
 def _without_thinking(text: str) -> str:

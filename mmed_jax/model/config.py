@@ -80,23 +80,23 @@ def from_hf(d: dict, ignore_keys: Collection[str] = (), say: Callable[[str], Non
 
     Args:
       ignore_keys: keys that are not known here and that the user vouches for: they change nothing.
-      say: is given a line for the keys that were passed over without being known.
+      say: is given a line, without the place, for the keys that were passed over without being known.
 
     Raises:
       UserError: not a Llama, a missing key, a wrong type, a rope type other than default and llama3, or a key that
         is not understood and whose value is neither false nor null nor empty; the key and its value are named.
     """
     if not isinstance(d, dict):
-        raise UserError(f"config.json: must be an object, got {type(d).__name__}")
+        raise UserError(f"must be an object, got {type(d).__name__}", place="config.json")
     if "model_type" not in d:
-        raise UserError("config.json: model_type is missing (must be 'llama')")
+        raise UserError("model_type is missing (must be 'llama')", place="config.json")
     check_keys(d, {*FIELDS, *SPECIAL}, ignore_keys, say)
     values = {}
     for key, (field, kind, default) in FIELDS.items():
         value = d.get(key)
         if value is None:
             if default is REQUIRED:
-                raise UserError(f"config.json: {key} is missing")
+                raise UserError(f"{key} is missing", place="config.json")
             value = default
         else:
             value = _typed(key, value, kind)
@@ -127,7 +127,7 @@ def check(cfg: LlamaConfig, where: str = "config.json") -> LlamaConfig:
 
     def need(ok: bool, field: str, rule: str) -> None:
         if not ok:
-            raise UserError(f"{where}: {field}={getattr(cfg, field)}: {rule}")
+            raise UserError(f"{field}={getattr(cfg, field)}: {rule}", place=where)
 
     for field in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
         need(getattr(cfg, field) >= 1, field, "must be at least 1")
@@ -158,7 +158,7 @@ def _typed(key: str, value: Any, kind: type) -> Any:
         ok = type(value) in (int, float) and abs(value) < 1e300  # also false for "not a number"
     if not ok:
         name = {bool: "true or false", int: f"an integer of at most {MOST}", float: "a number"}[kind]
-        raise UserError(f"config.json: {key}={shown(value)}: must be {name}")
+        raise UserError(f"{key}={shown(value)}: must be {name}", place="config.json")
     return kind(value)
 
 
@@ -184,37 +184,41 @@ def _rope(d: dict) -> tuple[float, RopeScaling | None]:
     if d.get("rope_theta") is not None:
         thetas["rope_theta"] = _typed("rope_theta", d["rope_theta"], float)
     if len(set(thetas.values())) > 1:
-        raise UserError("config.json: " + ", ".join(f"{k}={v:g}" for k, v in thetas.items()) + " contradict each other")
+        given = ", ".join(f"{k}={v:g}" for k, v in thetas.items())
+        raise UserError(f"{given} contradict each other", place="config.json")
     # `rope_scaling: null` beside rope_parameters says "see rope_parameters" (transformers 5 reads it so).
     scalings = {scaling for _, scaling in found.values()}
     if len(scalings) > 1:
         raise UserError(
-            f"config.json: rope_scaling={shown(d['rope_scaling'])} and "
-            f"rope_parameters={shown(d['rope_parameters'])} contradict each other"
+            f"rope_scaling={shown(d['rope_scaling'])} and "
+            f"rope_parameters={shown(d['rope_parameters'])} contradict each other",
+            place="config.json",
         )
     return next(iter(thetas.values()), DEFAULT_THETA), next(iter(scalings), None)
 
 
 def _rope_dict(key: str, value: Any) -> tuple[float | None, RopeScaling | None]:
     if not isinstance(value, dict):
-        raise UserError(f"config.json: {key}={shown(value)}: must be an object or null")
+        raise UserError(f"{key}={shown(value)}: must be an object or null", place="config.json")
     v = {k: x for k, x in value.items() if x is not None}
     theta = _typed(f"{key}.rope_theta", v.pop("rope_theta"), float) if "rope_theta" in v else None
     kinds = {k: v.pop(k) for k in ("rope_type", "type") if k in v}
     if len(set(map(str, kinds.values()))) > 1:
-        raise UserError(f"config.json: {key}.rope_type and {key}.type contradict each other: {shown(value)}")
+        raise UserError(f"{key}.rope_type and {key}.type contradict each other: {shown(value)}", place="config.json")
     kind = next(iter(kinds.values()), "default")
     if kind not in ROPE_TYPES:
-        raise UserError(f"config.json: {key}.rope_type={shown(kind)} is not supported; one of {', '.join(ROPE_TYPES)}")
+        raise UserError(
+            f"{key}.rope_type={shown(kind)} is not supported; one of {', '.join(ROPE_TYPES)}", place="config.json"
+        )
     if v.get("partial_rotary_factor") == 1:
         v.pop("partial_rotary_factor")
     names = [f.name for f in dataclasses.fields(RopeScaling)] if kind == "llama3" else []
     for name in v:
         if name not in names:
-            raise UserError(f"config.json: {key}.{name}={shown(v[name])} is not known for rope_type '{kind}'")
+            raise UserError(f"{key}.{name}={shown(v[name])} is not known for rope_type '{kind}'", place="config.json")
     for name in names:
         if name not in v:
-            raise UserError(f"config.json: {key}.{name} is missing (rope_type '{kind}')")
+            raise UserError(f"{key}.{name} is missing (rope_type '{kind}')", place="config.json")
     if kind == "default":
         return theta, None
     types = {f.name: f.type for f in dataclasses.fields(RopeScaling)}

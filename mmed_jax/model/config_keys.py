@@ -98,16 +98,17 @@ def check_keys(d: dict, read: Collection[str], ignore_keys: Collection[str], say
             vouched.append(key)
         elif not off:
             raise UserError(
-                f"config.json: {_name(key)}={shown(value)} is not known and could change the mathematics"
+                f"{_name(key)}={shown(value)} is not known and could change the mathematics"
                 f"{_similar(key, d, matter)}; if you know that it does not: --ignore_keys={_name(key)} (in "
-                "training --config.model.ignore_keys=...)"
+                "training --config.model.ignore_keys=...)",
+                place="config.json",
             )
         elif key not in OFF_IS_HARMLESS:
             passed.append(key)
     if passed:
-        say(f"config.json: not known here, and false or empty, so passed over: {_names(passed)}")
+        say(f"not known here, and false or empty, so passed over: {_names(passed)}")
     if vouched:
-        say(f"config.json: ignored as you vouch for it, and left out of what is written: {_names(vouched)}")
+        say(f"ignored as you vouch for it, and left out of what is written: {_names(vouched)}")
 
 
 def _check_known(key: str, value: Any, d: dict) -> None:
@@ -115,8 +116,8 @@ def _check_known(key: str, value: Any, d: dict) -> None:
         names = value if isinstance(value, list) else [value]
         if value is not None and (foreign := [n for n in names if n not in ARCHITECTURES]):
             raise UserError(
-                f"config.json: architectures={shown(names)}: supported are {', '.join(ARCHITECTURES[:2])}, not "
-                f"{shown(foreign[0])}"
+                f"architectures={shown(names)}: supported are {', '.join(ARCHITECTURES[:2])}, not {shown(foreign[0])}",
+                place="config.json",
             )
     elif key == "layer_types":
         count = d.get("num_hidden_layers")
@@ -124,8 +125,9 @@ def _check_known(key: str, value: Any, d: dict) -> None:
             isinstance(value, list) and len(value) == count and all(v == "full_attention" for v in value)
         ):
             raise UserError(
-                f'config.json: layer_types={shown(value)} is not supported; supported: "full_attention" for each of '
-                f"the {shown(count)} layers"
+                f'layer_types={shown(value)} is not supported; supported: "full_attention" for each of '
+                f"the {shown(count)} layers",
+                place="config.json",
             )
     elif key == "original_max_position_embeddings":
         _check_window(value, d)
@@ -134,7 +136,7 @@ def _check_known(key: str, value: Any, d: dict) -> None:
     # `True == 1`, so booleans only match booleans.
     elif not any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in FIXED[key]):
         wanted = " or ".join(json.dumps(v) for v in FIXED[key])
-        raise UserError(f"config.json: {key}={shown(value)} is not supported; supported: {wanted}")
+        raise UserError(f"{key}={shown(value)} is not supported; supported: {wanted}", place="config.json")
 
 
 def _check_window(value: Any, d: dict) -> None:
@@ -143,8 +145,9 @@ def _check_window(value: Any, d: dict) -> None:
     for said in (s.get("original_max_position_embeddings") for s in scalings):
         if None not in (value, said) and said != value:
             raise UserError(
-                f"config.json: original_max_position_embeddings={shown(value)} and {shown(said)} of its rope scaling "
-                "contradict each other"
+                f"original_max_position_embeddings={shown(value)} and {shown(said)} of its rope scaling "
+                "contradict each other",
+                place="config.json",
             )
 
 

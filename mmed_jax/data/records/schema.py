@@ -96,7 +96,7 @@ class RecordError(UserError):
     """A record that breaks the schema; the message is "file:line: field 'x': ...". `field` names the culprit."""
 
     def __init__(self, where: str, field: str, problem: str):
-        super().__init__(f"{where}: field '{field}': {problem}")
+        super().__init__(f"field '{field}': {problem}", place=where)
         self.field = field
 
 

@@ -53,6 +53,9 @@ class Conversion:
     Raises UserError for a wrong input before the first record, WorkError when the hub can't be reached.
     """
 
+    # What stands before the input on the command line.
+    INPUT_FLAG = "--input="
+
     def __init__(
         self,
         source: Source,
@@ -86,7 +89,8 @@ class Conversion:
         if hub_config and not self._from_hub:
             raise UserError("--hub_config: only with --input=hub")
         if not self._from_hub and not Path(self.input).exists():
-            raise UserError(f"--input={self.input}: no such file or folder{nearest_sibling(self.input)}")
+            hint = nearest_sibling(self.input)
+            raise UserError("no such file or folder", place=f"{self.INPUT_FLAG}{self.input}", hint=hint)
 
     def _rows(self) -> Iterator[Row]:
         """Rows as they come, those among them that could not be read with their problem."""
@@ -109,7 +113,7 @@ class Conversion:
                 yield row
         except _FORM as e:  # in what holds the rows; what becomes of a row is caught at the row
             after = f"{last.where}: after this row" if last else self.input
-            raise WrongForm(f"{after}: a part of unexpected form; {type(e).__name__}: {e}") from e
+            raise WrongForm("a part of unexpected form", place=after, hint=f"; {type(e).__name__}: {e}") from e
         yield from _taken(lost)
 
     def __iter__(self) -> Iterator[dict]:
@@ -162,7 +166,7 @@ class Conversion:
             try:
                 result = self._convert(row)
             except _FORM as e:  # a field of another type
-                raise WrongForm(f"{row.where}: a field of unexpected form; {type(e).__name__}: {e}") from e
+                raise WrongForm("a field of unexpected form", place=row.where, hint=f"; {type(e).__name__}: {e}") from e
             record = result if isinstance(result, Drop) else validate_record(result, row.where)
         except WrongForm as e:
             if self.report.read == 1:
@@ -202,7 +206,7 @@ def _taken(rows: list[Row]) -> Iterator[Row]:
 
 def _reason(error: WrongForm) -> str:
     """The class of a malformed row, without its place."""
-    return "malformed row (" + str(error).partition(": ")[2].partition(";")[0] + ")"
+    return f"malformed row ({error.problem})"
 
 
 def _unique(ident: str, ids: set[str]) -> str:

@@ -6,6 +6,7 @@ text that only a reader of it knows to be wrong.
 
 import codecs
 import re
+from typing import Self
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.languages.scripts import SCRIPTS, common_chinese
@@ -45,6 +46,22 @@ def known_encoding(name: str, flag: str = "--encoding") -> str:
     return name
 
 
+class WrongEncoding(UserError):
+    """Text in another encoding than was named, or than UTF-8 where none was; the hint ends in the flag that names it.
+
+    Args:
+      problem: up to the flag. encoding, after: its value, and what stands behind it.
+    """
+
+    def __init__(self, problem: str, encoding: str, after: str = "", *, place: str) -> None:
+        self.encoding, self.after = encoding, after
+        super().__init__(problem, place=place, hint=f"--encoding={encoding}{after}")
+
+    def for_flag(self, flag: str) -> Self:
+        """The same failure where another flag names the encoding."""
+        return self.with_hint(f"{flag}={self.encoding}{self.after}")
+
+
 def decode(
     data: bytes, where: str, encoding: str = "", *, languages: tuple[str, ...] = (), gb18030: bool = False
 ) -> str:
@@ -61,25 +78,26 @@ def decode(
         return _told(data, where, encoding)
     if b"\0" in data:
         likely = _utf16(data) or "no text"
-        add = f" or add --encoding={likely}" if likely.startswith("utf") else ""
-        raise UserError(f"{where}: not UTF-8 (holds NUL bytes); it looks like {likely}; save the file as UTF-8{add}")
+        problem = f"not UTF-8 (holds NUL bytes); it looks like {likely}; save the file as UTF-8"
+        if likely.startswith("utf"):
+            raise WrongEncoding(f"{problem} or add ", likely, place=where)
+        raise UserError(problem, place=where)
     if likely := _seven_bit(data):
-        raise UserError(
-            f"{where}: not UTF-8 text (ASCII with the marks of {likely}); save the file as UTF-8 or add "
-            f"--encoding={likely}"
-        )
+        problem = f"not UTF-8 text (ASCII with the marks of {likely}); save the file as UTF-8 or add "
+        raise WrongEncoding(problem, likely, place=where)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         if gb18030 and (text := _chinese(data)):
             return text
         line = data.count(b"\n", 0, e.start) + 1
-        place = f"{where}: not UTF-8 (byte 0x{data[e.start]:02x} at position {e.start}, line {line})"
+        problem = f"not UTF-8 (byte 0x{data[e.start]:02x} at position {e.start}, line {line})"
         if _damaged(data):
-            raise UserError(f"{place}, though the rest of it is; the file is damaged there, get it anew") from None
+            hint = ", though the rest of it is; the file is damaged there, get it anew"
+            raise UserError(problem, place=where, hint=hint) from None
         likely = guess(data, languages)
         hint = f"it looks like {likely}; save" if likely else "save"
-        raise UserError(f"{place}; {hint} the file as UTF-8 or add --encoding={likely or 'NAME'}") from None
+        raise WrongEncoding(f"{problem}; {hint} the file as UTF-8 or add ", likely or "NAME", place=where) from None
 
 
 def _damaged(data: bytes) -> bool:
@@ -107,7 +125,7 @@ def _told(data: bytes, where: str, encoding: str) -> str:
         except UnicodeDecodeError:
             several = False
         if several:  # four sequences that happen to be right UTF-8 are none of another encoding
-            raise UserError(f"{where}: is UTF-8; --encoding={encoding} would garble it; leave it out")
+            raise WrongEncoding("is UTF-8; ", encoding, " would garble it; leave it out", place=where)
     try:
         text = data.decode(encoding)
     except UnicodeError as e:
@@ -116,7 +134,7 @@ def _told(data: bytes, where: str, encoding: str) -> str:
         byte = f"byte 0x{data[start]:02x} at position {start}, line {line}" if start < len(data) else "cut short"
         raise UserError(f"{where}: not {encoding} ({byte}), which --encoding says it is") from None
     if "\0" in text:
-        raise UserError(f"{where}: holds NUL characters when read as --encoding={encoding}; it is in another one")
+        raise WrongEncoding("holds NUL characters when read as ", encoding, "; it is in another one", place=where)
     return text.removeprefix("\ufeff")
 
 

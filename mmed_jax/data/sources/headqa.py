@@ -57,7 +57,7 @@ def _all_rows(given: Download) -> Iterator[Row]:
     for file in files(given, ".json"):
         value = json_value(file)
         if not isinstance(value, dict) or not isinstance(value.get("exams"), dict):
-            raise WrongForm(f"{file.label}: expected one object with 'exams'")
+            raise WrongForm("expected one object with 'exams'", place=file.label)
         language = _code(value.get("language")) or language_of(file.name, given.path)
         # Spanish is what the publication's names leave unsaid: train_HEAD.json, and train_HEAD_EN.json beside it.
         language = language or ("es" if re.search(r"(?i)HEAD\.json", file.name) else "")

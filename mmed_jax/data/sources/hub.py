@@ -26,15 +26,20 @@ def parse_input(source: Source, value: str) -> tuple[str, str | None]:
     repo = repo or source.hub.repo
     if not repo:
         raise UserError(
-            f"--input=hub: no hub copy of {source.name} is known; name one as hub:REPO_ID, or {_by_hand(source)}"
+            f"--input=hub: no hub copy of {source.name} is known; name one as hub:REPO_ID, or {by_hand(source)}"
         )
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo):
         raise UserError(f"--input={value}: '{repo}' is no hub name; write hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
     return repo, revision or (source.hub.revision if repo == source.hub.repo else None)
 
 
-def _by_hand(source: Source) -> str:
-    return f"download it from {source.url} and give --input=FILE_OR_FOLDER ({source.expects})"
+class Unreachable(WorkError):
+    """A set can't be fetched from the hub."""
+
+
+def by_hand(source: Source, give: str = "give --input=FILE_OR_FOLDER") -> str:
+    """How to do without the hub. `give`: how the command at hand is given the download."""
+    return f"download it from {source.url} and {give} ({source.expects})"
 
 
 def hub_rows(
@@ -106,6 +111,6 @@ def _plain(table: "datasets.Dataset") -> Iterator[dict]:
         yield from batch.to_pylist()
 
 
-def _unreachable(source: Source, place: str, error: Exception) -> WorkError:
-    reason = one_line(error)[:200]
-    return WorkError(f"hub:{place}: can't be fetched ({type(error).__name__}: {reason}); {_by_hand(source)}")
+def _unreachable(source: Source, place: str, error: Exception) -> Unreachable:
+    problem = f"can't be fetched ({type(error).__name__}: {one_line(error)[:200]})"
+    return Unreachable(problem, place=f"hub:{place}", hint=f"; {by_hand(source)}")

@@ -23,6 +23,7 @@ from mmed_jax.data.sources.source import (
     Hub,
     Row,
     Source,
+    UnknownNumbering,
     dialogue,
     lettered,
     make_id,
@@ -79,9 +80,10 @@ def convert(row: Row, kind: str) -> dict | Drop:
     if kind == "mcq":
         number = number_of(raw["cop"])
         if number is not None and number >= 0 and raw["answer_base"] is None:
-            raise UserError(
-                f"{row.where.rpartition(':')[0]}: field 'cop' holds neither 0 nor 4: answers may count from 0 "
-                "(as on the hub) or 1 (the official files); add --answer_base=0 or --answer_base=1"
+            raise UnknownNumbering(
+                "field 'cop' holds neither 0 nor 4: answers may count from 0 (as on the hub) or 1 (the official files)",
+                place=row.where.rpartition(":")[0],
+                hint="; add --answer_base=0 or --answer_base=1",
             )
         answer = key_at([raw["cop"]], raw["answer_base"] or 0)
         return mcq(

@@ -139,7 +139,7 @@ def convert_zh(row: Row, kind: str) -> dict | Drop:
         return _official(row, "medqa_zh", "zh", text(raw["question"]), "MIT", "")
     need(row, "answer", "source")
     if not isinstance(raw["options"], str):
-        raise WrongForm(f"{row.where}: field 'options': expected text '(A) ...' as Apollo writes it")
+        raise WrongForm("field 'options': expected text '(A) ...' as Apollo writes it", place=row.where)
     head, *parts = re.split(r"(?m)^\(([A-Z])\)[ \t]*", raw["options"])
     texts = [text(p) for p in parts[1::2]]
     if texts and all(t.endswith(".") for t in texts):

@@ -15,6 +15,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from mmed_jax.common.errors import UserError, one_line
+from mmed_jax.data.sources.encodings import WrongEncoding
 from mmed_jax.data.sources.raw_file import Download, RawFile, files, holds
 from mmed_jax.data.sources.raw_rows import objects
 from mmed_jax.data.sources.source import Drop, Hub, Row, Source, dialogue, fingerprint, make_id, need, origin, text
@@ -58,10 +59,8 @@ def _parse(file: RawFile) -> ElementTree.Element:
         raise UserError(f"{file.label}:{e.position[0]}: broken XML: {e}") from None
     except (LookupError, ValueError) as e:  # an encoding that Python or expat has not
         name = declared[1].decode() if declared else "?"
-        raise UserError(
-            f"{file.label}: XML in encoding '{name}', which can't be read ({one_line(e)}); save it as UTF-8 or add "
-            "--encoding=NAME"
-        ) from None
+        problem = f"XML in encoding '{name}', which can't be read ({one_line(e)}); save it as UTF-8 or add "
+        raise WrongEncoding(problem, "NAME", place=file.label) from None
 
 
 def convert(row: Row, kind: str) -> dict | Drop:

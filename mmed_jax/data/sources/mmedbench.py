@@ -19,7 +19,7 @@ from mmed_jax.data.sources.source import Drop, Hub, Row, Source, WrongForm, need
 def rows(given: Download | Path) -> Iterator[Row]:
     for file in files(given, ".jsonl"):
         if language_of(file.name) is None:
-            raise WrongForm(f"{file.label}: MMedBench's files are named by language, English.jsonl and so on")
+            raise WrongForm("MMedBench's files are named by language, English.jsonl and so on", place=file.label)
         yield from rows_of(file, json_objects(file))
 
 

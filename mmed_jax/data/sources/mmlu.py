@@ -66,7 +66,7 @@ def _all_rows(given: Download | Path) -> Iterator[Row]:
         for number, cells in csv_lists(file):
             where = f"{file.label}:{number}"
             if len(cells) != 6:
-                raise WrongForm(f"{where}: expected 6 columns (question, A, B, C, D, letter), got {len(cells)}")
+                raise WrongForm(f"expected 6 columns (question, A, B, C, D, letter), got {len(cells)}", place=where)
             if order is None:
                 order = _columns(cells, where)
                 if order is not None:
@@ -85,21 +85,23 @@ def _columns(cells: list[str], where: str) -> Sequence[int] | None:
     if names[-1] != "answer":
         return None
     if names[1:5] != list("abcd") and all(len(name) == 1 for name in names[1:5]):
-        raise WrongForm(f"{where}: the columns are {', '.join(names)}; expected {', '.join(_HEADER)}")
+        raise WrongForm(f"the columns are {', '.join(names)}", place=where, hint=f"; expected {', '.join(_HEADER)}")
     return range(6)
 
 
 def _convert(name: str, language: str, license: str, row: Row) -> dict | Drop:
     raw = row.raw
     if not {"question", "choices", "answer", "subject"} <= set(raw):
-        raise WrongForm(f"{row.where}: expected question, subject, choices, answer; found: {', '.join(map(str, raw))}")
+        raise WrongForm(
+            "expected question, subject, choices, answer", place=row.where, hint=f"; found: {', '.join(map(str, raw))}"
+        )
     subject = text(raw["subject"])
     if subject not in SUBJECTS:
         return Drop("not one of the nine medical subjects")
     # The two sets share one form: the wrong adapter would give records of the wrong language and licence.
     spoken = " ".join([text(raw["question"]), *map(text, raw["choices"])])
     if bool(re.search(r"[\u3040-\u30ff\u4e00-\u9fff]", spoken)) != (language == "ja"):
-        raise WrongForm(f"{row.where}: not in {LANGUAGE_NAMES[language]}")
+        raise WrongForm(f"not in {LANGUAGE_NAMES[language]}", place=row.where)
     answer = key_at([raw["answer"]], 0)
     options = lettered(raw["choices"])
     texts = options.values() if isinstance(options, dict) else ()

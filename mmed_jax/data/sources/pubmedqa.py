@@ -27,7 +27,7 @@ def rows(given: Download | Path) -> Iterator[Row]:
         if _is_key(file.name, value):
             continue
         if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
-            raise WrongForm(f"{file.label}: expected one object {{pmid: {{QUESTION, CONTEXTS, ...}}}}")
+            raise WrongForm("expected one object {pmid: {QUESTION, CONTEXTS, ...}}", place=file.label)
         for number, (pmid, item) in enumerate(value.items(), 1):
             split = file.split or (("test" if pmid in listed else "train") if listed else "")
             yield Row({"pubid": pmid, **item}, f"{file.label}: pmid {pmid}", file.name, split, number)
@@ -45,7 +45,7 @@ def convert(row: Row, kind: str) -> dict | Drop:
     if len(raw) < len(row.raw):
         return Drop("a field is given twice")
     if not {"question", "final_decision", "long_answer"} <= set(raw):
-        raise WrongForm(f"{row.where}: fields QUESTION, final_decision and LONG_ANSWER are missing")
+        raise WrongForm("fields QUESTION, final_decision and LONG_ANSWER are missing", place=row.where)
     paragraphs = raw["context"]["contexts"] if "context" in raw else raw.get("contexts", [])
     abstract = "\n".join(text(p) for p in paragraphs if text(p))
     if not abstract:

@@ -119,7 +119,7 @@ def files(given: Download | Path, *suffixes: str) -> Iterator[RawFile]:
     found = _members(download, suffixes)
     if not found:
         problem = "is no" if download.path.is_file() else "holds no"
-        raise WrongForm(f"{shown(str(download.path))}: {problem} {' or '.join(suffixes)} file")
+        raise WrongForm(f"{problem} {' or '.join(suffixes)} file", place=shown(str(download.path)))
     download.named |= {bool(split_of(m.name)) for m in found}
     for member in found:
         label = shown(member.label)

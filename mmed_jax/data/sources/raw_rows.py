@@ -33,9 +33,7 @@ def _loads(text: str, place: str) -> object:
     try:
         return jsonl.loads(text, object_pairs_hook=once, parse_constant=lambda _: None)
     except jsonl.BadJSON as e:
-        line = re.search(r"at line (\d+)", str(e)) if "broken JSON" in str(e) else None
-        place = place.replace(":LINE", f":{line[1] if line else 1}" if "broken JSON" in str(e) else "")
-        raise WrongForm(f"{place}: {e}") from None
+        raise WrongForm(e, place=place.replace(":LINE", f":{e.line}" if e.line else "")) from None
 
 
 def json_value(file: RawFile) -> object:
@@ -52,7 +50,7 @@ def json_objects(file: RawFile) -> Iterator[tuple[int, dict]]:
         values = _json_lines(file, content)
     for number, value in values:
         if not isinstance(value, dict):
-            raise WrongForm(f"{file.label}:{number}: expected an object, got {type(value).__name__}")
+            raise WrongForm(f"expected an object, got {type(value).__name__}", place=f"{file.label}:{number}")
         yield number, value
 
 
@@ -64,7 +62,7 @@ def _json_lines(file: RawFile, content: str) -> Iterator[tuple[int, object]]:
         number += 1
         if end - start > jsonl.MAX_LINE:
             size = f"{(end - start) >> 20} MiB, more than {jsonl.MAX_LINE >> 20}"
-            raise WrongForm(f"{file.label}:{number}: a line of {size}; no row is that long")
+            raise WrongForm(f"a line of {size}", place=f"{file.label}:{number}", hint="; no row is that long")
         line, start = content[start:end], end + 1
         if line.strip():
             yield number, _loads(line, f"{file.label}:{number}")

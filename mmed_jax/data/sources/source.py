@@ -38,7 +38,11 @@ class Drop(NamedTuple):
 
 
 class WrongForm(UserError):
-    """The file is not in a form this source is published in."""
+    """The file is not in a form this source is published in; the problem names a class of rows, the hint this one."""
+
+
+class UnknownNumbering(UserError):
+    """Answers are numbers, and nothing shows whether they count from 0 or 1."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def need(row: Row, *names: str) -> None:
     for name in names:
         if name not in row.raw:
             found = ", ".join(str(k) for k in list(row.raw)[:12])
-            raise WrongForm(f"{row.where}: field '{name}' is missing; found: {found}")
+            raise WrongForm(f"field '{name}' is missing", place=row.where, hint=f"; found: {found}")
 
 
 def text(value: object) -> str:

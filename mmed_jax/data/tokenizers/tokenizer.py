@@ -244,8 +244,9 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _load_hf(folder: Path) -> "PreTrainedTokenizerFast":
-    said = {}
+def _load_hf(folder: Path, origin: Path | None = None) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a folder. `origin`: the user's folder, where this one was made from it."""
+    said, shown = {}, origin or folder
     for name in _FILES:  # what the library would open without a look
         if what_is(folder / name):
             text = _read_text(folder / name)
@@ -255,19 +256,20 @@ def _load_hf(folder: Path) -> "PreTrainedTokenizerFast":
                 except BadJSON as e:
                     broken = isinstance(e.__context__, json.JSONDecodeError)
                     line = f":{e.__context__.lineno}" if broken else ""
-                    raise UserError(f"tokenizer: {folder / name}{line}: not JSON ({e})") from e
+                    raise UserError(f"not JSON ({e})", place=f"tokenizer: {shown / name}{line}") from e
     if what_is(folder / "additional_chat_templates") == "a folder":
         for file in (folder / "additional_chat_templates").iterdir():
             check_file(file, f"tokenizer: {file}")
     if problem := _would_abort(said.get("tokenizer.json", {})):
-        raise UserError(f"tokenizer: {folder / 'tokenizer.json'} cannot be loaded: {problem}")
+        raise UserError(f"tokenizer: {shown / 'tokenizer.json'} cannot be loaded: {problem}")
     try:
         tok = _transformers().PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except (KeyboardInterrupt, SystemExit):
         raise
     # The library raises plain Exception for a malformed vocabulary, and its part in Rust a BaseException.
     except BaseException as e:
-        raise UserError(f"tokenizer: {folder / 'tokenizer.json'} cannot be loaded: {one_line(e)[:300]}") from e
+        why = one_line(e)[:300].replace(str(folder), str(shown))  # the library may name the file that it read
+        raise UserError(f"tokenizer: {shown / 'tokenizer.json'} cannot be loaded: {why}") from e
     wanted = said.get("tokenizer_config.json", {}).get("add_bos_token")  # the library passes over it
     if isinstance(wanted, bool):
         tok.init_kwargs["add_bos_token"] = wanted
@@ -324,10 +326,7 @@ def _load_model_file(path: Path) -> "PreTrainedTokenizerFast":
                 with contextlib.suppress(BadJSON):  # said below
                     text = json.dumps({**roles, **loads(text, dict)}) if beside == "tokenizer_config.json" else text
                 (folder / beside).write_text(text, encoding="utf-8")
-        try:
-            tok = _load_hf(folder)
-        except UserError as e:
-            raise UserError(str(e).replace(name, str(path.parent))) from e
+        tok = _load_hf(folder, path.parent)
     tok.name_or_path = str(path.parent)
     return tok
 

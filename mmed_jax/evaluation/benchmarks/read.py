@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmed_jax.common import jsonl
-from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.reading import language_of, load_files
 from mmed_jax.data.sources import Conversion, Drop, Row
-from mmed_jax.data.sources.source import text
+from mmed_jax.data.sources.hub import Unreachable, by_hand
+from mmed_jax.data.sources.source import UnknownNumbering, text
 from mmed_jax.evaluation.benchmarks.locate import HUB, Benchmark, benchmark_hash, list_splits, match_split
 from mmed_jax.evaluation.benchmarks.registry import Entry
 
@@ -33,6 +34,8 @@ _FOREIGN = (
 
 class _Reading(Conversion):
     """A conversion of all splits that keeps duplicates and counts rows by (split, part or language)."""
+
+    INPUT_FLAG = ""
 
     def __init__(self, entry: Entry, input: str, encoding: str = ""):
         number = itertools.count()
@@ -87,12 +90,13 @@ def read_registered(
         reading = _Reading(entry, place, benchmark.encoding)
         try:
             records = list(reading)
+        except UnknownNumbering as e:
+            known = e.with_hint("; convert it with --answer_base=0 or --answer_base=1")
+            raise UserError(known, place=f"--benchmark={name}") from None
         except UserError as e:
-            message = str(e).removeprefix("--input=").replace("; add --answer_base", "; convert it with --answer_base")
-            raise UserError(f"--benchmark={name}: {message}") from None
-        except WorkError as e:
-            message = str(e).replace("give --input=FILE_OR_FOLDER", "name its folder with --data_dir=DIR")
-            raise WorkError(message) from None
+            raise UserError(e, place=f"--benchmark={name}") from None
+        except Unreachable as e:
+            raise e.with_hint(f"; {by_hand(reading.entry.source, 'name its folder with --data_dir=DIR')}") from None
         rows, lost = reading.rows, reading.lost
     else:
         records = _records(benchmark.path)
