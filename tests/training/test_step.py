@@ -1,5 +1,7 @@
 """The training step: one loss, whatever the accumulation and the mesh."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,11 +58,19 @@ def batch():
     }
 
 
-def gradient_of(params, batch, *, grad_accum=1, mesh=None, **options):
+TX = optax.sgd(1.0)
+
+
+@functools.cache
+def train_step(**options):
+    """The step with these options, one function for all tests, so that each of its programs is compiled once."""
+    options = step.StepOptions(loss_chunk=64, **options)
+    return jax.jit(step.make_train_step(CFG, TX, lambda _: jnp.float32(1.0), options))
+
+
+def gradient_of(params, batch, *, mesh=None, **options):
     """The gradient as the optimizer sees it (SGD with lr 1 returns it as the difference), with the metrics."""
-    tx = optax.sgd(1.0)
-    options = step.StepOptions(grad_accum=grad_accum, loss_chunk=64, **options)
-    fn = jax.jit(step.make_train_step(CFG, tx, lambda _: jnp.float32(1.0), options))
+    fn, tx = train_step(**options), TX
     if mesh is None:
         state, metrics = fn(step.init_state(params, tx), batch)
     else:
