@@ -1,17 +1,68 @@
 """Shared fixtures. Tests run on 8 simulated CPU devices; set before jax is imported anywhere."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+if "--fast" in sys.argv:  # programs run once here: the time goes to compiling them
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections import Counter  # noqa: E402
+
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[1]
+CASES = 3  # of a test with many, that --fast runs
+
+
+def slow_tests() -> set[str]:
+    """Lines of tests/slow.txt: "path::name" of a test, or the path of a file."""
+    lines = (REPO / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="without slow tests, and three cases of a test with many")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: stands in tests/slow.txt; scripts/test.sh --fast leaves it out")
+    if config.getoption("--fast"):
+        hypothesis.settings.register_profile("fast", max_examples=15, deadline=None)
+        hypothesis.settings.load_profile("fast")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks what tests/slow.txt names; with --fast, leaves it out, and of every test all but CASES of its cases."""
+    slow, cases = slow_tests(), Counter()
+    for item in items:
+        path = item.path.relative_to(REPO).as_posix()
+        if path in slow or f"{path}::{name_of(item)[1]}" in slow:
+            item.add_marker(pytest.mark.slow)
+    if not config.getoption("--fast"):
+        return
+    total = Counter(name_of(item) for item in items)
+    kept, left = [], []
+    for item in items:
+        name = name_of(item)
+        # The first of them, the last, and between as far apart as can be.
+        chosen = {round(i * (total[name] - 1) / (CASES - 1)) for i in range(CASES)}
+        is_chosen = cases[name] in chosen and not item.get_closest_marker("slow")
+        cases[name] += 1
+        (kept if is_chosen else left).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
+
+
+def name_of(item: pytest.Item) -> tuple[Path, str]:
+    """The test, whichever of its cases this is."""
+    return item.path, getattr(item, "originalname", None) or item.name
 
 
 @pytest.fixture(scope="session")
