@@ -12,7 +12,6 @@ import argparse
 import os
 import sys
 import time
-from typing import Any
 
 from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
@@ -33,7 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.data.chat_formats import syntax_of
     from mmed_jax.hf.mapping import hf_tensors
     from mmed_jax.hf.open_model import open_model
-    from mmed_jax.hf.save import check_output, output_folder, save_pretrained
+    from mmed_jax.hf.save import check_output, output_folder
+    from mmed_jax.inference.pretrained import Llama
     from mmed_jax.model.config import num_params
 
     source = open_model(args.model, args.step, args.ignore_keys)
@@ -57,33 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     print(f"tokens   {len(tokenizer):,} ids, stop ids {stops}, chat format {chat.name if chat else 'none'}")
     print(f"output   {output}", flush=True)
 
-    kept = None if dtype == "source" else dtype
-    info: dict[str, Any] = {
-        "made_by": "mmed_jax.export",
-        "source_kind": source.kind,
-        "source": inside.name,
-        "chat_format": chat.name if chat else None,
-    }
-
-    def params() -> dict[str, Any]:
-        host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        tree = source.load_params(shardings=host, dtype=kept, progress=_Progress("reading"))
-        if source.step is not None:
-            info["step"] = source.step
-            print(f"step     {source.step}", flush=True)
-        return tree
-
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     start = time.monotonic()
-    save_pretrained(
-        output,
-        params,
-        source.cfg,
-        tokenizer,
-        dtype=kept,
-        source_generation=source.generation,
-        info=info,
-        overwrite=args.overwrite,
-        progress=_Progress("writing"),
+    model = Llama.from_pretrained(source, dtype=dtype, shardings=host, progress=_Progress("reading"))
+    if source.step is not None:
+        print(f"step     {source.step}", flush=True)
+    model.save_pretrained(
+        output, overwrite=args.overwrite, release=True, made_by="mmed_jax.export", progress=_Progress("writing")
     )
     files = sorted(output.iterdir())
     total = sum(p.stat().st_size for p in files)

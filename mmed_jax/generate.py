@@ -22,7 +22,7 @@ from mmed_jax.common.paths import expand_home
 from mmed_jax.common.progress import Progress
 from mmed_jax.data.multiple_choice import FAMILIES, MODES
 from mmed_jax.data.plain_text import decode_after, joins_plainly
-from mmed_jax.inference.load import add_arguments, identity, load_engine, say, trained_prompts
+from mmed_jax.inference.load import add_arguments, load_engine, say
 from mmed_jax.inference.prompt_files import PromptFormat, prompt_ids, read_prompts
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _arguments(argv)
     if args.output:
         console.outlive()
-    from mmed_jax.hf.open_model import open_model
+    from mmed_jax.hf.open_model import identity, open_model, trained_prompts
     from mmed_jax.inference.engine import check_prompts
     from mmed_jax.inference.sampling import Sampling, check_seed
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 
 from mmed_jax.checkpoints.run_directory import CHECKPOINTS, CONFIG_FILE, step_folders
+from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import check_file
 from mmed_jax.data.plain_text import adopt_roles
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 ASSETS = "hf_assets"
+_SAMPLE = 1 << 20  # bytes of a file that go into a fingerprint at a time
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)  # known by identity, so that a module that holds one can be an argument of jit
 class ModelSource:
     """A model that can be loaded; nothing but small files has been read and no device touched.
 
@@ -137,6 +140,43 @@ def open_model(path: str | os.PathLike, step: int | None = None, ignore_keys: Co
     source = ModelSource(folder, "hf", load_config(folder, ignore_keys))
     read_tensors(folder, source.cfg)
     return source
+
+
+def identity(source: ModelSource) -> dict[str, Any]:
+    """Which weights these are, whatever their folder is called: kind, step and a fingerprint of the files.
+
+    A run's checkpoint is known by its manifest of checksums; a Hugging Face folder by config.json and, per safetensors
+    file, size and the first, middle and last MiB.
+    """
+    digest, step = hashlib.sha256(), source.step
+    if source.kind == "run":
+        folders = step_folders(source.path)
+        step = max(folders) if step is None else step
+        manifest = folders[step] / "manifest.json"
+        digest.update(manifest.read_bytes() if manifest.is_file() else str(source.path.resolve()).encode())
+    else:
+        digest.update((source.path / "config.json").read_bytes())
+        for path in sorted(p for p in source.path.glob("*.safetensors") if p.is_file()):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}".encode())
+            with path.open("rb") as f:
+                for start in (0, size // 2, max(0, size - _SAMPLE)):
+                    f.seek(start)
+                    digest.update(f.read(_SAMPLE))
+    return {"kind": source.kind, "step": step, "fingerprint": digest.hexdigest()[:16]}
+
+
+def trained_prompts(source: ModelSource) -> dict[str, str]:
+    """{"system_prompt", "prompt_family"} that a run was trained with; the defaults for a Hugging Face folder."""
+    defaults = {"system_prompt": "", "prompt_family": "llama3"}
+    if source.kind == "run":
+        try:
+            data = jsonl.loads((source.path / CONFIG_FILE).read_bytes(), dict)["data"]
+            trained = {k: data.get(k) for k in defaults}
+        except (OSError, ValueError, KeyError, AttributeError):
+            return defaults
+        return {k: trained[k] if trained[k] and isinstance(trained[k], str) else v for k, v in defaults.items()}
+    return defaults
 
 
 def _open_run(folder: Path, step: int | None) -> ModelSource:

@@ -1,20 +1,15 @@
 """From command-line flags to an engine: what `generate` and `evaluate` share."""
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmed_jax.checkpoints.run_directory import CONFIG_FILE, step_folders
-from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, WorkError, printable
 
 if TYPE_CHECKING:
     from mmed_jax.hf.open_model import ModelSource
     from mmed_jax.inference.engine import Engine
-
-_SAMPLE = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,43 +35,6 @@ def add_ignore_keys(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def identity(source: "ModelSource") -> dict[str, Any]:
-    """Which weights these are, whatever their folder is called: kind, step and a fingerprint of the files.
-
-    A run's checkpoint is known by its manifest of checksums; a Hugging Face folder by config.json and, per safetensors
-    file, size and the first, middle and last MiB.
-    """
-    digest, step = hashlib.sha256(), source.step
-    if source.kind == "run":
-        folders = step_folders(source.path)
-        step = max(folders) if step is None else step
-        manifest = folders[step] / "manifest.json"
-        digest.update(manifest.read_bytes() if manifest.is_file() else str(source.path.resolve()).encode())
-    else:
-        digest.update((source.path / "config.json").read_bytes())
-        for path in sorted(p for p in source.path.glob("*.safetensors") if p.is_file()):
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}".encode())
-            with path.open("rb") as f:
-                for start in (0, size // 2, max(0, size - _SAMPLE)):
-                    f.seek(start)
-                    digest.update(f.read(_SAMPLE))
-    return {"kind": source.kind, "step": step, "fingerprint": digest.hexdigest()[:16]}
-
-
-def trained_prompts(source: "ModelSource") -> dict[str, str]:
-    """{"system_prompt", "prompt_family"} that a run was trained with; the defaults for a Hugging Face folder."""
-    defaults = {"system_prompt": "", "prompt_family": "llama3"}
-    if source.kind == "run":
-        try:
-            data = jsonl.loads((source.path / CONFIG_FILE).read_bytes(), dict)["data"]
-            trained = {k: data.get(k) for k in defaults}
-        except (OSError, ValueError, KeyError, AttributeError):
-            return defaults
-        return {k: trained[k] if trained[k] and isinstance(trained[k], str) else v for k, v in defaults.items()}
-    return defaults
-
-
 def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Sequence[int]) -> "Engine":
     """Loads the weights and says on stderr where they run.
 
@@ -88,10 +46,9 @@ def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Seque
         raise UserError(f"--batch_size={args.batch_size}: must be at least 1")
     import jax
 
-    from mmed_jax.inference.engine import Engine
+    from mmed_jax.inference.pretrained import Llama
     from mmed_jax.model.config import num_params
-    from mmed_jax.model.llama import logical_axes
-    from mmed_jax.parallel.sharding import make_mesh, param_shardings
+    from mmed_jax.parallel.sharding import make_mesh
     from mmed_jax.training.setup import COMPILE_CACHE, enable_compile_cache
 
     enable_compile_cache(COMPILE_CACHE)
@@ -99,33 +56,22 @@ def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Seque
         devices = jax.devices()
     except RuntimeError as e:
         raise WorkError(f"jax cannot start its devices; `python -m mmed_jax.doctor` looks for the cause: {e}") from e
-    mesh = shardings = None
+    mesh = None
     count = args.mesh_data * args.mesh_tensor
     if count != 1:
         check_mesh(args, source.cfg, len(devices))
         mesh = make_mesh(data=args.mesh_data, fsdp=1, tensor=args.mesh_tensor, devices=devices[:count])
-        shardings = param_shardings(mesh, logical_axes(source.cfg))
-    platform = devices[0].platform
-    dtype = args.dtype or ("float32" if platform == "cpu" else "bfloat16")
-    say("platform", f"{platform}, {count} of {len(devices)} x {devices[0].device_kind}")
+    say("platform", f"{devices[0].platform}, {count} of {len(devices)} x {devices[0].device_kind}")
     try:
-        params = source.load_params(shardings=shardings, dtype=dtype)
-        engine = Engine(
-            params,
-            source.cfg,
-            mesh=mesh,
-            compute_dtype=dtype,
-            max_batch=args.batch_size,
-            stop_ids=stop_ids,
-            owned=True,
-        )
+        model = Llama.from_pretrained(source, dtype=args.dtype, mesh=mesh)
+        engine = model.engine(max_batch=args.batch_size, stop_ids=stop_ids, release=True)
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         raise WorkError(f"out of device memory; spread the weights with --mesh_tensor=N ({str(e)[:150]})") from e
     what = "Hugging Face folder" if source.kind == "hf" else f"run directory, step {source.step}"
     say("model", f"{args.model} ({what}), {num_params(source.cfg):,} parameters")
-    say("precision", dtype)
+    say("precision", engine.dtype.name)
     return engine
 
 

@@ -8,8 +8,8 @@ from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.evaluation import scoring
 from mmed_jax.evaluation.models.usage import Usage
 from mmed_jax.evaluation.prompts.items import Item, PromptSettings, encode_items
-from mmed_jax.hf.open_model import open_model
-from mmed_jax.inference.load import identity, load_engine, trained_prompts
+from mmed_jax.hf.open_model import identity, open_model, trained_prompts
+from mmed_jax.inference.load import load_engine
 
 
 class LocalModel:
