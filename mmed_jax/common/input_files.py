@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import BinaryIO, cast
 
@@ -81,7 +82,7 @@ def check_file(path: str | os.PathLike, label: str | None = None) -> None:
         raise UserError(f"{label or path}: is {kind}; a regular file is needed")
 
 
-def open_file(path: str | os.PathLike, label: str | None = None) -> BinaryIO:
+def open_file(path: str | os.PathLike, label: str | None = None) -> BufferedReader:
     """A regular file, opened for reading bytes.
 
     Raises:
