@@ -4,7 +4,6 @@ A recipe is an ml_collections ConfigDict with every key of `base()`; --recipe.KE
     --recipe.languages=en,ko   --recipe.source.medquad.limit=500   --recipe.targets=ko=20000,fr=20000
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 from data_gen.methods import METHODS, THRESHOLDS
 from data_gen.sets.licenses import FILTERS
 from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.common.hashes import json_hash
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.config.overrides import set_override
 from mmed_jax.config.recipes import CONFIG_DIR, read_recipe, recipe_names, recipe_path
@@ -288,8 +288,7 @@ def as_dict(recipe: ConfigDict) -> dict:
 
 def recipe_hash(recipe: ConfigDict) -> str:
     """16 hex digits that stand for all of a recipe."""
-    text = json.dumps(as_dict(recipe), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return json_hash(as_dict(recipe), 16)
 
 
 __all__ = ["FILTERS", "as_dict", "base", "check", "load_recipe", "recipe_hash", "source", "step"]

@@ -5,7 +5,6 @@ like a file that is not there.
 """
 
 import gzip
-import hashlib
 import os
 import stat
 from io import BufferedReader
@@ -93,9 +92,3 @@ def open_file(path: str | os.PathLike, label: str | None = None) -> BufferedRead
         return open(path, "rb")
     except OSError as e:
         raise UserError(f"{label or path}: cannot be read ({e.strerror or e})") from e
-
-
-def file_hash(path: str | os.PathLike) -> str:
-    """SHA-256 (hex) of a file's bytes. Raises UserError as `open_file` does."""
-    with open_file(path) as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,10 +1,10 @@
 """What may change when a run is continued: the keys that decide what is trained must stay as they are."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mmed_jax.common.hashes import json_hash
 from mmed_jax.config.defaults import KEYS, base
 from mmed_jax.config.values import MAPPINGS
 
@@ -55,8 +55,7 @@ def training_keys(config: Mapping[str, Any], not_compared: Iterable[str] = NOT_C
 
 def training_hash(config: Mapping[str, Any]) -> str:
     """16 hex digits over `training_keys`; equal hashes mean the same training."""
-    text = json.dumps(training_keys(config), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return json_hash(training_keys(config), 16)
 
 
 def training_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:

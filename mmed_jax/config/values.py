@@ -1,13 +1,13 @@
 """The values of a config: as one flat mapping, copies with others, as flags and JSON, and what follows from them."""
 
 import copy
-import hashlib
 import json
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import nearest
+from mmed_jax.common.hashes import json_hash
 from mmed_jax.config.defaults import KEYS
 
 # Last parts of the keys whose value is a mapping, not a group of keys.
@@ -66,5 +66,4 @@ def to_json(config: ConfigDict) -> str:
 
 def config_hash(config: dict[str, Any]) -> str:
     """A short hash of a resolved config."""
-    text = json.dumps(config, sort_keys=True, ensure_ascii=False, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return json_hash(config, 16, default=list)

@@ -1,8 +1,6 @@
 """The cache of packed tables: folders named by a hash of everything that went into them."""
 
 import functools
-import hashlib
-import json
 import os
 import shutil
 import socket
@@ -15,7 +13,7 @@ from mmed_jax.common import jsonl
 from mmed_jax.common.checksums import MANIFEST, CannotRead, verify_manifest, write_manifest
 from mmed_jax.common.code_hash import code_hash
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.common.input_files import file_hash
+from mmed_jax.common.hashes import file_hash, json_hash
 from mmed_jax.common.output_files import write_json
 from mmed_jax.data.packed_table import TABLE
 from mmed_jax.data.records.reading import locate
@@ -49,8 +47,7 @@ def table_code() -> str:
 
 def key_of(inputs: dict) -> str:
     """A name for `inputs` (JSON values): the first 20 hex digits of the SHA-256 of their canonical JSON."""
-    text = json.dumps(inputs, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    return json_hash(inputs, 20)
 
 
 def problem_of(folder: Path, key: str) -> str | None:

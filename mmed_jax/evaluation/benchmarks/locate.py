@@ -13,7 +13,8 @@ from pathlib import Path
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, nearest
-from mmed_jax.common.input_files import file_hash, stem, suffix
+from mmed_jax.common.hashes import file_hash
+from mmed_jax.common.input_files import stem, suffix
 from mmed_jax.common.paths import expand_home
 from mmed_jax.data.records.reading import SPLIT_NAMES, locate, members, read_records
 from mmed_jax.data.sources import SOURCES
