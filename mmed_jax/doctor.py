@@ -23,10 +23,10 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from mmed_jax.checkpoints.run_directory import check_writable
 from mmed_jax.common import jsonl
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import WorkError, run_command
+from mmed_jax.common.output_files import check_writable
 from mmed_jax.common.paths import REPO
 
 LOCKFILE = "/tmp/libtpu_lockfile"

@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.data.loader import BatchStream
     from mmed_jax.model.remat import check_remat
     from mmed_jax.parallel import sharding
-    from mmed_jax.planning import host_memory
+    from mmed_jax.parallel.devices import check_platform, choose_devices, enable_compile_cache
+    from mmed_jax.planning import host_memory, on_device
     from mmed_jax.training import state as placement
     from mmed_jax.training.flops import train_flops_per_token
     from mmed_jax.training.metric_log import DelayedMetrics, MetricsLogger
@@ -82,9 +83,9 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.training.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
     from mmed_jax.training.validation import by_language, validation_losses
 
-    devices = setup.choose_devices(config)
-    setup.check_platform(config, devices[0].platform)
-    setup.enable_compile_cache(config.compile_cache, processes)
+    devices = choose_devices(config)
+    check_platform(config, devices[0].platform)
+    enable_compile_cache(config.compile_cache, processes)
     if devices[0].platform == "cpu":
         keep_freed_memory()
     sizes = {a: config.mesh[a] for a in sharding.MESH_AXES}
@@ -108,14 +109,14 @@ def main(argv: list[str] | None = None) -> None:
 
     program = train_program(config, cfg, mesh, steps=steps, attention=backend)
     if flags.plan_only:
-        setup.plan_here(program, config, cfg, tokens=steps * rows * seq_len, say=say)
+        on_device.plan_here(program, config, cfg, tokens=steps * rows * seq_len, say=say)
         return
 
     # ---- State: the newest good checkpoint, or step 0 --------------------------------------------------------------
     abstract = program.state
     checkpointer = Checkpointer(run_dir, **config.checkpoint.to_dict())
     data_state = {"table": prepared.train.fingerprint, "seed": config.seed, "tokens_seen": 0}
-    with setup.device_failures(config, cfg, mesh):
+    with on_device.device_failures(config, cfg, mesh):
         restored = checkpointer.restore_latest(abstract, restart=config.restart)
         if restored is not None:
             state, meta = restored
@@ -161,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     meter.tokens_seen = data_state["tokens_seen"]
     with (
         jax.set_mesh(mesh),
-        setup.device_failures(config, cfg, mesh),
+        on_device.device_failures(config, cfg, mesh),
         CompileCounter() as compiles,
         checkpointer,
         MetricsLogger(

@@ -16,7 +16,7 @@ from mmed_jax.checkpoints.metrics_file import METRICS_FILE
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.input_files import check_file
 from mmed_jax.common.jsonl import loads
-from mmed_jax.common.output_files import write_json
+from mmed_jax.common.output_files import check_writable, write_json
 from mmed_jax.common.paths import expand_home
 from mmed_jax.config.resume import plain_config, training_differences, training_keys
 
@@ -127,17 +127,6 @@ def make_folder(path: Path) -> None:
 def _not_writable(path: Path, e: Exception) -> UserError:
     why = getattr(e, "strerror", None) or e
     return UserError(f"run_dir={path}: cannot be written ({why}); name another with --config.run_dir=DIR")
-
-
-def check_writable(folder: Path) -> None:
-    """Writes, reads and removes a small file in `folder`. Raises OSError."""
-    probe = folder / f".write_test.{socket.gethostname()}.{os.getpid()}"
-    try:
-        probe.write_bytes(b"x" * 4096)
-        if probe.stat().st_size != 4096:
-            raise OSError("a file came back shorter than it was written")
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _saved_config(path: Path) -> dict[str, Any] | None:

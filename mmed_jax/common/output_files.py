@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -143,3 +144,14 @@ def csv_text(head: Iterable, rows: Iterable[Iterable], end: str = "\n") -> str:
     writer.writerow(head)
     writer.writerows(rows)
     return out.getvalue()
+
+
+def check_writable(folder: Path) -> None:
+    """Writes, reads and removes a small file in `folder`. Raises OSError."""
+    probe = folder / f".write_test.{socket.gethostname()}.{os.getpid()}"
+    try:
+        probe.write_bytes(b"x" * 4096)
+        if probe.stat().st_size != 4096:
+            raise OSError("a file came back shorter than it was written")
+    finally:
+        probe.unlink(missing_ok=True)

@@ -48,14 +48,11 @@ def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Seque
 
     from mmed_jax.inference.pretrained import Llama
     from mmed_jax.model.config import num_params
+    from mmed_jax.parallel.devices import COMPILE_CACHE, enable_compile_cache, start_devices
     from mmed_jax.parallel.sharding import make_mesh
-    from mmed_jax.training.setup import COMPILE_CACHE, enable_compile_cache
 
     enable_compile_cache(COMPILE_CACHE)
-    try:
-        devices = jax.devices()
-    except RuntimeError as e:
-        raise WorkError(f"jax cannot start its devices; `python -m mmed_jax.doctor` looks for the cause: {e}") from e
+    devices = start_devices()
     mesh = None
     count = args.mesh_data * args.mesh_tensor
     if count != 1:

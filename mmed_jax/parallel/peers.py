@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import importlib.util
 import os
+import re
 import socket
 import threading
 import time
@@ -108,6 +109,25 @@ def follow(client: Any, index: int, count: int, coordinator: str) -> None:
     global peers
     peers = Peers(client, index, count, coordinator)
     peers.start()
+
+
+# What collectives say when a peer has died: gloo on CPUs, NCCL; and the coordination service.
+COLLECTIVE_LOST = ("Gloo", "NCCL", "Connection reset", "Connection closed")
+PROCESS_LOST = (*COLLECTIVE_LOST, "UNAVAILABLE", "coordination service", "heartbeat")
+# A process that is there can be late as well: it still compiles, or its host has no time for it.
+_LATE = re.compile("timed out|timeout|DEADLINE_EXCEEDED", re.IGNORECASE)
+
+
+def lost_process(message: str) -> errors.WorkError:
+    """Names the process that is gone; of one that did not answer in time nothing else is claimed."""
+    if peers is None:
+        return errors.WorkError(f"another process of the run is gone ({message[:200]}); its own message says why")
+    who = peers.silent(wait=2 * peers.interval * SILENT_INTERVALS)
+    if not who and _LATE.search(message):
+        who = "another process of the run did not answer in time, though all are there"
+    who = who or "another process of the run has left it; its own message says why"
+    again = "start all of them again to continue from the newest checkpoint"
+    return errors.WorkError(f"process {peers.index}: {who} ({message[:200]}); {again}")
 
 
 def lost_line() -> str:

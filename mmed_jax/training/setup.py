@@ -1,33 +1,27 @@
-"""What a run settles before its first step: model, tokenizer, length, devices; and the lines that say so."""
+"""What a run settles before its first step: model, tokenizer, length; its files; and the lines that say so."""
 
 import contextlib
 import dataclasses
 import math
-import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmed_jax.checkpoints.run_directory import CONFIG_FILE, check_writable, guard_run_dir
-from mmed_jax.common.errors import UserError, WorkError, nearest, one_line
-from mmed_jax.common.paths import ASSETS, expand_home, resolve_path
+from mmed_jax.checkpoints.run_directory import CONFIG_FILE, guard_run_dir
+from mmed_jax.common.errors import UserError, WorkError, nearest
+from mmed_jax.common.paths import ASSETS, resolve_path
 from mmed_jax.config.values import batch_rows
 from mmed_jax.data.chat import chat_format
 from mmed_jax.data.plain_text import text_end
-from mmed_jax.data.tokenizers.tokenizer import check_vocab, load_tokenizer, stop_ids, warn
+from mmed_jax.data.tokenizers.tokenizer import check_vocab, load_tokenizer, stop_ids
 from mmed_jax.model.config import PRESETS, LlamaConfig, check, num_params
-from mmed_jax.parallel import peers
-from mmed_jax.parallel.xla_flags import refused
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
     from transformers import PreTrainedTokenizerFast
 
     from mmed_jax.hf.open_model import ModelSource
-    from mmed_jax.training.program import Program
 
 # Fields of config.model that replace the preset's when they are not 0.
 SIZES = (
@@ -191,40 +185,6 @@ def total_steps(config: ConfigDict, rows: int) -> int:
     return steps
 
 
-def check_platform(config: ConfigDict, platform: str) -> None:
-    """Refuses a CPU where the variant is meant for an accelerator.
-
-    Raises:
-      UserError: with what to look at.
-    """
-    if config.platform == "accelerator" and platform == "cpu":
-        raise UserError(
-            f"{config.name}:{config.variant} is meant for a TPU or GPU but jax found only the CPU: install the tpu or "
-            "cuda extra (`python -m mmed_jax.doctor` looks for the cause), or set --config.platform=any to go on"
-        )
-
-
-def choose_devices(config: ConfigDict) -> list:
-    """The devices of the run: all, or the first config.mesh.devices.
-
-    Raises:
-      UserError: more asked for than there are, or fewer with several processes.
-      WorkError: jax cannot start its platform (an accelerator that another process holds, say).
-    """
-    import jax
-
-    try:
-        devices = jax.devices()
-    except RuntimeError as e:
-        raise WorkError(f"jax cannot start its devices; `python -m mmed_jax.doctor` looks for the cause: {e}") from e
-    wanted = config.mesh.devices
-    if wanted > len(devices):
-        raise UserError(f"config.mesh.devices={wanted} but there are {len(devices)} devices")
-    if wanted and wanted != len(devices) and jax.process_count() > 1:
-        raise UserError(f"config.mesh.devices={wanted}: several processes use all their {len(devices)}; set it to 0")
-    return devices[:wanted] if wanted else devices
-
-
 def write_run_files(
     run_dir: Path,
     config: ConfigDict,
@@ -276,43 +236,6 @@ def check_data_state(meta: dict[str, Any], now: dict[str, Any], run_dir: Path) -
         )
 
 
-# The value of mmed_jax/config/defaults.py: nobody asked for it, so it stops nobody.
-COMPILE_CACHE = "~/.cache/mmed_jax/compile"
-
-
-def enable_compile_cache(folder: str, processes: int = 1) -> None:
-    """Turns on XLA's persistent cache; before the first compilation. Several processes on CPUs do without.
-
-    Raises:
-      UserError: a folder other than the default cannot be used; without the default, which is a convenience, a warning
-        is said and all is compiled anew.
-    """
-    if not folder:
-        return
-    import jax
-
-    if processes > 1 and jax.default_backend() == "cpu":
-        # Only process 0 would write entries, which the others, whose programs are not its own, cannot use: it would
-        # find its program at the next start and wait for them in the first collective, which fails after 30 s.
-        if jax.process_index() == 0:
-            warn(f"compile cache {folder}: not used by several processes on CPUs")
-        return
-    try:
-        path = expand_home(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        if folder == COMPILE_CACHE:
-            check_writable(path)
-    except (UserError, OSError) as e:
-        why = str(e) if isinstance(e, UserError) else f"{folder}: cannot be written ({e.strerror or e})"
-        if folder == COMPILE_CACHE:
-            warn(f"compile cache {why}; it is not used")
-            return
-        raise UserError(f"config.compile_cache={why}; set another or ''") from e
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-
-
 def check_finite(step: int, metrics: dict[str, Any], stream: Any, log: Any) -> None:
     """Ends the run when a number of the step is NaN or infinite, naming the samples of its batch.
 
@@ -332,96 +255,6 @@ def check_finite(step: int, metrics: dict[str, Any], stream: Any, log: Any) -> N
             f"step {step}: {', '.join(bad)} not finite; nothing is saved from this step on. Samples in its batch: "
             f"{shown}. Usual causes: optim.lr too high, damaged weights"
         )
-
-
-# What collectives say when a peer has died: gloo on CPUs, NCCL; and the coordination service.
-_COLLECTIVES = ("Gloo", "NCCL", "Connection reset", "Connection closed")
-_LOST = (*_COLLECTIVES, "UNAVAILABLE", "coordination service", "heartbeat")
-
-
-@contextlib.contextmanager
-def device_failures(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> Iterator[None]:
-    """Turns the loss of another process into one line, and a device's out-of-memory error into the plan's table, by
-    arithmetic, with what to try next."""
-    import jax
-
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as e:
-        if jax.process_count() > 1 and any(word in str(e) for word in _LOST):
-            raise _lost_process(one_line(e)) from e
-        if complaint := refused(str(e), config.xla_flags):
-            raise UserError(complaint) from e
-        if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
-        raise _out_of_memory(config, cfg, mesh, str(e).splitlines()[0][:200]) from e
-    except WorkError as e:  # of a checkpoint; a full disk may be called RESOURCE_EXHAUSTED too
-        if jax.process_count() > 1 and any(word in str(e) for word in _COLLECTIVES):
-            raise _lost_process(one_line(e)) from e
-        if not re.search("RESOURCE_EXHAUSTED.*(out of memory|allocat)", one_line(e), re.IGNORECASE):
-            raise
-        raise _out_of_memory(config, cfg, mesh, str(e)[:400]) from e
-
-
-# A process that is there can be late as well: it still compiles, or its host has no time for it.
-_LATE = re.compile("timed out|timeout|DEADLINE_EXCEEDED", re.IGNORECASE)
-
-
-def _lost_process(message: str) -> WorkError:
-    """Names the process that is gone; of one that did not answer in time nothing else is claimed."""
-    found = peers.peers
-    if found is None:
-        return WorkError(f"another process of the run is gone ({message[:200]}); its own message says why")
-    who = found.silent(wait=2 * found.interval * peers.SILENT_INTERVALS)
-    if not who and _LATE.search(message):
-        who = "another process of the run did not answer in time, though all are there"
-    who = who or "another process of the run has left it; its own message says why"
-    again = "start all of them again to continue from the newest checkpoint"
-    return WorkError(f"process {found.index}: {who} ({message[:200]}); {again}")
-
-
-def _out_of_memory(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh", message: str) -> WorkError:
-    """Says the plan's table and the next thing to try."""
-    from mmed_jax.planning import advice, plan_report
-    from mmed_jax.planning.planner import ran_out
-
-    result = ran_out(config, cfg, mesh, message)
-    platform = mesh.devices.flat[0].platform
-    print(plan_report.table(result), flush=True)
-    print(advice.next_line(config, cfg, result.mesh, platform, result.capacity_bytes), flush=True)
-    return WorkError(f"out of device memory ({message}); what fills it and what to try next stands above")
-
-
-def plan_here(
-    program: "Program", config: ConfigDict, cfg: LlamaConfig, *, tokens: int, say: Callable[[str], None]
-) -> None:
-    """Says the plan of a run's own program on the devices present. Compiles it; nothing is placed on a device.
-
-    Args:
-      tokens: that the whole run shows the model, padding included.
-
-    Raises:
-      WorkError: it does not fit; what fills the memory and what to try next is said before.
-    """
-    import jax
-
-    from mmed_jax.config.values import with_values
-    from mmed_jax.planning import advice, host_memory, plan_report
-    from mmed_jax.planning.planner import plan_devices
-
-    result = plan_devices(program, config, cfg)
-    say(plan_report.table(result, run_tokens=tokens))
-    if program.mesh.devices.flat[0].platform == "cpu":
-        compiled = {"state": result.argument_bytes, "a step": result.needed_bytes - result.argument_bytes}
-        own = sum(d.process_index == jax.process_index() for d in program.mesh.devices.flat)
-        parts = host_memory.expected(config, cfg, program.mesh) | {k: n * own for k, n in compiled.items()}
-        say(f"host       {host_memory.describe(parts)}")
-    if not result.fits:
-        ran = with_values(config, {"attention": program.options.attention})
-        factor = advice.off_by(ran, cfg, result)
-        platform = program.mesh.devices.flat[0].platform
-        say(advice.next_line(config, cfg, result.mesh, platform, result.capacity_bytes, factor))
-        raise WorkError("the step does not fit on the devices here; what to try next stands above")
 
 
 def banner(config: ConfigDict, cfg: LlamaConfig, mesh: Any, facts: dict[str, str]) -> str:

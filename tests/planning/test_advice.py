@@ -14,7 +14,7 @@ from mmed_jax.config.values import with_values
 from mmed_jax.model.config import PRESETS
 from mmed_jax.parallel import sharding
 from mmed_jax.planning import smaller_configs
-from mmed_jax.training import setup
+from mmed_jax.planning.on_device import device_failures
 from tests.support.planning import run_plan
 from tests.support.training import bench  # noqa: F401
 
@@ -79,7 +79,7 @@ def test_out_of_device_memory_is_a_table_and_the_next_thing_to_try(capsys):
     config, mesh = load_config("stage1:8b"), sharding.make_mesh(devices=jax.devices()[:4])
     config = with_values(config, {"remat": "minimal_ctx"})
     with pytest.raises(WorkError, match=r"out of device memory \(RESOURCE_EXHAUSTED: no room for 1.5GiB\).*above"):
-        with setup.device_failures(config, PRESETS["llama3-8b"], mesh):
+        with device_failures(config, PRESETS["llama3-8b"], mesh):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room for 1.5GiB\nmany more lines")
     out = capsys.readouterr().out
     assert re.search(r"mesh +data=1 fsdp=4 tensor=1 context=1", out) and "remat minimal_ctx" in out
@@ -108,7 +108,7 @@ def test_no_room_for_a_checkpoint_is_a_table_and_a_full_disk_is_not():
         ("was not written: RESOURCE_EXHAUSTED: No space left on device", False),
     ):
         with pytest.raises(WorkError) as e:
-            with setup.device_failures(config, cfg, mesh):
+            with device_failures(config, cfg, mesh):
                 raise WorkError(f"checkpoint of step 3 {text}")
         assert str(e.value).startswith("out of device memory") is table
 
@@ -116,5 +116,5 @@ def test_no_room_for_a_checkpoint_is_a_table_and_a_full_disk_is_not():
 def test_other_device_errors_pass():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        with setup.device_failures(load_config("stage1"), PRESETS["demo"], mesh):
+        with device_failures(load_config("stage1"), PRESETS["demo"], mesh):
             raise jax.errors.JaxRuntimeError("INTERNAL: something else")

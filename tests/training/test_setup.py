@@ -14,6 +14,7 @@ from mmed_jax.config.defaults import base
 from mmed_jax.config.recipes import load_config
 from mmed_jax.hf.open_model import ModelSource
 from mmed_jax.model.config import PRESETS
+from mmed_jax.parallel import devices
 from mmed_jax.training import setup
 
 
@@ -43,10 +44,10 @@ def test_steps_follow_epochs_rounded_up():
 
 
 def test_large_variants_refuse_a_cpu():
-    setup.check_platform(load_config("stage1"), "cpu")
-    setup.check_platform(load_config("stage1:8b"), "tpu")
+    devices.check_platform(load_config("stage1"), "cpu")
+    devices.check_platform(load_config("stage1:8b"), "tpu")
     with pytest.raises(UserError, match="meant for a TPU or GPU.*platform=any"):
-        setup.check_platform(load_config("stage1:8b"), "cpu")
+        devices.check_platform(load_config("stage1:8b"), "cpu")
 
 
 @pytest.fixture(params=["no home", "/proc/x"])
@@ -65,12 +66,12 @@ def without_home(request, monkeypatch):
 
 def test_the_compile_cache_that_nobody_asked_for_stops_nobody(without_home, capsys, tmp_path):
     before = jax.config.jax_compilation_cache_dir
-    assert base().compile_cache == setup.COMPILE_CACHE
-    setup.enable_compile_cache(setup.COMPILE_CACHE)
+    assert base().compile_cache == devices.COMPILE_CACHE
+    devices.enable_compile_cache(devices.COMPILE_CACHE)
     line = capsys.readouterr().err
-    assert line.count("\n") == 1 and line.startswith(f"warning: compile cache {setup.COMPILE_CACHE}: ")
+    assert line.count("\n") == 1 and line.startswith(f"warning: compile cache {devices.COMPILE_CACHE}: ")
     with pytest.raises(UserError, match="config.compile_cache=~/other: .*; set another or ''"):
-        setup.enable_compile_cache("~/other")
+        devices.enable_compile_cache("~/other")
     assert jax.config.jax_compilation_cache_dir == before
 
 
@@ -86,6 +87,6 @@ def _no_home(path):
 
 
 def test_several_processes_on_cpus_have_no_compile_cache(capsys, tmp_path):
-    setup.enable_compile_cache(str(tmp_path / "cache"), processes=2)
+    devices.enable_compile_cache(str(tmp_path / "cache"), processes=2)
     assert not (tmp_path / "cache").exists()
     assert capsys.readouterr().err.endswith("cache: not used by several processes on CPUs\n")
