@@ -17,56 +17,67 @@ import argparse
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.common.output_files import check_folder, write_text
-from mmed_jax.evaluation.comparison import text as comparison_text
-from mmed_jax.evaluation.comparison.accuracy_tables import compare
+from mmed_jax.evaluation.comparison.compare_runs import compare_runs
 from mmed_jax.evaluation.comparison.mmedbench_submission import write_submission
 from mmed_jax.evaluation.comparison.published_tables import published_methods
+from mmed_jax.evaluation.comparison.render import NOTE, render_csv, render_differences_csv, render_html, render_text
 from mmed_jax.evaluation.comparison.runs import read_runs
 
 
 def main(argv: list[str] | None = None) -> None:
     """The compare command; see the module's docstring and `--help`."""
-    args = _arguments(argv)
+    args = parse_arguments(argv)
     if args.submission:
-        if args.output or args.published:
-            raise UserError("--submission: writes its own files; leave out --output and --published")
-        if len(args.runs) > 2:
-            raise UserError(f"--submission: takes RUN_DIRECT and RUN_RATIONALE, not {len(args.runs)} runs")
-        runs = read_runs(args.runs)
-        folder = check_folder(args.submission, "--submission")
-        for line in write_submission(folder, *runs, count_mismatch=args.allow_count_mismatch):
-            print(line)
-        return
+        print_submission(args)
+    else:
+        print_comparison(args)
+
+
+def print_submission(args: argparse.Namespace) -> None:
+    """Writes the files of a submission and prints what was written. Raises UserError."""
+    if args.output or args.published:
+        raise UserError("--submission: writes its own files; leave out --output and --published")
+    if len(args.runs) > 2:
+        raise UserError(f"--submission: takes RUN_DIRECT and RUN_RATIONALE, not {len(args.runs)} runs")
+    runs = read_runs(args.runs)
+    folder = check_folder(args.submission, "--submission")
+    for line in write_submission(folder, *runs, count_mismatch=args.allow_count_mismatch):
+        print(line)
+
+
+def print_comparison(args: argparse.Namespace) -> None:
+    """Compares the runs, prints the tables and writes them to --output. Raises UserError."""
     if args.allow_count_mismatch:
         raise UserError("--allow_count_mismatch: goes with --submission; comparisons mark what is off")
-    wanted = _wanted(args.published or "all")
+    methods = choose_published(args.published or "all")
     runs = read_runs(args.runs)
     folder = check_folder(args.output, "--output") if args.output else None
-    tables = compare(runs, wanted=wanted)
-    shown = f"{comparison_text.text(tables)}\n\n{comparison_text.NOTE}\n"
-    print(shown, end="")
+    tables = compare_runs(runs, methods=methods)
+    text = f"{render_text(tables)}\n\n{NOTE}\n"
+    print(text, end="")
     if folder:
-        write_text(folder / "compare.txt", shown)
-        write_text(folder / "compare.csv", comparison_text.as_csv(tables))
-        write_text(folder / "differences.csv", comparison_text.differences_csv(tables))
-        write_text(folder / "compare.html", comparison_text.html(tables))
+        write_text(folder / "compare.txt", text)
+        write_text(folder / "compare.csv", render_csv(tables))
+        write_text(folder / "differences.csv", render_differences_csv(tables))
+        write_text(folder / "compare.html", render_html(tables))
         print(f"\nwritten    {folder}/compare.txt, compare.csv, differences.csv, compare.html")
 
 
-def _wanted(text: str) -> tuple[str, ...] | None:
+def choose_published(text: str) -> tuple[str, ...] | None:
+    """The parts of names that --published gives; () for none, None for all. Raises UserError."""
     if text in ("all", "none"):
         return None if text == "all" else ()
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     if not names:
         raise UserError(f"--published={text}: names nothing; all, none, or parts of names as GPT,Llama")
-    there = published_methods()
+    methods = published_methods()
     for name in names:
-        if not any(name.casefold() in method.casefold() for method in there):
-            raise UserError(f"--published={name}: no published row has it in its name{nearest(name, there)}")
+        if not any(name.casefold() in method.casefold() for method in methods):
+            raise UserError(f"--published={name}: no published row has it in its name{nearest(name, methods)}")
     return names
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m mmed_jax.compare",
         description=__doc__,

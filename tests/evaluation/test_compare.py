@@ -12,9 +12,10 @@ import pytest
 from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.benchmarks.registry import ENTRIES
-from mmed_jax.evaluation.comparison.accuracy_tables import YOURS, compare
+from mmed_jax.evaluation.comparison.compare_runs import compare_runs
 from mmed_jax.evaluation.comparison.published_tables import english_board
 from mmed_jax.evaluation.comparison.runs import read_runs
+from mmed_jax.evaluation.comparison.tables import YOURS
 from mmed_jax.evaluation.metrics.intervals import mcnemar, mean_interval, wilson
 from tests.support.results import evaluated, items_of, read_lines, record, write_lines
 
@@ -44,7 +45,7 @@ def runs(tmp_path):
 
 
 def tables(paths, **more):
-    return compare(read_runs(paths), **more)
+    return compare_runs(read_runs(paths), **more)
 
 
 def own(found):
@@ -65,7 +66,7 @@ def test_runs_stand_beside_published_rows_that_were_asked_alike(runs):
 
 def test_average_is_over_languages_with_interval_and_counts_are_marked(runs, tmp_path):
     items = [i for n, lang in enumerate(SIX) for i in mmedbench(4 + 3 * n, [lang])]
-    line = tables(runs(a={"items": items}), wanted=())[0].lines[0]
+    line = tables(runs(a={"items": items}), methods=())[0].lines[0]
     results = json.loads((tmp_path / "a" / "results.json").read_text())["benchmarks"]["mmedbench"]
     assert line.average.value == pytest.approx(results["mean_over_languages"])
     cells = results["languages"]
@@ -77,13 +78,13 @@ def test_average_is_over_languages_with_interval_and_counts_are_marked(runs, tmp
 
 def test_whole_test_set_is_not_marked(runs):
     items = items_of([record(n, "ru") for n in range(SIZES["ru"])], "mmedbench")
-    line = tables(runs(a={"items": items}), wanted=())[0].lines[0]
+    line = tables(runs(a={"items": items}), methods=())[0].lines[0]
     assert line.values["ru"].mark == "" and line.values["ru"].count == 256
     assert line.average is None and line.notes == ["no average: en, zh, ja, fr, es not asked"]
 
 
 def test_a_missing_language_leaves_no_average(runs):
-    (table,) = tables(runs(a={"items": mmedbench(languages=["en", "ja"])}), wanted=())
+    (table,) = tables(runs(a={"items": mmedbench(languages=["en", "ja"])}), methods=())
     assert table.lines[0].average is None and "no average: zh, fr, ru, es not asked" in table.lines[0].notes[1]
 
 
@@ -106,7 +107,7 @@ def test_ways_of_asking_never_share_a_table(runs, changed):
 
 def test_passages_matter_only_where_there_are_some(runs):
     both = [*mmedbench(languages=["ru"]), *items_of([record(0, "ru")], "rumeddanet")]
-    found = tables(runs(a={"items": both, "book": "open"}, b={"items": both, "book": "closed"}), wanted=())
+    found = tables(runs(a={"items": both, "book": "open"}, b={"items": both, "book": "closed"}), methods=())
     assert [(t.board, len(t.lines)) for t in found] == [("mmedbench", 2), ("rumeddanet", 1), ("rumeddanet", 1)]
 
 
@@ -124,11 +125,11 @@ def test_a_run_without_passages_is_asked_as_one_that_has_some_elsewhere(runs, ne
             for name, data in results["data"].items():
                 data["passages"] = passages if name == "pubmedqa" else None
         file.write_text(json.dumps(results))
-    (table,) = tables(paths[:2], wanted=())
+    (table,) = tables(paths[:2], methods=())
     assert table.asked.endswith("pubmedqa with passages") and [line.name for line in table.lines] == ["a", "b"]
     (d,) = table.differences
     assert d.column == "medmcqa" and d.count == 8 and d.p is not None
-    found = {t.asked.rpartition(", ")[2]: t for t in tables(paths, wanted=())}
+    found = {t.asked.rpartition(", ")[2]: t for t in tables(paths, methods=())}
     told = {asked: ([line.name for line in t.lines], t.columns) for asked, t in found.items()}
     assert told == {
         "pubmedqa with passages": (["a"], ["medmcqa", "pubmedqa"]),
@@ -143,7 +144,7 @@ def test_passages_of_ones_own_files(runs):
     items = items_of([record(n, "en") for n in range(4)], "mine")
     for pair, count in ((("shown", "hidden"), 2), ((None, None), 1), (("shown", None), 1)):
         made = {f"r{k}": {"items": items, "info": {"passages": p}} for k, p in enumerate(pair)}
-        assert len(tables(runs(**made), wanted=())) == count, pair
+        assert len(tables(runs(**made), methods=())) == count, pair
 
 
 def test_copies_under_two_names_are_counted_once_and_named(runs):
@@ -152,7 +153,7 @@ def test_copies_under_two_names_are_counted_once_and_named(runs):
     once = items_of(records, "headqa:dev")
     info = {"info": {"split": "validation"}}
     right = {"answer": sometimes(1.0)}
-    (table,) = tables(runs(a={"items": twice, **info}, b={"items": once, **right, **info}), wanted=())
+    (table,) = tables(runs(a={"items": twice, **info}, b={"items": once, **right, **info}), methods=())
     assert [line.values["es"].count for line in table.lines] == [8, 8] and table.differences[0].count == 8
     told = "headqa:validation are questions of headqa:dev, asked twice: left out"
     assert told in table.lines[0].notes
@@ -162,7 +163,7 @@ def test_copies_under_two_names_are_counted_once_and_named(runs):
 def test_a_part_beside_its_whole_is_counted_once(runs):
     exams = [record(n, "ko", id=f"{s}{n}", provenance={"subject": s}) for s in ("doctor", "nurse") for n in range(4)]
     items = [*items_of(exams[:4], "kormedmcqa/doctor", "subject"), *items_of(exams, "kormedmcqa", "subject")]
-    (table,) = tables(runs(a={"items": items}), wanted=())
+    (table,) = tables(runs(a={"items": items}), methods=())
     assert {c: v.count for c, v in table.lines[0].values.items()} == {"doctor": 4, "nurse": 4}
     assert any("kormedmcqa/doctor are questions of kormedmcqa" in n for n in table.lines[0].notes)
 
@@ -176,7 +177,7 @@ def test_differences_are_over_common_items_with_mcnemars_test(runs):
         }
         for name, said in answers.items()
     }
-    (table,) = tables(runs(**made), wanted=())
+    (table,) = tables(runs(**made), methods=())
     (d,) = table.differences
     assert (d.first, d.other, d.column, d.count) == ("a", "b", "en", 10) and d.shares == (0.8, 0.7)
     assert (d.only_first, d.only_other) == (3, 2) and d.p == mcnemar(3, 2) == 1.0
@@ -186,13 +187,13 @@ def test_differences_are_over_common_items_with_mcnemars_test(runs):
 def test_averages_of_tables_and_differences_are_over_the_published_columns(runs):
     """A folder that is called like the benchmark may hold a language more."""
     items = mmedbench(6, [*SIX, "ko"])
-    (table,) = tables(runs(a={"items": items}, b={"items": items, "answer": sometimes(0.9)}), wanted=())
+    (table,) = tables(runs(a={"items": items}, b={"items": items, "answer": sometimes(0.9)}), methods=())
     (d,) = [d for d in table.differences if d.column == "average"]
     assert d.shares == pytest.approx([line.average.value for line in table.lines]) and d.count == 36
 
 
 def test_items_of_one_run_alone_are_left_out_of_differences(runs):
-    (table,) = tables(runs(a={}, b={"items": mmedbench(4)}), wanted=())
+    (table,) = tables(runs(a={}, b={"items": mmedbench(4)}), methods=())
     assert {d.column: d.count for d in table.differences} == {**dict.fromkeys(SIX, 4), "average": 24, "all": 24}
     assert table.notes == ["a, b: differences are over 24 common items of 36 and 24"]
     assert [d.p is None for d in table.differences] == [False] * 6 + [True, False]

@@ -10,8 +10,9 @@ from mmed_jax import compare as command
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation.arguments import parse_arguments
-from mmed_jax.evaluation.comparison.accuracy_tables import YOURS, compare
+from mmed_jax.evaluation.comparison.compare_runs import compare_runs
 from mmed_jax.evaluation.comparison.runs import read_runs
+from mmed_jax.evaluation.comparison.tables import YOURS
 from mmed_jax.evaluation.metrics import text_similarity
 from mmed_jax.evaluation.metrics.intervals import bootstrap, paired
 from mmed_jax.evaluation.metrics.text_similarity import average, pairs_of, score_rationales
@@ -73,7 +74,7 @@ def test_printed_table(tmp_path):
 
 
 def tables(*folders):
-    found = compare(read_runs([str(f) for f in folders]), wanted=())
+    found = compare_runs(read_runs([str(f) for f in folders]), methods=())
     return {t.metric: t for t in found if any(line.group == YOURS for line in t.lines)}
 
 
@@ -190,6 +191,6 @@ def test_a_metric_is_one_function(tmp_path, monkeypatch):
     assert blocks["mmedbench"]["rationale"]["length"]["average"]["interval95"]
     assert "length" in breakdown_table(json.loads((tmp_path / "b" / "results.json").read_text()))
     assert ">length<" in (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
-    tables = compare(read_runs([str(tmp_path / name) for name in "ab"]), wanted=())
+    tables = compare_runs(read_runs([str(tmp_path / name) for name in "ab"]), methods=())
     [table] = [t for t in tables if t.metric == "length"]
     assert [line.name for line in table.lines] == ["a", "b"] and table.differences

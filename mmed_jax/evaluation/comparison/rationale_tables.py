@@ -12,7 +12,7 @@ from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
 from mmed_jax.evaluation.results_json import SCORES
 
 
-def rationales(board: Board, metric: str, columns: Sequence[str], runs: Sequence[Run]) -> list[Table]:
+def rationale_tables(board: Board, metric: str, columns: Sequence[str], runs: Sequence[Run]) -> list[Table]:
     """Tables of one metric, one for each way of asking; means and intervals are those of results.json.
 
     The first run of a table is compared with the others where both have the scores of each item.
@@ -22,9 +22,9 @@ def rationales(board: Board, metric: str, columns: Sequence[str], runs: Sequence
     """
     tables: dict[str, tuple[Table, list[Run]]] = {}
     for way, run in ((w, r) for w in ways(board, columns, runs) for r in w.runs):
-        found, average = _means(run, board, metric)
-        values = {c: v for c, v in found.items() if c in way.columns}
-        average = average if len(values) == len(found) else None
+        means, average = _means(run, board, metric)
+        values = {c: v for c, v in means.items() if c in way.columns}
+        average = average if len(values) == len(means) else None
         if not values:
             continue
         settings = run.results.get("rationale_settings", {})
@@ -34,8 +34,8 @@ def rationales(board: Board, metric: str, columns: Sequence[str], runs: Sequence
         gone = [c for c in board.columns if c not in values] if board.averaged else []
         notes = [f"no average: no rationale in {', '.join(gone)}"] if gone else []
         if not gone and len(values) > 1:
-            means = [values[c].value for c in (board.columns if board.averaged else values)]
-            average = average or Value(sum(means) / len(means))
+            shares = [values[c].value for c in (board.columns if board.averaged else values)]
+            average = average or Value(sum(shares) / len(shares))
         table.total = "average" if average or gone else table.total
         table.lines.append(Line(YOURS, run.name, values, average, notes))
         there.append(run)
@@ -49,15 +49,15 @@ def _means(run: Run, board: Board, metric: str) -> tuple[dict[str, Value], Value
     values: dict[str, Value] = {}
     average = None
     for name, block in run.results["benchmarks"].items():
-        found = block.get("rationale", {}).get(metric, {})
+        by_language = block.get("rationale", {}).get(metric, {})
         mine = {}
-        for language, cell in found.items():
+        for language, cell in by_language.items():
             if language != AVERAGE:
                 b, column = place(name, run.results["data"].get(name, {}), language, None)
                 if b.name == board.name:
                     mine[column] = _value(cell)
         whole = not values and len(mine) > 1 and (not board.averaged or set(mine) == set(board.columns))
-        average = _value(found[AVERAGE]) if whole else None
+        average = _value(by_language[AVERAGE]) if whole else None
         values |= mine
     return values, average
 
@@ -105,9 +105,9 @@ def _compare(table: Table, runs: Sequence[Run], board: Board) -> None:
             averaged = [pairs[c] for c in (board.columns if board.averaged else pairs)]
             table.differences.append(_difference(runs[0], other, "average", averaged))
         if {len(mine), len(yours)} != {len(common)}:
-            told = f"{len(mine):,} and {len(yours):,}"
+            each = f"{len(mine):,} and {len(yours):,}"
             table.notes.append(
-                f"{runs[0].name}, {other.name}: differences are over {len(common):,} common rationales of {told}"
+                f"{runs[0].name}, {other.name}: differences are over {len(common):,} common rationales of {each}"
             )
 
 
@@ -120,12 +120,12 @@ def _difference(a: Run, b: Run, column: str, groups: list[list[tuple[float, floa
 
 def _scores(run: Run, board: Board, metric: str) -> dict[tuple[str, str], tuple[float, str]]:
     """{(column, id): (score, reference)} of a board's rationales."""
-    found, out, places = read_scores(run) or {}, {}, {}
+    scores, out, places = read_scores(run) or {}, {}, {}
     for line in run.lines:
         key = name, language = line["benchmark"], line["language"]
         if key not in places:
             places[key] = place(name, run.results["data"].get(name, {}), language, None)
-        score = found.get((name, line["id"]), {}).get(metric)
+        score = scores.get((name, line["id"]), {}).get(metric)
         if places[key][0].name == board.name and score is not None:
             out[places[key][1], line["id"]] = score, line.get("rationale") or ""
     return out

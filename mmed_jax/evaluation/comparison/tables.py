@@ -80,22 +80,28 @@ def cells(run: Run, name: str) -> Iterator[tuple[Board, str, dict[str, Any]]]:
             yield *place(name, info, language, None), cell
 
 
+def run_cells(run: Run) -> Iterator[tuple[Board, str, dict[str, Any]]]:
+    """(board, column, cell) of everything a run counts."""
+    for name in run.results["benchmarks"]:
+        yield from cells(run, name)
+
+
 def without_copies(run: Run) -> Run:
     """The run with every question once; what is left out is said in its notes.
 
     Results may hold questions under two names ("headqa:dev", "headqa:validation", or a part beside its whole).
     """
-    found = {name: [(b.name, c) for b, c, _ in cells(run, name)] for name in run.results["benchmarks"]}
+    places = {name: [(b.name, c) for b, c, _ in cells(run, name)] for name in run.results["benchmarks"]}
     held: dict[tuple[str, str], str] = {}
     notes: dict[str, list[str]] = {}
-    for name in sorted(found, key=lambda n: -len(found[n])):  # the whole before its parts
-        if first := next((held[key] for key in found[name] if key in held), None):
-            board = found[name][0][0]
+    for name in sorted(places, key=lambda n: -len(places[n])):  # the whole before its parts
+        if first := next((held[key] for key in places[name] if key in held), None):
+            board = places[name][0][0]
             notes.setdefault(board, []).append(f"{name} are questions of {first}, asked twice: left out")
             continue
-        held |= dict.fromkeys(found[name], name)
+        held |= dict.fromkeys(places[name], name)
     kept = {name: block for name, block in run.results["benchmarks"].items() if name in held.values()}
-    if len(kept) == len(found):
+    if len(kept) == len(places):
         return run
     lines = [line for line in run.lines if line["benchmark"] in kept]
     return dataclasses.replace(run, results={**run.results, "benchmarks": kept}, lines=lines, notes=notes)
@@ -125,15 +131,15 @@ def ways(board: Board, columns: Sequence[str], runs: Sequence[Run]) -> list[Way]
         of = {state: [r for r in there if state in states[r].values()] for state in ("shown", "hidden")}
         having = [c for c in columns if any(states[r].get(c) for r in there)]
         few = f"{', '.join(having)} " if len(having) < len(columns) else ""
-        told = {"shown": f"{few}with passages", "hidden": f"{few}without passages"}
-        found = [state for state, some in of.items() if some]
-        both = len(found) > 1
-        for state in found:
-            asked = describe(there[0].settings, passages=told[state])
+        phrases = {"shown": f"{few}with passages", "hidden": f"{few}without passages"}
+        present = [state for state, some in of.items() if some]
+        both = len(present) > 1
+        for state in present:
+            asked = describe(there[0].settings, passages=phrases[state])
             out.append(Way(asked, list(columns), of[state] if both else there))
         plain = [c for c in columns if c not in having]
         rest = [r for r in there if any(c in states[r] for c in plain)]
-        if not found or (both and (len(rest) > 1 or any(not any(states[r].values()) for r in rest))):
+        if not present or (both and (len(rest) > 1 or any(not any(states[r].values()) for r in rest))):
             out.append(Way(describe(there[0].settings), plain, rest))
     return out
 

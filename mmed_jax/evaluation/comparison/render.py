@@ -1,4 +1,4 @@
-"""The tables of comparison.py as text, as CSV and as a page."""
+"""The tables of a comparison as text, as CSV and as a page."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -66,7 +66,7 @@ _DIFFERENCES = (
 # ---- Text -----------------------------------------------------------------------------------------------------------
 
 
-def text(tables: Sequence[Table]) -> str:
+def render_text(tables: Sequence[Table]) -> str:
     """All tables as lines of text; intervals stand below the numbers of runs."""
     return "\n\n".join(_text(t) for t in tables)
 
@@ -101,11 +101,11 @@ def _short_interval(v: Value | None) -> str:
 
 
 def _notes(table: Table) -> list[str]:
-    told: dict[str, list[str]] = {}
+    names_by_note: dict[str, list[str]] = {}
     for line in table.lines:
         for note in line.notes:
-            told.setdefault(note, []).append(line.name)
-    return [f"{', '.join(names)}: {note}" for note, names in told.items()] + table.notes
+            names_by_note.setdefault(note, []).append(line.name)
+    return [f"{', '.join(names)}: {note}" for note, names in names_by_note.items()] + table.notes
 
 
 def _head(table: Table) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ def _aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 # ---- CSV ------------------------------------------------------------------------------------------------------------
 
 
-def as_csv(tables: Sequence[Table]) -> str:
+def render_csv(tables: Sequence[Table]) -> str:
     """A line for each number."""
     return csv_text(_CSV, _numbers(tables))
 
@@ -181,7 +181,7 @@ def _numbers(tables: Sequence[Table]) -> Iterator[list[Any]]:
                 ]
 
 
-def differences_csv(tables: Sequence[Table]) -> str:
+def render_differences_csv(tables: Sequence[Table]) -> str:
     """A line for each difference."""
     rows = (
         [
@@ -204,7 +204,7 @@ def differences_csv(tables: Sequence[Table]) -> str:
 # ---- Page -----------------------------------------------------------------------------------------------------------
 
 
-def html(tables: Sequence[Table]) -> str:
+def render_html(tables: Sequence[Table]) -> str:
     """compare.html: self-contained, as report.html is."""
     by_board = groupby(tables, key=lambda t: t.board)
     return render(
