@@ -18,17 +18,23 @@ from pathlib import Path
 from mmed_jax.common import console, jsonl
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
-from mmed_jax.common.output_files import check_folder, csv_text, write_json, write_text
+from mmed_jax.common.output_files import check_folder, write_json, write_text
 from mmed_jax.common.paths import expand_home
 from mmed_jax.evaluation.metrics.text_similarity import BERTSCORE, all_metrics, default_metrics, score_rationales
-from mmed_jax.evaluation.ratings import correlation
-from mmed_jax.evaluation.ratings.explanations import Explanation, Key, explanations, load_runs, named_paths
+from mmed_jax.evaluation.ratings.correlation import (
+    RESAMPLES,
+    correlate,
+    correlation_csv,
+    correlation_table,
+    mean_ratings,
+)
+from mmed_jax.evaluation.ratings.explanations import Explanation, Key, load_runs, named_paths, select_explanations
 from mmed_jax.evaluation.ratings.sheets import CRITERIA, dump_ratings, read_ratings, write_sheet
 
 
 def main(argv: list[str] | None = None) -> None:
     """The rate command; see the module's docstring and `--help`."""
-    commands = {"sheet": _sheet, "judge": _judge, "correlate": _correlate}
+    commands = {"sheet": write_rating_sheet, "judge": judge_explanations, "correlate": correlate_ratings}
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] not in commands:
         if argv[:1] in (["-h"], ["--help"]):
@@ -38,7 +44,11 @@ def main(argv: list[str] | None = None) -> None:
     commands[argv[0]](argv[1:])
 
 
-def _sheet(argv: list[str]) -> None:
+# ---- rate sheet -----------------------------------------------------------------------------------------------------
+
+
+def write_rating_sheet(argv: list[str]) -> None:
+    """rate sheet: a blind sheet for people, and its key. Raises UserError."""
     parser = _parser("sheet", "Writes a blind rating sheet.")
     _add_runs(parser)
     parser.add_argument("--output", required=True, metavar="FILE", help="the sheet: .xlsx or .csv")
@@ -48,14 +58,18 @@ def _sheet(argv: list[str]) -> None:
     if Path(args.output).exists():
         raise UserError(f"--output={args.output}: is there already, perhaps filled in; name another file")
     check_folder(Path(args.output).parent, "--output")
-    found = _found(args)
+    explanations = choose_explanations(args)
     criteria = [c.strip() for c in args.criteria.split(",") if c.strip()]
-    key = write_sheet(args.output, found, seed=args.seed, scale=args.scale, criteria=criteria)
-    print(f"{len(found):,} explanations of {len({e.key[1:] for e in found}):,} items")
+    key = write_sheet(args.output, explanations, seed=args.seed, scale=args.scale, criteria=criteria)
+    print(f"{len(explanations):,} explanations of {len({e.key[1:] for e in explanations}):,} items")
     print(f"written: {args.output} for the rater, {key} (who wrote what; keep it, it is needed to read the sheet)")
 
 
-def _judge(argv: list[str]) -> None:
+# ---- rate judge -----------------------------------------------------------------------------------------------------
+
+
+def judge_explanations(argv: list[str]) -> None:
+    """rate judge: grades by a model, as a .jsonl file. Raises UserError, and WorkError when some got no grade."""
     from mmed_jax.llm_api.run_settings import add_run_flags, settings_from
 
     parser = _parser("judge", "Asks a model for grades.")
@@ -71,105 +85,93 @@ def _judge(argv: list[str]) -> None:
     console.outlive()
     from mmed_jax.evaluation.ratings.rationale_judge import judge
 
-    found, settings = _found(args), settings_from(args)
-    done = judge(found, settings, structured=not args.no_schema, redraws=args.redraws)
-    jsonl.write_lines(args.output, dump_ratings(done.scores, model=settings.model, prompt=done.prompt))
-    print(f"{len(done.scores):,} of {len(found):,} explanations graded by {settings.model}, prompt {done.prompt}")
-    _print_means({"judge": _plain(done.scores, "")})
+    explanations, settings = choose_explanations(args), settings_from(args)
+    judged = judge(explanations, settings, structured=not args.no_schema, redraws=args.redraws)
+    jsonl.write_lines(args.output, dump_ratings(judged.scores, model=settings.model, prompt=judged.prompt))
+    count = f"{len(judged.scores):,} of {len(explanations):,}"
+    print(f"{count} explanations graded by {settings.model}, prompt {judged.prompt}")
+    _print_means({"judge": _one_number(judged.scores, "")})
     print(f"written: {args.output}")
-    if done.left:
-        (run, benchmark, name), state, reason = done.left[0]
+    if judged.ungraded:
+        (run, benchmark, name), state, reason = judged.ungraded[0]
         first = f"{run} {benchmark} {name}: {state} {reason}".rstrip()
-        raise WorkError(f"{len(done.left)} explanations got no grade, the first {first}; the same command goes on")
+        raise WorkError(
+            f"{len(judged.ungraded)} explanations got no grade, the first {first}; the same command goes on"
+        )
 
 
-def _correlate(argv: list[str]) -> None:
+# ---- rate correlate -------------------------------------------------------------------------------------------------
+
+
+def correlate_ratings(argv: list[str]) -> None:
+    """rate correlate: how far ratings, and the metrics of --runs, agree. Raises UserError."""
+    args = _parse_correlate(argv)
+    output = expand_home(args.output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output={args.output}: is a file; name a folder")
+    ratings = _load_ratings(args)
+    rows = correlate(ratings, resamples=args.resamples, seed=args.seed)
+    if not any(r["count"] for r in rows):
+        raise UserError("--ratings: no explanation was rated twice; are the runs named alike in all of them?")
+    output = check_folder(output, "--output")
+    description = {
+        "statistic": "Kendall's tau-b; slope of b on a through the runs' mean places",
+        "interval": "95 % percentile bootstrap over questions",
+        "seed": args.seed,
+        "resamples": args.resamples,
+        "criterion": args.criterion or "mean of all",
+    }
+    write_json(output / "correlation.json", {**description, "pairs": rows, "means": mean_ratings(ratings)})
+    write_text(output / "correlation.csv", correlation_csv(rows))
+    print(correlation_table(rows) + "\n")
+    _print_means(ratings)
+    print(f"written: {output}/correlation.json, correlation.csv")
+
+
+def _parse_correlate(argv: list[str]) -> argparse.Namespace:
     parser = _parser("correlate", "Kendall's tau-b of any two ratings.")
     parser.add_argument("--ratings", required=True, metavar="NAME=FILE[+FILE],..", help="sheets, judges' .jsonl files")
     parser.add_argument("--runs", metavar="NAME=DIR,..", help="the rated runs, for the metrics")
     parser.add_argument("--metrics", default=",".join(default_metrics()), metavar="A,B", help="%(default)s")
     parser.add_argument("--bertscore_model", metavar="DIR", help="adds BERTScore, with the model in this folder")
     parser.add_argument("--criterion", default="", metavar="NAME", help="one criterion (default: the mean of all)")
-    parser.add_argument("--resamples", type=int, default=correlation.RESAMPLES, help="of the bootstrap (%(default)s)")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
     parser.add_argument("--output", required=True, metavar="DIR", help="where correlation.json and .csv go")
     args = parser.parse_args(argv)
     if args.resamples < 100:
         raise UserError(f"--resamples={args.resamples}: must be 100 or more")
-    output = expand_home(args.output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output={args.output}: is a file; name a folder")
+    return args
+
+
+def _load_ratings(args: argparse.Namespace) -> dict[str, dict[Key, float]]:
+    """{name: {explanation: number}} of the files of --ratings, and of the metrics where --runs are named."""
     ratings: dict[str, dict[Key, float]] = {}
     for name, paths in named_paths(args.ratings, "--ratings").items():
-        ratings[name] = _mean([_rating(path, args.criterion) for path in paths.split("+")])
+        ratings[name] = _mean_of_raters([_load_rating(path, args.criterion) for path in paths.split("+")])
     if args.runs:
         _add_metrics(ratings, args)
     if len(ratings) < 2:
         raise UserError("--ratings: names one rating; a second, or --runs for the metrics, is needed beside it")
-    rows = correlation.correlate(ratings, resamples=args.resamples, seed=args.seed)
-    if not any(r["count"] for r in rows):
-        raise UserError("--ratings: no explanation was rated twice; are the runs named alike in all of them?")
-    output = check_folder(output, "--output")
-    write_json(
-        output / "correlation.json",
-        {
-            "statistic": "Kendall's tau-b; slope of b on a through the runs' mean places",
-            "interval": "95 % percentile bootstrap over questions",
-            "seed": args.seed,
-            "resamples": args.resamples,
-            "criterion": args.criterion or "mean of all",
-            "pairs": rows,
-            "means": correlation.means(ratings),
-        },
-    )
-    head = (
-        "rating",
-        "with",
-        "explanations",
-        "questions",
-        "tau_b",
-        "low95",
-        "high95",
-        "slope",
-        "slope_low95",
-        "slope_high95",
-        "slope_questions",
-    )
-    lines = [
-        [
-            r["b"],
-            r["a"],
-            r["count"],
-            r["items"],
-            r["tau"],
-            *(r["interval95"] or ("", "")),
-            r["slope"],
-            *(r["slope_interval95"] or ("", "")),
-            r["slope_items"],
-        ]
-        for r in rows
-    ]
-    write_text(output / "correlation.csv", csv_text(head, lines))
-    print(correlation.table(rows) + "\n")
-    _print_means(ratings)
-    print(f"written: {output}/correlation.json, correlation.csv")
+    return ratings
 
 
-def _rating(path: str, criterion: str) -> dict[Key, float]:
-    read = read_ratings(path.strip())
-    if read.unrated:
-        print(f"{path}: {read.unrated} rows are not rated", file=sys.stderr)
-    known = {c for scores in read.scores.values() for c in scores}
+def _load_rating(path: str, criterion: str) -> dict[Key, float]:
+    rating = read_ratings(path.strip())
+    if rating.unrated:
+        print(f"{path}: {rating.unrated} rows are not rated", file=sys.stderr)
+    known = {c for scores in rating.scores.values() for c in scores}
     if criterion and criterion not in known:
         raise UserError(f"--criterion={criterion}: {path} does not have it{nearest(criterion, sorted(known))}")
-    return _plain(read.scores, criterion)
+    return _one_number(rating.scores, criterion)
 
 
-def _plain(scores: dict[Key, dict[str, float]], criterion: str) -> dict[Key, float]:
+def _one_number(scores: dict[Key, dict[str, float]], criterion: str) -> dict[Key, float]:
+    """Of each explanation the number of one criterion, or the mean of all for ""."""
     return {k: v[criterion] if criterion else sum(v.values()) / len(v) for k, v in scores.items()}
 
 
-def _mean(raters: list[dict[Key, float]]) -> dict[Key, float]:
+def _mean_of_raters(raters: list[dict[Key, float]]) -> dict[Key, float]:
     """What several raters say together: the mean over those who rated an explanation."""
     keys = dict.fromkeys(k for r in raters for k in r)
     return {k: sum(r[k] for r in raters if k in r) / sum(k in r for r in raters) for k in keys}
@@ -199,7 +201,7 @@ def _add_metrics(ratings: dict[str, dict[Key, float]], args: argparse.Namespace)
 
 
 def _print_means(ratings: dict[str, dict[Key, float]]) -> None:
-    by_run = correlation.means(ratings)
+    by_run = mean_ratings(ratings)
     width = max(len(run) for run in [*by_run, "mean of"])
     columns = [max(len(name), 7) for name in ratings]
     print("  ".join(["mean of".ljust(width), *(n.rjust(w) for n, w in zip(ratings, columns))]))
@@ -227,12 +229,13 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checked", action="store_true", help="only items whose reference people have checked")
 
 
-def _found(args: argparse.Namespace) -> list[Explanation]:
+def choose_explanations(args: argparse.Namespace) -> list[Explanation]:
+    """The explanations that --runs gave to the items that the flags choose. Raises UserError."""
     if args.items < 0:
         raise UserError(f"--items={args.items}: must be 0 (all) or more")
     languages = [c.strip() for c in args.languages.split(",") if c.strip()]
     runs = load_runs(named_paths(args.runs, "--runs"))
-    return explanations(runs, items=args.items, seed=args.seed, checked=args.checked, languages=languages)
+    return select_explanations(runs, items=args.items, seed=args.seed, checked=args.checked, languages=languages)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from scipy import stats
 
 from mmed_jax import rate
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.evaluation.ratings.correlation import _slopes, _weighted, correlate, interval, kendall, places, slope
+from mmed_jax.evaluation.ratings.correlation import _slopes, _weighted, correlate, interval, kendall, rank_runs, slope
 from mmed_jax.evaluation.ratings.sheets import CRITERIA
 from tests.support.openai_server import Faults, OpenAIServer
 from tests.support.ratings import QUALITY, fill, make_runs, names
@@ -85,7 +85,7 @@ def test_only_what_both_rated_counts():
 def test_places_are_ranks():
     rng = np.random.default_rng(0)
     values = rng.integers(1, 5, (50, 6)).astype(float)
-    assert np.array_equal(places(values), stats.rankdata(values, axis=1))
+    assert np.array_equal(rank_runs(values), stats.rankdata(values, axis=1))
 
 
 def test_slope_is_the_line_through_the_runs_mean_places():

@@ -13,7 +13,7 @@ import pytest
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.prompts.items import Item
-from mmed_jax.evaluation.ratings.explanations import explanations, load_runs, named_paths
+from mmed_jax.evaluation.ratings.explanations import load_runs, named_paths, select_explanations
 from mmed_jax.evaluation.ratings.sheets import CRITERIA, read_ratings, read_sheet, write_sheet
 from mmed_jax.evaluation.scoring import prediction
 from tests.support.ratings import QUALITY, fill, make_runs
@@ -29,7 +29,7 @@ def runs(tmp_path):
 
 @pytest.fixture
 def found(runs):
-    return explanations(load_runs({k: str(v) for k, v in runs.items()}))
+    return select_explanations(load_runs({k: str(v) for k, v in runs.items()}))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".xlsx"])
@@ -169,13 +169,13 @@ def test_items_are_those_that_all_runs_explained(runs, tmp_path):
     short = [r.replace('"rationale": "w0', '"rationale": null, "x": "w0') for r in rows[:9]]
     (runs["fair"] / "predictions.jsonl").write_text("\n".join(reversed(short)) + "\n")
     loaded = load_runs({k: str(v) for k, v in runs.items()})
-    assert {e.id for e in explanations(loaded)} == {f"q{i}" for i in range(1, 9)}
-    assert {e.id for e in explanations(loaded, checked=True)} == {"q2", "q4", "q6", "q8"}
-    assert {e.language for e in explanations(loaded, languages=["ko"])} == {"ko"}
-    drawn = [[e.key for e in explanations(loaded, items=2, seed=s)] for s in (0, 0, 1)]
+    assert {e.id for e in select_explanations(loaded)} == {f"q{i}" for i in range(1, 9)}
+    assert {e.id for e in select_explanations(loaded, checked=True)} == {"q2", "q4", "q6", "q8"}
+    assert {e.language for e in select_explanations(loaded, languages=["ko"])} == {"ko"}
+    drawn = [[e.key for e in select_explanations(loaded, items=2, seed=s)] for s in (0, 0, 1)]
     assert len(drawn[0]) == 18 and drawn[0] == drawn[1] != drawn[2]
     del loaded["fair"]
-    assert {e.id for e in explanations(loaded)} == {f"q{i}" for i in range(12)}
+    assert {e.id for e in select_explanations(loaded)} == {f"q{i}" for i in range(12)}
 
 
 def test_raters_see_the_question_and_its_passage_and_not_the_prompt(tmp_path):
@@ -185,10 +185,10 @@ def test_raters_see_the_question_and_its_passage_and_not_the_prompt(tmp_path):
     file = tmp_path / "predictions.jsonl"
     lines = read_lines(file)
     assert [(p["question"], p.get("context")) for p in lines] == [("Question 0?", None), ("Question 1?", "A passage.")]
-    asked = {e.id: e.question for e in explanations(load_runs({"a": str(tmp_path)}))}
+    asked = {e.id: e.question for e in select_explanations(load_runs({"a": str(tmp_path)}))}
     assert asked == {"en0": "Question 0?", "en1": "A passage.\n\nQuestion 1?"}
     write_lines(file, [{k: v for k, v in p.items() if k not in ("question", "context")} for p in lines])
-    asked = {e.id: e.question for e in explanations(load_runs({"a": str(tmp_path)}))}
+    asked = {e.id: e.question for e in select_explanations(load_runs({"a": str(tmp_path)}))}
     assert asked["en1"] == lines[1]["prompt"] == "<|user|>Question 1?"
 
 
@@ -222,7 +222,7 @@ def test_mistakes_with_runs(runs, tmp_path):
             load_runs({"good": str(runs["good"])})
     file.write_text(lines[0].replace('"generated_rationale"', '"x"'))
     with pytest.raises(UserError, match="no item of good has a generated rationale"):
-        explanations(load_runs({"good": str(runs["good"])}))
+        select_explanations(load_runs({"good": str(runs["good"])}))
 
 
 PAYLOADS = [

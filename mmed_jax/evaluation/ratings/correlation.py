@@ -10,10 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from mmed_jax.common.output_files import csv_text
 from mmed_jax.evaluation.ratings.explanations import Key
 
 Scores = Mapping[Key, float]  # of one rating
 RESAMPLES = 1000
+_CSV = (
+    "rating",
+    "with",
+    "explanations",
+    "questions",
+    "tau_b",
+    "low95",
+    "high95",
+    "slope",
+    "slope_low95",
+    "slope_high95",
+    "slope_questions",
+)
 
 
 def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -67,7 +81,7 @@ def _weighted(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return sums[0] / np.sqrt(sums[1] * sums[2])
 
 
-def places(values_gn: np.ndarray) -> np.ndarray:
+def rank_runs(values_gn: np.ndarray) -> np.ndarray:
     """Places of n runs within each of g questions: float64 [g, n], 1 for the lowest, n for the highest; equals share
     the mean of theirs."""
     below = (values_gn[:, :, None] > values_gn[:, None, :]).sum(-1)
@@ -95,17 +109,17 @@ def slope(
     """
     if a_gn.shape[0] == 0 or a_gn.shape[1] < 2:
         return None, None
-    x, y = places(a_gn), places(b_gn)
+    x, y = rank_runs(a_gn), rank_runs(b_gn)
     (k,) = _slopes(x.mean(0, keepdims=True), y.mean(0, keepdims=True))
     if np.isnan(k) or len(x) < 2:
         return (None if np.isnan(k) else float(k)), None
     rng = np.random.Generator(np.random.Philox(seed))
     drawn = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples) / len(x)
-    found = _slopes(drawn @ x, drawn @ y)
-    found = found[~np.isnan(found)]
-    if len(found) * 2 < resamples:
+    slopes = _slopes(drawn @ x, drawn @ y)
+    slopes = slopes[~np.isnan(slopes)]
+    if len(slopes) * 2 < resamples:
         return float(k), None
-    low, high = np.quantile(found, [0.025, 0.975])
+    low, high = np.quantile(slopes, [0.025, 0.975])
     return float(k), (float(low), float(high))
 
 
@@ -137,7 +151,7 @@ def correlate(ratings: Mapping[str, Scores], *, resamples: int = RESAMPLES, seed
         x, y = [ratings[a][k] for k in keys], [ratings[b][k] for k in keys]
         groups = [k[1:] for k in keys]
         tau = kendall(x, y)
-        found = interval(x, y, groups, resamples=resamples, seed=seed) if tau is not None else None
+        tau_interval = interval(x, y, groups, resamples=resamples, seed=seed) if tau is not None else None
         x_gn, y_gn = _matrices(ratings[a], ratings[b], keys)
         k, around = slope(x_gn, y_gn, resamples=resamples, seed=seed)
         rows.append(
@@ -147,7 +161,7 @@ def correlate(ratings: Mapping[str, Scores], *, resamples: int = RESAMPLES, seed
                 "count": len(keys),
                 "items": len(set(groups)),
                 "tau": tau,
-                "interval95": list(found) if found else None,
+                "interval95": list(tau_interval) if tau_interval else None,
                 "slope": k,
                 "slope_interval95": list(around) if around else None,
                 "slope_items": len(x_gn),
@@ -156,7 +170,7 @@ def correlate(ratings: Mapping[str, Scores], *, resamples: int = RESAMPLES, seed
     return rows
 
 
-def means(ratings: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
+def mean_ratings(ratings: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
     """{run: {rating: mean over its explanations}}."""
     out: dict[str, dict[str, float]] = {}
     for name, scores in ratings.items():
@@ -166,7 +180,17 @@ def means(ratings: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
     return out
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def correlation_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as CSV."""
+    lines = []
+    for r in rows:
+        tau = (r["tau"], *(r["interval95"] or ("", "")))
+        slope = (r["slope"], *(r["slope_interval95"] or ("", "")))
+        lines.append((r["b"], r["a"], r["count"], r["items"], *tau, *slope, r["slope_items"]))
+    return csv_text(_CSV, lines)
+
+
+def correlation_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as lines of text."""
     lines = [["rating", "with", "explanations", "questions", "tau-b", "95 % interval", "slope k", "95 % interval"]]
     for r in rows:

@@ -36,18 +36,18 @@ class Explanation:
 
 def named_paths(text: str, flag: str) -> dict[str, str]:
     """{name: path} out of "name=path,name=path"; a path alone is named after its last part, without suffix."""
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for part in (p.strip() for p in text.split(",")):
         if not part:
             continue
         name, _, path = ("", "", part) if Path(part).exists() else part.rpartition("=")
         name = name.strip() or Path(path).name.partition(".")[0]
-        if name in found:
+        if name in paths:
             raise UserError(f"{flag}: '{name}' stands for two paths; name them: NAME=PATH,NAME=PATH")
-        found[name] = path.strip()
-    if not found:
+        paths[name] = path.strip()
+    if not paths:
         raise UserError(f"{flag}={text}: names nothing")
-    return found
+    return paths
 
 
 def load_runs(paths: Mapping[str, str]) -> dict[str, list[dict]]:
@@ -79,7 +79,7 @@ def load_runs(paths: Mapping[str, str]) -> dict[str, list[dict]]:
     return runs
 
 
-def explanations(
+def select_explanations(
     runs: Mapping[str, Sequence[dict]],
     *,
     items: int = 0,
@@ -127,13 +127,13 @@ def _usable(row: dict, checked: bool) -> bool:
 
 def _explanation(run: str, row: dict) -> Explanation:
     # Lines of earlier versions have only the whole prompt.
-    asked = "\n\n".join(filter(None, (row.get("context"), row.get("question")))) or row.get("prompt") or ""
+    question = "\n\n".join(filter(None, (row.get("context"), row.get("question")))) or row.get("prompt") or ""
     return Explanation(
         run=run,
         benchmark=row["benchmark"],
         id=row["id"],
         language=row["language"],
-        question=asked,
+        question=question,
         options=row["options"],
         answer=row["answer"],
         reference=row["rationale"],

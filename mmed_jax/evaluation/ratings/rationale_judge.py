@@ -26,12 +26,12 @@ SCHEMA = object_schema({name: {"type": "string", "enum": list(GRADES)} for name 
 
 
 class Judged(NamedTuple):
-    """scores: {(run, benchmark, id): {criterion: 1.0 to 5.0}}; prompt: its version; left: (key, state, reason) of what
-    got no grade."""
+    """scores: {(run, benchmark, id): {criterion: 1.0 to 5.0}}; prompt: its version; ungraded: (key, state, reason)
+    of what got no grade."""
 
     scores: dict[Key, dict[str, float]]
     prompt: str
-    left: list[tuple[Key, str, str]]
+    ungraded: list[tuple[Key, str, str]]
 
 
 class RationaleJudge:
@@ -65,38 +65,42 @@ class RationaleJudge:
         return redraw(job, reason, attempt, self.redraws)
 
 
-def judge(found: Sequence[Explanation], settings: RunSettings, *, structured: bool = True, redraws: int = 1) -> Judged:
+def judge(
+    explanations: Sequence[Explanation], settings: RunSettings, *, structured: bool = True, redraws: int = 1
+) -> Judged:
     """Asks for the grades of all explanations; those without any text get 1 throughout, unasked.
 
     Raises:
       UserError, WorkError: as mmed_jax.llm_api.runner.run (no key, no credit, endpoint down, ...).
     """
     method = RationaleJudge(structured=structured, redraws=redraws)
-    asked = [e for e in found if e.text.strip()]
-    scores: dict[Key, dict[str, float]] = {e.key: dict.fromkeys(CRITERIA, 1.0) for e in found if not e.text.strip()}
-    left: list[tuple[Key, str, str]] = []
+    written = [e for e in explanations if e.text.strip()]
+    scores: dict[Key, dict[str, float]] = {
+        e.key: dict.fromkeys(CRITERIA, 1.0) for e in explanations if not e.text.strip()
+    }
+    ungraded: list[tuple[Key, str, str]] = []
     prompt = ""
-    with closing(run(method, _Inputs(asked), settings)) as outcomes:
+    with closing(run(method, _Inputs(written), settings)) as outcomes:
         for outcome in outcomes:
             key, prompt = outcome.job.target["key"], outcome.job.request.prompt_version
             if outcome.state == "accepted":
                 scores[key] = outcome.records[0]["scores"]
             else:
-                left.append((key, outcome.state, outcome.reason))
-    return Judged({e.key: scores[e.key] for e in found if e.key in scores}, prompt, left)
+                ungraded.append((key, outcome.state, outcome.reason))
+    return Judged({e.key: scores[e.key] for e in explanations if e.key in scores}, prompt, ungraded)
 
 
 class _Inputs:
     """Inputs of the method, with their number for the progress bar."""
 
-    def __init__(self, found: Sequence[Explanation]):
-        self.found = found
+    def __init__(self, explanations: Sequence[Explanation]):
+        self.explanations = explanations
 
     def __len__(self) -> int:
-        return len(self.found)
+        return len(self.explanations)
 
     def __iter__(self) -> Iterator[dict]:
-        return (_input(e) for e in self.found)
+        return (_input(e) for e in self.explanations)
 
 
 def _input(e: Explanation) -> dict:

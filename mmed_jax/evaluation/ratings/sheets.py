@@ -44,7 +44,7 @@ class Ratings(NamedTuple):
 
 def write_sheet(
     path: str | os.PathLike,
-    found: Sequence[Explanation],
+    explanations: Sequence[Explanation],
     *,
     seed: int = 0,
     scale: int = 5,
@@ -53,7 +53,7 @@ def write_sheet(
     """Writes the sheet and its key beside it; returns the key's path.
 
     Args:
-      path: ends in .csv or .xlsx. found: what is to be rated. seed: draws codes and order.
+      path: ends in .csv or .xlsx. explanations: what is to be rated. seed: draws codes and order.
       scale: numbers from 1 to this. criteria: the columns to fill in.
     Raises:
       UserError: another suffix, a criterion that there is not, or a scale below 2.
@@ -66,9 +66,9 @@ def write_sheet(
             raise UserError(f"--criteria={name}: not a criterion{nearest(name, [*CRITERIA, 'overall'])}")
     if scale < 2:
         raise UserError(f"--scale={scale}: must be 2 or more")
-    codes = {e.key: "r" + draw(seed, "code", *e.key)[:10] for e in found}
+    codes = {e.key: "r" + draw(seed, "code", *e.key)[:10] for e in explanations}
     # Items in one drawn order, the runs of each in another.
-    order = sorted(found, key=lambda e: (draw(seed, e.benchmark, e.id), draw(seed, "row", *e.key)))
+    order = sorted(explanations, key=lambda e: (draw(seed, e.benchmark, e.id), draw(seed, "row", *e.key)))
     rows = [[codes[e.key], e.language, e.question, _lines(e.options), e.answer, e.reference, e.text] for e in order]
     head = [*_SHOWN, *criteria, "comment"]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -273,10 +273,10 @@ def _cell(value: object) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
-def dump_ratings(scores: Mapping[Key, Mapping[str, float]], **more: object) -> list[str]:
+def dump_ratings(scores: Mapping[Key, Mapping[str, float]], **fields: object) -> list[str]:
     """Ratings as lines of JSON: {"run", "benchmark", "id", "scores", ...}; read_ratings reads them."""
     return [
-        jsonl.dump_line({"run": k[0], "benchmark": k[1], "id": k[2], "scores": dict(v), **more})
+        jsonl.dump_line({"run": k[0], "benchmark": k[1], "id": k[2], "scores": dict(v), **fields})
         for k, v in scores.items()
     ]
 
