@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from data_gen.gates.units import TIMES, mentions, same_unit, unit_after
+from mmed_jax.data.languages.declarations import DECLARATIONS
 
 # Full-width digits, points and signs as ASCII, Roman numerals of one character as letters. Superscripts stay: 10⁹ is
 # not 109.
@@ -38,7 +39,7 @@ _TIMES = (
 )
 _MULTIPLIER = re.compile("|".join(f"(?P<x{i}>{pattern})" for i, (pattern, _) in enumerate(_TIMES)), re.IGNORECASE)
 # Which mark stands before decimals. Spanish is written with either comma or point, after country.
-_POINT, _COMMA = ("en", "zh", "ja", "ko"), ("fr", "ru")
+_POINT, _COMMA = ({language.code for language in DECLARATIONS if language.decimal == mark} for mark in ".,")
 # Between numbers that share the unit of the last: "5 to 10 mg", "2, 4 and 6 h", "120/80 mmHg".
 _CHAIN = re.compile(
     r"\s*(?:[-–—~/,、;]|to|and|or|a|à|al?|y|e|et|o|ou|u|de|by|x|×|hasta|jusqu['’]à|до|и|или|на|от|から|と|や|または|至|到|和|与|"

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmed_jax.data.languages.declarations import DECLARATIONS
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.training.loss import weighted_nll
 
-# Index 0 is padding; i + 1 is schema.LANGUAGES[i]. Fixed here so that this module needs no data code.
-LANGUAGE_SLOTS = 8
+# Index 0 is padding; i + 1 is schema.LANGUAGES[i]. A language without a slot would be missing from the count of tokens
+# that divides the gradient.
+LANGUAGE_SLOTS = 1 + len(DECLARATIONS)
 
 Batch = dict[str, jax.Array]  # tokens, targets, segment_ids, positions, language: int32 [B,T]; loss_mask float32 [B,T]
 State = dict[str, Any]  # params, opt_state: trees; step: int32 []

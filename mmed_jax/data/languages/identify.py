@@ -28,7 +28,14 @@ MIN_OTHER = 6
 SURE = 20.0
 # The same for a list of names, whose Latin looks Italian or Catalan.
 SURE_OF_NAMES = 45.0
-_LATIN = ("en", "fr", "es", "de", "it", "pt", "nl", "ca", "ro", "pl", "cs", "tr", "id", "vi", "sv")
+# The languages of records in Latin letters, and with them those that their texts are told from.
+_OWN_LATIN = tuple(code for code, scripts in SCRIPTS_OF.items() if scripts == ("latin",))
+_NEIGHBOURS = ("de", "it", "pt", "nl", "ca", "ro", "pl", "cs", "tr", "id", "vi", "sv")
+_LATIN = (*_OWN_LATIN, *(code for code in _NEIGHBOURS if code not in _OWN_LATIN))
+# Scripts that say which language it is.
+_BY_SCRIPT = {
+    script: code for code, scripts in SCRIPTS_OF.items() for script in scripts if script not in ("latin", "han")
+}
 # Letters Russian has not: Ukrainian, Belarusian, Serbian, Macedonian, Kazakh.
 _NOT_RUSSIAN = re.compile(r"[іїєґўјљњћђџѓќѕәғқңөұүһІЇЄҐЎЈЉЊЋЂЏ]")
 # "ъ" other than before е, ё, ю, я, and words of Bulgarian and its neighbours that Russian has not.
@@ -161,13 +168,13 @@ def _scores(text: str) -> dict[str, float]:
 
 
 def _identify_latin(text: str, language: str, sure: float) -> str:
-    """The code of the likeliest language: of en, fr, es, or of all in `_LATIN` where that is `sure` nats likelier than
+    """The code of the likeliest language: of _OWN_LATIN, or of all in `_LATIN` where that is `sure` nats likelier than
     `language`."""
     scores = _scores(text)
     best = max(scores, key=scores.get)
     if scores[best] - scores[language] > sure:
         return best
-    return language if sure > SURE else max(_LATIN[:3], key=scores.get)
+    return language if sure > SURE else max(_OWN_LATIN, key=scores.get)
 
 
 def language_of(text: str) -> str | None:
@@ -187,7 +194,7 @@ def language_of(text: str) -> str | None:
     elif first == "han":
         code = next((lang for mark, lang in _HAN_MARKS.items() if mark in text), "zh")
     else:
-        code = {"hangul": "ko", "kana": "ja", "cyrillic": "ru"}.get(first) or _latin(text)
+        code = _BY_SCRIPT.get(first) or _latin(text)
     if code == "ja" and not shares["kana"]:
         return code  # an answer in Han that is marked as Japanese
     if code == "ru" and (_NOT_RUSSIAN.search(text) or _BULGARIAN.search(text)) and not _NOT_BULGARIAN.search(text):
@@ -205,8 +212,8 @@ def _latin(text: str) -> str | None:
         (best, most), (_, second), *_ = sorted(_scores(text).items(), key=lambda s: -s[1])
         if most - second > SURE:
             # Galician is not among those asked for: it would take lists of Spanish names.
-            return best if best in _LATIN[:3] and not (best == "es" and counts["gl"] > counts["es"]) else None
-    best = max(_LATIN[:3], key=counts.get)
+            return best if best in _OWN_LATIN and not (best == "es" and counts["gl"] > counts["es"]) else None
+    best = max(_OWN_LATIN, key=counts.get)
     most = counts.pop(best)
-    alone = all(most > counts[lang] for lang in _LATIN[:3] if lang != best)
+    alone = all(most > counts[lang] for lang in _OWN_LATIN if lang != best)
     return best if alone and most >= max(counts.values()) else None

@@ -7,6 +7,8 @@ answers that are numbers, and the Cyrillic letters that look like Latin ones whi
 
 import re
 
+from mmed_jax.data.languages.declarations import DECLARATIONS
+
 SCRIPTS = {
     "han": re.compile(r"[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"),
     "kana": re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uff66-\uff9d]"),
@@ -16,15 +18,7 @@ SCRIPTS = {
     # Arabic, Devanagari, Thai, ...: scripts no language here uses. Greek stays out: symbols in medicine.
     "other": re.compile(r"[\u0530-\u08ff\u0900-\u0fff\u1200-\u13ff\u1780-\u17ff]"),
 }
-SCRIPTS_OF = {
-    "en": ("latin",),
-    "fr": ("latin",),
-    "es": ("latin",),
-    "ru": ("cyrillic",),
-    "ko": ("hangul",),
-    "zh": ("han",),
-    "ja": ("kana", "han"),
-}
+SCRIPTS_OF = {language.code: language.scripts for language in DECLARATIONS}
 # What a Han, kana or hangul character says against one of an alphabet.
 WEIGHT = {"han": 3, "kana": 3, "hangul": 3, "latin": 1, "cyrillic": 1, "other": 1}
 # Latin letters in a question from which it is written in them, and those with marks, which mojibake is full of.

@@ -23,8 +23,10 @@ from typing import Any
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.data.languages.declarations import DECLARATIONS
 from mmed_jax.data.records.linked_rows import LinkedRows
 
+<<<<<<< HEAD
 LANGUAGES = ("en", "zh", "ja", "ko", "fr", "es", "ru")
 LANGUAGE_NAMES = {
     "en": "English",
@@ -36,6 +38,10 @@ LANGUAGE_NAMES = {
     "ru": "Russian",
 }
 # Others are valid where `provenance` names a prompt of theirs: a method of data_gen needs no entry here.
+=======
+LANGUAGES = tuple(language.code for language in DECLARATIONS)
+LANGUAGE_NAMES = {language.code: language.name for language in DECLARATIONS}
+>>>>>>> 539e950 (A language is one declaration: codes, names, scripts and decimals follow from it, the loss's slots as well; a test names every place that an eighth lacks)
 METHODS = ("original", "answer_expanding", "qa_generation", "translation", "handcrafted")
 ROLES = ("system", "user", "assistant")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -73,22 +79,9 @@ FIELDS = {
     ),
 }
 _OPTIONAL = ("context", "needs_image")
-# What people write instead of the seven codes.
+# What people write instead of the codes.
 _LANGUAGE_ALIASES = {
-    "eng": "en",
-    "cn": "zh",
-    "chi": "zh",
-    "zho": "zh",
-    "jp": "ja",
-    "jpn": "ja",
-    "kr": "ko",
-    "kor": "ko",
-    "fra": "fr",
-    "fre": "fr",
-    "spa": "es",
-    "sp": "es",
-    "rus": "ru",
-    **{name.lower(): code for code, name in LANGUAGE_NAMES.items()},
+    alias: language.code for language in DECLARATIONS for alias in (*language.aliases, language.name.lower())
 }
 
 

@@ -9,7 +9,7 @@ import re
 from typing import Self
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.languages.scripts import SCRIPTS, common_chinese
+from mmed_jax.data.languages.scripts import SCRIPTS, SCRIPTS_OF, common_chinese
 
 # Codecs that Python calls text encodings and that no file of text is in.
 _NO_FILES = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "mbcs", "oem", "utf-7"}
@@ -150,7 +150,7 @@ def _chinese(data: bytes) -> str | None:
 def reads_as(language: str, text: str) -> float:
     """From 0 to 1, how much the letters beyond ASCII look like text of a language."""
     text = text[:_LOOKED_AT]
-    if language in ("en", "fr", "es"):
+    if SCRIPTS_OF[language] == ("latin",):
         marks = r"(?<=[a-z ¿¡(])[àâäáãçéèêëîïíôöóùûüúÿñæœß]|[ÉÈÀÁÍÓÚÑÇ](?=[a-z])|[¿¡«»ºª®±µ²³]|(?<=\w)’|[“”‘–—…€]"
         return len(re.findall(marks, text)) / max(1, len(re.findall(r"[^\x00-\x7f]", text)))
     beyond = re.findall(r"[^\x00-\x7f\u3000-\u303f\uff00-\uff65\u2000-\u22ff·°]", text)
