@@ -26,22 +26,9 @@ from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.languages.declarations import DECLARATIONS
 from mmed_jax.data.records.linked_rows import LinkedRows
 
-<<<<<<< HEAD
-LANGUAGES = ("en", "zh", "ja", "ko", "fr", "es", "ru")
-LANGUAGE_NAMES = {
-    "en": "English",
-    "zh": "Chinese",
-    "ja": "Japanese",
-    "ko": "Korean",
-    "fr": "French",
-    "es": "Spanish",
-    "ru": "Russian",
-}
-# Others are valid where `provenance` names a prompt of theirs: a method of data_gen needs no entry here.
-=======
 LANGUAGES = tuple(language.code for language in DECLARATIONS)
 LANGUAGE_NAMES = {language.code: language.name for language in DECLARATIONS}
->>>>>>> 539e950 (A language is one declaration: codes, names, scripts and decimals follow from it, the loss's slots as well; a test names every place that an eighth lacks)
+# Others are valid where `provenance` names a prompt of theirs: a method of data_gen needs no entry here.
 METHODS = ("original", "answer_expanding", "qa_generation", "translation", "handcrafted")
 ROLES = ("system", "user", "assistant")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
