@@ -20,7 +20,7 @@ Expect (demo): one to three minutes, final loss below 0.01, at least 95 % of the
 from ml_collections import ConfigDict
 
 from configs import hardware
-from mmed_jax.config.defaults import base
+from mmed_jax.config import base
 
 VARIANTS = ("demo", "1b", "3b", "8b", "70b")
 LEARNING_RATE = {"1b": 2e-5, "3b": 2e-5, "8b": 1e-5, "70b": 5e-6}

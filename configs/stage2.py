@@ -23,7 +23,7 @@ Expect (demo): two to four minutes, final loss below 0.01, at least 95 % of the 
 from ml_collections import ConfigDict
 
 from configs import hardware, stage1
-from mmed_jax.config.defaults import base
+from mmed_jax.config import base
 
 VARIANTS = stage1.VARIANTS
 LEARNING_RATE = {"1b": 1e-5, "3b": 1e-5, "8b": 5e-6, "70b": 2e-6}

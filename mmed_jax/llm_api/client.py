@@ -73,7 +73,7 @@ def make_client(base_url: str | None, timeout_s: float, *, asynchronous: bool = 
     # Servers of one's own often ask for no key; the client wants one all the same.
     try:
         return kind(api_key=key or "none", base_url=url or OPENAI_URL, **common)
-    except (openai.OpenAIError, OSError):
+    except (openai.OpenAIError, OSError, TypeError):  # TypeError: another version of the client, no address
         raise
     except Exception:  # of the client's own reading of the address; its text may hold a part of the password
         raise UserError(

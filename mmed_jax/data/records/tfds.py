@@ -173,11 +173,12 @@ def read_tfds(path: str | os.PathLike, split: str) -> Iterator[dict]:
     for number in range(count):
         where = f"{folder}:{split}:{number + 1}"
         try:
-            line = source[number]["record"]
-        except KeyError:
-            raise UserError(f"{folder}: no feature 'record'; this TFDS set was not written by data_gen") from None
+            example = source[number]
         except Exception as e:
             raise UserError(f"{where}: can't be read, the file is damaged: {e}") from None
+        if not isinstance(example, dict) or "record" not in example:
+            raise UserError(f"{folder}: no feature 'record'; this TFDS set was not written by data_gen")
+        line = example["record"]
         if not isinstance(line, bytes):  # what a truncated file gives
             raise UserError(f"{where}: can't be read, the file is damaged")
         if len(line) > jsonl.MAX_LINE:
