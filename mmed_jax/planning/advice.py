@@ -10,7 +10,8 @@ from mmed_jax.config.values import as_flags, flatten, with_values
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.parallel.chips import GIB, GPUS_A_NODE, TPUS
 from mmed_jax.planning.memory import memory_terms, total
-from mmed_jax.planning.planner import GPU_ROOM, PlanResult, mesh_sizes, plan
+from mmed_jax.planning.plan_result import PlanResult
+from mmed_jax.planning.planner import GPU_ROOM, mesh_sizes, plan
 from mmed_jax.planning.smaller_configs import VARIED, smaller
 from mmed_jax.planning.topology import Topology, parse
 

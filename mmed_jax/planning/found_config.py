@@ -12,7 +12,7 @@ from mmed_jax.common.output_files import check_file, write_text
 from mmed_jax.config.recipes import load_config, recipe_files
 from mmed_jax.config.values import MAPPINGS, flatten
 from mmed_jax.parallel.chips import GIB
-from mmed_jax.planning.planner import PlanResult
+from mmed_jax.planning.plan_result import PlanResult
 
 # Files that begin so are ours and may be replaced.
 MARK = '"""Found by mmed_jax.plan --search'

@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from ml_collections import ConfigDict
 
@@ -18,10 +18,8 @@ from mmed_jax.common.code_hash import code_hash
 from mmed_jax.common.output_files import write_text
 from mmed_jax.config.values import compile_settings
 from mmed_jax.model.config import LlamaConfig
+from mmed_jax.planning.plan_result import PlanResult
 from mmed_jax.planning.topology import Topology
-
-if TYPE_CHECKING:
-    from mmed_jax.planning.planner import PlanResult
 
 # What plans; of what it imports neither what reads, writes and says, nor configs: the keys and sizes that decide a
 # result are part of its key or of what is known before.
@@ -49,7 +47,7 @@ def plan_code() -> str:
     return code_hash(ENTRIES, leave_out=LEAVE_OUT)
 
 
-def keep(path: Path, result: "PlanResult", say: Callable[[str], None]) -> None:
+def keep(path: Path, result: PlanResult, say: Callable[[str], None]) -> None:
     """Keeps a result for the next call. A folder that can't be written costs that call its time, not this one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +56,7 @@ def keep(path: Path, result: "PlanResult", say: Callable[[str], None]) -> None:
         say(f"warning    this result is not kept: {path.parent}: {e.strerror}")
 
 
-def read(path: Path, begun: "PlanResult") -> "PlanResult | None":
+def read(path: Path, begun: PlanResult) -> PlanResult | None:
     """A result that was kept; None when there is none, or none that is whole and of what was begun.
 
     Args:

@@ -29,7 +29,7 @@ JSON (bytes are of one chip, seconds of one optimizer step):
 import dataclasses
 from typing import Any
 
-from mmed_jax.planning.planner import PlanResult
+from mmed_jax.planning.plan_result import PlanResult
 
 GIB, MIB = 2**30, 2**20
 SCHEMA = 1

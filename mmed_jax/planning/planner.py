@@ -11,7 +11,6 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from mmed_jax.parallel import xla_flags
 from mmed_jax.planning import plan_cache, step_time
 from mmed_jax.planning.collective_time import ICI_EFFICIENCY
 from mmed_jax.planning.memory import memory_terms, total
+from mmed_jax.planning.plan_result import PlanResult
 from mmed_jax.planning.topology import Topology, count
 from mmed_jax.training.flops import train_flops_per_token
 
@@ -39,55 +39,6 @@ CACHE = "~/.cache/mmed_jax/plan"
 GPU_ROOM = 0.92
 # Learning-rate schedules need a length; no compiled size or speed depends on it.
 ANY_LENGTH = 1000
-
-
-@dataclass
-class PlanResult:
-    """What is known of one configuration on one topology. Bytes are of one chip; seconds of one optimizer step."""
-
-    topology: dict[str, Any]
-    mesh: dict[str, int]
-    settings: dict[str, Any]
-    parameters: int
-    tokens_per_step: int
-    method: str  # "compiled" or "arithmetic"
-    fits: bool
-    capacity_bytes: float
-    terms: list[dict[str, Any]]
-    # Compiled: from the compiler; arithmetic: argument = state, temporary = step.
-    argument_bytes: float = 0.0
-    temporary_bytes: float = 0.0
-    needed_bytes: float = 0.0
-    summed_bytes: float = 0.0
-    failure: str = ""
-    hlo_flops: float = 0.0
-    model_flops: float = 0.0
-    compute_s: float = 0.0
-    kernel_s: float = 0.0
-    ici_s: float = 0.0
-    dcn_s: float = 0.0
-    low_s: float = 0.0
-    schedule_s: float = 0.0
-    high_s: float = 0.0
-    collective_bytes: dict[str, float] = field(default_factory=dict)
-    blocking_bytes: float = 0.0
-    scopes: list[dict[str, str | float]] = field(default_factory=list)
-    flags: dict[str, str | bool] = field(default_factory=dict)
-    compile_seconds: float = 0.0
-    cached: bool = False
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def chips(self) -> int:
-        return self.topology["chips"]
-
-    def mfu(self, seconds: float) -> float:
-        """Model FLOPs utilisation (0..1) of a step of so many seconds."""
-        return self.model_flops / (seconds * self.topology["peak_flops"]) if seconds else 0.0
-
-    def tokens_per_second_chip(self, seconds: float) -> float:
-        """Tokens a second and chip of a step of so many seconds."""
-        return self.tokens_per_step / (seconds * self.chips) if seconds else 0.0
 
 
 def mesh_sizes(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> dict[str, int]:

@@ -19,7 +19,8 @@ from mmed_jax.parallel.chips import GIB
 from mmed_jax.planning import advice, step_time
 from mmed_jax.planning.found_config import write_override
 from mmed_jax.planning.memory import memory_terms, total
-from mmed_jax.planning.planner import PlanResult, mesh_sizes, plan
+from mmed_jax.planning.plan_result import PlanResult
+from mmed_jax.planning.planner import mesh_sizes, plan
 from mmed_jax.planning.smaller_configs import smaller
 from mmed_jax.planning.topology import Topology
 
