@@ -10,10 +10,10 @@ Seconds are estimated by mmed_jax.planning.schedule_time. A summary of a file:
     python -m mmed_jax.planning.hlo.analysis FILE.txt [--topology v5p-128]
 """
 
-import argparse
 from collections import Counter
 from pathlib import Path
 
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.planning.hlo.collectives import Collective, Collectives
 from mmed_jax.planning.hlo.flops import Flops, KernelFlops, Scope, count_flops, scope_of, splash_flops
@@ -64,7 +64,7 @@ def collectives(module: Module) -> list[Collective]:
 
 def main(argv: list[str] | None = None) -> None:
     """Prints what a file of HLO text says: FLOPs, collective bytes, and seconds for a topology."""
-    parser = argparse.ArgumentParser(prog="python -m mmed_jax.planning.hlo.analysis", description=main.__doc__)
+    parser = Parser(prog="python -m mmed_jax.planning.hlo.analysis", description=main.__doc__)
     parser.add_argument("file", type=Path, help="optimised HLO text")
     parser.add_argument("--topology", help="cloud name of the slice, such as v5p-128: adds the estimate of seconds")
     args = parser.parse_args(argv)
