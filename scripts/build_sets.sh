@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds MMed-IFT and MMed-IFT-MC from published files and trains both stages on the TFDS sets, on a CPU: the run of
 # docs/data_gen_sets.md. The test server stands in for the language model, so generated texts have the right form and mean
-# nothing; what runs is everything else. With a real endpoint: README, "Instruction sets of your own".
+# nothing; what runs is everything else. With a real endpoint: docs/data_gen.md.
 #
 #   scripts/build_sets.sh RAW_DIR [OUT_DIR]
 #
