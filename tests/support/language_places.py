@@ -6,6 +6,7 @@ all languages at once (refusals, negation, answers) cannot be read off: SAMPLES 
 """
 
 import ast
+import functools
 import json
 import re
 import tomllib
@@ -110,11 +111,16 @@ class Place(NamedTuple):
 
 def places() -> list[Place]:
     """Every place with two languages or more."""
-    found = [place for file in _files(".py") for place in _in_source(file)]
-    for file in _files(".toml"):
+    return _places(REPO)
+
+
+@functools.cache
+def _places(root: Path) -> list[Place]:
+    found = [place for file in _files(root, ".py") for place in _in_source(file)]
+    for file in _files(root, ".toml"):
         sections = tomllib.loads(file.read_text(encoding="utf-8"))
         found.append(Place(f"{_name(file)}:", frozenset(k for k, v in sections.items() if isinstance(v, dict))))
-    for file in _files(".jsonl"):
+    for file in _files(root, ".jsonl"):
         lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
         found.append(Place(f"{_name(file)}:", frozenset(line["language"] for line in lines if "language" in line)))
     return [place for place in found if len(place.codes & CODES) > 1]
@@ -157,8 +163,8 @@ def _script_places(language: Language) -> Iterator[str]:
         yield "mmed_jax/data/languages/identify.py:_WORDS"
 
 
-def _files(suffix: str) -> list[Path]:
-    return [file for folder in SOURCE for file in sorted((REPO / folder).rglob(f"*{suffix}"))]
+def _files(root: Path, suffix: str) -> list[Path]:
+    return [file for folder in SOURCE for file in sorted((root / folder).rglob(f"*{suffix}"))]
 
 
 def _name(file: Path) -> str:
