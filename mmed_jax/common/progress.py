@@ -70,6 +70,7 @@ class Progress:
         """Leaves the bar where it is and goes to the next line."""
         if self._bar is not None:
             self._bar.close()
+            self._stream.flush()
             self._bar = None
 
     def __enter__(self) -> "Progress":
