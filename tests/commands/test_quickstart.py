@@ -39,6 +39,18 @@ def test_the_first_lines_say_where_and_what_and_the_last_ones_what_next(quicksta
     assert "next" in table and "export" in table
 
 
+def test_the_last_lines_are_a_question_in_two_languages_its_answer_and_the_correct_one(quickstart):
+    """The model's answer names the correct letter; the commands that made it stand in front as one would type them."""
+    _, text = quickstart
+    assert text.count("$ python -m mmed_jax.") == 7
+    english, chinese = text[text.index("\nquestion ") :].split("\nquestion ")[1:]
+    assert english.isascii() and not chinese.isascii()
+    for block in (english, chinese):
+        *_, answer, correct = block.strip().splitlines()
+        assert answer.startswith("model ") and correct.startswith("correct ")
+        assert answer.rstrip(" .。").endswith(correct.split()[1].rstrip("."))
+
+
 def test_calling_it_again_repeats_nothing(quickstart, repo):
     out, _ = quickstart
     before = (out / "stage1" / "metrics.jsonl").read_text()
