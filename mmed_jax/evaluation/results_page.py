@@ -56,15 +56,15 @@ def _model(results: dict[str, Any]) -> str:
     kind = {"hf": "Hugging Face folder"}.get(model.get("kind"), model.get("kind"))
     step = f"step {model['step']:,}" if model.get("step") is not None else None
     weights = f"weights {model['fingerprint']}" if model.get("fingerprint") else None
-    told = ", ".join(str(x) for x in (kind, step, weights) if x)
-    return f"{model['path']} ({told})" if told else str(model["path"])
+    details = ", ".join(str(x) for x in (kind, step, weights) if x)
+    return f"{model['path']} ({details})" if details else str(model["path"])
 
 
 def _facts(results: dict[str, Any]) -> list[tuple[str, object]]:
     """What the number is of; the rest stands at the end of the page."""
     s = results["settings"]
-    asked = describe(s, passages="with passages" if s.get("book") == "open" else "")
-    out = [("model", _model(results)), ("mode", asked)]
+    conditions = describe(s, passages="with passages" if s.get("book") == "open" else "")
+    out = [("model", _model(results)), ("mode", conditions)]
     for name, block in results["benchmarks"].items():
         data = results["data"].get(name, {})
         split = f", split {data['split']}" if data.get("split") else ""
@@ -80,8 +80,8 @@ def _settings(results: dict[str, Any]) -> list[tuple[str, object]]:
     s = dict(results["settings"])
     out: list[tuple[str, object]] = []
     if s.get("max_new_tokens") and s.get("mode") != "loglikelihood":
-        how = ", ".join(f"{k} {v}" for k, v in s["params"].items()) if s.get("params") else "greedy"
-        out.append(("decoding", f"{how}, at most {s['max_new_tokens']} new tokens"))
+        decoding = ", ".join(f"{k} {v}" for k, v in s["params"].items()) if s.get("params") else "greedy"
+        out.append(("decoding", f"{decoding}, at most {s['max_new_tokens']} new tokens"))
     names = {
         "dtype": "computed in",
         "system_prompt": "system message",
@@ -96,8 +96,8 @@ def _settings(results: dict[str, Any]) -> list[tuple[str, object]]:
         if value not in (None, "", 0, []):
             out.append((name, ", ".join(map(str, value)) if isinstance(value, list) else value))
     for name, data in results["data"].items():
-        told = {"licence": data.get("licence"), "revision": data.get("revision"), "SHA-256": data.get("sha256")}
-        shown = ", ".join(f"{k} {v}" for k, v in told.items() if v)
+        facts = {"licence": data.get("licence"), "revision": data.get("revision"), "SHA-256": data.get("sha256")}
+        shown = ", ".join(f"{k} {v}" for k, v in facts.items() if v)
         expected = f"{data['expected']:,} published; " if data.get("expected") else ""
         out.append((name, f"{expected}{shown}" or "-"))
     return out
@@ -116,8 +116,8 @@ def _results_table(results: dict[str, Any]) -> dict[str, Any]:
     head = ["", "items", "accuracy", "95 % interval", *shown.values()]
 
     def line(what: str, c: dict[str, Any]) -> list[str]:
-        more = [_share(c.get(key)) if key != "cut" else f"{c['cut']:,}" for key in shown]
-        return [what, f"{c['count']:,}", f"{c['accuracy']:.1%}", _between(c["interval95"]), *more]
+        further = [_share(c.get(key)) if key != "cut" else f"{c['cut']:,}" for key in shown]
+        return [what, f"{c['count']:,}", f"{c['accuracy']:.1%}", _between(c["interval95"]), *further]
 
     lines: list[Any] = []
     for name, block in results["benchmarks"].items():
@@ -153,12 +153,12 @@ def _chart(name: str, block: dict[str, Any]) -> dict[str, Any]:
 
 
 def _confusion(name: str, block: dict[str, Any]) -> dict[str, Any]:
-    found = block["confusion"]
-    columns = list(next(iter(found.values())))
-    if UNPARSED in columns and not any(row[UNPARSED] for row in found.values()):
+    confusion = block["confusion"]
+    columns = list(next(iter(confusion.values())))
+    if UNPARSED in columns and not any(row[UNPARSED] for row in confusion.values()):
         columns.remove(UNPARSED)
     lines = []
-    for key, row in found.items():
+    for key, row in confusion.items():
         total = sum(row.values())
         cells = [
             Cell(f"{row[c]:,}", shade=row[c] / total if total else 0, kind="right" if c == key != SEVERAL else "")
@@ -168,35 +168,35 @@ def _confusion(name: str, block: dict[str, Any]) -> dict[str, Any]:
         lines.append([f"right is {key}", *cells, f"{total:,}", share])
     bias = block.get("order_bias")
     notes = ["Columns: what was answered."]
-    if SEVERAL in found:
+    if SEVERAL in confusion:
         notes.append("“several”: more than one letter, the right ones or others.")
     if bias and len(bias["letters"]) > 1:
-        told = "the options were shuffled" if bias["shuffled"] else "the options stood as published"
+        order = "the options were shuffled" if bias["shuffled"] else "the options stood as published"
         spread = f"{100 * bias['recall_std']:.1f} points"
-        notes.append(f"Standard deviation of the accuracy by right letter: {spread}; {told}.")
+        notes.append(f"Standard deviation of the accuracy by right letter: {spread}; {order}.")
     return {"name": name, "head": ["", *columns, "items", "right"], "rows": lines, "notes": notes}
 
 
 def _rationales(results: dict[str, Any]) -> dict[str, Any] | None:
-    found = {name: block["rationale"] for name, block in results["benchmarks"].items() if block.get("rationale")}
-    if not found:
+    by_benchmark = {name: block["rationale"] for name, block in results["benchmarks"].items() if block.get("rationale")}
+    if not by_benchmark:
         return None
     from mmed_jax.evaluation.metrics.word_split import WORDS_OF
 
-    metrics = list(dict.fromkeys(m for by in found.values() for m in by))
+    metrics = list(dict.fromkeys(m for by in by_benchmark.values() for m in by))
 
     def shown(c: dict[str, Any] | None) -> Cell:
         return Cell("-") if c is None else Cell(f"{100 * c['mean']:.2f}", short(c["interval95"]))
 
     lines: list[Any] = []
-    for name, by in found.items():
+    for name, by in by_benchmark.items():
         lines.append(Row("head", [Cell(name, span=len(metrics) + 2)]))
         for k in rationale_columns(by):
             cells = [by.get(m, {}).get(k) for m in metrics]
             count = max(c["count"] for c in cells if c)
             what = "mean over languages" if k == AVERAGE else LANGUAGE_NAMES[k]
             lines.append(Row("all" if k == AVERAGE else "", [what, f"{count:,}", *map(shown, cells)]))
-    there = [k for k in WORDS_OF if any(k in cells for by in found.values() for cells in by.values())]
+    there = [k for k in WORDS_OF if any(k in cells for by in by_benchmark.values() for cells in by.values())]
     ways = dict.fromkeys(WORDS_OF[k] for k in there)
     cut = "; ".join(f"{', '.join(LANGUAGE_NAMES[k] for k in there if WORDS_OF[k] == way)}: {way}" for way in ways)
     checked = results.get("rationale_settings", {}).get("checked")

@@ -57,10 +57,10 @@ def own(found):
 
 def test_runs_stand_beside_published_rows_that_were_asked_alike(runs):
     first, *others = tables(runs(a={}, b={"answer": sometimes(0.8)}))
-    assert first.asked == "direct, prompt family mmedbench, no examples" and first.columns == list(SIX)
+    assert first.conditions == "direct, prompt family mmedbench, no examples" and first.columns == list(SIX)
     assert [line.name for line in first.lines[:2]] == ["a", "b"] and len(first.lines) == 2 + 31
     assert first.lines[-1].name == "MMed-Llama 3.1 70B" and first.lines[-1].average.value == 0.8051
-    assert [t.asked.split(",")[1] for t in others] == [" 5 examples", " no examples"]  # over an API
+    assert [t.conditions.split(",")[1] for t in others] == [" 5 examples", " no examples"]  # over an API
     assert own([first, *others]) == [first]
 
 
@@ -101,7 +101,7 @@ def test_a_missing_language_leaves_no_average(runs):
 def test_ways_of_asking_never_share_a_table(runs, changed):
     found = own(tables(runs(a={}, b=changed)))
     assert [[line.name for line in t.lines if line.group == YOURS] for t in found] == [["a"], ["b"]]
-    assert found[0].asked != found[1].asked and not any(t.differences for t in found)
+    assert found[0].conditions != found[1].conditions and not any(t.differences for t in found)
     assert len(found[1].lines) == 1  # published rows stay with what was asked as they were
 
 
@@ -126,10 +126,10 @@ def test_a_run_without_passages_is_asked_as_one_that_has_some_elsewhere(runs, ne
                 data["passages"] = passages if name == "pubmedqa" else None
         file.write_text(json.dumps(results))
     (table,) = tables(paths[:2], methods=())
-    assert table.asked.endswith("pubmedqa with passages") and [line.name for line in table.lines] == ["a", "b"]
+    assert table.conditions.endswith("pubmedqa with passages") and [line.name for line in table.lines] == ["a", "b"]
     (d,) = table.differences
     assert d.column == "medmcqa" and d.count == 8 and d.p is not None
-    found = {t.asked.rpartition(", ")[2]: t for t in tables(paths, methods=())}
+    found = {t.conditions.rpartition(", ")[2]: t for t in tables(paths, methods=())}
     told = {asked: ([line.name for line in t.lines], t.columns) for asked, t in found.items()}
     assert told == {
         "pubmedqa with passages": (["a"], ["medmcqa", "pubmedqa"]),
@@ -223,7 +223,7 @@ def test_english_table_averages_nine_columns(runs):
     line = first.lines[0]
     assert line.average.value == pytest.approx(sum(v.value for v in line.values.values()) / 9)
     assert line.values["mmlu_anatomy"].count == 4 and line.values["mmlu_anatomy"].size == 135
-    assert len(other.lines) == 12 and "not published" in other.asked
+    assert len(other.lines) == 12 and "not published" in other.conditions
 
 
 def test_another_split_is_not_the_published_one(runs):
@@ -239,7 +239,7 @@ def test_rationales_stand_beside_published_ones_only_when_checked(runs, tmp_path
     results = json.loads(file.read_text())
     results["rationale_settings"]["checked"] = True
     file.write_text(json.dumps(results))
-    found = {t.asked: t for t in tables(paths) if t.metric == "bleu-1"}
+    found = {t.conditions: t for t in tables(paths) if t.metric == "bleu-1"}
     asked = "rationale, prompt family mmedbench, no examples"
     assert [line.name for line in found[f"{asked}, all references"].lines] == ["a"]
     checked = found[f"{asked}, human-checked references"].lines

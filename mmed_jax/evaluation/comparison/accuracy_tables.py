@@ -9,20 +9,20 @@ from typing import Any
 from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.comparison.published_tables import Board, place
 from mmed_jax.evaluation.comparison.runs import Run
-from mmed_jax.evaluation.comparison.tables import ACCURACY, YOURS, Difference, Line, Table, Value, Way, run_cells
+from mmed_jax.evaluation.comparison.tables import ACCURACY, YOURS, Difference, Line, RunGroup, Table, Value, run_cells
 from mmed_jax.evaluation.metrics.intervals import mcnemar, mean_interval, paired, wilson
 
 
-def accuracy_table(board: Board, way: Way) -> Table:
+def accuracy_table(board: Board, group: RunGroup) -> Table:
     """The table of a board and a way of asking, the differences of its first run and every other with it.
 
     Raises UserError when two runs have no item in common, or differ in what an item is.
     """
-    columns, runs = way.columns, way.runs
+    columns, runs = group.columns, group.runs
     total = "" if len(columns) == 1 else "average" if board.averaged else "all"
     if board.averaged and not set(board.columns) <= set(columns):
         total = ""  # the others were asked in several ways and stand in tables of their own
-    table = Table(board.name, ACCURACY, way.asked, list(columns), total)
+    table = Table(board.name, ACCURACY, group.conditions, list(columns), total)
     for run in runs:
         by_column = {c: cell for b, c, cell in run_cells(run) if b.name == board.name and c in columns}
         values = {c: _value(cell, board.sizes.get(c)) for c, cell in by_column.items()}
@@ -38,7 +38,7 @@ def accuracy_table(board: Board, way: Way) -> Table:
         table.lines.append(Line(YOURS, run.name, values, average, _notes(run, board, values, total, average)))
     table.notes = _between(runs)
     for other in runs[1:]:
-        differences = _differences(runs[0], other, board, columns, way.asked)
+        differences = _differences(runs[0], other, board, columns, group.conditions)
         table.differences += differences
         common = max(d.count for d in differences)
         both = (line for line in table.lines if line.name in (runs[0].name, other.name))
@@ -82,13 +82,13 @@ def _between(runs: Sequence[Run]) -> list[str]:
 # ---- Differences ----------------------------------------------------------------------------------------------------
 
 
-def _differences(a: Run, b: Run, board: Board, columns: Sequence[str], asked: str) -> list[Difference]:
+def _differences(a: Run, b: Run, board: Board, columns: Sequence[str], conditions: str) -> list[Difference]:
     """`b` minus `a`, column by column, over common items."""
     mine, yours = ({k: v for k, v in _items(r, board).items() if k[0] in columns} for r in (a, b))
     common = [key for key in mine if key in yours]
     if not common:
         raise UserError(
-            f"{a.name} and {b.name}: no item of {board.name} in common ({asked}); compare runs over the same items"
+            f"{a.name} and {b.name}: no item of {board.name} in common ({conditions}); compare runs over the same items"
         )
     for key in common:
         for field in ("answer", "options"):

@@ -7,7 +7,7 @@ from mmed_jax.evaluation.comparison.accuracy_tables import accuracy_table
 from mmed_jax.evaluation.comparison.published_tables import Board, Published, published
 from mmed_jax.evaluation.comparison.rationale_tables import rationale_tables
 from mmed_jax.evaluation.comparison.runs import Run
-from mmed_jax.evaluation.comparison.tables import ACCURACY, Line, Table, Value, run_cells, ways, without_copies
+from mmed_jax.evaluation.comparison.tables import ACCURACY, Line, Table, Value, group_runs, run_cells, without_copies
 from mmed_jax.evaluation.metrics.intervals import mean_interval, wilson
 from mmed_jax.evaluation.metrics.text_similarity import all_metrics
 
@@ -33,7 +33,7 @@ def compare_runs(runs: Sequence[Run], *, methods: Sequence[str] | None = None) -
                 there.append(run)
     for board, columns, there in boards.values():
         columns.sort(key=lambda c: LANGUAGES.index(c) if c in LANGUAGES and not board.columns else -1)
-        tables = [accuracy_table(board, way) for way in ways(board, columns, there)]
+        tables = [accuracy_table(board, group) for group in group_runs(board, columns, there)]
         out += _with_published(tables, board, columns, ACCURACY, methods)
         for metric in all_metrics():
             out += _with_published(rationale_tables(board, metric, columns, there), board, columns, metric, methods)
@@ -54,9 +54,9 @@ def _with_published(
     for row in published(board.name, metric):
         if methods is not None and not any(w.casefold() in row.method.casefold() for w in methods):
             continue
-        table = next((t for t in tables if t.asked == row.asked), None)
+        table = next((t for t in tables if t.conditions == row.conditions), None)
         if table is None:
-            table = Table(board.name, metric, row.asked, list(columns), "average")
+            table = Table(board.name, metric, row.conditions, list(columns), "average")
             tables.append(table)
         table.lines.append(_published(row, board, metric))
     return tables

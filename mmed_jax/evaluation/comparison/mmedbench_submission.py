@@ -56,10 +56,10 @@ def write_submission(
     if len(set(prints)) > 1:
         raise UserError(f"{direct.name} and {rationale.name}: are of different weights ({prints[0]}, {prints[1]})")
     files = {
-        "multi_choice_results.csv": _csv(COLUMNS, ([*_told(p), p["output"], p["answer"]] for p in lines[0])),
+        "multi_choice_results.csv": _csv(COLUMNS, ([*_first_cells(p), p["output"], p["answer"]] for p in lines[0])),
         "accuracy_metric.csv": _csv([LANGUAGE_NAMES[k] for k in LANGUAGES], [_accuracy(lines[0])]),
     }
-    said = [f"{len(lines[0]):,} answers, {sum(p['correct'] for p in lines[0]):,} right"]
+    report = [f"{len(lines[0]):,} answers, {sum(p['correct'] for p in lines[0]):,} right"]
     if rationale is not None:
         checked = [p for p in lines[1] if p.get("rationale_checked") and p.get("rationale")]
         if not checked:
@@ -68,15 +68,15 @@ def write_submission(
                 "have the fields human_checked and human_check_passed"
             )
         files["rationale_results.csv"] = _csv(
-            COLUMNS, ([*_told(p), p["generated_rationale"] or "", p["rationale"]] for p in checked)
+            COLUMNS, ([*_first_cells(p), p["generated_rationale"] or "", p["rationale"]] for p in checked)
         )
         files["rationale_similarity_metric.csv"] = _csv(
             ["Metric", *(LANGUAGE_NAMES[k] for k in LANGUAGES)], _similarity(checked)
         )
-        said.append(f"{len(checked):,} rationales with a checked reference")
+        report.append(f"{len(checked):,} rationales with a checked reference")
     for name, text in files.items():
         write_text(folder / name, text)
-    return [*said, f"written    {folder}/{', '.join(files)}"]
+    return [*report, f"written    {folder}/{', '.join(files)}"]
 
 
 def _check(run: Run, mode: str) -> None:
@@ -104,7 +104,7 @@ def _mmedbench(run: Run, count_mismatch: bool) -> list[dict[str, Any]]:
     return [p for there in of.values() for p in there]
 
 
-def _told(p: dict[str, Any]) -> list[str]:
+def _first_cells(p: dict[str, Any]) -> list[str]:
     return [LANGUAGE_NAMES[p["language"]], p["prompt"]]
 
 
@@ -119,9 +119,9 @@ def _accuracy(lines: Sequence[dict[str, Any]]) -> list[str]:
 def _similarity(checked: Sequence[dict[str, Any]]) -> list[list[str]]:
     # An output without a rationale is an empty one: leaving it out would raise the mean.
     pairs = pairs_of({**p, "generated_rationale": p["generated_rationale"] or ""} for p in checked)
-    found = average(score_rationales(pairs, METRICS))
+    means = average(score_rationales(pairs, METRICS))
     return [
-        [metric.upper(), *(f"{100 * found[metric][k]['mean']:.2f}" if k in found[metric] else "" for k in LANGUAGES)]
+        [metric.upper(), *(f"{100 * means[metric][k]['mean']:.2f}" if k in means[metric] else "" for k in LANGUAGES)]
         for metric in METRICS
     ]
 

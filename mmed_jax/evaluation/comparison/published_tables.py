@@ -49,13 +49,13 @@ class Board:
 
 @dataclass(frozen=True)
 class Published:
-    """A row as printed. values: {column: per cent}, None where nothing is printed. asked: as runs.describe says it."""
+    """A row as printed. values: {column: per cent}, None where nothing is printed. conditions: as of runs.describe."""
 
     group: str
     method: str
     values: Mapping[str, float | None]
     average: float | None
-    asked: str
+    conditions: str
     note: str = ""
 
     @property
@@ -154,15 +154,15 @@ def _row(row: dict[str, str], board: str, metric: str) -> Published:
     values = {k: float(v) if v else None for k, v in row.items() if k not in _OTHERS}
     setting = row["setting"]
     if board == ENGLISH:
-        asked = "prompts and number of examples not published"
+        conditions = "prompts and number of examples not published"
     elif setting in ("lora", "full"):
         mode = "direct" if metric == "accuracy" else "rationale"
-        asked = describe({**_AS_DIRECT, "mode": mode})
-        asked += "" if metric == "accuracy" else ", human-checked references"
+        conditions = describe({**_AS_DIRECT, "mode": mode})
+        conditions += "" if metric == "accuracy" else ", human-checked references"
     else:
-        asked = _OVER_API[setting]
+        conditions = _OVER_API[setting]
     average = float(row["average"]) if row["average"] else None
-    return Published(_SETTINGS[setting], row["method"], values, average, asked, row["note"])
+    return Published(_SETTINGS[setting], row["method"], values, average, conditions, row["note"])
 
 
 _OTHERS = ("setting", "method", "metric", "average", "note")

@@ -6,7 +6,7 @@ from typing import Any
 from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.comparison.published_tables import Board, place
 from mmed_jax.evaluation.comparison.runs import Run, read_scores
-from mmed_jax.evaluation.comparison.tables import YOURS, Difference, Line, Table, Value, ways
+from mmed_jax.evaluation.comparison.tables import YOURS, Difference, Line, Table, Value, group_runs
 from mmed_jax.evaluation.metrics.intervals import paired
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
 from mmed_jax.evaluation.results_json import SCORES
@@ -21,15 +21,16 @@ def rationale_tables(board: Board, metric: str, columns: Sequence[str], runs: Se
       UserError: scores that do not belong to their results, or two runs with different references.
     """
     tables: dict[str, tuple[Table, list[Run]]] = {}
-    for way, run in ((w, r) for w in ways(board, columns, runs) for r in w.runs):
+    for group, run in ((g, r) for g in group_runs(board, columns, runs) for r in g.runs):
         means, average = _means(run, board, metric)
-        values = {c: v for c, v in means.items() if c in way.columns}
+        values = {c: v for c, v in means.items() if c in group.columns}
         average = average if len(values) == len(means) else None
         if not values:
             continue
         settings = run.results.get("rationale_settings", {})
-        asked = way.asked + (", human-checked references" if settings.get("checked") else ", all references")
-        table, there = tables.setdefault(asked, (Table(board.name, metric, asked, [], ""), []))
+        references = "human-checked references" if settings.get("checked") else "all references"
+        conditions = f"{group.conditions}, {references}"
+        table, there = tables.setdefault(conditions, (Table(board.name, metric, conditions, [], ""), []))
         table.columns += [c for c in dict.fromkeys((*board.columns, *values)) if c not in table.columns]
         gone = [c for c in board.columns if c not in values] if board.averaged else []
         notes = [f"no average: no rationale in {', '.join(gone)}"] if gone else []

@@ -81,7 +81,7 @@ def _text(table: Table) -> str:
             rows.append([f"  {line.name}", *(_number(v) for v in shown)])
             if group == YOURS and any(v and v.interval for v in shown):
                 rows.append(["", *(_short_interval(v) for v in shown)])
-    out = [f"{table.board}, {table.metric}: {table.asked}", _aligned(rows)]
+    out = [f"{table.board}, {table.metric}: {table.conditions}", _aligned(rows)]
     out += [f"  {note}" for note in _notes(table)]
     if table.differences:
         out += ["", _aligned([_head(table), *_grouped(table, lambda name: [name], _difference)])]
@@ -167,7 +167,7 @@ def _numbers(tables: Sequence[Table]) -> Iterator[list[Any]]:
                 yield [
                     t.board,
                     t.metric,
-                    t.asked,
+                    t.conditions,
                     line.group,
                     line.name,
                     column,
@@ -187,7 +187,7 @@ def render_differences_csv(tables: Sequence[Table]) -> str:
         [
             t.board,
             t.metric,
-            t.asked,
+            t.conditions,
             d.first,
             d.other,
             d.column,
@@ -226,7 +226,7 @@ def _page_table(table: Table) -> dict[str, Any]:
             rows.append(Row("run" if group == YOURS else "", [Cell(line.name, kind="name"), *cells]))
     head = _head(table)
     return {
-        "title": ("" if table.metric == ACCURACY else f"{table.metric}: ") + table.asked,
+        "title": ("" if table.metric == ACCURACY else f"{table.metric}: ") + table.conditions,
         "head": ["", *names],
         "rows": rows,
         "notes": _notes(table),

@@ -38,7 +38,7 @@ class Run:
         return self.results["settings"]
 
 
-def read_runs(told: Sequence[str]) -> list[Run]:
+def read_runs(named_folders: Sequence[str]) -> list[Run]:
     """Runs of "PATH" or "NAME=PATH", folders written by `python -m mmed_jax.evaluate`.
 
     A run without a name is called by as much of the end of its path as tells it from the others.
@@ -48,7 +48,7 @@ def read_runs(told: Sequence[str]) -> list[Run]:
         name or folder given twice.
     """
     pairs = []
-    for text in told:
+    for text in named_folders:
         name, sign, path = text.partition("=")
         # A folder may have a "=" in its name; a name has no slash.
         pairs.append(("", text) if not sign or Path(text).is_dir() or "/" in name else (name.strip(), path))
@@ -84,13 +84,13 @@ def _read(name: str, folder: Path) -> Run:
         results = jsonl.loads(file.read_bytes())
     except (OSError, ValueError) as e:
         raise UserError(f"{file}: can't be read ({e})") from None
-    found = results.get("schema") if isinstance(results, dict) else None
-    if found != SCHEMA:
-        age = "a newer" if isinstance(found, int) and found > SCHEMA else "an older"
+    schema = results.get("schema") if isinstance(results, dict) else None
+    if schema != SCHEMA:
+        age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
         if not isinstance(results, dict) or "benchmarks" not in results:
             raise UserError(f"{file}: is not a file of `python -m mmed_jax.evaluate`")
         raise UserError(
-            f"{file}: has schema {found or 1}, from {age} version of mmed_jax; this one reads {SCHEMA}: evaluate again"
+            f"{file}: has schema {schema or 1}, from {age} version of mmed_jax; this one reads {SCHEMA}: evaluate again"
         )
     missing = [k for k in ("settings", "model", "data", "benchmarks", "overall") if k not in results]
     for part in ("settings", "benchmarks", "overall"):
@@ -166,8 +166,8 @@ def read_scores(run: Run) -> dict[tuple[str, str], dict[str, float]] | None:
     for name, block in run.results["benchmarks"].items():
         for metric, by in block.get("rationale", {}).items():
             for key in ((name, metric, k) for k in by if k != AVERAGE):
-                told, count = by[key[2]], counts[key]
-                if count != told["count"] or abs(sums[key] / count - told["mean"]) > 1e-9:
+                cell_of_results, count = by[key[2]], counts[key]
+                if count != cell_of_results["count"] or abs(sums[key] / count - cell_of_results["mean"]) > 1e-9:
                     raise UserError(f"{file}: has not the scores that results.json averages; evaluate again")
     return out
 

@@ -61,7 +61,7 @@ class Table:
 
     board: str
     metric: str
-    asked: str
+    conditions: str
     columns: list[str]
     total: str
     lines: list[Line] = dataclasses.field(default_factory=list)
@@ -108,15 +108,15 @@ def without_copies(run: Run) -> Run:
 
 
 @dataclasses.dataclass
-class Way:
-    """Runs that were asked in one way, over the columns of a board that belong to it."""
+class RunGroup:
+    """Runs that were asked in one way, which `conditions` says, over the columns of a board that belong to it."""
 
-    asked: str
+    conditions: str
     columns: list[str]
     runs: list[Run]
 
 
-def ways(board: Board, columns: Sequence[str], runs: Sequence[Run]) -> list[Way]:
+def group_runs(board: Board, columns: Sequence[str], runs: Sequence[Run]) -> list[RunGroup]:
     """The runs by way of asking. Only benchmarks that have passages can differ in whether they were shown.
 
     Where both is the case, each way has what was asked in it, and the columns without passages stand for all runs
@@ -135,12 +135,12 @@ def ways(board: Board, columns: Sequence[str], runs: Sequence[Run]) -> list[Way]
         present = [state for state, some in of.items() if some]
         both = len(present) > 1
         for state in present:
-            asked = describe(there[0].settings, passages=phrases[state])
-            out.append(Way(asked, list(columns), of[state] if both else there))
+            conditions = describe(there[0].settings, passages=phrases[state])
+            out.append(RunGroup(conditions, list(columns), of[state] if both else there))
         plain = [c for c in columns if c not in having]
         rest = [r for r in there if any(c in states[r] for c in plain)]
         if not present or (both and (len(rest) > 1 or any(not any(states[r].values()) for r in rest))):
-            out.append(Way(describe(there[0].settings), plain, rest))
+            out.append(RunGroup(describe(there[0].settings), plain, rest))
     return out
 
 

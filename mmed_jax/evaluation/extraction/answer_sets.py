@@ -70,7 +70,7 @@ _ANOTHER_LINE = re.compile(rf"{_CLOSE}[.,;。]?\s{{0,8}}(?:[-•·]\s{{0,4}})?\(
 _IS_RIGHT = re.compile(r"\b(?:is|are|est|sont|es|son)\s+(?:correct|exact|right|vrai)\w{0,3}\W{0,8}$", re.IGNORECASE)
 
 
-class More(NamedTuple):
+class AnswerSet(NamedTuple):
     """All letters of a statement (None where it can't be told) and where it ends."""
 
     letters: str | None
@@ -82,7 +82,7 @@ class _Member(NamedTuple):
 
     letter: str
     end: int
-    how: str
+    known_by: str
 
 
 @lru_cache(maxsize=64)
@@ -104,31 +104,31 @@ def _candidates(letters: str, russian: bool) -> tuple[re.Pattern, re.Pattern, re
     )
 
 
-def more(
+def further_letters(
     text: str, pos: int, first: str, letters: str, options: OptionTexts, russian: bool, listed: bool
-) -> More | None:
+) -> AnswerSet | None:
     """What the rest of the statement adds to its `first` letters, which end at `pos`; None when it adds nothing.
 
     Args: letters: of all options. listed: the statement's letters begin on a line of their own.
     """
     window = text[: pos + 2000]
-    found = list(first.split(","))
-    member = _text_of(window, pos, found[-1], options, letters, russian)
+    chosen = list(first.split(","))
+    member = _text_of(window, pos, chosen[-1], options, letters, russian)
     if member is None:
         return None
     for _ in range(len(letters)):
-        step = _next(window, member, found, letters, options, russian, listed)
+        step = _next(window, member, chosen, letters, options, russian, listed)
         if step is None:
             break
-        if step.how == "unclear":
-            return More(None, step.end)
-        found.append(step.letter)
+        if step.known_by == "unclear":
+            return AnswerSet(None, step.end)
+        chosen.append(step.letter)
         member = step
-    if len(found) == first.count(",") + 1:
-        return _side_by_side(window, member, found, letters, options, russian)
-    if len(found) == len(letters) and (len(found) == 2 or "\n" in text[pos : member.end].strip()):
-        return More(None, member.end) if len(found) == 2 else None  # the options, written again
-    return More(",".join(sorted(found)), member.end)
+    if len(chosen) == first.count(",") + 1:
+        return _side_by_side(window, member, chosen, letters, options, russian)
+    if len(chosen) == len(letters) and (len(chosen) == 2 or "\n" in text[pos : member.end].strip()):
+        return AnswerSet(None, member.end) if len(chosen) == 2 else None  # the options, written again
+    return AnswerSet(",".join(sorted(chosen)), member.end)
 
 
 def _text_of(
@@ -154,12 +154,12 @@ def _text_of(
 
 
 def _next(
-    text: str, member: _Member, found: list[str], letters: str, options: OptionTexts, russian: bool, listed: bool
+    text: str, member: _Member, chosen: list[str], letters: str, options: OptionTexts, russian: bool, listed: bool
 ) -> _Member | None:
     """The member after this one; None if none follows, "unclear" if it can't be told."""
     joined, searched, line = _candidates(letters, russian)
     end, m = member.end, None
-    if member.how == "free":
+    if member.known_by == "free":
         stop = _STOP.search(text, end, end + 300)
         until = stop.start() if stop else min(len(text), end + 300)
         m = searched.search(text, end, min(until + 3, len(text)))
@@ -179,17 +179,17 @@ def _next(
     hit = m or at_line
     letter = hit.groupdict().get("p") or hit["l"]
     letter = rules.LOOKALIKES.get(letter, letter).upper()
-    if letter in found:
+    if letter in chosen:
         return None
     this = _text_of(text, hit.end(), letter, options, letters, russian, bare=True)
     if at_line:
         if "\n" in at_line["blank"] and not listed:
             return None
-        return _on_its_line(text, member, this, found, options, listed)
-    if this.how == "bare" and member.how == "free" and not m["or"]:
+        return _on_its_line(text, member, this, chosen, options, listed)
+    if this.known_by == "bare" and member.known_by == "free" and not m["or"]:
         return None
     given = _judged(text, this, m, letters, russian)
-    if member.how == "free" and given and given.how != "unclear":
+    if member.known_by == "free" and given and given.known_by != "unclear":
         between = text[end if m is None else member.end : m.start()]
         if _HEAD.search(between):
             return None
@@ -207,19 +207,19 @@ def _beyond(text: str, end: int, searched: re.Pattern) -> re.Match | None:
 
 
 def _on_its_line(
-    text: str, member: _Member, this: _Member, found: list[str], options: OptionTexts, listed: bool
+    text: str, member: _Member, this: _Member, chosen: list[str], options: OptionTexts, listed: bool
 ) -> _Member | None:
     """`this` where its line holds nothing but the letter and its option's text, or short words under a heading."""
-    if this.how == "own":
+    if this.known_by == "own":
         if not re.match(rf"{_CLOSE}[.,;。]?[^\S\n]*(?:$|\n)", text[this.end : this.end + 60]):
             return None
-        if member.how != "own" and not listed:
+        if member.known_by != "own" and not listed:
             return None
-        if this.letter > found[-1]:
+        if this.letter > chosen[-1]:
             return this
         again = _ANOTHER_LINE.match(text, this.end)
         return None if again else _Member(this.letter, this.end, "unclear")
-    if not listed or options.texts and member.how == "own" or this.letter < found[-1] or this.how == "bare":
+    if not listed or options.texts and member.known_by == "own" or this.letter < chosen[-1] or this.known_by == "bare":
         return None
     words = text[this.end : this.end + 160].partition("\n")[0]
     if len(words) > 120 or _SAYS.search(words) or re.search(r"[:–—]|\.\s", words):
@@ -234,7 +234,7 @@ def _judged(text: str, this: _Member, joint: re.Match, letters: str, russian: bo
     unclear = _Member(this.letter, this.end, "unclear")
     if joint["or"]:
         return unclear
-    if this.how == "free":
+    if this.known_by == "free":
         stop = _STOP.search(text, this.end, this.end + 300)
         words = text[this.end : stop.start() if stop else this.end + 300]
         after = _candidates(letters, russian)[1].search(words)
@@ -252,7 +252,7 @@ def _judged(text: str, this: _Member, joint: re.Match, letters: str, russian: bo
     if _SAYS.match(text[this.end : this.end + 20].lstrip()):
         return unclear if joint["and"] else None
     # "A (x), C (y) block it"; but "B. labetalol, A beta blocker"
-    return unclear if this.how != "bare" or joint["and"] else None
+    return unclear if this.known_by != "bare" or joint["and"] else None
 
 
 def _called_wrong(text: str, this: _Member, letters: str, russian: bool) -> bool:
@@ -260,7 +260,7 @@ def _called_wrong(text: str, this: _Member, letters: str, russian: bool) -> bool
     letter = rf"[{rules.OPEN}]{{0,2}}(?-i:[{patterns.capitals(letters, russian)}])(?![{patterns.WORD}])"
     step = rf"{_CLOSE}\s{{0,3}}(?:[,;、&]\s{{0,3}})?(?:{_AND}\s{{0,3}})?{letter}"
     listed = re.compile(rf"(?:{step}){{0,{len(letters)}}}{_CLOSE}", re.IGNORECASE).match(text, this.end)
-    if this.how != "free":
+    if this.known_by != "free":
         return bool(_WRONG.match(text, listed.end()))
     stop = _STOP.search(text, this.end, this.end + 300)
     words = text[this.end : stop.start() if stop else this.end + 300]
@@ -269,14 +269,14 @@ def _called_wrong(text: str, this: _Member, letters: str, russian: bool) -> bool
 
 
 def _side_by_side(
-    text: str, member: _Member, found: list[str], letters: str, options: OptionTexts, russian: bool
-) -> More | None:
+    text: str, member: _Member, chosen: list[str], letters: str, options: OptionTexts, russian: bool
+) -> AnswerSet | None:
     """Unclear where another option's letter and text stand right after the first's, to the end of the line."""
-    if member.how != "own":
+    if member.known_by != "own":
         return None
     beside = rf"{_CLOSE}[. \t|/]{{1,3}}[(\[]?(?P<l>[{patterns.capitals(letters, russian)}])(?=\s?[.:)\]])"
     m = re.compile(beside).match(text, member.end)
     other = options.at(text, m.end()) if m else None
-    if other is None or other[0] != m["l"] or m["l"] in found:
+    if other is None or other[0] != m["l"] or m["l"] in chosen:
         return None
-    return More(None, other[1]) if re.match(r"[.\s]*(?:$|\n)", text[other[1] : other[1] + 40]) else None
+    return AnswerSet(None, other[1]) if re.match(r"[.\s]*(?:$|\n)", text[other[1] : other[1] + 40]) else None

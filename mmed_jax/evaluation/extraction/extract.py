@@ -33,7 +33,7 @@ from typing import NamedTuple
 from mmed_jax.evaluation.extraction import rules
 from mmed_jax.evaluation.extraction.json_answers import is_torn
 from mmed_jax.evaluation.extraction.prepare_text import Prepared, fold, in_latin, prepare
-from mmed_jax.evaluation.extraction.stages import Found, Reader, normalise
+from mmed_jax.evaluation.extraction.stages import Answer, AnswerReader, normalise
 from mmed_jax.evaluation.extraction.truncation import is_cut
 
 RULES_VERSION = 5  # goes into results; raise it when a rule changes
@@ -64,8 +64,8 @@ def extract(
       finish_reason: why the reply ends; after "length" only an answer that opens or closes it counts. Not known (None):
         a thought or an object without its end, and long texts that stop inside a sentence, are taken as cut.
     """
-    found = _decide(prepare(text), options, language, finish_reason)
-    return Extraction(found.letters, found.rule) if found else Extraction(None, "none")
+    answer = _decide(prepare(text), options, language, finish_reason)
+    return Extraction(answer.letters, answer.rule) if answer else Extraction(None, "none")
 
 
 def split_rationale(
@@ -88,24 +88,24 @@ def split_rationale(
         text = _SPECIAL.sub("", before).replace("###Rationale: ", "").strip()
         return _MARK.sub("", text, count=1).strip() if _MARK.match(text) else text
     copy = prepare(text, aligned=True)
-    found = _decide(copy, options, language, finish_reason)
+    answer = _decide(copy, options, language, finish_reason)
     end = copy.end
     opened = _MARK.match(text)
-    if found and found.start is not None and (not opened or found.rule.startswith("mark")):
-        line = max(0, copy.text.rfind("\n", 0, found.start) + 1, found.start - 80)
-        at = line + _LEAD_IN.search(copy.text[line : found.start]).start()
-        if _torn(copy.text, at, found):
-            at = found.start
+    if answer and answer.start is not None and (not opened or answer.rule.startswith("mark")):
+        line = max(0, copy.text.rfind("\n", 0, answer.start) + 1, answer.start - 80)
+        at = line + _LEAD_IN.search(copy.text[line : answer.start]).start()
+        if _torn(copy.text, at, answer):
+            at = answer.start
         end = copy.offsets[at] if at < len(copy.offsets) else end
     text = _SPECIAL.sub("", text[:end])
     return text[opened.end() :].strip() if opened else text.strip().rstrip("*#_` \n")
 
 
-def _torn(text: str, lead: int, found: Found) -> bool:
+def _torn(text: str, lead: int, answer: Answer) -> bool:
     """Whether the statement is a mark of its own, "### Answer: B" or "Answer: B", behind a sentence that breaks off:
     the words from `lead` on are that sentence's."""
-    own = text[: found.start].rstrip().endswith("#") or text[found.start : found.start + 1].isupper()
-    return found.rule.startswith("mark") and own and text[:lead].rstrip()[-1:] not in ("", *".!?:;…。！？：")
+    own = text[: answer.start].rstrip().endswith("#") or text[answer.start : answer.start + 1].isupper()
+    return answer.rule.startswith("mark") and own and text[:lead].rstrip()[-1:] not in ("", *".!?:;…。！？：")
 
 
 def is_correct(extracted: str | None, answer_idx: str) -> bool:
@@ -115,13 +115,13 @@ def is_correct(extracted: str | None, answer_idx: str) -> bool:
 
 def _decide(
     copy: Prepared, options: Mapping[str, str] | Sequence[str], language: str | None, finish_reason: str | None
-) -> Found | None:
+) -> Answer | None:
     """The first stage that finds something in the prepared text."""
     text = in_latin(copy.text) if language == "ru" else copy.text
     if not text:
         return None
     texts = {k: fold(v) for k, v in options.items()} if isinstance(options, Mapping) else {}
-    reader = Reader("".join(options), texts, language == "ru")
+    reader = AnswerReader("".join(options), texts, language == "ru")
     if not copy.run_on and is_cut(copy, finish_reason):
         # What weighs options one by one, or stands on a line of its own somewhere, is not the end of it.
         inside = copy.thinking or is_torn(text)
@@ -130,4 +130,4 @@ def _decide(
     else:
         stages = (reader.statements, reader.opening, reader.verdicts, reader.last_line)
         stages += (reader.option_text, reader.closing)
-    return next((found for stage in stages if (found := stage(text))), None)
+    return next((answer for stage in stages if (answer := stage(text))), None)

@@ -74,10 +74,10 @@ class OptionTexts:
     def whole(self, part: str) -> str | None:
         """The letter of the one option that `part` is: its text, with an article, a copula or its own letter."""
         article = _ARTICLE.match(part)
-        found = self.at(part, 0) or (self.at(part, article.end()) if article else None)
-        if not found:
+        option = self.at(part, 0) or (self.at(part, article.end()) if article else None)
+        if not option:
             return None
-        letter, end = found
+        letter, end = option
         named = _NAMED_AFTER.fullmatch(part, end)
         if _ENDS.fullmatch(part, end) and not (named and named["l"].upper() != letter):
             return letter

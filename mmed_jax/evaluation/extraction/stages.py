@@ -35,7 +35,7 @@ def normalise(letters: str) -> str:
     return ",".join(sorted({part.strip().upper() for part in letters.split(",") if part.strip()}))
 
 
-class Found(NamedTuple):
+class Answer(NamedTuple):
     """An answer in the prepared text: its letters (None for a hedge), the rule, and where its statement begins (None
     where no one statement decides)."""
 
@@ -44,7 +44,7 @@ class Found(NamedTuple):
     start: int | None = 0
 
 
-class _Said(NamedTuple):
+class _Statement(NamedTuple):
     """A statement: its place among statements, letters (None for a hedge), rule, span, whether it yields to others."""
 
     place: int
@@ -61,40 +61,40 @@ class _Hit(NamedTuple):
 
     place: int
     letters: str | None
-    how: str
+    suffix: str
     end: int
 
 
-class Reader:
+class AnswerReader:
     """The rules for one item's letters and option texts (casefolded; empty when unknown)."""
 
     def __init__(self, letters: str, texts: dict[str, str], russian: bool):
         self.letters, self.texts, self.russian, self.options = letters, texts, russian, OptionTexts(texts)
         self._verdict = patterns.letter_suffix(letters, russian, rules.VERDICT_AFTER)
 
-    def statements(self, text: str, cut: bool = False, thinking: bool = False) -> Found | None:
+    def statements(self, text: str, cut: bool = False, thinking: bool = False) -> Answer | None:
         """Stage 1: the last statement of the answer; of a cut text only one that opens or closes it."""
-        found = self._anchored(text)
+        statements = self._anchored(text)
         for m in self._suffixed(text, rules.ANSWER_AFTER):
-            found.append(self._said_before(text, m))
+            statements.append(self._statement_before(text, m))
         for m in self._suffixed(text, rules.BEST_AFTER):
             if not negation.goes_on(text, m.end()):
-                found.append(self._said_before(text, m))
-        if not found:  # weaker than a letter: "aspirin is the best choice in other patients"
+                statements.append(self._statement_before(text, m))
+        if not statements:  # weaker than a letter: "aspirin is the best choice in other patients"
             spans = self.options.before(text, f"{rules.ANSWER_AFTER}|{rules.BEST_AFTER}")
-            found = [_Said(m.end(), k, "is_answer:text", m.start(), m.end()) for k, m in spans]
-        found = self._with_fields(text, found, cut)
-        strong = [f for f in found if not f.weak]
-        if not strong and len({f.letters for f in found}) != 1:  # nothing, or notes on one option after the other
+            statements = [_Statement(m.end(), k, "is_answer:text", m.start(), m.end()) for k, m in spans]
+        statements = self._with_fields(text, statements, cut)
+        strong = [f for f in statements if not f.weak]
+        if not strong and len({f.letters for f in statements}) != 1:  # nothing, or notes on one option after the other
             return None
-        said = max(strong or found, key=lambda f: (f.place, f.letters is None))
-        if cut and not self._stands(text, said, strong or found, thinking):
-            return Found(None, "cut", None)
-        return Found(said.letters, said.rule, said.start)
+        statement = max(strong or statements, key=lambda f: (f.place, f.letters is None))
+        if cut and not self._stands(text, statement, strong or statements, thinking):
+            return Answer(None, "cut", None)
+        return Answer(statement.letters, statement.rule, statement.start)
 
-    def _anchored(self, text: str) -> list[_Said]:
+    def _anchored(self, text: str) -> list[_Statement]:
         """Statements that begin with an anchor."""
-        found = []
+        statements = []
         for rule, anchor in anchors.anchor_patterns():
             for m in anchor.finditer(text):
                 hit = self._after_anchor(text, m, self.russian or rule in anchors.RUSSIAN)
@@ -103,22 +103,22 @@ class Reader:
                 if rule == "conclusion" and not self._closes(text, hit):
                     continue
                 if not negation.withheld(text, m.start(), hit.end, rule.startswith("choose")):
-                    name = "ambiguous" if hit.letters is None else rule + hit.how
+                    name = "ambiguous" if hit.letters is None else rule + hit.suffix
                     weak = self._weak(text, m, rule, hit)
-                    found.append(_Said(hit.place, hit.letters, name, m.start(), hit.end, weak))
-        return found
+                    statements.append(_Statement(hit.place, hit.letters, name, m.start(), hit.end, weak))
+        return statements
 
-    def _said_before(self, text: str, m: re.Match) -> _Said:
+    def _statement_before(self, text: str, m: re.Match) -> _Statement:
         """The statement whose letters stand before its words."""
-        return _Said(
+        return _Statement(
             m.end(), self._join(m["s"]), "is_answer", m.start(), m.end(), negation.conditional(text, m.start())
         )
 
-    def _with_fields(self, text: str, found: list[_Said], cut: bool) -> list[_Said]:
+    def _with_fields(self, text: str, statements: list[_Statement], cut: bool) -> list[_Statement]:
         """`found` with the answer fields of JSON, which go before what is said in the same object."""
         fields = json_answers.answer_fields(text)
         if fields is None:
-            return found
+            return statements
         read = [(f, self._field(f, cut)) for f in fields.fields]
         readings = {r.letters for _, r in read if r.rule != "none"}
         # Two names for one answer, "answer" and "answer_text", of which one can be read, are one.
@@ -126,18 +126,18 @@ class Reader:
         rule = "json" if letters else "ambiguous" if readings else "none"
         at, end = read[-1][0].start, read[-1][0].end
         # An anchor that reads the same there has named the rule before.
-        named = [f.rule for f in found if f.letters == letters and at - 2 <= f.start < end and letters]
+        named = [f.rule for f in statements if f.letters == letters and at - 2 <= f.start < end and letters]
         rule = named[-1] if named else rule
         outside = [
             f
-            for f in found
+            for f in statements
             if f.start < fields.start or f.start >= fields.end and not negation.hypothetical(text, f.start, f.end)
         ]
-        return [*outside, _Said(at, letters, rule, at, end, field=True)]
+        return [*outside, _Statement(at, letters, rule, at, end, field=True)]
 
-    def _field(self, field: json_answers.Field, cut: bool) -> Found:
-        """What a field says: Found(None, "none") where it can't be read."""
-        none = Found(None, "none")
+    def _field(self, field: json_answers.Field, cut: bool) -> Answer:
+        """What a field says: Answer(None, "none") where it can't be read."""
+        none = Answer(None, "none")
         if field.values is None:
             return none
         if len(field.values) > 1:
@@ -146,37 +146,37 @@ class Reader:
             each = [self._value(v) for v in field.values]
             if all(f.letters for f in each):
                 letters = normalise(",".join(f.letters for f in each))
-                return none if letters.count(",") + 1 == len(self.letters) > 2 else Found(letters, "json")
-            return Found(None, "ambiguous") if any(f.letters for f in each) else none
+                return none if letters.count(",") + 1 == len(self.letters) > 2 else Answer(letters, "json")
+            return Answer(None, "ambiguous") if any(f.letters for f in each) else none
         value = field.values[0]
         if not field.whole and not re.match(rf"\W{{0,3}}[{self.letters}]\s?[.:)]", value):
             return none  # the beginning of a word
         return self._value(value)
 
-    def _value(self, value: str) -> Found:
+    def _value(self, value: str) -> Answer:
         """An answer that is the value of a field, or one of a list."""
-        value, none = value.strip(), Found(None, "none")
+        value, none = value.strip(), Answer(None, "none")
         if not value or json_answers.no_answer(value):
             return none
         same = [k for k, v in self.texts.items() if v == _fold(value)]
         if len(same) == 1:
-            return Found(same[0], "json")
+            return Answer(same[0], "json")
         m = patterns.letter_set(self.letters, self.russian).match(value, _NOISE.match(value).end())
         if m and self._join(m["s"]):
             if m["s"].strip().isupper() or self._bare(value):
                 if self._or_another(value, m.end(), None):
-                    return Found(None, "ambiguous")
-                if more := self._more(value, m, self.russian, False):
-                    return Found(more.letters, "json" if more.letters else "ambiguous")
+                    return Answer(None, "ambiguous")
+                if further := self._further(value, m, self.russian, False):
+                    return Answer(further.letters, "json" if further.letters else "ambiguous")
             marked = re.match(r"\s{0,2}(?:[.:)、(-]|$)", value[m.end() :]) or m["s"].strip()[-1:] in ")]"
             own = self.options.at(value, m.end())
             marked = marked or own and own[0] == self._join(m["s"])
             if re.search(rf"(?<![^\W_])(?!{m['s'].strip()[:1]})[{self.letters}]\s?[.:)]", value[m.end() :]):
-                return Found(None, "ambiguous")  # every option is spoken of
+                return Answer(None, "ambiguous")  # every option is spoken of
             if self._bare(value) or marked and not self._genus(value, m):
-                return Found(self._join(m["s"]), "json")
+                return Answer(self._join(m["s"]), "json")
         stages = (self.statements, self.opening, self.verdicts, self.option_text)
-        return next((found for stage in stages if (found := stage(value))), none)
+        return next((answer for stage in stages if (answer := stage(value))), none)
 
     def _genus(self, value: str, m: re.Match) -> bool:
         """Whether the letter is that of a species, "E. coli", and not an option's."""
@@ -189,18 +189,18 @@ class Reader:
             return True
         return re.match(rules.SPECIES, value[m.end() :]) is not None
 
-    def _stands(self, text: str, said: _Said, found: list[_Said], thinking: bool) -> bool:
+    def _stands(self, text: str, statement: _Statement, statements: list[_Statement], thinking: bool) -> bool:
         """Whether `said` counts though the text is cut."""
-        if said.field:
+        if statement.field:
             return True
-        if thinking and len({f.letters for f in found}) > 1:  # it has changed its mind, and may again
+        if thinking and len({f.letters for f in statements}) > 1:  # it has changed its mind, and may again
             return False
-        if truncation.closes(text, said.end, thinking):
-            return not truncation.quoted(text, said.start, self.texts)
+        if truncation.closes(text, statement.end, thinking):
+            return not truncation.quoted(text, statement.start, self.texts)
         return (
             not thinking
-            and {f.letters for f in found} == {said.letters}
-            and any(truncation.opens(text, f.start) for f in found)
+            and {f.letters for f in statements} == {statement.letters}
+            and any(truncation.opens(text, f.start) for f in statements)
         )
 
     def _weak(self, text: str, anchor: re.Match, rule: str, hit: _Hit) -> bool:
@@ -216,7 +216,7 @@ class Reader:
         """After "therefore" only letters that end the line, or their option's text, are a statement."""
         after, own = text[hit.place : hit.place + _FAR], self.texts.get(hit.letters or "", "")
         ends = re.match(r"(?:입니다|이다|です|である|だ)?\W*(?:$|\n)", after)
-        return not hit.how and bool(ends or own and _fold(after.lstrip(" .:)(-")).startswith(own))
+        return not hit.suffix and bool(ends or own and _fold(after.lstrip(" .:)(-")).startswith(own))
 
     def _after_anchor(self, text: str, anchor: re.Match, russian: bool) -> _Hit | None:
         """What stands after it; None if it is no answer."""
@@ -230,8 +230,8 @@ class Reader:
             own_end = own[1] if own and own[0] == self._join(m["s"]) else None
             if end := self._or_another(text, m.end(), own_end):
                 return _Hit(end, None, "", end)
-            if more := self._more(text, m, russian, "\n" in anchor[0]):
-                return _Hit(more.end, more.letters, "", more.end)
+            if further := self._further(text, m, russian, "\n" in anchor[0]):
+                return _Hit(further.end, further.letters, "", further.end)
             every = self._join(m["s"]).count(",") + 1 == len(self.letters)  # "Answer choices: A, B, C, D, E"
             listed = self._restated(text, m) or every and re.search(r"choice|option", anchor[0], re.IGNORECASE)
             if self._may_end(text, m) and not listed:
@@ -251,28 +251,30 @@ class Reader:
         m = patterns.hedge(self.letters, self.russian).match(text, own_end) if own_end else None
         return m.end() if m and m[0][-1].isupper() else None  # "or a calcium blocker"
 
-    def _more(self, text: str, m: re.Match, russian: bool, listed: bool) -> answer_sets.More | None:
+    def _further(self, text: str, m: re.Match, russian: bool, listed: bool) -> answer_sets.AnswerSet | None:
         """Further letters, with their texts, after those of `m`."""
-        return answer_sets.more(text, m.end(), self._join(m["s"]), self.letters, self.options, russian, listed)
+        return answer_sets.further_letters(
+            text, m.end(), self._join(m["s"]), self.letters, self.options, russian, listed
+        )
 
-    def opening_of_cut(self, text: str) -> Found | None:
+    def opening_of_cut(self, text: str) -> Answer | None:
         """Stage 2 for a cut text: its first line, or all of it, is the answer; a list of options may have begun so."""
         first, newline, _ = text.partition("\n")
         m = patterns.letter_set(self.letters, self.russian).match(first, _NOISE.match(first).end())
         begun = m and not self._bare(first) and self._join(m["s"]) == self.letters[0] and not newline
         return None if begun else self.opening(text) or self.option_text(first)
 
-    def opening(self, text: str) -> Found | None:
+    def opening(self, text: str) -> Answer | None:
         """Stage 2: the whole reply, its first line, or its opening is letters."""
         same = [k for k, v in self.texts.items() if v == _fold(text) and len(re.findall(r"\w", v)) > 1]
         if len(same) == 1:
-            return Found(same[0], "option_text")
+            return Answer(same[0], "option_text")
         before = _BEFORE_BARE.match(text)
         if letters := self._bare(text[before.end() :] if before else text) or self._apart(text):
-            return Found(letters, "bare")
+            return Answer(letters, "bare")
         first, _, rest = text.partition("\n")
         if (letters := self._bare(first)) and not self._bare(rest.strip().partition("\n")[0]):
-            return Found(letters, "first_line")
+            return Answer(letters, "first_line")
         m = patterns.letter_set(self.letters, self.russian).match(text, _NOISE.match(text).end())
         own = m and self.options.at(text, 0)
         # "A, B, C, D: none is right", "A: true. B: false"
@@ -280,15 +282,15 @@ class Reader:
         if listed or m and self._join(m["s"]).count(",") + 1 == len(self.letters) > 2:
             return None
         if m and self._join(m["s"]) and not (own and own[1] > m.end()):
-            if more := self._more(text, m, self.russian, False):
-                return Found(more.letters, "leading" if more.letters else "ambiguous")
+            if further := self._further(text, m, self.russian, False):
+                return Answer(further.letters, "leading" if further.letters else "ambiguous")
         if m and self._join(m["s"]) and self._may_end(text, m) and not self._restated(text, m):
             after = text[m.end() :].lstrip()
             marked = after[:1] in tuple(".:)、-–—(,") or m["s"].strip()[-1:] in ")]】」"
             marked = marked or self._said_of(text, m)
             marked = marked and not negation.aside(text)
             if marked and self.options.at(text, 0) is None and not _WRONG.match(text, m.end()):
-                return Found(self._join(m["s"]), "leading")
+                return Answer(self._join(m["s"]), "leading")
         return None
 
     def _said_of(self, text: str, m: re.Match) -> bool:
@@ -298,50 +300,50 @@ class Reader:
         because = m["s"].strip().isupper() and re.match(rules.REASON, after, re.IGNORECASE)
         return bool(own and _fold(after) == own or because)
 
-    def verdicts(self, text: str) -> Found | None:
+    def verdicts(self, text: str) -> Answer | None:
         """Stage 3: "B is correct"; several of them make a set, since options are judged one by one."""
-        found = [
+        right = [
             self._join(m["s"]) for m in self._suffixed(text, rules.VERDICT_AFTER) if not negation.goes_on(text, m.end())
         ]
-        if not found:
+        if not right:
             return None
-        true = set(",".join(found).split(","))
+        true = set(",".join(right).split(","))
         false = {k for m in self._suffixed(text, rules.FALSE_AFTER) for k in self._join(m["s"]).split(",")} - true
         if len(false) == 1 and len(true) > 1:  # asked which is not true, the answer is the one; nobody can tell
-            return Found(None, "ambiguous")
-        return Found(normalise(",".join(true)), "verdict", None)
+            return Answer(None, "ambiguous")
+        return Answer(normalise(",".join(true)), "verdict", None)
 
-    def last_line(self, text: str) -> Found | None:
+    def last_line(self, text: str) -> Answer | None:
         """Stage 4: the last line is only letters (not the torn end of a restated list), or yes or no."""
         lines = [m for m in re.finditer(r"[^\n]+", text) if m[0].strip()]
         if len(lines) < 2:
             return None
         last, before = lines[-1][0].strip(), lines[-2][0].strip()
-        said = [k for k, v in self.texts.items() if v == _fold(last) and v in rules.YES_NO]
-        if len(said) == 1:
-            return Found(said[0], "last_line", lines[-1].start())
+        same = [k for k, v in self.texts.items() if v == _fold(last) and v in rules.YES_NO]
+        if len(same) == 1:
+            return Answer(same[0], "last_line", lines[-1].start())
         letters = self._bare(last)
         if not letters or re.match(rf"\W*[{self.letters}]\W", before + " ", re.IGNORECASE):
             return None
-        return Found(letters, "last_line", lines[-1].start())
+        return Answer(letters, "last_line", lines[-1].start())
 
-    def closing(self, text: str) -> Found | None:
+    def closing(self, text: str) -> Answer | None:
         """Stage 6: the last sentence concludes with an option's text and its letter, "... is aspirin (A)"."""
-        found = self.options.concluded(text)
-        return Found(found[0], "closing", found[1]) if found else None
+        conclusion = self.options.concluded(text)
+        return Answer(conclusion[0], "closing", conclusion[1]) if conclusion else None
 
-    def option_text(self, text: str) -> Found | None:
+    def option_text(self, text: str) -> Answer | None:
         """Stage 5: the reply or its first line is one option's text; "yes, ..." for yes/no options."""
         for part in (text, text.partition("\n")[0]):
             same = [k for k, v in self.texts.items() if v == _fold(part)]
             if letter := same[0] if len(same) == 1 else self.options.whole(part):
-                return Found(letter, "option_text")
+                return Answer(letter, "option_text")
         m = re.match(r"\W*(\w+)(\W?)", text)
         word, mark = (_fold(m[1]), m[2]) if m else ("", "")
         # "No difference was seen" answers nothing.
         said = word in rules.YES_NO and (mark in ("", *".,;:!—–-。、\n)") or word in rules.YES)
         same = [k for k, v in self.texts.items() if said and v == word and not self.options.another(text, m.end(1), k)]
-        return Found(same[0], "yes_no") if len(same) == 1 else None
+        return Answer(same[0], "yes_no") if len(same) == 1 else None
 
     def _bare(self, line: str) -> str | None:
         ends = r"\s*번?(?:项|选项|です|だ?と思います|と考えられます|である|입니다|이다|(?:이)?라고 생각합니다)?\W*$"

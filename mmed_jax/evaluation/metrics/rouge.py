@@ -57,13 +57,13 @@ def _common_words(x: list[str], y: list[str]) -> set[str]:
             else:
                 row[j] = above[j] if above[j] > row[j - 1] else row[j - 1]
         table.append(row)
-    found, i, j = set(), len(x), len(y)
+    words, i, j = set(), len(x), len(y)
     while i and j:
         if x[i - 1] == y[j - 1]:
-            found.add(x[i - 1])
+            words.add(x[i - 1])
             i, j = i - 1, j - 1
         elif table[i - 1][j] > table[i][j - 1]:
             i -= 1
         else:
             j -= 1
-    return found
+    return words

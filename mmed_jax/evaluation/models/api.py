@@ -103,17 +103,19 @@ class ApiModel:
         """What of the model's side decides the answers."""
         return {"dtype": "by the endpoint", "stop_ids": None, "params": self._body(None)}
 
-    def prepare(self, items: Sequence[Item], how: PromptSettings, max_new_tokens: int | None) -> list[Item]:
+    def prepare(self, items: Sequence[Item], prompt_settings: PromptSettings, max_new_tokens: int | None) -> list[Item]:
         """The items as they are: an endpoint is asked in words."""
         return list(items)
 
-    def start(self, items: Sequence[Item], how: PromptSettings, settings: dict[str, Any], before: int) -> None:
+    def start(
+        self, items: Sequence[Item], prompt_settings: PromptSettings, settings: dict[str, Any], before: int
+    ) -> None:
         """Checks that what has to be sent can be; a dry run prints what that may cost and ends the process.
 
         `before`: lines of earlier calls. Raises UserError where a key is needed and missing, or for a wrong address.
         """
         self._before = before
-        method = _Questions(self, how, settings)
+        method = _Questions(self, prompt_settings, settings)
         if self.dry_run:
             next(run(method, items, self.settings_of_run), None)
         keys = {job.request.key for job in method.jobs(items, self.settings_of_run)}
@@ -130,7 +132,7 @@ class ApiModel:
         self,
         items: Sequence[Item],
         numbers: Sequence[int],
-        how: PromptSettings,
+        prompt_settings: PromptSettings,
         settings: dict[str, Any],
         on_line: Callable[[dict], None],
     ) -> None:
@@ -142,7 +144,7 @@ class ApiModel:
         """
         counts: Counter[str] = Counter()
         refused, first = [], ""
-        method = _Questions(self, how, settings)
+        method = _Questions(self, prompt_settings, settings)
         by_key = {item.key: item for item in items}
         with Ledger(self.settings_of_run.ledger_file) as ledger:
             _enter_verdicts(ledger, self.settings_of_run.label, method.name)
@@ -155,15 +157,15 @@ class ApiModel:
                         counts["failed"] += 1
                         first = first or f"{item.benchmark} {item.id}: {outcome.detail}"
                     elif outcome.reason == "bad_request":
-                        refused.append(_line(item, outcome, how, ledger))
+                        refused.append(_line(item, outcome, prompt_settings, ledger))
                     else:
                         counts["answered"] += 1
-                        on_line(_line(item, outcome, how, ledger))
+                        on_line(_line(item, outcome, prompt_settings, ledger))
         if refused and not counts["answered"] + self._before:
             # More likely a parameter that the endpoint does not know than a fault of every question.
-            said = refused[0]["error"]
+            error = refused[0]["error"]
             raise UserError(
-                f"the endpoint refused every request as malformed ({said}); {_WITHOUT}, --retry_failed asks again"
+                f"the endpoint refused every request as malformed ({error}); {_WITHOUT}, --retry_failed asks again"
             )
         for line in refused:
             on_line(line)
@@ -197,7 +199,7 @@ class ApiModel:
         lines = [f"paid       {usage['requests']:,} requests, {tokens}, {cost}"]
         gone = Counter(p["finish_reason"] for p in predictions if "error" in p)
         if gone:
-            shown = _counted(gone)
+            shown = _count_text(gone)
             if gone.total() == len(predictions) and "refusal" not in gone:
                 first = next((p["error"] for p in predictions if p["error"]), "")
                 raise WorkError(
@@ -208,7 +210,7 @@ class ApiModel:
         cut = [p for p in predictions if was_cut(p)]
         if odd := Counter(p["finish_reason"] for p in cut if kind_of_ending(p["finish_reason"]) != "cut"):
             what = "answers ended for a reason that is not known and count as cut"
-            lines.append(f"note       {odd.total():,} {what}: {_counted(odd)}")
+            lines.append(f"note       {odd.total():,} {what}: {_count_text(odd)}")
         silent = sum(not p["output"].strip() for p in cut)
         if silent:
             lines.append(
@@ -235,11 +237,11 @@ def _without_nulls(text: str | None) -> tuple[str | None, set[str]]:
 class _Questions:
     """The llm_api.types.Method whose jobs are items, and whose answers are taken as they come: nothing is redrawn."""
 
-    def __init__(self, model: ApiModel, how: PromptSettings, settings: dict[str, Any]):
-        self.name, self._family = f"evaluate_{how.mode}", how.family
+    def __init__(self, model: ApiModel, prompt_settings: PromptSettings, settings: dict[str, Any]):
+        self.name, self._family = f"evaluate_{prompt_settings.mode}", prompt_settings.family
         self._params = model._body(settings["max_new_tokens"])
         # The same name at another address may be another model: its answers are others.
-        self._version = f"{VERSION} {how.mode} {model.identity['base_url']}"
+        self._version = f"{VERSION} {prompt_settings.mode} {model.identity['base_url']}"
 
     def jobs(self, inputs: Iterable[Item], settings: RunSettings) -> Iterator[Job]:
         for item in inputs:
@@ -268,36 +270,40 @@ def _enter_verdicts(ledger: Ledger, run: str, method: str) -> None:
     ledger.judge([(run, method, *row) for row in settled]).result()
 
 
-class _Said(NamedTuple):
+class _Completion(NamedTuple):
     """What scoring.prediction reads of an answer; tokens are counted by the endpoint."""
 
     finish_reason: str
     ids: tuple = ()
 
 
-def _line(item: Item, outcome: Outcome, how: PromptSettings, ledger: Ledger) -> dict[str, Any]:
+def _line(item: Item, outcome: Outcome, prompt_settings: PromptSettings, ledger: Ledger) -> dict[str, Any]:
     """The line of predictions.jsonl: that of a local model, and request key, cost and served model."""
     request = outcome.job.request
-    [(response, prompt_tokens, new_tokens, cost, served, said)] = ledger.query(
+    [(response, prompt_tokens, new_tokens, cost, served, ended)] = ledger.query(
         "SELECT response, prompt_tokens, completion_tokens, cost, served, finish FROM requests WHERE key = ?",
         request.key,
     )
     answered = outcome.reason in _ANSWERED
-    finish = said or _ANSWERED[outcome.reason] if answered else _FINISHED.get(outcome.reason, outcome.reason)
+    finish_reason = ended or _ANSWERED[outcome.reason] if answered else _FINISHED.get(outcome.reason, outcome.reason)
     line = scoring.prediction(
-        item, _Said(finish), mode=how.mode, prompt=_shown(request.messages), output=response or ""
+        item,
+        _Completion(finish_reason),
+        mode=prompt_settings.mode,
+        prompt=_conversation_text(request.messages),
+        output=response or "",
     )
     line |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     if not answered:
-        line |= {"extracted": None, "rule": finish, "correct": False, "cut": False, "error": outcome.detail}
+        line |= {"extracted": None, "rule": finish_reason, "correct": False, "cut": False, "error": outcome.detail}
     return line | {"request": request.key, "cost_usd": cost, "served": served}
 
 
-def _counted(reasons: Counter) -> str:
+def _count_text(reasons: Counter) -> str:
     return ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
 
 
-def _shown(messages: Sequence[dict]) -> str:
+def _conversation_text(messages: Sequence[dict]) -> str:
     """A conversation as one text; a message alone stands for itself."""
     if len(messages) == 1:
         return messages[0]["content"]
