@@ -7,8 +7,9 @@ from functools import lru_cache
 import numpy as np
 
 from mmed_jax.common.errors import UserError
+from mmed_jax.data.batch import Batch
 from mmed_jax.data.pack import permutation
-from mmed_jax.data.packed_table import Batch, Table
+from mmed_jax.data.packed_table import Table
 
 # Endless for any run; grain wants a length.
 _FOREVER = 1 << 40

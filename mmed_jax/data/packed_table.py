@@ -17,6 +17,7 @@ import numpy as np
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import WorkError
+from mmed_jax.data.batch import Batch, empty_batch
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.data.tokenize import Samples
 
@@ -25,19 +26,6 @@ ROWS_PER_FILE = 1 << 15
 
 # Upper ends of the length histogram, in slots.
 LENGTH_BINS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-
-# Arrays of a batch, in the order they are shown.
-INT_ARRAYS = ("tokens", "targets", "segment_ids", "positions", "language")
-
-Batch = dict[str, np.ndarray]
-
-
-def empty_batch(rows: int, seq_len: int) -> Batch:
-    """A batch of padding: int32 [rows, seq_len] arrays (INT_ARRAYS) of 0, float32 loss_mask of 0, row_ids of -1."""
-    batch: Batch = {name: np.zeros((rows, seq_len), np.int32) for name in INT_ARRAYS}
-    batch["loss_mask"] = np.zeros((rows, seq_len), np.float32)
-    batch["row_ids"] = np.full(rows, -1, np.int32)
-    return batch
 
 
 def encode_row(samples: Samples, members: Sequence[int]) -> bytes:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmed_jax.config.values import batch_rows
+from mmed_jax.data.batch import FIELDS
 from mmed_jax.model.attention import resolve_backend
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.parallel import sharding
@@ -17,16 +17,6 @@ from mmed_jax.parallel.chips import tpu_of
 from mmed_jax.parallel.xla_flags import compiler_options
 from mmed_jax.training import optim, step
 from mmed_jax.training import state as placement
-
-# Everything in a batch that is placed on the devices; all [B, T].
-BATCH_DTYPES = {
-    "tokens": jnp.int32,
-    "targets": jnp.int32,
-    "segment_ids": jnp.int32,
-    "positions": jnp.int32,
-    "language": jnp.int32,
-    "loss_mask": jnp.float32,
-}
 
 
 @dataclass(frozen=True)
@@ -100,7 +90,7 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
         schedule=schedule,
         options=options,
         state=state,
-        batch={k: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for k, dtype in BATCH_DTYPES.items()},
+        batch={k: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for k, dtype in FIELDS.items()},
         train_step=jax.jit(
             step.make_train_step(cfg, tx, schedule, options),
             donate_argnums=0,

@@ -45,11 +45,6 @@ def init_state(params: Any, tx: optax.GradientTransformation) -> State:
     return {"params": params, "opt_state": tx.init(params), "step": jnp.zeros((), jnp.int32)}
 
 
-def head_weight(params: Any) -> jax.Array:
-    """[V, D]: the output head, which is the embedding when tied."""
-    return params["head"]["weight"] if "head" in params else params["embed"]["weight"]
-
-
 def batch_sums(params: Any, cfg: LlamaConfig, options: StepOptions, batch: Batch) -> tuple[jax.Array, Batch]:
     """Sums over one micro-batch.
 
@@ -69,7 +64,7 @@ def batch_sums(params: Any, cfg: LlamaConfig, options: StepOptions, batch: Batch
     mask_bt = batch["loss_mask"]
     total, nll_bt = weighted_nll(
         hidden_btd,
-        head_weight(params),
+        llama.head_weight(params, cfg),
         batch["targets"],
         mask_bt,
         chunk=options.loss_chunk,

@@ -10,9 +10,10 @@ import pytest
 
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data import packed_table as table_module
+from mmed_jax.data.batch import FIELDS
 from mmed_jax.data.loader import BatchStream, eval_batches
 from mmed_jax.data.pack import pack
-from mmed_jax.data.packed_table import INT_ARRAYS, TABLE, Table, write_rows
+from mmed_jax.data.packed_table import TABLE, Table, write_rows
 from tests.data.test_pack import samples_of
 
 SEQ_LEN = 32
@@ -115,7 +116,7 @@ def test_eval_covers_every_row_once(table, batch_size, processes):
     for batch in (b for p in parts for b in p):
         assert batch["tokens"].shape == (batch_size // processes, SEQ_LEN)
         padding = batch["row_ids"] < 0
-        assert all(not batch[name][padding].any() for name in (*INT_ARRAYS, "loss_mask"))
+        assert all(not batch[name][padding].any() for name in FIELDS)
     total = sum(b["loss_mask"].sum() for p in parts for b in p)
     assert total == table.batch(range(len(table)))["loss_mask"].sum()
     limited = np.concatenate([b["row_ids"] for b in eval_batches(table, 4, limit=6)])

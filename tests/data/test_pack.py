@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmed_jax.data.batch import empty_batch
 from mmed_jax.data.pack import best_fit, pack, permutation
-from mmed_jax.data.packed_table import empty_batch, encode_row, fill_row, row_names
+from mmed_jax.data.packed_table import encode_row, fill_row, row_names
 from mmed_jax.data.tokenize import Samples
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=80)
