@@ -125,7 +125,7 @@ def language_problem(
     if not shares or not enough and letters["latin"] >= sum(letters.values()):
         return None
     strange = {n: s for n, s in shares.items() if n not in own and n != "latin"}
-    worst = max(strange, key=strange.get)
+    worst = max(strange, key=strange.__getitem__)
     if strange[worst] > foreign:
         return f"{strange[worst]:.0%} {worst}"
     if own != ("latin",):
@@ -171,10 +171,10 @@ def _identify_latin(text: str, language: str, sure: float) -> str:
     """The code of the likeliest language: of _OWN_LATIN, or of all in `_LATIN` where that is `sure` nats likelier than
     `language`."""
     scores = _scores(text)
-    best = max(scores, key=scores.get)
+    best = max(scores, key=scores.__getitem__)
     if scores[best] - scores[language] > sure:
         return best
-    return language if sure > SURE else max(_OWN_LATIN, key=scores.get)
+    return language if sure > SURE else max(_OWN_LATIN, key=scores.__getitem__)
 
 
 def language_of(text: str) -> str | None:
@@ -186,7 +186,8 @@ def language_of(text: str) -> str | None:
     if not shares:
         return None
     text = unicodedata.normalize("NFKC", text)
-    east, first = shares["kana"] + shares["han"], max(shares, key=shares.get)
+    east, first = shares["kana"] + shares["han"], max(shares, key=shares.__getitem__)
+    code: str | None
     if shares["kana"] >= 0.05 and east > 0.5:
         code = "ja"
     elif shares[first] <= 0.5 or first == "other":
@@ -213,7 +214,7 @@ def _latin(text: str) -> str | None:
         if most - second > SURE:
             # Galician is not among those asked for: it would take lists of Spanish names.
             return best if best in _OWN_LATIN and not (best == "es" and counts["gl"] > counts["es"]) else None
-    best = max(_OWN_LATIN, key=counts.get)
+    best = max(_OWN_LATIN, key=counts.__getitem__)
     most = counts.pop(best)
     alone = all(most > counts[lang] for lang in _OWN_LATIN if lang != best)
     return best if alone and most >= max(counts.values()) else None

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from mmed_jax.common.errors import UserError
@@ -92,7 +92,7 @@ def _swallowed(lines: list[str], width: int, delimiter: str) -> bool:
     return any(all(_KEY.fullmatch(c) for c in column) or column[0] and len(set(column)) == 1 for column in columns)
 
 
-def header_of(cells: list[object], where: str) -> list[str]:
+def header_of(cells: Sequence[object], where: str) -> list[str]:
     """The names of the columns; a column without one is not read. Raises UserError for a name given twice."""
     names = ["" if c is None else str(c).strip() for c in cells]
     for name in names:

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
+from typing import Any
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LETTERS
@@ -52,7 +53,7 @@ def key_at(values: Iterable[object], base: int) -> list[str] | Drop | None:
     return found or None
 
 
-def by_name(options: object) -> tuple[dict[str, str], dict[str, str]] | Drop:
+def by_name(options: Any) -> tuple[dict[str, str], dict[str, str]] | Drop:
     """Options under names ({"A": ..}, {"1": ..} or [{"key", "value"}]) as (options by letter, letter by name).
 
     Names must be the letters from A, or the numbers from 0 or 1, without a gap; empty options at the end are left out.
@@ -96,11 +97,12 @@ def key_by_name(values: Iterable[object], names: Mapping[str, str]) -> list[str]
 Numbering = Callable[[dict], tuple[Iterable[object], int, int]]
 
 
-def named_numbering(keys: Iterable[object], options: object) -> tuple[Iterable[object], int, int]:
+def named_numbering(keys: Iterable[object], options: Any) -> tuple[Iterable[object], int, int]:
     """The Numbering of keys that are names of options (see by_name), where these are numbers."""
     pairs = [(o["key"], o["value"]) for o in options] if isinstance(options, list) else options.items()
-    names = [number_of(name) for name, value in pairs if text(value)]
-    return ([], 0, 0) if None in names else (keys, min(names), len(names))
+    found = [number_of(name) for name, value in pairs if text(value)]
+    names = [name for name in found if name is not None]
+    return ([], 0, 0) if len(names) < len(found) else (keys, min(names), len(names))
 
 
 def same_base(found: Iterable[Row], source: str, numbering: Numbering) -> Iterator[Row]:

@@ -10,8 +10,9 @@ slightly, so overlaps are not found by question_key.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from mmed_jax.data.sources.answer_keys import by_name, key_by_name, named_numbering, same_base
 from mmed_jax.data.sources.raw_file import Download
@@ -41,7 +42,7 @@ def numbered(found: Iterator[Row]) -> Iterator[Row]:
     return same_base(found, "casimedicos", _numbering)
 
 
-def _numbering(raw: dict) -> tuple[list, int, int]:
+def _numbering(raw: dict) -> tuple[Iterable[object], int, int]:
     options = {name: _option(option) for name, option in raw["options"].items()}
     return named_numbering([raw["answer" if "rationale" in raw else "correct_option"]], options)
 
@@ -69,7 +70,7 @@ def convert(row: Row, kind: str) -> dict | Drop:
     about = origin(row, original, group, type=text(raw.get("type")), year=text(raw.get("year")))
     named = by_name({name: _option(option) for name, option in raw["options"].items()})
     options, names = (named, {}) if isinstance(named, Drop) else named
-    common = {"ident": ident, "language": language, "provenance": about}
+    common: dict[str, Any] = {"ident": ident, "language": language, "provenance": about}
     if kind == "mcq":
         answer = key_by_name([raw["answer" if joined else "correct_option"]], names)
         return mcq(

@@ -5,7 +5,7 @@ hub form: answer_a .. answer_e, correct_answers as class numbers from 0 = a
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmed_jax.data.sources.answer_keys import by_name, key_at, key_by_name, named_numbering, number_of, same_base
@@ -23,7 +23,7 @@ def numbered(found: Iterator[Row]) -> Iterator[Row]:
     return same_base(found, "frenchmedmcqa", _numbering)
 
 
-def _numbering(raw: dict) -> tuple[list, int, int]:
+def _numbering(raw: dict) -> tuple[Iterable[object], int, int]:
     answers = _answers(raw)
     if all(number_of(name) is not None for name in answers):
         return named_numbering(_right(raw), answers)

@@ -105,7 +105,9 @@ def convert(row: Row, kind: str) -> dict | Drop:
     if len(set(ids)) < len(ids):
         return Drop("an option's name is given twice")
     right = number_of(raw["ra"])
-    answer = [LETTERS[ids.index(right)]] if right in ids[: len(LETTERS)] and right is not None else None
+    answer: list[str] | Drop | None = (
+        [LETTERS[ids.index(right)]] if right in ids[: len(LETTERS)] and right is not None else None
+    )
     if right is None and text(raw["ra"]):
         answer = UNREADABLE
     return mcq(

@@ -9,6 +9,7 @@ ori_pqal.json, rows get their split from it. The hub's one split "train" holds b
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mmed_jax.data.sources.raw_file import Download, files, holds
 from mmed_jax.data.sources.raw_rows import json_value, objects
@@ -51,7 +52,7 @@ def convert(row: Row, kind: str) -> dict | Drop:
     if not abstract:
         return Drop("no abstract")
     pmid = text(raw["pubid"])
-    common = {
+    common: dict[str, Any] = {
         "ident": make_id("pubmedqa", row, pmid),
         "language": "en",
         "provenance": origin(row, pmid, f"pubmedqa:{pmid}", year=text(raw.get("year"))),

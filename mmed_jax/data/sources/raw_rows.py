@@ -44,6 +44,7 @@ def json_value(file: RawFile) -> object:
 def json_objects(file: RawFile) -> Iterator[tuple[int, dict]]:
     """(number, object) of a file of JSON lines or of one JSON array, whatever its name ends in."""
     content = file.text()
+    values: Iterator[tuple[int, object]]
     if re.match(r"\s*\[", content):
         values = enumerate(_loads(content, f"{file.label}:LINE"), 1)
     else:

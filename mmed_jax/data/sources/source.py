@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LETTERS, question_key
@@ -228,7 +228,7 @@ def mcq(
     # A wrong option that is none does no harm, and published counts include such questions.
     if problem := next(filter(None, (cell_problem(options[letter]) for letter in answer)), None):
         return problem._replace(content=content)
-    record = {
+    record: dict[str, Any] = {
         "id": ident,
         "language": language,
         "question": question,
@@ -264,7 +264,7 @@ def dialogue(
         return Drop("no question")
     if not text(answer):
         return Drop("no answer", content_of(text(question)))
-    record = {
+    record: dict[str, Any] = {
         "id": ident,
         "language": language,
         "source": source,
