@@ -159,12 +159,12 @@ def _mistake(place: str, path: Path, error: Exception) -> UserError:
 
 def _check_keys(name: str, config: ConfigDict) -> None:
     """A config file may change values only: a misspelt key would be a value that nothing reads."""
-    known, found = flatten(base()), flatten(config)
-    for key in found:
+    known, given = flatten(base()), flatten(config)
+    for key in given:
         if key not in known:
             raise UserError(f"--config={name}: {key}: no such key{nearest_key(key, known)}")
     for key in known:
-        if key not in found:
+        if key not in given:
             raise UserError(
                 f"--config={name}: {key} is missing; begin with mmed_jax.config.defaults.base() and change values"
             )
