@@ -177,16 +177,16 @@ def _write_speed(folder: Path, mib: int = 16) -> str:
 
 def find_accelerators() -> list[str]:
     """What the machine has, whatever jax sees: "2 x NVIDIA H200", "4 TPU chips (/dev/accel*)"."""
-    found = []
+    accelerators = []
     if gpus := [line for line in _run(["nvidia-smi", "-L"]).splitlines() if line.startswith("GPU ")]:
         kinds = [re.sub(r"^GPU \d+: | \(UUID.*$", "", g) for g in gpus]
-        found += [f"{kinds.count(k)} x {k}" for k in dict.fromkeys(kinds)]
+        accelerators += [f"{kinds.count(k)} x {k}" for k in dict.fromkeys(kinds)]
     elif nodes := glob.glob("/dev/nvidia[0-9]*"):
-        found.append(f"{len(nodes)} NVIDIA device(s), nvidia-smi does not answer")
+        accelerators.append(f"{len(nodes)} NVIDIA device(s), nvidia-smi does not answer")
     for pattern in ("/dev/accel[0-9]*", "/dev/accel/accel[0-9]*", "/dev/vfio/[0-9]*"):
         if chips := glob.glob(pattern):
-            found.append(f"{len(chips)} TPU chip(s) ({pattern.replace('[0-9]', '')})")
-    return found
+            accelerators.append(f"{len(chips)} TPU chip(s) ({pattern.replace('[0-9]', '')})")
+    return accelerators
 
 
 def check_tpu_lock(out: Findings, lockfile: str = LOCKFILE) -> None:
@@ -260,22 +260,23 @@ def check_jax(out: Findings, accelerators: list[str], timeout: int = PROBE_SECON
         )
         return
     try:
-        found = jsonl.loads(child.stdout.strip().splitlines()[-1], dict)
+        probed = jsonl.loads(child.stdout.strip().splitlines()[-1], dict)
     except (IndexError, ValueError):
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         out.problems.append(f"jax does not start: {last[:400]}")
         return
-    memory = f", {max(found['memory_gib'])} GiB each" if found["memory_gib"] else ""
+    memory = f", {max(probed['memory_gib'])} GiB each" if probed["memory_gib"] else ""
     out.add(
         "jax",
-        f"{found['platform']}: {found['devices']} x {', '.join(found['kinds'])}{memory}, started in "
-        f"{found['start_seconds']} s",
+        f"{probed['platform']}: {probed['devices']} x {', '.join(probed['kinds'])}{memory}, started in "
+        f"{probed['start_seconds']} s",
     )
-    out.add("processes", f"this is {found['process']}, {found['local_devices']} local device(s)")
-    out.add("test product", "right on every device" if not found["wrong"] else f"WRONG on {', '.join(found['wrong'])}")
-    if found["wrong"]:
-        out.problems.append(f"a small matrix product comes out wrong on {', '.join(found['wrong'])}")
-    if accelerators and found["platform"] == "cpu":
+    out.add("processes", f"this is {probed['process']}, {probed['local_devices']} local device(s)")
+    wrong = ", ".join(probed["wrong"])
+    out.add("test product", f"WRONG on {wrong}" if wrong else "right on every device")
+    if wrong:
+        out.problems.append(f"a small matrix product comes out wrong on {wrong}")
+    if accelerators and probed["platform"] == "cpu":
         forced = os.environ.get("JAX_PLATFORMS", "")
         extra = "tpu" if "TPU" in accelerators[0] else "cuda"
         cause = f"JAX_PLATFORMS={forced} says so" if forced else f'install it with pip install -e ".[{extra}]"'

@@ -12,7 +12,8 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmed_jax.common import console, jsonl
 from mmed_jax.common.command_line import Parser
@@ -24,6 +25,9 @@ from mmed_jax.data.multiple_choice import FAMILIES, MODES
 from mmed_jax.data.plain_text import decode_after, joins_plainly
 from mmed_jax.inference.load import add_arguments, load_engine, say
 from mmed_jax.inference.prompt_files import PromptFormat, prompt_ids, read_prompts
+
+if TYPE_CHECKING:
+    from mmed_jax.hf.open_model import ModelSource
 
 
 class TextStream:
@@ -58,99 +62,78 @@ class TextStream:
         return decode_after(self._tok, self._before + self._ids[: self._shown], self._ids[self._shown :])
 
 
+class Prompt(NamedTuple):
+    """One prompt: `where` it stands, its `id` among the answers, its token ids, and these as text."""
+
+    where: str
+    id: str
+    ids: list[int]
+    text: str
+
+
 def main(argv: list[str] | None = None) -> None:
     """The generate command; see the module's docstring and `--help`."""
-    args = _arguments(argv)
+    args = parse_arguments(argv)
     if args.output:
         console.outlive()
-    from mmed_jax.hf.open_model import identity, open_model, trained_prompts
+    from mmed_jax.hf.open_model import open_model
     from mmed_jax.inference.engine import check_prompts
     from mmed_jax.inference.sampling import Sampling, check_seed
 
     Sampling(args.temperature, args.top_p, args.top_k)
     check_seed(args.seed)
-    given = [("--prompt", "1", {"prompt": args.prompt})] if args.prompt is not None else list(read_prompts(args.input))
-    given = given[: args.limit or None]
+    rows = [("--prompt", "1", {"prompt": args.prompt})] if args.prompt is not None else list(read_prompts(args.input))
     source = open_model(args.model, args.step, args.ignore_keys)
+    prompts = encode_prompts(args, rows[: args.limit or None], source)
+    check_prompts(source.cfg, [p.ids for p in prompts], args.max_new_tokens, [p.where for p in prompts])
+    if args.prompt is not None:
+        engine = load_engine(args, source, source.stop_ids)
+        stream = TextStream(source.tokenizer, prompts[0].ids if args.raw else ())
+        stream_answer(engine, stream, prompts[0].ids, sampling_flags(args))
+    elif args.output:
+        write_answers(args, source, prompts)
+    else:
+        print_answers(args, source, prompts)
+
+
+def encode_prompts(
+    args: argparse.Namespace, rows: Sequence[tuple[str, str, dict]], source: "ModelSource"
+) -> list[Prompt]:
+    """The rows (where, id, object) as the model reads them: as it was trained, unless flags say otherwise."""
+    from mmed_jax.hf.open_model import trained_prompts
+
     trained, tok = trained_prompts(source), source.tokenizer
-    how = PromptFormat(
+    prompt_format = PromptFormat(
         raw=args.raw,
         mode=args.mode,
         family=args.prompt_family or trained["prompt_family"],
         system="" if args.raw else trained["system_prompt"] if args.system is None else args.system,
     )
-    prompts = [prompt_ids(tok, value, where, how) for where, _, value in given]
-    check_prompts(source.cfg, prompts, args.max_new_tokens, [where for where, _, _ in given])
-    sampling = {
-        "max_new_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        "top_p": args.top_p,
-        "top_k": args.top_k,
-        "seed": args.seed,
+    prompts = []
+    for where, name, value in rows:
+        ids = prompt_ids(tok, value, where, prompt_format)
+        prompts.append(Prompt(where, name, ids, tok.decode(ids)))
+    return prompts
+
+
+def sampling_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides an answer beside weights and prompt, as Engine.generate takes it."""
+    return {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}
+
+
+def answer_record(args: argparse.Namespace, source: "ModelSource", prompt: Prompt, completion: Any) -> dict[str, Any]:
+    """The line of an answer."""
+    return {
+        "id": prompt.id,
+        "prompt": prompt.text,
+        "output": decode_after(source.tokenizer, prompt.ids if args.raw else (), completion.ids),
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": len(prompt.ids),
+        "new_tokens": len(completion.ids),
     }
-    stops = source.stop_ids
-    if args.prompt is not None:
-        engine = load_engine(args, source, stops)
-        _answer(engine, TextStream(tok, prompts[0] if args.raw else ()), prompts[0], sampling)
-        return
-
-    # ---- A file -----------------------------------------------------------------------------------------------------
-    texts = [tok.decode(p) for p in prompts]
-
-    def record(k: int, completion: Any) -> dict:
-        return {
-            "id": given[k][1],
-            "prompt": texts[k],
-            "output": decode_after(tok, prompts[k] if args.raw else (), completion.ids),
-            "finish_reason": completion.finish_reason,
-            "prompt_tokens": len(prompts[k]),
-            "new_tokens": len(completion.ids),
-        }
-
-    if not args.output:
-        engine = load_engine(args, source, stops)
-        engine.generate(prompts, **sampling, on_done=lambda k, c: print(_terminal_line(record(k, c)), flush=True))
-        return
-
-    output = expand_home(args.output)
-    model = identity(source)
-
-    def open_journal(dtype: str | None) -> Journal:
-        settings = {**sampling, "stop_ids": stops, "dtype": dtype, **{f"model_{k}": v for k, v in model.items()}}
-        return Journal(output, settings)
-
-    journal = open_journal(args.dtype)
-    for (where, name, _), text in zip(given, texts):
-        if (name,) in journal.done and journal.done[(name,)]["prompt"] != text:
-            raise UserError(f"{where}: another prompt than the one answered in {output}; name another --output")
-    todo = [k for k, (_, name, _) in enumerate(given) if (name,) not in journal.done]
-    say("data", f"{len(given):,} prompts" + (f", {len(given) - len(todo):,} already answered" if journal.done else ""))
-    say("output", str(output))
-    if not todo:
-        return
-    engine = load_engine(args, source, stops)
-    model = identity(source)
-    label, every = "generate", max(1, len(given) // 10)
-    with open_journal(engine.dtype.name) as journal, Progress(len(given), every=every, label=label) as bar:
-        tokens = 0
-
-        def done(i: int, completion: Any) -> None:
-            nonlocal tokens
-            journal.append(record(todo[i], completion))
-            tokens += len(completion.ids)
-            bar.update(len(journal.done), {"tokens": tokens})
-
-        engine.generate([prompts[k] for k in todo], **sampling, items=todo, on_done=done)
-        journal.arrange((name,) for _, name, _ in given)
-    print(f"written    {output}")
 
 
-def _terminal_line(record: dict) -> str:
-    """A record as JSON in which characters that a terminal obeys are written as their escapes: the same values."""
-    return re.sub(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda c: f"\\u{ord(c[0]):04x}", jsonl.dump_line(record))
-
-
-def _answer(engine: Any, stream: TextStream, prompt: list[int], sampling: dict) -> None:
+def stream_answer(engine: Any, stream: TextStream, prompt: list[int], sampling: dict[str, Any]) -> None:
     """Writes one answer to stdout as it comes."""
 
     def show(text: str) -> None:
@@ -163,7 +146,62 @@ def _answer(engine: Any, stream: TextStream, prompt: list[int], sampling: dict) 
         say("cut", f"after {len(completion.ids)} tokens; --max_new_tokens=N allows more")
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
+def print_answers(args: argparse.Namespace, source: "ModelSource", prompts: Sequence[Prompt]) -> None:
+    """Writes a line of JSON to stdout for each answer, in the order in which they are finished."""
+    engine = load_engine(args, source, source.stop_ids)
+
+    def show(i: int, completion: Any) -> None:
+        print(_terminal_line(answer_record(args, source, prompts[i], completion)), flush=True)
+
+    engine.generate([p.ids for p in prompts], **sampling_flags(args), on_done=show)
+
+
+def write_answers(args: argparse.Namespace, source: "ModelSource", prompts: Sequence[Prompt]) -> None:
+    """Appends each answer to --output as it is finished; goes on where an earlier call stopped. Raises UserError."""
+    output, sampling = expand_home(args.output), sampling_flags(args)
+    journal = open_answers(output, sampling, source, args.dtype)
+    for prompt in prompts:
+        answered = journal.done.get((prompt.id,))
+        if answered is not None and answered["prompt"] != prompt.text:
+            raise UserError(f"{prompt.where}: another prompt than the one answered in {output}; name another --output")
+    remaining = [k for k, prompt in enumerate(prompts) if (prompt.id,) not in journal.done]
+    before = f", {len(prompts) - len(remaining):,} already answered" if journal.done else ""
+    say("data", f"{len(prompts):,} prompts{before}")
+    say("output", str(output))
+    if not remaining:
+        return
+    engine = load_engine(args, source, source.stop_ids)
+    journal = open_answers(output, sampling, source, engine.dtype.name)
+    every = max(1, len(prompts) // 10)
+    with journal, Progress(len(prompts), every=every, label="generate") as bar:
+        tokens = 0
+
+        def write(i: int, completion: Any) -> None:
+            nonlocal tokens
+            journal.append(answer_record(args, source, prompts[remaining[i]], completion))
+            tokens += len(completion.ids)
+            bar.update(len(journal.done), {"tokens": tokens})
+
+        engine.generate([prompts[k].ids for k in remaining], **sampling, items=remaining, on_done=write)
+        journal.arrange((prompt.id,) for prompt in prompts)
+    print(f"written    {output}")
+
+
+def open_answers(output: Path, sampling: dict[str, Any], source: "ModelSource", dtype: str | None) -> Journal:
+    """--output with the answers of earlier calls. Raises UserError where they are of other weights or settings."""
+    from mmed_jax.hf.open_model import identity
+
+    model = {f"model_{k}": v for k, v in identity(source).items()}
+    return Journal(output, {**sampling, "stop_ids": source.stop_ids, "dtype": dtype, **model})
+
+
+def _terminal_line(record: dict) -> str:
+    """A record as JSON in which characters that a terminal obeys are written as their escapes: the same values."""
+    return re.sub(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda c: f"\\u{ord(c[0]):04x}", jsonl.dump_line(record))
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The flags. Raises UserError for those that contradict each other."""
     parser = Parser(
         prog="python -m mmed_jax.generate",
         description=__doc__,

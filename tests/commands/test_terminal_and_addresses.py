@@ -210,7 +210,7 @@ def test_model_text_reaches_no_terminal(capsys):
         on_token(0, 1)
         return [SimpleNamespace(finish_reason="stop", ids=[1])]
 
-    generate._answer(SimpleNamespace(generate=answer), stream, [1], {})
+    generate.stream_answer(SimpleNamespace(generate=answer), stream, [1], {})
     out = capsys.readouterr().out
     assert out == 2 * (printable(EVIL) + "Iron\tis\nlow.") + "\n" and printable(out) == out
     line = generate._terminal_line({"output": EVIL + "é"})
