@@ -40,6 +40,12 @@ class Benchmark:
     split: str = ""
     encoding: str = ""
 
+    @property
+    def registered(self) -> Entry:
+        """The entry of a benchmark that has one."""
+        assert self.entry is not None, self.name
+        return self.entry
+
 
 def locate_files(paths: Iterable[str]) -> list[Benchmark]:
     """Benchmarks named by their files: --data=a.jsonl,b.jsonl -> a, b; splits of one folder by name and split.

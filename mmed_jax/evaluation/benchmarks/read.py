@@ -80,7 +80,7 @@ def read_registered(
     benchmark: Benchmark, split: str, languages: tuple[str, ...] | None, count_mismatch: bool
 ) -> tuple[list[dict], dict[str, list[dict]], dict]:
     """(records of the split, {other split: records}, info) of a registered benchmark; see select.load_benchmark."""
-    entry, name = benchmark.entry, benchmark.name
+    entry, name = benchmark.registered, benchmark.name
     cells = _cells(benchmark, languages)
     revision = hub_revision(entry) if benchmark.path == HUB else None
     if benchmark.raw:
@@ -142,7 +142,7 @@ def _split(record: dict) -> str:
 
 def _cells(benchmark: Benchmark, languages: tuple[str, ...] | None) -> tuple[str, ...]:
     """The parts or languages that are asked. Raises UserError for languages the benchmark has not."""
-    entry = benchmark.entry
+    entry = benchmark.registered
     load_files([], "mcq", languages)  # checks the codes
     spoken = tuple(c for c in entry.languages if not languages or c in languages)
     if not spoken:
@@ -156,7 +156,7 @@ def _cells(benchmark: Benchmark, languages: tuple[str, ...] | None) -> tuple[str
 
 def _asked_split(benchmark: Benchmark, wanted: str, present: tuple[str, ...]) -> str | None:
     """The split, as records name it, that is asked; None = all of them. Raises UserError when it is not there."""
-    entry = benchmark.entry
+    entry = benchmark.registered
     if not (wanted or entry.split):
         return None
     split = match_split(wanted or entry.split, present)
@@ -172,7 +172,7 @@ def _asked_split(benchmark: Benchmark, wanted: str, present: tuple[str, ...]) ->
 
 def _count(benchmark, meant: str, asked: str | None, cells, rows: Counter, lost: dict) -> dict:
     """{"expected", "counted", "by_cell", "dropped", "count_mismatch"}: rows found against rows published."""
-    entry = benchmark.entry
+    entry = benchmark.registered
     keys = [k for k in rows if (asked is None or k[0] == asked) and k[1] in cells]
     counted = {c: sum(rows[k] for k in keys if k[1] == c) for c in cells}
     if not entry.whole:
@@ -211,7 +211,7 @@ def count_splits(benchmark: Benchmark) -> dict[str, tuple[int, int | None]]:
 
     Raises UserError when it cannot be read.
     """
-    entry = benchmark.entry
+    entry = benchmark.registered
     cells = _cells(benchmark, None)
     if benchmark.raw:
         reading = _Reading(entry, benchmark.path, benchmark.encoding)
