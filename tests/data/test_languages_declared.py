@@ -21,6 +21,7 @@ EVERY = [
     "data_gen/gates/refusals.py:NEGATION",
     "data_gen/gates/refusals.py:PREAMBLE",
     "data_gen/gates/refusals.py:REFUSAL",
+    "data_gen/gates/units.py:",
     "data_gen/handcrafted/instructions.jsonl:",
     "data_gen/handcrafted/mcq.jsonl:",
     "data_gen/prompts/answer_expanding.toml:",
@@ -30,7 +31,10 @@ EVERY = [
     "mmed_jax/data/multiple_choice.py:ANSWER_MARKS",
     "mmed_jax/data/multiple_choice.py:_INSTRUCTIONS",
     "mmed_jax/data/sources/encodings.py:_LIKELY",
+    "mmed_jax/evaluation/extraction/rules.py:",
     "mmed_jax/evaluation/metrics/word_split.py:WORDS_OF",
+    "mmed_jax/evaluation/prompts/option_order.py:has_references",
+    "mmed_jax/llm_api/prompt_guard.py:_STEERING",
     "mmed_jax/llm_api/prompt_guard.toml:",
 ]
 
@@ -57,6 +61,13 @@ def test_every_place_that_an_eighth_language_lacks_is_named(monkeypatch, languag
     assert "tests/support/fake_model.py:_SAY" in lacking and "tests/data/test_languages.py:SAMPLES" in lacking
 
 
+def test_rules_for_all_languages_read_a_text_of_each_and_no_other():
+    for code, samples in language_places.SAMPLES.items():
+        assert [n for n, (_, reads) in language_places.RULES.items() if not reads(samples[n])] == [], code
+    plain = "Vitamin C prevents scurvy."
+    assert [name for name, (_, reads) in language_places.RULES.items() if reads(plain)] == []
+
+
 def test_a_new_dictionary_of_languages_is_noticed(tmp_path, monkeypatch):
     """One that has not all of them fails the first test above, until PARTIAL says why."""
     file = tmp_path / "mmed_jax" / "data" / "new.py"
@@ -64,7 +75,9 @@ def test_a_new_dictionary_of_languages_is_noticed(tmp_path, monkeypatch):
     file.write_text('GREETINGS = {"en": "Hello", "fr": "Bonjour"}\n', encoding="utf-8")
     monkeypatch.setattr(language_places, "REPO", tmp_path)
     assert [place.where for place in places()] == ["mmed_jax/data/new.py:GREETINGS"]
-    assert "mmed_jax/data/new.py:GREETINGS (not all languages)" in missing_places(DECLARATIONS[0])
+    assert "mmed_jax/data/new.py:GREETINGS (not all languages, and no reason in PARTIAL)" in missing_places(
+        DECLARATIONS[0]
+    )
 
 
 def test_what_follows_from_a_declaration():
