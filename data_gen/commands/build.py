@@ -9,15 +9,15 @@ ledger give the same bytes. The output: jsonl/, tfds/, parquet/, README.md (the 
 recipe.json, rejects.jsonl, contaminated.jsonl.
 """
 
+import contextlib
 import errno
 import json
 import os
 import shutil
-import sqlite3
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
 from mmed_jax.common.progress import counting_bar
-from mmed_jax.llm_api.cost_estimate import summed
+from mmed_jax.llm_api.cost_estimate import sum_estimates
+from mmed_jax.llm_api.ledger.balance import cost_behind
 from mmed_jax.llm_api.unfinished import all_rejected_text, unfinished_text
 
 SUMMARY = "a whole set by a recipe: MMed-IFT, MMed-IFT-MC or your own"
@@ -79,57 +80,66 @@ class Build:
 
     def __call__(self) -> Facts | None:
         """Builds and writes the set; None after a dry run. Raises WorkError while requests are pending."""
-        if self.output.is_file():
-            raise UserError(f"--output={self.output}: is a file; name a folder")
-        if self.settings.dry_run:  # leaves nothing behind
-            with tempfile.TemporaryDirectory(prefix="data_gen-") as folder:
-                return self._build(Path(folder))
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            _clear(self.output)
-            work = Path(tempfile.mkdtemp(prefix=f".build-{os.getpid()}-", dir=self.output))
-        except OSError as e:
-            raise UserError(f"--output={self.output}: cannot be written ({e.strerror or e})") from e
-        try:
-            return self._build(work)
-        except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise WorkError(f"{e.filename or self.output}: cannot be written ({e.strerror})") from e
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        with self._work_folder() as work:
+            tests = self._read_benchmarks()
+            self.inputs = self._choose_inputs(tests, work)
+            self.rows = self._run_steps(work)
+            if self.settings.dry_run:
+                self._report_estimates()
+                return None
+            self._check_answers()
+            read = self._select(tests)
+            facts = self._write(work / "new", read)
+            self._put_in_place(work / "new")
+            return facts
 
-    def _build(self, work: Path) -> Facts | None:
+    def _read_benchmarks(self) -> Benchmarks:
+        """The test sets that no row may give away; none without --benchmarks."""
         tests = Benchmarks(self.recipe.contamination, self.recipe.contamination_question)
         if self.folder:
             self.benchmarks = read_benchmarks(self.folder, tests)
             self.say(f"benchmarks: {', '.join(f'{name} {n:,}' for name, n in self.benchmarks.items())}")
+        return tests
+
+    def _choose_inputs(self, tests: Benchmarks, work: Path) -> Inputs:
+        """Rows of the recipe's sources that licence, language and gates let in. Raises UserError where none is."""
         with counting_bar("inputs", unit=" rows", unit_scale=True) as bar:
-            self.inputs = collect(self.recipe, self.data_dir, self.licenses, tests, work, bar.update)
-        self.say(f"inputs: {len(self.inputs.entry):,}, of families with a test item {int(self.inputs.blocked.sum()):,}")
-        for name, why in self.inputs.missing.items():
+            inputs = collect(self.recipe, self.data_dir, self.licenses, tests, work, bar.update)
+        self.say(f"inputs: {len(inputs.entry):,}, of families with a test item {int(inputs.blocked.sum()):,}")
+        for name, why in inputs.missing.items():
             self.say(f"not read: {name}: {why}")
-        if not self.inputs.entry:
+        if not inputs.entry:
             raise UserError(f"--data_dir={self.data_dir}: no source of the recipe gave a row")
-        self.rows = Generator(self.recipe, self.inputs, work, self.run, self.settings)()
-        if self.settings.dry_run:
-            self.say(summed(self.rows.estimates))
-            self.say("not in it: steps over rows that other steps are still to make; nothing was sent, nothing written")
-            return None
+        return inputs
+
+    def _run_steps(self, work: Path) -> Rows:
+        """What the recipe's methods make of the inputs."""
+        return Generator(self.recipe, self.inputs, work, self.run, self.settings)()
+
+    def _report_estimates(self) -> None:
+        self.say(sum_estimates(self.rows.estimates))
+        self.say("not in it: steps over rows that other steps are still to make; nothing was sent, nothing written")
+
+    def _check_answers(self) -> None:
+        """Raises WorkError while requests are pending, unless the set may be partial."""
         if self.rows.pending() and not self.partial:
             raise WorkError(
                 f"{self.rows.pending():,} requests are pending; the same command goes on (--partial builds "
                 "a set of what is there)"
             )
+
+    def _select(self, tests: Benchmarks) -> writers.Read:
+        """Leaves out duplicates and test items, and splits; gives the records of a split. Raises WorkError for none."""
         with counting_bar("selection", unit=" rows", unit_scale=True) as bar:
             selector = Selector(self.recipe, self.inputs, self.rows, tests, bar.update)
             self.selection = selector()
         if not self.selection.where:
             raise WorkError("no row is left for the set; see the reasons: " + self._reasons())
         self.splits = [s for s in (KEPT, VALIDATION) if s in self.selection.split]
-        return self._publish(work / "new", selector.records)
+        return selector.records
 
-    def _publish(self, new: Path, read: writers.Read) -> Facts:
+    def _write(self, new: Path, read: writers.Read) -> Facts:
+        """All files of the set, in a folder of their own."""
         new.mkdir()
         recipe = self.recipe
         counts = writers.write_jsonl(new, read, self.splits, tuple(recipe.languages))
@@ -138,19 +148,46 @@ class Build:
         facts = gather(recipe, read, self.splits)
         if facts.total != sum(counts.values()):
             raise AssertionError(f"{facts.total} rows gathered, {sum(counts.values())} written")
-        lost = [*self.inputs.rejects, *self.rows.rejects, *self.selection.rejects]
-        writers.write_rejects(new / "rejects.jsonl", lost)
+        rejects = [*self.inputs.rejects, *self.rows.rejects, *self.selection.rejects]
+        writers.write_rejects(new / "rejects.jsonl", rejects)
         writers.write_rejects(new / "contaminated.jsonl", self._contaminated())
         (new / "README.md").write_text(card(self, facts), encoding="utf-8")
         (new / "report.html").write_text(page(self, facts), encoding="utf-8")
         (new / "recipe.json").write_text(json.dumps(as_dict(recipe), indent=1, ensure_ascii=False) + "\n", "utf-8")
         (new / "build.json").write_text(json.dumps(self.summary(facts), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        return facts
+
+    def _put_in_place(self, new: Path) -> None:
+        """Replaces the files of an earlier build."""
         for name in _FILES:
             target = self.output / name
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(new / name, target)
-        return facts
+
+    @contextlib.contextmanager
+    def _work_folder(self) -> Iterator[Path]:
+        """A folder for what is under way, inside the output; elsewhere for a dry run, which leaves nothing behind."""
+        if self.output.is_file():
+            raise UserError(f"--output={self.output}: is a file; name a folder")
+        if self.settings.dry_run:
+            with tempfile.TemporaryDirectory(prefix="data_gen-") as folder:
+                yield Path(folder)
+            return
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            _clear(self.output)
+            work = Path(tempfile.mkdtemp(prefix=f".build-{os.getpid()}-", dir=self.output))
+        except OSError as e:
+            raise UserError(f"--output={self.output}: cannot be written ({e.strerror or e})") from e
+        try:
+            yield work
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise WorkError(f"{e.filename or self.output}: cannot be written ({e.strerror})") from e
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
     def _contaminated(self) -> list[dict]:
         """Every row and input that gives a test item away, and the rows that fell with their families."""
@@ -182,30 +219,7 @@ class Build:
 
     def cost(self) -> dict[str, float]:
         """{"requests", "usd", "unpriced"} of the answers behind this build, cut ones included, by the ledger."""
-        found = {"requests": 0, "usd": 0.0, "unpriced": 0}
-        ledger = self.settings.ledger_file
-        if not self.rows.keys or not ledger.is_file():
-            return found
-        connection = sqlite3.connect(f"{ledger.absolute().as_uri()}?mode=ro", uri=True)
-        try:
-            seen, keys = set(), sorted(self.rows.keys)
-            while keys:
-                seen.update(keys)
-                earlier = set()
-                for start in range(0, len(keys), 500):
-                    part = keys[start : start + 500]
-                    sql = f"SELECT retry_of, cost, state FROM requests WHERE key IN ({','.join('?' * len(part))})"
-                    for before, cost, state in connection.execute(sql, part):
-                        found["requests"] += state in ("done", "rejected")
-                        found["usd"] += cost or 0.0
-                        found["unpriced"] += state == "done" and cost is None
-                        earlier |= {before} - {""}
-                keys = sorted(earlier - seen)
-        except sqlite3.Error as e:
-            raise WorkError(f"--ledger={ledger}: cannot be read ({e})") from e
-        finally:
-            connection.close()
-        return {**found, "usd": round(found["usd"], 6)}
+        return cost_behind(self.settings.ledger_file, self.rows.keys)
 
     def cost_text(self) -> str:
         """One sentence on requests and money."""
@@ -279,16 +293,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command; raises UserError for wrong flags, recipe or input, WorkError when work is left."""
     from mmed_jax.llm_api.runner import run, settings_from
 
-    plain, overrides = [], {}
-    for arg in sys.argv[1:] if argv is None else argv:
-        if arg.startswith("--recipe."):
-            key, eq, value = arg.removeprefix("--recipe.").partition("=")
-            if not eq:
-                raise UserError(f"{arg}: give a value, as --recipe.{key}=VALUE")
-            overrides[key] = value
-        else:
-            plain.append(arg)
-    args = _parser().parse_args(plain)
+    flags, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(flags)
     for name in ("recipe", "output"):
         if not getattr(args, name):
             raise UserError(f"build: --{name} is missing (--help shows the flags)")
@@ -307,9 +313,29 @@ def main(argv: list[str] | None = None) -> None:
         say=lambda text: print(text, flush=True),
     )
     facts = build()
-    if facts is None:
-        return
-    losses = Counter()
+    if facts is not None:
+        _print_set(build, facts, args.output)
+        _check_steps(build)
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The flags, and --recipe.KEY=VALUE as {KEY: VALUE}. Raises UserError for a key without a value."""
+    flags, overrides = [], {}
+    for arg in argv:
+        if arg.startswith("--recipe."):
+            key, eq, value = arg.removeprefix("--recipe.").partition("=")
+            if not eq:
+                raise UserError(f"{arg}: give a value, as --recipe.{key}=VALUE")
+            overrides[key] = value
+        else:
+            flags.append(arg)
+    return flags, overrides
+
+
+def _print_set(build: Build, facts: Facts, output: str) -> None:
+    """Rows by language, rows left out by reason, the cost, and what to do next."""
+    recipe = build.recipe
+    losses: Counter[str] = Counter()
     for stage, _, reason, n in loss_rows(recipe, build.inputs, build.rows, build.selection):
         losses[f"{stage}: {reason}"] += n
     width = max(map(len, (*losses, "rows in the set")))
@@ -319,11 +345,16 @@ def main(argv: list[str] | None = None) -> None:
     for reason, n in losses.most_common():
         print(f"{reason:<{width}}  {n:>9,}")
     print(build.cost_text())
-    print(f"written: {args.output} (README.md, report.html, jsonl/, tfds/, parquet/)")
+    print(f"written: {output} (README.md, report.html, jsonl/, tfds/, parquet/)")
     stage = "stage1" if recipe.kind == "instruction" else "stage2"
-    print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={args.output}/tfds/{recipe.name}")
-    failed = sum(n for counts in build.rows.outcomes.values() for (s, _), n in counts.items() if s == "failed")
-    lost = [f"step {n}: {text}" for n, c in build.rows.outcomes.items() if (text := all_rejected_text(c))]
+    print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={output}/tfds/{recipe.name}")
+
+
+def _check_steps(build: Build) -> None:
+    """Raises WorkError where a step's requests failed, or all its rows were rejected."""
+    outcomes = build.rows.outcomes
+    failed = sum(n for counts in outcomes.values() for (state, _), n in counts.items() if state == "failed")
+    lost = [f"step {name}: {text}" for name, counts in outcomes.items() if (text := all_rejected_text(counts))]
     if failed or lost:
         raise WorkError(f"the set is written, but {'; '.join(filter(None, (unfinished_text(0, failed), *lost)))}")
 

@@ -94,9 +94,9 @@ class Estimate:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
-def summed(found: list[Estimate]) -> str:
+def sum_estimates(estimates: list[Estimate]) -> str:
     """One line on several estimates together."""
-    sending = [e for e in found if e.requests]
+    sending = [e for e in estimates if e.requests]
     requests, most = sum(e.requests for e in sending), _sum([e.at_most for e in sending])
     expected = _sum([e.expected for e in sending])
     cost = "unknown" if most is None else f"at most ${most:,.2f} with every redraw"

@@ -1,6 +1,9 @@
 """The books of a ledger: what balances, and what is to be said when it does not."""
 
+import sqlite3
 from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from mmed_jax.common.errors import WorkError
@@ -84,3 +87,35 @@ def books(ledger: Ledger) -> Books:
     if ledger.query("PRAGMA quick_check")[0][0] != "ok":
         problems.append("SQLite finds the file damaged")
     return Books(rows, requests, totals, tokens, problems)
+
+
+def cost_behind(file: Path, keys: Iterable[str]) -> dict[str, float]:
+    """{"requests", "usd", "unpriced"} of the answers to requests, and of earlier ones that they were asked instead of.
+
+    Reads a ledger without opening it for writing. Raises WorkError where it cannot be read.
+    """
+    requests = unpriced = 0
+    usd = 0.0
+    seen: set[str] = set()
+    left = sorted(keys)
+    if not left or not file.is_file():
+        return {"requests": 0, "usd": 0.0, "unpriced": 0}
+    connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        while left:
+            seen.update(left)
+            earlier = set()
+            for start in range(0, len(left), 500):
+                part = left[start : start + 500]
+                sql = f"SELECT retry_of, cost, state FROM requests WHERE key IN ({','.join('?' * len(part))})"
+                for before, cost, state in connection.execute(sql, part):
+                    requests += state in ("done", "rejected")
+                    usd += cost or 0.0
+                    unpriced += state == "done" and cost is None
+                    earlier |= {before} - {""}
+            left = sorted(earlier - seen)
+    except sqlite3.Error as e:
+        raise WorkError(f"--ledger={file}: cannot be read ({e})") from e
+    finally:
+        connection.close()
+    return {"requests": requests, "usd": round(usd, 6), "unpriced": unpriced}
