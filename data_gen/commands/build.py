@@ -26,10 +26,10 @@ from data_gen.sets.contamination import Benchmarks
 from data_gen.sets.dataset_card import card
 from data_gen.sets.inputs import Inputs, collect, read_benchmarks
 from data_gen.sets.recipes import FILTERS, as_dict, load_recipe, recipe_hash
+from data_gen.sets.run_steps import Generator, Rows
 from data_gen.sets.select import KEPT, VALIDATION, Selection, Selector
 from data_gen.sets.set_report import page
 from data_gen.sets.statistics import Facts, gather, loss_rows
-from data_gen.sets.steps import Generator, Rows
 from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, run_command
-from mmed_jax.llm_api.batch.rows import release_all
+from mmed_jax.llm_api.batch.table import release_all
 from mmed_jax.llm_api.ledger.balance import Books, books
 from mmed_jax.llm_api.ledger.ledger import Ledger
 

@@ -2,14 +2,14 @@
 
 They see generated rows only; verdicts are never stored, they are found anew from the ledger's answers at every run, so
 that a changed threshold costs nothing. What needs the whole set (duplicates, contamination, balance of the letters) is
-in data_gen.sets.dedup, data_gen.sets.contamination and data_gen.gates.balance.
+in data_gen.sets.dedup, data_gen.sets.contamination and data_gen.gates.letter_balance.
 """
 
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from data_gen.gates import answer_key, faithfulness, text
+from data_gen.gates import answer_key, faithfulness, text_quality
 from mmed_jax.llm_api.types import Job
 
 Gate = Callable[[Job, dict], None | str]
@@ -39,19 +39,26 @@ THRESHOLDS: dict[str, Any] = {
 
 
 # What explains more comes first: a refusal in English is a refusal, not a wrong language.
-TEXT = (text.refusal, text.boilerplate, text.copy, text.language, text.length, text.repetition)
+TEXT = (
+    text_quality.refusal,
+    text_quality.boilerplate,
+    text_quality.copy,
+    text_quality.language,
+    text_quality.length,
+    text_quality.repetition,
+)
 # Of rows as the sources give them.
-SOURCE = (text.language, text.length)
+SOURCE = (text_quality.language, text_quality.length)
 
 
 def with_thresholds(gates: Iterable[Callable], thresholds: dict) -> list[Gate]:
     """The gates with their thresholds; `thresholds` has every key of THRESHOLDS."""
     t = thresholds
     settings: dict[Callable, dict] = {
-        text.language: {"foreign": t["foreign_script"]},
-        text.copy: {"quoted": t["quoted_passage"]},
-        text.length: {"shortest": t["shortest"], "longest": t["longest"], "ratio": tuple(t["length_ratio"])},
-        text.repetition: {"distinct": t["distinct_ngrams"]},
+        text_quality.language: {"foreign": t["foreign_script"]},
+        text_quality.copy: {"quoted": t["quoted_passage"]},
+        text_quality.length: {"shortest": t["shortest"], "longest": t["longest"], "ratio": tuple(t["length_ratio"])},
+        text_quality.repetition: {"distinct": t["distinct_ngrams"]},
         answer_key.key: {"stated": t["key_stated"], "required": t["key_required"]},
         faithfulness.facts: {"kept": t["facts_kept"]},
         faithfulness.numbers: {"tolerated": t["numbers_tolerated"]},

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_gen.gates.balance import Balance, LetterBalance
+from data_gen.gates.letter_balance import Balance, LetterBalance
 from data_gen.sets.contamination import Benchmarks
 from data_gen.sets.dedup import Deduplicator
 from data_gen.sets.groups import Families, family_keys, validation_rows
 from data_gen.sets.inputs import Inputs, as_record, blocked_families
-from data_gen.sets.steps import Rows
+from data_gen.sets.run_steps import Rows
 from mmed_jax.data.records.linked_rows import stable_hash
 from mmed_jax.data.records.schema import LANGUAGES, kind_of
 

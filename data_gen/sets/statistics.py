@@ -10,8 +10,8 @@ import numpy as np
 
 from data_gen.sets.inputs import Inputs
 from data_gen.sets.licenses import terms
+from data_gen.sets.run_steps import Rows
 from data_gen.sets.select import Selection
-from data_gen.sets.steps import Rows
 from mmed_jax.data.records.linked_rows import stable_hash
 from mmed_jax.data.records.schema import LANGUAGES
 

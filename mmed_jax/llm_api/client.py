@@ -15,8 +15,8 @@ from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.jsonl import BadJSON
 from mmed_jax.llm_api.address import check_address, shown_url
 from mmed_jax.llm_api.completions import read_completion, read_json, redact
-from mmed_jax.llm_api.failure_words import message_of
-from mmed_jax.llm_api.failures import Again, Stop, Told, settle, settle_status
+from mmed_jax.llm_api.error_status import message_of
+from mmed_jax.llm_api.failures import Again, RefusedParameters, Stop, settle, settle_status
 from mmed_jax.llm_api.ledger.ledger import Answer
 from mmed_jax.llm_api.prices import Price
 from mmed_jax.llm_api.types import Request
@@ -26,7 +26,7 @@ __all__ = [
     "Answer",
     "Reply",
     "Stop",
-    "Told",
+    "RefusedParameters",
     "ask",
     "body_of",
     "connection_errors",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.llm_api import failure_words as words
+from mmed_jax.llm_api import error_status
 from mmed_jax.llm_api.completions import choice_of, read_completion, redact
 from mmed_jax.llm_api.finish_reasons import kind_of_ending
 from mmed_jax.llm_api.ledger.transactions import Answer
@@ -52,7 +52,7 @@ class Again(Exception):
     responded: bool = False
 
 
-class Told:
+class RefusedParameters:
     """What an endpoint was found not to take: a seed is left out, a limit is sent by its other name. Requests keep
     their identity (Request.key): their answers are found by any run, whatever it has found out.
 
@@ -79,11 +79,11 @@ class Told:
         other = _OTHER_NAME.get(name)
         if other is None or other in self._known:
             return ""
-        how = f"{'sent as ' + other if other else 'left out'} from now on"
+        remedy = f"{'sent as ' + other if other else 'left out'} from now on"
         if name not in self._known:
             self._known[name] = other
-            self._say(f"the endpoint does not take '{name}': {how}; no request becomes another by that")
-        return how
+            self._say(f"the endpoint does not take '{name}': {remedy}; no request becomes another by that")
+        return remedy
 
 
 _OTHER_NAME = {"seed": "", "max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
@@ -122,25 +122,25 @@ def settle_status(
       error: what the server said: an object, a list, a text.
       inside: it came in a reply of status 200. paid: that may have been billed, and nobody says what.
     """
-    said = redact(words.message_of(error) or (error if isinstance(error, str) else ""))
-    codes = words.codes_of(error)
-    if status == words.NO_KEY:
+    said = redact(error_status.message_of(error) or (error if isinstance(error, str) else ""))
+    codes = error_status.codes_of(error)
+    if status == error_status.NO_KEY:
         # The server's own words would repeat parts of the key.
         raise Stop("the endpoint does not accept the API key (401); check OPENAI_API_KEY and --base_url")
-    if status == words.NO_CREDIT or any(words.status_of_word(c) == words.NO_CREDIT for c in codes):
+    if status == error_status.NO_CREDIT or any(error_status.status_of_word(c) == error_status.NO_CREDIT for c in codes):
         raise Stop(f"the account has no credit or quota left ({status}): {said}; add credit, then run the same command")
-    if status == words.NOT_ALLOWED:
+    if status == error_status.NOT_ALLOWED:
         raise Stop(f"the API key may not use this model or endpoint (403): {said}")
-    if status == words.NO_MODEL:
+    if status == error_status.NO_MODEL:
         raise Stop(f"no such model or address (404): {said}; check both (--base_url mostly ends in /v1)")
-    if status == words.LIMITED:
+    if status == error_status.LIMITED:
         raise Again(f"429: {said}", limited=True, headers=headers, uncertain=inside and paid, inside=inside)
     if status in (408, 409) or status >= 500:
         uncertain = paid if inside else status in (408, 504)
         raise Again(f"{status}: {said}", headers=headers, uncertain=uncertain, inside=inside)
-    if codes & set(words.FILTERS):
+    if codes & set(error_status.FILTERS):
         return Answer("rejected", "content_filter", said, request_id=request_id, cost=0.0)
-    about = words.parameter_of(error)
+    about = error_status.parameter_of(error)
     said += f" ({about})" if about else ""
     return Answer("failed", "bad_request", f"{status}: {said}", request_id=request_id, cost=0.0)
 
@@ -150,7 +150,7 @@ def error_in(reply: Any) -> Any:
     if isinstance(reply, list) and reply:
         return error_in(reply[0]) if isinstance(reply[0], dict) and "error" in reply[0] else None
     if isinstance(reply, str):
-        return reply if words.status_of(reply) else None
+        return reply if error_status.status_of(reply) else None
     if not isinstance(reply, dict):
         return None
     choice = choice_of(reply) or {}
@@ -159,7 +159,7 @@ def error_in(reply: Any) -> Any:
     whole = isinstance(message, dict) and (message.get("content") or message.get("refusal")) and ended != "broken"
     error = reply.get("error") or reply.get("errors") or choice.get("error")
     # Half a text without an ending, and beside it why: the error. Beside a text that the model ended it is none.
-    torn = whole and choice.get("finish_reason") in (None, "") and words.status_of(error)
+    torn = whole and choice.get("finish_reason") in (None, "") and error_status.status_of(error)
     if choice and not torn and (whole or ended in ("cut", "filtered", "refused")):
         return None
     if error:
@@ -167,7 +167,7 @@ def error_in(reply: Any) -> Any:
     if choice or isinstance(reply.get("usage"), dict):
         return None
     # Errors without that name: {"object": "error", "message", "code"}, {"detail": ..}, {"base_resp": {..}}.
-    return reply if words.message_of(reply) or words.status_of(reply) else None
+    return reply if error_status.message_of(reply) or error_status.status_of(reply) else None
 
 
 def settle(
@@ -177,13 +177,13 @@ def settle(
     answer = read_completion(reply, price, request_id=request_id, batch=batch)
     error = error_in(reply)
     broken = answer.reason == "api_error" and answer.finish is not None
-    status = words.status_of(error) if error is not None else None
+    status = error_status.status_of(error) if error is not None else None
     if status is None and broken:
-        status = words.DOWN
+        status = error_status.DOWN
     if status is None:
         if error is None:
             return answer
-        said = redact(words.message_of(error) or str(error))
+        said = redact(error_status.message_of(error) or str(error))
         return answer._replace(state="failed", reason="api_error", detail=f"an error in place of an answer: {said}")
     try:
         found = settle_status(status, error, headers, request_id, inside=True, paid=answer.cost is None)

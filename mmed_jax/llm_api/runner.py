@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mmed_jax.common.errors import WorkError
 from mmed_jax.common.progress import counting_bar, say_above_bars
-from mmed_jax.llm_api.batch.rows import UNSENT, give_up_unsent, under_way
+from mmed_jax.llm_api.batch.table import UNSENT, give_up_unsent, under_way
 from mmed_jax.llm_api.ledger.balance import check_run, strange_endings
 from mmed_jax.llm_api.ledger.ledger import Ledger
 from mmed_jax.llm_api.outcomes import Judge, Slot

@@ -48,7 +48,7 @@ class Sender:
         self._succeeded = self._began = time.monotonic()
         self._retries: dict[str, tuple[float, str]] = {}  # until when a request waits for its next attempt, and why
         self._limiter = Limiter(settings.concurrency)
-        self._told = api.Told(say)
+        self._parameters = api.RefusedParameters(say)
         self._any, self._refused, self._foreign = False, 0, 0
         # The client looks at each of its connections for every request; many small pools are cheaper than one.
         count = -(-settings.concurrency // _CONNECTIONS)
@@ -161,10 +161,12 @@ class Sender:
         """Sends once and stores the answer: (headers, None), or what went wrong when another attempt may succeed."""
         self._busy += 1
         try:
-            sent = self._told.request(request)
+            sent = self._parameters.request(request)
             reply = await api.ask(client, sent, self.price)
-            if reply.answer.reason == "bad_request" and (how := self._told.learn(reply.answer.detail, sent.params)):
-                raise api.Again(f"{reply.answer.detail}; {how}", cost=reply.answer.cost, headers=reply.headers)
+            if reply.answer.reason == "bad_request" and (
+                remedy := self._parameters.learn(reply.answer.detail, sent.params)
+            ):
+                raise api.Again(f"{reply.answer.detail}; {remedy}", cost=reply.answer.cost, headers=reply.headers)
             self._learn(reply.answer, request)
             await asyncio.wrap_future(self.ledger.finish(request.key, reply.answer))
         except api.Stop as stop:

@@ -116,7 +116,7 @@ def test_every_package_says_what_it_holds(repo):
         ("mmed_jax.data.pack", "from ..hf import load", "mmed_jax.data.pack -> mmed_jax.hf.load"),
         ("mmed_jax.data.pack", "import_module('mmed_jax.hf.load')", "mmed_jax.data.pack -> mmed_jax.hf.load"),
         ("data_gen.sets.steps", "import data_gen.commands.build", "data_gen.sets.steps -> data_gen.commands.build"),
-        ("data_gen.commands.build", "from data_gen.sets import steps", ""),
+        ("data_gen.commands.build", "from data_gen.sets import run_steps", ""),
         ("mmed_jax.data.pack", "from mmed_jax.common.jsonl import read", ""),
         ("mmed_jax.train", "from mmed_jax import __version__", ""),
     ],

@@ -8,8 +8,6 @@ from tests.support.source_tree import modules
 ONCE = ("report", "prompts", "rationale", "base", "judge", "settings", "config", "answers")
 # Base names given more than once, and why a reader is not misled: the folder says what it is about.
 SHARED = {
-    "balance": "gates: letters and lengths of options; llm_api/ledger: money",
-    "batch": "llm_api/batch is the room, batch/batch.py its main class",
     "config": "mmed_jax/config is the room of a run's config, model/config.py the model's",
     "convert": "commands: the command line; data/sources: what it calls",
     "flops": "planning/hlo: counted in a program; training: by formula",
@@ -19,7 +17,6 @@ SHARED = {
     "recipes": "config: recipes of training; data_gen/sets: recipes of sets",
     "select": "evaluation/benchmarks: which questions are asked; data_gen/sets: which rows go in",
     "sheets": "data/sources: spreadsheets that are published; evaluation/ratings: sheets to rate on",
-    "steps": "inference: jitted steps; data_gen/sets: steps of a build",
     "text": "evaluation/comparison, evaluation/extraction, planning/hlo, data_gen/gates: the text each is about",
 }
 # Of those words, the ones that still stand several times. The list only shrinks.

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_gen.gates.balance import LetterBalance, skewed
 from data_gen.gates.fields import named_texts
+from data_gen.gates.letter_balance import LetterBalance, skewed
 from data_gen.gates.quantities import quantities
-from data_gen.gates.text import volume
+from data_gen.gates.text_quality import volume
 from data_gen.methods import METHODS, THRESHOLDS, default_gates, make_method
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.schema import LANGUAGES, validate_record

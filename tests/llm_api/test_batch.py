@@ -4,7 +4,7 @@ import pytest
 
 from data_gen.commands import ledger as ledger_command
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.llm_api.batch import batch
+from mmed_jax.llm_api.batch import batches
 from tests.support.llm_api import balanced, billed_once, echo_model, inputs, lines, outcomes, settings, states
 from tests.support.openai_batches import Batches as ServerBatches
 from tests.support.openai_server import TRANSIENT, Faults, OpenAIServer
@@ -32,8 +32,8 @@ def test_batches_give_what_single_requests_give_at_half_the_price(tmp_path):
 
 
 def test_shards_stay_below_the_limits(tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "MAX_REQUESTS", 40)
-    monkeypatch.setattr(batch, "MAX_BYTES", 9000)
+    monkeypatch.setattr(batches, "MAX_REQUESTS", 40)
+    monkeypatch.setattr(batches, "MAX_BYTES", 9000)
     with OpenAIServer(echo_model, max_batch_requests=40) as server:
         given = settings(tmp_path, server.base_url, batch=True)
         found = outcomes(given, inputs(200))
@@ -114,7 +114,7 @@ def test_an_ending_of_any_name_without_results_is_no_reason_to_send_again(tmp_pa
 
 
 def test_a_batch_without_results_keeps_no_other_waiting(tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "MAX_REQUESTS", 3)
+    monkeypatch.setattr(batches, "MAX_REQUESTS", 3)
     with OpenAIServer(echo_model, batch_faults={0: "never"}) as server:
         given = settings(tmp_path, server.base_url, batch=True, poll_s=0.001, enqueued_tokens=600)
         with pytest.raises(WorkError, match="3 of its 3 results"):
@@ -187,8 +187,8 @@ def test_stopped_at_any_step_it_goes_on_and_paysbilled_once(tmp_path, monkeypatc
             raise _Killed
 
     fired: list[str] = []
-    original_set, original_fetch = batch.Batches._set, batch.Batches._fetch
-    original_answer, original_look = batch.Batches._answer, batch.Batches._look
+    original_set, original_fetch = batches.Batches._set, batches.Batches._fetch
+    original_answer, original_look = batches.Batches._answer, batches.Batches._look
 
     def set_state(self, which, **values):
         state = values.get("state")
@@ -219,8 +219,8 @@ def test_stopped_at_any_step_it_goes_on_and_paysbilled_once(tmp_path, monkeypatc
 
     seen: list[bytes] = []
     for name, stand_in in (("_set", set_state), ("_fetch", fetch), ("_answer", answer), ("_look", look)):
-        monkeypatch.setattr(batch.Batches, name, stand_in)
-    monkeypatch.setattr(batch, "_LINES", 20)
+        monkeypatch.setattr(batches.Batches, name, stand_in)
+    monkeypatch.setattr(batches, "_LINES", 20)
     with OpenAIServer(echo_model) as server:
         given = settings(tmp_path, server.base_url, batch=True)
         with pytest.raises(_Killed):
@@ -233,7 +233,7 @@ def test_stopped_at_any_step_it_goes_on_and_paysbilled_once(tmp_path, monkeypatc
 
 def test_a_run_of_single_requests_leaves_what_is_in_a_batch(tmp_path, monkeypatch, capsys):
     with OpenAIServer(echo_model, batch_s=100) as server, monkeypatch.context() as patch:
-        patch.setattr(batch.Batches, "_look", _raise_killed)
+        patch.setattr(batches.Batches, "_look", _raise_killed)
         with pytest.raises(_Killed):
             outcomes(settings(tmp_path, server.base_url, batch=True), inputs(20))
         patch.undo()
@@ -253,7 +253,7 @@ def test_two_processes_do_not_drive_the_batches_of_one_ledger(tmp_path):
 
     with OpenAIServer(echo_model) as server:
         given = settings(tmp_path, server.base_url, batch=True)
-        with Ledger(given.ledger_file) as ledger, batch.Batches(ledger, given, None):
+        with Ledger(given.ledger_file) as ledger, batches.Batches(ledger, given, None):
             with pytest.raises(UserError, match="another process"):
                 outcomes(given, inputs(3))
 

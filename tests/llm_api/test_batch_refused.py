@@ -6,7 +6,7 @@ import pytest
 
 from data_gen.commands import ledger as ledger_command
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.llm_api.batch import batch
+from mmed_jax.llm_api.batch import batches
 from mmed_jax.llm_api.ledger.ledger import Ledger
 from tests.support.llm_api import balanced, echo_model, inputs, outcomes, settings, states
 from tests.support.openai_batches import error
@@ -74,7 +74,7 @@ def test_a_process_killed_before_the_upload_holds_nothing(tmp_path, monkeypatch,
     rows = inputs(12)
     with OpenAIServer(echo_model) as server:
         with monkeypatch.context() as patch:
-            patch.setattr(batch.Batches, step, _kill)
+            patch.setattr(batches.Batches, step, _kill)
             with pytest.raises(_Killed):
                 outcomes(settings(tmp_path, _dead(), batch=True), rows)
         if how == "release":
@@ -89,7 +89,7 @@ def test_a_batch_that_is_elsewhere_is_named_and_can_be_released(tmp_path, monkey
     rows = inputs(12)
     with OpenAIServer(echo_model, batch_s=100) as there, OpenAIServer(echo_model) as here:
         with monkeypatch.context() as patch:
-            patch.setattr(batch.Batches, "_look", _kill)
+            patch.setattr(batches.Batches, "_look", _kill)
             with pytest.raises(_Killed):
                 outcomes(settings(tmp_path, there.base_url, batch=True), rows)
         given = settings(tmp_path, here.base_url, batch=then_batch)
@@ -110,7 +110,7 @@ def test_a_batch_that_the_endpoint_has_lost_is_said(tmp_path, monkeypatch):
     with OpenAIServer(echo_model, batch_s=100) as server:
         given = settings(tmp_path, server.base_url, batch=True)
         with monkeypatch.context() as patch:
-            patch.setattr(batch.Batches, "_look", _kill)
+            patch.setattr(batches.Batches, "_look", _kill)
             with pytest.raises(_Killed):
                 outcomes(given, inputs(12))
         server.batches.clear()
@@ -124,7 +124,7 @@ def test_a_batch_that_the_endpoint_has_lost_is_said(tmp_path, monkeypatch):
 def test_a_line_that_stops_does_not_keep_the_others_of_its_batch(tmp_path, monkeypatch):
     rows = inputs(12)
     with OpenAIServer(echo_model) as server:
-        given, original = settings(tmp_path, server.base_url, batch=True), batch.Batches._answer
+        given, original = settings(tmp_path, server.base_url, batch=True), batches.Batches._answer
         count = []
 
         def quota(self, line):
@@ -133,7 +133,7 @@ def test_a_line_that_stops_does_not_keep_the_others_of_its_batch(tmp_path, monke
                 line = line.replace(b'"status_code": 200', b'"status_code": 402')
             return original(self, line)
 
-        monkeypatch.setattr(batch.Batches, "_answer", quota)
+        monkeypatch.setattr(batches.Batches, "_answer", quota)
         with pytest.raises(UserError, match="no credit"):
             outcomes(given, rows)
         with Ledger(given.ledger_file) as ledger:

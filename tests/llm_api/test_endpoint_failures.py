@@ -8,10 +8,10 @@ import pytest
 
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.llm_api import client as api
-from mmed_jax.llm_api.batch.results import read_line
+from mmed_jax.llm_api.batch.replies import read_line
 from mmed_jax.llm_api.completions import read_completion
-from mmed_jax.llm_api.failure_words import status_of
-from mmed_jax.llm_api.failures import Told, settle, settle_status
+from mmed_jax.llm_api.error_status import status_of
+from mmed_jax.llm_api.failures import RefusedParameters, settle, settle_status
 from mmed_jax.llm_api.finish_reasons import is_cut, kind_of_ending
 from mmed_jax.llm_api.ledger.ledger import Ledger
 from mmed_jax.llm_api.prices import Price
@@ -130,11 +130,11 @@ def _caught(function, *args, **more):
 def test_an_error_is_what_its_http_status_is(reply, expected):
     assert _end(_caught(settle, reply, PRICE, {})) == expected
     line = json.dumps({"custom_id": "k", "response": {"status_code": 200, "body": reply}, "error": None})
-    key, found = read_line(line.encode(), PRICE, Told(print))
+    key, found = read_line(line.encode(), PRICE, RefusedParameters(print))
     assert key == "k" and _end(found) == expected
     if expected not in (FAILED, REFUSED) and isinstance(reply, dict) and isinstance(reply.get("error"), dict | str):
         line = json.dumps({"custom_id": "k", "response": None, "error": reply["error"]})
-        assert _end(read_line(line.encode(), PRICE, Told(print))[1], inside=False) == expected
+        assert _end(read_line(line.encode(), PRICE, RefusedParameters(print))[1], inside=False) == expected
 
 
 def test_answers_are_no_errors():
@@ -154,7 +154,7 @@ def test_what_is_counted_is_no_longer_in_doubt(code, counted):
     line = json.dumps({"custom_id": "k", "response": {"status_code": 200, "body": reply}})
     for found, cost in [
         (_caught(settle, reply, PRICE, {}), 7e-6),
-        (read_line(line.encode(), PRICE, Told(print))[1], 3.5e-6),
+        (read_line(line.encode(), PRICE, RefusedParameters(print))[1], 3.5e-6),
     ]:
         assert found.uncertain != counted
         assert found.cost == (pytest.approx(cost) if counted else None)
@@ -289,7 +289,7 @@ def test_a_seed_that_is_refused_is_left_out(tmp_path, capsys, error, batch):
 def test_a_limit_has_two_names():
     said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
     notes: list[str] = []
-    told = Told(notes.append)
+    told = RefusedParameters(notes.append)
     old = Request("m", (), {"max_tokens": 9, "seed": 1}, None, "t/1")
     assert told.request(old) is old
     assert told.learn(said, old.params) and told.learn(said, old.params) and len(notes) == 1
@@ -297,9 +297,11 @@ def test_a_limit_has_two_names():
     assert new.params == {"max_completion_tokens": 9, "seed": 1} and new.key == old.key
     assert not told.learn("max_completion_tokens is not supported", new.params), "not to and fro"
     said = "'seed' is not supported with this model (gpt)"
-    assert Told(print).learn(said, {"seed": 1}) and not Told(print).learn(said, {"temperature": 0})
+    assert RefusedParameters(print).learn(said, {"seed": 1}) and not RefusedParameters(print).learn(
+        said, {"temperature": 0}
+    )
     for other in ("max_tokens is too large: 9", "temperature is not supported", "unsupported value (temperature)"):
-        assert not Told(print).learn(other, {**old.params, "temperature": 0})
+        assert not RefusedParameters(print).learn(other, {**old.params, "temperature": 0})
 
 
 # ---- Counts of tokens -----------------------------------------------------------------------------------------------

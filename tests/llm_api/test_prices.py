@@ -6,7 +6,7 @@ import pytest
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.llm_api import token_counts
-from mmed_jax.llm_api.cost_estimate import estimate, summed
+from mmed_jax.llm_api.cost_estimate import estimate, sum_estimates
 from mmed_jax.llm_api.ledger.ledger import Ledger
 from mmed_jax.llm_api.ledger.transactions import Answer
 from mmed_jax.llm_api.prices import TABLE, price_of
@@ -178,7 +178,7 @@ def test_the_upper_bound_holds_where_every_answer_is_asked_for_again(tmp_path):
         assert found.at_most > balanced(given).totals.spent > found.settings.known_price.cost(0, 5 * 448)
         left = estimate(EchoMethod(), inputs(7), given)
         assert (left.answered, left.requests, left.all_requests) == (5, 2, 6)
-    both = summed([found, left])
+    both = sum_estimates([found, left])
     assert both == f"all steps: 7 requests to send, cost at most ${found.at_most + left.at_most:,.2f} with every redraw"
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from mmed_jax.common.errors import WorkError
 from mmed_jax.common.progress import counting_bar
 from mmed_jax.common.row_buffer import Spool, remove_left
-from mmed_jax.llm_api.batch.batch import Batches
-from mmed_jax.llm_api.batch.rows import under_way
+from mmed_jax.llm_api.batch.batches import Batches
+from mmed_jax.llm_api.batch.table import under_way
 from mmed_jax.llm_api.ledger.ledger import Ledger
 from mmed_jax.llm_api.outcomes import Judge, Slot
 from mmed_jax.llm_api.rate_limits import backoff

@@ -5,7 +5,7 @@
 
 Between two steps lies either nothing that costs, or something that can be found again: a batch that was created just
 before a kill is recognised by its input file. Results are joined by custom_id, which is the request's key
-(batch/results.py). A batch is done when each of its requests is accounted for: what was worked on and cannot
+(batch/replies.py). A batch is done when each of its requests is accounted for: what was worked on and cannot
 be read is looked for again, and nothing is sent a second time meanwhile.
 """
 
@@ -20,11 +20,19 @@ from typing import Any, BinaryIO
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import WorkError
 from mmed_jax.llm_api import client as api
-from mmed_jax.llm_api.batch import rows
-from mmed_jax.llm_api.batch.replies import count_of, errors_of, files_of, id_of, made_from, state_of
-from mmed_jax.llm_api.batch.results import Results, read_line
-from mmed_jax.llm_api.batch.rows import UNSENT, Batch
-from mmed_jax.llm_api.failures import Told
+from mmed_jax.llm_api.batch import table
+from mmed_jax.llm_api.batch.replies import (
+    Results,
+    count_of,
+    errors_of,
+    files_of,
+    find_batch,
+    id_of,
+    read_line,
+    state_of,
+)
+from mmed_jax.llm_api.batch.table import UNSENT, Batch
+from mmed_jax.llm_api.failures import RefusedParameters
 from mmed_jax.llm_api.ledger.ledger import Ledger
 from mmed_jax.llm_api.prices import Price
 from mmed_jax.llm_api.rate_limits import backoff
@@ -89,10 +97,10 @@ class Batches:
         self.ledger, self.settings, self.price = ledger, settings, price
         self.endpoint = api.endpoint_name(settings.base_url)
         self.client = api.make_client(settings.base_url, settings.timeout_s, asynchronous=False)
-        self.folder = rows.folder_of(ledger)
+        self.folder = table.folder_of(ledger)
         self.most_tokens = settings.enqueued_tokens or 10**12
         self.capped = self.elsewhere = False
-        self.told = Told(say)
+        self.parameters = RefusedParameters(say)
         self._stop: api.Stop | None = None
         # So far: answers, responses, lines that are to be asked again, batches cut into smaller ones.
         self.answered = self.worked = self.failed = self.cut = 0
@@ -100,9 +108,9 @@ class Batches:
         self._looks: dict[int, tuple[int, float, str]] = {}  # batch -> looks without results, the next, what was seen
 
     def __enter__(self) -> "Batches":
-        self._held = rows.held(self.ledger)
-        self._held.__enter__()
-        for batch in rows.batches_of(self.ledger, *UNSENT):
+        self._lock = table.lock_batches(self.ledger)
+        self._lock.__enter__()
+        for batch in table.batches_of(self.ledger, *UNSENT):
             # Killed while its file was written, or meant for another address: nothing was sent.
             if batch.state == "open" or batch.endpoint != self.endpoint:
                 self._give_up(batch)
@@ -110,15 +118,15 @@ class Batches:
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
-        self._held.__exit__(None, None, None)
+        self._lock.__exit__(None, None, None)
 
     def all(self, *states: str) -> list[Batch]:
         """Batches of this endpoint in these states."""
-        return rows.batches_of(self.ledger, *states, endpoint=self.endpoint)
+        return table.batches_of(self.ledger, *states, endpoint=self.endpoint)
 
     def file(self, batch: Batch) -> Path:
         """Where the requests of a batch lie."""
-        return rows.file_of(self.ledger, batch)
+        return table.file_of(self.ledger, batch)
 
     # Building.
 
@@ -128,7 +136,7 @@ class Batches:
         file: _File | None = None
         claimed = 0
         for request in requests:
-            body = api.body_of(self.told.request(request))
+            body = api.body_of(self.parameters.request(request))
             line = {"custom_id": request.key, "method": "POST", "url": _PATH, "body": body}
             data, tokens = jsonl.dump_line(line).encode() + b"\n", prompt_tokens(request, count)
             if file is not None and not file.holds(len(data), tokens, self.most_tokens):
@@ -163,7 +171,7 @@ class Batches:
         return file.requests
 
     def _give_up(self, batch: Batch) -> None:
-        rows.give_up(self.ledger, batch)
+        table.give_up(self.ledger, batch)
 
     def _set(self, batch: Batch, **values: Any) -> Batch:
         names = ", ".join(f"{name} = ?" for name in values)
@@ -220,7 +228,7 @@ class Batches:
                     file_id = id_of(self.client.files.create(file=f, purpose="batch"))
                 batch = self._set(batch, file_id=file_id, state="uploaded")
             else:  # perhaps created by a process that was killed before it could say so
-                found = made_from(self.client, batch.file_id)
+                found = find_batch(self.client, batch.file_id)
         except openai.NotFoundError:  # an endpoint without a Batch API holds no batch
             self._give_up(batch._replace(state="ready"))
             raise
@@ -286,7 +294,7 @@ class Batches:
 
     def _answer(self, line: bytes) -> tuple:
         """What a line of results settles, as `read_line`; a Stop is kept till the other answers are stored."""
-        key, answer = read_line(line, self.price, self.told)
+        key, answer = read_line(line, self.price, self.parameters)
         if isinstance(answer, api.Stop):
             self._stop = answer
             return key, api.Again(str(answer), cost=answer.cost, responded=answer.responded)

@@ -47,7 +47,7 @@ def file_of(ledger: Ledger, batch: Batch) -> Path:
 
 
 @contextlib.contextmanager
-def held(ledger: Ledger) -> Iterator[None]:
+def lock_batches(ledger: Ledger) -> Iterator[None]:
     """The batches of a ledger belong to one process at a time. Raises UserError when another has them."""
     folder = folder_of(ledger)
     try:
@@ -74,7 +74,7 @@ def give_up(ledger: Ledger, batch: Batch, *, uncertain: bool = False) -> int:
 def give_up_unsent(ledger: Ledger, *states: str) -> None:
     """Frees what a stopped process left in batches that never were sent, unless another process works on them."""
     if batches_of(ledger, *states):
-        with contextlib.suppress(UserError), held(ledger):
+        with contextlib.suppress(UserError), lock_batches(ledger):
             for batch in batches_of(ledger, *states):
                 give_up(ledger, batch)
 
@@ -99,7 +99,7 @@ def release_all(ledger: Ledger) -> list[str]:
     Raises UserError when a process works on the batches.
     """
     said = []
-    with held(ledger):
+    with lock_batches(ledger):
         for batch in batches_of(ledger, *UNSENT, *UNDER_WAY):
             billed = batch.state in UNDER_WAY
             count = give_up(ledger, batch, uncertain=billed)
