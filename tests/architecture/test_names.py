@@ -17,7 +17,6 @@ SHARED = {
     "recipes": "config: recipes of training; data_gen/sets: recipes of sets",
     "select": "evaluation/benchmarks: which questions are asked; data_gen/sets: which rows go in",
     "sheets": "data/sources: spreadsheets that are published; evaluation/ratings: sheets to rate on",
-    "text": "evaluation/comparison, evaluation/extraction, planning/hlo, data_gen/gates: the text each is about",
 }
 # Of those words, the ones that still stand several times. The list only shrinks.
 KNOWN: set[str] = set()
