@@ -14,8 +14,11 @@ looks for the fastest setting that fits. Ctrl-C keeps what was found; the same c
 compilation Ctrl-C takes effect when that ends.
 """
 
+import argparse
 import json
 import os
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 # Only the compiler is used: a TPU of this machine stays free for others.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -36,6 +39,7 @@ from mmed_jax.model.config import LlamaConfig
 from mmed_jax.parallel.chips import GIB
 from mmed_jax.planning import advice, plan_report, topology
 from mmed_jax.planning.found_config import check_output
+from mmed_jax.planning.plan_result import PlanResult
 from mmed_jax.planning.planner import CACHE, plan
 from mmed_jax.training import setup
 
@@ -56,30 +60,23 @@ FLAGS = {
 def main(argv: list[str] | None = None) -> None:
     """Plans what the command line describes; see the module's docstring and --help."""
     config, flags = parse_args(argv, description=__doc__, extra=FLAGS)
-    if not flags.topology:
-        raise UserError(f"--topology is missing: name a slice, for example {', '.join(topology.names()[8:40:9])}")
-    for name in ("price", "tokens"):
-        if not 0 <= getattr(flags, name) < float("inf"):
-            raise UserError(f"--{name}={getattr(flags, name)}: must be a number of at least 0")
-    for name in ("output", "batches"):
-        if getattr(flags, name) and not flags.search:
-            raise UserError(f"--{name} goes with --search")
-    if flags.json and flags.search:
-        raise UserError("--json is for one plan; --search writes --output=FILE.py")
-    if flags.max_compiles < 1:
-        raise UserError(f"--max_compiles={flags.max_compiles}: must be at least 1")
+
+    # ---- What to plan: everything that can be refused is, before anything is compiled -----------------------------
+    check_flags(flags)
     batches = parse_batches(flags.batches)
     target = topology.parse(flags.topology)
     if flags.output or flags.json:
         console.outlive()
-    file = check_file(flags.json, "--json") if flags.json else None
+    json_file = check_file(flags.json, "--json") if flags.json else None
     if flags.output:
         check_output(flags.output, flags.config)
     cfg, assumed = architecture(config)
     setup.check_length(config, cfg)
-    options = {"cache_dir": None if flags.no_cache else CACHE, "say": lambda line: print(line, flush=True)}
     tokens, length = run_tokens(config, flags.tokens)
     notes = [note for note in (assumed, length) if note]
+    options = {"cache_dir": None if flags.no_cache else CACHE, "say": lambda line: print(line, flush=True)}
+
+    # ---- The fastest setting that fits -----------------------------------------------------------------------------
     if flags.search:
         from mmed_jax.planning.search import search
 
@@ -98,28 +95,40 @@ def main(argv: list[str] | None = None) -> None:
         )
         return
 
+    # ---- Or this one: compiled, measured, printed ------------------------------------------------------------------
     result = plan(config, cfg, target, **options)
     result.notes += notes
     print(plan_report.table(result, run_tokens=tokens, price=flags.price), flush=True)
 
-    def save(found: advice.Advice | None) -> None:
-        if file:
-            content = plan_report.to_json(result, run_tokens=tokens, price=flags.price, advice=found)
-            write_text(file, json.dumps(content, indent=2) + "\n")
+    def write_json(change: advice.Advice | None = None) -> None:
+        if json_file:
+            content = plan_report.to_json(result, run_tokens=tokens, price=flags.price, advice=change)
+            write_text(json_file, json.dumps(content, indent=2) + "\n")
 
-    save(None)
-    if result.fits:
-        return
-    most = result.terms[0]
+    write_json()
+    if not result.fits:
+        fail_with_advice(config, cfg, target, result, write_json, verify=not flags.no_verify, **options)
+
+
+def fail_with_advice(
+    config: ConfigDict,
+    cfg: LlamaConfig,
+    target: topology.Topology,
+    result: PlanResult,
+    write_json: Callable[[advice.Advice], None],
+    **options: Any,
+) -> NoReturn:
+    """Says what to change so that the configuration fits. Raises WorkError: it does not as it is."""
+    largest = result.terms[0]
     verdict = WorkError(
-        f"{config.name}:{config.variant} does not fit on {target.name}: most goes to {most['name']} "
-        f"({most['bytes'] / GIB:.1f} GiB a chip by arithmetic)"
+        f"{config.name}:{config.variant} does not fit on {target.name}: most goes to {largest['name']} "
+        f"({largest['bytes'] / GIB:.1f} GiB a chip by arithmetic)"
     )
     # That it does not fit is known, and said, whatever becomes of the advice.
     try:
-        found = advice.advise(config, cfg, target, result, verify=not flags.no_verify, **options)
-        print("\n".join(found.lines()), flush=True)
-        save(found)
+        change = advice.advise(config, cfg, target, result, **options)
+        print("\n".join(change.lines()), flush=True)
+        write_json(change)
     except KeyboardInterrupt as e:
         print("next       stopped by Ctrl-C before it was found; --no_verify gives it by arithmetic", flush=True)
         raise verdict from e
@@ -127,6 +136,22 @@ def main(argv: list[str] | None = None) -> None:
         print(f"next       nothing was found: {one_line(e)}", flush=True)
         raise verdict from e
     raise verdict
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Refuses flags that are missing, out of range or do not go together. Raises UserError."""
+    if not flags.topology:
+        raise UserError(f"--topology is missing: name a slice, for example {', '.join(topology.names()[8:40:9])}")
+    for name in ("price", "tokens"):
+        if not 0 <= getattr(flags, name) < float("inf"):
+            raise UserError(f"--{name}={getattr(flags, name)}: must be a number of at least 0")
+    for name in ("output", "batches"):
+        if getattr(flags, name) and not flags.search:
+            raise UserError(f"--{name} goes with --search")
+    if flags.json and flags.search:
+        raise UserError("--json is for one plan; --search writes --output=FILE.py")
+    if flags.max_compiles < 1:
+        raise UserError(f"--max_compiles={flags.max_compiles}: must be at least 1")
 
 
 def parse_batches(text: str) -> tuple[int, ...]:

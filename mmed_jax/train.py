@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         "length": f"{steps:,} steps, {steps * rows / len(prepared.train):.2f} epochs",
     }
     if devices[0].platform == "cpu":
-        facts["memory"] = host_memory.describe(host_memory.expected(config, cfg, mesh))
+        facts["memory"] = host_memory.describe(host_memory.estimate(config, cfg, mesh))
     say(setup.banner(config, cfg, mesh, facts), flush=True)
 
     program = train_program(config, cfg, mesh, steps=steps, attention=backend)

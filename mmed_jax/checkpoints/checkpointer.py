@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from mmed_jax.checkpoints.lost import SAVED_KEY, lost, say_odd_steps, say_older
+from mmed_jax.checkpoints.lost_checkpoints import SAVED_KEY, check_lost, say_odd_steps, say_older
 from mmed_jax.checkpoints.restore import (
     available_steps,
     check_files,
@@ -318,7 +318,7 @@ class Checkpointer:
                 f"no checkpoint in {self._folder} can be read ({what}); not starting again at step 0: restore the "
                 f"folder from a backup, or name another --config.run_dir"
             )
-        on_main(lambda: None if restart else lost(self.run_dir))
+        on_main(lambda: None if restart else check_lost(self.run_dir))
         return None
 
     def _try(self, step: int, abstract_state: State) -> tuple[State | None, dict[str, Any], str]:

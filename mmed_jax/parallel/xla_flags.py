@@ -54,28 +54,28 @@ FLAGS: dict[str, dict[str, tuple[str, str]]] = {
 }
 
 
-def compiler_options(chip: str, asked: str = "auto") -> dict[str, str | bool]:
+def compiler_options(chip: str, setting: str = "auto") -> dict[str, str | bool]:
     """The flags of a chip as jax.jit's compiler_options; {} for a chip without.
 
     Args:
-      asked: config.xla_flags: "auto" = the table, "none" = {}, or flag=value,flag=value in place of the table.
+      setting: config.xla_flags: "auto" = the table, "none" = {}, or flag=value,flag=value in place of the table.
     """
-    if asked == "auto":
+    if setting == "auto":
         return {flag: value for flag, (value, _) in FLAGS.get(chip, {}).items()}
-    given = {} if asked == "none" else parse_xla_flags(asked)
+    given = {} if setting == "none" else parse_xla_flags(setting)
     # Compilers for CPU and GPU take no "true" for True.
     return {flag: {"true": True, "false": False}.get(value.lower(), value) for flag, value in given.items()}
 
 
-def scatters_gradients(chip: str, asked: str = "auto") -> bool:
+def scatters_gradients(chip: str, setting: str = "auto") -> bool:
     """Whether gradients leave a chip in reduce-scatters (docs/collectives.md); otherwise TPUs all-reduce them, which
     takes twice the bytes."""
-    return compiler_options(chip, asked).get(_OFFLOAD + "nd_reduce_scatter") in ("true", True)
+    return compiler_options(chip, setting).get(_OFFLOAD + "nd_reduce_scatter") in ("true", True)
 
 
-def refused(message: str, asked: str) -> str:
+def refusal(message: str, setting: str) -> str:
     """The compiler's complaint about flags that were asked for by name, as a line; "" for any other message."""
-    said = "No such compile option|While setting option|Failed to parse .* into flag"
-    if asked in ("auto", "none") or not re.search(said, message):
+    complaints = "No such compile option|While setting option|Failed to parse .* into flag"
+    if setting in ("auto", "none") or not re.search(complaints, message):
         return ""
-    return f"config.xla_flags={asked}: the compiler refuses it: {' '.join(message.split())[:300]}"
+    return f"config.xla_flags={setting}: the compiler refuses it: {' '.join(message.split())[:300]}"

@@ -37,9 +37,9 @@ class Advice:
         """The advice as text."""
         out = []
         if self.changes:
-            how = "compiled" if self.checked else "by arithmetic"
+            evidence = "compiled" if self.checked else "by arithmetic"
             out.append(
-                f"next       {as_flags(self.changes)}   ({self.needed_bytes / GIB:.1f} GiB a chip, {how}"
+                f"next       {as_flags(self.changes)}   ({self.needed_bytes / GIB:.1f} GiB a chip, {evidence}"
                 + (f"; {self.learns})" if self.learns else ")")
             )
         else:
@@ -58,7 +58,7 @@ def advise(
     verify: bool = True,
     **plan_options: Any,
 ) -> Advice:
-    """The smallest change after which a configuration that does not fit does (planning.changes, in its order).
+    """The smallest change after which a configuration that does not fit does (smaller_configs.smaller, in its order).
 
     The arithmetic is scaled by what it was off for the configurations that did not fit, as the compiler said.
 
@@ -72,7 +72,7 @@ def advise(
     slice_name = larger_slice(ran, cfg, topology, factor)
     tries = 0
     for change in smaller(config, cfg, result.mesh, topology.kind):
-        needed = scaled(change.config, cfg, change.mesh, factor)
+        needed = bytes_needed(change.config, cfg, change.mesh, factor)
         if needed > room(topology):
             continue
         if not verify or topology.kind != "tpu" or tries == TRIES:
@@ -95,7 +95,7 @@ def off_by(config: ConfigDict, cfg: LlamaConfig, result: PlanResult) -> float:
     return max(0.5, wanted / total(terms, "step")) if wanted > 0 else 1.0
 
 
-def scaled(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], factor: float) -> float:
+def bytes_needed(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], factor: float) -> float:
     """Bytes of a chip by arithmetic, what a step takes times `factor` (off_by)."""
     terms = memory_terms(config, cfg, mesh)
     return total(terms, "state") + factor * total(terms, "step")
@@ -120,7 +120,7 @@ def larger_slice(config: ConfigDict, cfg: LlamaConfig, topology: Topology, facto
             mesh = mesh_sizes(config, cfg, candidate)
         except UserError:  # the batch or the model does not divide there
             continue
-        if scaled(config, cfg, mesh, factor) <= 0.9 * candidate.hbm_bytes:
+        if bytes_needed(config, cfg, mesh, factor) <= 0.9 * candidate.hbm_bytes:
             return name
     return ""
 
@@ -137,10 +137,10 @@ def next_line(
     from mmed_jax.training.program import attention_backend
 
     ran = with_values(config, {"attention": attention_backend(config, cfg, platform, mesh["context"])})
-    needed = scaled(ran, cfg, mesh, factor)
+    needed = bytes_needed(ran, cfg, mesh, factor)
     flat = flatten(config)
     for change in smaller(config, cfg, mesh, platform):
-        new = scaled(change.config, cfg, change.mesh, factor)
+        new = bytes_needed(change.config, cfg, change.mesh, factor)
         if new < 0.85 * needed and (not capacity or new < 0.85 * capacity):
             was = ", ".join(f"{k} is {flat[k]}" for k in change.changes)
             learns = f"; {change.learns}" if change.learns else ""

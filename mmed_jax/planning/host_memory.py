@@ -18,7 +18,7 @@ PROGRAMS_BYTES = 0.7 * 2**30
 SAVE_SHARE = 1.5
 
 
-def expected(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> dict[str, float]:
+def estimate(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> dict[str, float]:
     """{what: bytes} that this process takes at its fullest moment, a save beside a running step; by arithmetic.
 
     Args:

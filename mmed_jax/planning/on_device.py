@@ -12,9 +12,9 @@ from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.config.values import with_values
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.parallel import peers
-from mmed_jax.parallel.xla_flags import refused
+from mmed_jax.parallel.xla_flags import refusal
 from mmed_jax.planning import advice, host_memory, plan_report
-from mmed_jax.planning.planner import plan_devices, ran_out
+from mmed_jax.planning.planner import plan_devices, plan_out_of_memory
 from mmed_jax.training.program import Program
 
 
@@ -27,7 +27,7 @@ def device_failures(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh) -> Iterato
     except jax.errors.JaxRuntimeError as e:
         if jax.process_count() > 1 and any(word in str(e) for word in peers.PROCESS_LOST):
             raise peers.lost_process(one_line(e)) from e
-        if complaint := refused(str(e), config.xla_flags):
+        if complaint := refusal(str(e), config.xla_flags):
             raise UserError(complaint) from e
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
@@ -42,7 +42,7 @@ def device_failures(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh) -> Iterato
 
 def _out_of_memory(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, message: str) -> WorkError:
     """Says the plan's table and the next thing to try."""
-    result = ran_out(config, cfg, mesh, message)
+    result = plan_out_of_memory(config, cfg, mesh, message)
     platform = mesh.devices.flat[0].platform
     print(plan_report.table(result), flush=True)
     print(advice.next_line(config, cfg, result.mesh, platform, result.capacity_bytes), flush=True)
@@ -65,7 +65,7 @@ def plan_here(
     if program.mesh.devices.flat[0].platform == "cpu":
         compiled = {"state": result.argument_bytes, "a step": result.needed_bytes - result.argument_bytes}
         own = sum(d.process_index == jax.process_index() for d in program.mesh.devices.flat)
-        parts = host_memory.expected(config, cfg, program.mesh) | {k: n * own for k, n in compiled.items()}
+        parts = host_memory.estimate(config, cfg, program.mesh) | {k: n * own for k, n in compiled.items()}
         say(f"host       {host_memory.describe(parts)}")
     if not result.fits:
         ran = with_values(config, {"attention": program.options.attention})

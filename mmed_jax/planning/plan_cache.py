@@ -65,16 +65,16 @@ def read(path: Path, begun: PlanResult) -> PlanResult | None:
     known = json.loads(json.dumps(dataclasses.asdict(begun)))
     kinds = {f.name: f.type for f in dataclasses.fields(begun)}
     try:
-        found = jsonl.loads(path.read_bytes(), dict)
-        if found.keys() != kinds.keys():
+        kept = jsonl.loads(path.read_bytes(), dict)
+        if kept.keys() != kinds.keys():
             return None
-        if any(found[name] != known[name] for name in _BEFORE):
+        if any(kept[name] != known[name] for name in _BEFORE):
             return None
-        if not all(_is(value, kinds[name]) for name, value in found.items()):
+        if not all(_is(value, kinds[name]) for name, value in kept.items()):
             return None
     except (OSError, ValueError, OverflowError):  # OverflowError: a whole number that no float holds
         return None
-    return dataclasses.replace(begun, **found | {"cached": True})
+    return dataclasses.replace(begun, **kept | {"cached": True})
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -1,10 +1,10 @@
 """Plans a run: compiles its training step for a slice that need not be there, and says whether it fits and how fast.
 
     result = plan(config, cfg, topology.parse("v5p-128"))
-    result.fits, result.needed_bytes, result.schedule_s, ...; report.table(result)
+    result.fits, result.needed_bytes, result.schedule_s, ...; plan_report.table(result)
 
-What is fact and what is estimate: memory and FLOPs are the compiler's; seconds are of its schedule (planning.schedule);
-everything about GPUs is arithmetic (planning.memory, planning.arithmetic).
+What is fact and what is estimate: memory and FLOPs are the compiler's; seconds are of its schedule (schedule_time);
+everything about GPUs is arithmetic (memory, step_time).
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ def plan(
     """
     from mmed_jax.training.program import attention_backend
 
-    mesh, asked = mesh_sizes(config, cfg, topology), config.mesh.data
+    mesh, data_axis = mesh_sizes(config, cfg, topology), config.mesh.data
     resolved = {"attention": attention_backend(config, cfg, topology.kind, mesh["context"])}
     config = with_values(config, resolved | {f"mesh.{axis}": size for axis, size in mesh.items()})
     result = _begin(config, cfg, mesh, dataclasses.asdict(topology) | {"text": topology.describe()})
@@ -101,16 +101,16 @@ def plan(
             say(f"not kept   {e}")
     if topology.kind != "tpu":
         _by_arithmetic(result, config, cfg, topology)
-    elif path and (found := plan_cache.read(path, result)):
+    elif path and (cached := plan_cache.read(path, result)):
         say(f"cached     {path}")
-        result = found
+        result = cached
     else:
         say(f"compiling  {topology.describe()}; a large model takes one to five minutes")
         _by_compiler(result, config, cfg, topology, mesh)
         if path:
             plan_cache.keep(path, result, say)
     # Of what was asked for, not of what was compiled: not kept.
-    if asked not in (-1, mesh["data"]):
+    if data_axis not in (-1, mesh["data"]):
         result.notes.append(
             f"mesh.data={mesh['data']}, over the slices: train needs --config.mesh.data={mesh['data']} there"
         )
@@ -149,7 +149,7 @@ def plan_devices(program: "Program", config: ConfigDict, cfg: LlamaConfig) -> Pl
     return result
 
 
-def ran_out(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh", message: str) -> PlanResult:
+def plan_out_of_memory(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh", message: str) -> PlanResult:
     """The plan by arithmetic of a run whose devices ran out of memory with that message."""
     from mmed_jax.training.program import attention_backend
 
@@ -166,11 +166,11 @@ def _begin_here(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> tuple[Pla
     """As _begin, for the devices of a mesh; their topology, None for CPUs and chips without figures."""
     from mmed_jax.planning import topology as topologies
 
-    found = list(mesh.devices.flat)
-    topology = topologies.of_devices(found)
-    stats = found[0].memory_stats() if found[0].platform != "cpu" else None
-    described = dataclasses.asdict(topology) if topology else {"chips": len(found), "peak_flops": 0.0}
-    described["text"] = f"{len(found)} x {found[0].device_kind}, the devices here"
+    here = list(mesh.devices.flat)
+    topology = topologies.of_devices(here)
+    stats = here[0].memory_stats() if here[0].platform != "cpu" else None
+    described = dataclasses.asdict(topology) if topology else {"chips": len(here), "peak_flops": 0.0}
+    described["text"] = f"{len(here)} x {here[0].device_kind}, the devices here"
     result = _begin(config, cfg, dict(mesh.shape), described)
     result.capacity_bytes = (stats or {}).get("bytes_limit") or (topology.hbm_bytes if topology else 0)
     return result, topology
@@ -217,7 +217,7 @@ def _compile(result: PlanResult, lowered: "jax.stages.Lowered", topology: Topolo
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
-        if complaint := xla_flags.refused(str(e), result.settings["xla_flags"]):
+        if complaint := xla_flags.refusal(str(e), result.settings["xla_flags"]):
             raise UserError(complaint) from e
         sizes = no_room(str(e))
         if sizes is None:

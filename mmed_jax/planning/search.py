@@ -159,7 +159,7 @@ def _nothing_fits(state: Search, config: ConfigDict, cfg: LlamaConfig, topology:
     except UserError:
         mesh = None
     for change in smaller(config, cfg, mesh, topology.kind) if mesh else ():
-        needed = advice.scaled(change.config, cfg, change.mesh, state.factor)
+        needed = advice.bytes_needed(change.config, cfg, change.mesh, state.factor)
         if change.learns and needed <= advice.room(topology):
             text += f"; not tried, fits by arithmetic: {as_flags(change.changes)} ({change.learns})"
             break
@@ -214,17 +214,17 @@ def proposals(
     for rows in (batch_rows(config), *batches):
         size = {"batch_size": rows, "batch_tokens": 0} if rows != batch_rows(config) else {}
         accumulations = [n for n in (2**k for k in range(8)) if rows % n == 0]
-        found = False
+        divides = False
         for mesh, remat, accum, chunk in itertools.product(meshes, REMAT, accumulations, LOSS_CHUNKS):
             changes = {**size, **mesh, "remat": remat, "grad_accum": accum, "loss_chunk": chunk}
             candidate = _candidate(changes, config, cfg, topology)
             if candidate is None:
                 continue
-            found = True
+            divides = True
             if _key(candidate) not in seen:
                 seen.add(_key(candidate))
                 yield candidate
-        if not found and rows != batch_rows(config):
+        if not divides and rows != batch_rows(config):
             raise UserError(f"--batches: {rows} rows do not divide over {topology.name} in any mesh")
 
 
@@ -300,8 +300,8 @@ def _try(
         return
     if c.result.method == "compiled":
         state.factor = advice.off_by(c.config, cfg, c.result)
-    how = "at an earlier call" if c.result.cached else f"{c.result.compile_seconds:.0f} s"
-    say(f"           {_outcome(c)} ({how})")
+    when = "at an earlier call" if c.result.cached else f"{c.result.compile_seconds:.0f} s"
+    say(f"           {_outcome(c)} ({when})")
 
 
 def _outcome(c: Candidate) -> str:
@@ -328,8 +328,8 @@ def table(state: Search, *, run_tokens: float | None = None, price: float = 0.0,
     best = state.winner
     if best:
         flags, method = as_flags(best.changes), best.result.method
-        how = "compiled" if method == "compiled" else "by arithmetic"
-        lines.append(f"fastest    of {len(state.tried):,} {how}: {flags or 'the config as it is'}")
+        evidence = "compiled" if method == "compiled" else "by arithmetic"
+        lines.append(f"fastest    of {len(state.tried):,} {evidence}: {flags or 'the config as it is'}")
         if best is not fitting[0]:
             lines.append(
                 f"           (steps that differ by less than {RESOLUTION[method] - 1:.0%} count as equal by {method}: "

@@ -28,8 +28,8 @@ def parse_steps(text: str) -> tuple[int, int] | None:
     """
     if not text:
         return None
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    first, last = map(int, found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    first, last = map(int, match.groups()) if match else (0, 0)
     if not 1 <= first <= last:
         raise UserError(f"--profile={text}: must be START:STOP, two steps from 1 on, for example 10:12 for three steps")
     return first, last

@@ -12,7 +12,7 @@ from mmed_jax.common.jsonl import loads
 SAVED_KEY = "checkpoint_step"
 
 
-def lost(run_dir: Path) -> None:
+def check_lost(run_dir: Path) -> None:
     """Refuses to start at step 0 where the run's own numbers say that a checkpoint had been saved.
 
     A run that was killed before its first checkpoint has nothing to lose and starts again.
