@@ -14,10 +14,10 @@ looks for the fastest setting that fits. Ctrl-C keeps what was found; the same c
 compilation Ctrl-C takes effect when that ends.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 # Only the compiler is used: a TPU of this machine stays free for others.
@@ -138,7 +138,7 @@ def fail_with_advice(
     raise verdict
 
 
-def check_flags(flags: argparse.Namespace) -> None:
+def check_flags(flags: SimpleNamespace) -> None:
     """Refuses flags that are missing, out of range or do not go together. Raises UserError."""
     if not flags.topology:
         raise UserError(f"--topology is missing: name a slice, for example {', '.join(topology.names()[8:40:9])}")
