@@ -148,7 +148,7 @@ def has_parse_rate(results: dict[str, Any]) -> bool:
     return "parse_rate" in results["overall"] and results.get("mode") != "loglikelihood"
 
 
-def limited(results: dict[str, Any]) -> str:
+def sample_note(results: dict[str, Any]) -> str:
     """What has to be said of a run with --limit; "" of others."""
     limit = results.get("settings", {}).get("limit")
     return f"a sample (--limit={limit}): the first {limit} of each language and part, no test set" if limit else ""

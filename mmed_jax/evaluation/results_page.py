@@ -11,7 +11,7 @@ from mmed_jax.evaluation.metrics.intervals import short
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
 from mmed_jax.evaluation.prompts.items import Item
 from mmed_jax.evaluation.ratings.explanations import draw
-from mmed_jax.evaluation.results_json import has_parse_rate, limited, rationale_columns, rows
+from mmed_jax.evaluation.results_json import has_parse_rate, rationale_columns, rows, sample_note
 
 _SHOWN = 12  # wrong answers
 _CUT = 700  # characters of a text
@@ -26,7 +26,7 @@ def make_page(results: dict[str, Any], items: Sequence[Item], predictions: Seque
     return render(
         "evaluation_report.html",
         title=_title(results),
-        sample=limited(results),
+        sample=sample_note(results),
         about=_facts(results),
         results=_results_table(results),
         charts=[_chart(name, block) for name, block in blocks],

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmed_jax.evaluation.metrics.intervals import short
 from mmed_jax.evaluation.prompts.items import Item
-from mmed_jax.evaluation.results_json import has_parse_rate, limited, rationale_columns, rows
+from mmed_jax.evaluation.results_json import has_parse_rate, rationale_columns, rows, sample_note
 
 
 def accuracy_table(results: dict[str, Any]) -> str:
@@ -33,7 +33,7 @@ def accuracy_table(results: dict[str, Any]) -> str:
         "  ".join(v.ljust(w) if i in left else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths))).rstrip()
         for line in lines
     ]
-    return "\n".join([*([limit] if (limit := limited(results)) else []), *shown])
+    return "\n".join([*([limit] if (limit := sample_note(results)) else []), *shown])
 
 
 def breakdown_table(results: dict[str, Any]) -> str:

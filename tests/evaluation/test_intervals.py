@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mmed_jax.evaluation.metrics.accuracy import confusion, summarise
-from mmed_jax.evaluation.metrics.intervals import bootstrap, mcnemar, mean_interval, mean_of_groups, paired, wilson
+from mmed_jax.evaluation.metrics.intervals import (
+    bootstrap,
+    mcnemar,
+    mean_interval,
+    mean_of_groups,
+    paired_difference,
+    wilson,
+)
 from mmed_jax.evaluation.prompts.items import Item
 from mmed_jax.evaluation.results_text import accuracy_table
 
@@ -127,23 +134,23 @@ def test_pairing_takes_out_what_both_runs_share():
     a = (rng.random(500) < 0.6).astype(float)
     b = a.copy()
     b[rng.choice(500, 20, replace=False)] = 1.0
-    difference, low, high = paired([a], [b])
+    difference, low, high = paired_difference([a], [b])
     assert difference == pytest.approx(b.mean() - a.mean()) and low <= difference <= high
     unpaired = bootstrap([b])[1] - bootstrap([b])[0]
     assert high - low < unpaired / 3
-    assert paired([a], [a]) == (0.0, 0.0, 0.0)
-    turned = paired([b], [a])
+    assert paired_difference([a], [a]) == (0.0, 0.0, 0.0)
+    turned = paired_difference([b], [a])
     assert turned == pytest.approx((-difference, -high, -low), abs=0.004)
 
 
 def test_paired_difference_is_over_group_means():
     a, b = [[0.0] * 10, [1.0] * 90], [[1.0] * 10, [1.0] * 90]
-    assert paired(a, b)[0] == 0.5 == mean_of_groups(b) - mean_of_groups(a)
+    assert paired_difference(a, b)[0] == 0.5 == mean_of_groups(b) - mean_of_groups(a)
 
 
 def test_items_are_drawn_in_pairs():
     with pytest.raises(ValueError):
-        paired([[1.0, 0.0]], [[1.0, 0.0], [1.0]])
+        paired_difference([[1.0, 0.0]], [[1.0, 0.0], [1.0]])
 
 
 # ---- results.json ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from mmed_jax.evaluation.comparison.compare_runs import compare_runs
 from mmed_jax.evaluation.comparison.runs import read_runs
 from mmed_jax.evaluation.comparison.tables import YOURS
 from mmed_jax.evaluation.metrics import text_similarity
-from mmed_jax.evaluation.metrics.intervals import bootstrap, paired
+from mmed_jax.evaluation.metrics.intervals import bootstrap, paired_difference
 from mmed_jax.evaluation.metrics.text_similarity import average, pairs_of, score_rationales
 from mmed_jax.evaluation.results_text import breakdown_table
 from tests.support.results import evaluated, items_of, read_lines, record, write_lines
@@ -93,7 +93,7 @@ def test_runs_are_compared_over_common_items_with_paired_bootstrap(tmp_path):
     assert [d.column for d in table.differences] == [*SIX, "average"]
     groups = [[scores_of(f, "chrf", k) for k in SIX] for f in (a, b)]
     for d, x, y in zip(table.differences, [[g] for g in groups[0]] + groups[:1], [[g] for g in groups[1]] + groups[1:]):
-        assert (d.difference, *d.interval) == pytest.approx(paired(x, y))
+        assert (d.difference, *d.interval) == pytest.approx(paired_difference(x, y))
         assert d.p is None and (d.first, d.other) == ("a", "b")
     last = table.differences[-1]
     assert last.count == 48 and last.difference > 0.1 and last.interval[0] > 0

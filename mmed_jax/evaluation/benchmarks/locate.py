@@ -264,6 +264,6 @@ def benchmark_hash(path: str) -> str:
     return digest.hexdigest()
 
 
-def match_split(asked: str, present: Sequence[str]) -> str | None:
-    """The name of `present` that is meant by `asked` ("dev" is "validation" where there is no dev split); or None."""
-    return next((s for s in (asked, SPLIT_NAMES.get(asked.lower())) if s in present), None)
+def match_split(name: str, present: Sequence[str]) -> str | None:
+    """The name of `present` that is meant by `name` ("dev" is "validation" where there is no dev split); or None."""
+    return next((s for s in (name, SPLIT_NAMES.get(name.lower())) if s in present), None)

@@ -101,18 +101,18 @@ def read_registered(
     else:
         records = _records(benchmark.path)
         rows, lost = Counter((_split(r), entry.cell(r)) for r in records), {}
-    asked = _asked_split(benchmark, split, tuple(dict.fromkeys(_split(r) for r in records)))
-    kept = [r for r in records if (asked is None or _split(r) == asked) and entry.cell(r) in cells]
+    chosen = _choose_split(benchmark, split, tuple(dict.fromkeys(_split(r) for r in records)))
+    kept = [r for r in records if (chosen is None or _split(r) == chosen) and entry.cell(r) in cells]
     if not kept:
         have = ", ".join(sorted({entry.cell(r) for r in records}))
         raise UserError(f"--benchmark={name}: {benchmark.path} holds nothing of {', '.join(cells)}; it holds {have}")
     pools = {
         s: there
         for s in entry.examples
-        if s != asked and asked is not None and (there := [r for r in records if _split(r) == s])
+        if s != chosen and chosen is not None and (there := [r for r in records if _split(r) == s])
     }
-    meant = split or entry.split if asked in (None, "") else asked
-    info = _count(benchmark, meant, asked, cells, rows, lost)
+    meant = split or entry.split if chosen in (None, "") else chosen
+    info = _count(benchmark, meant, chosen, cells, rows, lost)
     if info["count_mismatch"] and not count_mismatch:
         raise UserError(f"{info['count_mismatch']}; --allow_count_mismatch goes on and notes it in the results")
     info |= {
@@ -154,7 +154,7 @@ def _cells(benchmark: Benchmark, languages: tuple[str, ...] | None) -> tuple[str
     return (entry.asked_parts or entry.parts) if entry.parts else spoken
 
 
-def _asked_split(benchmark: Benchmark, wanted: str, present: tuple[str, ...]) -> str | None:
+def _choose_split(benchmark: Benchmark, wanted: str, present: tuple[str, ...]) -> str | None:
     """The split, as records name it, that is asked; None = all of them. Raises UserError when it is not there."""
     entry = benchmark.registered
     if not (wanted or entry.split):
@@ -170,16 +170,16 @@ def _asked_split(benchmark: Benchmark, wanted: str, present: tuple[str, ...]) ->
     return split
 
 
-def _count(benchmark, meant: str, asked: str | None, cells, rows: Counter, lost: dict) -> dict:
+def _count(benchmark, meant: str, chosen: str | None, cells, rows: Counter, lost: dict) -> dict:
     """{"expected", "counted", "by_cell", "dropped", "count_mismatch"}: rows found against rows published."""
     entry = benchmark.registered
-    keys = [k for k in rows if (asked is None or k[0] == asked) and k[1] in cells]
+    keys = [k for k in rows if (chosen is None or k[0] == chosen) and k[1] in cells]
     counted = {c: sum(rows[k] for k in keys if k[1] == c) for c in cells}
     if not entry.whole:
         counted = {c: n for c, n in counted.items() if n}
-    expected = entry.expected("" if asked is None else meant, tuple(counted))
+    expected = entry.expected("" if chosen is None else meant, tuple(counted))
     gone = [x for k in keys for x in lost.get(k, ())]
-    known = entry.drops.get("" if asked is None else meant, 0)
+    known = entry.drops.get("" if chosen is None else meant, 0)
     problem = None
     if expected is not None:
         # Record files no longer show which rows were dropped when they were made.

@@ -10,7 +10,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.comparison.published_tables import Board, place
 from mmed_jax.evaluation.comparison.runs import Run
 from mmed_jax.evaluation.comparison.tables import ACCURACY, YOURS, Difference, Line, RunGroup, Table, Value, run_cells
-from mmed_jax.evaluation.metrics.intervals import mcnemar, mean_interval, paired, wilson
+from mmed_jax.evaluation.metrics.intervals import mcnemar, mean_interval, paired_difference, wilson
 
 
 def accuracy_table(board: Board, group: RunGroup) -> Table:
@@ -110,7 +110,7 @@ def _differences(a: Run, b: Run, board: Board, columns: Sequence[str], condition
 def _difference(a: Run, b: Run, column: str, groups: list[list[tuple[bool, bool]]]) -> Difference:
     first, other = ([[float(p[k]) for p in g] for g in groups] for k in (0, 1))
     shares = tuple(sum(sum(g) / len(g) for g in x) / len(groups) for x in (first, other))
-    difference, low, high = paired(first, other)
+    difference, low, high = paired_difference(first, other)
     count = sum(map(len, groups))
     if len(groups) > 1:
         return Difference(a.name, b.name, column, count, shares, difference, (low, high))

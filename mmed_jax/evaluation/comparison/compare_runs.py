@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation.comparison.accuracy_tables import accuracy_table
-from mmed_jax.evaluation.comparison.published_tables import Board, Published, published
+from mmed_jax.evaluation.comparison.published_tables import Board, Published, published_rows
 from mmed_jax.evaluation.comparison.rationale_tables import rationale_tables
 from mmed_jax.evaluation.comparison.runs import Run
 from mmed_jax.evaluation.comparison.tables import ACCURACY, Line, Table, Value, group_runs, run_cells, without_copies
@@ -34,9 +34,9 @@ def compare_runs(runs: Sequence[Run], *, methods: Sequence[str] | None = None) -
     for board, columns, there in boards.values():
         columns.sort(key=lambda c: LANGUAGES.index(c) if c in LANGUAGES and not board.columns else -1)
         tables = [accuracy_table(board, group) for group in group_runs(board, columns, there)]
-        out += _with_published(tables, board, columns, ACCURACY, methods)
+        out += _add_published(tables, board, columns, ACCURACY, methods)
         for metric in all_metrics():
-            out += _with_published(rationale_tables(board, metric, columns, there), board, columns, metric, methods)
+            out += _add_published(rationale_tables(board, metric, columns, there), board, columns, metric, methods)
     for table in out:
         table.columns = [c for c in table.columns if any(c in line.values for line in table.lines)]
     return out
@@ -45,24 +45,24 @@ def compare_runs(runs: Sequence[Run], *, methods: Sequence[str] | None = None) -
 # ---- Published rows -------------------------------------------------------------------------------------------------
 
 
-def _with_published(
+def _add_published(
     tables: list[Table], board: Board, columns: Sequence[str], metric: str, methods: Sequence[str] | None
 ) -> list[Table]:
     """`tables` with published rows where they were asked alike, and tables of their own for the others."""
     if not tables:
         return []
-    for row in published(board.name, metric):
+    for row in published_rows(board.name, metric):
         if methods is not None and not any(w.casefold() in row.method.casefold() for w in methods):
             continue
         table = next((t for t in tables if t.conditions == row.conditions), None)
         if table is None:
             table = Table(board.name, metric, row.conditions, list(columns), "average")
             tables.append(table)
-        table.lines.append(_published(row, board, metric))
+        table.lines.append(_published_line(row, board, metric))
     return tables
 
 
-def _published(row: Published, board: Board, metric: str) -> Line:
+def _published_line(row: Published, board: Board, metric: str) -> Line:
     values, notes = {}, row.notes
     for column, percent in row.values.items():
         if percent is None:

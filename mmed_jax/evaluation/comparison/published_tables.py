@@ -132,7 +132,7 @@ def english_board() -> Board:
 
 
 @cache
-def published(board: str, metric: str = "accuracy") -> tuple[Published, ...]:
+def published_rows(board: str, metric: str = "accuracy") -> tuple[Published, ...]:
     """The rows printed for a board, in order; none for boards of which no table is shipped."""
     name = {"mmedbench": "mmedbench_accuracy", ENGLISH: "english_accuracy"}.get(board)
     if metric != "accuracy":
@@ -147,7 +147,7 @@ def published(board: str, metric: str = "accuracy") -> tuple[Published, ...]:
 def published_methods() -> list[str]:
     """The names of all rows that are shipped, each once."""
     boards = (("mmedbench", "accuracy"), ("mmedbench", "bleu-1"), (ENGLISH, "accuracy"))
-    return list(dict.fromkeys(row.method for board, metric in boards for row in published(board, metric)))
+    return list(dict.fromkeys(row.method for board, metric in boards for row in published_rows(board, metric)))
 
 
 def _row(row: dict[str, str], board: str, metric: str) -> Published:

@@ -7,7 +7,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.evaluation.comparison.published_tables import Board, place
 from mmed_jax.evaluation.comparison.runs import Run, read_scores
 from mmed_jax.evaluation.comparison.tables import YOURS, Difference, Line, Table, Value, group_runs
-from mmed_jax.evaluation.metrics.intervals import paired
+from mmed_jax.evaluation.metrics.intervals import paired_difference
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
 from mmed_jax.evaluation.results_json import SCORES
 
@@ -115,7 +115,7 @@ def _compare(table: Table, runs: Sequence[Run], board: Board) -> None:
 def _difference(a: Run, b: Run, column: str, groups: list[list[tuple[float, float]]]) -> Difference:
     first, other = ([[p[k] for p in g] for g in groups] for k in (0, 1))
     means = tuple(sum(sum(g) / len(g) for g in x) / len(groups) for x in (first, other))
-    difference, low, high = paired(first, other)
+    difference, low, high = paired_difference(first, other)
     return Difference(a.name, b.name, column, sum(map(len, groups)), means, difference, (low, high))
 
 

@@ -77,18 +77,18 @@ def _text(table: Table) -> str:
     for group, lines in groupby(table.lines, key=lambda line: line.group):
         rows.append([group])
         for line in lines:
-            shown = [_shown(line, c, table) for c in columns]
+            shown = [_value_of(line, c, table) for c in columns]
             rows.append([f"  {line.name}", *(_number(v) for v in shown)])
             if group == YOURS and any(v and v.interval for v in shown):
                 rows.append(["", *(_short_interval(v) for v in shown)])
-    out = [f"{table.board}, {table.metric}: {table.conditions}", _aligned(rows)]
+    out = [f"{table.board}, {table.metric}: {table.conditions}", _align(rows)]
     out += [f"  {note}" for note in _notes(table)]
     if table.differences:
-        out += ["", _aligned([_head(table), *_grouped(table, lambda name: [name], _difference)])]
+        out += ["", _align([_head(table), *_group_differences(table, lambda name: [name], _difference)])]
     return "\n".join(out)
 
 
-def _shown(line: Line, column: str, table: Table) -> Value | None:
+def _value_of(line: Line, column: str, table: Table) -> Value | None:
     return line.average if table.total and column == table.total else line.values.get(column)
 
 
@@ -127,7 +127,9 @@ def _difference(table: Table, d: Difference) -> list[str]:
     ][: len(_head(table))]
 
 
-def _grouped(table: Table, heading: Callable[[str], Any], row: Callable[[Table, Difference], Any]) -> list[Any]:
+def _group_differences(
+    table: Table, heading: Callable[[str], Any], row: Callable[[Table, Difference], Any]
+) -> list[Any]:
     """The differences, those of each pair of runs under a heading."""
     out = []
     for (first, other), there in groupby(table.differences, key=lambda d: (d.first, d.other)):
@@ -139,7 +141,7 @@ def _p(p: float) -> str:
     return f"{p:.1e}" if p < 0.0005 else f"{p:.3f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+def _align(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Columns of equal width; a row of one cell is a heading and may be as long as it is."""
     wide = [r for r in rows if len(r) > 1]
     widths = [max(len(r[i]) for r in wide) for i in range(len(wide[0]))]
@@ -222,7 +224,7 @@ def _page_table(table: Table) -> dict[str, Any]:
     for group, lines in groupby(table.lines, key=lambda line: line.group):
         rows.append(Row("head", [Cell(group, span=len(columns) + 1)]))
         for line in lines:
-            cells = [Cell(_number(v), _short_interval(v)) for v in (_shown(line, c, table) for c in columns)]
+            cells = [Cell(_number(v), _short_interval(v)) for v in (_value_of(line, c, table) for c in columns)]
             rows.append(Row("run" if group == YOURS else "", [Cell(line.name, kind="name"), *cells]))
     head = _head(table)
     return {
@@ -231,5 +233,5 @@ def _page_table(table: Table) -> dict[str, Any]:
         "rows": rows,
         "notes": _notes(table),
         "differences_head": head,
-        "differences": _grouped(table, lambda name: Row("head", [Cell(name, span=len(head))]), _difference),
+        "differences": _group_differences(table, lambda name: Row("head", [Cell(name, span=len(head))]), _difference),
     }

@@ -188,7 +188,7 @@ def _next(
         return _on_its_line(text, member, this, chosen, options, listed)
     if this.known_by == "bare" and member.known_by == "free" and not m["or"]:
         return None
-    given = _judged(text, this, m, letters, russian)
+    given = _as_given(text, this, m, letters, russian)
     if member.known_by == "free" and given and given.known_by != "unclear":
         between = text[end if m is None else member.end : m.start()]
         if _HEAD.search(between):
@@ -227,7 +227,7 @@ def _on_its_line(
     return this
 
 
-def _judged(text: str, this: _Member, joint: re.Match, letters: str, russian: bool) -> _Member | None:
+def _as_given(text: str, this: _Member, joint: re.Match, letters: str, russian: bool) -> _Member | None:
     """`this` if it is given as an answer; None if it is judged apart, "unclear" where it can't be told."""
     if _called_wrong(text, this, letters, russian):
         return None

@@ -106,22 +106,22 @@ _VERDICT = re.compile(r"(?:^|\n)\W{0,4}[A-J]\s{0,2}[.:)–—-]\s{0,2}$")
 _ASIDE = re.compile(r"\W{0,4}\((?:choice|option)\s", re.IGNORECASE)
 
 
-def verdict(text: str, start: int) -> bool:
+def is_verdict(text: str, start: int) -> bool:
     """Whether a letter is all that stands before `start` on its line, so that what follows judges that option."""
     return _VERDICT.search(text[max(0, start - 12) : start]) is not None
 
 
-def aside(text: str) -> bool:
+def is_aside(text: str) -> bool:
     """Whether the text opens with a note on one option, "(Choice A)"."""
     return _ASIDE.match(text) is not None
 
 
-def other_head(text: str, start: int) -> bool:
+def heads_others(text: str, start: int) -> bool:
     """Whether what stands right before `start` makes it the head of the wrong answers, or of others."""
     return _OTHER_HEAD.search(text[max(0, start - 40) : start]) is not None
 
 
-def withheld(text: str, start: int, end: int, choosing: bool = False) -> bool:
+def is_withheld(text: str, start: int, end: int, choosing: bool = False) -> bool:
     """Whether the statement text[start:end] is not made: denied, left to a condition, or of the wrong answers.
 
     Args: choosing: its words are "choose", "选": what may stand before them differs from what may before "answer".
@@ -135,12 +135,12 @@ def withheld(text: str, start: int, end: int, choosing: bool = False) -> bool:
     return _TAKEN_BACK.match(text, end) is not None
 
 
-def hypothetical(text: str, start: int, end: int) -> bool:
+def is_hypothetical(text: str, start: int, end: int) -> bool:
     """Whether the statement says what would be the answer."""
     return _WOULD.search(text, start, end) is not None
 
 
-def conditional(text: str, start: int) -> bool:
+def is_conditional(text: str, start: int) -> bool:
     """Whether the sentence opens with "if", 若, ...: such a statement yields to one without."""
     sentence = _sentence(text, start)
     return _CASE_FIRST.match(sentence) is not None and not _SO.search(sentence)
@@ -153,14 +153,14 @@ def of_none(text: str, start: int, end: int) -> bool:
     return _OR_BEFORE.search(text[max(0, start - 20) : start]) is not None
 
 
-def joined(text: str, start: int, end: int, single: bool) -> bool:
+def shares_its_verb(text: str, start: int, end: int, single: bool) -> bool:
     """Whether what the letters text[start:end] share their verb with is left out: "A (aspirin) and C are right"."""
     if _JOINED.search(text[max(0, start - 8) : start]):
         return True
     return single and _PLURAL.match(text, end) is not None
 
 
-def label(text: str, start: int) -> bool:
+def is_label(text: str, start: int) -> bool:
     """Whether the letter at `start` belongs to the word before it ("Table A is right")."""
     before = text[max(0, start - 30) : start]
     if _NAME_BEFORE.search(before):

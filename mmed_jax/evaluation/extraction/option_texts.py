@@ -83,7 +83,7 @@ class OptionTexts:
             return letter
         return letter if named and named["l"].upper() == letter else None
 
-    def concluded(self, text: str) -> tuple[str, int] | None:
+    def conclusion(self, text: str) -> tuple[str, int] | None:
         """(letter, start) of a last sentence that concludes with one option's text and its letter, "it is aspirin (A)",
         and speaks of no other."""
         ends = [m.end() for m in _SENTENCE_END.finditer(text, max(0, len(text) - 600), len(text) - 1)]
@@ -100,7 +100,7 @@ class OptionTexts:
         others = any(len(v) > 1 and v in words for k, v in self.texts.items() if k != named["l"] and v not in own)
         return None if others else (named["l"], start)
 
-    def named(self, text: str, letter: str, m: re.Match) -> bool:
+    def is_named_by(self, text: str, letter: str, m: re.Match) -> bool:
         """Whether the letter of `m` stands in brackets after its option's text: "aspirin (A) is ..."."""
         own = self.texts.get(letter, "")
         before = text[max(0, m.start() - 2 * len(own)) : m.start()]
@@ -133,11 +133,11 @@ class OptionTexts:
         for m in patterns.text_suffix(tuple(sorted(words, key=len, reverse=True)), suffix).finditer(text):
             before = text[max(0, m.start() - 30) : m.start()]
             # "aspirin and warfarin are the right answers": more than one is meant.
-            negated = _NEGATED_BEFORE.search(before) or self._joined(text, m.start())
-            if not (negated or negation.withheld(text, m.start(), m.end()) or negation.goes_on(text, m.end())):
+            negated = _NEGATED_BEFORE.search(before) or self._is_joined(text, m.start())
+            if not (negated or negation.is_withheld(text, m.start(), m.end()) or negation.goes_on(text, m.end())):
                 yield words[fold(m["s"])], m
 
-    def _joined(self, text: str, start: int) -> bool:
+    def _is_joined(self, text: str, start: int) -> bool:
         """Whether the option's text at `start` is one of several: what is before it is "and" or a comma."""
         if not _JOINED_BEFORE.search(text[max(0, start - 30) : start]):
             return False

@@ -74,10 +74,10 @@ class AnswerReader:
 
     def statements(self, text: str, cut: bool = False, thinking: bool = False) -> Answer | None:
         """Stage 1: the last statement of the answer; of a cut text only one that opens or closes it."""
-        statements = self._anchored(text)
-        for m in self._suffixed(text, rules.ANSWER_AFTER):
+        statements = self._statements_after_anchors(text)
+        for m in self._letters_before(text, rules.ANSWER_AFTER):
             statements.append(self._statement_before(text, m))
-        for m in self._suffixed(text, rules.BEST_AFTER):
+        for m in self._letters_before(text, rules.BEST_AFTER):
             if not negation.goes_on(text, m.end()):
                 statements.append(self._statement_before(text, m))
         if not statements:  # weaker than a letter: "aspirin is the best choice in other patients"
@@ -92,17 +92,17 @@ class AnswerReader:
             return Answer(None, "cut", None)
         return Answer(statement.letters, statement.rule, statement.start)
 
-    def _anchored(self, text: str) -> list[_Statement]:
+    def _statements_after_anchors(self, text: str) -> list[_Statement]:
         """Statements that begin with an anchor."""
         statements = []
         for rule, anchor in anchors.anchor_patterns():
             for m in anchor.finditer(text):
                 hit = self._after_anchor(text, m, self.russian or rule in anchors.RUSSIAN)
-                if not hit or "\n" in m[0] and negation.verdict(text, m.start()):
+                if not hit or "\n" in m[0] and negation.is_verdict(text, m.start()):
                     continue
                 if rule == "conclusion" and not self._closes(text, hit):
                     continue
-                if not negation.withheld(text, m.start(), hit.end, rule.startswith("choose")):
+                if not negation.is_withheld(text, m.start(), hit.end, rule.startswith("choose")):
                     name = "ambiguous" if hit.letters is None else rule + hit.suffix
                     weak = self._weak(text, m, rule, hit)
                     statements.append(_Statement(hit.place, hit.letters, name, m.start(), hit.end, weak))
@@ -111,7 +111,7 @@ class AnswerReader:
     def _statement_before(self, text: str, m: re.Match) -> _Statement:
         """The statement whose letters stand before its words."""
         return _Statement(
-            m.end(), self._join(m["s"]), "is_answer", m.start(), m.end(), negation.conditional(text, m.start())
+            m.end(), self._join(m["s"]), "is_answer", m.start(), m.end(), negation.is_conditional(text, m.start())
         )
 
     def _with_fields(self, text: str, statements: list[_Statement], cut: bool) -> list[_Statement]:
@@ -131,7 +131,7 @@ class AnswerReader:
         outside = [
             f
             for f in statements
-            if f.start < fields.start or f.start >= fields.end and not negation.hypothetical(text, f.start, f.end)
+            if f.start < fields.start or f.start >= fields.end and not negation.is_hypothetical(text, f.start, f.end)
         ]
         return [*outside, _Statement(at, letters, rule, at, end, field=True)]
 
@@ -196,7 +196,7 @@ class AnswerReader:
         if thinking and len({f.letters for f in statements}) > 1:  # it has changed its mind, and may again
             return False
         if truncation.closes(text, statement.end, thinking):
-            return not truncation.quoted(text, statement.start, self.texts)
+            return not truncation.follows_foreign_list(text, statement.start, self.texts)
         return (
             not thinking
             and {f.letters for f in statements} == {statement.letters}
@@ -210,7 +210,7 @@ class AnswerReader:
         if labels and _fold(note[1]) != self.texts.get(hit.letters or ""):
             return True
         words = text[max(0, anchor.start() - 1) : anchor.end()]
-        return bool(_WEAK.match(f"{rule} {words}")) or negation.conditional(text, anchor.start())
+        return bool(_WEAK.match(f"{rule} {words}")) or negation.is_conditional(text, anchor.start())
 
     def _closes(self, text: str, hit: _Hit) -> bool:
         """After "therefore" only letters that end the line, or their option's text, are a statement."""
@@ -233,7 +233,7 @@ class AnswerReader:
             if further := self._further(text, m, russian, "\n" in anchor[0]):
                 return _Hit(further.end, further.letters, "", further.end)
             every = self._join(m["s"]).count(",") + 1 == len(self.letters)  # "Answer choices: A, B, C, D, E"
-            listed = self._restated(text, m) or every and re.search(r"choice|option", anchor[0], re.IGNORECASE)
+            listed = self._is_restated_list(text, m) or every and re.search(r"choice|option", anchor[0], re.IGNORECASE)
             if self._may_end(text, m) and not listed:
                 return _Hit(m.end(), self._join(m["s"]), "", own_end or m.end())
         if by_text:
@@ -284,11 +284,11 @@ class AnswerReader:
         if m and self._join(m["s"]) and not (own and own[1] > m.end()):
             if further := self._further(text, m, self.russian, False):
                 return Answer(further.letters, "leading" if further.letters else "ambiguous")
-        if m and self._join(m["s"]) and self._may_end(text, m) and not self._restated(text, m):
+        if m and self._join(m["s"]) and self._may_end(text, m) and not self._is_restated_list(text, m):
             after = text[m.end() :].lstrip()
             marked = after[:1] in tuple(".:)、-–—(,") or m["s"].strip()[-1:] in ")]】」"
             marked = marked or self._said_of(text, m)
-            marked = marked and not negation.aside(text)
+            marked = marked and not negation.is_aside(text)
             if marked and self.options.at(text, 0) is None and not _WRONG.match(text, m.end()):
                 return Answer(self._join(m["s"]), "leading")
         return None
@@ -303,12 +303,14 @@ class AnswerReader:
     def verdicts(self, text: str) -> Answer | None:
         """Stage 3: "B is correct"; several of them make a set, since options are judged one by one."""
         right = [
-            self._join(m["s"]) for m in self._suffixed(text, rules.VERDICT_AFTER) if not negation.goes_on(text, m.end())
+            self._join(m["s"])
+            for m in self._letters_before(text, rules.VERDICT_AFTER)
+            if not negation.goes_on(text, m.end())
         ]
         if not right:
             return None
         true = set(",".join(right).split(","))
-        false = {k for m in self._suffixed(text, rules.FALSE_AFTER) for k in self._join(m["s"]).split(",")} - true
+        false = {k for m in self._letters_before(text, rules.FALSE_AFTER) for k in self._join(m["s"]).split(",")} - true
         if len(false) == 1 and len(true) > 1:  # asked which is not true, the answer is the one; nobody can tell
             return Answer(None, "ambiguous")
         return Answer(normalise(",".join(true)), "verdict", None)
@@ -329,7 +331,7 @@ class AnswerReader:
 
     def closing(self, text: str) -> Answer | None:
         """Stage 6: the last sentence concludes with an option's text and its letter, "... is aspirin (A)"."""
-        conclusion = self.options.concluded(text)
+        conclusion = self.options.conclusion(text)
         return Answer(conclusion[0], "closing", conclusion[1]) if conclusion else None
 
     def option_text(self, text: str) -> Answer | None:
@@ -357,15 +359,15 @@ class AnswerReader:
         ordered = 1 < len(found) < len(self.letters) and all(a < b for a, b in pairwise(found))
         return ",".join(found) if ordered and all(len(k) == 1 and k in self.letters for k in found) else None
 
-    def _suffixed(self, text: str, suffix: str) -> Iterator[re.Match]:
+    def _letters_before(self, text: str, suffix: str) -> Iterator[re.Match]:
         for m in patterns.letter_suffix(self.letters, self.russian, suffix).finditer(text):
             negated = _NEGATED_BEFORE.search(text[max(0, m.start() - 30) : m.start()])
             if not self._join(m["s"]) or negated or negation.of_none(text, m.start("s"), m.end("s")):
                 continue
-            if negation.joined(text, m.start("s"), m.end("s"), "," not in self._join(m["s"])):
+            if negation.shares_its_verb(text, m.start("s"), m.end("s"), "," not in self._join(m["s"])):
                 continue
-            name = negation.label(text, m.start()) and not self.options.named(text, self._join(m["s"]), m)
-            if not (name or negation.withheld(text, m.start(), m.end())):
+            name = negation.is_label(text, m.start()) and not self.options.is_named_by(text, self._join(m["s"]), m)
+            if not (name or negation.is_withheld(text, m.start(), m.end())):
                 yield m
 
     def _join(self, span: str) -> str:
@@ -397,7 +399,7 @@ class AnswerReader:
             return bool(_CONNECTIVE.match(after) or word and m["s"].isupper() and word[1] in own.split())
         return _FOLLOWS.match(after) is not None
 
-    def _restated(self, text: str, m: re.Match) -> bool:
+    def _is_restated_list(self, text: str, m: re.Match) -> bool:
         """Whether `m` is the head of a restated option list: "A. ... B. ..." with B on this line or the next."""
         letters, after = self._join(m["s"]), text[m.end() : m.end() + _FAR]
         marked = re.match(r"\s*[.:、)]", after) or m["s"].rstrip()[-1:] in ")]"

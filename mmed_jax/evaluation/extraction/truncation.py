@@ -51,7 +51,7 @@ def opens(text: str, start: int) -> bool:
     return start < 200 and not re.search(r"\w", text[: _LEAD_IN.search(text[:start]).start()])
 
 
-def quoted(text: str, start: int, options: dict[str, str]) -> bool:
+def follows_foreign_list(text: str, start: int, options: dict[str, str]) -> bool:
     """Whether the statement at `start` follows a list of options that are not the question's `options` (folded)."""
     if not options:
         return False

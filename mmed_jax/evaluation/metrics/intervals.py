@@ -84,7 +84,7 @@ def mean_interval(cells: Sequence[tuple[int, int]]) -> tuple[float, float]:
     return bounds[0] if len(cells) == 1 else (mean - below, mean + above)
 
 
-def paired(
+def paired_difference(
     a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float, float]:
     """(difference, low, high) of mean_of_groups(b) - mean_of_groups(a), 95 % by paired bootstrap.

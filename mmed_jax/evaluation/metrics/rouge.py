@@ -13,7 +13,7 @@ from collections.abc import Sequence
 def rouge(hypothesis: str, reference: str) -> dict[str, float]:
     """{"rouge-1", "rouge-2", "rouge-l"}: F-scores, 0 to 1; 0 where either text has no words.
 
-    Args: words separated by spaces (see words.spaced for Chinese and Japanese).
+    Args: words separated by spaces (see word_split.join_words for Chinese and Japanese).
     """
     hyp, ref = _sentences(hypothesis), _sentences(reference)
     if not hyp or not ref:

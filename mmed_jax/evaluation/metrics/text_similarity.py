@@ -22,7 +22,7 @@ from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.evaluation.metrics.intervals import bootstrap_columns
 from mmed_jax.evaluation.metrics.rouge import rouge
-from mmed_jax.evaluation.metrics.word_split import missing, spaced, words
+from mmed_jax.evaluation.metrics.word_split import join_words, missing, words
 
 # (hypothesis, reference, language) -> {metric: score from 0 to 1}
 Metric = Callable[[str, str, str], dict[str, float]]
@@ -67,7 +67,7 @@ def bleu_scores(hypothesis: str, reference: str, language: str) -> dict[str, flo
 @text_metric("rouge-1", "rouge-2", "rouge-l")
 def rouge_scores(hypothesis: str, reference: str, language: str) -> dict[str, float]:
     """F-scores of the `rouge` package."""
-    return rouge(spaced(hypothesis, language), spaced(reference, language))
+    return rouge(join_words(hypothesis, language), join_words(reference, language))
 
 
 @text_metric("chrf")

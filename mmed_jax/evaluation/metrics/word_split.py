@@ -46,7 +46,7 @@ def words(text: str, language: str) -> tuple[str, ...]:
     return tuple(_cutter(WORDS_OF[language])(text))
 
 
-def spaced(text: str, language: str) -> str:
+def join_words(text: str, language: str) -> str:
     """The text as ROUGE gets it: Chinese and Japanese cut and joined by spaces, the others as they are."""
     return " ".join(words(text, language)) if language in ("zh", "ja") else text
 

@@ -233,7 +233,7 @@ def _places(text: str) -> list[int] | None:
     return [max("абвгд".find(f), 2 * (f == "с")) if p < 0 else p for f, p in zip(found, places)]
 
 
-def _pointed(text: str) -> list[int] | None:
+def _places_pointed_at(text: str) -> list[int] | None:
     """The places an option points at; None where it is text like any other, a number, or one letter."""
     places = _places(text)
     if places is None:
@@ -249,7 +249,7 @@ def _pointed(text: str) -> list[int] | None:
     return places
 
 
-def _spelled(text: str) -> str:
+def _spell_digits(text: str) -> str:
     """The folded text with glued letters apart ("Both AB") and "options one and two" in digits."""
     text = _fold(text)
     if (m := _GLUED.match(text)) and (m[1] or m.end() < len(text)):
@@ -266,10 +266,10 @@ _LONGEST = 200
 def has_references(options: dict[str, str]) -> bool:
     """Whether an option points at others by letter, number, order or "both", so that the order of all has to stay."""
     letters = list(options)
-    texts = {k: _spelled(v[:_LONGEST]) for k, v in options.items()}
+    texts = {k: _spell_digits(v[:_LONGEST]) for k, v in options.items()}
     form = {k for k, t in texts.items() if _places(t)}
     for k, text in texts.items():
-        others = {letters[p] if p < len(letters) else "" for p in _pointed(text) or ()}
+        others = {letters[p] if p < len(letters) else "" for p in _places_pointed_at(text) or ()}
         if others and k not in others and "" not in others and not others & form:
             return True
     return any(_both(t) for t in texts.values())

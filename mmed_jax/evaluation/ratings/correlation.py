@@ -194,7 +194,7 @@ def correlation_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as lines of text."""
     lines = [["rating", "with", "explanations", "questions", "tau-b", "95 % interval", "slope k", "95 % interval"]]
     for r in rows:
-        cells = [_shown(r[x]) for x in ("tau", "interval95", "slope", "slope_interval95")]
+        cells = [_format(r[x]) for x in ("tau", "interval95", "slope", "slope_interval95")]
         lines.append([r["b"], r["a"], str(r["count"]), str(r["items"]), *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
@@ -203,7 +203,7 @@ def correlation_table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _shown(value: float | Sequence[float] | None) -> str:
+def _format(value: float | Sequence[float] | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else "{:.3f} to {:.3f}".format(*value)
