@@ -8,6 +8,7 @@ from tests.support.source_tree import modules
 ONCE = ("report", "prompts", "rationale", "base", "judge", "settings", "config", "answers")
 # Base names given more than once, and why a reader is not misled: the folder says what it is about.
 SHARED = {
+    "batch": "data/batch.py: rows on their way to the step; llm_api/batch: the room of the Batch API",
     "config": "mmed_jax/config is the room of a run's config, model/config.py the model's",
     "convert": "commands: the command line; data/sources: what it calls",
     "flops": "planning/hlo: counted in a program; training: by formula",
