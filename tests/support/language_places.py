@@ -35,15 +35,15 @@ PARTIAL = {
     "configs/mmed_ift_mc.py:": "the languages of the published set",
     "scripts/quickstart.py:QUESTION_LANGUAGES": "those of which an answer is shown",
     "mmed_jax/evaluation/comparison/": "the languages of the published tables",
-    "data_gen/methods/expand.py:SHORT": "scripts that say more in a character than an alphabet does",
+    "data_gen/methods/expand.py:": "scripts that say more in a character than an alphabet does",
     "data_gen/methods/qa.py:": "scripts that say more in a character than an alphabet does",
-    "mmed_jax/evaluation/metrics/word_split.py:spaced": "languages without spaces",
+    "mmed_jax/evaluation/metrics/word_split.py:": "languages without spaces",
     "mmed_jax/data/languages/identify.py:_WORDS": "Latin letters only, with neighbours: see _script_places",
     "mmed_jax/data/languages/identify.py:_MARKS": "letters that only some languages have",
 }
 
 # Places of PARTIAL that hold every language all the same.
-COMPLETE = ("mmed_jax/data/sources/encodings.py:_LIKELY",)
+COMPLETE = ("mmed_jax/data/sources/encodings.py:_LIKELY", "mmed_jax/evaluation/metrics/word_split.py:WORDS_OF")
 # Examples: a collection with all of FIRST is a place, one with fewer needs no reason.
 EXAMPLES = "tests/"
 
