@@ -49,17 +49,17 @@ def read_passages(
     common = {"source": file.name.partition(".")[0], "license": license or "unspecified", "language": language}
     kind = suffix(file)
     if file.is_dir() or kind == ".zip":
-        found: Iterator[dict] = read_records(path)
+        passages: Iterator[dict] = read_records(path)
     elif kind == ".jsonl":
-        found = _objects(file, field, common)
+        passages = _objects(file, field, common)
     elif kind in (".csv", ".tsv", ".xlsx") and not is_packed(file):
-        found = _table(file, kind, field, common)
+        passages = _table(file, kind, field, common)
     elif kind in (".txt", ".md", "") and not is_packed(file):
-        found = _paragraphs(file, common, max_chars)
+        passages = _paragraphs(file, common, max_chars)
     else:
         kinds = ".txt .md .csv .tsv .xlsx .jsonl .jsonl.gz, a folder or zip of records"
         raise UserError(f"{path}: unknown kind of file; valid: {kinds}")
-    for passage in found:
+    for passage in passages:
         if not passage.get("language"):
             raise UserError(f"{path}: no language in the file; give --from_language, one of {', '.join(LANGUAGES)}")
         yield from _parts(passage, max_chars)

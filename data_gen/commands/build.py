@@ -198,7 +198,7 @@ class Build:
                 "stage": f"source {self.recipe.sources[self.inputs.entry[i]]}",
                 "reason": "contamination",
                 "detail": f"{hit.benchmark}: {hit.item}",
-                "how": hit.how,
+                "how": hit.look,
                 "score": hit.score,
             }
             for i, hit in sorted(self.inputs.hits.items())

@@ -45,7 +45,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _required(args: argparse.Namespace) -> None:
+def _check_flags(args: argparse.Namespace) -> None:
     for name in ("source", "input", "output"):
         if not getattr(args, name):
             raise UserError(f"convert: --{name} is missing (--help shows the flags, --list the sources)")
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.source:
         get_source(args.source)
-    _required(args)
+    _check_flags(args)
     console.outlive()
     conversion = Conversion(
         get_source(args.source),

@@ -33,27 +33,27 @@ def problems(records: list[dict]) -> list[str]:
 
 
 def _marks(records: list[dict]) -> list[str]:
-    found = []
+    faults = []
     for r in records:
         if (r["source"], r["method"]) != ("handcrafted", "handcrafted"):
-            found.append(f"{r['id']}: source and method are '{r['source']}', '{r['method']}', not 'handcrafted'")
+            faults.append(f"{r['id']}: source and method are '{r['source']}', '{r['method']}', not 'handcrafted'")
         if not str(r["provenance"].get("notice", "")).strip():
-            found.append(f"{r['id']}: no provenance.notice (who wrote it, what it is not for)")
+            faults.append(f"{r['id']}: no provenance.notice (who wrote it, what it is not for)")
         if not r["provenance"].get("group"):
-            found.append(f"{r['id']}: no provenance.group")
-    return found
+            faults.append(f"{r['id']}: no provenance.group")
+    return faults
 
 
 def _families(records: list[dict]) -> list[str]:
     groups = collections.defaultdict(collections.Counter)
     for r in records:
         groups[r["provenance"].get("group")][r["language"]] += 1
-    found = []
+    faults = []
     for group, languages in groups.items():
         lacking = [code for code in LANGUAGES if not languages[code]]
         twice = [code for code in LANGUAGES if languages[code] > 1]
         if group and (lacking or twice):
-            found.append(
+            faults.append(
                 f"group {group}: "
                 + "; ".join(
                     f"{what} {', '.join(codes)}"
@@ -61,19 +61,19 @@ def _families(records: list[dict]) -> list[str]:
                     if codes
                 )
             )
-    return found
+    return faults
 
 
 def _duplicates(records: list[dict]) -> list[str]:
-    found, seen = [], {}
+    faults, seen = [], {}
     for r in records:
         first = seen.setdefault((r["language"], wording_key(r)), r["id"])
         if first != r["id"]:
-            found.append(f"{r['id']}: the same question as {first}")
+            faults.append(f"{r['id']}: the same question as {first}")
         options = [unicodedata.normalize("NFKC", o).casefold().strip() for o in r.get("options", {}).values()]
         if len(set(options)) < len(options):
-            found.append(f"{r['id']}: two options are the same")
-    return found
+            faults.append(f"{r['id']}: two options are the same")
+    return faults
 
 
 def _balance(records: list[dict]) -> list[str]:
@@ -84,13 +84,15 @@ def _balance(records: list[dict]) -> list[str]:
         counts[r["language"]].update(keys)
         for letter in r["options"]:
             expected[r["language"]][letter] += len(keys) / len(r["options"])
-    found = []
+    faults = []
     for language, letters in counts.items():
         total = sum(letters.values())
         for letter, even in expected[language].items():
             if total >= MIN_KEYS and even >= 4 and not UNEVEN[0] <= letters[letter] / even <= UNEVEN[1]:
-                found.append(f"{language}: {letters[letter]} of {total} keys are {letter}; an even share is {even:.0f}")
-    return found
+                faults.append(
+                    f"{language}: {letters[letter]} of {total} keys are {letter}; an even share is {even:.0f}"
+                )
+    return faults
 
 
 def table(records: list[dict]) -> str:
@@ -148,10 +150,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--output={args.output}: must end in {' or '.join(jsonl.SUFFIXES)}")
     records = [r for r in read(Path(args.input)) if args.kind in (None, kind_of(r))]
     print(table(records))
-    found = problems(records)
-    if found:
-        print("\n".join(found))
-        raise UserError(f"{args.input}: {len(found)} problems in {len(records)} records, first: {found[0]}")
+    faults = problems(records)
+    if faults:
+        print("\n".join(faults))
+        raise UserError(f"{args.input}: {len(faults)} problems in {len(records)} records, first: {faults[0]}")
     print(f"{len(records)} records, no problems")
     if args.output:
         jsonl.write_lines(args.output, map(jsonl.dump_line, records))

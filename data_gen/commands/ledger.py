@@ -38,18 +38,18 @@ def main(argv: list[str] | None = None) -> None:
                 return
             if args.release:
                 print("\n".join(release_all(ledger)) or "no batch is under way")
-            found = books(ledger)
+            accounts = books(ledger)
     except sqlite3.Error as e:
         raise UserError(f"--ledger={path}: cannot be read as a ledger ({e})") from None
-    print(text(found))
-    if found.problems:
-        raise WorkError(f"{path}: the books do not balance: {'; '.join(found.problems)}")
+    print(text(accounts))
+    if accounts.problems:
+        raise WorkError(f"{path}: the books do not balance: {'; '.join(accounts.problems)}")
 
 
-def text(found: Books) -> str:
+def text(accounts: Books) -> str:
     """The tables."""
     lines = []
-    for title, counts in (("rows", found.rows), ("requests", found.requests)):
+    for title, counts in (("rows", accounts.rows), ("requests", accounts.requests)):
         for group in sorted({g for g, _, _ in counts}):
             of_group = {(s, r): n for (g, s, r), n in counts.items() if g == group}
             lines.append((f"{title}: {group}", f"{sum(of_group.values()):>12,}"))
@@ -58,14 +58,14 @@ def text(found: Books) -> str:
                 if reasons:
                     lines.append((f"  {state}", f"{sum(reasons.values()):>12,}"))
                 lines += [(f"    {r}", f"{n:>12,}") for r, n in sorted(reasons.items(), key=lambda x: -x[1]) if r]
-    for model, (prompt, cached, completion) in sorted(found.tokens.items()):
+    for model, (prompt, cached, completion) in sorted(accounts.tokens.items()):
         lines.append((f"tokens: {model}", f"{prompt:>12,} in ({cached:,} cached), {completion:,} out"))
-    totals = found.totals
+    totals = accounts.totals
     lines.append(("attempts sent", f"{totals.requests:>12,}"))
     lines.append(("cost by the endpoint's usage", f"{'$' + format(totals.spent, ',.4f'):>12}"))
     lines.append(("under way, at most", f"{'$' + format(totals.reserved, ',.4f'):>12}"))
     lines.append(("attempts of unknown cost, at most", f"{'$' + format(totals.uncertain, ',.4f'):>12}"))
-    lines.append(("books", "     balance" if not found.problems else "  DO NOT BALANCE"))
+    lines.append(("books", "     balance" if not accounts.problems else "  DO NOT BALANCE"))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 

@@ -81,7 +81,7 @@ def check(args: argparse.Namespace, command: str) -> None:
             raise UserError(f"{command}: --{name} is missing (--help shows the flags)")
     if not args.output.endswith(jsonl.SUFFIXES):
         raise UserError(f"--output={args.output}: must end in {' or '.join(jsonl.SUFFIXES)}")
-    args.rejects = args.rejects or _beside(args.output)
+    args.rejects = args.rejects or _default_rejects(args.output)
     if not args.rejects.endswith(jsonl.SUFFIXES):
         raise UserError(f"--rejects={args.rejects}: must end in {' or '.join(jsonl.SUFFIXES)}")
     written = [Path(args.output).resolve(), Path(args.rejects).resolve()]
@@ -102,7 +102,7 @@ def check(args: argparse.Namespace, command: str) -> None:
             raise UserError(f"--only={code}: not a language{nearest(code, LANGUAGES)}")
 
 
-def _beside(output: str) -> str:
+def _default_rejects(output: str) -> str:
     suffix = next(s for s in (".jsonl.gz", ".jsonl") if output.endswith(s))
     return f"{output.removesuffix(suffix)}.rejects{suffix}"
 
@@ -176,20 +176,20 @@ def _pass(
     gates = default_gates(method.name)
     counts: Counter[tuple[str, str]] = Counter()
     flags: Counter[str] = Counter()
-    made = bare = 0
+    record_count = unlabelled = 0
 
     def lines() -> Generator[str, None, None]:
-        nonlocal made, bare
+        nonlocal record_count, unlabelled
         with closing(run(method, items(), settings, gates)) as outcomes:  # whatever ends this ends the ledger in order
             for outcome in outcomes:
                 counts[outcome.state, outcome.reason] += 1
                 if outcome.state != "accepted":
                     rejects.append(jsonl.dump_line(_reject(outcome)))
                     if method.labels and outcome.reason != "key":  # "key" is the label's verdict on the row
-                        bare += 1
+                        unlabelled += 1
                         yield jsonl.dump_line(outcome.job.parent)
                 for record in outcome.records if outcome.state == "accepted" else ():
-                    made += 1
+                    record_count += 1
                     flags.update(record["provenance"].get("flags", ()))
                     yield jsonl.dump_line(record)
         if method.skipped_ids:
@@ -199,7 +199,7 @@ def _pass(
         deque(lines(), maxlen=0)  # prints the estimate and leaves
     with closing(lines()) as made_lines:
         jsonl.write_lines(args.output, made_lines)
-    print(f"{method.name}\n{summary(method, counts, flags, made, bare)}", flush=True)
+    print(f"{method.name}\n{summary(method, counts, flags, record_count, unlabelled)}", flush=True)
     return counts
 
 
@@ -215,7 +215,7 @@ def _reject(outcome) -> dict:
     }
 
 
-def summary(method, counts: Counter, flags: Counter, made: int, bare: int) -> str:
+def summary(method, counts: Counter, flags: Counter, record_count: int, unlabelled: int) -> str:
     """The table: inputs left out, rows by state and reason (they add up), records made, kept without a label, flags."""
     verb = "left as it is" if method.enriches else "left out"
     lines = [(f"{verb}: {why}", n) for why, n in method.skipped.most_common()]
@@ -225,9 +225,9 @@ def summary(method, counts: Counter, flags: Counter, made: int, bare: int) -> st
         if of_state or state == "accepted":
             lines.append((f"  {state}", sum(of_state.values())))
         lines += [(f"    {reason}", n) for reason, n in sorted(of_state.items(), key=lambda x: -x[1]) if reason]
-    lines.append(("records", made))
-    if bare:
-        lines.append(("records kept without a label", bare))
+    lines.append(("records", record_count))
+    if unlabelled:
+        lines.append(("records kept without a label", unlabelled))
     lines += [(f"  flagged {name}", n) for name, n in flags.most_common()]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {n:>9,}" for name, n in lines)

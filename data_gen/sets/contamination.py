@@ -42,7 +42,7 @@ class Hit(NamedTuple):
 
     benchmark: str
     item: str
-    how: str
+    look: str
     score: float
 
 
@@ -58,8 +58,8 @@ def _options(record: dict) -> str:
 
 
 def _grams(parts: Iterable[str]) -> np.ndarray:
-    found = [shingles(part, SIZE, DENSE_SIZE) for part in parts]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+    grams = [shingles(part, SIZE, DENSE_SIZE) for part in parts]
+    return np.unique(np.concatenate(grams)) if grams else np.empty(0, np.uint64)
 
 
 def _parts(record: dict) -> list[str]:
@@ -89,8 +89,8 @@ def _lineage(record: dict) -> list[tuple[str, str]]:
     parents = [about.get("parent"), *(step.get("parent") for step in about.get("history", ()))]
     if (origin := MADE.sub("", record["id"])) != record["id"]:
         parents.append(origin)
-    found = [("parent", str(name)) for name in dict.fromkeys(parents) if name]
-    return [*found, ("group", str(about["group"]))] if about.get("group") else found
+    names = [("parent", str(name)) for name in dict.fromkeys(parents) if name]
+    return [*names, ("group", str(about["group"]))] if about.get("group") else names
 
 
 def _places(name: str, source: str) -> set[str]:
@@ -136,10 +136,10 @@ class Benchmarks:
             self._options_of[text_key(record["language"], question)].add(options)
             self._exact.setdefault(text_key(record["language"], question), number)
             self._exact.setdefault(text_key(record["language"], question, options), number)
-            asked = shingles(question, SIZE, DENSE_SIZE)
+            in_question = shingles(question, SIZE, DENSE_SIZE)
             whole = _grams([record.get("context", ""), question, *record.get("options", {}).values()])
             # A question too short to name anything is looked for with its options only.
-            self._pending.append((whole, np.isin(whole, asked) & _identifies(question), number))
+            self._pending.append((whole, np.isin(whole, in_question) & _identifies(question), number))
         self._ids.pop(None, None)
         self._index = None
         return len(self.items) - before
@@ -154,12 +154,12 @@ class Benchmarks:
                 return hit
         return None
 
-    def _hit(self, number: int | None, how: str, score: float = 1.0) -> Hit | None:
-        return None if number is None else Hit(*self.items[number], how, round(score, 3))
+    def _hit(self, number: int | None, look: str, score: float = 1.0) -> Hit | None:
+        return None if number is None else Hit(*self.items[number], look, round(score, 3))
 
     def _by_id(self, record: dict) -> Hit | None:
-        found = (self._ids.get(ident) for ident in (_id(record), _original(record)) if ident)
-        return self._hit(next((n for n in found if n is not None), None), "id")
+        numbers = (self._ids.get(ident) for ident in (_id(record), _original(record)) if ident)
+        return self._hit(next((n for n in numbers if n is not None), None), "id")
 
     def _by_lineage(self, record: dict) -> Hit | None:
         source = named_source(record)
@@ -188,7 +188,7 @@ class Benchmarks:
         index = self._index.get(LANGUAGES.index(record["language"]))
         if index is None:
             return None
-        hashes, items, weights, asked = index
+        hashes, items, weights, in_question = index
         wanted = _grams(_parts(record))
         low = np.searchsorted(hashes, wanted, "left")
         counts = np.searchsorted(hashes, wanted, "right") - low
@@ -198,7 +198,7 @@ class Benchmarks:
         places = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
         numbers, where = np.unique(items[places], return_inverse=True)
         whole = np.bincount(where, weights[places]) / self._totals[numbers, 0]
-        alone = np.bincount(where, weights[places] * asked[places]) / np.maximum(self._totals[numbers, 1], 1e-9)
+        alone = np.bincount(where, weights[places] * in_question[places]) / np.maximum(self._totals[numbers, 1], 1e-9)
         over = np.maximum(whole / self.threshold, alone / self.question_threshold)
         best = int(np.argmax(over))
         return self._hit(int(numbers[best]), "near", float(max(whole[best], alone[best]))) if over[best] >= 1 else None
@@ -210,15 +210,15 @@ class Benchmarks:
             by_language[self._languages[pending[2]]].append(pending)
         self._index, self._totals = {}, np.zeros((len(self.items), 2))
         for language, parts in by_language.items():
-            hashes, asked = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+            hashes, in_question = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
             items = np.repeat(np.array([n for _, _, n in parts], np.int32), [len(h) for h, _, _ in parts])
             order = np.argsort(hashes, kind="stable")
-            hashes, items, asked = hashes[order], items[order], asked[order]
+            hashes, items, in_question = hashes[order], items[order], in_question[order]
             _, where, counts = np.unique(hashes, return_inverse=True, return_counts=True)
             weights = np.log1p(len(parts) / counts)[where].astype(np.float32)
             self._totals[:, 0] += np.bincount(items, weights, len(self.items))
-            self._totals[:, 1] += np.bincount(items, weights * asked, len(self.items))
-            self._index[language] = hashes, items, weights, asked
+            self._totals[:, 1] += np.bincount(items, weights * in_question, len(self.items))
+            self._index[language] = hashes, items, weights, in_question
 
 
 def _identifies(question: str) -> bool:

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from data_gen.sets.statistics import Facts, how_made, languages_present, license_rows, loss_rows, prompt_rows
+from data_gen.sets.statistics import Facts, languages_present, license_rows, loss_rows, method_shown, prompt_rows
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 
-__all__ = ["card", "how_made"]
+__all__ = ["card", "method_shown"]
 _SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -18,7 +18,7 @@ def card(build: Any, facts: Facts) -> str:
         f"# {recipe.title or recipe.name}",
         recipe.description,
         _counts(facts, build.splits),
-        _made(recipe, facts),
+        _methods_and_sources(recipe, facts),
         _licenses(facts),
         _losses(build),
         _contamination(build),
@@ -63,13 +63,16 @@ def _counts(facts: Facts, splits: list[str]) -> str:
     return "## Rows\n\n" + table(("language", *splits, "all"), rows)
 
 
-def _made(recipe: Any, facts: Facts) -> str:
+def _methods_and_sources(recipe: Any, facts: Facts) -> str:
     codes = list(languages_present(facts))
-    hows = sorted({how for _, how in facts.how})
+    methods = sorted({method for _, method in facts.methods})
     sources = sorted({source for _, source in facts.sources})
-    by_how = [(how, *(facts.how[c, how] for c in codes), sum(facts.how[c, how] for c in codes)) for how in hows]
+    by_method = [
+        (method, *(facts.methods[c, method] for c in codes), sum(facts.methods[c, method] for c in codes))
+        for method in methods
+    ]
     by_source = [(s, *(facts.sources[c, s] for c in codes), sum(facts.sources[c, s] for c in codes)) for s in sources]
-    text = "## How they were made\n\n" + table(("method", *codes, "all"), by_how)
+    text = "## How they were made\n\n" + table(("method", *codes, "all"), by_method)
     text += "\n\n## Sources\n\n" + table(("source", *codes, "all"), by_source)
     if recipe.kind == "mcq":
         text += f"\n\n{facts.rationales:,} rows have a rationale, {facts.several:,} have several right answers."
@@ -77,11 +80,11 @@ def _made(recipe: Any, facts: Facts) -> str:
 
 
 def _licenses(facts: Facts) -> str:
-    found = license_rows(facts)
-    rows = [(text, n, f"**{kind}**" if kind != "open" else kind, note) for text, n, kind, note in found]
+    licenses = license_rows(facts)
+    rows = [(text, n, f"**{kind}**" if kind != "open" else kind, note) for text, n, kind, note in licenses]
     text = "## Licences\n\nEvery row keeps the licence of its source, also when it was derived from it.\n\n"
     text += table(("licence", "rows", "kind", "note"), rows)
-    closed = sum(n for _, n, kind, _ in found if kind not in ("open", "share-alike"))
+    closed = sum(n for _, n, kind, _ in licenses if kind not in ("open", "share-alike"))
     if closed:
         text += f"\n\n**{closed:,} rows are not for commercial use, or their terms are not verified** (see the table)."
     return text

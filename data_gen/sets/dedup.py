@@ -117,8 +117,8 @@ class Deduplicator:
             shared[order] |= first != np.arange(self.count)
             orders[band], places[band, order], starts[band, order] = order, np.arange(self.count), first
         for row in np.flatnonzero(shared & ~gone):
-            found = [o[s[row] : p[row]] for o, p, s in zip(orders, places, starts)]
-            others = np.unique(np.concatenate(found))
+            buckets = [o[s[row] : p[row]] for o, p, s in zip(orders, places, starts)]
+            others = np.unique(np.concatenate(buckets))
             others = others[~gone[others]]
             if not len(others):
                 continue

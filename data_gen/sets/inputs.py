@@ -152,8 +152,8 @@ def _all_there(recipe, data_dir: str) -> None:
         except UserError as e:
             lacking.append((name, str(e)))
     if lacking:
-        more = f"; nor are {', '.join(n for n, _ in lacking[1:])}" if lacking[1:] else ""
-        raise UserError(f"source.{lacking[0][0]}: {lacking[0][1]}{more} (--recipe.missing=skip builds without)")
+        others = f"; nor are {', '.join(n for n, _ in lacking[1:])}" if lacking[1:] else ""
+        raise UserError(f"source.{lacking[0][0]}: {lacking[0][1]}{others} (--recipe.missing=skip builds without)")
 
 
 def _place(entry, data_dir: str) -> Path | str:
@@ -165,12 +165,12 @@ def _place(entry, data_dir: str) -> Path | str:
     root = expand_home(data_dir)
     if not root.is_dir():
         raise UserError(f"--data_dir={data_dir}: no such folder")
-    found = sorted(root.glob(entry.path)) if entry.path else _by_name(root, entry.adapter)
-    if len(found) == 1:
-        return found[0]
+    matches = sorted(root.glob(entry.path)) if entry.path else _by_name(root, entry.adapter)
+    if len(matches) == 1:
+        return matches[0]
     wanted = entry.path or f"{entry.adapter}*"
-    if found:
-        raise UserError(f"{root}: several places match '{wanted}' ({', '.join(p.name for p in found[:4])}); set path")
+    if matches:
+        raise UserError(f"{root}: several places match '{wanted}' ({', '.join(p.name for p in matches[:4])}); set path")
     hub = f"; or set its path to hub, which reads {SOURCES[entry.adapter].hub.repo}" if _on_hub(entry) else ""
     raise UserError(f"{root}: nothing here is named '{wanted}'{hub}")
 
@@ -228,8 +228,8 @@ def _left_out(recipe, entry, row: dict, licenses: str, gates: list[Gate]) -> Rej
 
 def _list(inputs: Inputs, name: str, row: dict, reason: Reject) -> None:
     if reason.reason not in ("another_language", "license", "needs_image"):
-        listed = {"id": row["id"], "stage": f"source {name}", "reason": reason.reason, "detail": reason.detail}
-        inputs.rejects.append(listed)
+        line = {"id": row["id"], "stage": f"source {name}", "reason": reason.reason, "detail": reason.detail}
+        inputs.rejects.append(line)
 
 
 def _nameless(text: str, data_dir: str) -> str:
@@ -266,7 +266,7 @@ def read_benchmarks(folder: str, benchmarks: Benchmarks) -> dict[str, int]:
     root = expand_home(folder)
     if not root.is_dir():
         raise UserError(f"--benchmarks={folder}: no such folder")
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for path in sorted(p for p in root.iterdir() if not p.name.startswith(".")):
         name = stem(path, ".jsonl", ".zip")
         adapters = [a for a in SOURCES if path.name.lower().startswith(a)]
@@ -282,10 +282,10 @@ def read_benchmarks(folder: str, benchmarks: Benchmarks) -> dict[str, int]:
             raise UserError(
                 f"--benchmarks: {path.name} is neither records nor named after a source{nearest(path.name, SOURCES)}"
             )
-        found[name] = benchmarks.add(name, rows)
-    if not sum(found.values()):
+        counts[name] = benchmarks.add(name, rows)
+    if not sum(counts.values()):
         raise UserError(f"--benchmarks={folder}: holds no test items")
-    return found
+    return counts
 
 
 def _test_rows(path: Path, adapter: str) -> Iterator[dict]:

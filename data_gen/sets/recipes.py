@@ -75,7 +75,7 @@ def base() -> ConfigDict:
     return c
 
 
-def source(adapter: str = "", path: str = "", **more: object) -> ConfigDict:
+def source(adapter: str = "", path: str = "", **values: object) -> ConfigDict:
     """One entry of `source`. Keys:
 
     adapter   name of mmed_jax.data.sources ("" = files of records, or passages)
@@ -100,10 +100,10 @@ def source(adapter: str = "", path: str = "", **more: object) -> ConfigDict:
         "language": "",
         "license": "",
     }
-    return ConfigDict(_known(entry, more, "source"))
+    return ConfigDict(_known(entry, values, "source"))
 
 
-def step(method: str, sources: tuple[str, ...], **more: object) -> ConfigDict:
+def step(method: str, sources: tuple[str, ...], **values: object) -> ConfigDict:
     """One entry of `step`. Keys:
 
     method    one of data_gen.methods.METHODS ("answer_expanding", "rationale", ...)
@@ -114,14 +114,14 @@ def step(method: str, sources: tuple[str, ...], **more: object) -> ConfigDict:
     options   the method's own (pairs, max_chars, ...)
     """
     entry = {"method": method, "sources": tuple(sources), "languages": (), "limit": 0, "fill": False, "options": {}}
-    return ConfigDict(_known(entry, more, "step"))
+    return ConfigDict(_known(entry, values, "step"))
 
 
-def _known(entry: dict, more: dict, what: str) -> dict:
-    for key in more:
+def _known(entry: dict, values: dict, what: str) -> dict:
+    for key in values:
         if key not in entry:
             raise UserError(f"{what}: no key '{key}'{nearest(key, entry)}")
-    return {**entry, **more}
+    return {**entry, **values}
 
 
 def load_recipe(name: str, overrides: dict[str, str]) -> ConfigDict:
@@ -279,11 +279,11 @@ def _is_number(value: object) -> bool:
 
 def as_dict(recipe: ConfigDict) -> dict:
     """The recipe as JSON can hold it."""
-    found = json.loads(recipe.to_json())
-    for source in found.get("source", {}).values():
+    plain = json.loads(recipe.to_json())
+    for source in plain.get("source", {}).values():
         if not source.get("encoding"):
             source.pop("encoding", None)  # recipes of before this key keep their hash
-    return found
+    return plain
 
 
 def recipe_hash(recipe: ConfigDict) -> str:

@@ -139,7 +139,7 @@ class Generator:
 
     def _run(self, step: int, name: str, method: Any, places: list[tuple[str, int]], language: str = "") -> int:
         """Runs one method over its inputs; returns how many rows came of it."""
-        outcomes, made = self.rows.outcomes[name], 0
+        outcomes, count = self.rows.outcomes[name], 0
         by_id: dict[str, tuple[str, int]] = {}
 
         def records() -> Iterator[dict]:
@@ -154,13 +154,13 @@ class Generator:
         if settings.dry_run:
             from mmed_jax.llm_api.cost_estimate import estimate
 
-            found = estimate(method, records(), settings, default_gates(method.name, self.gates))
-            self.rows.estimates.append(found)
-            print(f"{label}:\n{found}", flush=True)
+            cost = estimate(method, records(), settings, default_gates(method.name, self.gates))
+            self.rows.estimates.append(cost)
+            print(f"{label}:\n{cost}", flush=True)
             return 0
-        found = self.run(method, records(), settings, default_gates(method.name, self.gates))
-        with closing(found) if hasattr(found, "close") else nullcontext():  # so that the ledger ends in order
-            for outcome in found:
+        results = self.run(method, records(), settings, default_gates(method.name, self.gates))
+        with closing(results) if hasattr(results, "close") else nullcontext():  # so that the ledger ends in order
+            for outcome in results:
                 outcomes[outcome.state, outcome.reason] += 1
                 self.rows.keys.add(outcome.job.request.key)
                 if outcome.state != "accepted":
@@ -180,11 +180,11 @@ class Generator:
                     flags = sorted({*about.get("flags", ()), *outcome.flags})
                     number = self.rows.spool.add({**record, "provenance": {**about, "flags": flags}})
                     self.rows.step.append(step)
-                    made += 1
+                    count += 1
                     if method.enriches:  # the same record, completed
                         self._stands_for(*by_id[outcome.job.parent["id"]], number)
         self.rows.skipped[name].update(method.skipped)
-        return made
+        return count
 
     def _stands_for(self, kind: str, old: int, new: int) -> None:
         if kind == "input" and old not in self.rows.replaced:
@@ -207,7 +207,7 @@ class Generator:
     def _candidates(self, name: str, entry: Any, language: str) -> list[tuple[str, int]]:
         """Inputs to translate into `language`, by hash: of each family one, and none where the language is there."""
         present: set[int] = set()
-        found: list[tuple[int, int, str, int]] = []
+        ranked: list[tuple[int, int, str, int]] = []
         for _, kind, number in self._places(entry):
             row = self.get((kind, number))
             about = row["provenance"]
@@ -217,9 +217,9 @@ class Generator:
             if row["language"] == language:
                 present.add(family)
             elif "text" not in row and kind_of(row) == self.recipe.kind:
-                found.append((stable_hash(self.recipe.seed, name, language, row["id"]), family, kind, number))
+                ranked.append((stable_hash(self.recipe.seed, name, language, row["id"]), family, kind, number))
         chosen: list[tuple[str, int]] = []
-        for _, family, kind, number in sorted(found):
+        for _, family, kind, number in sorted(ranked):
             if family not in present:
                 present.add(family)
                 chosen.append((kind, number))

@@ -96,12 +96,12 @@ class Selector:
         self.result.candidates = len(self._where)
         self.result.removed = {name: Counter() for name in (*recipe.sources, *recipe.steps)}
 
-    def _remove(self, keep: np.ndarray, place: int, reason: str, detail: str, **more: object) -> None:
+    def _remove(self, keep: np.ndarray, place: int, reason: str, detail: str, **facts: object) -> None:
         keep[place] = False
         self.result.removed[self._origin[place]][reason] += 1
         ident = self.get(self._where[place])["id"]
-        listed = {"id": ident, "stage": "selection", "reason": reason, "detail": detail, **more}
-        (self.result.contaminated if reason == "contamination" else self.result.rejects).append(listed)
+        line = {"id": ident, "stage": "selection", "reason": reason, "detail": detail, **facts}
+        (self.result.contaminated if reason == "contamination" else self.result.rejects).append(line)
 
     def _contamination(self, keep: np.ndarray) -> None:
         """Rows that give a benchmark item away, and their families: inputs that are not kept count as parents."""
@@ -123,8 +123,8 @@ class Selector:
             hit = hits.get(offset + int(place))
             cause = hit or hits[int(blocked[offset + place])]
             detail = f"{cause.benchmark}: {cause.item}"
-            found = {"how": hit.how, "score": hit.score} if hit else {"how": "family"}
-            self._remove(keep, int(place), "contamination", detail, **found)
+            evidence = {"how": hit.look, "score": hit.score} if hit else {"how": "family"}
+            self._remove(keep, int(place), "contamination", detail, **evidence)
 
     def _pass(self, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Duplicates and rows without rationale out; families, languages and hashes of all candidates."""

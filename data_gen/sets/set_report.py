@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from data_gen.sets.statistics import LENGTHS, Facts, answer_text, how_made, languages_present, license_rows, loss_rows
+from data_gen.sets.statistics import (
+    LENGTHS,
+    Facts,
+    answer_text,
+    languages_present,
+    license_rows,
+    loss_rows,
+    method_shown,
+)
 from mmed_jax.common.html_page import render
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 
@@ -13,7 +21,7 @@ def page(build: Any, facts: Facts) -> str:
     """The page of a finished build (data_gen.commands.build.Build)."""
     recipe = build.recipe
     codes = list(languages_present(facts))
-    methods = sorted({method for _, method in facts.how})
+    methods = sorted({method for _, method in facts.methods})
     sources = sorted({s for _, s in facts.sources}, key=lambda s: (-sum(facts.sources[c, s] for c in codes), s))
     return render(
         "set_report.html",
@@ -22,7 +30,7 @@ def page(build: Any, facts: Facts) -> str:
         warnings=_warnings(build, facts),
         languages=codes,
         charts={
-            "Rows by language and method": {m: [facts.how[c, m] for c in codes] for m in methods},
+            "Rows by language and method": {m: [facts.methods[c, m] for c in codes] for m in methods},
             "Rows by language and source": {s: [facts.sources[c, s] for c in codes] for s in sources},
             "Length of answers and rationales (characters)": _lengths(facts, codes),
         },
@@ -77,6 +85,6 @@ def _sample(record: dict) -> dict[str, Any]:
         texts = [(m["role"], m["content"]) for m in record["messages"]]
     return {
         "language": record["language"],
-        "about": [record["id"], record["source"], how_made(record), record["license"], *flags],
+        "about": [record["id"], record["source"], method_shown(record), record["license"], *flags],
         "texts": [(name, text if len(text) <= _CUT else text[:_CUT] + " …") for name, text in texts],
     }

@@ -26,7 +26,7 @@ class Facts:
 
     rows: Counter = field(default_factory=Counter)
     sources: Counter = field(default_factory=Counter)
-    how: Counter = field(default_factory=Counter)
+    methods: Counter = field(default_factory=Counter)
     licenses: Counter = field(default_factory=Counter)
     flags: Counter = field(default_factory=Counter)
     topics: Counter = field(default_factory=Counter)
@@ -43,7 +43,7 @@ class Facts:
         return sum(self.rows.values())
 
 
-def how_made(record: dict) -> str:
+def method_shown(record: dict) -> str:
     """The method of a record; originals whose rationale was generated are told apart."""
     prompt = str(record["provenance"].get("prompt", ""))
     generated = record["method"] in ("original", "handcrafted") and prompt.startswith("rationale/")
@@ -66,7 +66,7 @@ def gather(recipe: Any, read, splits: list[str]) -> Facts:
             code, about = record["language"], record["provenance"]
             facts.rows[split, code] += 1
             facts.sources[code, record["source"]] += 1
-            facts.how[code, how_made(record)] += 1
+            facts.methods[code, method_shown(record)] += 1
             facts.licenses[record["license"]] += 1
             facts.flags.update(str(flag).partition(":")[0] for flag in about.get("flags", ()))
             if about.get("topic"):
@@ -83,9 +83,9 @@ def gather(recipe: Any, read, splits: list[str]) -> Facts:
             push = heapq.heappush if len(best[code]) < recipe.samples else heapq.heappushpop
             push(best[code], item)
     facts.samples = {
-        code: [record for _, _, record in sorted(found, reverse=True, key=lambda i: i[:2])]
-        for code, found in best.items()
-        if found
+        code: [record for _, _, record in sorted(rows, reverse=True, key=lambda i: i[:2])]
+        for code, rows in best.items()
+        if rows
     }
     return facts
 
@@ -98,17 +98,17 @@ def license_rows(facts: Facts) -> list[tuple[str, int, str, str]]:
 def loss_rows(recipe: Any, inputs: Inputs, rows: Rows, selection: Selection) -> list[tuple[str, str, str, int]]:
     """(stage, part, reason, rows) of everything that is not in the set."""
     dropped = ((name, inputs.dropped.get(name, Counter())) for name in recipe.sources)
-    found = [("source", name, why, n) for name, counts in dropped for why, n in _most(counts)]
+    losses = [("source", name, why, n) for name, counts in dropped for why, n in _most(counts)]
     for name in recipe.steps:
-        found += [("step", name, f"no request: {why}", n) for why, n in _most(rows.skipped[name])]
-        found += [
+        losses += [("step", name, f"no request: {why}", n) for why, n in _most(rows.skipped[name])]
+        losses += [
             ("step", name, reason or state, n)
             for (state, reason), n in _most(rows.outcomes[name])
             if state != "accepted"
         ]
     for name in (*recipe.sources, *recipe.steps):
-        found += [("selection", name, why, n) for why, n in _most(selection.removed.get(name, Counter()))]
-    return found
+        losses += [("selection", name, why, n) for why, n in _most(selection.removed.get(name, Counter()))]
+    return losses
 
 
 def prompt_rows(facts: Facts) -> list[tuple[str, int]]:
@@ -130,7 +130,7 @@ __all__ = [
     "Facts",
     "answer_text",
     "gather",
-    "how_made",
+    "method_shown",
     "languages_present",
     "license_rows",
     "loss_rows",

@@ -187,8 +187,8 @@ def test_pending_requests_stop_the_build_unless_a_part_is_wanted(tmp_path):
         build(demo(), tmp_path, run=runner(limit=5))
     assert files(tmp_path) == []
     _, facts = build(demo(), tmp_path, run=runner(limit=5), partial=True)
-    assert facts.how["en", "handcrafted"] == 20
-    assert 5 <= sum(n for (_, how), n in facts.how.items() if how != "handcrafted") <= 10
+    assert facts.methods["en", "handcrafted"] == 20
+    assert 5 <= sum(n for (_, how), n in facts.methods.items() if how != "handcrafted") <= 10
 
 
 def mcq(ident: str, language: str, question: str, **more) -> dict:
@@ -340,7 +340,7 @@ def test_rows_that_are_enriched_several_times_stand_once(tmp_path):
     assert set(found) == {"one", "two", "one@ko", "two@ko"} and facts.total == 4
     for record in found.values():
         assert record["rationale"] and record["provenance"]["topic"] and record["provenance"]["reanswer"]
-    assert sum(facts.topics.values()) == 4 and facts.how["en", "original + rationale"] == 2
+    assert sum(facts.topics.values()) == 4 and facts.methods["en", "original + rationale"] == 2
 
 
 def test_targets_are_filled_and_not_exceeded(tmp_path):
@@ -369,7 +369,7 @@ def test_expansions_and_pairs_stop_where_a_language_has_enough(tmp_path):
     recipe.targets = {"en": 4}
     run = runner(lambda job: "short" if job.row_id.startswith(("q1", "q2")) else "")
     made, facts = build(recipe, tmp_path / "out", tmp_path, run=run)
-    assert facts.total == 4 and facts.how["en", "answer_expanding"] == 4
+    assert facts.total == 4 and facts.methods["en", "answer_expanding"] == 4
     assert 4 <= len(run.asked) <= 6 and not made.selection.removed["expand"]
     recipe.targets = {"en": 7}
     made, facts = build(recipe, tmp_path / "out", tmp_path)

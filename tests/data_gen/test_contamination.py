@@ -40,10 +40,10 @@ def test_by_text_in_other_writing_and_by_near_duplicate():
     assert b.check(row) == Hit("board", "bench-1", "text", 1.0)
     reworded = item["question"].replace("comes to the physician because of", "presents with")
     hit = b.check({**item, "id": "mine", "question": reworded})
-    assert hit.how == "near" and hit.item == "bench-1" and hit.score > 0.6
+    assert hit.look == "near" and hit.item == "bench-1" and hit.score > 0.6
     # Inside a longer dialogue, options listed.
     listed = reworded + "\n" + "\n".join(f"{i}) {o}" for i, o in enumerate(OPTIONS, 1))
-    assert b.check(dialogue("mine", "Please help me. " + listed, "Ursodeoxycholic acid, because ...")).how == "near"
+    assert b.check(dialogue("mine", "Please help me. " + listed, "Ursodeoxycholic acid, because ...")).look == "near"
 
 
 def test_common_phrases_and_options_alone_are_no_contamination():
@@ -59,7 +59,7 @@ def test_short_and_formulaic_questions_count_with_their_options_only():
     b.add("fr", [mcq("t", "Laquelle est exacte ?", ["Le foie sécrète la bile", "Le rein filtre"], "A", "fr")])
     assert b.check(mcq("r", "Laquelle est exacte ?", ["La rate", "Le coeur"], "A", "fr")) is None
     turned = ["Le rein filtre", "Le foie sécrète la bile"]
-    assert b.check(mcq("r", "Laquelle est exacte?", turned, "B", "fr")).how == "text"
+    assert b.check(mcq("r", "Laquelle est exacte?", turned, "B", "fr")).look == "text"
 
 
 def test_by_id_and_by_group_across_languages():
@@ -68,11 +68,11 @@ def test_by_id_and_by_group_across_languages():
     b = Benchmarks()
     b.add("board", [item])
     spanish = mcq("es-1", "Mujer de 45 años ...", ["uno", "dos"], "A", "es")
-    assert b.check({**spanish, "source": "x", "provenance": {"group": "board:77"}}).how == "group"
+    assert b.check({**spanish, "source": "x", "provenance": {"group": "board:77"}}).look == "group"
     same = {"original_id": "77", "split": "test"}
-    assert b.check({**spanish, "source": "board", "provenance": same}).how == "id"
+    assert b.check({**spanish, "source": "board", "provenance": same}).look == "id"
     assert b.check({**spanish, "source": "board", "provenance": {"original_id": "77", "split": "train"}}) is None
-    assert b.check({**spanish, "id": "bench-1", "source": "y"}).how == "id"
+    assert b.check({**spanish, "id": "bench-1", "source": "y"}).look == "id"
     assert Benchmarks().check(spanish) is None
 
 
@@ -89,12 +89,12 @@ def test_by_parentage_where_the_test_items_name_no_group():
     ]
     assert [b.check(r).item for r in made] == [f"t{i}" for i in range(200)]
     row = made[7]
-    assert b.check(row).how == "parent"
+    assert b.check(row).look == "parent"
     # Of a translation of an expansion the test item stands in the history only, or in the id itself.
     steps = {"parent": "t7+full", "group": "g", "history": [{"prompt": "answer_expanding/1", "parent": "t7"}]}
     assert b.check({**row, "id": "x1", "provenance": steps}).item == "t7"
     assert b.check({**row, "id": "t7+full@ko#2", "provenance": {}}).item == "t7"
-    assert b.check({**row, "id": "x1", "provenance": {"group": "t7"}}).how == "group"
+    assert b.check({**row, "id": "x1", "provenance": {"group": "t7"}}).look == "group"
     # A test set that is a translation gives its parent away, and other versions of it.
     translated = Benchmarks()
     translated.add("board", [row])
@@ -126,10 +126,10 @@ def test_bare_numbers_name_nothing_outside_their_source():
     b.add("board", [numbered("17", "board"), numbered("board-18", "board", group="18")])
     assert b.check(numbered("17", "mine")) is None and b.check(numbered("17@ko", "mine", parent="17")) is None
     assert b.check(numbered("9", "mine", group="18")) is None and b.check(numbered("17", "user")) is None
-    assert b.check(numbered("9", "board", group="18")).how == "group"
-    assert b.check(numbered("17@ko", "board", parent="17")).how == "parent"
+    assert b.check(numbered("9", "board", group="18")).look == "group"
+    assert b.check(numbered("17@ko", "board", parent="17")).look == "parent"
     # A name that says its source needs no other.
-    assert b.check(numbered("x", "mine", parent="board-18")).how == "parent"
+    assert b.check(numbered("x", "mine", parent="board-18")).look == "parent"
 
 
 def test_known_overlaps_of_real_sets(shared_dir):
@@ -144,12 +144,12 @@ def test_known_overlaps_of_real_sets(shared_dir):
     spanish = [headqa.check(r) for r in rows("casimedicos", "casimedicos_en_es_fr/es_train.jsonl")]
     hits = [h for h in spanish if h]
     # 84 cases share 24 characters in a row with the development set by another count.
-    assert 80 <= len(hits) <= 92 and {h.how for h in hits} == {"text", "near"}
+    assert 80 <= len(hits) <= 92 and {h.look for h in hits} == {"text", "near"}
     dialogues = rows("casimedicos", "casimedicos_en_es_fr/es_train.jsonl", kind="instruction")
     assert sum(headqa.check(r) is not None for r in dialogues) == len(hits)
 
     french = Benchmarks()
     french.add("frenchmedmcqa", rows("frenchmedmcqa", "frenchmedmcqa_fr/dev.json"))
     repeated = [(r, h) for r in rows("frenchmedmcqa", "frenchmedmcqa_fr/train.json") if (h := french.check(r))]
-    assert any("benzène" in r["question"] and h.how == "text" for r, h in repeated)
+    assert any("benzène" in r["question"] and h.look == "text" for r, h in repeated)
     assert len(repeated) < 0.015 * 2171
