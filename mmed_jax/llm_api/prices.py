@@ -57,7 +57,7 @@ def price_of(model: str, table: str | os.PathLike | None = None, given: str | No
     except OSError as e:
         raise UserError(f"--prices={path}: cannot be read ({e.strerror or e})") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
-        raise UserError(f"--prices={path}: not a price table like data_gen/prices.json ({e})") from None
+        raise UserError(f"--prices={path}: not a price table like mmed_jax/llm_api/prices.json ({e})") from None
     three = models.get(model) or models.get(_DATED.sub("", model))
     if three is None:
         return None

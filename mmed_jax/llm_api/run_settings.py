@@ -132,7 +132,7 @@ def add_run_flags(parser: argparse.ArgumentParser, model: str = "--model") -> No
     add("--max_usd", metavar="USD", type=float, help="stop before the ledger's cost, earlier runs included, passes it")
     add("--max_requests", metavar="N", type=int, help="stop at so many requests in the ledger, earlier runs included")
     add("--price", metavar="IN,OUT", help="US dollars per million tokens, where the table has no price")
-    add("--prices", metavar="FILE", help="another price table (see data_gen/prices.json)")
+    add("--prices", metavar="FILE", help="another price table (see mmed_jax/llm_api/prices.json)")
     add("--batch", action="store_true", help="use the Batch API: half the price, answers within a day")
     add("--enqueued_tokens", metavar="N", type=int, help="the account's limit of tokens enqueued in batches")
     add("--poll_s", metavar="S", type=float, default=30.0, help="seconds between looks at a batch (%(default)s)")
