@@ -4,7 +4,7 @@
     python -m mmed_jax.train --config=stage1:8b --config.data.train=records/stage1.jsonl
 
 variant  hardware it is meant for      weights                    batch x length   lr, schedule               length
-demo     2 CPU cores                   random, 1.3 M parameters   2 x 256          5e-3, cosine, warm-up 5 %  60 epochs
+demo     2 CPU cores                   random, 1.3 M parameters   2 x 256          5e-3, cosine, warm-up 5 %  24 epochs
 1b       hardware.MODELS["1b"]         models/Llama-3.2-1B        128 x 2048       2e-5, cosine, warm-up 3 %  3 epochs
 3b       hardware.MODELS["3b"]         models/Llama-3.2-3B        128 x 2048       2e-5, cosine, warm-up 3 %  3 epochs
 8b       hardware.MODELS["8b"]         models/Meta-Llama-3-8B     128 x 2048       1e-5, cosine, warm-up 3 %  3 epochs
@@ -14,7 +14,7 @@ Sources. The stage-1 hyperparameters of arXiv 2409.05732 are not public. Batch 1
 warm-up, no weight decay, clipping at 1.0 are those of arXiv 2402.13963's full fine-tuning (MMedLM,
 finetune/fullmodel_finetuning.sh); learning rates by size and 3 epochs are our choice.
 
-Expect (demo): one to three minutes, final loss below 0.01, at least 95 % of the trained answers given word for word.
+Expect (demo): about a minute, final loss below 0.01, at least 95 % of the trained answers given word for word.
 """
 
 from ml_collections import ConfigDict
@@ -58,7 +58,7 @@ def demo(c: ConfigDict) -> None:
     # All of them are trained on: the demo proves that the machine works, not that the model generalises.
     c.data.validation_fraction = 0.0
     c.batch_size = 2
-    c.epochs = 60.0
+    c.epochs = 24.0
     c.optim.lr = 5e-3
     c.optim.warmup_ratio = 0.05
     c.optim.end_lr_ratio = 0.05
