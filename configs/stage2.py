@@ -17,7 +17,7 @@ Hardware as in stage 1. Sources: batch, length, schedule, epochs, no weight deca
 MMedBench in arXiv 2402.13963 (its learning rate is 1e-6, after 25 B tokens of continued pretraining); the learning
 rates are our choice.
 
-Expect (demo): about a minute and a half, final loss below 0.01, at least 95 % of the trained questions answered rightly.
+Expect (demo): one to two minutes, final loss below 0.01, at least 95 % of the trained questions answered rightly.
 """
 
 from ml_collections import ConfigDict
