@@ -1,6 +1,7 @@
 """The command of a method: its flags, inputs, run, output files, and the table of what became of the rows."""
 
 import argparse
+import textwrap
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -55,7 +56,7 @@ class MethodCommand:
             description=description,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog=examples,
+            epilog=textwrap.indent(examples, "    "),
         )
         add = parser.add_argument
         add("--input", metavar="PATHS", help="files or folders, with commas")

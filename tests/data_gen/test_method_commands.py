@@ -251,3 +251,8 @@ def test_as_a_user_starts_it(server, tmp_path):
     assert len(list(read_records(output))) == 5
     wrong = shell("translate", "--lagnuage=fr")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
+
+
+def test_help_sets_the_examples_of_a_method_apart():
+    text = qa.parser().format_help()
+    assert "\n    python -m data_gen qa --input=rumeddanet.jsonl" in text and "\npython -m" not in text

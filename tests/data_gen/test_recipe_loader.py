@@ -47,3 +47,15 @@ def test_a_recipe_takes_the_empty_variant(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(HEAD + "def get_config(variant):\n    c = base()\n    c.name = 'mine' + variant\n    return c\n")
     assert load_recipe(str(path), {}).name == "mine"
+
+
+def test_recipes_that_name_the_former_home_are_loaded(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from data_gen.recipes import base, source, step\n\n\n"
+        "def get_config(variant):\n    c = base()\n    c.name = 'mine'\n"
+        "    c.source.own = source(path='own.jsonl')\n    c.step.more = step('answer_expanding', ('own',))\n"
+        "    return c\n"
+    )
+    config = load_recipe(str(path), {})
+    assert (config.name, config.source.own.path, config.step.more.method) == ("mine", "own.jsonl", "answer_expanding")
