@@ -2,7 +2,7 @@
 
 Roles and contents are tokenized apart and joined as ids, so text can never become a control token and the mask needs no
 search. The ids equal `apply_chat_template(tokenize=True)` of the same tokenizer (with the template of its chat format,
-formats.py) for every content that is free of control strings.
+chat_formats.py) for every content that is free of control strings.
 """
 
 import weakref

@@ -32,8 +32,8 @@ def total(terms: list[dict], kind: str | None = None) -> float:
 
 def test_plan_only_says_what_train_compiles(bench, tmp_path):  # noqa: F811
     """The printed memory is within 10 % of memory_analysis of the step as training calls it."""
-    smaller_configs = {"steps": 2, "mesh__devices": 4}
-    outcome = train_here(*bench.argv(tmp_path / "run", **smaller_configs), "--plan_only")
+    changes = {"steps": 2, "mesh__devices": 4}
+    outcome = train_here(*bench.argv(tmp_path / "run", **changes), "--plan_only")
     assert outcome.code == 0 and not (tmp_path / "run").exists(), outcome.err
     assert re.search(r"mesh +data=1 fsdp=4 tensor=1 context=1", outcome.out)
     assert re.search(r"FLOPs +\S+ a device, 1\.\d+ x the model's", outcome.out)
@@ -52,7 +52,7 @@ def test_plan_only_says_what_train_compiles(bench, tmp_path):  # noqa: F811
         return dataclasses.replace(built, train_step=step)
 
     with mock.patch.object(program, "train_program", spied):
-        assert bench.train(tmp_path / "run", **smaller_configs).code == 0
+        assert bench.train(tmp_path / "run", **changes).code == 0
     built, arguments = called[0]
     assert len(called) == 2
     with jax.set_mesh(built.mesh):
@@ -226,7 +226,7 @@ def test_memory_by_arithmetic_follows_the_settings():
     mesh = {"data": 1, "fsdp": 64, "tensor": 1, "context": 1}
 
     def needed(**changes: object) -> float:
-        new = with_values(config, {k.replace("__", "."): v for k, v in smaller_configs.items()})
+        new = with_values(config, {k.replace("__", "."): v for k, v in changes.items()})
         return memory.total(memory.memory_terms(new, cfg, mesh))
 
     by_policy = [needed(remat=p) for p in ("none", "minimal_ctx", "minimal", "qkv", "full")]
