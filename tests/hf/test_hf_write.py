@@ -416,7 +416,7 @@ sys.path[:0] = {paths!r}
 import conftest, jax, jax.numpy as jnp, numpy as np
 from pathlib import Path
 from tests.support.hf_folders import tiny_tokenizer
-from mmed_jax.hf import write
+from mmed_jax.hf import save
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.llama import abstract_params
 
@@ -432,18 +432,18 @@ tree = jax.device_put(tree, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 jax.block_until_ready(tree)
 for name, stack in tree["layers"].items():  # the compiler's own memory is not the point
     for leaf in jax.tree.leaves(stack):
-        write.gather(leaf, 0, np.dtype(np.float32))
+        save.gather(leaf, 0, np.dtype(np.float32))
 tok.save_pretrained(folder / "warm")
 gc.collect()
 peaks = []
-logits = write.prompt_logits
+logits = save.prompt_logits
 def at_check(*args):  # everything is written when the check begins
     peaks.append(status("VmHWM"))
     return logits(*args)
-write.prompt_logits = at_check
+save.prompt_logits = at_check
 Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS")
-write.save_pretrained(folder / "out", tree, cfg, tok, dtype="float32", max_shard_bytes=110_000_000)
+save.save_pretrained(folder / "out", tree, cfg, tok, dtype="float32", max_shard_bytes=110_000_000)
 sizes = [x.nbytes for x in jax.tree.leaves(tree)]
 print(json.dumps([peaks[0] - before, status("VmHWM") - before, sum(sizes)]))
 """
@@ -470,7 +470,7 @@ jax.distributed.initialize("127.0.0.1:{port}", 2, int(sys.argv[1]), initializati
 from pathlib import Path
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from mmed_jax.common.errors import WorkError
-from mmed_jax.hf import safetensors, write
+from mmed_jax.hf import safetensors, save
 from mmed_jax.hf.load import load_config, load_params
 from mmed_jax.model.llama import logical_axes
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
@@ -485,14 +485,14 @@ cfg = load_config(folder / "in")
 shardings = param_shardings(make_mesh(fsdp=8), logical_axes(cfg))
 tree = load_params(folder / "in", cfg, shardings=shardings)
 mine = read[0]
-write.save_pretrained(folder / "out", tree, cfg, load_tokenizer(folder / "in"), dtype=None, max_shard_bytes=20_000)
+save.save_pretrained(folder / "out", tree, cfg, load_tokenizer(folder / "in"), dtype=None, max_shard_bytes=20_000)
 problem = ""
 if jax.process_index() == 0:  # the disk fails where it is written; the other process must hear of it
     def fail(f, a):
         raise OSError(28, "No space left on device")
-    write.write_tensor = fail
+    save.write_tensor = fail
 try:
-    write.save_pretrained(folder / "full", tree, cfg, load_tokenizer(folder / "in"))
+    save.save_pretrained(folder / "full", tree, cfg, load_tokenizer(folder / "in"))
 except WorkError as e:
     problem = str(e)
 print(json.dumps([mine, problem]), flush=True)
