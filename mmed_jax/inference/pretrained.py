@@ -16,9 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.data.plain_text import decode_after
 from mmed_jax.hf.open_model import ModelSource, open_model, trained_prompts
@@ -29,6 +31,7 @@ from mmed_jax.model import llama
 from mmed_jax.parallel.sharding import param_shardings
 
 Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @partial(jax.jit, static_argnames=("cfg", "compute_dtype", "remat", "attention"))
@@ -85,11 +88,16 @@ class Llama(llama.Llama):
           progress: called with (bytes read, bytes in all); Hugging Face folders only.
 
         Raises:
-          UserError: no model there, or one that does not fit its config.json. WorkError: unreadable checkpoints.
+          UserError: no model there, or one that does not fit its config.json; another dtype. WorkError: unreadable
+            checkpoints.
         """
-        source = path if isinstance(path, ModelSource) else open_model(path, step, ignore_keys)
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        elif dtype != "source":
+            dtype = _float_name(dtype, (*DTYPES, "source"))
+        if isinstance(path, ModelSource) and (step is not None or ignore_keys):
+            raise UserError("step, ignore_keys: go to open_model, which has chosen the checkpoint already")
+        source = path if isinstance(path, ModelSource) else open_model(path, step, ignore_keys)
         if shardings is None and mesh is not None:
             shardings = param_shardings(mesh, llama.logical_axes(source.cfg))
         kept = None if dtype == "source" else dtype
@@ -126,8 +134,12 @@ class Llama(llama.Llama):
           tokens_bt: ints, begin token included (an id outside the vocabulary gives NaN).
           positions_bt, segment_ids_bt, remat, attention: as in mmed_jax.model.llama.forward.
           compute_dtype: of matmuls and activations; None = `dtype`.
+
+        Raises:
+          UserError: no whole numbers of shape [B, T]; another compute_dtype than a float's.
         """
-        tokens_bt = jnp.asarray(tokens_bt, jnp.int32)
+        tokens_bt = _token_ids(tokens_bt)
+        compute_dtype = self.dtype if compute_dtype is None else jnp.dtype(_float_name(compute_dtype, DTYPES))
         # Within a traced function the mesh is the caller's to set.
         traced = isinstance(tokens_bt, jax.core.Tracer) or isinstance(self.embed.weight[...], jax.core.Tracer)
         with contextlib.nullcontext() if self.mesh is None or traced else jax.set_mesh(self.mesh):
@@ -137,7 +149,7 @@ class Llama(llama.Llama):
                 tokens_bt,
                 positions_bt,
                 segment_ids_bt,
-                compute_dtype=jnp.dtype(compute_dtype or self.dtype),
+                compute_dtype=compute_dtype,
                 remat=remat,
                 attention=attention,
             )
@@ -188,6 +200,8 @@ class Llama(llama.Llama):
         Raises:
           UserError: no prompt, one too long for the model, a tokenizer without chat format.
         """
+        if not isinstance(prompts, str | Mapping | Sequence):
+            prompts = list(prompts)  # a generator gives its prompts once
         single = isinstance(prompts, str | Mapping) or (
             bool(prompts) and all(isinstance(p, Mapping) and "role" in p for p in prompts)
         )
@@ -220,7 +234,7 @@ class Llama(llama.Llama):
 
         Args:
           path: a new or empty folder, or with `overwrite` an earlier export.
-          dtype: of the stored weights; None = as they are here.
+          dtype: of the stored weights: "float32", "bfloat16" or "float16"; None = as they are here.
           release: the weights are given up once they are written, and this model must not be used any more: the check
             then needs no room for a second copy.
           made_by: goes into the folder's mmed_jax_export.json. progress: called with (bytes written, bytes in all).
@@ -228,6 +242,8 @@ class Llama(llama.Llama):
         Raises:
           UserError, WorkError: as save_pretrained does.
         """
+        if dtype is not None:
+            dtype = _float_name(dtype, DTYPES)
         chat = syntax_of(self.tokenizer)
         info = {
             "made_by": made_by,
@@ -261,3 +277,36 @@ def _as_object(prompt: Prompt) -> dict:
     if isinstance(prompt, str):
         return {"prompt": prompt}
     return dict(prompt) if isinstance(prompt, Mapping) else {"messages": [dict(m) for m in prompt]}
+
+
+def _float_name(dtype: Any, names: Sequence[str]) -> str:
+    """The name of a dtype of DTYPES, given as that or as a dtype of numpy or jax. Raises UserError."""
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise UserError(f"dtype={name}: is none of a model's{nearest(name, names)}")
+    return name
+
+
+def _token_ids(tokens: Any) -> jax.Array:
+    """Ids as int32 [B, T]. Raises UserError: a cast would make other ids of fractions and of long numbers."""
+    if not isinstance(tokens, jax.Array):
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError:  # numpy's, of a ragged list
+            raise UserError(
+                "tokens: rows of several lengths; pad them behind, or call with one after another"
+            ) from None
+    if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != 2 or not tokens.size:
+        raise UserError(
+            f"tokens: {tokens.dtype} of shape {list(tokens.shape)}; must be whole numbers of shape [rows, tokens], "
+            "a single prompt is [ids]"
+        )
+    largest = np.iinfo(np.int32).max
+    if isinstance(tokens, np.ndarray):  # what int32 does not hold stays outside the vocabulary
+        limits = np.iinfo(tokens.dtype)
+        tokens = tokens.clip(max(-1, limits.min), min(largest, limits.max))
+    tokens = jnp.asarray(tokens, jnp.int32)
+    return jnp.where(tokens < 0, largest, tokens)  # an index of -1 would be the last id

@@ -157,9 +157,47 @@ def test_on_a_mesh(folder, model):
     assert spread.generate(QUESTION, max_new_tokens=6) == model.generate(QUESTION, max_new_tokens=6)
 
 
-def test_wrong_input_is_one_line(tmp_path):
+def test_wrong_input_is_one_line(model, folder, tmp_path):
     with pytest.raises(UserError, match="model: "):
         Llama.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(UserError, match="dtype=flaot32: .*did you mean 'float32'"):
+        Llama.from_pretrained(folder, dtype="flaot32")
+    with pytest.raises(UserError, match="dtype=int8: "):
+        Llama.from_pretrained(folder, dtype="int8")
+    with pytest.raises(UserError, match="step, ignore_keys: go to open_model"):
+        Llama.from_pretrained(model.source, step=3)
+    with pytest.raises(UserError, match="dtype=int32: "):
+        model([[1, 2]], compute_dtype="int32")
+    with pytest.raises(UserError, match="dtype=source: "):
+        model.save_pretrained(tmp_path / "copy", dtype="source")
+
+
+@pytest.mark.parametrize(
+    "tokens, text",
+    [
+        ([1, 2, 3], r"int64 of shape \[3\]; must be"),
+        ([[[1, 2]]], r"of shape \[1, 1, 2\]"),
+        ([[1.0, 2.5]], "float64 of shape"),
+        (jnp.ones((1, 2)), "float32 of shape"),
+        ([[]], r"of shape \[1, 0\]"),
+        ([[1, 2], [3]], "rows of several lengths"),
+        (QUESTION, "<U30 of shape"),
+    ],
+)
+def test_tokens_that_are_none(model, tokens, text):
+    with pytest.raises(UserError, match=f"tokens: .*{text}|tokens: {text}"):
+        model(tokens)
+
+
+def test_ids_outside_the_vocabulary_give_nan_however_long_they_are(model):
+    for token in (-1, 10**6, 2**40, -(2**40)):
+        assert np.isnan(model([[token, 2]])).all()
+    assert np.isnan(model(np.array([[2**64 - 1, 2]], np.uint64))).all()
+    assert np.array_equal(model(np.array([[1, 2]], np.uint8)), model([[1, 2]]))
+
+
+def test_prompts_may_come_from_a_generator(model):
+    assert model.generate((p for p in [QUESTION]), max_new_tokens=4) == model.generate([QUESTION], max_new_tokens=4)
 
 
 @pytest.mark.parametrize("module", ["mmed_jax", "data_gen", "mmed_jax.data.sources", "data_gen.commands.convert"])
