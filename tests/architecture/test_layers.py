@@ -119,6 +119,8 @@ def test_every_package_says_what_it_holds(repo):
         ("data_gen.commands.build", "from data_gen.sets import run_steps", ""),
         ("mmed_jax.data.pack", "from mmed_jax.common.jsonl import read", ""),
         ("mmed_jax.train", "from mmed_jax import __version__", ""),
+        ("mmed_jax.data.pack", "from mmed_jax import Model", "mmed_jax.data.pack -> mmed_jax.hf.load"),
+        ("mmed_jax.train", "from mmed_jax import Model", ""),
     ],
 )
 def test_faults_are_found(tmp_path, module, line, fault):
@@ -148,5 +150,6 @@ def plant(root, contents: dict[str, str]):
         path.parent.mkdir(parents=True, exist_ok=True)
         (path.parent / "__init__.py").touch()
         path.write_text(contents.get(name, "") + "\n", encoding="utf-8")
-    (root / "mmed_jax" / "__init__.py").touch()
+    hands_on = "def __getattr__(name):\n    from mmed_jax.hf.load import Model\n\n    return Model\n"
+    (root / "mmed_jax" / "__init__.py").write_text(hands_on, encoding="utf-8")
     return root

@@ -40,13 +40,19 @@ def modules(root: Path) -> dict[str, Module]:
 def imports(root: Path) -> dict[str, set[str]]:
     """Module -> the modules of the tree it imports anywhere: at the top, in a function, or by a name in a string.
 
-    The package `mmed_jax` itself counts for nothing: it holds the version and hands names on.
+    The package `mmed_jax` itself counts for nothing: it holds the version. Who takes another name that it hands on
+    imports the modules that it has them from.
     """
     tree = modules(root)
-    edges = {}
+    edges, taking = {}, []
     for module in tree.values():
-        nearest = {_nearest(name, tree) for name in _imported_names(module, tree)}
+        names = _imported_names(module, tree)
+        nearest = {_nearest(name, tree) for name in names}
         edges[module.name] = nearest - {"", module.name, "mmed_jax"}
+        if any(_nearest(name, tree) == "mmed_jax" != name.removesuffix(".__version__") for name in names):
+            taking.append(module.name)
+    for name in taking:
+        edges[name] |= edges["mmed_jax"] - {name}
     return edges
 
 
