@@ -13,9 +13,12 @@ import os
 import sys
 import time
 
+from tqdm import tqdm
+
 from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command
+from mmed_jax.common.progress import counting_bar
 from mmed_jax.inference.load import add_ignore_keys
 
 DTYPES = ("bfloat16", "float32", "float16", "source")
@@ -59,11 +62,11 @@ def main(argv: list[str] | None = None) -> None:
 
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     start = time.monotonic()
-    model = Llama.from_pretrained(source, dtype=dtype, shardings=host, progress=_Progress("reading"))
+    model = Llama.from_pretrained(source, dtype=dtype, shardings=host, progress=_ByteBar("reading"))
     if source.step is not None:
         print(f"step     {source.step}", flush=True)
     model.save_pretrained(
-        output, overwrite=args.overwrite, release=True, made_by="mmed_jax.export", progress=_Progress("writing")
+        output, overwrite=args.overwrite, release=True, made_by="mmed_jax.export", progress=_ByteBar("writing")
     )
     files = sorted(output.iterdir())
     total = sum(p.stat().st_size for p in files)
@@ -97,20 +100,22 @@ def _bytes(n: float) -> str:
     raise AssertionError
 
 
-class _Progress:
-    """One updating line on a terminal; in a log a line every ten seconds. Silent for what takes no time."""
+class _ByteBar:
+    """A bar of bytes read or written, called with (done, total). Silent for what takes no time."""
 
-    def __init__(self, what: str):
-        self.what, self.start, self.last = what, time.monotonic(), time.monotonic()
+    def __init__(self, label: str):
+        self._label = label
+        self._bar: tqdm | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        now, terminal = time.monotonic(), sys.stdout.isatty()
-        if now - self.last < (0.2 if terminal else 10) and not (terminal and done == total):
-            return
-        self.last = now
-        rate = done / max(now - self.start, 1e-6)
-        line = f"{self.what:8s} {_bytes(done)} of {_bytes(total)}, {_bytes(rate)}/s"
-        print(f"\r{line:60s}" if terminal else line, end="\n" if not terminal or done == total else "", flush=True)
+        if self._bar is None:
+            delay = 0.2 if sys.stderr.isatty() else 10
+            self._bar = counting_bar(
+                self._label, total, unit="B", unit_scale=True, in_logs=True, leave=True, delay=delay
+            )
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()
 
 
 if __name__ == "__main__":
