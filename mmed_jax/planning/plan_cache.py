@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import types
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.code_hash import code_hash
+from mmed_jax.common.hashes import json_hash
 from mmed_jax.common.output_files import write_text
 from mmed_jax.config.values import compile_settings
 from mmed_jax.model.config import LlamaConfig
@@ -38,7 +38,7 @@ def cache_key(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> str:
         except metadata.PackageNotFoundError:
             versions[package] = None
     facts = [compile_settings(config), dataclasses.asdict(cfg), dataclasses.asdict(topology), versions, plan_code()]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()[:24]
+    return json_hash(facts, 24, default=list)
 
 
 @functools.cache
