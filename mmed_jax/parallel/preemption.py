@@ -66,11 +66,6 @@ class PreemptionGuard:
         if self._service:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    @property
-    def requested(self) -> bool:
-        """This process was asked to stop (the others may not know yet)."""
-        return self._flag.is_set()
-
     def should_stop(self, step: int = 0) -> bool:
         """Whether to leave now, with the same answer on every process; once True it stays True.
 

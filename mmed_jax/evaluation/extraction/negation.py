@@ -116,11 +116,6 @@ def is_aside(text: str) -> bool:
     return _ASIDE.match(text) is not None
 
 
-def heads_others(text: str, start: int) -> bool:
-    """Whether what stands right before `start` makes it the head of the wrong answers, or of others."""
-    return _OTHER_HEAD.search(text[max(0, start - 40) : start]) is not None
-
-
 def is_withheld(text: str, start: int, end: int, choosing: bool = False) -> bool:
     """Whether the statement text[start:end] is not made: denied, left to a condition, or of the wrong answers.
 
