@@ -13,13 +13,12 @@ from itertools import groupby
 
 import numpy as np
 
-from mmed_jax.common.errors import UserError, nearest, run_command
+from mmed_jax.common.errors import UserError, nearest, run_command, warn
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.data.packed_table import Table
 from mmed_jax.data.prepare import prepare
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.data.token_report import print_histograms, print_report
-from mmed_jax.data.tokenizers.tokenizer import warn
 from mmed_jax.training import setup
 
 FLAGS = {

@@ -8,7 +8,7 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from mmed_jax.common.errors import UserError
+from mmed_jax.common.errors import UserError, warn
 from mmed_jax.common.paths import expand_home, resolve_path
 from mmed_jax.data import packed_cache
 from mmed_jax.data.chat_formats import syntax_of
@@ -18,7 +18,7 @@ from mmed_jax.data.records.mixing import copies
 from mmed_jax.data.records.reading import load_files
 from mmed_jax.data.records.split import by_question, without_overlap
 from mmed_jax.data.tokenize import LEFT_OUT, RenderSettings, build_samples
-from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash, warn
+from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash
 
 
 @dataclass(frozen=True)

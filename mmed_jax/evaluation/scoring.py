@@ -11,12 +11,12 @@ A results folder holds one mode, one score, one prompt family; mmed_jax.common.j
 """
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmed_jax.common.errors import WorkError
 from mmed_jax.data.languages.identify import language_of
+from mmed_jax.data.records.schema import fold_text
 from mmed_jax.evaluation.extraction.extract import extract, is_correct, split_rationale
 from mmed_jax.evaluation.prompts.items import Item
 from mmed_jax.llm_api.finish_reasons import is_cut
@@ -31,11 +31,6 @@ NORMALISE = ("none", "tokens", "bytes", "characters")
 DEFAULT_NORMALISE = {"letter": "none", "option": "bytes"}
 # Enough for "###Answer: OPTION A,C IS CORRECT." in a byte-level vocabulary, for a rationale, for an answer.
 MAX_NEW_TOKENS = {"direct": 64, "rationale": 1024, "exact_match": 512}
-
-
-def fold_text(text: str) -> str:
-    """For exact match of answers: NFKC, casefolded, whitespace squeezed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def grade(item: Item, output: str, finish_reason: str | None = None) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmed_jax.common.errors import UserError
+from mmed_jax.common.errors import UserError, warn
 from mmed_jax.common.input_files import check_file, open_file, what_is
 from mmed_jax.common.jsonl import BadJSON, decode, loads
-from mmed_jax.data.tokenizers.tokenizer import local_path, warn
+from mmed_jax.data.tokenizers.tokenizer import local_path
 from mmed_jax.hf.mapping import HARMLESS, HFTensor, flatten, group_names, hf_tensors, leaf_shapes, some, unflatten
 from mmed_jax.hf.mapping import Path as LeafPath
 from mmed_jax.hf.safetensors import CODES, DTYPES, MAX_HEADER, StoredTensor, read_header, shown

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 
 from mmed_jax.common import jsonl
-from mmed_jax.common.errors import UserError, WorkError, one_line
+from mmed_jax.common.errors import UserError, WorkError, one_line, warn
 from mmed_jax.common.paths import expand_home
-from mmed_jax.data.tokenizers.tokenizer import check_vocab, control_ids, save_tokenizer, stop_ids, tokenizer_hash, warn
+from mmed_jax.data.tokenizers.tokenizer import check_vocab, control_ids, save_tokenizer, stop_ids, tokenizer_hash
 from mmed_jax.hf.gather import gather, leaf_dtype
 from mmed_jax.hf.load import INDEX, SINGLE
 from mmed_jax.hf.mapping import HFTensor, flatten, group_names, hf_tensors, leaf_shapes

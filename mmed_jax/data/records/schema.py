@@ -291,10 +291,10 @@ def question_key(record: dict) -> str:
     if kind_of(record) == "mcq":
         return _mcq_key(record, record["options"].values())
     messages = record["messages"]
-    told = [_squeezed(m["content"]) for m in messages if m["role"] == "system"]
-    asked = [_squeezed(m["content"]) for m in messages if m["role"] == "user"]
+    told = [fold_text(m["content"]) for m in messages if m["role"] == "system"]
+    asked = [fold_text(m["content"]) for m in messages if m["role"] == "user"]
     if _letters(" ".join(asked)) < _TELLS_ENOUGH:
-        asked = [_squeezed(m["content"]) for m in messages[:-1] if m["role"] != "system"]
+        asked = [fold_text(m["content"]) for m in messages[:-1] if m["role"] != "system"]
     return "\n".join([*(f"system {text}" for text in told), *asked])
 
 
@@ -304,8 +304,8 @@ def wording_key(record: dict) -> str:
     For sets written by hand, where two questions should not read alike.
     """
     if kind_of(record) == "mcq":
-        return _squeezed(record["question"])
-    return _squeezed(next(m["content"] for m in record["messages"] if m["role"] == "user"))
+        return fold_text(record["question"])
+    return fold_text(next(m["content"] for m in record["messages"] if m["role"] == "user"))
 
 
 def question_keys(record: dict) -> list[str]:
@@ -315,10 +315,10 @@ def question_keys(record: dict) -> list[str]:
     the wrong ones. Sets are published with five options and with four, and with a slip in one of them mended.
     """
     key = question_key(record)
-    if kind_of(record) != "mcq" or _letters(_squeezed(record["question"])) < _TELLS_A_CASE:
+    if kind_of(record) != "mcq" or _letters(fold_text(record["question"])) < _TELLS_A_CASE:
         return [key]
     right = record["answer_idx"].split(",")
-    wrong = sorted({_squeezed(text) for k, text in record["options"].items() if k not in right})
+    wrong = sorted({fold_text(text) for k, text in record["options"].items() if k not in right})
     known = _mcq_key(record, (record["options"][k] for k in right))
     return [key, *(f"{known}\nnot {one}\nnot {other}" for one, other in combinations(wrong, 2))]
 
@@ -333,13 +333,14 @@ def _letters(text: str) -> int:
     return sum(5 if c > "\u2e7f" else 1 for c in text[:200] if c.isalnum())
 
 
-def _squeezed(text: str) -> str:
+def fold_text(text: str) -> str:
+    """For comparing texts: NFKC, casefolded, whitespace squeezed."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _mcq_key(record: dict, options: Iterable[str]) -> str:
-    context = [f"context {_squeezed(record['context'])}"] if record.get("context") else []
-    return "\n".join([*context, _squeezed(record["question"]), *sorted(map(_squeezed, options))])
+    context = [f"context {fold_text(record['context'])}"] if record.get("context") else []
+    return "\n".join([*context, fold_text(record["question"]), *sorted(map(fold_text, options))])
 
 
 def group_ids(records: Sequence[dict]) -> list[int]:

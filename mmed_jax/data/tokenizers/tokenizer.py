@@ -1,7 +1,6 @@
 """The tokenizer: of a Hugging Face folder, or a `tokenizer.model` converted; roles and template of its chat format."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -11,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmed_jax.common.errors import UserError, one_line
-from mmed_jax.common.errors import warn as warn
+from mmed_jax.common.errors import UserError, one_line, warn
+from mmed_jax.common.hashes import json_hash
 from mmed_jax.common.input_files import check_file, open_file, what_is
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.common.paths import expand_home
@@ -112,7 +111,7 @@ def tokenizer_hash(tok: "PreTrainedTokenizerFast") -> str:
     state = _backend_json(tok)
     state["roles"] = _roles(tok)
     state["chat_template"] = tok.chat_template
-    return hashlib.sha256(json.dumps(state, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return json_hash(state, 64)
 
 
 def stop_ids(tok: "PreTrainedTokenizerFast") -> tuple[int, ...]:
