@@ -202,6 +202,8 @@ SYSTEMS = {"matmul": matmul, "mmed_jax": mmed_jax, "transformers": transformers}
 
 def main(argv: list[str]) -> int:
     """Exit code 0, or 3 when memory ran out: the parent then tries what needs less."""
+    if len(argv) != 3 or argv[0] not in SYSTEMS:
+        sys.exit(__doc__)
     system, case, result = argv
     try:
         measured = SYSTEMS[system](json.loads(Path(case).read_text()))

@@ -191,6 +191,8 @@ def turn(system: Any, data: str, seconds: float) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     started = time.perf_counter()
+    if len(argv) != 2 or argv[0] not in SYSTEMS:
+        sys.exit(__doc__)
     name, spec_path = argv
     spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
     # Answers have stdout to themselves; whatever a library prints goes to stderr.

@@ -4,6 +4,7 @@
     python -m data_gen.prompts     adds the hashes of new versions, refuses changed words under an old version
 """
 
+import argparse
 import hashlib
 import json
 
@@ -40,6 +41,7 @@ def versions() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Pins the hashes of new versions. Raises UserError where the words of a pinned version were changed."""
+    argparse.ArgumentParser(prog="python -m data_gen.prompts", description=__doc__.splitlines()[0]).parse_args(argv)
     file = FOLDER / "versions.json"
     pinned = versions() if file.exists() else {}
     for name in NAMES:
