@@ -30,7 +30,7 @@ STAGE2 = {"data__seq_len": 256, "optim__warmup_ratio": 0, "optim__warmup_steps":
 
 def test_losses_are_those_that_were_written_down(bench):  # noqa: F811
     """Any change of the data, the model, the loss, the optimizer or the order of the batches shows here."""
-    np.testing.assert_allclose(losses(bench.reference)[:4], [5.996893, 5.637304, 5.382099, 5.063211], rtol=1e-4)
+    np.testing.assert_allclose(losses(bench.reference)[:4], [6.037769, 5.497504, 5.157106, 4.754146], rtol=1e-4)
 
 
 def test_the_learning_rate_is_warm_up_and_cosine(bench):  # noqa: F811
