@@ -202,7 +202,7 @@ SYSTEMS = {"matmul": matmul, "mmed_jax": mmed_jax, "transformers": transformers}
 
 def main(argv: list[str]) -> int:
     """Exit code 0, or 3 when memory ran out: the parent then tries what needs less."""
-    if len(argv) != 3 or argv[0] not in SYSTEMS:
+    if len(argv) != 3:
         sys.exit(__doc__)
     system, case, result = argv
     try:
