@@ -127,7 +127,7 @@ def test_answers_whose_tokens_nobody_counted_are_told_apart_from_a_missing_price
 def test_results_hold_model_cost_and_no_secret(ask, server, tmp_path, capsys):
     server.change = lambda body, reply: reply | {"model": "m-2026-01", "system_fingerprint": "fp_1"}
     server.key = None
-    found = ask(url=server.base_url.replace("http://", "http://user:hidden@"))
+    found = ask(url=server.base_url.replace("http://", "http://user:pa55w0rd@"))
     assert found["overall"]["count"] == 12 and found["overall"]["correct"] == 3 and found["mode"] == "direct"
     about = found["model"]
     assert about["path"] == about["api_model"] == "m" and about["base_url"] == server.base_url
@@ -148,7 +148,7 @@ def test_results_hold_model_cost_and_no_secret(ask, server, tmp_path, capsys):
     assert f"m (at {server.base_url}, served as m-2026-01 fp_1)" in page and "temperature 0, seed 0, at most 64" in page
     for file in tmp_path.rglob("*"):
         if file.is_file():
-            assert KEY.encode() not in file.read_bytes() and b"hidden" not in file.read_bytes()
+            assert KEY.encode() not in file.read_bytes() and b"pa55w0rd" not in file.read_bytes()
 
 
 def test_what_was_paid_is_never_asked_again(ask, server, quiz, tmp_path):
