@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv and passes the tests. Arguments go to pytest: scripts/test.sh tests/model/test_parity.py -k theta
-# scripts/test.sh --fast: what to run while working. Every room, in three minutes on two cores: without the tests listed in
+# scripts/test.sh --fast: what to run while working. Every room, in about five minutes on two cores: without the tests listed in
 # tests/slow.txt, three cases of a test with many, and programs that are compiled with less care.
 set -euo pipefail
 cd "$(dirname "$0")/.."
