@@ -9,16 +9,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import cast
 
 from mmed_jax.llm_api.ledger.ledger import Ledger
-from mmed_jax.llm_api.outcomes import MOST_ATTEMPTS, Judge, Slot
+from mmed_jax.llm_api.outcomes import MOST_ATTEMPTS, Judge, Slot, chunks
 from mmed_jax.llm_api.run_settings import RunSettings
 from mmed_jax.llm_api.token_counts import answer_limit, counter_for, prompt_tokens
 from mmed_jax.llm_api.types import REASONS, Gate, Job, Method
-
-_CHUNK = 500
 
 
 @dataclass
@@ -127,7 +124,7 @@ def estimate(method: Method, inputs: Iterable[dict], settings: RunSettings, gate
     try:
         judge = Judge(method, list(gates), settings, ledger or cast(Ledger, _NoLedger()))
         redraws = _Redraws(method)
-        for jobs in _chunks(method.jobs(inputs, settings)):
+        for jobs in chunks(method.jobs(inputs, settings)):
             slots = [Slot(job) for job in jobs]
             missing = judge.advance(slots, enter=False)
             found.rows += len(slots)
@@ -142,12 +139,6 @@ def estimate(method: Method, inputs: Iterable[dict], settings: RunSettings, gate
         if ledger:
             ledger.close()
     return found
-
-
-def _chunks(jobs: Iterable[Job]) -> Iterable[list[Job]]:
-    jobs = iter(jobs)
-    while chunk := list(islice(jobs, _CHUNK)):
-        yield chunk
 
 
 def _add(found: Estimate, slot: Slot, count: Callable[[str], int], redraws: "_Redraws") -> None:

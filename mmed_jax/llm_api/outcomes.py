@@ -1,6 +1,7 @@
 """From answers in the ledger to outcomes: parsing, gates, and the requests that are still needed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from mmed_jax.common.errors import one_line
 from mmed_jax.llm_api.ledger.ledger import FINAL, Ledger, Row
@@ -149,3 +150,10 @@ class Judge:
                 origin = record.setdefault("provenance", {})
                 origin["flags"] = sorted({*origin.get("flags", ()), *found, *gone})
         return Outcome(job, "accepted", "", "", tuple(r for r, _ in kept), tuple(sorted(flags | gone)))
+
+
+def chunks(jobs: Iterable[Job], size: int = 256) -> Iterator[list[Job]]:
+    """The jobs in lists of `size`, as they are looked up in the ledger together."""
+    jobs = iter(jobs)
+    while chunk := list(islice(jobs, size)):
+        yield chunk

@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 
 from mmed_jax.common.errors import WorkError
@@ -15,13 +14,12 @@ from mmed_jax.common.row_buffer import Spool, remove_left
 from mmed_jax.llm_api.batch.batches import Batches
 from mmed_jax.llm_api.batch.table import under_way
 from mmed_jax.llm_api.ledger.ledger import Ledger
-from mmed_jax.llm_api.outcomes import Judge, Slot
+from mmed_jax.llm_api.outcomes import Judge, Slot, chunks
 from mmed_jax.llm_api.rate_limits import backoff
 from mmed_jax.llm_api.run_settings import RunSettings
 from mmed_jax.llm_api.sender import say
 from mmed_jax.llm_api.types import Job, Outcome, Request
 
-_CHUNK = 256
 _MOST_PASSES = 20  # answers, redraws, expired batches; a set that needs more does not converge
 
 
@@ -52,7 +50,7 @@ def outcomes_by_batch(
                     raise WorkError(f"requests are still without an answer after {_MOST_PASSES} rounds of batches")
                 if batches.elsewhere:
                     print(under_way(ledger), file=sys.stderr)
-            for chunk in _chunks(_jobs(spool)):
+            for chunk in chunks(_jobs(spool)):
                 slots = judge.slots(chunk, again=True)
                 judge.advance(slots, capped=True)
                 yield from (slot.settled for slot in slots)
@@ -63,7 +61,7 @@ def outcomes_by_batch(
 def _missing(jobs: Iterable[Job], judge: Judge, *, enter: bool) -> Iterator[Request]:
     """The requests that the jobs need next, each once."""
     seen: set[str] = set()
-    for chunk in _chunks(jobs):
+    for chunk in chunks(jobs):
         slots = judge.slots(chunk) if enter else [Slot(job) for job in chunk]
         judge.forget()
         for slot in judge.advance(slots):
@@ -109,9 +107,3 @@ def _jobs(spool: Spool) -> Iterator[Job]:
     for row in spool:
         request = row.pop("request")
         yield Job(**row, request=Request(**{**request, "messages": tuple(request["messages"])}))
-
-
-def _chunks(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    jobs = iter(jobs)
-    while chunk := list(islice(jobs, _CHUNK)):
-        yield chunk
