@@ -6,12 +6,15 @@ cd "$(dirname "$0")/.."
 
 tools=$(mktemp)
 trap 'rm -f "$tools"' EXIT
-printf 'pytest>=8,<10\nhypothesis>=6.100,<7\nruff>=0.9,<1\nmypy>=2.4,<3\nnltk>=3.10,<4\njieba>=0.42.1,<0.43\njanome>=0.5,<0.6\nsacrebleu>=2.6,<3\nrouge>=1.0.1,<2\njax[tpu]; sys_platform == "linux" and platform_machine == "x86_64"\n' > "$tools"
+printf 'pytest>=8,<10\npytest-xdist>=3.6,<4\nhypothesis>=6.100,<7\nruff>=0.9,<1\nmypy>=2.4,<3\nnltk>=3.10,<4\njieba>=0.42.1,<0.43\njanome>=0.5,<0.6\nsacrebleu>=2.6,<3\nrouge>=1.0.1,<2\njax[tpu]; sys_platform == "linux" and platform_machine == "x86_64"\n' > "$tools"
 {
   echo "# Exact versions that scripts/quickstart.sh and scripts/test.sh install. Made by scripts/lock.sh from requirements.txt and the"
   echo "# test extra; do not edit by hand."
   uv pip compile --quiet --universal --no-annotate --no-header --python-version 3.11 requirements.txt "$tools"
   echo "# Tests only. On Linux the package index may offer a CUDA build of several gigabytes under this version; see README."
   echo "torch==2.13.0"
+  # They need torch, and are named here so that the resolver does not bring its CUDA libraries along.
+  echo "accelerate==1.15.0"
+  echo "peft==0.21.2"
 } > constraints.txt.new
 mv constraints.txt.new constraints.txt

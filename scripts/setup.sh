@@ -36,7 +36,7 @@ if ! have "$extra" && ! { [ "$extra" = run ] && have test; }; then
   fi
   packages=(-r requirements.txt)
   if [ "$extra" = test ]; then
-    packages+=(pytest hypothesis ruff mypy tiktoken torch nltk jieba janome sacrebleu rouge)
+    packages+=(pytest pytest-xdist hypothesis ruff mypy tiktoken torch peft nltk jieba janome sacrebleu rouge)
     # The TPU compiler, for the tests of mmed_jax.plan; there are wheels for Linux on x86-64 only.
     [ "$(uname -sm)" = "Linux x86_64" ] && packages+=("jax[tpu]")
   fi
