@@ -37,6 +37,7 @@ if ! have "$extra" && ! { [ "$extra" = run ] && have test; }; then
   packages=(-r requirements.txt)
   if [ "$extra" = test ]; then
     packages+=(pytest pytest-xdist hypothesis ruff mypy tiktoken torch peft nltk jieba janome sacrebleu rouge)
+    packages+=(datatrove ahocorasick_rs lxml_html_clean orjson pypdfium2 trafilatura warcio zstandard)
     # The TPU compiler, for the tests of mmed_jax.plan; there are wheels for Linux on x86-64 only.
     [ "$(uname -sm)" = "Linux x86_64" ] && packages+=("jax[tpu]")
   fi
