@@ -7,6 +7,7 @@ Calling the same command again continues the run from its newest good checkpoint
 Read it from top to bottom: it is the recipe.
 """
 
+import functools
 import os
 import zlib
 from typing import Any
@@ -148,7 +149,8 @@ def main(argv: list[str] | None = None) -> None:
     setup.write_run_files(run_dir, config, cfg, tok, source)
 
     # ---- The steps -------------------------------------------------------------------------------------------------
-    eval_step = program.eval_step
+    base: dict[str, Any] = {}
+    eval_step = functools.partial(program.eval_step, base=base)
     placer = placement.BatchPlacer(mesh, rows, seq_len)
     stream = BatchStream(prepared.train, rows, config.seed, first, local_rows=placer.rows)
     validation = prepared.validation.get("validation")
@@ -200,14 +202,14 @@ def main(argv: list[str] | None = None) -> None:
             progress.update(number, shown)
 
         batches = iter(stream)
-        train_step = CompileWatch(compiles, "train_step", program.train_step, ("state", "batch"))
+        train_step = CompileWatch(compiles, "train_step", program.train_step, ("state", "batch", "base"))
         meter.restart()
         for index in range(first, steps):
             number = index + 1
             profiler.before(number, state)
             with meter.data_wait():
                 batch = next(batches)
-            state, metrics = train_step(state, placer(batch))
+            state, metrics = train_step(state, placer(batch), base)
             changed = train_step.changed
             if number == first + 1:
                 log.event("compiled", number, startup_seconds=process_seconds(), **compiles.summary("train_step"))

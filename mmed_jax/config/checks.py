@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.defaults import KEYS
+from mmed_jax.config.lora import check_lora
 from mmed_jax.config.values import batch_rows, flatten
 
 
@@ -29,6 +30,7 @@ def validate(config: ConfigDict) -> None:
     for name, key in KEYS.items():
         if key.adamw_only and flat["optim.name"] == "adafactor" and flat[name] != key.default:
             raise UserError(f"config.{name}={flat[name]}: adafactor has none; leave it at {key.default}")
+    check_lora(flat)
     own = ("model.preset", "model.ignore_keys")
     sizes = any(v for k, v in flat.items() if k.startswith("model.") and k not in own)
     if flat["init_from"] and (sizes or flat["model.preset"] != KEYS["model.preset"].default):

@@ -15,6 +15,10 @@ def base() -> ConfigDict:
     return neutral(KEYS)
 
 
+# What an adapter can be put on: the linear modules of a layer, and of untied models the two tables.
+LORA_MODULES = ("q", "k", "v", "o", "gate", "up", "down")
+LORA_TARGETS = (*LORA_MODULES, "head", "embed")
+
 KEYS: dict[str, Key] = {
     # What this run is called; set by the stage files.
     "name": Key(""),
@@ -125,6 +129,30 @@ KEYS: dict[str, Key] = {
     "optim.clip_norm": Key(1.0, not_negative=True, compiled=True),
     # First moment: float32 or bfloat16. The second is float32.
     "optim.mu_dtype": Key("float32", choices=("float32", "bfloat16"), adamw_only=True, compiled=True),
+    # Low-rank adapters (LoRA, arXiv 2106.09685) on frozen weights: the rank, 0 = train all weights. Adapters are
+    # float32; checkpoints hold them alone, with the fingerprint of the weights they belong to. docs/lora.md
+    "lora.rank": Key(0, not_negative=True, compiled=True),
+    # The adapter's output is scaled by alpha / rank, or with rslora by alpha / sqrt(rank) (arXiv 2312.03732).
+    # 0 = 2 x rank.
+    "lora.alpha": Key(0.0, not_negative=True, compiled=True),
+    "lora.rslora": Key(False, compiled=True),
+    # Direction and magnitude of the weights' rows are trained apart (arXiv 2402.09353).
+    "lora.dora": Key(False, compiled=True),
+    # Share of an adapter's inputs that a training step leaves out, drawn anew by step and micro-batch.
+    "lora.dropout": Key(0.0, ratio=True, compiled=True),
+    # The modules that get an adapter, and the layers, by number from 0; () = all of them.
+    "lora.targets": Key(LORA_MODULES, choices=LORA_TARGETS, required="name modules, for example q,v", compiled=True),
+    "lora.layers": Key((), compiled=True),
+    # Other ranks and alphas than the above: down=64,layers.3.q=8; the longer name wins, rank 0 = no adapter there.
+    "lora.rank_pattern": Key({}, compiled=True),
+    "lora.alpha_pattern": Key({}, compiled=True),
+    # LoRA+ (arXiv 2402.12354): the learning rate of B, the factor that starts at zero, is this many times optim.lr.
+    "lora.b_lr_ratio": Key(1.0, positive=True, compiled=True),
+    # The frozen weights on the devices: in compute_dtype, or quantised (QLoRA, arXiv 2305.14314).
+    "lora.base": Key("compute", choices=("compute", "int8", "nf4"), compiled=True),
+    # Where init_from is itself an adapter on some weights (a LoRA run, a PEFT folder): "continue" trains it on, with
+    # a fresh optimizer and schedule; "fresh" refuses it, and takes whole weights only.
+    "lora.start": Key("continue", choices=("continue", "fresh"), may_change=True),
     # Devices: sizes of the mesh axes, one may be -1 (what is left).
     # `devices`: how many to use, 0 = all (fewer only within one process).
     "mesh.devices": Key(0, not_negative=True, may_change=True),

@@ -80,5 +80,6 @@ def neutral(keys: Mapping[str, Key]) -> ConfigDict:
             if group not in node:
                 node[group] = ConfigDict()
             node = node[group]
-        node[leaf] = ConfigDict(key.default) if key.is_mapping else key.default
+        # Names in a mapping may have dots (layers.3.q); those of keys have none.
+        node[leaf] = ConfigDict(key.default, allow_dotted_keys=True) if key.is_mapping else key.default
     return config

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.config.checks import validate
+from mmed_jax.config.lora import write_out
 from mmed_jax.config.recipes import load_config
 from mmed_jax.config.values import flatten, nearest_key, to_json
 
@@ -38,7 +39,7 @@ def set_override(config: ConfigDict, key: str, text: str, flag: str = "--config"
     for p in parents:
         node = node[p]
     with node.unlocked():
-        node[leaf] = ConfigDict(value) if isinstance(value, dict) else value
+        node[leaf] = ConfigDict(value, allow_dotted_keys=True) if isinstance(value, dict) else value
 
 
 def _parse(text: str, default: Any, key: str) -> Any:
@@ -118,6 +119,7 @@ def parse_args(
     config = load_config(flags.config)
     for key, value in overrides:
         set_override(config, key, value)
+    write_out(config)
     if flags.print_config:
         print(to_json(config))
         sys.exit(0)

@@ -33,7 +33,7 @@ def nearest_key(key: str, flat: dict[str, Any]) -> str:
 
 def with_values(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
     """A copy of the config with other values: {"optim.lr": 1e-5}."""
-    out = ConfigDict(copy.deepcopy(config.to_dict()))
+    out = ConfigDict(copy.deepcopy(config.to_dict()), allow_dotted_keys=True)
     for key, value in changes.items():
         *parents, leaf = key.split(".")
         node = out

@@ -81,7 +81,7 @@ def write_override(output: str, recipe: str, config: ConfigDict, mesh: dict[str,
 
 
 def _literal(key: str, value: Any) -> str:
-    return f"ConfigDict({value!r})" if key.split(".")[-1] in MAPPINGS else repr(value)
+    return f"ConfigDict({value!r}, allow_dotted_keys=True)" if key.split(".")[-1] in MAPPINGS else repr(value)
 
 
 def _version(package: str) -> str:

@@ -23,8 +23,9 @@ from mmed_jax.training import state as placement
 class Program:
     """The steps of a run on a mesh.
 
-    state: the training state as jax.ShapeDtypeStruct leaves with their shardings; batch: a global batch likewise.
-    train_step(state, batch) -> (state, metrics), with the state donated; eval_step(params, batch) -> sums.
+    state: the training state as jax.ShapeDtypeStruct leaves with their shardings; batch: a global batch likewise; base:
+    the frozen weights likewise, {} where all are trained.
+    train_step(state, batch, base) -> (state, metrics), with the state donated; eval_step(params, batch, base) -> sums.
     """
 
     mesh: Mesh
@@ -33,6 +34,7 @@ class Program:
     options: step.StepOptions
     state: dict[str, Any]
     batch: dict[str, jax.ShapeDtypeStruct]
+    base: dict[str, Any]
     train_step: Any
     eval_step: Any
     compiler_options: dict[str, str | bool]
@@ -41,7 +43,7 @@ class Program:
         """The training step for the mesh's platform, which need not be this machine's."""
         platform = self.mesh.devices.flat[0].platform
         with jax.set_mesh(self.mesh):
-            traced = self.train_step.trace(self.state, self.batch)
+            traced = self.train_step.trace(self.state, self.batch, self.base)
             return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
 
 
@@ -91,6 +93,7 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
         options=options,
         state=state,
         batch={k: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for k, dtype in FIELDS.items()},
+        base={},
         train_step=jax.jit(
             step.make_train_step(cfg, tx, schedule, options),
             donate_argnums=0,

@@ -81,8 +81,10 @@ def batch_sums(params: Any, cfg: LlamaConfig, options: StepOptions, batch: Batch
 
 def make_train_step(
     cfg: LlamaConfig, tx: optax.GradientTransformation, schedule: optax.Schedule, options: StepOptions
-) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
-    """Builds train_step(state, batch) -> (state, metrics); to be jitted with the state donated.
+) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+    """Builds train_step(state, batch, base) -> (state, metrics); to be jitted with the state donated.
+
+    base: the frozen weights that the adapter state["params"] belongs to; {} or left out where all weights are trained.
 
     Metrics (float32): loss, lr, grad_norm (before clipping), param_norm and update_norm (of this update), supervised
     and real (not padding) token counts, nll and count by language [LANGUAGE_SLOTS].
@@ -111,7 +113,7 @@ def make_train_step(
         (grads, sums), _ = jax.lax.scan(add, (zeros, no_sums), jax.tree.map(micro_batches, batch))
         return grads, sums
 
-    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def train_step(state: State, batch: Batch, base: Any = None) -> tuple[State, dict[str, jax.Array]]:
         params = state["params"]
         grads, sums = gradients(params, batch)
         count = sums["count"].sum()
@@ -135,10 +137,10 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(cfg: LlamaConfig, options: StepOptions) -> Callable[[Any, Batch], Batch]:
-    """Builds eval_step(params, batch) -> {"nll", "count"} sums by language, float32 [LANGUAGE_SLOTS]."""
+def make_eval_step(cfg: LlamaConfig, options: StepOptions) -> Callable[..., Batch]:
+    """Builds eval_step(params, batch, base) -> {"nll", "count"} sums by language, float32 [LANGUAGE_SLOTS]."""
 
-    def eval_step(params: Any, batch: Batch) -> Batch:
+    def eval_step(params: Any, batch: Batch, base: Any = None) -> Batch:
         return batch_sums(params, cfg, options, batch)[1]
 
     return eval_step

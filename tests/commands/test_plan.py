@@ -44,10 +44,10 @@ def test_plan_only_says_what_train_compiles(bench, tmp_path):  # noqa: F811
     def spied(*args, **kwargs):
         built = build(*args, **kwargs)
 
-        def step(state, batch):
+        def step(state, batch, base):
             shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
-            called.append((built, jax.tree.map(shape, (state, batch))))
-            return built.train_step(state, batch)
+            called.append((built, jax.tree.map(shape, (state, batch, base))))
+            return built.train_step(state, batch, base)
 
         return dataclasses.replace(built, train_step=step)
 

@@ -9,9 +9,11 @@ import pytest
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.config.recipes import load_config
-from mmed_jax.config.values import batch_rows, config_hash, flatten, to_json
+from mmed_jax.config.resume import training_keys
+from mmed_jax.config.values import batch_rows, config_hash, flatten, to_json, with_values
 
 DEMO = ["--config=stage1"]
+LORA = [*DEMO, "--config.lora.rank=4"]
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
@@ -134,6 +136,38 @@ MISTAKES = {
     # jax would take the lower 32 bits: the weights of seed 0.
     "seed": ([*DEMO, "--config.seed=4294967296"], ["config.seed=4294967296", "4294967295"]),
     "mode twice": ([*DEMO, "--config.data.modes=direct,direct"], ["data.modes", "'direct' is named twice"]),
+    "rank": ([*DEMO, "--config.lora.rank=-1"], ["lora.rank=-1", "negative"]),
+    "dropout": ([*LORA, "--config.lora.dropout=1"], ["lora.dropout=1.0", "[0, 1)"]),
+    "target": ([*LORA, "--config.lora.targets=q_proj,v"], ["'q_proj'", "valid: q, k, v, o, gate, up, down, head, embed"]),
+    "target twice": ([*LORA, "--config.lora.targets=q,q"], ["lora.targets", "'q' is named twice"]),
+    "no target": ([*LORA, "--config.lora.targets="], ["lora.targets is empty", "q,v"]),
+    "layer": ([*LORA, "--config.lora.layers=0,one"], ["lora.layers: 'one'", "for example 0,1,2"]),
+    "layer twice": ([*LORA, "--config.lora.layers=0,1,0"], ["lora.layers: 0 is named twice"]),
+    "head in layers": (
+        [*LORA, "--config.lora.targets=q,head", "--config.lora.layers=0"],
+        ["lora.layers=0", "'head' of targets is in no layer"],
+    ),
+    "pattern": ([*LORA, "--config.lora.rank_pattern=dwn=4"], ["rank_pattern: 'dwn'", "did you mean 'down'?"]),
+    "pattern in a layer": (
+        [*LORA, "--config.lora.alpha_pattern=layers.1.gte=4"],
+        ["alpha_pattern: 'layers.1.gte'", "did you mean 'layers.1.gate'?"],
+    ),
+    "pattern of no target": (
+        [*LORA, "--config.lora.targets=q,v", "--config.lora.rank_pattern=down=4"],
+        ["rank_pattern: 'down' gets no adapter", "lora.targets is q,v"],
+    ),
+    "pattern of no layer": (
+        [*LORA, "--config.lora.layers=0,1", "--config.lora.rank_pattern=layers.2.q=4"],
+        ["rank_pattern: 'layers.2.q' gets no adapter", "lora.layers is 0,1"],
+    ),
+    "half a rank": ([*LORA, "--config.lora.rank_pattern=q=1.5"], ["rank_pattern: q=1.5", "whole number"]),
+    "alpha without effect": ([*LORA, "--config.lora.alpha_pattern=q=0"], ["alpha_pattern: q=0.0", "greater than 0"]),
+    "no learning rate of B": ([*LORA, "--config.lora.b_lr_ratio=0"], ["lora.b_lr_ratio=0.0", "greater than 0"]),
+    "unused adapter": ([*DEMO, "--config.lora.targets=q,v"], ["lora.targets=q,v", "lora.rank is 0", "lora.rank=16"]),
+    "unused base": ([*DEMO, "--config.lora.base=nf4"], ["lora.base=nf4", "lora.rank is 0"]),
+    "base": ([*LORA, "--config.lora.base=int4"], ["lora.base='int4'", "did you mean 'int8'?"]),
+    "decoded weights kept": ([*LORA, "--config.lora.base=nf4"], ["lora.base=nf4", "remat=none", "--config.remat=full"]),
+    "bfloat16 adapter": ([*LORA, "--config.param_dtype=bfloat16"], ["param_dtype=bfloat16", "adapter, in float32"]),
     "preset of a given model": (
         ["--config=stage1:8b", "--config.model.preset=llama3-70b"],
         ["init_from brings its own"],
@@ -154,6 +188,21 @@ def test_mistakes_are_one_clear_line(name):
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+def test_alpha_is_written_out_and_names_with_dots_stay_whole(capsys):
+    argv = [*LORA, "--config.lora.layers=1,0", "--config.lora.rank_pattern=down=64,layers.1.q=8"]
+    config, _ = parse_args(argv)
+    said = json.loads(to_json(config))["lora"]
+    assert said["alpha"] == 8.0 and said["layers"] == [1, 0]
+    assert said["rank_pattern"] == {"down": 64.0, "layers.1.q": 8.0} == flatten(config)["lora.rank_pattern"]
+    assert flatten(with_values(config, {"lora.rank": 8}))["lora.rank_pattern"] == said["rank_pattern"]
+    assert training_keys(config)["lora.rank_pattern"] == said["rank_pattern"]
+    with pytest.raises(SystemExit):
+        parse_args([*argv, "--print_config"])
+    assert json.loads(capsys.readouterr().out)["lora"] == said
+    assert parse_args([*LORA, "--config.lora.alpha=3"])[0].lora.alpha == 3.0
+    assert parse_args(DEMO)[0].lora.alpha == 0.0
 
 
 def test_exit_code_is_two_and_no_device_is_touched(repo):

@@ -30,26 +30,30 @@ def test_what_is_checked():
         "optim.name": ("adamw", "adafactor"),
         "optim.schedule": ("cosine", "linear", "wsd", "constant"),
         "optim.mu_dtype": both,
+        "lora.targets": ("q", "k", "v", "o", "gate", "up", "down", "head", "embed"),
+        "lora.base": ("compute", "int8", "nf4"),
+        "lora.start": ("continue", "fresh"),
     }
     assert {name: key.choices for name, key in KEYS.items() if key.choices} == choices
-    positive = "grad_accum loss_chunk optim.lr optim.eps log_every checkpoint.keep_last data.seq_len"
+    positive = "grad_accum loss_chunk optim.lr optim.eps log_every checkpoint.keep_last data.seq_len lora.b_lr_ratio"
     assert marked("positive") == {*positive.split(), "distributed.timeout_seconds"}
     not_negative = """
         seed batch_size batch_tokens steps epochs eval_every eval_rows checkpoint.every_steps checkpoint.every_minutes
-        checkpoint.keep_best optim.warmup_steps optim.weight_decay optim.clip_norm mesh.devices"""
+        checkpoint.keep_best optim.warmup_steps optim.weight_decay optim.clip_norm lora.rank lora.alpha mesh.devices"""
     assert marked("not_negative") == set(not_negative.split())
     ratios = "optim.warmup_ratio optim.end_lr_ratio optim.decay_ratio data.validation_fraction optim.b1 optim.b2"
+    ratios += " lora.dropout"
     assert marked("ratio") == set(ratios.split())
     adamw_only = {name: KEYS[name].default for name in marked("adamw_only")}
     assert adamw_only == {"optim.b1": 0.9, "optim.eps": 1e-8, "optim.mu_dtype": "float32"}
-    assert marked("required") == {"run_dir", "data.cache_dir", "data.train"}
-    assert MAPPINGS == ("source_weights", "language_weights")
+    assert marked("required") == {"run_dir", "data.cache_dir", "data.train", "lora.targets"}
+    assert MAPPINGS == ("source_weights", "language_weights", "rank_pattern", "alpha_pattern")
     assert KEYS["seed"].at_most == 2**32 - 1
 
 
 def test_what_may_change_when_a_run_is_continued():
     names = """
-        run_dir restart platform remat xla_flags attention loss_chunk grad_accum data.cache_dir mesh. log_every
+        run_dir restart platform remat xla_flags attention loss_chunk grad_accum data.cache_dir lora.start mesh. log_every
         eval_every eval_rows checkpoint. tensorboard wandb compile_cache distributed. model.ignore_keys profile_start
         profile_steps"""
     assert set(NOT_COMPARED) == set(names.split()) and len(NOT_COMPARED) == len(set(NOT_COMPARED))
@@ -59,7 +63,8 @@ def test_what_decides_the_compiled_step():
     names = """
         compute_dtype param_dtype remat attention loss_chunk data.seq_len data.packing batch_size batch_tokens
         grad_accum mesh.data mesh.fsdp mesh.tensor mesh.context xla_flags optim.name optim.mu_dtype optim.clip_norm
-        optim.weight_decay optim.decay_embeddings"""
+        optim.weight_decay optim.decay_embeddings lora.rank lora.alpha lora.rslora lora.dora lora.dropout lora.targets
+        lora.layers lora.rank_pattern lora.alpha_pattern lora.b_lr_ratio lora.base"""
     assert marked("compiled") == set(names.split())
 
 
