@@ -143,7 +143,7 @@ KEYS: dict[str, Key] = {
     # The modules that get an adapter, and the layers, by number from 0; () = all of them.
     "lora.targets": Key(LORA_MODULES, choices=LORA_TARGETS, required="name modules, for example q,v", compiled=True),
     "lora.layers": Key((), compiled=True),
-    # Other ranks and alphas than the above: down=64,layers.3.q=8; the longer name wins, rank 0 = no adapter there.
+    # Other ranks and alphas than the above: down=64,layers.3.q=8; the longer name wins.
     "lora.rank_pattern": Key({}, compiled=True),
     "lora.alpha_pattern": Key({}, compiled=True),
     # LoRA+ (arXiv 2402.12354): the learning rate of B, the factor that starts at zero, is this many times optim.lr.

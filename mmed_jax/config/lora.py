@@ -53,7 +53,7 @@ def check_lora(flat: Mapping[str, Any]) -> None:
             _check_name(key, name, flat["lora.targets"], layers)
             if key == "lora.rank_pattern" and value != int(value):
                 raise UserError(f"config.{key}: {name}={value} must be a whole number")
-            if key == "lora.alpha_pattern" and not value > 0:
+            if not value > 0:
                 raise UserError(f"config.{key}: {name}={value} must be greater than 0")
 
 
