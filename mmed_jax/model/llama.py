@@ -16,6 +16,7 @@ from mmed_jax.model import kv_cache
 from mmed_jax.model.attention import attention as attend
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.precision import linear, precision
+from mmed_jax.model.quantization import gather_codes, weight_of
 from mmed_jax.model.remat import rematerialise
 from mmed_jax.model.rope import apply_rope, rope_tables
 from mmed_jax.parallel.sharding import constrain
@@ -89,7 +90,7 @@ def _linear(x: jax.Array, p: Params) -> jax.Array:
     if "weight_io" in p:  # transposed, for inference on a CPU
         y = jnp.einsum("...i,io->...o", x, p["weight_io"].astype(x.dtype), precision=precision(x.dtype))
     else:
-        y = linear(x, p["weight"].astype(x.dtype))
+        y = linear(x, weight_of(p, x.dtype))
     return y + p["bias"].astype(x.dtype) if "bias" in p else y
 
 
@@ -102,6 +103,7 @@ def _rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array, jax.Array], mix: Any):
     """One decoder layer; `mix(q, k, v) -> (context, extra)` is attention with or without a cache."""
     b, t, _ = x_btd.shape
+    p = gather_codes(p, logical_axes(cfg)["layers"])
     x_btd = checkpoint_name(constrain(x_btd, "batch", "length", "act_embed"), "layer_input")
     with jax.named_scope("attention"):
         y = _rms_norm(x_btd, p["attn_norm"]["weight"], cfg.rms_norm_eps)

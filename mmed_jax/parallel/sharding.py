@@ -33,6 +33,9 @@ PARAM_RULES: dict[str | None, Any] = {
     None: None,
 }
 
+# A layer's weights where they are multiplied: whole rows, gathered over the axes that only store parts.
+GATHERED_RULES: dict[str | None, Any] = {**PARAM_RULES, "embed": None}
+
 # Activations.
 ACTIVATION_RULES: dict[str | None, Any] = {
     "batch": ("data", "fsdp"),
@@ -65,12 +68,21 @@ def spec(axes: tuple[str | None, ...], rules: dict[str | None, Any]) -> P:
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins the sharding of an activation by logical names, one a dimension; does nothing outside a mesh."""
+    return _constrain(x, axes, ACTIVATION_RULES)
+
+
+def constrain_gathered(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins a parameter to the layout in which a layer uses it (GATHERED_RULES); does nothing outside a mesh."""
+    return _constrain(x, axes, GATHERED_RULES)
+
+
+def _constrain(x: jax.Array, axes: tuple[str | None, ...], rules: dict[str | None, Any]) -> jax.Array:
     if len(axes) != x.ndim:
         raise ValueError(f"{len(axes)} axis names for an array of rank {x.ndim}")
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, ACTIVATION_RULES))
+    return jax.lax.with_sharding_constraint(x, spec(axes, rules))
 
 
 def mesh_shape(sizes: dict[str, int], device_count: int) -> tuple[int, ...]:
