@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from mmed_jax.model import kv_cache
+from mmed_jax.model import kv_cache, lora_products
 from mmed_jax.model.attention import attention as attend
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.precision import linear, precision
@@ -87,11 +87,22 @@ def init_params(cfg: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> P
 
 
 def _linear(x: jax.Array, p: Params) -> jax.Array:
-    if "weight_io" in p:  # transposed, for inference on a CPU
-        y = jnp.einsum("...i,io->...o", x, p["weight_io"].astype(x.dtype), precision=precision(x.dtype))
+    return _linears(x, p)[0]
+
+
+def _linears(x: jax.Array, *modules: Params) -> list[jax.Array]:
+    """The outputs of modules that share the input x."""
+    if any(map(lora_products.is_adapted, modules)):
+        ys = lora_products.linears(x, modules, [weight_of(p, x.dtype) for p in modules])
     else:
-        y = linear(x, weight_of(p, x.dtype))
-    return y + p["bias"].astype(x.dtype) if "bias" in p else y
+        ys = [_product(x, p) for p in modules]
+    return [y + p["bias"].astype(x.dtype) if "bias" in p else y for y, p in zip(ys, modules, strict=True)]
+
+
+def _product(x: jax.Array, p: Params) -> jax.Array:
+    if "weight_io" in p:  # transposed, for inference on a CPU
+        return jnp.einsum("...i,io->...o", x, p["weight_io"].astype(x.dtype), precision=precision(x.dtype))
+    return linear(x, weight_of(p, x.dtype))
 
 
 def _rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -107,7 +118,8 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
     x_btd = checkpoint_name(constrain(x_btd, "batch", "length", "act_embed"), "layer_input")
     with jax.named_scope("attention"):
         y = _rms_norm(x_btd, p["attn_norm"]["weight"], cfg.rms_norm_eps)
-        q, k, v = (_linear(y, p[name]).reshape(b, t, -1, cfg.head_dim) for name in ("q", "k", "v"))
+        qkv = _linears(y, p["q"], p["k"], p["v"])
+        q, k, v = (a.reshape(b, t, -1, cfg.head_dim) for a in qkv)
         q = constrain(apply_rope(q, *rope), "batch", "length", "act_heads", None)
         # Under context parallelism every device sees all keys of its rows.
         k = constrain(apply_rope(k, *rope), "batch", None, "act_kv_heads", None)
@@ -121,19 +133,22 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
     x_btd = x_btd + attn_out
     with jax.named_scope("mlp"):
         y = _rms_norm(x_btd, p["mlp_norm"]["weight"], cfg.rms_norm_eps)
-        gate = checkpoint_name(constrain(_linear(y, p["gate"]), "batch", "length", "act_mlp"), "mlp")
-        up = checkpoint_name(constrain(_linear(y, p["up"]), "batch", "length", "act_mlp"), "mlp")
+        gate, up = _linears(y, p["gate"], p["up"])
+        gate = checkpoint_name(constrain(gate, "batch", "length", "act_mlp"), "mlp")
+        up = checkpoint_name(constrain(up, "batch", "length", "act_mlp"), "mlp")
         down = _linear(jax.nn.silu(gate) * up, p["down"])
     return constrain(x_btd + down, "batch", "length", "act_embed"), extra
 
 
-def _embed(table_vd: jax.Array, tokens_bt: jax.Array, dtype: Any) -> jax.Array:
+def _embed(p: Params, tokens_bt: jax.Array, dtype: Any) -> jax.Array:
     """Picks rows of the table; [B, T, D] in `dtype`."""
     # Every device looks up all tokens of its data group in its part of the hidden axis, then parts are swapped for
     # rows, one mesh axis at a time: small all-to-alls. Left alone, the compiler replicates [B, T, D].
     tokens_bt = constrain(tokens_bt, "outer_batch", None)
     # Cast after the look-up, so that the table's gradient is summed in the type of the parameters.
-    x = jnp.take(table_vd, tokens_bt, axis=0).astype(dtype)
+    x = jnp.take(p["weight"], tokens_bt, axis=0).astype(dtype)
+    if lora_products.is_adapted(p):
+        x = lora_products.adapt_embedding(x, p, tokens_bt)
     x = constrain(x, "outer_batch", None, "embed_parts")
     x = constrain(x, "batch", None, "embed_context")
     return constrain(x, "batch", "length", "act_embed")
@@ -180,7 +195,7 @@ def forward(
     if positions_bt is None:
         positions_bt = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
     with jax.named_scope("embed"):
-        x = _embed(params["embed"]["weight"], tokens_bt, compute_dtype)
+        x = _embed(params["embed"], tokens_bt, compute_dtype)
         rope = rope_tables(cfg, positions_bt)
     if cache is not None:
         if segment_ids_bt is not None:
@@ -234,8 +249,14 @@ def _run_cached(params, cfg, x, rope, slots_bt, visible_bts, cache):
 
 
 def head_weight(params: Params, cfg: LlamaConfig) -> jax.Array:
-    """The output projection [V, D]: its own, or the embedding when tied."""
+    """The output projection [V, D]: its own, or the embedding when tied. Without its adapter: see `head_adapter`."""
     return params["embed" if cfg.tie_word_embeddings else "head"]["weight"]
+
+
+def head_adapter(params: Params, hidden: jax.Array) -> lora_products.HeadAdapter | None:
+    """What the head's adapter adds to the logits of hidden [..., D], for weighted_nll; None for a head without one."""
+    head = params.get("head", {})
+    return lora_products.head_adapter(head, hidden) if lora_products.is_adapted(head) else None
 
 
 def unembed(params: Params, cfg: LlamaConfig, hidden: jax.Array) -> jax.Array:
@@ -245,6 +266,8 @@ def unembed(params: Params, cfg: LlamaConfig, hidden: jax.Array) -> jax.Array:
         logits = jnp.einsum(
             "...d,vd->...v", hidden, weight, precision=precision(hidden.dtype), preferred_element_type=jnp.float32
         )
+        if adapter := head_adapter(params, hidden):
+            logits = adapter.apply(logits)
     return constrain(logits, "batch", "length", "act_vocab") if logits.ndim == 3 else logits
 
 
