@@ -16,6 +16,7 @@ from mmed_jax.parallel.sharding import ACTIVATION_RULES, PARAM_RULES
 class _How:
     chunk: int
     dtype: str
+    train_head: bool
 
 
 def weighted_nll(
@@ -26,6 +27,7 @@ def weighted_nll(
     *,
     chunk: int = 1024,
     compute_dtype: Any = jnp.float32,
+    train_head: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """-log softmax(hidden @ head^T)[target] of every token, and its weighted sum.
 
@@ -42,11 +44,13 @@ def weighted_nll(
       weights_bt: float32 [B, T]. A token of weight 0 adds nothing to the sum, whatever its likelihood; a weight that is
         NaN makes the sum and the gradients NaN.
       compute_dtype: of the products; they are summed, and logsumexp is taken, in float32.
+      train_head: False where the head is frozen: its gradient, [V, D] in float32 and a third of the products, is then
+        neither computed nor held; it counts as zero.
 
     Returns:
       (the sum, float32; float32 [B, T] of every token). Gradients flow to hidden and head, and from the sum only.
     """
-    how = _How(chunk, jnp.dtype(compute_dtype).name)
+    how = _How(chunk, jnp.dtype(compute_dtype).name, train_head)
     total, nll_bt = _weighted_nll(hidden_btd, head_vd, targets_bt, weights_bt, how)
     return total, jax.lax.stop_gradient(nll_bt)
 
@@ -58,7 +62,7 @@ def _weighted_nll(hidden, head, targets, weights, how):
 
 
 def _forward(hidden, head, targets, weights, how):
-    nll, d_hidden, d_head = _over_devices(hidden, head, targets, weights, how, gradients=True)
+    nll, d_hidden, *d_head = _over_devices(hidden, head, targets, weights, how, gradients=True)
     # An empty array carries the dtype in which the gradient is wanted.
     return (_sum(nll, weights), nll), (d_hidden, d_head, jnp.zeros(0, hidden.dtype), jnp.zeros(0, head.dtype))
 
@@ -67,7 +71,8 @@ def _backward(how, residuals, cotangents):
     d_hidden, d_head, like_hidden, like_head = residuals
     factor = cotangents[0]
     d_hidden = (d_hidden.astype(jnp.float32) * factor).astype(like_hidden.dtype)
-    return d_hidden, (d_head.astype(jnp.float32) * factor).astype(like_head.dtype), None, None
+    of_head = [(d.astype(jnp.float32) * factor).astype(like_head.dtype) for d in d_head]
+    return d_hidden, of_head[0] if of_head else None, None, None
 
 
 _weighted_nll.defvjp(_forward, _backward)
@@ -79,12 +84,13 @@ def _sum(nll, weights):
 
 
 def _over_devices(hidden, head, targets, weights, how: _How, *, gradients: bool) -> tuple[jax.Array, ...]:
-    """(nll,) or (nll, d_hidden, d_head); every device works on its own tokens and its part of the vocabulary."""
+    """(nll,), (nll, d_hidden) or (nll, d_hidden, d_head); every device works on its own tokens and its part of the
+    vocabulary."""
     mesh = jax.sharding.get_abstract_mesh()
     # Cast before the head is gathered from other devices, not after.
     hidden, head = hidden.astype(how.dtype), head.astype(how.dtype)
     if mesh.empty or mesh.size == 1:
-        return _chunks(hidden, head, targets, weights, how.chunk, None, gradients, "vd")
+        return _chunks(hidden, head, targets, weights, how, None, gradients, "vd")
     batch, length, vocab = (ACTIVATION_RULES[name] for name in ("batch", "length", "act_vocab"))
     shards = PARAM_RULES["embed"]
     split_vocab = vocab if mesh.shape[vocab] > 1 else None
@@ -92,29 +98,27 @@ def _over_devices(hidden, head, targets, weights, how: _How, *, gradients: bool)
     def local(hidden, head, targets, weights):
         # [D, V]: gathered and scattered along the first axis. Along the last one devices hold two copies at a time.
         head = jax.lax.all_gather(head.T, shards, axis=0, tiled=True)
-        out = _chunks(hidden, head, targets, weights, how.chunk, split_vocab, gradients, "dv")
-        if not gradients:
-            return out
-        nll, d_hidden, d_head = out
-        d_head = jax.lax.psum_scatter(d_head.astype(how.dtype), shards, scatter_dimension=0, tiled=True).T
-        if mesh.shape["data"] > 1:
-            # Only now: between slices nothing but parts is sent.
-            d_head = jax.lax.psum(d_head, "data")
-        if split_vocab is not None:
-            d_hidden = jax.lax.psum(d_hidden, split_vocab).astype(how.dtype)
-        return nll, d_hidden, d_head
+        nll, *of = _chunks(hidden, head, targets, weights, how, split_vocab, gradients, "dv")
+        if gradients and how.train_head:
+            of[1] = jax.lax.psum_scatter(of[1].astype(how.dtype), shards, scatter_dimension=0, tiled=True).T
+            if mesh.shape["data"] > 1:
+                # Only now: between slices nothing but parts is sent.
+                of[1] = jax.lax.psum(of[1], "data")
+        if gradients and split_vocab is not None:
+            of[0] = jax.lax.psum(of[0], split_vocab).astype(how.dtype)
+        return nll, *of
 
     rows, wide, table = P(batch, length), P(batch, length, None), P(vocab, shards)
     mapped = jax.shard_map(
         local,
         in_specs=(wide, table, rows, rows),
-        out_specs=(rows, wide, table) if gradients else (rows,),
+        out_specs=(rows, wide, table)[: 1 + gradients * (1 + how.train_head)],
         check_vma=False,
     )
     return mapped(hidden, head, targets, weights)
 
 
-def _chunks(hidden_btd, head, targets_bt, weights_bt, chunk: int, vocab_axis: str | None, gradients: bool, order: str):
+def _chunks(hidden_btd, head, targets_bt, weights_bt, how: _How, vocab_axis: str | None, gradients: bool, order: str):
     """nll [B, T] and, if asked, d_hidden [B, T, D] and d_head of the weighted sum, float32, on one device.
 
     The head and its gradient have the axes `order`, "vd" or "dv". The device holds all of the vocabulary or its part
@@ -122,7 +126,8 @@ def _chunks(hidden_btd, head, targets_bt, weights_bt, chunk: int, vocab_axis: st
     """
     b, t, d = hidden_btd.shape
     dtype, tokens, vocab = hidden_btd.dtype, b * t, head.shape[order.index("v")]
-    chunk = min(chunk, tokens)
+    chunk = min(how.chunk, tokens)
+    of_head = gradients and how.train_head
     chunks = -(-tokens // chunk)
     pad = chunks * chunk - tokens
     summed_in = {"precision": precision(dtype), "preferred_element_type": jnp.float32}
@@ -149,13 +154,14 @@ def _chunks(hidden_btd, head, targets_bt, weights_bt, chunk: int, vocab_axis: st
             return None, (nll,)
         is_target = jnp.arange(vocab) == y[:, None]
         d_logits = jnp.where(w[:, None] != 0, (exps / total[:, None] - is_target) * w[:, None], 0.0).astype(dtype)
-        parts = {"v": d_logits, "d": h}
-        d_head = d_head + sum_product(f"c{order[0]},c{order[1]}->{order}", *(parts[x] for x in order), **summed_in)
+        if of_head:
+            parts = {"v": d_logits, "d": h}
+            d_head = d_head + sum_product(f"c{order[0]},c{order[1]}->{order}", *(parts[x] for x in order), **summed_in)
         d_h = jnp.einsum(f"cv,{order}->cd", d_logits, head, **summed_in)
         return d_head, (nll, d_h if vocab_axis is not None else d_h.astype(dtype))
 
     with jax.named_scope("loss"):
-        start = jnp.zeros(head.shape, jnp.float32) if gradients else None
+        start = jnp.zeros(head.shape, jnp.float32) if of_head else None
         d_head, outs = jax.lax.scan(step, start, (split(hidden_btd), split(targets_bt), split(weights_bt)))
     outs = [x.reshape(chunks * chunk, *x.shape[2:])[:tokens].reshape(b, t, *x.shape[2:]) for x in outs]
-    return (*outs, d_head) if gradients else tuple(outs)
+    return (*outs, d_head) if of_head else tuple(outs)

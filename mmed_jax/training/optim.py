@@ -58,20 +58,28 @@ def make_schedule(optim: ConfigDict, total_steps: int) -> optax.Schedule:
 def decay_mask(params: Any, *, embeddings: bool = False) -> Any:
     """True for the leaves that weight decay applies to: matrices; no norms, no biases, no embeddings unless asked.
 
+    Of an adapter both factors, but no magnitudes (they stand for the lengths of weights, not for a change of them).
+
     A tied output head is the embedding and is treated as one; an untied head is a matrix.
     """
 
     def decays(path: tuple, _: Any) -> bool:
         names = [k.key for k in path]
-        if names[-1] == "bias" or any("norm" in n for n in names):
+        if names[-1] in ("bias", "magnitude") or any("norm" in n for n in names):
             return False
         return embeddings if names[0] == "embed" else True
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(optim: ConfigDict, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(
+    optim: ConfigDict, total_steps: int, *, b_lr_ratio: float = 1.0
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of a run. Returns (transformation, schedule).
+
+    Args:
+      b_lr_ratio: LoRA+ (arXiv 2402.12354): the learning rate of an adapter's B as a multiple of the schedule's. Not of
+        an embedding's adapter, where A is what starts at zero.
 
     Both divide gradients by the root of their second moment and share everything else:
       gradient -> clip by global norm -> AdamW's or Adafactor's scaling -> + weight_decay x parameter -> x -lr
@@ -96,7 +104,17 @@ def make_optimizer(optim: ConfigDict, total_steps: int) -> tuple[optax.GradientT
         optax.add_decayed_weights(optim.weight_decay, lambda p: decay_mask(p, embeddings=optim.decay_embeddings)),
         optax.scale_by_learning_rate(schedule),
     )
-    return optax.chain(*clip, scaled), schedule
+    # None where it changes nothing, so that the state of other runs keeps its paths.
+    faster = [optax.stateless(lambda updates, _: _scale_b(updates, b_lr_ratio))] if b_lr_ratio != 1.0 else []
+    return optax.chain(*clip, scaled, *faster), schedule
+
+
+def _scale_b(updates: Any, ratio: float) -> Any:
+    def scaled(path: tuple, update: jax.Array) -> jax.Array:
+        names = [k.key for k in path]
+        return update * ratio if names[-1] == "lora_b" and names[0] != "embed" else update
+
+    return jax.tree_util.tree_map_with_path(scaled, updates)
 
 
 def _float32_moments(tx: optax.GradientTransformation) -> optax.GradientTransformation:

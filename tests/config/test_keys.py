@@ -54,8 +54,8 @@ def test_what_is_checked():
 def test_what_may_change_when_a_run_is_continued():
     names = """
         run_dir restart platform remat xla_flags attention loss_chunk grad_accum data.cache_dir lora.start mesh.
-        log_every eval_every eval_rows checkpoint. tensorboard wandb compile_cache distributed. model.ignore_keys profile_start
-        profile_steps"""
+        log_every eval_every eval_rows checkpoint. tensorboard wandb compile_cache distributed. model.ignore_keys
+        profile_start profile_steps"""
     assert set(NOT_COMPARED) == set(names.split()) and len(NOT_COMPARED) == len(set(NOT_COMPARED))
 
 

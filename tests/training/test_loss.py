@@ -171,6 +171,20 @@ def test_head_moves_once_whatever_the_number_of_chunks():
     assert not [line for line in lines if re.search(rf"\[\d+,{VOCAB}\]", line)]
 
 
+@pytest.mark.parametrize("sizes", [None, *MESHES], ids=str)
+def test_a_frozen_head_has_no_gradient_and_no_product_for_it(sizes):
+    """The sum and the gradient of hidden stay as they are; one of three products of the vocabulary's size goes."""
+    mesh = make_mesh(**sizes) if sizes else make_mesh(devices=jax.devices()[:1])
+    args = inputs(8, 32)
+    with jax.set_mesh(mesh):
+        (loss, _), (d_hidden, d_head) = loss_of(weighted_nll, chunk=16, train_head=False)(*args)
+        (expected, _), (expected_hidden, _) = loss_of(weighted_nll, chunk=16)(*args)
+        texts = [loss_of(weighted_nll, chunk=16, train_head=t).lower(*args).as_text() for t in (True, False)]
+    assert float(loss) == float(expected) and not np.asarray(d_head).any()
+    np.testing.assert_array_equal(d_hidden, expected_hidden)
+    assert [len([x for x in t.splitlines() if "dot_general" in x]) for t in texts] == [3, 2]
+
+
 def test_bfloat16_products_over_a_float32_head():
     """bfloat16 rounding of hidden and head, float32 after it; the head's gradient is summed over chunks in float32."""
     hidden, head, targets, weights = inputs(4, 64)
