@@ -47,18 +47,42 @@ def adapt_embedding(x: jax.Array, module: Module, tokens_bt: jax.Array) -> jax.A
 
 
 class HeadAdapter(NamedTuple):
-    """What the head's adapter does to logits: they become logits + h B^T.
+    """What the head's adapter does to logits: they become (logits + h B^T) f.
 
-    h: [..., r], s times the hidden states times A^T, in their dtype. b_vr: [V, r], in that dtype.
+    h: [..., r], s times the hidden states times A^T, in their dtype. b_vr: [V, r]. factor_v: float32 [V], of DoRA.
     """
 
     h: jax.Array
     b_vr: jax.Array
+    factor_v: jax.Array | None = None
 
     def apply(self, logits: jax.Array) -> jax.Array:
         """float32 logits [..., V] of the frozen head -> those with the adapter."""
-        kwargs = {"precision": precision(self.h.dtype), "preferred_element_type": jnp.float32}
-        return logits + jnp.einsum("...r,vr->...v", self.h, self.b_vr.astype(self.h.dtype), **kwargs)
+        adapted = logits + self._delta()
+        return adapted if self.factor_v is None else adapted * self.factor_v
+
+    def _delta(self) -> jax.Array:
+        return jnp.einsum("...r,vr->...v", self.h, self.b_vr.astype(self.h.dtype), **self._summed_in)
+
+    @property
+    def _summed_in(self) -> dict[str, Any]:
+        return {"precision": precision(self.h.dtype), "preferred_element_type": jnp.float32}
+
+    def gradients(self, d_adapted: jax.Array, frozen: jax.Array) -> tuple[jax.Array, tuple, tuple]:
+        """For logits [C, V]: the gradients of (logits of the frozen head, those logits; (h,); (b_vr, factor_v)).
+
+        Args:
+          d_adapted: float32 [C, V], the gradient of the adapted logits. frozen: float32 [C, V], what `apply` got.
+        """
+        of_vocab: tuple[jax.Array, ...] = ()
+        d_logits = d_adapted
+        if self.factor_v is not None:
+            of_vocab = ((d_adapted * (frozen + self._delta())).sum(axis=0),)
+            d_logits = d_adapted * self.factor_v
+        rounded = d_logits.astype(self.h.dtype)
+        d_b = jnp.einsum("cv,cr->vr", rounded, self.h, **self._summed_in)
+        d_h = jnp.einsum("cv,vr->cr", rounded, self.b_vr.astype(self.h.dtype), **self._summed_in)
+        return d_logits, (d_h,), (d_b, *of_vocab)
 
 
 def head_adapter(module: Module, hidden: jax.Array) -> HeadAdapter:

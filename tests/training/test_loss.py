@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mmed_jax.model.lora_products import HeadAdapter
 from mmed_jax.model.precision import einsum_f32
 from mmed_jax.parallel.sharding import batch_sharding, make_mesh
 from mmed_jax.training.loss import weighted_nll
@@ -237,3 +238,37 @@ def test_no_product_runs_at_float32_in_bfloat16_compute():
     for line in products:
         operands = line.split(" : (")[1].split(")")[0]
         assert operands.count("bf16") == 2, line
+
+
+def adapted_inputs():
+    """Inputs with an adapter of rank 3 of the head: hidden's part h, B, and the factor of DoRA."""
+    rng = np.random.default_rng(5)
+    h, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((8, 32, 3), (VOCAB, 3)))
+    return *inputs(8, 32), h, b, jnp.asarray(rng.uniform(0.5, 1.5, VOCAB), jnp.float32)
+
+
+@pytest.mark.parametrize("sizes", [None, *MESHES], ids=str)
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapted_head_is_the_merged_one(sizes, dora):
+    """Value and gradients of hidden, h, B and factor, as of the plain logits; nothing of the head's size is summed."""
+    hidden, head, targets, weights, *adapter = adapted_inputs()
+    adapter = adapter if dora else adapter[:2]
+
+    def ours(hidden, adapter):
+        kwargs = {"chunk": 16, "train_head": False, "adapter": HeadAdapter(*adapter)}
+        return weighted_nll(hidden, head, targets, weights, **kwargs)[0]
+
+    def plainly(hidden, adapter):
+        h, b, *factor = adapter
+        wide = jnp.concatenate([hidden, h], axis=-1)
+        rows = jnp.concatenate([head, b], axis=-1) * (factor[0][:, None] if factor else 1)
+        return (plain(wide, rows, targets) * weights).sum()
+
+    mesh = make_mesh(**sizes) if sizes else make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(jax.value_and_grad(ours, argnums=(0, 1))).lower(hidden, adapter).compile()
+        value, grads = compiled(hidden, adapter)
+    expected, expected_grads = jax.value_and_grad(plainly, argnums=(0, 1))(hidden, adapter)
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
