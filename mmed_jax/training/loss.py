@@ -46,7 +46,8 @@ def weighted_nll(
       weights_bt: float32 [B, T]. A token of weight 0 adds nothing to the sum, whatever its likelihood; a weight that is
         NaN makes the sum and the gradients NaN.
       compute_dtype: of the products; they are summed, and logsumexp is taken, in float32.
-      train_head: False for a frozen head: its gradient, an array of its size in float32, is not computed.
+      train_head: False where the head is frozen: its gradient, [V, D] in float32 and a third of the products, is then
+        neither computed nor held; it counts as zero.
       adapter: of an adapted head (llama.head_adapter); it gets gradients of its own size.
 
     Returns:
