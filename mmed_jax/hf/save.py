@@ -6,11 +6,9 @@ folder with the final name is always complete, and a failure leaves nothing behi
 
 import contextlib
 import dataclasses
-import errno
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
@@ -18,10 +16,20 @@ from uuid import uuid4
 import jax
 import numpy as np
 
-from mmed_jax.common import jsonl
-from mmed_jax.common.errors import UserError, WorkError, one_line, warn
-from mmed_jax.common.paths import expand_home
+from mmed_jax.common.errors import UserError
 from mmed_jax.data.tokenizers.tokenizer import check_vocab, control_ids, save_tokenizer, stop_ids, tokenizer_hash
+from mmed_jax.hf.export_folder import (
+    MARKER,
+    check_output,
+    describe_failure,
+    failure,
+    output_folder,
+    publish,
+    say_leftovers,
+    synced,
+    write_json,
+    write_on_main,
+)
 from mmed_jax.hf.gather import gather, leaf_dtype
 from mmed_jax.hf.load import INDEX, SINGLE
 from mmed_jax.hf.mapping import HFTensor, flatten, group_names, hf_tensors, leaf_shapes
@@ -33,10 +41,7 @@ from mmed_jax.parallel.barriers import agree_on, any_text, on_main
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-MARKER = "mmed_jax_export.json"  # says that a folder is an export of this program, and of what
 SHARD_BYTES = 5_000_000_000
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT)
 
 
 def save_pretrained(
@@ -76,24 +81,24 @@ def save_pretrained(
     """
     path = output_folder(path)
     check_vocab(tokenizer, cfg.vocab_size)
-    on_main(lambda: (check_output(path, overwrite), _say_leftovers(path)))
+    on_main(lambda: (check_output(path, overwrite), say_leftovers(path)))
     tree = params() if callable(params) else params
     flat = flatten(tree)
     kinds = {leaf: np.dtype(dtype) if dtype is not None else leaf_dtype(array) for leaf, array in flat.items()}
     _check_tree(flat, kinds, cfg)
     stage = path.with_name(f"{path.name}.tmp-{agree_on([uuid4().int % 2**31])[0]}")
     try:
-        _on_main(path, lambda: (path.parent.mkdir(parents=True, exist_ok=True), stage.mkdir()))
+        write_on_main(path, lambda: (path.parent.mkdir(parents=True, exist_ok=True), stage.mkdir()))
         files = plan_files(hf_tensors(cfg), kinds, max_shard_bytes)
         _write_weights(stage, files, flat, kinds, progress)
-        _on_main(path, lambda: _write_small(stage, files, kinds, cfg, tokenizer, source_generation, info))
+        write_on_main(path, lambda: _write_small(stage, files, kinds, cfg, tokenizer, source_generation, info))
         logits = prompt_logits(tree, cfg, dtype)
         shardings = None
         if all(isinstance(x, jax.Array) for x in flat.values()):
             shardings = jax.tree.map(lambda x: x.sharding, tree)
         del params, tree, flat
         verify_export(stage, logits, cfg, dtypes=kinds, tokenizer=tokenizer, shardings=shardings)
-        _on_main(path, lambda: _publish(stage, path))
+        write_on_main(path, lambda: publish(stage, path))
     finally:
         if jax.process_index() == 0:
             shutil.rmtree(stage, ignore_errors=True)
@@ -126,60 +131,10 @@ def write_assets(
     # vocabulary for a faulty Mistral one and says so.
     config["transformers_version"] = "4.43.0"
     save_tokenizer(tokenizer, folder)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     # This key would tell transformers to derive the file from config.json again.
     generation = {k: v for k, v in (source_generation or {}).items() if k != "_from_model_config"}
-    _write_json(folder / "generation_config.json", {**generation, **ids})
-
-
-def output_folder(path: str | os.PathLike) -> Path:
-    """`path` with links and ~ resolved, so that the temporary folder lies on the same disk."""
-    return expand_home(path).resolve()
-
-
-def check_output(path: Path, overwrite: bool = False, needed: int = 0) -> None:
-    """Refuses an output folder that is taken or cannot be written; asks nothing of any device.
-
-    Args:
-      path: from `output_folder`.
-      overwrite: allow an earlier export in its place, if nothing was added to it.
-      needed: bytes that must be free.
-
-    Raises:
-      UserError: saying what is there and what to do.
-    """
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--output={path}: is a file; name a new folder")
-    if path.is_dir() and any(path.iterdir()):
-        marker = path / MARKER
-        if not marker.is_file():
-            raise UserError(f"--output={path}: is not empty and is no export of this program; name a new folder")
-        if not overwrite:
-            raise UserError(f"--output={path}: holds an earlier export; add --overwrite to replace it")
-        try:
-            ours = {MARKER, *jsonl.loads(marker.read_bytes(), dict)["files"]}
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise UserError(f"--output={path}: {MARKER} in it is unreadable; name a new folder") from e
-        if added := sorted({p.name for p in path.iterdir()} - ours):
-            raise UserError(f"--output={path}: was added to the earlier export: {', '.join(added)}; move it away first")
-    above = next(p for p in path.parents if p.exists())
-    if not above.is_dir():
-        raise UserError(f"--output={path}: {above} is a file")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"--output={path}: {above} cannot be written")
-    free = shutil.disk_usage(above).free
-    if needed > free:
-        raise UserError(f"--output={path}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
-
-
-def _say_leftovers(path: Path) -> None:
-    """Warns of what a killed export left beside `path`; removes nothing, since another may be at work."""
-    beside = [p for p in path.parent.iterdir() if p.name.startswith(f"{path.name}.")] if path.parent.is_dir() else []
-    for left in sorted(beside):
-        if left.name.startswith(f"{path.name}.tmp-"):
-            warn(f"{left} is what an interrupted export left; remove it when none is running")
-        elif left.name.startswith(f"{path.name}.old-"):
-            warn(f"{left} is the earlier export, which an interrupted --overwrite moved away; remove it or keep it")
+    write_json(folder / "generation_config.json", {**generation, **ids})
 
 
 def plan_files(
@@ -231,28 +186,19 @@ def _write_weights(stage: Path, files: dict, flat: dict, kinds: dict, progress: 
                 if main and not problem:
                     try:
                         if i == 0:
-                            f = stack.enter_context(_synced(stage / name))
+                            f = stack.enter_context(synced(stage / name))
                             write_header(f, [(t.name, kinds[t.path], t.shape) for t in tensors])
                         write_tensor(f, array)
                     except OSError as e:
-                        problem = _describe(e, stage)
+                        problem = describe_failure(e, stage)
                 # Other processes are still gathering; they must not be left waiting for this one.
                 if problem and jax.process_count() == 1:
-                    raise _error(problem)
+                    raise failure(problem)
                 done += array.nbytes
                 if progress:
                     progress(done, total)
     if problem := any_text(problem):
-        raise _error(problem)
-
-
-@contextlib.contextmanager
-def _synced(file: Path) -> Iterator[BinaryIO]:
-    """A new file that is on the disk when it is closed without error."""
-    with file.open("xb") as f:
-        yield f
-        f.flush()
-        os.fsync(f.fileno())
+        raise failure(problem)
 
 
 def _write_small(stage, files, kinds, cfg, tokenizer, generation, info) -> None:
@@ -260,51 +206,7 @@ def _write_small(stage, files, kinds, cfg, tokenizer, generation, info) -> None:
     if list(files) != [SINGLE]:
         total = sum(t.size * kinds[t.path].itemsize for tensors in files.values() for t in tensors)
         weight_map = {t.name: name for name, tensors in files.items() for t in tensors}
-        _write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+        write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
     write_assets(stage, cfg, tokenizer, dtype=_main_dtype(files, kinds), source_generation=generation)
     sizes = {p.name: p.stat().st_size for p in sorted(stage.iterdir())}
-    _write_json(stage / MARKER, {**(info or {}), "tokenizer_hash": tokenizer_hash(tokenizer), "files": sizes})
-
-
-def _publish(stage: Path, path: Path) -> None:
-    """Gives the finished folder its name; an earlier export goes only after the new one stands."""
-    old = path.with_name(f"{path.name}.old-{stage.name.rpartition('-')[2]}")
-    replaced = path.is_dir() and any(path.iterdir())
-    if replaced:
-        path.rename(old)
-    elif path.is_dir():
-        path.rmdir()
-    try:
-        stage.rename(path)
-    except BaseException:  # a signal as well
-        if replaced and not path.exists():
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_json(file: Path, value: dict) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _on_main(path: Path, work: Callable[[], object]) -> None:
-    """`work` on process 0; its OSError becomes one line, the user's (a wrong folder) or the work's (a full disk)."""
-
-    def guarded() -> None:
-        try:
-            work()
-        except OSError as e:
-            raise _error(_describe(e, path)) from e
-
-    on_main(guarded)
-
-
-def _describe(e: OSError, path: Path) -> str:
-    where = path.name.partition(".tmp-")[0]
-    if e.errno in _FULL:
-        return f"wthe disk is full: writing {where} failed ({e.strerror}); nothing was left behind"
-    return f"{'u' if e.errno in _REFUSED else 'w'}{where} cannot be written ({e.strerror or one_line(e)})"
-
-
-def _error(problem: str) -> UserError | WorkError:
-    return (UserError if problem[0] == "u" else WorkError)(problem[1:])
+    write_json(stage / MARKER, {**(info or {}), "tokenizer_hash": tokenizer_hash(tokenizer), "files": sizes})
