@@ -17,6 +17,7 @@ SHARED = {
     "prompts": "data_gen: the words of the methods; evaluation: how questions are asked",
     "recipes": "config: recipes of training; data_gen/sets: recipes of sets",
     "select": "evaluation/benchmarks: which questions are asked; data_gen/sets: which rows go in",
+    "units": "gates: of measurement; corpus: of work",
     "sheets": "data/sources: spreadsheets that are published; evaluation/ratings: sheets to rate on",
 }
 # Of those words, the ones that still stand several times. The list only shrinks.

@@ -1,0 +1,116 @@
+"""Units of work: every input file cut into pieces, small ones laid together, about 100 MB each.
+
+A unit is a task's smallest share, so that a killed task costs minutes. Units follow from the sorted names, sizes and
+contents of the inputs alone: neither the order in which a disk lists files nor the number of tasks changes them.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_gen.corpus.readers import Cut, format_of, reader_of
+from mmed_jax.common.errors import UserError
+
+UNIT_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of a source. `name`: below the folder of inputs, with /; `format`: of readers.FORMATS."""
+
+    source: str
+    name: str
+    path: str
+    format: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file that one task reads; [start, end) in the measure of its reader."""
+
+    name: str
+    format: str
+    sha256: str
+    start: int
+    end: int
+    bytes: int
+
+    @property
+    def cut(self) -> Cut:
+        return Cut(self.start, self.end, self.bytes)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Pieces of one source that one task reads, one after the other."""
+
+    source: str
+    pieces: tuple[Piece, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Unit":
+        return cls(value["source"], tuple(Piece(**p) for p in value["pieces"]))
+
+    @property
+    def bytes(self) -> int:
+        return sum(p.bytes for p in self.pieces)
+
+
+def find_files(source: str, root: Path, pattern: str, format: str = "") -> list[InputFile]:
+    """The files of a source, sorted by name; hidden ones and those of no known format are left out.
+
+    Args:
+      root: folder of all inputs. pattern: a file, a folder or a glob (with **) below it.
+      format: of readers.FORMATS, for files whose name says none; "" = by suffix.
+
+    Raises:
+      UserError: files are there and none is of a format that can be read.
+    """
+    matches = [root / pattern] if (root / pattern).exists() else root.glob(pattern) if pattern else []
+    paths = sorted({p for match in matches for p in (match.rglob("*") if match.is_dir() else [match]) if p.is_file()})
+    paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts)]
+    files = []
+    for path in paths:
+        kind = format or format_of(path.name)
+        if kind:
+            reader_of(kind)  # its extra may be missing
+            stat = path.stat()
+            files.append(
+                InputFile(source, path.relative_to(root).as_posix(), str(path), kind, stat.st_size, stat.st_mtime_ns)
+            )
+    if paths and not files:
+        raise UserError(
+            f"source.{source}: {paths[0]}: no format by its name; set source.{source}.format, or name other files"
+        )
+    return sorted(files, key=lambda f: f.name)
+
+
+def describe_file(file: InputFile, unit_bytes: int) -> dict[str, Any]:
+    """{"sha256", "cuts": [[start, end, bytes], ...]} of a file: reads all of it. Raises OSError."""
+    with open(file.path, "rb") as f:
+        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+    cuts = reader_of(file.format).cuts(Path(file.path), unit_bytes)
+    return {"sha256": sha256, "cuts": [[c.start, c.end, c.bytes] for c in cuts]}
+
+
+def plan_units(files: Iterable[InputFile], descriptions: Iterable[dict[str, Any]], unit_bytes: int) -> list[Unit]:
+    """Units of all files: pieces in the order of source and name, several of a source together up to `unit_bytes`."""
+    units: list[Unit] = []
+    pieces: list[Piece] = []
+    source, held = "", 0
+    described = sorted(zip(files, descriptions), key=lambda pair: (pair[0].source, pair[0].name))
+    for file, description in described:
+        for start, end, size in description["cuts"]:
+            if pieces and (file.source != source or held + size > unit_bytes):
+                units.append(Unit(source, tuple(pieces)))
+                pieces, held = [], 0
+            pieces.append(Piece(file.name, file.format, description["sha256"], start, end, size))
+            source, held = file.source, held + size
+    return [*units, Unit(source, tuple(pieces))] if pieces else units
