@@ -35,6 +35,7 @@ PARTIAL = {
     "configs/mmed_ift_mc.py:": "the languages of the published set",
     "scripts/quickstart.py:QUESTION_LANGUAGES": "those of which an answer is shown",
     "mmed_jax/evaluation/comparison/": "the languages of the published tables",
+    "data_gen/corpus/keywords.py:_ANYWHERE": "scripts that are not matched by words",
     "data_gen/methods/expand.py:": "scripts that say more in a character than an alphabet does",
     "data_gen/methods/qa.py:": "scripts that say more in a character than an alphabet does",
     "mmed_jax/evaluation/metrics/word_split.py:": "languages without spaces",
