@@ -107,6 +107,18 @@ def restore_params(
       UserError: no checkpoint, no such step, or leaves that are missing, unexpected or of another shape.
       WorkError: checkpoints exist and none can be read, or the one asked for cannot.
     """
+    return read_params_by(run_dir, step, expected, lambda folder, saved: _read_params(folder, saved, shardings, dtype))
+
+
+def read_params_by(
+    run_dir: str | Path, step: int | None, expected: Any, read: Callable[[Path, Described], Any]
+) -> tuple[Any, int]:
+    """What `read` makes of the parameters of the newest good checkpoint, or of one step; see `restore_params`.
+
+    Args:
+      read: called with the folder of the item "params" and what it holds, after the checksums are compared. When it
+        fails because the bytes are damaged, it is called again for the checkpoint before.
+    """
     folders = {s: Path(run_dir) / CHECKPOINTS / str(s) for s in agree_on(available_steps(run_dir))}
     if not folders:
         raise UserError(f"{run_dir}: no checkpoint there (looked in {Path(run_dir) / CHECKPOINTS})")
@@ -117,10 +129,13 @@ def restore_params(
     damaged = []
     for s in in_order(folders) if step is None else [step]:
         problem, unreadable, _ = check_files(folders[s], ("params/", "meta/"))
-        params = None
+        result = None
         if not problem and not unreadable:
             try:
-                params = _read_params(folders[s], read_meta(run_dir, s)["leaves"]["params"], shardings, dtype, expected)
+                saved = read_meta(run_dir, s)["leaves"]["params"]
+                if expected is not None:
+                    compare(to_dict(expected), saved, f"parameters in {folders[s]}", dtypes=False)
+                result = read(folders[s] / "params", saved)
             except UserError:
                 raise
             except Exception as e:
@@ -130,7 +145,7 @@ def restore_params(
         if unreadable := any_text(unreadable):
             raise CannotRead(unreadable)
         if not (problem := any_text(problem)):
-            return params, s
+            return result, s
         damaged.append(f"step {s}: {problem}")
         say(f"checkpoint {folders[s]} is damaged and is not used: {problem}")
     raise WorkError(f"no checkpoint in {run_dir} can be read ({shorten(damaged)})")
@@ -145,22 +160,22 @@ def in_order(folders: Mapping[int, Path]) -> list[int]:
     return sorted(folders, key=lambda s: (s in sealed, s), reverse=True)
 
 
-def _read_params(folder: Path, saved: Described, shardings: Any, dtype: Any, expected: Any) -> dict[str, Any]:
-    if expected is not None:
-        compare(to_dict(expected), saved, f"parameters in {folder}", dtypes=False)
+def _read_params(folder: Path, saved: Described, shardings: Any, dtype: Any) -> dict[str, Any]:
     wanted = {path: jax.ShapeDtypeStruct(shape, dtype or saved_dtype) for path, (shape, saved_dtype) in saved.items()}
     if isinstance(shardings, jax.sharding.Sharding):
         wanted = {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings) for p, x in wanted.items()}
     elif shardings is not None:
         by_path = flatten(to_dict(shardings))
         if missing := sorted(set(wanted) ^ set(by_path)):
-            raise UserError(f"parameters in {folder}: not the leaves that were expected: {', '.join(missing)}")
+            raise UserError(f"parameters in {folder.parent}: not the leaves that were expected: {', '.join(missing)}")
         wanted = {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_path[p]) for p, x in wanted.items()}
-    return read_item(folder / "params", unflatten(wanted))
+    return read_item(folder, unflatten(wanted))
 
 
-def read_item(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def read_item(folder: Path, wanted: Mapping[str, Any], *, partial: bool = False) -> dict[str, Any]:
     """The arrays of one item of a checkpoint, placed as `wanted` says (a nested dict; see `targets`).
+
+    Unless `partial`, all of them must be wanted.
 
     What is on its way through host memory at one time is the largest leaf, or IN_FLIGHT_BYTES of smaller ones. Orbax's
     own bound, 96 GB, is a second copy of most models.
@@ -168,8 +183,15 @@ def read_item(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     # A leaf can be stored wider than it is wanted, and orbax refuses one that alone reaches the bound.
     largest = max(4 * math.prod(x.shape) for x in jax.tree.leaves(wanted))
     bound = max(IN_FLIGHT_BYTES, 1.1 * largest) / 1e9
-    with plain_path(folder) as path, ocp.StandardCheckpointer(restore_concurrent_gb=bound) as reader:
-        return dict(reader.restore(path, targets(wanted)))
+    places = targets(wanted)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(places)
+    asked = ocp.args.PyTreeRestore(item=places, restore_args=restore_args, partial_restore=True)
+    with plain_path(folder) as path:
+        if partial:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=bound)) as reader:
+                return dict(reader.restore(path, args=asked))
+        with ocp.StandardCheckpointer(restore_concurrent_gb=bound) as reader:
+            return dict(reader.restore(path, places))
 
 
 def reason(e: BaseException) -> str:

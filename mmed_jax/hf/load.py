@@ -148,11 +148,11 @@ def load_params(
             warn(f"{path}: layers of {'.'.join(leaf)} are stored as {', '.join(sorted(codes))}; the wider one is used")
         sharding = placed[leaf] if placed else shardings
         leaf_dtype = jnp.dtype(dtype) if dtype is not None else _common(codes)
-        leaves[leaf] = _read_leaf(tensors, leaf[0] == "layers", shape, leaf_dtype, sharding, tick)
+        leaves[leaf] = read_leaf(tensors, leaf[0] == "layers", shape, leaf_dtype, sharding, tick)
     return unflatten(leaves)
 
 
-def _read_leaf(
+def read_leaf(
     tensors: list[StoredTensor],
     stacked: bool,
     shape: tuple[int, ...],
@@ -160,7 +160,7 @@ def _read_leaf(
     sharding: jax.sharding.Sharding,
     tick: Callable[[StoredTensor], None],
 ) -> jax.Array:
-    """One leaf: the box that covers this process's shards is read once, then cut into them."""
+    """One leaf, from one tensor a layer or one in all: the box that covers this process's shards is read, then cut."""
     shards = sharding.addressable_devices_indices_map(shape).values()
     boxes = [[s.indices(n)[:2] for s, n in zip(index, shape, strict=True)] for index in shards]
     box = [(min(b[d][0] for b in boxes), max(b[d][1] for b in boxes)) for d in range(len(shape))]

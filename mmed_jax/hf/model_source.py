@@ -110,6 +110,27 @@ class ModelSource:
         params, self.step = restore_params(self.path, self.step, shardings, dtype, expected)
         return params
 
+    def load_base(
+        self, kind: str, dtype: Any, shardings: Any = None, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, Any]:
+        """The parameters as the frozen base of an adapter (mmed_jax.model.quantized_base); every process calls this.
+
+        A quantised base is made on the way in, the same bits on every machine: beside it, host and devices hold one
+        layer's tensor (or the embedding) of a Hugging Face folder, and one leaf of a run.
+
+        Args:
+          kind: of model.quantization.KINDS. dtype: of all that is not quantised.
+          shardings: tree of Shardings (quantized_base.base_shardings), one for all leaves, or None = the first device.
+          progress: called with (bytes read, bytes in all); HF folders only.
+
+        Raises:
+          UserError: an unknown kind, sizes or weights that can't be stored so, or see `load_params`.
+          WorkError: a run whose checkpoints cannot be read.
+        """
+        from mmed_jax.hf.load_base import load_base
+
+        return load_base(self, kind, dtype, shardings, progress)
+
 
 def open_whole(path: str | os.PathLike, step: int | None = None, ignore_keys: Collection[str] = ()) -> ModelSource:
     """Opens a run directory or a Hugging Face folder that holds all its weights (open_model.py opens adapters too).
