@@ -7,7 +7,7 @@ Of a run, whose stores hold stacked layers, one leaf at a time lies on the devic
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,35 +25,40 @@ from mmed_jax.model.llama import Params, abstract_params
 from mmed_jax.model.quantization import LINEAR_MODULES, quantize_leaf, quantized_shapes
 from mmed_jax.model.quantized_base import abstract_base, check_base
 
-if TYPE_CHECKING:
-    from mmed_jax.hf.model_source import ModelSource
-
 Box = tuple[slice, slice]  # of a weight [O, I]
 
 
-def load_base(
-    source: "ModelSource",
+def quantize_folder(
+    folder: Path,
+    cfg: LlamaConfig,
     kind: str,
     dtype: Any,
     shardings: Any = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Params:
-    """See `ModelSource.load_base`."""
+    """A quantised base from a Hugging Face folder; see `ModelSource.load_base`."""
+    return _of_folder(folder, cfg, kind, np.dtype(dtype), _places(cfg, kind, shardings), progress)
+
+
+def quantize_run(
+    run_dir: Path, step: int | None, cfg: LlamaConfig, kind: str, dtype: Any, shardings: Any = None
+) -> tuple[Params, int]:
+    """A quantised base from a checkpoint of a run, and its step; see `ModelSource.load_base`."""
+    read = functools.partial(_of_checkpoint, cfg=cfg, kind=kind, dtype=dtype, places=_places(cfg, kind, shardings))
+    return read_params_by(run_dir, step, abstract_params(cfg), read)
+
+
+def _places(cfg: LlamaConfig, kind: str, shardings: Any) -> dict[LeafPath, Sharding]:
+    """The sharding of every leaf of a base, checked."""
     mesh = next((s.mesh for s in jax.tree.leaves(shardings) if isinstance(s, NamedSharding)), None)
-    check_base(source.cfg, kind, None if mesh is None else dict(mesh.shape))
-    if kind == "compute":
-        return source.load_params(shardings, dtype, progress)
-    if shardings is None:
-        shardings = SingleDeviceSharding(jax.local_devices()[0])
-    wanted = flatten(abstract_base(source.cfg, kind, dtype))
-    places = flatten(shardings) if isinstance(shardings, dict) else dict.fromkeys(wanted, shardings)
+    wanted = flatten(abstract_base(cfg, kind, jnp.float32))
+    check_base(cfg, kind, None if mesh is None else dict(mesh.shape))
+    if not isinstance(shardings, dict):
+        return dict.fromkeys(wanted, shardings or SingleDeviceSharding(jax.local_devices()[0]))
+    places = flatten(shardings)
     if differing := sorted(".".join(path) for path in wanted.keys() ^ places.keys()):
         raise ValueError(f"shardings are not those of a base of kind {kind}: {', '.join(differing)}")
-    if source.kind == "hf":
-        return _of_folder(source.path, source.cfg, kind, np.dtype(dtype), places, progress)
-    read = functools.partial(_of_checkpoint, cfg=source.cfg, kind=kind, dtype=dtype, places=places)
-    base, source.step = read_params_by(source.path, source.step, abstract_params(source.cfg), read)
-    return base
+    return places
 
 
 def _of_folder(

@@ -20,6 +20,7 @@ from mmed_jax.data.tokenizers.tokenizer import check_vocab, control_ids, load_to
 from mmed_jax.hf.load import load_config, load_params, read_generation, read_json, read_tensors
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.llama import abstract_params
+from mmed_jax.model.quantized_base import check_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -127,9 +128,15 @@ class ModelSource:
           UserError: an unknown kind, sizes or weights that can't be stored so, or see `load_params`.
           WorkError: a run whose checkpoints cannot be read.
         """
-        from mmed_jax.hf.load_base import load_base
+        check_base(self.cfg, kind)
+        if kind == "compute":
+            return self.load_params(shardings, dtype, progress)
+        from mmed_jax.hf.load_base import quantize_folder, quantize_run
 
-        return load_base(self, kind, dtype, shardings, progress)
+        if self.kind == "hf":
+            return quantize_folder(self.path, self.cfg, kind, dtype, shardings, progress)
+        base, self.step = quantize_run(self.path, self.step, self.cfg, kind, dtype, shardings)
+        return base
 
 
 def open_whole(path: str | os.PathLike, step: int | None = None, ignore_keys: Collection[str] = ()) -> ModelSource:
