@@ -1,6 +1,7 @@
 """Reads a Hugging Face Llama folder slice by slice into (sharded) arrays."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Collection
@@ -17,6 +18,7 @@ from mmed_jax.common.jsonl import BadJSON, decode, loads
 from mmed_jax.data.tokenizers.tokenizer import local_path
 from mmed_jax.hf.mapping import HARMLESS, HFTensor, flatten, group_names, hf_tensors, leaf_shapes, some, unflatten
 from mmed_jax.hf.mapping import Path as LeafPath
+from mmed_jax.hf.merge import Merger
 from mmed_jax.hf.safetensors import CODES, DTYPES, MAX_HEADER, StoredTensor, read_header, shown
 from mmed_jax.model.config import MOST, LlamaConfig, from_hf
 
@@ -108,6 +110,7 @@ def load_params(
     dtype: Any = None,
     shardings: Any = None,
     progress: Callable[[int, int], None] | None = None,
+    merger: Merger | None = None,
 ) -> dict[str, Any]:
     """The parameter tree of an HF folder.
 
@@ -121,6 +124,7 @@ def load_params(
       dtype: of all leaves; None keeps what is stored.
       shardings: tree of jax.sharding.Sharding like the parameters, one for all of them, or None = the first device.
       progress: called after each stored tensor with (bytes read, bytes in all).
+      merger: puts an adapter into the weights as they are read.
 
     Raises:
       UserError: see `read_tensors`.
@@ -148,7 +152,8 @@ def load_params(
             warn(f"{path}: layers of {'.'.join(leaf)} are stored as {', '.join(sorted(codes))}; the wider one is used")
         sharding = placed[leaf] if placed else shardings
         leaf_dtype = jnp.dtype(dtype) if dtype is not None else _common(codes)
-        leaves[leaf] = read_leaf(tensors, leaf[0] == "layers", shape, leaf_dtype, sharding, tick)
+        merge = functools.partial(merger.merge_into, leaf) if merger and merger.changes(leaf) else None
+        leaves[leaf] = read_leaf(tensors, leaf[0] == "layers", shape, leaf_dtype, sharding, tick, merge)
     return unflatten(leaves)
 
 
@@ -159,20 +164,24 @@ def read_leaf(
     dtype: np.dtype,
     sharding: jax.sharding.Sharding,
     tick: Callable[[StoredTensor], None],
+    merge: Callable[..., None] | None = None,
 ) -> jax.Array:
-    """One leaf, from one tensor a layer or one in all: the box that covers this process's shards is read, then cut."""
+    """One leaf, from one tensor a layer or one in all: the box that covers this process's shards is read, then cut.
+
+    Args:
+      merge: fills a part with a tensor's changed values instead (merge.Merger.merge_into, for this leaf).
+    """
     shards = sharding.addressable_devices_indices_map(shape).values()
     boxes = [[s.indices(n)[:2] for s, n in zip(index, shape, strict=True)] for index in shards]
     box = [(min(b[d][0] for b in boxes), max(b[d][1] for b in boxes)) for d in range(len(shape))]
     part = np.empty([end - begin for begin, end in box], dtype)
-    if stacked:
-        inner = tuple(slice(*b) for b in box[1:])
-        for row, layer in enumerate(range(*box[0])):
-            tensors[layer].read(inner, part[row])
-            tick(tensors[layer])
-    else:
-        tensors[0].read(tuple(slice(*b) for b in box), part)
-        tick(tensors[0])
+    for row, layer in enumerate(range(*box[0])) if stacked else [(0, 0)]:
+        tensor, out, inner = tensors[layer], part[row] if stacked else part, box[1:] if stacked else box
+        if merge is None:
+            tensor.read(tuple(slice(*b) for b in inner), out)
+        else:
+            merge(layer, functools.partial(_read_rows, tensor), tensor.shape, inner, out)
+        tick(tensor)
 
     def cut(index: tuple[slice, ...]) -> np.ndarray:
         ranges = [(s.indices(n)[:2], b[0]) for s, n, b in zip(index, shape, box, strict=True)]
@@ -181,6 +190,13 @@ def read_leaf(
     array = jax.make_array_from_callback(shape, sharding, cut, dtype=dtype)
     # Transfers run behind; without waiting, several leaves' host buffers would be alive at once.
     return jax.block_until_ready(array)
+
+
+def _read_rows(tensor: StoredTensor, first: int, last: int) -> np.ndarray:
+    """Whole rows of a stored matrix, float32."""
+    rows_oi = np.empty((last - first, tensor.shape[1]), np.float32)
+    tensor.read((slice(first, last), slice(0, tensor.shape[1])), rows_oi)
+    return rows_oi
 
 
 def model_folder(path: str | os.PathLike) -> Path:

@@ -138,6 +138,33 @@ class ModelSource:
         base, self.step = quantize_run(self.path, self.step, self.cfg, kind, dtype, shardings)
         return base
 
+    @property
+    def known_step(self) -> int | None:
+        """`step`, or what it will be when the newest checkpoint turns out to be good; None for an HF folder."""
+        return max(step_folders(self.path)) if self.kind == "run" and self.step is None else self.step
+
+    def fingerprint(self) -> str:
+        """What `identity` says of the files: 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        if self.kind == "run":
+            manifest = self.path / CHECKPOINTS / str(self.known_step) / "manifest.json"
+            digest.update(manifest.read_bytes() if manifest.is_file() else str(self.path.resolve()).encode())
+        else:
+            digest.update((self.path / "config.json").read_bytes())
+            digest_files(digest, self.path)
+        return digest.hexdigest()[:16]
+
+
+def digest_files(digest: Any, folder: Path) -> None:
+    """Adds name, size and the first, middle and last MiB of each safetensors file to a hash."""
+    for path in sorted(p for p in folder.glob("*.safetensors") if p.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as f:
+            for start in (0, size // 2, max(0, size - _SAMPLE)):
+                f.seek(start)
+                digest.update(f.read(_SAMPLE))
+
 
 def open_whole(path: str | os.PathLike, step: int | None = None, ignore_keys: Collection[str] = ()) -> ModelSource:
     """Opens a run directory or a Hugging Face folder that holds all its weights (open_model.py opens adapters too).
@@ -196,24 +223,9 @@ def identity(source: ModelSource) -> dict[str, Any]:
     """Which weights these are, whatever their folder is called: kind, step and a fingerprint of the files.
 
     A run's checkpoint is known by its manifest of checksums; a Hugging Face folder by config.json and, per safetensors
-    file, size and the first, middle and last MiB.
+    file, size and the first, middle and last MiB; a model with an adapter by both and by how they are put together.
     """
-    digest, step = hashlib.sha256(), source.step
-    if source.kind == "run":
-        folders = step_folders(source.path)
-        step = max(folders) if step is None else step
-        manifest = folders[step] / "manifest.json"
-        digest.update(manifest.read_bytes() if manifest.is_file() else str(source.path.resolve()).encode())
-    else:
-        digest.update((source.path / "config.json").read_bytes())
-        for path in sorted(p for p in source.path.glob("*.safetensors") if p.is_file()):
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}".encode())
-            with path.open("rb") as f:
-                for start in (0, size // 2, max(0, size - _SAMPLE)):
-                    f.seek(start)
-                    digest.update(f.read(_SAMPLE))
-    return {"kind": source.kind, "step": step, "fingerprint": digest.hexdigest()[:16]}
+    return {"kind": source.kind, "step": source.known_step, "fingerprint": source.fingerprint()}
 
 
 def trained_prompts(source: ModelSource) -> dict[str, str]:

@@ -7,6 +7,7 @@ since 0.10 has, so that releases old and new read it alike. What would change th
 refused.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -301,9 +302,14 @@ def _target_rule(config: Mapping[str, Any]) -> tuple[Callable[..., bool], dict[s
         raise UserError("target_modules=[]: names no module")
 
     def matches(name: str, layers: Callable[[str], bool]) -> bool:
-        return name in names or (any(name.endswith(f".{n}") for n in names) and layers(name))
+        return name in names or (any(_is_called(n, name) for n in names) and layers(name))
 
-    return matches, {n: (lambda name, n=n: name == n or name.endswith(f".{n}")) for n in names}
+    return matches, {n: functools.partial(_is_called, n) for n in names}
+
+
+def _is_called(ending: str, name: str) -> bool:
+    """Whether a module's name is `ending`, or ends in it behind a dot."""
+    return name == ending or name.endswith(f".{ending}")
 
 
 def _name_rule(config: Mapping[str, Any], key: str) -> Callable[[str], bool]:
@@ -314,7 +320,7 @@ def _name_rule(config: Mapping[str, Any], key: str) -> Callable[[str], bool]:
         expression = _compiled(key, value)
         return lambda name: expression.fullmatch(name) is not None
     names = _texts(key, value)
-    return lambda name: name in names or any(name.endswith(f".{n}") for n in names)
+    return lambda name: any(_is_called(n, name) for n in names)
 
 
 def _layer_rule(config: Mapping[str, Any], cfg: LlamaConfig) -> Callable[[str], bool]:

@@ -1,0 +1,227 @@
+"""A base with an adapter as one model: that of a LoRA run's checkpoint, or a base and a PEFT folder."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmed_jax.common.errors import UserError, nearest, warn
+from mmed_jax.data.plain_text import adopt_roles
+from mmed_jax.data.tokenizers.tokenizer import check_vocab, load_tokenizer
+from mmed_jax.hf.base_model import hub_name
+from mmed_jax.hf.gather import gather
+from mmed_jax.hf.load import load_params, read_tensors
+from mmed_jax.hf.mapping import Path as LeafPath
+from mmed_jax.hf.mapping import flatten, unflatten
+from mmed_jax.hf.merge import Merger
+from mmed_jax.hf.model_source import ModelSource, digest_files
+from mmed_jax.hf.peft_config import CONFIG_FILE
+from mmed_jax.hf.peft_folder import PeftFolder
+from mmed_jax.model.llama import abstract_params
+from mmed_jax.model.lora import LoraSpec, abstract_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from mmed_jax.checkpoints.tree import Described
+
+MERGE_INTO = ("trained", "original")
+
+
+@dataclasses.dataclass(eq=False)
+class LoraModel(ModelSource):
+    """A model whose weights are a base's with an adapter in them.
+
+    Attributes:
+      lora: what the adapter is. base: the model beneath it, None where only the adapter is wanted.
+      peft: the folder that it lies in; None = the checkpoint of this run.
+      record: of the base (hf.base_model), as far as it is known: {} for a PEFT folder of others.
+      merge_into: "trained" = the base as it was held in training, "original" = as its files are.
+      merger: what the last `load_params` did, for its `error`.
+    """
+
+    peft: PeftFolder | None = None
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    merge_into: str = "trained"
+    merger: Merger | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError for another word than those of MERGE_INTO."""
+        if self.merge_into not in MERGE_INTO:
+            raise UserError(f"merge_into={self.merge_into}{nearest(self.merge_into, MERGE_INTO)}")
+
+    @functools.cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """That beside the adapter, which is the one it was trained with; else the base's. Raises UserError."""
+        if self.peft is None or not (self.peft.path / "tokenizer.json").is_file():
+            return super().tokenizer
+        tok = load_tokenizer(self.peft.path)
+        adopt_roles(tok, self.cfg.bos_token_id, self.cfg.eos_token_id)
+        check_vocab(tok, self.cfg.vocab_size)
+        return tok
+
+    @property
+    def spec(self) -> LoraSpec:
+        """`lora`, which is never None here."""
+        assert self.lora is not None
+        return self.lora
+
+    @property
+    def quantization(self) -> str:
+        """How the base is held when it is merged: that of training, unless its original is asked for."""
+        return self.record.get("quantization", "compute") if self.merge_into == "trained" else "compute"
+
+    @property
+    def base_name(self) -> str:
+        """The base's name on the hub, as far as it is known, else ""."""
+        return self.record.get("hub_name") or (hub_name(self.base) if self.base else "")
+
+    def fingerprint(self) -> str:
+        """What `identity` says: of the base, the adapter, and what they are merged into."""
+        digest = hashlib.sha256(self._base().fingerprint().encode())
+        if self.peft is None:
+            digest.update(super().fingerprint().encode())
+        else:
+            digest.update((self.peft.path / CONFIG_FILE).read_bytes())
+            digest_files(digest, self.peft.path)
+        if self.quantization != "compute":
+            digest.update(f"{self.quantization} {self.record.get('dtype')}".encode())
+        return digest.hexdigest()[:16]
+
+    def load_adapter(self, shardings: Any = None) -> dict[str, Any]:
+        """The adapter tree (mmed_jax.model.lora), float32; every process calls this.
+
+        Args:
+          shardings: tree of Shardings, one for all leaves, or None = the first device.
+
+        Raises:
+          UserError: leaves of other shapes than the spec says. WorkError: a run whose checkpoints cannot be read.
+        """
+        expected = abstract_adapter(self.spec, self.cfg)
+        if self.peft is None:
+            from mmed_jax.checkpoints.restore import restore_params
+
+            adapter, self.step = restore_params(self.path, self.step, shardings, jnp.float32, expected)
+            return {"layers": {}} | adapter
+        if shardings is None:
+            shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        tree = self.peft.load()
+        if isinstance(shardings, jax.sharding.Sharding):
+            shardings = jax.tree.map(lambda x: shardings, tree)
+
+        def place(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+        return jax.tree.map(place, tree, shardings)
+
+    def load_params(
+        self, shardings: Any = None, dtype: Any = None, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, Any]:
+        """The merged parameters; arguments and errors as of ModelSource.load_params.
+
+        Each matrix is W + scale B A in float32, rounded once to `dtype` (None = the base's). The base is read as it is
+        merged, so that it is never in memory beside the result.
+        """
+        base = self._base()
+        adapter = jax.tree.map(np.asarray, self.load_adapter() if self.peft is None else self.peft.load())
+        self.merger = Merger(
+            adapter, self.spec, quantization=self.quantization, dtype=self.record.get("dtype", "float32")
+        )
+        if base.kind == "hf":
+            params = load_params(
+                base.path, self.cfg, dtype=dtype, shardings=shardings, progress=progress, merger=self.merger
+            )
+        else:
+            params, base.step = _merge_run(base, self.merger, dtype, shardings)
+            self.step = base.step if self.peft else self.step
+        return params
+
+    def _base(self) -> ModelSource:
+        if self.base is None:
+            raise ValueError("opened for its adapter alone")
+        return self.base
+
+
+def _merge_run(source: ModelSource, merger: Merger, dtype: Any, shardings: Any) -> tuple[dict[str, Any], int]:
+    """The merged parameters of a base that is a run's checkpoint, read and changed leaf by leaf; and its step."""
+    from mmed_jax.checkpoints.restore import read_item, read_params_by
+
+    if shardings is None:
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    expected = abstract_params(source.cfg)
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda x: shardings, expected)
+    places = flatten(shardings)
+
+    def read(folder: Path, saved: "Described") -> dict[str, Any]:
+        leaves: dict[LeafPath, jax.Array] = {}
+        for path, leaf in flatten(expected).items():
+            stored = np.dtype(saved["/".join(path)][1])
+            kind, changes = np.dtype(dtype or stored), merger.changes(path)
+            wanted = jax.ShapeDtypeStruct(leaf.shape, stored if changes else kind, sharding=places[path])
+            array = flatten(read_item(folder, unflatten({path: wanted}), partial=True))[path]
+            leaves[path] = _merge_leaf(path, array, merger, kind) if changes else array
+        return unflatten(leaves)
+
+    return read_params_by(source.path, source.step, expected, read)
+
+
+def _merge_leaf(leaf: LeafPath, base: jax.Array, merger: Merger, dtype: np.dtype) -> jax.Array:
+    whole = np.empty(base.shape, dtype)
+    stacked = leaf[0] == "layers"
+    for layer in range(len(base)) if stacked else [None]:
+        rows_oi, _ = gather(base, layer, np.dtype(np.float32))
+        box = [(0, n) for n in rows_oi.shape]
+        out = whole if layer is None else whole[layer]
+        merger.merge_into(leaf, layer or 0, functools.partial(_rows, rows_oi), rows_oi.shape, box, out)
+    sharding = base.sharding
+    base.delete()
+    merged = jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index], dtype=dtype)
+    return jax.block_until_ready(merged)
+
+
+def _rows(matrix_oi: np.ndarray, first: int, last: int) -> np.ndarray:
+    return matrix_oi[first:last]
+
+
+def adapt(base: ModelSource, peft: PeftFolder, merge_into: str = "trained") -> LoraModel:
+    """A base with the adapter of a PEFT folder, after every check that needs no device.
+
+    Raises:
+      UserError: values that are not finite; tables beside the adapter that are not the base's; or the folder was
+        written by this program and the base is another than its own.
+    """
+    peft.check_values()
+    if peft.copies and base.kind == "run":
+        raise UserError(
+            f"adapter: {peft.path} holds tables of its base, which are compared with those of a Hugging Face folder; "
+            f"export {base.path} first and name that folder"
+        )
+    if peft.copies:
+        peft.check_copies(read_tensors(base.path, base.cfg))
+    record = peft.base_record or {}
+    if record.get("kind") == base.kind and record.get("fingerprint") != base.fingerprint():
+        raise UserError(
+            f"adapter: {peft.path} was trained on other weights than those of {base.path}"
+            f" ({record.get('hub_name') or record.get('path')}); name its own base"
+        )
+    if record and record.get("kind") != base.kind:
+        warn(f"{peft.path} was trained on {record.get('path')}; whether {base.path} is the same can't be checked")
+    return LoraModel(
+        base.path,
+        base.kind,
+        base.cfg,
+        base.step,
+        base.ignore_keys,
+        lora=peft.spec,
+        base=base,
+        peft=peft,
+        record=record,
+        merge_into=merge_into,
+    )
