@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+# Workers of xdist have another sys.argv and this environment.
 if "--fast" in sys.argv:  # programs run once here: the time goes to compiling them
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,6 +20,22 @@ import pytest  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[1]
 CASES = 3  # of a test with many, that --fast runs
+MEMORY = 6 * 2**30  # bytes that a worker may hold at its fullest
+# Files that take more than half a minute, longest first: begun last, one would be waited for by all other workers.
+LONG_FILES = (
+    "commands/test_quickstart.py",
+    "commands/test_train_resume.py",
+    "commands/test_plan.py",
+    "commands/test_train_meshes.py",
+    "inference/test_engine_scoring.py",
+    "commands/test_train.py",
+    "inference/test_engine.py",
+    "llm_api/test_runs_disturbed.py",
+    "commands/test_bench_speed.py",
+    "hf/test_foreign_models.py",
+    "training/test_memory.py",
+    "data_gen/test_build.py",
+)
 
 
 def slow_tests() -> set[str]:
@@ -31,6 +48,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="without slow tests, and three cases of a test with many")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Workers of `-n auto`: one a core, as far as memory goes; none for files or -k, which start sooner without."""
+    if config.option.keyword or any(".py" in arg for arg in config.invocation_params.args):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MEMORY)
+    return workers if workers > 1 else 0
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: stands in tests/slow.txt; scripts/test.sh --fast leaves it out")
     if config.getoption("--fast"):
@@ -39,7 +65,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks what tests/slow.txt names; with --fast, leaves it out, and of every test all but CASES of its cases."""
+    """Long files first. Marks what tests/slow.txt names; with --fast, leaves it out, and of every test all but CASES
+    of its cases."""
+    items.sort(key=place_of_file)
     slow, cases = slow_tests(), Counter()
     for item in items:
         path = item.path.relative_to(REPO).as_posix()
@@ -58,6 +86,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if is_chosen else left).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
+
+
+def place_of_file(item: pytest.Item) -> int:
+    """Of its file in LONG_FILES; the others keep their order behind."""
+    path = item.path.relative_to(REPO / "tests").as_posix()
+    return LONG_FILES.index(path) if path in LONG_FILES else len(LONG_FILES)
 
 
 def name_of(item: pytest.Item) -> tuple[Path, str]:

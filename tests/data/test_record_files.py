@@ -144,7 +144,7 @@ GOOD = json.dumps(MCQ, ensure_ascii=False).encode() + b"\n"
         ("a.jsonl", b'{"id": ' + b"9" * 5000 + b"}\n", "a.jsonl:1: a number of more than 4300 digits"),
         ("a.jsonl", b'{"x": ' + b"[" * 100_000 + b"\n", "a.jsonl:1: "),
         ("a.jsonl", b'{"id": "\\ud83d", "messages": []}\n', "a.jsonl:1: field 'id': holds half of a surrogate pair"),
-        ("a.jsonl.gz", gzip.compress(GOOD * 50)[:-20], "a.jsonl.gz: damaged gzip file"),
+        ("a.jsonl.gz", gzip.compress(GOOD * 50, mtime=0)[:-20], "a.jsonl.gz: damaged gzip file"),
         ("a.jsonl.gz", GOOD, "a.jsonl.gz: damaged gzip file"),
         ("a.csv", GOOD, "expected a .jsonl or .jsonl.gz file"),
         ("a.zip", GOOD, "a.zip: damaged zip file"),

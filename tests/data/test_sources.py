@@ -89,7 +89,7 @@ def test_splits_are_kept_apart_and_named(tmp_path):
         ("x.json", b"[1]", "x.json:1: expected an object, got int"),
         ("x.json", b"\xff\xff", "x.json: not UTF-8 (byte 0xff at position 0, line 1); save the file as UTF-8 or add "),
         ("x.json.gz", b"no gzip", "x.json.gz: damaged"),
-        ("x.json.gz", gzip.compress(b"[]" * 99)[:-9], "x.json.gz: damaged"),
+        ("x.json.gz", gzip.compress(b"[]" * 99, mtime=0)[:-9], "x.json.gz: damaged"),
         ("x.zip", b"no zip", "x.zip: damaged zip file"),
         ("x.json", b"[]", "x.json: holds no rows (frenchmedmcqa expects"),
         ("x.txt", b"hi", "x.txt: is no .json or .jsonl or .parquet file (frenchmedmcqa expects"),
