@@ -172,7 +172,7 @@ class BenchmarkIndex:
         except (OSError, ValueError) as error:
             raise UserError(f"no index of benchmarks: {error}", place=folder) from error
         index = cls()
-        index.items = [Item(*fields[:3], tuple(fields[3])) for fields in about["items"]]
+        index.items = [Item(name, ident, n, tuple(options)) for name, ident, n, options in about["items"]]
         index.unfindable.update(about["unfindable"])
         index._arrays = arrays
         return index
@@ -296,7 +296,7 @@ def find_items(
     letters: str, index: BenchmarkIndex, settings: DecontaminationSettings
 ) -> list[tuple[Found, np.ndarray]]:
     """Test items in a normal text (normal_text), each with the letters that are its own, bool [len(letters)]."""
-    results = []
+    results: list[tuple[Found, np.ndarray]] = []
     if not len(index.arrays["hashes"]):
         return results
     for number, hits in _hits(letters, index, settings):

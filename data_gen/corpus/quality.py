@@ -74,9 +74,8 @@ def judge_quality(text: str, language: str, thresholds: Thresholds) -> str | Non
 
 def _duplicates(pieces: Sequence[str]) -> tuple[int, int]:
     """How many pieces repeat an earlier one, and their characters."""
-    seen: set[str] = set()
-    again = [piece for piece in pieces if piece in seen or seen.add(piece)]
-    return len(again), sum(map(len, again))
+    counts = Counter(pieces)
+    return len(pieces) - len(counts), sum(len(piece) * (number - 1) for piece, number in counts.items())
 
 
 def _repeated_lines(text: str, limits: Thresholds) -> str | None:

@@ -17,6 +17,7 @@ UKRAINIAN = Language("uk", "Ukrainian", scripts=("cyrillic",), decimal=",")
 # What every language needs.
 EVERY = [
     "data_gen/corpus/keywords.py:THRESHOLDS",
+    "data_gen/corpus/personal_data.py:_PHONES",
     "data_gen/corpus/quality_thresholds.py:THRESHOLDS",
     "data_gen/gates/refusals.py:ABOUT_THE_TASK",
     "data_gen/gates/refusals.py:DISCLAIMER",
