@@ -1,8 +1,9 @@
 """Checkpoints of a training run: asynchronous, checked when read, restored on any mesh.
 
-    <run_dir>/checkpoints/<step>/params/       parameters (orbax, OCDBT), a nested dict of arrays
+    <run_dir>/checkpoints/<step>/params/       what is trained, parameters or an adapter (orbax, OCDBT), a nested dict
                                  opt_state/    {"opt_state": optimizer moments and counts, "step": int32}
-                                 meta/         meta.json: step, tokens seen, data position, config, versions, leaves
+                                 meta/         meta.json: step, tokens seen, data position, config, versions, leaves;
+                                               of an adapter what it is and whose weights it belongs to
                                  manifest.json sizes and checksums of all of these
 
 A checkpoint is written under a temporary name and renamed when whole. `<step>.corrupt` is one that could not be read:
@@ -143,6 +144,7 @@ class Checkpointer:
         *,
         data_state: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
         config: Mapping[str, Any],
+        adapter: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
         force: bool = False,
         before: Callable[[], object] | None = None,
@@ -154,6 +156,7 @@ class Checkpointer:
           state: {"params", "opt_state", "step"}; arrays may be donated to the next step as soon as this returns.
           data_state: position in the data (seed, tokens_seen, ...), JSON values; or a function, called after `before`.
           config: the resolved config.
+          adapter: where params are an adapter, what it is and the weights beneath it ({"spec", "base"}, JSON values).
           metrics: numbers of this step; `best_metric` decides which checkpoints are best.
           force: save now; the same on every process.
           before: called once it is sure that something will be saved; raises to forbid it (numbers not finite).
@@ -192,6 +195,7 @@ class Checkpointer:
             "process_count": jax.process_count(),
             "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "leaves": {"params": describe(params), "opt_state": describe(optimizer)},
+            **({"lora": adapter} if adapter else {}),
         }
         self._leaves = meta["leaves"]
         items = ocp.args.Composite(
