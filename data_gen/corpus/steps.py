@@ -1,0 +1,47 @@
+"""Which of datatrove's steps a document goes through, made from the settings of a recipe."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datatrove.pipeline.base import PipelineStep
+
+from data_gen.corpus.keywords import KeywordFilter, KeywordSettings
+from data_gen.corpus.language import LanguageFilter, LanguageSettings
+from data_gen.corpus.license_filter import LicenseFilter, LicenseSettings
+from data_gen.corpus.near_duplicates import NearSettings
+
+# Name in a recipe -> (settings, step). In the order in which they run; `first` before duplicates, `last` behind them.
+FIRST: dict[str, tuple[Any, Any]] = {
+    "licenses": (LicenseSettings, LicenseFilter),
+    "language": (LanguageSettings, LanguageFilter),
+    "keywords": (KeywordSettings, KeywordFilter),
+}
+LAST: dict[str, tuple[Any, Any]] = {}
+# Steps that a recipe may spare a source.
+SPARED = ("keywords", "quality")
+# Of all steps that have any.
+SETTINGS: dict[str, Any] = {name: settings for name, (settings, _) in (FIRST | LAST).items()}
+SETTINGS["near_duplicates"] = NearSettings
+
+
+def first_steps(settings: dict[str, Any], source: dict[str, Any], drops: Callable[[str], Any]) -> list[PipelineStep]:
+    """The steps before duplicates are looked for, without those that the recipe spares a source."""
+    spared = {name for name in SPARED if not source[name]}
+    names = [name for name in FIRST if name in settings and name not in spared]
+    return [_make(FIRST[name], settings[name], drops(name)) for name in names]
+
+
+def last_steps(settings: dict[str, Any], drops: Callable[[str], Any]) -> list[PipelineStep]:
+    """The steps behind the removal of duplicates."""
+    return [_make(LAST[name], settings[name], drops(name)) for name in LAST if name in settings]
+
+
+def _make(classes: tuple[Any, Any], settings: dict[str, Any], drops: Any) -> PipelineStep:
+    make_settings, make_step = classes
+    return make_step(make_settings(**settings), exclusion_writer=drops)
+
+
+def keyword_files(settings: dict[str, Any]) -> dict[str, Path]:
+    """{language: keyword list} that verdicts depend on; {} where no keyword filter runs."""
+    return KeywordSettings(**settings["keywords"]).files() if "keywords" in settings else {}
