@@ -9,8 +9,8 @@ from datatrove.data import Document
 
 from data_gen.corpus.document_files import Drops, PartWriter, read_documents
 from data_gen.corpus.duplicate_stages import KEYS, removed_among
+from data_gen.corpus.pipeline_steps import last_steps
 from data_gen.corpus.stage_folder import Result, StageFolder
-from data_gen.corpus.steps import last_steps
 
 # Step of the books -> reason.
 REMOVALS = {"exact_duplicates": "exact duplicate", "near_duplicates": "near duplicate"}

@@ -20,9 +20,9 @@ from data_gen.corpus.document_files import REJECTS, SAMPLES
 from data_gen.corpus.duplicate_stages import languages_signed, partitions
 from data_gen.corpus.executor import Executor
 from data_gen.corpus.output_stage import group_units, put_documents
+from data_gen.corpus.pipeline_steps import FIRST, LAST, files_of
 from data_gen.corpus.readers import FORMATS
 from data_gen.corpus.stage_folder import Stage, StageFolder, locked
-from data_gen.corpus.steps import FIRST, LAST, keyword_files
 from data_gen.corpus.units import DESCRIPTIONS, InputFile, Unit, batch_files, find_files, plan_units
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.output_files import check_folder, put_file, write_json
@@ -136,7 +136,7 @@ class CorpusBuild:
                 "data_gen.corpus.filter_stage:filter_unit",
                 [unit.as_dict() for unit in units],
                 {"steps": {name: self.settings[name] for name in FIRST if name in self.settings}, "sources": sources},
-                files=keyword_files(self.settings),
+                files=files_of(self.settings),
                 modules=_reader_modules(),
                 context={"roots": self.roots},
             )

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from data_gen.corpus.readers import FORMATS, Fields
 from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.config.overrides import set_override
 from mmed_jax.config.recipes import CONFIG_DIR, read_recipe, recipe_names, recipe_path
 from mmed_jax.config.values import flatten
@@ -33,13 +34,13 @@ STEPS = (
     "decontamination",
     "personal_data",
 )
-# Mappings that take names of one's own: language -> file.
-_FREE = ("step.keywords.lists",)
+# Mappings that take names of one's own: language -> file, language -> threshold -> value.
+_FREE = ("step.keywords.lists.", "step.quality.thresholds.")
 
 
 def base() -> ConfigDict:
     """Every key of a recipe, with its meaning and neutral value. Needs the extra `corpus`."""
-    from data_gen.corpus.steps import SETTINGS
+    from data_gen.corpus.pipeline_steps import SETTINGS
 
     c = ConfigDict()
     # Name of the corpus (lower case, digits, _); for the report: a title, a paragraph.
@@ -122,8 +123,13 @@ def load_recipe(name: str, overrides: dict[str, str]) -> ConfigDict:
 def _override(recipe: ConfigDict, key: str, text: str) -> None:
     """Sets one key from its text, in the type of its default; tuples of numbers stay numbers."""
     parent, _, leaf = key.rpartition(".")
-    if parent in _FREE:
-        _node(recipe, parent)[leaf] = text
+    if key.startswith(_FREE):
+        node = recipe
+        for part in parent.split("."):
+            if part not in node:
+                node[part] = ConfigDict()
+            node = node[part]
+        node[leaf] = _value(text)
         return
     before = flatten(recipe).get(key)
     set_override(recipe, key, text, flag="--recipe")
@@ -136,6 +142,14 @@ def _override(recipe: ConfigDict, key: str, text: str) -> None:
         if len(numbers) != len(before) or len(parts) != len(before):
             raise UserError(f"--recipe.{key}={text}: must be {len(before)} numbers, for example {before}")
         _node(recipe, parent)[leaf] = numbers
+
+
+def _value(text: str) -> Any:
+    """A number or what else JSON holds, as it is written; else the text."""
+    try:
+        return loads(text)
+    except BadJSON:
+        return text
 
 
 def _node(recipe: ConfigDict, path: str) -> ConfigDict:
@@ -188,7 +202,7 @@ def check(recipe: ConfigDict, name: str) -> None:
 
 def make_settings(recipe: ConfigDict) -> dict[str, Any]:
     """{step: its settings as JSON holds them} of the steps that run. Raises UserError where one is wrong."""
-    from data_gen.corpus.steps import SETTINGS
+    from data_gen.corpus.pipeline_steps import SETTINGS
 
     known, made = as_dict(recipe)["step"], {}
     for name in STEPS:

@@ -13,9 +13,9 @@ from datatrove.data import Document
 from data_gen.corpus.document_files import Ids, PartWriter
 from data_gen.corpus.duplicate_stages import KEYS, write_keys
 from data_gen.corpus.exact_duplicates import text_key
+from data_gen.corpus.pipeline_steps import first_steps
 from data_gen.corpus.readers import Fields, RawDocument, Reject, reader_of
 from data_gen.corpus.stage_folder import Result
-from data_gen.corpus.steps import first_steps
 from data_gen.corpus.units import Unit
 
 

@@ -1,5 +1,6 @@
 """Which of datatrove's steps a document goes through, made from the settings of a recipe."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from data_gen.corpus.keywords import KeywordFilter, KeywordSettings
 from data_gen.corpus.language import LanguageFilter, LanguageSettings
 from data_gen.corpus.license_filter import LicenseFilter, LicenseSettings
 from data_gen.corpus.near_duplicates import NearSettings
+from data_gen.corpus.quality import QualityFilter, QualitySettings
 
 # Name in a recipe -> (settings, step). In the order in which they run; `first` before duplicates, `last` behind them.
 FIRST: dict[str, tuple[Any, Any]] = {
     "licenses": (LicenseSettings, LicenseFilter),
     "language": (LanguageSettings, LanguageFilter),
     "keywords": (KeywordSettings, KeywordFilter),
+    "quality": (QualitySettings, QualityFilter),
 }
 LAST: dict[str, tuple[Any, Any]] = {}
 # Steps that a recipe may spare a source.
@@ -42,6 +45,11 @@ def _make(classes: tuple[Any, Any], settings: dict[str, Any], drops: Any) -> Pip
     return make_step(make_settings(**settings), exclusion_writer=drops)
 
 
-def keyword_files(settings: dict[str, Any]) -> dict[str, Path]:
-    """{language: keyword list} that verdicts depend on; {} where no keyword filter runs."""
-    return KeywordSettings(**settings["keywords"]).files() if "keywords" in settings else {}
+def files_of(settings: dict[str, Any]) -> dict[str, Path]:
+    """Files that verdicts of the first steps depend on, by name: keyword lists, the module of a scorer."""
+    files = KeywordSettings(**settings["keywords"]).files() if "keywords" in settings else {}
+    if scorer := settings.get("quality", {}).get("scorer"):
+        module = importlib.util.find_spec(scorer.partition(":")[0])
+        if module is not None and module.origin:  # one that is not there is the filter's to say
+            files["scorer"] = Path(module.origin)
+    return files
