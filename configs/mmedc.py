@@ -29,7 +29,6 @@ VARIANTS = ("", "demo")
 
 # Folders of FineWeb-2, as it is published.
 FINEWEB2 = {"zh": "cmn_Hani", "ja": "jpn_Jpan", "ko": "kor_Hang", "fr": "fra_Latn", "es": "spa_Latn", "ru": "rus_Cyrl"}
-CULTURAX = ("en", "zh", "ja", "ko", "fr", "es", "ru")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -49,7 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
         c.source[f"fineweb2_{code}"] = source(
             f"fineweb-2/data/{folder}/train", language=code, license="ODC-By 1.0", fields={"language": ""}
         )
-    for code in CULTURAX:
+    for code in c.languages:
         # Its card names the licences of mC4 (ODC-By) and OSCAR (CC0).
         c.source[f"culturax_{code}"] = source(
             f"CulturaX/{code}", language=code, license="ODC-By 1.0", fields={"date": "timestamp", "id": ""}
@@ -67,7 +66,8 @@ def _demo(c: ConfigDict) -> ConfigDict:
     c.description = (
         "Texts written for this project; textbook knowledge for research and software testing, not for clinical use."
     )
-    c.source.web = source("@corpus/demo/web.jsonl")
+    c.benchmarks = "@handcrafted"
+    c.source.web = source("@corpus/demo/web.ndjson")
     c.source.leaflets = source("@corpus/demo/leaflets", kind="textbooks", keywords=False, license="Apache-2.0")
     c.sources = tuple(c.source)
     return c

@@ -25,6 +25,7 @@ from data_gen.corpus.readers import FORMATS
 from data_gen.corpus.stage_folder import Stage, StageFolder, locked
 from data_gen.corpus.units import DESCRIPTIONS, InputFile, Unit, batch_files, find_files, plan_units
 from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.hashes import file_hash
 from mmed_jax.common.output_files import check_folder, put_file, write_json
 from mmed_jax.common.paths import expand_home
 
@@ -52,7 +53,9 @@ class CorpusBuild:
         say: Callable[[str], None] = print,
     ) -> None:
         self.recipe, self.data_dir, self.executor, self.say = recipe, expand_home(data_dir), executor, say
-        self.benchmarks, self.settings = benchmarks, make_settings(recipe)
+        self.benchmarks, self.settings = benchmarks or _resolved(recipe.benchmarks), make_settings(recipe)
+        if not self.benchmarks:
+            self.settings.pop("decontamination", None)
         self.output = expand_home(output)
         self.work = self.output / WORK
         self.missing: list[str] = []
@@ -68,7 +71,7 @@ class CorpusBuild:
             units = self._cut(files)
             filtered = self._filter(units)
             removals = self._find_duplicates(len(units), sum(filtered.kept.values()))
-            cleaned = self._clean(len(units), filtered, removals)
+            cleaned = self._clean(len(units), filtered, removals, self._index_benchmarks())
             listed = self._put(units, cleaned)
             return self._summarise(files, listed, filtered, cleaned)
 
@@ -190,9 +193,23 @@ class CorpusBuild:
             )
         )
 
-    def _clean(self, units: int, filtered: Books, removals: dict[str, StageFolder]) -> Books:
-        """Removes duplicates, decontaminates, replaces personal data."""
+    def _index_benchmarks(self) -> StageFolder | None:
+        """The index of the test sets; None without any. Raises UserError where one cannot be read."""
+        if "decontamination" not in self.settings:
+            self.say("no benchmarks: nothing is checked against test sets")
+            return None
+        root = expand_home(self.benchmarks)
+        if not root.is_dir():
+            raise UserError(f"--benchmarks={self.benchmarks}: no such folder")
+        files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+        listed = {p.relative_to(root).as_posix(): file_hash(p) for p in files}
+        function = "data_gen.corpus.clean_stage:index_benchmarks"
+        return self._run(Stage("benchmarks", function, [{"files": listed}], context={"folder": str(root)}))
+
+    def _clean(self, units: int, filtered: Books, removals: dict[str, StageFolder], index: StageFolder | None) -> Books:
+        """Removes duplicates, decontaminates, masks personal data."""
         before = {"filter": self.stages["filter"], **removals}
+        before |= {"benchmarks": index} if index else {}
         folder = self._run(
             Stage(
                 "clean",
@@ -203,6 +220,7 @@ class CorpusBuild:
                 context={
                     "filter": str(before["filter"].path),
                     "removals": {name: str(stage.path) for name, stage in removals.items()},
+                    "benchmarks": str(index.part(0)) if index else "",
                 },
             )
         )
@@ -258,6 +276,11 @@ class CorpusBuild:
             temporary.write_text(page(self.recipe, summary, filtered, cleaned, samples), encoding="utf-8")
         write_json(self.output / SUMMARY, summary)
         return summary
+
+
+def _resolved(path: str) -> str:
+    """A path of a recipe; one that begins with @ lies in data_gen."""
+    return str(PACKAGE / path[1:]) if path.startswith("@") else path
 
 
 def _counts(folder: StageFolder) -> Iterable[dict[str, Any]]:

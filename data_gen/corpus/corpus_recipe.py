@@ -45,6 +45,8 @@ def base() -> ConfigDict:
     c = ConfigDict()
     # Name of the corpus (lower case, digits, _); for the report: a title, a paragraph.
     c.name, c.title, c.description = "", "", ""
+    # Folder of test sets where --benchmarks names none (@: in data_gen); "" = none, and no decontamination.
+    c.benchmarks = ""
     # Languages of the corpus.
     c.languages = LANGUAGES
     # Names of the entries of `source` that are read.

@@ -72,7 +72,8 @@ def _warnings(recipe: ConfigDict, summary: dict[str, Any], filtered: Books) -> l
     notes = [f"source {name} was not there: {recipe.source[name].path}" for name in summary["missing"]]
     bad = sum(n for (_, _, step, _), n in filtered.dropped.items() if step == "read")
     notes += [f"{bad:,} lines, rows or files could not be read: rejects.jsonl names each"] if bad else []
-    left_out = [name for name in STEPS if name not in recipe.steps]
+    indexed = "benchmarks" in summary["stages"]
+    left_out = [n for n in STEPS if n not in recipe.steps or n == "decontamination" and not indexed]
     return notes + ([f"steps that did not run: {', '.join(left_out)}"] if left_out else [])
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
+from data_gen.corpus.decontamination import Decontaminate, DecontaminationSettings
 from data_gen.corpus.keywords import KeywordFilter, KeywordSettings
 from data_gen.corpus.language import LanguageFilter, LanguageSettings
 from data_gen.corpus.license_filter import LicenseFilter, LicenseSettings
 from data_gen.corpus.near_duplicates import NearSettings
+from data_gen.corpus.personal_data import MaskPersonalData, PersonalDataSettings
 from data_gen.corpus.quality import QualityFilter, QualitySettings
 
 # Name in a recipe -> (settings, step). In the order in which they run; `first` before duplicates, `last` behind them.
@@ -20,7 +22,10 @@ FIRST: dict[str, tuple[Any, Any]] = {
     "keywords": (KeywordSettings, KeywordFilter),
     "quality": (QualitySettings, QualityFilter),
 }
-LAST: dict[str, tuple[Any, Any]] = {}
+LAST: dict[str, tuple[Any, Any]] = {
+    "decontamination": (DecontaminationSettings, Decontaminate),
+    "personal_data": (PersonalDataSettings, MaskPersonalData),
+}
 # Steps that a recipe may spare a source.
 SPARED = ("keywords", "quality")
 # Of all steps that have any.
@@ -35,14 +40,15 @@ def first_steps(settings: dict[str, Any], source: dict[str, Any], drops: Callabl
     return [_make(FIRST[name], settings[name], drops(name)) for name in names]
 
 
-def last_steps(settings: dict[str, Any], drops: Callable[[str], Any]) -> list[PipelineStep]:
-    """The steps behind the removal of duplicates."""
-    return [_make(LAST[name], settings[name], drops(name)) for name in LAST if name in settings]
+def last_steps(settings: dict[str, Any], index: str, drops: Callable[[str], Any]) -> dict[str, PipelineStep]:
+    """The steps behind the removal of duplicates, by name. index: folder of the benchmarks' index."""
+    more = {"decontamination": {"index": index}}
+    return {n: _make(LAST[n], settings[n], drops(n), **more.get(n, {})) for n in LAST if n in settings}
 
 
-def _make(classes: tuple[Any, Any], settings: dict[str, Any], drops: Any) -> PipelineStep:
+def _make(classes: tuple[Any, Any], settings: dict[str, Any], drops: Any, **more: Any) -> PipelineStep:
     make_settings, make_step = classes
-    return make_step(make_settings(**settings), exclusion_writer=drops)
+    return make_step(make_settings(**settings), exclusion_writer=drops, **more)
 
 
 def files_of(settings: dict[str, Any]) -> dict[str, Path]:

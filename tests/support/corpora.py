@@ -34,7 +34,7 @@ def get_config(variant=""):
 def demo_texts() -> list[dict]:
     """The documents of the demo that can be read."""
     documents = []
-    for line in (PACKAGE / "corpus" / "demo" / "web.jsonl").read_bytes().splitlines():
+    for line in (PACKAGE / "corpus" / "demo" / "web.ndjson").read_bytes().splitlines():
         try:
             documents.append(json.loads(line))
         except ValueError:
