@@ -13,6 +13,7 @@ MODELS = {
 }
 # Their architectures (mmed_jax.model.config.PRESETS), by which mmed_jax.plan plans before the weights are there.
 PRESETS = {"1b": "llama3.2-1b", "3b": "llama3.2-3b", "8b": "llama3-8b", "70b": "llama3-70b"}
+PRESETS |= {f"{size}-{kind}": name for size, name in PRESETS.items() for kind in ("lora", "qlora", "lora-paper")}
 
 
 def cpu(c: ConfigDict) -> None:
@@ -31,3 +32,13 @@ def accelerator(c: ConfigDict) -> None:
     c.mesh.fsdp = -1
     c.checkpoint.every_minutes = 30.0
     c.checkpoint.keep_last = 2
+
+
+def lora(c: ConfigDict, *, quantised: bool = False) -> None:
+    """An adapter of rank 16 on every linear module of the frozen weights, which stay in bfloat16 or become 4 bits.
+
+    Its checkpoints are a hundredth of the model's, so that they may be frequent.
+    """
+    c.lora.rank = 16
+    c.lora.base = "nf4" if quantised else "compute"
+    c.checkpoint.every_minutes = 5.0

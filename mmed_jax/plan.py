@@ -180,13 +180,14 @@ def architecture(config: ConfigDict) -> tuple[LlamaConfig, str]:
     if not config.init_from:
         return setup.preset_config(config.model.preset, config.model), ""
     presets = load_module(CONFIG_DIR / "hardware.py").PRESETS
-    preset = presets.get(config.variant, config.model.preset if config.variant == "demo" else "")
+    demo = config.variant in ("demo", "demo-lora")
+    preset = presets.get(config.variant, config.model.preset if demo else "")
     if not preset:
         raise UserError(
             f"config.init_from={config.init_from} is not there, and variant '{config.variant}' has no preset in "
             "configs/hardware.py: nothing says which architecture to plan for"
         )
-    cfg = setup.preset_config(preset, config.model if config.variant == "demo" else None)
+    cfg = setup.preset_config(preset, config.model if demo else None)
     return cfg, f"config.init_from={config.init_from} is not there: the architecture of {preset} is assumed"
 
 

@@ -25,11 +25,12 @@ from mmed_jax.config.overrides import parse_args
 from mmed_jax.config.values import batch_rows
 from mmed_jax.parallel import peers
 from mmed_jax.parallel.host_allocator import keep_freed_memory
-from mmed_jax.training import setup
+from mmed_jax.training import adapter_start, setup
 from mmed_jax.training.profiling import FOLDER, Profiler, parse_steps
 
 FLAGS = {
     "profile": ("", "START:STOP, steps to profile"),
+    "base": ("", "DIR, where the frozen weights of an adapter lie now, if they were moved"),
     "plan_only": (False, "compile the step for the devices here, print what it needs and stop"),
 }
 
@@ -42,9 +43,12 @@ def main(argv: list[str] | None = None) -> None:
     peers.hush(config)
 
     # ---- What is asked for: small files only, no device -----------------------------------------------------------
-    source = setup.open_init(config)
+    source = setup.open_init(config, flags.base)
     tok = setup.open_tokenizer(config, source)
     cfg = setup.model_config(config, source, tok)
+    # With an adapter, what it is and the weights beneath it; None = all weights are trained (or: made here, at random).
+    spec = adapter_start.run_spec(config, cfg, source)
+    frozen = adapter_start.open_frozen(config, source, flags.base)
     # A plan leaves no run behind.
     run_dir = None if flags.plan_only else guard_run_dir(config.run_dir, config, write=False)
 
@@ -104,6 +108,8 @@ def main(argv: list[str] | None = None) -> None:
         "data": f"{len(prepared.train):,} rows of {seq_len} tokens, {rows} rows a step in {config.grad_accum} part(s)",
         "length": f"{steps:,} steps, {steps * rows / len(prepared.train):.2f} epochs",
     }
+    if spec is not None:
+        facts = {**adapter_start.describe_adapter(config, cfg, spec), **facts}
     if devices[0].platform == "cpu":
         facts["memory"] = host_memory.describe(host_memory.estimate(config, cfg, mesh))
     say(setup.banner(config, cfg, mesh, facts), flush=True)
@@ -114,28 +120,17 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # ---- State: the newest good checkpoint, or step 0 --------------------------------------------------------------
-    abstract = program.state
+    abstract, base, adapter_meta = program.state, program.base, None
     checkpointer = Checkpointer(run_dir, **config.checkpoint.to_dict())
     data_state = {"table": prepared.train.fingerprint, "seed": config.seed, "tokens_seen": 0}
     with on_device.device_failures(config, cfg, mesh):
         restored = checkpointer.restore_latest(abstract, restart=config.restart)
-        if restored is not None:
-            state, meta = restored
-            setup.check_data_state(meta, data_state, run_dir)
-            data_state["tokens_seen"] = meta["data_state"]["tokens_seen"]
-            say(f"resumed    step {meta['step']:,} of {steps:,}", flush=True)
-        else:
-            if source is None:
-                params = placement.random_params(cfg, config.seed, abstract)
-            else:
-                shardings = jax.tree.map(lambda x: x.sharding, abstract["params"])
-                params = source.load_params(shardings=shardings, dtype=config.param_dtype)
-                say(setup.describe_source(source), flush=True)
-            state = placement.fresh_state(params, program.tx, abstract)
-            del params
-        # Devices work on behind this line: what does not fit would only be said at the next.
-        jax.block_until_ready(state)
-    first = int(state["step"])
+    first = 0
+    if restored is not None:
+        state, meta = restored
+        setup.check_data_state(meta, data_state, run_dir)
+        data_state["tokens_seen"], first = meta["data_state"]["tokens_seen"], int(state["step"])
+        say(f"resumed    step {first:,} of {steps:,}", flush=True)
     if first >= steps:
         say(f"complete   step {first:,} of {steps:,} was reached before, nothing is left to do")
         setup.write_run_files(run_dir, config, cfg, tok, source, finished=True)
@@ -143,13 +138,26 @@ def main(argv: list[str] | None = None) -> None:
             try_report(run_dir)
         checkpointer.close()
         return
+    with on_device.device_failures(config, cfg, mesh):
+        if spec is not None:
+            frozen = frozen or adapter_start.write_random_base(config, cfg, tok, mesh)
+            base = adapter_start.load_frozen(frozen, program, config)
+            adapter_meta = adapter_start.adapter_meta(spec, frozen, config)
+            say(setup.describe_source(frozen, "base"), flush=True)
+        if restored is None:
+            params = placement.first_params(config, cfg, source, abstract, spec, base)
+            if source is not None and source is not frozen:
+                say(setup.describe_source(source), flush=True)
+            state = placement.fresh_state(params, program.tx, abstract)
+            del params
+        # Devices work on behind this line: what does not fit would only be said at the next.
+        jax.block_until_ready((state, base))
     if profiled and profiled[1] <= first:
         say(f"warning    --profile={flags.profile}: nothing is profiled, step {first:,} was reached before")
     # Only now is it sure that the run is ours and goes on.
     setup.write_run_files(run_dir, config, cfg, tok, source)
 
     # ---- The steps -------------------------------------------------------------------------------------------------
-    base: dict[str, Any] = {}
     eval_step = functools.partial(program.eval_step, base=base)
     placer = placement.BatchPlacer(mesh, rows, seq_len)
     stream = BatchStream(prepared.train, rows, config.seed, first, local_rows=placer.rows)
@@ -157,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
 
     delayed, best = DelayedMetrics(), checkpointer.best_value
     meter = SpeedMeter(
-        flops_per_token=train_flops_per_token(cfg, seq_len),
+        flops_per_token=train_flops_per_token(cfg, seq_len, spec),
         device_kind=devices[0].device_kind,
         num_devices=len(devices),
     )
@@ -243,6 +251,7 @@ def main(argv: list[str] | None = None) -> None:
                 state,
                 data_state=lambda: data_state,
                 config=config,
+                adapter=adapter_meta,
                 metrics=losses,
                 force=stop or number == steps or (improved and config.checkpoint.keep_best > 0),
                 # Nothing is written from a state whose numbers have not been looked at.

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.defaults import KEYS
-from mmed_jax.config.lora import check_lora
+from mmed_jax.config.lora_keys import check_lora
 from mmed_jax.config.values import batch_rows, flatten
 
 

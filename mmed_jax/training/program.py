@@ -10,8 +10,10 @@ from ml_collections import ConfigDict
 
 from mmed_jax.config.values import batch_rows
 from mmed_jax.data.batch import FIELDS
+from mmed_jax.model import quantized_base
 from mmed_jax.model.attention import resolve_backend
 from mmed_jax.model.config import LlamaConfig
+from mmed_jax.model.lora import LoraSpec, lora_spec
 from mmed_jax.parallel import sharding
 from mmed_jax.parallel.chips import tpu_of
 from mmed_jax.parallel.xla_flags import compiler_options
@@ -24,7 +26,7 @@ class Program:
     """The steps of a run on a mesh.
 
     state: the training state as jax.ShapeDtypeStruct leaves with their shardings; batch: a global batch likewise; base:
-    the frozen weights likewise, {} where all are trained.
+    the frozen weights likewise, {} where all are trained. spec: of the adapter that is trained; None = all weights.
     train_step(state, batch, base) -> (state, metrics), with the state donated; eval_step(params, batch, base) -> sums.
     """
 
@@ -35,6 +37,7 @@ class Program:
     state: dict[str, Any]
     batch: dict[str, jax.ShapeDtypeStruct]
     base: dict[str, Any]
+    spec: LoraSpec | None
     train_step: Any
     eval_step: Any
     compiler_options: dict[str, str | bool]
@@ -69,9 +72,17 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
 
     Args:
       steps: length of the run, for the learning-rate schedule. attention: a backend, resolved.
+
+    Raises:
+      UserError: config.lora names what the model does not have, or a base that it or the mesh cannot hold.
     """
-    tx, schedule = optim.make_optimizer(config.optim, steps)
-    state = placement.abstract_state(cfg, tx, mesh, config.param_dtype)
+    spec = lora_spec(config.lora, cfg)
+    tx, schedule = optim.make_optimizer(config.optim, steps, b_lr_ratio=config.lora.b_lr_ratio)
+    state = placement.abstract_state(cfg, tx, mesh, config.param_dtype, spec)
+    base: dict[str, Any] = {}
+    if spec is not None:
+        quantized_base.check_base(cfg, config.lora.base, dict(mesh.shape), config.remat)
+        base = quantized_base.abstract_base(cfg, config.lora.base, jax.numpy.dtype(config.compute_dtype), mesh)
     options = step.StepOptions(
         compute_dtype=config.compute_dtype,
         remat=config.remat,
@@ -79,6 +90,8 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
         loss_chunk=config.loss_chunk,
         grad_accum=config.grad_accum,
         packing=config.data.packing,
+        lora=spec,
+        seed=config.seed,
     )
     flags = compiler_options(tpu_of(mesh.devices.flat[0].device_kind), config.xla_flags)
     # The state stays where it is, and every process can read the numbers.
@@ -93,7 +106,8 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
         options=options,
         state=state,
         batch={k: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for k, dtype in FIELDS.items()},
-        base={},
+        base=base,
+        spec=spec,
         train_step=jax.jit(
             step.make_train_step(cfg, tx, schedule, options),
             donate_argnums=0,

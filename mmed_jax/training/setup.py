@@ -40,11 +40,15 @@ SIZES = (
 MAX_STEPS = 2**31 - 1
 
 
-def open_init(config: ConfigDict) -> "ModelSource | None":
+def open_init(config: ConfigDict, base_dir: str = "") -> "ModelSource | None":
     """The model that config.init_from names, or None for random weights. Reads small files only.
 
     A run that has checkpoints continues from them and holds all the rest in its hf_assets/: it needs what it started
-    from no longer, and is itself the model when that is gone.
+    from no longer, and is itself the model when that is gone. (Of a run with an adapter the checkpoints hold the
+    adapter; the weights beneath it are opened by adapter_start.open_frozen and must be there.)
+
+    Args:
+      base_dir: of a model with an adapter, where the weights beneath it lie now; "" = where they lay.
 
     Raises:
       UserError: nothing there; for a stage that follows another, with the command that makes it.
@@ -54,10 +58,11 @@ def open_init(config: ConfigDict) -> "ModelSource | None":
     from mmed_jax.hf.open_model import open_model
 
     try:
-        return open_model(resolve_path(config.init_from), ignore_keys=config.model.ignore_keys)
+        path, ignore_keys = resolve_path(config.init_from), config.model.ignore_keys
+        return open_model(path, ignore_keys=ignore_keys, base_dir=base_dir)
     except UserError as e:
         with contextlib.suppress(UserError):
-            return open_model(config.run_dir)
+            return open_model(config.run_dir, adapter_only=True)
         if config.name == "stage2" and config.init_from == f"runs/stage1-{config.variant}":
             variant = "" if config.variant == "demo" else f":{config.variant}"
             raise UserError(
@@ -160,11 +165,14 @@ def preset_config(preset: str, sizes: ConfigDict | None = None) -> LlamaConfig:
     return check(dataclasses.replace(base, **changed), "config.model")
 
 
-def describe_source(source: "ModelSource") -> str:
-    """Where the weights came from, after they were loaded; of a run that did not reach its end, a warning too."""
+def describe_source(source: "ModelSource", name: str = "weights") -> str:
+    """Where the weights came from, after they were loaded; of a run that did not reach its end, a warning too.
+
+    name: of the line.
+    """
     from mmed_jax.checkpoints.metrics_file import read_metrics
 
-    text = f"weights    {source.path}" + (f", step {source.step:,}" if source.step is not None else "")
+    text = f"{name:10s} {source.path}" + (f", step {source.step:,}" if source.step is not None else "")
     if source.kind == "run":
         planned = [e["steps"] for e in read_metrics(source.path).events if e.get("event") == "start" and "steps" in e]
         if planned and source.step is not None and source.step < planned[-1]:

@@ -16,6 +16,7 @@ import optax
 from mmed_jax.data.languages.declarations import DECLARATIONS
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
+from mmed_jax.model.lora import LoraSpec, join
 from mmed_jax.training.loss import weighted_nll
 
 # Index 0 is padding; i + 1 is schema.LANGUAGES[i]. A language without a slot would be missing from the count of tokens
@@ -24,6 +25,9 @@ LANGUAGE_SLOTS = 1 + len(DECLARATIONS)
 
 Batch = dict[str, jax.Array]  # tokens, targets, segment_ids, positions, language: int32 [B,T]; loss_mask float32 [B,T]
 State = dict[str, Any]  # params, opt_state: trees; step: int32 []
+
+# What the seed's key is folded with first, so that dropout draws other numbers than weights and adapters.
+_DROPOUT = 0xD0
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class StepOptions:
     # False: one example a row from position 0, padded on the right; attention then needs no segment ids. (The padding's
     # own positions are 0: without segment ids every query would see them.)
     packing: bool = True
+    # With an adapter: what it is. The state's params are then the adapter, and the weights are the step's `base`.
+    lora: LoraSpec | None = None
+    # Of the adapter's dropout.
+    seed: int = 0
 
 
 def init_state(params: Any, tx: optax.GradientTransformation) -> State:
@@ -45,12 +53,26 @@ def init_state(params: Any, tx: optax.GradientTransformation) -> State:
     return {"params": params, "opt_state": tx.init(params), "step": jnp.zeros((), jnp.int32)}
 
 
-def batch_sums(params: Any, cfg: LlamaConfig, options: StepOptions, batch: Batch) -> tuple[jax.Array, Batch]:
+def batch_sums(
+    params: Any,
+    cfg: LlamaConfig,
+    options: StepOptions,
+    batch: Batch,
+    base: Any = None,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, Batch]:
     """Sums over one micro-batch.
+
+    Args:
+      params: what is trained: all weights, or the adapter. base: the frozen weights beneath an adapter.
+      dropout_key: of the adapter's dropout in this micro-batch; None = no dropout.
 
     Returns:
       (sum of the loss over supervised tokens, {"nll", "count": float32 [LANGUAGE_SLOTS] by language}).
     """
+    spec = options.lora
+    if spec is not None:
+        params = join(base, params, spec, cfg, dropout_key=dropout_key)
     hidden_btd = llama.forward(
         params,
         cfg,
@@ -69,6 +91,8 @@ def batch_sums(params: Any, cfg: LlamaConfig, options: StepOptions, batch: Batch
         mask_bt,
         chunk=options.loss_chunk,
         compute_dtype=jnp.dtype(options.compute_dtype),
+        train_head=spec is None,
+        adapter=llama.head_adapter(params, hidden_btd),
     )
     nll_bt = jnp.where(mask_bt > 0, nll_bt * mask_bt, 0.0)
     by_language = jax.nn.one_hot(batch["language"], LANGUAGE_SLOTS, dtype=jnp.float32)
@@ -77,6 +101,14 @@ def batch_sums(params: Any, cfg: LlamaConfig, options: StepOptions, batch: Batch
         "count": jnp.einsum("bt,btk->k", mask_bt, by_language),
     }
     return total, sums
+
+
+def dropout_key(options: StepOptions, step: Any, micro: Any) -> jax.Array | None:
+    """The key of a micro-batch's dropout: the same whenever that step is trained, after a resume too. None without."""
+    if options.lora is None or not options.lora.dropout:
+        return None
+    key = jax.random.fold_in(jax.random.key(options.seed), _DROPOUT)
+    return jax.random.fold_in(jax.random.fold_in(key, step), micro)
 
 
 def make_train_step(
@@ -95,27 +127,28 @@ def make_train_step(
         rows = x.shape[0] // options.grad_accum
         return x.reshape(rows, options.grad_accum, *x.shape[1:]).swapaxes(0, 1)
 
-    grad_fn = jax.value_and_grad(lambda p, b: batch_sums(p, cfg, options, b), has_aux=True)
+    grad_fn = jax.value_and_grad(lambda p, b, base, key: batch_sums(p, cfg, options, b, base, key), has_aux=True)
 
-    def gradients(params: Any, batch: Batch) -> tuple[Any, Batch]:
+    def gradients(params: Any, batch: Batch, base: Any, index: jax.Array) -> tuple[Any, Batch]:
         if options.grad_accum == 1:
-            (_, sums), grads = grad_fn(params, batch)
+            (_, sums), grads = grad_fn(params, batch, base, dropout_key(options, index, 0))
             return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
 
-        def add(carry: Any, micro: Batch) -> tuple[Any, None]:
-            total, total_sums = carry
-            (_, sums), grads = grad_fn(params, micro)
+        def add(carry: Any, xs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            (total, total_sums), (micro, number) = carry, xs
+            (_, sums), grads = grad_fn(params, micro, base, dropout_key(options, index, number))
             total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads)
             return (total, jax.tree.map(jnp.add, total_sums, sums)), None
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
         no_sums = {"nll": jnp.zeros(LANGUAGE_SLOTS), "count": jnp.zeros(LANGUAGE_SLOTS)}
-        (grads, sums), _ = jax.lax.scan(add, (zeros, no_sums), jax.tree.map(micro_batches, batch))
+        numbered = jax.tree.map(micro_batches, batch), jnp.arange(options.grad_accum)
+        (grads, sums), _ = jax.lax.scan(add, (zeros, no_sums), numbered)
         return grads, sums
 
     def train_step(state: State, batch: Batch, base: Any = None) -> tuple[State, dict[str, jax.Array]]:
         params = state["params"]
-        grads, sums = gradients(params, batch)
+        grads, sums = gradients(params, batch, base, state["step"])
         count = sums["count"].sum()
         scale = 1.0 / jnp.maximum(count, 1.0)
         grads = jax.tree.map(lambda g: g * scale, grads)
@@ -141,6 +174,6 @@ def make_eval_step(cfg: LlamaConfig, options: StepOptions) -> Callable[..., Batc
     """Builds eval_step(params, batch, base) -> {"nll", "count"} sums by language, float32 [LANGUAGE_SLOTS]."""
 
     def eval_step(params: Any, batch: Batch, base: Any = None) -> Batch:
-        return batch_sums(params, cfg, options, batch)[1]
+        return batch_sums(params, cfg, options, batch, base)[1]
 
     return eval_step

@@ -14,10 +14,15 @@ from mmed_jax.config.values import batch_rows, config_hash, flatten, to_json, wi
 
 DEMO = ["--config=stage1"]
 LORA = [*DEMO, "--config.lora.rank=4"]
+VARIANTS = (
+    "demo",
+    "demo-lora",
+    *(f"{size}{kind}" for size in ("1b", "3b", "8b", "70b") for kind in ("", "-lora", "-qlora")),
+)
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-@pytest.mark.parametrize("variant", ["demo", "1b", "3b", "8b", "70b"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_shipped_variant_is_valid_and_states_its_run(stage, variant):
     config, _ = parse_args([f"--config={stage}:{variant}"])
     assert (config.name, config.variant) == (stage, variant)
@@ -25,6 +30,17 @@ def test_every_shipped_variant_is_valid_and_states_its_run(stage, variant):
     assert config.data.kind == {"stage1": "instruction", "stage2": "mcq"}[stage]
     assert batch_rows(config) > 0
     json.loads(to_json(config))
+
+
+def test_variants_with_adapters_say_what_they_are():
+    config, _ = parse_args(["--config=stage2:8b-qlora"])
+    assert (config.lora.rank, config.lora.alpha, config.lora.base) == (16, 32.0, "nf4")
+    assert config.init_from == "runs/stage1-8b-qlora" and config.remat == "full"
+    assert config.optim.lr == pytest.approx(10 * parse_args(["--config=stage2:8b"])[0].optim.lr)
+    paper, _ = parse_args(["--config=stage2:8b-lora-paper"])
+    published = {"rank": 16, "alpha": 32.0, "dropout": 0.05, "targets": ("q", "v"), "base": "compute"}
+    assert {k: paper.lora[k] for k in published} == published
+    assert (paper.batch_size, paper.epochs, paper.optim.lr) == (128, 3.0, 2e-5)
 
 
 def test_stage_two_takes_the_weights_of_stage_one_and_big_models_refuse_a_cpu():
