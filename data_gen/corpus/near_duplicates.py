@@ -9,6 +9,7 @@ what this does instead (each has its test):
   words       one character of Han, kana or hangul each, else runs of letters and digits: no models of a language
   short ones  a document of fewer than five words is one n-gram of all its words
   candidates  documents that meet in a band are compared by all 112 hashes before one counts as the other's duplicate
+  chains      of a like b like c, c stays unless it is like a; there the whole chain is one
   removal     by document id (removal.py), so that files may come, go and change their order
 A signature is a pure function of text, language and settings. 240 bytes a document.
 """
@@ -21,10 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from data_gen.corpus.removal import Removals, groups_to_removals, id_key, key_array
+from data_gen.corpus.removal import Removals, id_key, key_array
 from data_gen.corpus.text_forms import nfkc
 from data_gen.gates.ngrams import mix64
 from mmed_jax.common.errors import UserError, WorkError
@@ -208,31 +207,46 @@ class Signatures:
 
 
 def near_duplicates(table: Signatures, settings: NearSettings, earlier: np.ndarray | None = None) -> Removals:
-    """Which documents almost repeat another one; chains of duplicates are one group.
+    """Which documents almost repeat another one that stays: each that goes was compared with the one it goes for.
 
-    earlier: bool [n], documents of an earlier corpus, which stay; None for none. In a band, each document is compared
-    with the first that has its key and with the one before it, in the order of their ids.
+    earlier: bool [n], documents of an earlier corpus, which stay; None for none. Documents are taken in the order of
+    their keys, those of an earlier corpus first; one that stays removes all that it was found to be like. There are no
+    chains: what is like a document that went is not removed for that. Rounds go on among those that stay until none is
+    found.
     """
-    count = len(table.ids)
-    earlier = np.zeros(count, bool) if earlier is None else earlier
-    order = np.lexsort((table.ids[:, 1], table.ids[:, 0]))
-    left: list[np.ndarray] = []
-    right: list[np.ndarray] = []
-    for band in range(table.keys.shape[1]):
-        keys = table.keys[order, band]
-        by_key = np.argsort(keys, kind="stable")
-        same = keys[by_key][1:] == keys[by_key][:-1]
+    earlier = np.zeros(len(table.ids), bool) if earlier is None else earlier
+    order = np.lexsort((table.ids[:, 1], table.ids[:, 0], ~earlier))
+    goes_for = np.full(len(order), -1)
+    left = order  # those that stay so far, in order
+    while True:
+        pairs = _candidates(table.keys[left])
+        pairs = pairs[_agreement(table.checks[left], pairs) >= settings.least]
+        found = False
+        for first, other in pairs.tolist():
+            if goes_for[left[first]] < 0 and goes_for[left[other]] < 0 and not earlier[left[other]]:
+                goes_for[left[other]] = left[first]
+                found = True
+        if not found:
+            break
+        left = left[goes_for[left] < 0]
+    gone = order[goes_for[order] >= 0]
+    gone = gone[np.lexsort((table.ids[gone, 1], table.ids[gone, 0]))]
+    return Removals(table.ids[gone], table.ids[goes_for[gone]])
+
+
+def _candidates(keys: np.ndarray) -> np.ndarray:
+    """Pairs (smaller, greater) of rows that share a key in a band, int [m, 2], in order.
+
+    Of the rows that share one, each with the first and with the one before it: their number grows with the rows.
+    """
+    pairs = [np.empty((0, 2), np.int64)]
+    for band in keys.T:
+        by_key = np.argsort(band, kind="stable")
+        same = band[by_key][1:] == band[by_key][:-1]
         places = np.flatnonzero(same) + 1
-        first = np.maximum.accumulate(np.where(np.r_[True, ~same], np.arange(count), 0)) if count else places
-        for other in (places - 1, first[places]):
-            left.append(order[by_key[other]])
-            right.append(order[by_key[places]])
-    pairs = np.unique(np.stack([np.concatenate(left), np.concatenate(right)], axis=1), axis=0) if left else left
-    pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
-    pairs = pairs[_agreement(table.checks, pairs) >= settings.least]
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    group = connected_components(graph, directed=False)[1] if count else np.empty(0, int)
-    return groups_to_removals(table.ids, group, earlier)
+        first = np.maximum.accumulate(np.where(np.r_[True, ~same], np.arange(len(band)), 0)) if len(band) else places
+        pairs += [np.stack([by_key[other], by_key[places]], axis=1) for other in (places - 1, first[places])]
+    return np.unique(np.concatenate(pairs), axis=0)
 
 
 def _agreement(checks: np.ndarray, pairs: np.ndarray) -> np.ndarray:

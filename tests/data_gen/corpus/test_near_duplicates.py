@@ -76,6 +76,19 @@ def test_neither_order_nor_tasks_decide(collection):
         assert gone(random.Random(seed).sample(documents, len(documents)), parts=parts) == expected
 
 
+def test_what_goes_is_like_what_stays_for_it():
+    """Windows of one long text, each like its neighbours and unlike the far ones: a chain, of which not all may go."""
+    rng = random.Random(9)
+    text = words(rng, 1000)
+    documents = [(f"w{i}", " ".join(text[i * 10 : i * 10 + 200]), "en") for i in range(80)]
+    table = Signatures.of(documents, ASK)
+    names = {id_key(name): frozenset(ngram_hashes(word_hashes(part), 5).tolist()) for name, part, _ in documents}
+    stays_for = near_duplicates(table, ASK).stays_for()
+    shares = [len(names[a] & names[b]) / len(names[a] | names[b]) for a, b in stays_for.items()]
+    assert 30 < len(shares) < 78 and min(shares) > 0.55
+    assert not set(stays_for.values()) & set(stays_for)
+
+
 def test_leaflets_that_differ_in_doses_all_stay():
     strengths = [(5, 8, 3), (50, 8, 3), (5, 6, 3), (5, 8, 30)]
     leaflets = [(f"l{i}", LEAFLET.format(*strength), "en") for i, strength in enumerate(strengths)]
