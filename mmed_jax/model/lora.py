@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
+from mmed_jax.model.quantization import weight_of
 
 LINEAR_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 TARGETS = (*LINEAR_TARGETS, "head", "embed")
@@ -217,14 +218,24 @@ def init_adapter(spec: LoraSpec, cfg: LlamaConfig, key: jax.Array, base: Tree | 
         (*_, rank, inp), _ = leaves["lora_a"]
         own = jax.random.fold_in(key, TARGETS.index(target))
         kept = rank_mask(spec, target)
+        extra = {"magnitude": _row_norms(base, target, kept)} if spec.dora else {}
         if target == "embed":
             normal = jax.random.normal(own, leaves["lora_b"][0], jnp.float32)
-            return {"lora_a": jnp.zeros(leaves["lora_a"][0]), "lora_b": normal}
+            return {"lora_a": jnp.zeros(leaves["lora_a"][0]), "lora_b": normal, **extra}
         bound = 1 / math.sqrt(inp)
         uniform = jax.random.uniform(own, leaves["lora_a"][0], jnp.float32, -bound, bound)
-        return {"lora_a": uniform * kept[..., :, None], "lora_b": jnp.zeros(leaves["lora_b"][0])}
+        return {"lora_a": uniform * kept[..., :, None], "lora_b": jnp.zeros(leaves["lora_b"][0]), **extra}
 
     return _map_modules(spec, module)
+
+
+def _row_norms(base: Tree | None, target: str, kept: np.ndarray) -> jax.Array:
+    """float32 [.., out]: the norms of a weight's rows (embed: of its columns); 0 in layers without adapter."""
+    if base is None:
+        raise ValueError("an adapter of DoRA needs the base for its magnitudes")
+    weight = weight_of((base["layers"] if target in LINEAR_TARGETS else base)[target], jnp.float32)
+    norms = jnp.sqrt((weight * weight).sum(axis=0 if target == "embed" else -1))
+    return norms * kept[..., :1]
 
 
 def rank_mask(spec: LoraSpec, target: str) -> np.ndarray:
@@ -243,11 +254,14 @@ def join(base: Tree, adapter: Tree, spec: LoraSpec, cfg: LlamaConfig, *, dropout
     """
     joined = {**base, "layers": dict(base["layers"])}
     for name, scale in scales(spec).items():
+        own: Tree = {"lora_scale": jnp.asarray(scale)}
+        if dropout_key is not None and spec.dropout and name != "embed":
+            layer_keys = jax.random.split(jax.random.fold_in(dropout_key, TARGETS.index(name)), len(scale))
+            own["lora_dropout"] = {"key": layer_keys, "rate": jnp.full(len(scale), spec.dropout, jnp.float32)}
         if name in LINEAR_TARGETS:
-            own = {"lora_scale": jnp.asarray(scale)}
             joined["layers"][name] = {**base["layers"][name], **adapter["layers"][name], **own}
         else:
-            joined[name] = {**base[name], **adapter[name], "lora_scale": jnp.asarray(scale[0])}
+            joined[name] = {**base[name], **adapter[name], **jax.tree.map(lambda x: x[0], own)}
     return joined
 
 
