@@ -162,6 +162,7 @@ def _identifier():
     return identifier
 
 
+@lru_cache(maxsize=2)
 def _scores(text: str) -> dict[str, float]:
     """Log-likelihood of the text in each of `_LATIN`, in nats."""
     return {str(code): float(score) for code, score in _identifier().rank(text)}

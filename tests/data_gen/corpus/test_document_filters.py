@@ -46,7 +46,8 @@ def test_other_languages_and_too_little_text():
 
 def test_a_long_document_is_judged_by_three_places():
     long = MEDICAL["en"] + 300 * MEDICAL["fr"] + MEDICAL["en"]
-    assert len(sample(long)) <= 6002 and sample(long).startswith(MEDICAL["en"]) and sample(long).endswith(MEDICAL["en"])
+    assert len(sample(long)) <= 902 and all(part in long for part in sample(long).split("\n"))
+    assert sample(long[:900]) == long[:900] and len(sample(long[:901])) == 902
     assert judge_language(long, None, LanguageSettings()) == ("fr", None)
     docs = [Document(long, "a"), Document(GERMAN, "b")]
     assert [doc.metadata for doc in LanguageFilter().run(iter(docs))] == [{"language": "fr"}]
