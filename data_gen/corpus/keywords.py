@@ -28,8 +28,8 @@ from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.languages.scripts import SCRIPTS
 
 MODES = ("exact", "paper")
-# (least U, least R). As published; Korean, which MMedC has not, is ours: words of two or three characters as in Chinese,
-# and spaces between them, which count as letters of the text, as in English.
+# (least U, least R). As published; Korean, which MMedC has not, is ours: words of two or three characters as in Chinese
+# and Japanese, but spaces between them, which are part of the text's length as they are in English.
 THRESHOLDS = {
     "en": (5, 0.04),
     "zh": (5, 0.05),
