@@ -120,6 +120,23 @@ def test_every_mesh_gives_the_gradient_of_one_device(adapter, params, batch, axe
     assert_same(gradient_of(adapter, params, batch), gradient_of(adapter, params, batch, mesh=mesh))
 
 
+def test_dropout_is_drawn_by_seed_step_and_micro_batch_and_never_when_evaluating(adapter, params, batch):  # noqa: F811
+    spec = dataclasses.replace(SPEC, dropout=0.5)
+
+    def loss(**options):
+        return float(gradient_of(adapter, params, batch, **{"lora": spec} | options)[1]["loss"])
+
+    first = loss()
+    assert first == loss() != float(gradient_of(adapter, params, batch)[1]["loss"])
+    assert len({first, loss(at=1), loss(seed=1), loss(grad_accum=2)}) == 4
+    assert loss(remat="full") == pytest.approx(first, rel=1e-6)
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    np.testing.assert_allclose(gradient_of(adapter, params, batch, lora=spec, mesh=mesh)[1]["loss"], first, rtol=1e-6)
+    options = [step.StepOptions(loss_chunk=64, lora=s) for s in (SPEC, spec)]
+    sums = [jax.jit(step.make_eval_step(CFG, o))(adapter, batch, params)["nll"] for o in options]
+    np.testing.assert_array_equal(*sums)
+
+
 @pytest.mark.parametrize("kind", ["nf4"])
 def test_a_quantised_base_is_trained_on_as_decoded(kind):
     from mmed_jax.model.quantized_base import decoded
