@@ -4,6 +4,7 @@
     python -m mmed_jax.evaluate --model=RUN_OR_HF_DIR --benchmark=mmedbench,medqa_us --data_dir=DIR --output=DIR
     python -m mmed_jax.evaluate --model=RUN_OR_HF_DIR --benchmark=papers --data_dir=hub --few_shot=3 --output=DIR
     python -m mmed_jax.evaluate --model=RUN_OR_HF_DIR --data=FILE.jsonl --mode=rationale --output=DIR
+    python -m mmed_jax.evaluate --model=BASE_DIR --adapter=PEFT_DIR --data=FILE.jsonl --output=DIR
     python -m mmed_jax.evaluate --api_model=NAME --base_url=URL --benchmark=.. --data_dir=DIR --max_usd=5 --output=DIR
 
 Multiple choice is asked in the language of the record, greedily, and the letters are read from the answer by fixed

@@ -1,27 +1,43 @@
-"""Hands a trained model on as an ordinary Hugging Face folder.
+"""Hands a trained model on as an ordinary Hugging Face folder, or its adapter as a PEFT folder.
 
     python -m mmed_jax.export --model=runs/stage2 --output=exports/my-model
     python -m mmed_jax.export --model=HF_DIR --output=COPY          (the same tensors, byte for byte)
+    python -m mmed_jax.export --model=runs/stage2-8b-lora --output=exports/merged
+    python -m mmed_jax.export --model=runs/stage2-8b-lora --adapter --output=exports/adapter [--plain]
+    python -m mmed_jax.export --model=BASE_DIR --adapter=PEFT_DIR --output=exports/merged
 
-The folder is written under a temporary name, read back, compared, and only then renamed; transformers, vLLM and other
-readers of Llama folders load it as it is. Runs in host memory on the CPU, whatever accelerator is there or busy, and
-needs about as much memory as the folder will have bytes.
+The folder is written under a temporary name, read back, compared, and only then renamed; transformers, peft, vLLM and
+other readers of Llama folders load it as it is. Runs in host memory on the CPU, whatever accelerator is there or busy,
+and needs about as much memory as the folder will have bytes.
+
+An adapter is merged into the base it was trained on, each weight the float32 sum rounded once, and what the rounding
+took from the change is said. --adapter writes it alone.
 """
 
 import argparse
 import os
 import sys
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
-from mmed_jax.common.errors import UserError, run_command
+from mmed_jax.common.errors import UserError, run_command, warn
+from mmed_jax.common.paths import expand_home
 from mmed_jax.common.progress import counting_bar
-from mmed_jax.inference.load import add_ignore_keys
+from mmed_jax.inference.load import add_base, add_ignore_keys
+
+if TYPE_CHECKING:
+    from mmed_jax.data.chat_formats import ChatSyntax
+    from mmed_jax.hf.lora_model import LoraModel
+    from mmed_jax.hf.model_source import ModelSource
 
 DTYPES = ("bfloat16", "float32", "float16", "source")
+WRITE = "(write it)"  # value of --adapter without a folder
+MUCH = 0.1  # part of an adapter's change that rounding may take without a warning
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,32 +48,47 @@ def main(argv: list[str] | None = None) -> None:
 
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
-    from mmed_jax.data.chat_formats import syntax_of
-    from mmed_jax.hf.mapping import hf_tensors
+    from mmed_jax.hf.export_folder import output_folder
     from mmed_jax.hf.open_model import open_model
-    from mmed_jax.hf.save import check_output, output_folder
+
+    source = open_model(
+        args.model,
+        args.step,
+        args.ignore_keys,
+        adapter="" if args.adapter == WRITE else args.adapter,
+        base_dir=args.base,
+        merge_into=args.merge_into or "trained",
+        adapter_only=args.adapter == WRITE and not args.base,
+    )
+    output = output_folder(args.output)
+    _check_place(args, output, source)
+    if args.adapter == WRITE:
+        export_adapter(args, source, output)
+    else:
+        export_model(args, source, output)
+
+
+def export_model(args: argparse.Namespace, source: "ModelSource", output: Path) -> None:
+    """Writes all weights, with the adapter in them where there is one."""
+    import jax
+
+    from mmed_jax.hf.export_folder import check_output
+    from mmed_jax.hf.lora_model import LoraModel
+    from mmed_jax.hf.mapping import hf_tensors
     from mmed_jax.inference.pretrained import Llama
     from mmed_jax.model.config import num_params
 
-    source = open_model(args.model, args.step, args.ignore_keys)
-    output = output_folder(args.output)
-    inside = source.path.resolve()
-    if output == inside or output in inside.parents:
-        raise UserError(f"--output={args.output}: would replace the model it is made from; name another folder")
+    if args.merge_into and not isinstance(source, LoraModel):
+        raise UserError(f"--merge_into={args.merge_into}: {args.model} has no adapter; leave it out")
     dtype = args.dtype or ("source" if source.kind == "hf" else "bfloat16")
     count = num_params(source.cfg)
     shown, size = dtype, count * (4 if dtype in ("float32", "source") else 2)
     if dtype == "source" and (stored := source.stored_bytes):
         shown, size = f"as stored ({', '.join(sorted(stored))})", sum(stored.values())
     check_output(output, args.overwrite, size)
-    tokenizer = source.tokenizer
-
-    where = f"checkpoint step {args.step}" if args.step is not None else "newest checkpoint"
-    print(f"model    {args.model} ({'Hugging Face folder' if source.kind == 'hf' else f'run directory, {where}'})")
+    _print_source(args, source)
     print(f"weights  {count:,} parameters in {len(hf_tensors(source.cfg))} tensors, {shown}, {_bytes(size)}")
-    chat = syntax_of(tokenizer)
-    stops = ", ".join(map(str, source.stop_ids)) or "none"
-    print(f"tokens   {len(tokenizer):,} ids, stop ids {stops}, chat format {chat.name if chat else 'none'}")
+    chat = _print_tokens(source)
     print(f"output   {output}", flush=True)
 
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
@@ -65,15 +96,108 @@ def main(argv: list[str] | None = None) -> None:
     model = Llama.from_pretrained(source, dtype=dtype, shardings=host, progress=_ByteBar("reading"))
     if source.step is not None:
         print(f"step     {source.step}", flush=True)
+    if isinstance(source, LoraModel):
+        _print_merge(source)
     model.save_pretrained(
         output, overwrite=args.overwrite, release=True, made_by="mmed_jax.export", progress=_ByteBar("writing")
     )
-    files = sorted(output.iterdir())
-    total = sum(p.stat().st_size for p in files)
     print("checked  config, tokenizer, names, shapes, dtypes and logits of the folder as read back")
-    print(f"done     {len(files)} files, {_bytes(total)}, {time.monotonic() - start:.1f} s")
+    _print_done(output, start)
     raw = "" if chat else " --raw"
     print(f"next     python -m mmed_jax.generate --model={args.output}{raw} --prompt=TEXT")
+
+
+def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path) -> None:
+    """Writes the adapter alone, as a PEFT folder."""
+    from mmed_jax.hf.export_folder import check_output
+    from mmed_jax.hf.lora_model import LoraModel
+    from mmed_jax.hf.peft_folder import fold_patterns, save_adapter
+    from mmed_jax.model.lora import num_adapter_params
+
+    if not isinstance(source, LoraModel):
+        raise UserError(f"--adapter: {args.model} has none; leave it out, or name the adapter's folder (--adapter=DIR)")
+    count = num_adapter_params(source.spec, source.cfg)
+    check_output(output, args.overwrite, 4 * count)
+    _print_source(args, source)
+    print(f"weights  {count:,} parameters, float32, {_bytes(4 * count)}")
+    _print_tokens(source)
+    print(f"output   {output}", flush=True)
+    name = args.base_name or source.base_name
+    if not name:
+        name = source.base_path
+        warn(
+            f"adapter_config.json will name the base as a folder of this machine ({name}); say what readers elsewhere "
+            "call it with --base_name=ORG/MODEL"
+        )
+    start = time.monotonic()
+    adapter, spec = source.load_adapter(), source.spec
+    folded: list[str] = []
+    if args.plain:
+        adapter, spec, folded = fold_patterns(adapter, spec, source.cfg)
+    if source.step is not None:
+        print(f"step     {source.step}", flush=True)
+    info = {"made_by": "mmed_jax.export", "source": source.path.resolve().name, "step": source.step, "folded": folded}
+    save_adapter(
+        output,
+        adapter,
+        spec,
+        source.cfg,
+        base_name=name,
+        tokenizer=source.tokenizer,
+        base_record=source.record or None,
+        info=info,
+        overwrite=args.overwrite,
+        progress=_ByteBar("writing"),
+    )
+    print(f"base     {name}")
+    for line in folded:
+        print(f"folded   {line}")
+    print("checked  config, names, shapes and values of the folder as read back")
+    _print_done(output, start)
+    print(f"next     python -m mmed_jax.generate --model=BASE --adapter={args.output} --prompt=TEXT")
+
+
+def _check_place(args: argparse.Namespace, output: Path, source: "ModelSource") -> None:
+    """Refuses an output that holds, or is, what it is made from."""
+    given = [source.path, args.model, args.base, "" if args.adapter == WRITE else args.adapter]
+    for inside in [expand_home(p).resolve() for p in given if p]:
+        if output == inside or output in inside.parents:
+            raise UserError(f"--output={args.output}: would replace the model it is made from; name another folder")
+
+
+def _print_source(args: argparse.Namespace, source: "ModelSource") -> None:
+    where = f"checkpoint step {args.step}" if args.step is not None else "newest checkpoint"
+    plain = "Hugging Face folder" if source.kind == "hf" else f"run directory, {where}"
+    print(f"model    {args.model} ({plain if source.lora is None else source.description})")
+
+
+def _print_tokens(source: "ModelSource") -> "ChatSyntax | None":
+    from mmed_jax.data.chat_formats import syntax_of
+
+    chat = syntax_of(source.tokenizer)
+    stops = ", ".join(map(str, source.stop_ids)) or "none"
+    print(f"tokens   {len(source.tokenizer):,} ids, stop ids {stops}, chat format {chat.name if chat else 'none'}")
+    return chat
+
+
+def _print_merge(source: "LoraModel") -> None:
+    """What the rounding took from the adapter's change, by kind of module and in all; a warning when it is much."""
+    merger = source.merger
+    assert merger is not None
+    onto = f" decoded from {source.quantization}" if source.quantization != "compute" else ""
+    kinds = ", ".join(f"{target} {merger.error(target):.2%}" for target in merger.lost)
+    print(f"merged   into the base{onto}; rounding took {merger.error():.2%} of the change ({kinds})", flush=True)
+    if merger.error() > MUCH:
+        warn(
+            f"rounding took {merger.error():.0%} of what the adapter changes, so the folder is another model than the "
+            "one that was trained; --dtype=float32 keeps it"
+        )
+
+
+def _print_done(output: Path, start: float) -> None:
+    files = sorted(output.iterdir())
+    total = sum(p.stat().st_size for p in files)
+    print(f"done     {len(files)} files, {_bytes(total)}, {time.monotonic() - start:.1f} s")
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -83,13 +207,38 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, metavar="DIR", help="run directory or Hugging Face folder")
+    parser.add_argument("--model", required=True, metavar="DIR", help="run directory, Hugging Face or PEFT folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
     add_ignore_keys(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16; an HF folder's own)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--adapter",
+        nargs="?",
+        const=WRITE,
+        default="",
+        metavar="DIR",
+        help="alone: write the model's adapter as a PEFT folder; with DIR: merge that PEFT folder into --model",
+    )
+    add_base(parser)
+    parser.add_argument(
+        "--plain", action="store_true", help="of --adapter: one rank and scale, for readers without patterns (vLLM)"
+    )
+    parser.add_argument("--base_name", metavar="ORG/MODEL", help="of --adapter: what its config calls the base")
+    parser.add_argument(
+        "--merge_into",
+        choices=("trained", "original"),
+        help="weights that an adapter is added to: as they were held in training (default; of a quantised base what it "
+        "was decoded to), or as the base's files have them",
+    )
+    args = parser.parse_args(argv)
+    writes = args.adapter == WRITE
+    for flag in ("plain", "base_name") if not writes else ("dtype", "merge_into"):
+        if getattr(args, flag):
+            what = "goes with --adapter, which writes the adapter alone" if not writes else "goes with merged weights"
+            raise UserError(f"--{flag}: {what}; leave it out")
+    return args
 
 
 def _bytes(n: float) -> str:

@@ -2,6 +2,7 @@
 
     python -m mmed_jax.generate --model=RUN_OR_HF_DIR --prompt="Which vitamin prevents scurvy?"
     python -m mmed_jax.generate --model=RUN_OR_HF_DIR --input=FILE.jsonl --output=ANSWERS.jsonl --temperature=0.7
+    python -m mmed_jax.generate --model=BASE_DIR --adapter=PEFT_DIR --prompt="Which vitamin prevents scurvy?"
 
 One prompt is answered as it is written. A file holds a prompt a line (.txt), {"prompt": text} objects, instruction
 records (asked up to the last user turn) or multiple-choice records; every answer is appended to the output as it is
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     Sampling(args.temperature, args.top_p, args.top_k)
     check_seed(args.seed)
     rows = [("--prompt", "1", {"prompt": args.prompt})] if args.prompt is not None else list(read_prompts(args.input))
-    source = open_model(args.model, args.step, args.ignore_keys)
+    source = open_model(args.model, args.step, args.ignore_keys, adapter=args.adapter, base_dir=args.base)
     prompts = encode_prompts(args, rows[: args.limit or None], source)
     check_prompts(source.cfg, [p.ids for p in prompts], args.max_new_tokens, [p.where for p in prompts])
     if args.prompt is not None:

@@ -1,6 +1,7 @@
 """Shows what a config trains on: counts, histograms, and packed rows with the trained tokens marked. Uses no device.
 
     python -m mmed_jax.inspect --config=stage1[:VARIANT] [--rows=N] [--first=ROW] [--split=validation] [--tokens]
+    python -m mmed_jax.inspect --adapter=RUN_OR_PEFT_DIR [--base=DIR] [--step=N]    what an adapter is, by module
 
 Trained text is green on a terminal and stands between ⟦ and ⟧ elsewhere. The packed table is made when it is not in the
 cache yet, exactly as `mmed_jax.train` makes it.
@@ -9,17 +10,24 @@ cache yet, exactly as `mmed_jax.train` makes it.
 import os
 import sys
 import unicodedata
+from collections.abc import Iterable
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command, warn
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.data.packed_table import Table
 from mmed_jax.data.prepare import prepare
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.data.token_report import print_histograms, print_report
+from mmed_jax.inference.load import add_base
 from mmed_jax.training import setup
+
+if TYPE_CHECKING:
+    from mmed_jax.hf.lora_model import LoraModel
 
 FLAGS = {
     "rows": (2, "how many rows to show"),
@@ -102,8 +110,65 @@ def _tokenizer(config):
     return tok
 
 
+def show_adapter(argv: list[str]) -> None:
+    """Prints what the adapter of a LoRA run or of a PEFT folder is. Raises UserError for one that is refused."""
+    parser = Parser(prog="python -m mmed_jax.inspect", allow_abbrev=False)
+    parser.add_argument("--adapter", required=True, metavar="DIR", help="a LoRA run or a PEFT folder")
+    parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
+    add_base(parser)
+    args = parser.parse_args(argv)
+    import jax
+
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+    from mmed_jax.hf.lora_model import LoraModel
+    from mmed_jax.hf.open_model import open_model
+    from mmed_jax.model.config import num_params
+    from mmed_jax.model.lora import num_adapter_params, scales
+
+    source = open_model(args.adapter, args.step, base_dir=args.base, adapter_only=not args.base)
+    if not isinstance(source, LoraModel):
+        raise UserError(f"--adapter={args.adapter}: {source.path} has no adapter")
+    spec, sizes = source.spec, changes(source)
+    print(f"adapter    {source.description}")
+    held = f", held as {source.quantization}" if source.quantization != "compute" else ""
+    print(f"base       {source.base_name or source.base_path or 'not known'}{held}")
+    count, total = num_adapter_params(spec, source.cfg), num_params(source.cfg)
+    print(f"trained    {count:,} parameters, {count / total:.2%} of {total:,}; dropout {spec.dropout:g}\n")
+    print(f"{'module':8} {'layers':>7} {'rank':>9} {'alpha':>9} {'scale':>13} {'|s B A|':>9}")
+    scale = scales(spec)
+    for target, ranks, alphas in spec.modules:
+        used = [i for i, r in enumerate(ranks) if r]
+        columns = [_range(values[i] for i in used) for values in (ranks, alphas, scale[target])]
+        of = f"{len(used)}/{len(ranks)}"
+        print(f"{target:8} {of:>7} {columns[0]:>9} {columns[1]:>9} {columns[2]:>13} {sizes[target]:9.3g}")
+
+
+def changes(source: "LoraModel") -> dict[str, float]:
+    """{target: Frobenius norm of scale B A over its layers}, from the small products A A^T and B^T B."""
+    from mmed_jax.model.lora import scales
+
+    adapter, scale = source.load_adapter(), scales(source.spec)
+    norms = {}
+    for target in scale:
+        leaves = adapter["layers"].get(target) or adapter[target]
+        a, b = (np.asarray(leaves[name], np.float64) for name in ("lora_a", "lora_b"))
+        squares = np.einsum("...ri,...si->...rs", a, a) * np.einsum("...or,...os->...rs", b, b)
+        norms[target] = float(np.sqrt((squares.sum((-1, -2)) * np.square(scale[target], dtype=np.float64)).sum()))
+    return norms
+
+
+def _range(values: Iterable[float]) -> str:
+    in_order = sorted(set(values))
+    return f"{in_order[0]:g}" if len(in_order) == 1 else f"{in_order[0]:g}-{in_order[-1]:g}"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the inspection that the command line describes. Raises UserError for a wrong flag, config or record."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(a.partition("=")[0] == "--adapter" for a in argv):
+        show_adapter(argv)
+        return
     config, flags = parse_args(argv, description=__doc__, extra=FLAGS)
     for name in ("rows", "first"):
         if getattr(flags, name) < 0:

@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
 from mmed_jax.common.progress import counting_bar
+from mmed_jax.config.overrides import split_overrides
 from mmed_jax.llm_api.cost_estimate import sum_estimates
 from mmed_jax.llm_api.ledger.balance import cost_behind
 from mmed_jax.llm_api.unfinished import all_rejected_text, unfinished_text
@@ -293,7 +294,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command; raises UserError for wrong flags, recipe or input, WorkError when work is left."""
     from mmed_jax.llm_api.runner import run, settings_from
 
-    flags, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
+    flags, overrides = split_overrides(sys.argv[1:] if argv is None else argv, "--recipe")
     args = _parser().parse_args(flags)
     for name in ("recipe", "output"):
         if not getattr(args, name):
@@ -316,20 +317,6 @@ def main(argv: list[str] | None = None) -> None:
     if facts is not None:
         _print_set(build, facts, args.output)
         _check_steps(build)
-
-
-def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The flags, and --recipe.KEY=VALUE as {KEY: VALUE}. Raises UserError for a key without a value."""
-    flags, overrides = [], {}
-    for arg in argv:
-        if arg.startswith("--recipe."):
-            key, eq, value = arg.removeprefix("--recipe.").partition("=")
-            if not eq:
-                raise UserError(f"{arg}: give a value, as --recipe.{key}=VALUE")
-            overrides[key] = value
-        else:
-            flags.append(arg)
-    return flags, overrides
 
 
 def _print_set(build: Build, facts: Facts, output: str) -> None:

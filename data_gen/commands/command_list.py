@@ -6,7 +6,7 @@ from typing import Any
 from data_gen.commands.method_command import COMMANDS as METHOD_COMMANDS
 
 # Order of use. A command that is no method is a new module and a new name here.
-COMMANDS = ("convert", "handcraft", *METHOD_COMMANDS, "build", "estimate", "ledger")
+COMMANDS = ("convert", "handcraft", *METHOD_COMMANDS, "build", "corpus", "estimate", "ledger")
 PRICED = (*METHOD_COMMANDS, "build")  # they have --dry_run
 
 

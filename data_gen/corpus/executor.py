@@ -25,7 +25,7 @@ from mmed_jax.common.progress import counting_bar
 
 RETRIES = 2
 # Imported once, in the process that workers are forked from.
-_PRELOAD = ("data_gen.corpus.run_task", "data_gen.corpus.lines_reader")
+_PRELOAD = ("data_gen.corpus.run_task", "data_gen.corpus.filter_stage", "data_gen.corpus.clean_stage")
 
 
 class Executor(Protocol):

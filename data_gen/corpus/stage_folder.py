@@ -45,7 +45,7 @@ class Stage:
         writes its files to `folder`.
       parts: one JSON object a part: what its function needs to know.
       settings: decide the contents, and count in the hash. before: the hashes of the stages whose parts it reads.
-      files: whose contents count as well (keyword lists). modules: code that the function imports by name.
+      files: name -> a file whose contents count as well (a keyword list). modules: code that is imported by name.
       context: paths and the like, which decide nothing.
     """
 
@@ -54,7 +54,7 @@ class Stage:
     parts: list[dict[str, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
     before: dict[str, str] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
+    files: dict[str, Path] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
     context: dict[str, Any] = field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class Stage:
             "settings": self.settings,
             "code": _code_hash((self.function.partition(":")[0], *self.modules)),
             "libraries": library_versions(),
-            "files": {path.name: file_hash(path) for path in self.files},
+            "files": {name: file_hash(path) for name, path in sorted(self.files.items())},
             "before": self.before,
             "parts": self.parts,
         }

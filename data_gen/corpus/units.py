@@ -5,15 +5,19 @@ contents of the inputs alone: neither the order in which a disk lists files nor 
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_gen.corpus.readers import Cut, format_of, reader_of
+from data_gen.corpus.stage_folder import Result
 from mmed_jax.common.errors import UserError
 
-UNIT_BYTES = 100_000_000
+DESCRIPTIONS = "descriptions.json"
+# Of input files that one task describes.
+_BATCH_FILES, _BATCH_BYTES = 1000, 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,34 @@ def find_files(source: str, root: Path, pattern: str, format: str = "") -> list[
     return sorted(files, key=lambda f: f.name)
 
 
+def describe_files(part: dict[str, Any], settings: dict[str, Any], context: dict[str, Any], folder: Path) -> Result:
+    """A stage's function: descriptions.json, a list of `describe_file` in the order of part["files"]."""
+    files = [InputFile(**f, path=str(Path(context["roots"][f["source"]]) / f["name"])) for f in part["files"]]
+    described = [describe_file(file, settings["unit_bytes"]) for file in files]
+    (folder / DESCRIPTIONS).write_text(json.dumps(described))
+    return Result(len(described))
+
+
 def describe_file(file: InputFile, unit_bytes: int) -> dict[str, Any]:
     """{"sha256", "cuts": [[start, end, bytes], ...]} of a file: reads all of it. Raises OSError."""
     with open(file.path, "rb") as f:
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     cuts = reader_of(file.format).cuts(Path(file.path), unit_bytes)
     return {"sha256": sha256, "cuts": [[c.start, c.end, c.bytes] for c in cuts]}
+
+
+def batch_files(files: Sequence[InputFile]) -> list[list[InputFile]]:
+    """Files in batches that a task describes: a few thousand small ones, or a single large one."""
+    batches: list[list[InputFile]] = []
+    held = 0
+    for file in files:
+        if batches and len(batches[-1]) < _BATCH_FILES and held + file.size <= _BATCH_BYTES:
+            batches[-1].append(file)
+            held += file.size
+        else:
+            batches.append([file])
+            held = file.size
+    return batches
 
 
 def plan_units(files: Iterable[InputFile], descriptions: Iterable[dict[str, Any]], unit_bytes: int) -> list[Unit]:

@@ -129,10 +129,10 @@ def load_recipe(name: str, overrides: dict[str, str]) -> ConfigDict:
 
     Raises UserError: no such recipe, variant or key; a value of another type; a contradiction.
     """
-    stem, path, names = name.partition(":")[0], recipe_path(name), recipe_names(data=True)
+    stem, path, names = name.partition(":")[0], recipe_path(name), recipe_names("data")
     if not path.is_file() or path.parent == CONFIG_DIR and stem not in names:
         raise UserError(f"--recipe={name}: no recipe '{stem}'{nearest(stem, names)}")
-    recipe = read_recipe(name, data=True)
+    recipe = read_recipe(name, "data")
     for key, text in overrides.items():
         _override(recipe, key, text)
     check(recipe, name)

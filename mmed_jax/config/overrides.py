@@ -5,6 +5,7 @@ An unknown key, a wrong type or an impossible combination is one line and exit c
 
 import argparse
 import sys
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +41,20 @@ def set_override(config: ConfigDict, key: str, text: str, flag: str = "--config"
         node = node[p]
     with node.unlocked():
         node[leaf] = ConfigDict(value, allow_dotted_keys=True) if isinstance(value, dict) else value
+
+
+def split_overrides(argv: Sequence[str], flag: str) -> tuple[list[str], dict[str, str]]:
+    """The other flags, and `flag`.KEY=VALUE as {KEY: VALUE}. Raises UserError for a key without a value."""
+    flags, overrides = [], {}
+    for arg in argv:
+        if arg.startswith(f"{flag}."):
+            key, eq, value = arg.removeprefix(f"{flag}.").partition("=")
+            if not eq:
+                raise UserError(f"{arg}: give a value, as {flag}.{key}=VALUE")
+            overrides[key] = value
+        else:
+            flags.append(arg)
+    return flags, overrides
 
 
 def _parse(text: str, default: Any, key: str) -> Any:

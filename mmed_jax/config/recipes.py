@@ -1,6 +1,6 @@
 """Recipes: Python files with get_config(variant), by name or path. Those of training give the whole config of a run.
 
-Recipes of data sets lie beside them and are read by data_gen; they are known by what they import.
+Recipes of data sets and of corpora lie beside them and are read by data_gen; they are known by what they import.
 """
 
 import ast
@@ -19,8 +19,12 @@ from mmed_jax.config.defaults import base
 from mmed_jax.config.values import flatten, nearest_key
 
 CONFIG_DIR = REPO / "configs"
-# What the recipe of a data set imports, and one of training does not.
-DATA_PACKAGE = "data_gen"
+# What recipes of other kinds import, and one of training does not (the first that fits); what takes them.
+PACKAGES = {"data_gen.corpus": "corpus", "data_gen": "data"}
+_COMMANDS = {
+    "corpus": ("a corpus", "python -m data_gen corpus build"),
+    "data": ("a data set", "python -m data_gen build"),
+}
 
 
 def load_config(name: str) -> ConfigDict:
@@ -32,8 +36,9 @@ def load_config(name: str) -> ConfigDict:
     """
     stem = name.partition(":")[0]
     path = recipe_path(name)
-    if stem in recipe_names(data=True):
-        raise UserError(f"--config={name}: is a recipe of a data set, for `python -m data_gen build --recipe={name}`")
+    for kind, (product, command) in _COMMANDS.items():
+        if stem in recipe_names(kind):
+            raise UserError(f"--config={name}: is a recipe of {product}, for `{command} --recipe={name}`")
     if not path.is_file():
         raise UserError(f"--config={name}: no config '{stem}'{nearest(stem, recipe_names())}")
     file = path.resolve()
@@ -73,13 +78,13 @@ def recipe_files(name: str) -> list[Path]:
     return _READ[before:]
 
 
-def recipe_names(*, data: bool = False) -> list[str]:
-    """Names of the recipes in configs/, sorted: those of training, or those of data sets."""
-    return sorted(p.stem for p in CONFIG_DIR.glob("*.py") if _kind(p) == ("data" if data else "training"))
+def recipe_names(kind: str = "training") -> list[str]:
+    """Names of the recipes in configs/, sorted: those of "training", of "data" sets or of a "corpus"."""
+    return sorted(p.stem for p in CONFIG_DIR.glob("*.py") if _kind(p) == kind)
 
 
 def _kind(path: Path) -> str:
-    """ "training" or "data"; "" for what recipes share, which has no get_config. Nothing is run."""
+    """ "training", "data" or "corpus"; "" for what recipes share, which has no get_config. Nothing is run."""
     try:
         statements = ast.parse(path.read_bytes()).body
     except (SyntaxError, ValueError):
@@ -92,7 +97,8 @@ def _kind(path: Path) -> str:
             packages |= {s.module or ""} if isinstance(s, ast.ImportFrom) else {a.name for a in s.names}
     if "get_config" not in names:
         return ""
-    return "data" if any(p.partition(".")[0] == DATA_PACKAGE for p in packages) else "training"
+    kinds = (kind for top, kind in PACKAGES.items() if any(f"{p}.".startswith(f"{top}.") for p in packages))
+    return next(kinds, "training")
 
 
 def load_module(path: Path) -> ModuleType:
@@ -107,18 +113,19 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
-def read_recipe(name: str, *, data: bool = False) -> ConfigDict:
+def read_recipe(name: str, kind: str = "training") -> ConfigDict:
     """What the get_config of a recipe file gives, unchecked.
 
     Args:
       name: NAME or FILE.py with an optional :VARIANT.
-      data: it is the recipe of a data set (--recipe=NAME), not of training (--config=NAME).
+      kind: as in recipe_names; what is not of training comes by --recipe=NAME, not by --config=NAME.
 
     Raises:
       UserError: no get_config, no such variant, code that fails (with the line), or something else than a ConfigDict.
-        One that the recipe of a data set raises comes through as it is.
+        One that the recipe of another kind than training raises comes through as it is.
     """
     stem, _, variant = name.partition(":")
+    data = kind != "training"
     path, place = recipe_path(name), f"{'--recipe' if data else '--config'}={name}"
     through = UserError if data else RecipeLoop
     if path.suffix != ".py":
@@ -130,7 +137,7 @@ def read_recipe(name: str, *, data: bool = False) -> ConfigDict:
     except Exception as e:
         raise _mistake(place, path, e) from e
     if not hasattr(module, "get_config"):
-        raise UserError(f"{place}: {path} has no get_config; recipes: {', '.join(recipe_names(data=data))}")
+        raise UserError(f"{place}: {path} has no get_config; recipes: {', '.join(recipe_names(kind))}")
     variants = tuple(v for v in getattr(module, "VARIANTS", ()) if v)
     if variant and variants and variant not in variants:
         subject = "" if data else f"{stem} has "

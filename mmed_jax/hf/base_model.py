@@ -5,6 +5,7 @@ those were. So a checkpoint of an adapter keeps a record of its base: where it l
 (hf.model_source.identity). The folder may move; another model is never taken for it.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,18 +47,21 @@ def record_base(source: ModelSource, kind: str, dtype: Any) -> dict[str, Any]:
     }
 
 
-def open_base(record: Mapping[str, Any], base_dir: str = "") -> ModelSource:
+def open_base(record: Mapping[str, Any], base_dir: str = "", run_dir: str | os.PathLike = "") -> ModelSource:
     """Opens the base that `record` describes, and only that one; reads small files and 3 MiB of each weight file.
 
     Args:
       record: from `record_base`, as a checkpoint holds it.
       base_dir: where it lies now; "" = where it lay.
+      run_dir: the run of the adapter: a base that lay in it has moved with it.
 
     Raises:
       UserError: it is not there, or other weights are; one line that says what to type.
     """
     wanted = _read_record(record)
     place = base_dir or wanted.path
+    if not base_dir and run_dir and not Path(place).exists() and (moved := Path(run_dir) / Path(place).name).is_dir():
+        place = str(moved)
     try:
         folder = local_path(place, "base model")
     except UserError as e:

@@ -82,6 +82,18 @@ class LoraModel(ModelSource):
         """The base's name on the hub, as far as it is known, else ""."""
         return self.record.get("hub_name") or (hub_name(self.base) if self.base else "")
 
+    @property
+    def base_path(self) -> str:
+        """Where the base lies, as far as it is known."""
+        return str(self.base.path.resolve() if self.base else self.record.get("path", ""))
+
+    @property
+    def description(self) -> str:
+        """What it is, in words."""
+        where = f"{self.peft.path} on a {super().description}" if self.peft else super().description
+        beneath = f" on {self.base.path}" if self.base and not self.peft else ""
+        return f"{adapter_text(self.spec)}, {where}{beneath}"
+
     def fingerprint(self) -> str:
         """What `identity` says: of the base, the adapter, and what they are merged into."""
         digest = hashlib.sha256(self._base().fingerprint().encode())
@@ -184,6 +196,16 @@ def _merge_leaf(leaf: LeafPath, base: jax.Array, merger: Merger, dtype: np.dtype
     base.delete()
     merged = jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index], dtype=dtype)
     return jax.block_until_ready(merged)
+
+
+def adapter_text(spec: LoraSpec) -> str:
+    """An adapter in words: "LoRA of rank 16, alpha 32, on q,k,v"."""
+    ranks = sorted({r for _, by_layer, _ in spec.modules for r in by_layer if r})
+    alphas = sorted({a for _, _, by_layer in spec.modules for a in by_layer if a})
+    kind = ("rank-stabilised " if spec.rslora else "") + ("DoRA" if spec.dora else "LoRA")
+    shown = " to ".join(str(r) for r in (ranks[:1] if len(ranks) == 1 else (ranks[0], ranks[-1])))
+    alpha = " to ".join(f"{a:g}" for a in (alphas[:1] if len(alphas) == 1 else (alphas[0], alphas[-1])))
+    return f"{kind} of rank {shown}, alpha {alpha}, on {','.join(name for name, _, _ in spec.modules)}"
 
 
 def _rows(matrix_oi: np.ndarray, first: int, last: int) -> np.ndarray:

@@ -82,6 +82,13 @@ class ModelSource:
         return read_generation(self.assets)
 
     @property
+    def description(self) -> str:
+        """What it is, in words: "Hugging Face folder", "run directory, step 40"."""
+        if self.kind == "hf":
+            return "Hugging Face folder"
+        return "run directory, newest checkpoint" if self.step is None else f"run directory, step {self.step}"
+
+    @property
     def stored_bytes(self) -> dict[str, int]:
         """Bytes of an HF folder's tensors by dtype name ("BF16"), {} for a run (its parameters are usually float32)."""
         sizes: dict[str, int] = {}

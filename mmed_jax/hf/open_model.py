@@ -76,7 +76,7 @@ def open_model(
         source.step,
         source.ignore_keys,
         lora=spec,
-        base=None if adapter_only else open_base(trained_on, str(base_dir)),
+        base=None if adapter_only else open_base(trained_on, str(base_dir), source.path),
         record=trained_on,
         merge_into=merge_into,
     )

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --step, --ignore_keys, --dtype, --batch_size, --mesh_data, --mesh_tensor."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="run directory or Hugging Face folder")
+    """--model, --adapter, --base, --step, --ignore_keys, --dtype, --batch_size, --mesh_data, --mesh_tensor."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="run directory, Hugging Face or PEFT folder")
+    parser.add_argument("--adapter", metavar="DIR", default="", help="PEFT folder whose adapter goes onto --model")
+    add_base(parser)
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
     add_ignore_keys(parser)
     dtypes = ("float32", "bfloat16")
@@ -22,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=16, help="answers written at a time; changes speed only")
     parser.add_argument("--mesh_data", type=int, default=1, help="devices over which answers are spread")
     parser.add_argument("--mesh_tensor", type=int, default=1, help="devices over which the weights are spread")
+
+
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """--base, where the frozen model beneath an adapter lies."""
+    parser.add_argument(
+        "--base", metavar="DIR", default="", help="of a LoRA run or a PEFT folder: where its base lies now, if it moved"
+    )
 
 
 def add_ignore_keys(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +75,7 @@ def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Seque
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         raise WorkError(f"out of device memory; spread the weights with --mesh_tensor=N ({str(e)[:150]})") from e
-    what = "Hugging Face folder" if source.kind == "hf" else f"run directory, step {source.step}"
-    say("model", f"{args.model} ({what}), {num_params(source.cfg):,} parameters")
+    say("model", f"{args.model} ({source.description}), {num_params(source.cfg):,} parameters")
     say("precision", engine.dtype.name)
     return engine
 

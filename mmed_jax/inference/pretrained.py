@@ -73,18 +73,24 @@ class Llama(llama.Llama):
         mesh: Mesh | None = None,
         shardings: Any = None,
         ignore_keys: Sequence[str] = (),
+        adapter: str | os.PathLike = "",
+        base: str | os.PathLike = "",
         progress: Callable[[int, int], None] | None = None,
     ) -> "Llama":
-        """Loads a run directory or a Hugging Face folder; every process calls this.
+        """Loads a run directory, a Hugging Face or a PEFT folder; every process calls this.
+
+        An adapter is merged into its base: each weight is their float32 sum, rounded once.
 
         Args:
-          path: the folder, or what mmed_jax.hf.open_model.open_model made of it (then without step and ignore_keys).
+          path: the folder, or what mmed_jax.hf.open_model.open_model made of it (then nothing else that chooses it).
           step: checkpoint of a run; None = the newest good one.
           dtype: of weights and compute: "float32", "bfloat16", "float16", or "source" = as stored. None = float32 on a
             CPU, else bfloat16.
           mesh: devices that hold it, from mmed_jax.parallel.sharding.make_mesh; None = the first device.
           shardings: a tree of Shardings or one for all weights, in place of those of the mesh.
           ignore_keys: of config.json, not known here, of which you know that they change nothing.
+          adapter: PEFT folder whose adapter goes onto `path`.
+          base: of a LoRA run or a PEFT folder: where its base lies, if it moved.
           progress: called with (bytes read, bytes in all); Hugging Face folders only.
 
         Raises:
@@ -95,9 +101,14 @@ class Llama(llama.Llama):
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         elif dtype != "source":
             dtype = _float_name(dtype, (*DTYPES, "source"))
-        if isinstance(path, ModelSource) and (step is not None or ignore_keys):
-            raise UserError("step, ignore_keys: go to open_model, which has chosen the checkpoint already")
-        source = path if isinstance(path, ModelSource) else open_model(path, step, ignore_keys)
+        if isinstance(path, ModelSource) and (step is not None or ignore_keys or adapter or base):
+            raise UserError(
+                "step, ignore_keys, adapter, base: go to open_model, which has chosen the checkpoint already"
+            )
+        if isinstance(path, ModelSource):
+            source = path
+        else:
+            source = open_model(path, step, ignore_keys, adapter=adapter, base_dir=base)
         if shardings is None and mesh is not None:
             shardings = param_shardings(mesh, llama.logical_axes(source.cfg))
         kept = None if dtype == "source" else dtype
@@ -251,6 +262,7 @@ class Llama(llama.Llama):
             "source": self.source.path.resolve().name,
             "chat_format": chat.name if chat else None,
             **({} if self.source.step is None else {"step": self.source.step}),
+            **({} if self.source.lora is None else {"adapter": self.source.lora.to_json()}),
         }
         return save_pretrained(
             path,

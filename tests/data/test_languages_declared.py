@@ -16,6 +16,7 @@ UKRAINIAN = Language("uk", "Ukrainian", scripts=("cyrillic",), decimal=",")
 
 # What every language needs.
 EVERY = [
+    "data_gen/corpus/corpus_report.py:TOKENS_PER_BYTE",
     "data_gen/corpus/keywords.py:THRESHOLDS",
     "data_gen/corpus/personal_data.py:_PHONES",
     "data_gen/corpus/quality_thresholds.py:THRESHOLDS",

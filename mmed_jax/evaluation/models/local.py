@@ -25,7 +25,8 @@ class LocalModel:
 
     def __init__(self, args: argparse.Namespace):
         """Raises UserError for a folder that is no model."""
-        self._args, self._source, self._engine = args, open_model(args.model, args.step, args.ignore_keys), None
+        self._args, self._engine = args, None
+        self._source = open_model(args.model, args.step, args.ignore_keys, adapter=args.adapter, base_dir=args.base)
         self._tok = self._source.tokenizer
         self.prompt_defaults = trained_prompts(self._source)
         if args.mode == "loglikelihood" and syntax_of(self._tok) is None:

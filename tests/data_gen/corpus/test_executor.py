@@ -32,7 +32,7 @@ def test_what_changes_is_another_folder(tmp_path, monkeypatch):
     base = stage()
 
     def name(**changes) -> str:
-        values = {**vars(base), "files": (words,), **changes}
+        values = {**vars(base), "files": {"fr": words}, **changes}
         return StageFolder.make(tmp_path, Stage(**values)).path.name
 
     first = name()

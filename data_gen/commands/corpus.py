@@ -1,0 +1,115 @@
+"""Corpora of running text for continued pretraining.
+
+    python -m data_gen corpus build --recipe=mmedc --data_dir=raw --output=corpora/mmedc --benchmarks=test_sets
+    python -m data_gen corpus build ... --executor=slurm --slurm.partition=cpu --tasks=2000
+    python -m data_gen corpus build --recipe=mmedc:demo --output=corpora/demo
+
+Stop it at any time; the same command goes on. The same inputs and the same recipe give the same bytes.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from data_gen.corpus.executor import Executor, LocalExecutor
+from data_gen.corpus.requirements import check_extra
+from mmed_jax.common import console
+from mmed_jax.common.command_line import Parser
+from mmed_jax.common.errors import UserError, nearest, run_command
+from mmed_jax.config.overrides import split_overrides
+
+SUMMARY = "a corpus for continued pretraining: build"
+EXECUTORS = ("local",)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        names_itself=True,
+        prog="python -m data_gen corpus build",
+        description=__doc__.partition("\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/corpus/corpus_recipe.py explains each.",
+    )
+    parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmedc, or a .py file")
+    parser.add_argument("--data_dir", metavar="DIR", default=".", help="where the inputs lie")
+    parser.add_argument("--output", metavar="DIR", help="folder of the corpus")
+    parser.add_argument("--benchmarks", metavar="DIR", default="", help="test sets that no document may give away")
+    parser.add_argument("--licenses", metavar="NAME", default="", help="which to let in: open (default), research, all")
+    parser.add_argument("--executor", metavar="|".join(EXECUTORS), default="local", help="where tasks run")
+    parser.add_argument("--tasks", type=int, default=0, help="tasks a stage is divided into (default: one a unit)")
+    parser.add_argument("--workers", type=int, default=0, help="local: processes at a time (default: one a core)")
+    parser.add_argument("--memory_gb", type=float, default=0.0, help="local: memory that a process may take (0: any)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; raises UserError for wrong flags, recipe or input, WorkError when work is left."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(f"{__doc__}\ncommands: {', '.join(COMMANDS)} (python -m data_gen corpus COMMAND --help)")
+        return
+    if args[0] not in COMMANDS:
+        raise UserError(f"data_gen corpus: no command '{args[0]}'{nearest(args[0], COMMANDS)}")
+    COMMANDS[args[0]](args[1:])
+
+
+def build(argv: list[str]) -> None:
+    """`corpus build`; errors as of `main`."""
+    flags, overrides = split_overrides(argv, "--recipe")
+    args = _parser().parse_args(flags)
+    for name in ("recipe", "output"):
+        if not getattr(args, name):
+            raise UserError(f"corpus build: --{name} is missing (--help shows the flags)")
+    executor = _executor(args)
+    check_extra()
+    console.outlive()
+    from data_gen.corpus.corpus_build import CorpusBuild
+    from data_gen.corpus.corpus_recipe import load_recipe
+
+    if args.licenses:
+        overrides["step.licenses.allow"] = args.licenses
+    recipe = load_recipe(args.recipe, overrides)
+    summary = CorpusBuild(recipe, args.data_dir, args.output, executor, benchmarks=args.benchmarks, say=_say)()
+    _print_books(summary, args.output)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"build": build}
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _executor(args: Any) -> Executor:
+    """What runs the tasks. Raises UserError for flags that make no sense."""
+    for name in ("tasks", "workers", "memory_gb"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name}={getattr(args, name)}: must be 0 or more")
+    if args.executor not in EXECUTORS:
+        raise UserError(f"--executor={args.executor}: unknown{nearest(args.executor, EXECUTORS)}")
+    return LocalExecutor(args.workers, args.tasks, args.memory_gb, say=_say)
+
+
+def _print_books(summary: dict[str, Any], output: str) -> None:
+    """Documents kept by language and dropped by reason."""
+    kept: dict[str, int] = {}
+    for _, language, n in summary["books"]["clean"]["kept"]:
+        kept[language] = kept.get(language, 0) + n
+    dropped: dict[str, int] = {}
+    for stage in ("filter", "clean"):
+        for _, _, step, reason, n in summary["books"][stage]["dropped"]:
+            dropped[f"{step}: {reason}"] = dropped.get(f"{step}: {reason}", 0) + n
+    read = sum(row[-1] for row in summary["books"]["filter"]["read"])
+    rows = [("documents read", read), ("kept", sum(kept.values()))]
+    rows += [(f"  {language or 'unknown'}", n) for language, n in sorted(kept.items(), key=lambda kv: -kv[1])]
+    rows += sorted(dropped.items(), key=lambda kv: -kv[1])
+    width = max(len(name) for name, _ in rows)
+    for name, n in rows:
+        print(f"{name:<{width}}  {n:>13,}")
+    print(f"written: {output} (documents/, corpus.json, report.html, rejects.jsonl)")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,302 @@
+"""The flow of a corpus: inputs -> filter -> exact and near duplicates -> clean -> documents, each stage a folder.
+
+What the stages do stands in their modules; here is in which order they run, what each is given, and that the books of
+one agree with the next. Whatever ends this process, the same command goes on with the parts that are not there.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import data_gen
+from data_gen.corpus import accounting
+from data_gen.corpus.accounting import Books
+from data_gen.corpus.corpus_recipe import as_dict, make_settings
+from data_gen.corpus.document_files import REJECTS, SAMPLES
+from data_gen.corpus.duplicate_stages import languages_signed, partitions
+from data_gen.corpus.executor import Executor
+from data_gen.corpus.output_stage import group_units, put_documents
+from data_gen.corpus.pipeline_steps import FIRST, LAST, files_of
+from data_gen.corpus.readers import FORMATS
+from data_gen.corpus.stage_folder import Stage, StageFolder, locked
+from data_gen.corpus.units import DESCRIPTIONS, InputFile, Unit, batch_files, find_files, plan_units
+from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.hashes import file_hash
+from mmed_jax.common.output_files import check_folder, put_file, write_json
+from mmed_jax.common.paths import expand_home
+
+SUMMARY, WORK = "corpus.json", "work"
+PACKAGE = Path(data_gen.__file__).parent
+_SAMPLED_PARTS = 100  # whose samples the report draws from
+
+
+class CorpusBuild:
+    """One build of a corpus.
+
+    Args:
+      recipe: of corpus_recipe.load_recipe. data_dir: folder of the inputs. output: folder of the corpus.
+      executor: runs the parts of a stage. benchmarks: folder of test sets, "" for none.
+    """
+
+    def __init__(
+        self,
+        recipe: ConfigDict,
+        data_dir: str,
+        output: str,
+        executor: Executor,
+        *,
+        benchmarks: str = "",
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.recipe, self.data_dir, self.executor, self.say = recipe, expand_home(data_dir), executor, say
+        self.benchmarks, self.settings = benchmarks or _resolved(recipe.benchmarks), make_settings(recipe)
+        if not self.benchmarks:
+            self.settings.pop("decontamination", None)
+        self.output = expand_home(output)
+        self.work = self.output / WORK
+        self.missing: list[str] = []
+        self.roots: dict[str, str] = {}
+        self.stages: dict[str, StageFolder] = {}
+
+    def __call__(self) -> dict[str, Any]:
+        """Builds the corpus; returns what corpus.json holds. Raises UserError and WorkError."""
+        files = self._find_inputs()
+        check_folder(self.output, "--output")
+        self.work.mkdir(exist_ok=True)
+        with locked(self.work):
+            units = self._cut(files)
+            filtered = self._filter(units)
+            removals = self._find_duplicates(len(units), sum(filtered.kept.values()))
+            cleaned = self._clean(len(units), filtered, removals, self._index_benchmarks())
+            listed = self._put(units, cleaned)
+            return self._summarise(files, listed, filtered, cleaned)
+
+    def _find_inputs(self) -> list[InputFile]:
+        """The files of all sources. Raises UserError where one that must be there is missing, or all are."""
+        files: list[InputFile] = []
+        for name in sorted(self.recipe.sources):
+            source = self.recipe.source[name]
+            inside = source.path.startswith("@")
+            root, path = PACKAGE if inside else self.data_dir, source.path.removeprefix("@")
+            self.roots[name] = str(root)
+            if not inside and not root.is_dir():
+                raise UserError(f"--data_dir={root}: no such folder")
+            matches = find_files(name, root, path, source.format)
+            if not matches and self.recipe.missing == "error":
+                raise UserError(f"source.{name}: no file at {root / path} (--recipe.missing=skip leaves it out)")
+            self.missing += [] if matches else [name]
+            files += matches
+        if not files:
+            raise UserError(f"--data_dir={self.data_dir}: no source of the recipe is there: {', '.join(self.missing)}")
+        for name in self.missing:
+            self.say(f"not there: source {name} ({self.recipe.source[name].path})")
+        return files
+
+    def _run(self, stage: Stage) -> StageFolder:
+        """The folder of a stage with all its parts."""
+        folder = StageFolder.make(self.work, stage)
+        pending = len(folder.pending())
+        self.say(f"{folder.path.name}: {len(folder.parts):,} parts, {pending:,} to make")
+        if pending:
+            self.executor.run(folder)
+        folder.check()
+        self.stages[stage.name] = folder
+        return folder
+
+    def _cut(self, files: list[InputFile]) -> list[Unit]:
+        """Checksums of the inputs, and where to cut them. A file of the same size and time is not read again."""
+        unit_bytes = int(self.recipe.unit_mb * 1e6)
+        keys = ("source", "name", "format", "size", "mtime_ns")
+        batches = batch_files(files)
+        parts = [{"files": [{k: asdict(f)[k] for k in keys} for f in batch]} for batch in batches]
+        folder = self._run(
+            Stage(
+                "inputs",
+                "data_gen.corpus.units:describe_files",
+                parts,
+                {"unit_bytes": unit_bytes},
+                modules=_reader_modules(),
+                context={"roots": self.roots},
+            )
+        )
+        descriptions: list[dict[str, Any]] = []
+        for number in range(len(parts)):
+            descriptions += json.loads((folder.part(number) / DESCRIPTIONS).read_bytes())
+        return plan_units(files, descriptions, unit_bytes)
+
+    def _filter(self, units: list[Unit]) -> Books:
+        """Reads and filters all units. Raises UserError where a source gives no document at all."""
+        sources = {name: as_dict(self.recipe)["source"][name] for name in sorted({u.source for u in units})}
+        for source in sources.values():
+            del source["path"], source["kind"]
+        folder = self._run(
+            Stage(
+                "filter",
+                "data_gen.corpus.filter_stage:filter_unit",
+                [unit.as_dict() for unit in units],
+                {"steps": {name: self.settings[name] for name in FIRST if name in self.settings}, "sources": sources},
+                files=files_of(self.settings),
+                modules=_reader_modules(),
+                context={"roots": self.roots},
+            )
+        )
+        books = accounting.total(_counts(folder), "filter")
+        for name in sources:
+            unread = {reason: n for (s, _, step, reason), n in books.dropped.items() if (s, step) == (name, "read")}
+            if sum(unread.values()) == accounting.by_source(books.read)[name]:
+                reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(unread.items())) or "its files are empty"
+                raise UserError(f"source.{name}: not one document could be read: {reasons}")
+        return books
+
+    def _find_duplicates(self, units: int, documents: int) -> dict[str, StageFolder]:
+        """{step: folder with its Removals}."""
+        removals: dict[str, StageFolder] = {}
+        before = self.stages["filter"]
+        if "exact_duplicates" in self.recipe.steps:
+            removals["exact_duplicates"] = self._run(
+                Stage(
+                    "exact",
+                    "data_gen.corpus.duplicate_stages:find_exact",
+                    list(partitions(documents)),
+                    before={"filter": before.hash},
+                    context={"filter": str(before.path)},
+                )
+            )
+        if "near_duplicates" in self.recipe.steps:
+            removals["near_duplicates"] = self._find_near(units, before, removals.get("exact_duplicates"))
+        return removals
+
+    def _find_near(self, units: int, filtered: StageFolder, exact: StageFolder | None) -> StageFolder:
+        settings = self.settings["near_duplicates"]
+        signed = self._run(
+            Stage(
+                "signatures",
+                "data_gen.corpus.duplicate_stages:sign_unit",
+                [{"unit": n} for n in range(units)],
+                settings,
+                before={"filter": filtered.hash, "exact": exact.hash if exact else ""},
+                context={"filter": str(filtered.path), "exact": str(exact.path) if exact else ""},
+            )
+        )
+        return self._run(
+            Stage(
+                "near",
+                "data_gen.corpus.duplicate_stages:find_near",
+                [{"language": language} for language in languages_signed(signed)],
+                settings,
+                before={"signatures": signed.hash},
+                context={"signatures": str(signed.path)},
+            )
+        )
+
+    def _index_benchmarks(self) -> StageFolder | None:
+        """The index of the test sets; None without any. Raises UserError where one cannot be read."""
+        if "decontamination" not in self.settings:
+            self.say("no benchmarks: nothing is checked against test sets")
+            return None
+        root = expand_home(self.benchmarks)
+        if not root.is_dir():
+            raise UserError(f"--benchmarks={self.benchmarks}: no such folder")
+        files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+        listed = {p.relative_to(root).as_posix(): file_hash(p) for p in files}
+        function = "data_gen.corpus.clean_stage:index_benchmarks"
+        return self._run(Stage("benchmarks", function, [{"files": listed}], context={"folder": str(root)}))
+
+    def _clean(self, units: int, filtered: Books, removals: dict[str, StageFolder], index: StageFolder | None) -> Books:
+        """Removes duplicates, decontaminates, masks personal data."""
+        before = {"filter": self.stages["filter"], **removals}
+        before |= {"benchmarks": index} if index else {}
+        folder = self._run(
+            Stage(
+                "clean",
+                "data_gen.corpus.clean_stage:clean_unit",
+                [{"unit": n} for n in range(units)],
+                {"steps": {name: self.settings[name] for name in LAST if name in self.settings}},
+                before={name: stage.hash for name, stage in before.items()},
+                context={
+                    "filter": str(before["filter"].path),
+                    "removals": {name: str(stage.path) for name, stage in removals.items()},
+                    "benchmarks": str(index.part(0)) if index else "",
+                },
+            )
+        )
+        books = accounting.total(_counts(folder), "clean")
+        accounting.check_follows(filtered, books, "clean")
+        return books
+
+    def _put(self, units: list[Unit], cleaned: Books) -> list[dict[str, Any]]:
+        """The finished files. Raises WorkError where no document is left, or other numbers than were kept."""
+        if not cleaned.kept:
+            raise WorkError("no document is left for the corpus; the report names the reasons of each step")
+        clean = self.stages["clean"]
+        sizes = [sum(row[-1] for row in clean.marker(n)["counts"]["bytes"]) for n in range(len(units))]
+        folder = self._run(
+            Stage(
+                "documents",
+                "data_gen.corpus.output_stage:write_group",
+                group_units([unit.source for unit in units], sizes),
+                before={"clean": clean.hash},
+                context={"clean": str(clean.path)},
+            )
+        )
+        files = put_documents(folder, self.output)
+        written: dict[tuple[str, str], int] = {}
+        for file in files:
+            place = file["source"], file["language"].replace("unknown", "")
+            written[place] = written.get(place, 0) + file["rows"]
+        if written != dict(cleaned.kept):
+            raise WorkError("documents: other numbers written than kept; this is a fault of the program")
+        return files
+
+    def _summarise(
+        self, inputs: list[InputFile], files: list[dict[str, Any]], filtered: Books, cleaned: Books
+    ) -> dict[str, Any]:
+        """Writes corpus.json, rejects.jsonl and report.html."""
+        from data_gen.corpus.corpus_report import page
+
+        summary = {
+            "name": self.recipe.name,
+            "recipe": as_dict(self.recipe),
+            "inputs": {"files": len(inputs), "bytes": sum(f.size for f in inputs)},
+            "missing": self.missing,
+            # Not of the inputs: that name has the files' times in it.
+            "stages": {name: folder.path.name for name, folder in self.stages.items() if name != "inputs"},
+            "files": files,
+            "books": {"filter": filtered.as_dict(), "clean": cleaned.as_dict()},
+        }
+        with put_file(self.output / REJECTS) as temporary, open(temporary, "wb") as f:
+            for number in range(len(self.stages["filter"].parts)):
+                f.write((self.stages["filter"].part(number) / REJECTS).read_bytes())
+        samples = [s for name in ("filter", "clean") for s in _samples(self.stages[name])]
+        with put_file(self.output / "report.html") as temporary:
+            temporary.write_text(page(self.recipe, summary, filtered, cleaned, samples), encoding="utf-8")
+        write_json(self.output / SUMMARY, summary)
+        return summary
+
+
+def _resolved(path: str) -> str:
+    """A path of a recipe; one that begins with @ lies in data_gen."""
+    return str(PACKAGE / path[1:]) if path.startswith("@") else path
+
+
+def _counts(folder: StageFolder) -> Iterable[dict[str, Any]]:
+    return (folder.marker(number)["counts"] for number in range(len(folder.parts)))
+
+
+def _samples(folder: StageFolder) -> list[dict[str, Any]]:
+    """Samples of parts spread over a stage."""
+    step = max(1, len(folder.parts) // _SAMPLED_PARTS)
+    return [
+        sample
+        for number in range(0, len(folder.parts), step)
+        for sample in json.loads((folder.part(number) / SAMPLES).read_bytes())
+    ]
+
+
+def _reader_modules() -> tuple[str, ...]:
+    """Modules of all readers, which are imported by name."""
+    return tuple(sorted({target.partition(":")[0] for _, target in FORMATS.values()}))

@@ -1,0 +1,152 @@
+"""The build of a corpus as a command: what is unchanged is skipped, kills change no byte, mistakes are a line."""
+
+import contextlib
+import io
+import json
+import random
+import re
+import signal
+
+import pytest
+
+from data_gen.commands.corpus import main
+from data_gen.corpus.accounting import Books, check_follows
+from mmed_jax.common.errors import UserError, WorkError
+from tests.support.corpora import documents, finish, result, start, stop_after, write_inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raw")
+    return folder, write_inputs(folder)
+
+
+def build(inputs, output, *flags) -> dict[str, tuple[int, int]]:
+    """Builds in this process; {stage: (parts, those that were made)}."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main(["build", f"--recipe={inputs / 'recipe.py'}", f"--data_dir={inputs}", f"--output={output}", *flags])
+    stages = re.findall(r"^(\w+)-\w{16}: (\d+) parts, (\d+) to make$", printed.getvalue(), re.MULTILINE)
+    return {name: (int(parts), int(made)) for name, parts, made in stages}
+
+
+@pytest.fixture(scope="module")
+def built(inputs, tmp_path_factory):
+    output = tmp_path_factory.mktemp("corpus")
+    return output, build(inputs[0], output, "--workers=2")
+
+
+def test_the_books_balance_and_files_are_as_listed(inputs, built):
+    summary = json.loads((built[0] / "corpus.json").read_bytes())
+    books = {name: Books.from_dict(value) for name, value in summary["books"].items()}
+    assert sum(books["filter"].read.values()) == inputs[1]
+    assert sum(n for (_, _, step, _), n in books["filter"].dropped.items() if step == "read") == 3
+    gone = sum(books["filter"].dropped.values()) + sum(books["clean"].dropped.values())
+    listed = documents(built[0])
+    assert inputs[1] == gone + len(listed) and len(listed) > 30
+    assert sum(books["clean"].kept.values()) == len(listed) == len({d["id"] for d in listed})
+    assert sum(books["clean"].bytes.values()) == sum(len(d["text"].encode()) for d in listed)
+    assert built[1]["filter"][0] >= 4
+
+
+def test_a_fault_in_the_books_is_seen(built):
+    books = Books.from_dict(json.loads((built[0] / "corpus.json").read_bytes())["books"]["clean"])
+    place = next(iter(books.kept))
+    books.kept[place] += 1
+    with pytest.raises(WorkError, match=f"source {place[0]}: .* documents read, .* kept or dropped"):
+        books.check("clean")
+    with pytest.raises(WorkError, match="stage clean: .*: read"):
+        check_follows(books, Books(), "clean")
+
+
+def test_what_is_unchanged_is_skipped_and_what_changed_is_not(inputs, tmp_path):
+    """Settings, keyword lists and inputs; each makes the stages that follow from it, and no other."""
+    raw, output = tmp_path / "raw", tmp_path / "corpus"
+    raw.mkdir()
+    write_inputs(raw, 40)
+    assert all(made == parts for parts, made in build(raw, output).values())
+    before = result(output)
+    assert all(made == 0 for _, made in build(raw, output, "--tasks=1").values()) and result(output) == before
+    made = {name: n for name, (_, n) in build(raw, output, "--recipe.step.near_duplicates.least=0.9").items()}
+    assert made["inputs"] == made["filter"] == made["exact"] == 0 < made["near"] and made["clean"] > 0
+    words = tmp_path / "fr.txt"
+    words.write_text("bronches\ntoux\nfièvre\nsang\n", encoding="utf-8")
+    flags = [f"--recipe.step.keywords.lists.fr={words}", "--recipe.step.keywords.thresholds.fr=2,0.001"]
+    assert build(raw, output, *flags)["filter"][1] > 0 == build(raw, output, *flags)["filter"][1]
+    words.write_text("bronches\ntoux\nfièvre\nsang\nfer\n", encoding="utf-8")
+    assert build(raw, output, *flags)["filter"][1] > 0
+    assert all(made == 0 for _, made in build(raw, output).values()) and result(output) == before
+    with open(raw / "web" / "a.jsonl", "a") as f:
+        f.write('{"text": "x"}\n')
+    made = build(raw, output)
+    assert made["inputs"][1] == 1 and made["filter"][1] > 0
+    assert sum(row[-1] for row in json.loads((output / "corpus.json").read_bytes())["books"]["filter"]["read"]) == 47
+
+
+def test_tasks_workers_and_the_order_of_files_change_no_byte(inputs, built, tmp_path):
+    copy = tmp_path / "raw"
+    files = sorted(p for p in inputs[0].rglob("*") if p.is_file())
+    random.Random(3).shuffle(files)  # made in another order, with other times
+    for path in files:
+        target = copy / path.relative_to(inputs[0])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    build(copy, tmp_path / "corpus", "--tasks=3", "--workers=3")
+    assert result(tmp_path / "corpus") == result(built[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(inputs, built, tmp_path, number):
+    draw, output, stopped = random.Random(number), tmp_path / "corpus", 0
+    for _ in range(3):
+        process = start(inputs[0], output)
+        if stop_after(process, draw.uniform(0.8, 4), number):
+            stopped += 1
+            if number == signal.SIGINT:
+                assert process.returncode in (130, -2)  # the latter while modules are loaded
+        process.stdout.close()
+    finish(inputs[0], output)
+    assert stopped and result(output) == result(built[0])
+    assert not list(output.glob("work/*/parts/.*")) and not list(output.glob(".documents*"))
+
+
+def wrong(inputs, output, *flags) -> str:
+    with pytest.raises(UserError) as e:
+        main(["build", f"--recipe={inputs / 'recipe.py'}", f"--data_dir={inputs}", f"--output={output}", *flags])
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+def test_mistakes_are_one_line(inputs, tmp_path, monkeypatch):
+    raw, output = inputs[0], tmp_path / "out"
+    assert wrong(raw, output, "--recipe=mmedcc").endswith("no recipe of a corpus 'mmedcc', did you mean 'mmedc'?")
+    assert "no recipe of a corpus 'mmed_ift'" in wrong(raw, output, "--recipe=mmed_ift")
+    assert wrong(raw, output, "--recipe.unit_bm=1") == "--recipe.unit_bm: no such key, did you mean 'unit_mb'?"
+    assert "languages names 'fe'; valid: en, zh" in wrong(raw, output, "--recipe.languages=fe")
+    assert "steps names 'keyword', did you mean 'keywords'" in wrong(raw, output, "--recipe.steps=keyword")
+    assert "must be 2 numbers" in wrong(raw, output, "--recipe.step.keywords.thresholds.fr=2")
+    assert "mode 'papr': unknown, did you mean 'paper'" in wrong(raw, output, "--recipe.step.keywords.mode=papr")
+    assert "licenses.allow 'opn': unknown, did you mean 'open'" in wrong(raw, output, "--licenses=opn")
+    assert wrong(raw, output, f"--data_dir={tmp_path / 'no'}").endswith("no: no such folder")
+    assert "source.web: no file at" in wrong(raw, output, "--recipe.source.web.path=wbe")
+    assert "--executor=lokal: unknown, did you mean 'local'" in wrong(raw, output, "--executor=lokal")
+    assert "--tasks=-1: must be 0 or more" in wrong(raw, output, "--tasks=-1")
+    (tmp_path / "file").touch()
+    assert "is a file; name a folder" in wrong(raw, tmp_path / "file")
+    with pytest.raises(UserError, match="no command 'biuld', did you mean 'build'"):
+        main(["biuld"])
+    assert not output.exists() or not (output / "corpus.json").exists()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "datatrove" else object())
+    assert wrong(raw, output) == 'corpus: datatrove not installed; pip install "mmed_jax[corpus]"'
+
+
+def test_a_source_that_cannot_be_read_at_all_ends_the_build(inputs, tmp_path):
+    raw = tmp_path / "raw"
+    (raw / "web").mkdir(parents=True)
+    (raw / "books").mkdir()
+    (raw / "web" / "a.jsonl").write_text('{"content": "x"}\n{"content": "y"}\n')
+    (raw / "books" / "a.txt").write_text("fever")
+    (raw / "recipe.py").write_text((inputs[0] / "recipe.py").read_text())
+    assert wrong(raw, tmp_path / "out") == "source.web: not one document could be read: no_text 2"
+    (raw / "web" / "a.jsonl").write_text("")
+    assert wrong(raw, tmp_path / "out") == "source.web: not one document could be read: its files are empty"
