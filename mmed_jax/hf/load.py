@@ -22,6 +22,8 @@ from mmed_jax.hf.merge import Merger
 from mmed_jax.hf.safetensors import CODES, DTYPES, MAX_HEADER, StoredTensor, read_header, shown
 from mmed_jax.model.config import MOST, LlamaConfig, from_hf
 
+# GPTQ, AWQ, 4 bits of bitsandbytes and the like.
+UNQUANTISED = "no quantised weights: download the unquantised model, and train with --config.lora.base=nf4"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -94,7 +96,7 @@ def read_tensors(path: str | os.PathLike, cfg: LlamaConfig) -> dict[str, StoredT
     foreign = {t.name: s.dtype for t, s in present if s.dtype not in DTYPES}
     if foreign:
         kinds = ", ".join(sorted(set(foreign.values())))
-        problems.append(f"dtype {kinds} (read are {', '.join(DTYPES)}; no quantised weights): {group_names(foreign)}")
+        problems.append(f"dtype {kinds} (read are {', '.join(DTYPES)}; {UNQUANTISED}): {group_names(foreign)}")
     embed = stored.get("model.embed_tokens.weight")
     if tied_head is not None and embed is not None and not tied_head.same_bytes(embed):
         problems.append("lm_head.weight differs from model.embed_tokens.weight though config.json ties them")

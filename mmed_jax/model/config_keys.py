@@ -136,6 +136,8 @@ def _check_known(key: str, value: Any, d: dict) -> None:
     # `True == 1`, so booleans only match booleans.
     elif not any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in FIXED[key]):
         wanted = " or ".join(json.dumps(v) for v in FIXED[key])
+        if key == "quantization_config":  # GPTQ, AWQ, 4 bits of bitsandbytes
+            wanted += " (download the unquantised model, and train with --config.lora.base=nf4)"
         raise UserError(f"{key}={shown(value)} is not supported; supported: {wanted}", place="config.json")
 
 

@@ -149,7 +149,15 @@ def dequantize(p: dict[str, jax.Array], dtype: Any = jnp.float32) -> jax.Array:
         return (p["int8"].astype(jnp.float32) * p["scale"][..., None]).astype(dtype)
     codes, absmax = p["nf4"], p["absmax"].astype(jnp.float32)
     halves = codes.reshape(*absmax.shape, BLOCK // 2)
-    blocks = _look_up(jnp.concatenate([halves >> 4, halves & 15], axis=-1)) * absmax[..., None]
+
+    def codes_first(halves: jax.Array, scale: jax.Array) -> jax.Array:
+        return _look_up(jnp.concatenate([halves >> 4, halves & 15], axis=-1)) * scale
+
+    def values_first(halves: jax.Array, scale: jax.Array) -> jax.Array:
+        return jnp.concatenate([_look_up(halves >> 4) * scale, _look_up(halves & 15) * scale], axis=-1)
+
+    # The same values. A CPU is twice as fast when it lays values side by side, a TPU when it lays codes.
+    blocks = jax.lax.platform_dependent(halves, absmax[..., None], cpu=values_first, default=codes_first)
     return blocks.reshape(*codes.shape[:-1], -1).astype(dtype)
 
 

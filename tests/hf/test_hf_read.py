@@ -195,7 +195,7 @@ def test_quantised_weights_are_refused(tmp_path):
     file = path / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data.replace(b'"dtype":"F32"', b'"dtype":"I32"', 1))
-    with pytest.raises(UserError, match="dtype I32 .*no quantised weights"):
+    with pytest.raises(UserError, match="dtype I32 .*no quantised weights: download .*lora.base=nf4"):
         read_tensors(path, load_config(path))
 
 
@@ -229,7 +229,7 @@ FAULTS = {
     "config is a list": (lambda p: (p / "config.json").write_text("[]"), "must be a JSON object"),
     "config is a pointer": (lambda p: (p / "config.json").write_bytes(POINTER), "config.json is a git-lfs pointer"),
     "other model": (_edit_config(model_type="mistral"), r"model/config.json: model_type=\"mistral\" is not supported"),
-    "quantised": (_edit_config(quantization_config={"bits": 4}), "quantization_config"),
+    "quantised": (_edit_config(quantization_config={"bits": 4}), "quantization_config.*unquantised.*lora.base=nf4"),
     "only pickle": (_only_bin, "pytorch_model.*pickle files are not read.*save_pretrained"),
     "no weights": (lambda p: [f.unlink() for f in p.glob("*.safetensors*")], "gated model"),
     "one shard missing": (

