@@ -8,19 +8,21 @@ Stop it at any time; the same command goes on. The same inputs and the same reci
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from data_gen.corpus.executor import Executor, LocalExecutor
 from data_gen.corpus.requirements import check_extra
+from data_gen.corpus.slurm_executor import SlurmExecutor, SlurmSettings, parse_settings
 from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.config.overrides import split_overrides
 
 SUMMARY = "a corpus for continued pretraining: build"
-EXECUTORS = ("local",)
+EXECUTORS = ("local", "slurm")
 
 
 def _parser() -> Parser:
@@ -30,7 +32,8 @@ def _parser() -> Parser:
         description=__doc__.partition("\n")[0],
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/corpus/corpus_recipe.py explains each.",
+        epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/corpus/corpus_recipe.py explains each.\n"
+        f"--slurm.NAME=VALUE: {', '.join(f.name for f in dataclasses.fields(SlurmSettings))}.",
     )
     parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmedc, or a .py file")
     parser.add_argument("--data_dir", metavar="DIR", default=".", help="where the inputs lie")
@@ -58,11 +61,12 @@ def main(argv: list[str] | None = None) -> None:
 def build(argv: list[str]) -> None:
     """`corpus build`; errors as of `main`."""
     flags, overrides = split_overrides(argv, "--recipe")
+    flags, slurm = split_overrides(flags, "--slurm")
     args = _parser().parse_args(flags)
     for name in ("recipe", "output"):
         if not getattr(args, name):
             raise UserError(f"corpus build: --{name} is missing (--help shows the flags)")
-    executor = _executor(args)
+    executor = _executor(args, slurm)
     check_extra()
     console.outlive()
     from data_gen.corpus.corpus_build import CorpusBuild
@@ -82,13 +86,17 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _executor(args: Any) -> Executor:
+def _executor(args: Any, slurm: dict[str, str]) -> Executor:
     """What runs the tasks. Raises UserError for flags that make no sense."""
     for name in ("tasks", "workers", "memory_gb"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name}={getattr(args, name)}: must be 0 or more")
     if args.executor not in EXECUTORS:
         raise UserError(f"--executor={args.executor}: unknown{nearest(args.executor, EXECUTORS)}")
+    if args.executor == "slurm":
+        return SlurmExecutor(parse_settings(slurm), args.tasks, say=_say)
+    if slurm:
+        raise UserError(f"--slurm.{next(iter(slurm))}: is for --executor=slurm")
     return LocalExecutor(args.workers, args.tasks, args.memory_gb, say=_say)
 
 

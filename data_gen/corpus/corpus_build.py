@@ -52,11 +52,12 @@ class CorpusBuild:
         benchmarks: str = "",
         say: Callable[[str], None] = print,
     ) -> None:
-        self.recipe, self.data_dir, self.executor, self.say = recipe, expand_home(data_dir), executor, say
+        self.recipe, self.executor, self.say = recipe, executor, say
+        self.data_dir = expand_home(data_dir).absolute()  # a node of a cluster may begin in another folder
         self.benchmarks, self.settings = benchmarks or _resolved(recipe.benchmarks), make_settings(recipe)
         if not self.benchmarks:
             self.settings.pop("decontamination", None)
-        self.output = expand_home(output)
+        self.output = expand_home(output).absolute()
         self.work = self.output / WORK
         self.missing: list[str] = []
         self.roots: dict[str, str] = {}
@@ -198,7 +199,7 @@ class CorpusBuild:
         if "decontamination" not in self.settings:
             self.say("no benchmarks: nothing is checked against test sets")
             return None
-        root = expand_home(self.benchmarks)
+        root = expand_home(self.benchmarks).absolute()
         if not root.is_dir():
             raise UserError(f"--benchmarks={self.benchmarks}: no such folder")
         files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
