@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from data_gen.corpus.executor import RETRIES, Failure, last_line, raise_failures, split_tasks
 from data_gen.corpus.stage_folder import StageFolder
@@ -53,19 +54,19 @@ class SlurmSettings:
 
 def parse_settings(given: dict[str, str]) -> SlurmSettings:
     """Settings out of {NAME: VALUE}. Raises UserError for an unknown name or a value of another type."""
-    known = {f.name: f.type for f in fields(SlurmSettings)}
-    values: dict[str, str | int | float] = {}
+    known = {f.name: f.default for f in fields(SlurmSettings)}
+    values: dict[str, Any] = {}
     for name, text in given.items():
         if name not in known:
             raise UserError(f"--slurm.{name}: no such flag{nearest(name, known)}")
-        make = {int: int, float: float}.get(known[name], str)  # type: ignore[call-overload]
+        make = type(known[name])
         try:
             values[name] = make(text)
         except ValueError:
             raise UserError(f"--slurm.{name}={text}: must be a number, for example {make(4)}") from None
         if make is not str and (values[name] < 0 or name != "max_running" and not values[name]):
             raise UserError(f"--slurm.{name}={text}: must be above 0")
-    return SlurmSettings(**values)  # type: ignore[arg-type]
+    return SlurmSettings(**values)
 
 
 class SlurmExecutor:
