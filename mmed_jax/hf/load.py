@@ -265,7 +265,7 @@ def _without_weights(folder: Path) -> str:
             "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         )
     if "adapter_config.json" in names:
-        return "is a LoRA adapter without its base model; merge it first (peft: merge_and_unload)"
+        return "is an adapter without its base model; name the base, and the adapter with --adapter=DIR"
     if any(n.endswith(".gguf") for n in names):
         return "holds GGUF files; download the safetensors form of the model"
     return f"has neither {SINGLE} nor {INDEX}: the weights are not there (a gated model needs its licence accepted)"

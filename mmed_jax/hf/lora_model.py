@@ -152,6 +152,7 @@ class LoraModel(ModelSource):
         else:
             params, base.step = _merge_run(base, self.merger, dtype, shardings)
             self.step = base.step if self.peft else self.step
+        self.merger.release()
         return params
 
     def _base(self) -> ModelSource:

@@ -114,6 +114,10 @@ class Merger:
     def _is_quantised(self, target: str) -> bool:
         return self._quantization != "compute" and target in LINEAR_MODULES
 
+    def release(self) -> None:
+        """Gives the adapter up when all is merged; `error` stays."""
+        self._adapter = {}
+
     def error(self, target: str | None = None) -> float:
         """||round(W + D) - (W + D)|| / ||D|| of one target, or of all; 0 where nothing is changed."""
         sums = [self.lost[target]] if target else list(self.lost.values())
