@@ -2,13 +2,15 @@
 
     python -m scripts.corpus_kills --kills=20
 
-A small corpus is built once without disturbance. A second build is killed, the parent alone or a random process of its
-group, and started again until --kills are reached; then it ends by itself. All files that both give are compared.
+A small corpus is built once without disturbance. A second build is killed, the parent alone or a random other process of
+its group, and started again with the same command; when it comes to its end, all files that both give are compared and
+a new one is begun, until --kills are reached.
 Needs a checkout (the helpers are in tests/).
 """
 
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -58,6 +60,15 @@ def disturb(process, moment: str, draw: random.Random) -> bool:
     return True
 
 
+def compare(whole: dict[str, str], output: Path) -> None:
+    """Raises WorkError where a build has other files, or something half-written."""
+    built = result(output)
+    differing = sorted(name for name in {*whole, *built} if whole.get(name) != built.get(name))
+    left = [p.name for p in output.rglob(".*")]
+    if differing or left:
+        raise WorkError(f"differing: {', '.join(differing[:5])}; left over: {', '.join(left[:5])}")
+
+
 def main() -> None:
     """The command."""
     parser = Parser(description=__doc__.partition("\n")[0])
@@ -70,24 +81,24 @@ def main() -> None:
         folder = Path(name)
         write_inputs(folder / "raw", args.documents, args.seed)
         finish(folder / "raw", folder / "whole")
-        runs = 0
-        while done.total() < args.kills:
+        runs, builds, killed = 0, 0, folder / "killed"
+        whole = result(folder / "whole")
+        while done.total() < args.kills or killed.exists():
             runs += 1
-            moment = draw.choice(MOMENTS)
-            process = start(folder / "raw", folder / "killed")
-            done[moment] += disturb(process, moment, draw)
+            process = start(folder / "raw", killed)
+            if done.total() < args.kills:
+                moment = draw.choice(MOMENTS)
+                done[moment] += disturb(process, moment, draw)
             printed, _ = process.communicate(timeout=300)
             if process.returncode not in (0, 130, -signal.SIGINT, -signal.SIGKILL):
                 raise WorkError(f"{moment}: exit code {process.returncode}: {printed[-300:]}")
-        finish(folder / "raw", folder / "killed")
-        whole, killed = result(folder / "whole"), result(folder / "killed")
-        differing = sorted(name for name in {*whole, *killed} if whole.get(name) != killed.get(name))
-        left = [p.name for p in (folder / "killed").rglob(".*")]
+            if process.returncode == 0:
+                builds += 1
+                compare(whole, killed)
+                shutil.rmtree(killed)
     for moment in MOMENTS:
         print(f"{moment:<24} {done[moment]:>3}")
-    print(f"runs {runs}, files compared {len(whole)}, differing {len(differing)}, left over {len(left)}")
-    if differing or left:
-        raise WorkError(f"differing: {', '.join(differing[:5])}; left over: {', '.join(left[:5])}")
+    print(f"runs {runs}, builds {builds} of {len(whole)} files each, all equal, nothing left over")
 
 
 if __name__ == "__main__":

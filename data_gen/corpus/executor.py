@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_gen.corpus.stage_folder import StageFolder
-from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.progress import counting_bar
 
 RETRIES = 2
@@ -143,11 +144,16 @@ class LocalExecutor:
 
     def _start(self, folder: StageFolder, number: int, parts: list[int]) -> Any:
         log = folder.path / "logs" / f"task-{number:06d}.log"
-        process = self._context.Process(
-            target=_work, args=(str(folder.path), parts, str(log), int(self.memory_gb * 2**30)), daemon=True
-        )
-        process.start()
-        return process
+        arguments = str(folder.path), parts, str(log), int(self.memory_gb * 2**30)
+        for attempt in range(self.retries + 1):
+            process = self._context.Process(target=_work, args=arguments, daemon=True)
+            try:
+                process.start()
+                return process
+            except (EOFError, ConnectionError) as e:  # the process that workers are forked from was killed just now
+                problem = e
+                time.sleep(0.2 * attempt)
+        raise WorkError(f"{folder.path.name}: no process can be started ({one_line(problem)})")
 
     def _judge(self, folder: StageFolder, code: int, number: int, parts: list[int], attempt: int) -> Failure | None:
         """Why a task that ended so has not made its parts; None where it has."""

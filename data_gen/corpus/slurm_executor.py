@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class SlurmSettings:
 
 def parse_settings(given: dict[str, str]) -> SlurmSettings:
     """Settings out of {NAME: VALUE}. Raises UserError for an unknown name or a value of another type."""
-    known = {f.name: f.default for f in fields(SlurmSettings)}
+    known = vars(SlurmSettings())
     values: dict[str, Any] = {}
     for name, text in given.items():
         if name not in known:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 
 import pytest
 
@@ -69,6 +70,17 @@ def test_a_killed_worker_is_tried_again(tmp_path):
     assert folder.pending() == []
     assert len(says) == 4 and all("ended by SIGKILL (out of memory?); tried again" in text for text in says)
     assert "half.txt" in folder.marker(1)["files"] and not list(folder.path.glob("parts/.*"))
+
+
+def test_the_process_that_workers_come_from_may_be_killed_too(tmp_path):
+    folder = StageFolder.make(tmp_path, stage(parts=3))
+    executor = LocalExecutor(workers=1)
+    executor.run(folder)
+    for number in range(3):
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+        folder = StageFolder.make(tmp_path / str(number), stage(parts=3))
+        executor.run(folder)
+        assert folder.pending() == []
 
 
 def test_a_worker_that_is_killed_each_time_is_named_and_the_rest_is_done(tmp_path):
