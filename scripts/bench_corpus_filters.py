@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_gen.corpus.exact_duplicates import text_key
 from data_gen.corpus.keyword_lists import own_list, read_keywords
-from data_gen.corpus.keywords import KeywordRule, KeywordSettings
+from data_gen.corpus.keywords import ANYWHERE, KeywordRule, KeywordSettings
 from data_gen.corpus.language import LanguageSettings, judge_language
 from data_gen.corpus.near_duplicates import NearSettings, Signatures
 from data_gen.corpus.personal_data import PersonalDataSettings, mask_personal_data
@@ -66,7 +66,7 @@ def read_pages(path: Path) -> dict[str, Pages]:
 def published_score(language: str) -> Callable[[str], tuple[int, float]]:
     """Counting keyword by keyword."""
     words = [keyword.word.lower() for keyword in read_keywords(own_list(language), language)]
-    spaces = language not in ("zh", "ja", "ko")
+    spaces = language not in ANYWHERE
     long = [w for w in words if not spaces or len(w) > 10 or len(w) > 5 and len(w.split()) > 1]
     short = [w for w in words if w not in long]
 

@@ -43,7 +43,7 @@ THRESHOLDS = {
 BORDER = 0.25
 _DENSE = ("han", "kana", "hangul")
 # Of mode `paper`. Korean has spaces, but glues its particles to the words in front of them.
-_ANYWHERE = ("zh", "ja", "ko")
+ANYWHERE = ("zh", "ja", "ko")
 
 
 class Score(NamedTuple):
@@ -195,7 +195,7 @@ class KeywordFilter(DocumentFilter):
 
 def _matcher(mode: str, language: str, keywords: list[Keyword]) -> ExactMatcher | PaperMatcher:
     if mode == "paper":
-        return PaperMatcher(keywords, spaces=language not in _ANYWHERE)
+        return PaperMatcher(keywords, spaces=language not in ANYWHERE)
     return ExactMatcher(keywords)
 
 
