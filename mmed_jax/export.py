@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         adapter="" if args.adapter == WRITE else args.adapter,
         base_dir=args.base,
         merge_into=args.merge_into or "trained",
-        adapter_only=args.adapter == WRITE and not args.base,
+        adapter_only=args.adapter == WRITE,
     )
     output = output_folder(args.output)
     _check_place(args, output, source)

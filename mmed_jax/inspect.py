@@ -126,7 +126,7 @@ def show_adapter(argv: list[str]) -> None:
     from mmed_jax.model.config import num_params
     from mmed_jax.model.lora import num_adapter_params, scales
 
-    source = open_model(args.adapter, args.step, base_dir=args.base, adapter_only=not args.base)
+    source = open_model(args.adapter, args.step, base_dir=args.base, adapter_only=True)
     if not isinstance(source, LoraModel):
         raise UserError(f"--adapter={args.adapter}: {source.path} has no adapter")
     spec, sizes = source.spec, changes(source)

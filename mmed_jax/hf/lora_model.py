@@ -91,7 +91,7 @@ class LoraModel(ModelSource):
     def description(self) -> str:
         """What it is, in words."""
         where = f"{self.peft.path} on a {super().description}" if self.peft else super().description
-        beneath = f" on {self.base.path}" if self.base and not self.peft else ""
+        beneath = f", base {self.base.path}" if self.base and not self.peft else ""
         return f"{adapter_text(self.spec)}, {where}{beneath}"
 
     def fingerprint(self) -> str:
@@ -209,6 +209,11 @@ def adapter_text(spec: LoraSpec) -> str:
     return f"{kind} of rank {shown}, alpha {alpha}, on {','.join(name for name, _, _ in spec.modules)}"
 
 
+def _place(record: Mapping[str, Any]) -> str:
+    name = str(record.get("hub_name") or record.get("path"))
+    return name if record.get("step") is None else f"{name}, step {record['step']}"
+
+
 def _rows(matrix_oi: np.ndarray, first: int, last: int) -> np.ndarray:
     return matrix_oi[first:last]
 
@@ -232,7 +237,7 @@ def adapt(base: ModelSource, peft: PeftFolder, merge_into: str = "trained") -> L
     if record.get("kind") == base.kind and record.get("fingerprint") != base.fingerprint():
         raise UserError(
             f"adapter: {peft.path} was trained on other weights than those of {base.path}"
-            f" ({record.get('hub_name') or record.get('path')}); name its own base"
+            f" ({_place(record)}); name its own base"
         )
     if record and record.get("kind") != base.kind:
         warn(f"{peft.path} was trained on {record.get('path')}; whether {base.path} is the same can't be checked")

@@ -4,13 +4,14 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from mmed_jax.checkpoints.run_directory import CHECKPOINTS
 from mmed_jax.common.errors import UserError, warn
 from mmed_jax.common.paths import expand_home
 from mmed_jax.hf.base_model import open_base
 from mmed_jax.hf.lora_model import LoraModel, adapt
 from mmed_jax.hf.model_source import ASSETS, ModelSource, identity, lora_record, open_whole, trained_prompts
 from mmed_jax.hf.peft_config import CONFIG_FILE, read_config_file
-from mmed_jax.hf.peft_folder import is_peft_folder, open_peft_folder
+from mmed_jax.hf.peft_folder import base_record, is_peft_folder, open_peft_folder
 from mmed_jax.model.lora import LoraSpec
 
 __all__ = ["ASSETS", "LoraModel", "ModelSource", "identity", "open_model", "trained_prompts"]
@@ -36,7 +37,7 @@ def open_model(
       base_dir: where the base of a LoRA run or of a PEFT folder lies now; "" = where it lay, as far as that is known.
       merge_into: weights that an adapter is added to: "trained" = as they were held in training (decoded, of a
         quantised base), "original" = those of the base's files.
-      adapter_only: of a LoRA run only the adapter is wanted; its base need not be there.
+      adapter_only: of a LoRA run only the adapter is wanted: no error where its base is not there.
 
     Returns:
       A LoraModel where there is an adapter, else a plain ModelSource.
@@ -54,7 +55,8 @@ def open_model(
     if is_peft_folder(folder):
         if step is not None:
             raise UserError(f"model: {folder} is a PEFT folder; --step={step} goes with runs only")
-        base = _open_plain(_base_of(folder, base_dir), None, ignore_keys)
+        place = _base_of(folder, base_dir)
+        base = _open_plain(place, _step_of(folder, place), ignore_keys)
         return adapt(base, open_peft_folder(folder, base.cfg), merge_into)
     source = open_whole(path, step, ignore_keys)
     record = lora_record(source)
@@ -76,10 +78,27 @@ def open_model(
         source.step,
         source.ignore_keys,
         lora=spec,
-        base=None if adapter_only else open_base(trained_on, str(base_dir), source.path),
+        base=_base_beneath(trained_on, str(base_dir), source.path, needed=not adapter_only),
         record=trained_on,
         merge_into=merge_into,
     )
+
+
+def _base_beneath(record: dict, base_dir: str, run_dir: Path, needed: bool) -> ModelSource | None:
+    """The base of a run. Raises UserError where it is needed, or named, and can't be had."""
+    try:
+        return open_base(record, base_dir, run_dir)
+    except UserError:
+        if needed or base_dir:
+            raise
+        return None
+
+
+def _step_of(folder: Path, place: str | os.PathLike) -> int | None:
+    """The checkpoint that a PEFT folder of this program was trained on, where its base is a run."""
+    if not (expand_home(place) / CHECKPOINTS).is_dir():
+        return None
+    return (base_record(folder) or {}).get("step")
 
 
 def _open_plain(path: str | os.PathLike, step: int | None, ignore_keys: Collection[str]) -> ModelSource:

@@ -17,7 +17,7 @@ def adapter_card(spec: LoraSpec, cfg: LlamaConfig, base_name: str, base_record: 
     Args:
       base_name: of the model it was trained on. base_record: of hf.base_model; None = not known.
     """
-    name = base_name if _HUB_NAME.fullmatch(base_name) and not base_name.startswith("runs/") else ""
+    name = base_name if _HUB_NAME.fullmatch(base_name) else ""
     front = ["---", *([f"base_model: {name}"] if name else []), "library_name: peft", "pipeline_tag: text-generation"]
     tags = ["lora", *([f"base_model:adapter:{name}"] if name else [])]
     front += ["tags:", *(f"- {tag}" for tag in tags), "---", ""]

@@ -92,6 +92,12 @@ def is_peft_folder(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and not any((folder / name).is_file() for name in FILES)
 
 
+def base_record(folder: Path) -> dict[str, Any] | None:
+    """The record of an adapter's base (hf.base_model), in folders that this program wrote; None in others."""
+    record = read_json(folder / MARKER).get("base") if (folder / MARKER).is_file() else None
+    return record if isinstance(record, dict) else None
+
+
 @dataclasses.dataclass(frozen=True)
 class PeftFolder:
     """An adapter's folder whose headers were checked.
@@ -110,9 +116,8 @@ class PeftFolder:
 
     @property
     def base_record(self) -> dict[str, Any] | None:
-        """The record of its base (hf.base_model), in folders that this program wrote; None in others."""
-        record = read_json(self.path / MARKER).get("base") if (self.path / MARKER).is_file() else None
-        return record if isinstance(record, dict) else None
+        """As the function of this name."""
+        return base_record(self.path)
 
     def check_values(self) -> None:
         """Reads every tensor once. Raises UserError naming those with values that are not finite."""

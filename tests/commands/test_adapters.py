@@ -93,7 +93,7 @@ def test_a_run_is_exported_merged(run_dir, base, adapter, tmp_path, capsys):
     assert_holds(tmp_path / "out", expected, "bfloat16")
     printed = capsys.readouterr()
     assert "rank-stabilised LoRA of rank 2 to 4, alpha 3 to 8, on q,down,head, run directory" in printed.out
-    assert f" on {base}" in printed.out and "step     5" in printed.out
+    assert f", base {base}" in printed.out and "step     5" in printed.out
     assert "merged   into the base; rounding took 0." in printed.out and "(q 0." in printed.out
     assert "warning" not in printed.err
     marker = json.loads((tmp_path / "out" / MARKER).read_text())
@@ -165,6 +165,17 @@ def test_a_base_that_is_a_run(tmp_path, tokenizer, adapter):
     assert_holds(tmp_path / "out", merged(params, adapter), "bfloat16")
     export.main([f"--model={run}", f"--output={tmp_path / 'float'}", "--dtype=source"])
     assert_holds(tmp_path / "float", merged(params, adapter), "float32")
+    # Its PEFT folder names that run, and knows the checkpoint.
+    peft = tmp_path / "peft"
+    export.main([f"--model={run}", "--adapter", f"--output={peft}"])
+    alone = open_model(peft)
+    assert (alone.base.path, alone.step) == (first, 4) and alone.fingerprint() == open_model(
+        first, 4, adapter=peft
+    ).fingerprint()
+    with pytest.raises(UserError, match=rf"was trained on other weights .*\({first}, step 4\)"):
+        open_model(first, adapter=peft)
+    export.main([f"--model={peft}", f"--output={tmp_path / 'alone'}", "--dtype=float32"])
+    assert_holds(tmp_path / "alone", merged(params, adapter), "float32")
 
 
 def test_a_moved_base_is_named_and_another_refused(base, run_dir, tmp_path, tokenizer, adapter, capsys):
@@ -188,6 +199,11 @@ def test_a_moved_base_is_named_and_another_refused(base, run_dir, tmp_path, toke
     export.main([f"--model={run}", "--adapter", f"--output={tmp_path / 'peft'}", "--base_name=org/base"])
     moved.rename(run / "mine")
     assert identity(open_model(run)) == expected
+    capsys.readouterr()
+    export.main([f"--model={run}", "--adapter", f"--output={tmp_path / 'again'}"])
+    assert f"base     {run / 'mine'}" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds other weights"):
+        export.main([f"--model={run}", "--adapter", f"--base={other}", f"--output={tmp_path / 'no'}"])
     with pytest.raises(UserError, match="is an adapter itself"):
         open_model(run, adapter=tmp_path / "peft")
 
