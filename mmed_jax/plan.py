@@ -7,6 +7,11 @@ TPU slices by their cloud names (v4-32, v5p-128, v5e-64, v6e-256, 2xv5p-128) are
 which needs no TPU (extra `plan`: libtpu, Linux x86-64). GPUs (gpu:8xh100-80g) are planned by arithmetic. Weights,
 tokenizer and records need not be there. Exit code 1: it does not fit; the last lines say what to change.
 
+    python -m mmed_jax.plan --config=stage1:8b-lora --topology=v5e-8        or gpu:1xh100-80g
+
+plans an adapter (LoRA): frozen weights as lora.base stores them, gradients and moments of the adapter alone. Its FLOPs
+a token are 4 x matmul parameters + causal attention + 6 x the adapter's, in place of 6 x matmul parameters.
+
     python -m mmed_jax.plan --config=stage1:8b --topology=v5p-128 --search --output=found.py
     python -m mmed_jax.train --config=found.py
 
@@ -29,9 +34,10 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 from ml_collections import ConfigDict
 
 from mmed_jax.common import console
-from mmed_jax.common.errors import UserError, WorkError, one_line, run_command
+from mmed_jax.common.errors import UserError, WorkError, nearest, one_line, run_command
 from mmed_jax.common.output_files import check_file, write_text
 from mmed_jax.common.paths import resolve_path
+from mmed_jax.config.defaults import KEYS
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.config.recipes import CONFIG_DIR, load_module
 from mmed_jax.config.values import batch_rows
@@ -54,6 +60,7 @@ FLAGS = {
     "output": ("", "with --search: write the winner as a config file that train takes"),
     "max_compiles": (8, "with --search: settings to compile"),
     "batches": ("", "with --search: other global batches to try, as 64,256 sequences; they change what is learned"),
+    "bases": ("", "with --search: other kinds of frozen weights (lora.base) to try, as int8,nf4; they are rounded"),
 }
 
 
@@ -63,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- What to plan: everything that can be refused is, before anything is compiled -----------------------------
     check_flags(flags)
-    batches = parse_batches(flags.batches)
+    batches, bases = parse_batches(flags.batches), parse_bases(flags.bases, config)
     target = topology.parse(flags.topology)
     if flags.output or flags.json:
         console.outlive()
@@ -87,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
             recipe=flags.config,
             output=flags.output,
             batches=batches,
+            bases=bases,
             max_compiles=flags.max_compiles,
             run_tokens=tokens,
             price=flags.price,
@@ -145,7 +153,7 @@ def check_flags(flags: SimpleNamespace) -> None:
     for name in ("price", "tokens"):
         if not 0 <= getattr(flags, name) < float("inf"):
             raise UserError(f"--{name}={getattr(flags, name)}: must be a number of at least 0")
-    for name in ("output", "batches"):
+    for name in ("output", "batches", "bases"):
         if getattr(flags, name) and not flags.search:
             raise UserError(f"--{name} goes with --search")
     if flags.json and flags.search:
@@ -164,6 +172,22 @@ def parse_batches(text: str) -> tuple[int, ...]:
     if not all(p.isdecimal() and int(p) for p in parts):
         raise UserError(f"--batches={text}: whole numbers of sequences, for example 64,256")
     return tuple(int(p) for p in parts)
+
+
+def parse_bases(text: str, config: ConfigDict) -> tuple[str, ...]:
+    """Kinds of frozen weights of --bases=int8,nf4.
+
+    Raises:
+      UserError: no such kind, or nothing is frozen.
+    """
+    parts = tuple(p.strip() for p in text.split(",") if p.strip())
+    known = KEYS["lora.base"].choices
+    for part in parts:
+        if part not in known:
+            raise UserError(f"--bases={text}: there is no '{part}'{nearest(part, known)}")
+    if parts and not config.lora.rank:
+        raise UserError(f"--bases={text}: lora.rank is 0, so that all weights are trained and none is frozen")
+    return parts
 
 
 def architecture(config: ConfigDict) -> tuple[LlamaConfig, str]:

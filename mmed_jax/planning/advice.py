@@ -1,6 +1,7 @@
 """What to change when a program does not fit: tried by arithmetic first, then checked by compiling."""
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from mmed_jax.parallel.chips import GIB, GPUS_A_NODE, TPUS
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.plan_result import PlanResult
 from mmed_jax.planning.planner import GPU_ROOM, mesh_sizes, plan
-from mmed_jax.planning.smaller_configs import VARIED, smaller
+from mmed_jax.planning.smaller_configs import adapters, smaller, varied
 from mmed_jax.planning.topology import Topology, parse
 
 # Configurations that are compiled to find one that fits.
@@ -24,7 +25,8 @@ class Advice:
     """changes: config keys and values that make it fit, as for the command line; {} when nothing that was tried does.
 
     learns: what is learned otherwise with them, "" if only rounding differs. checked: the compiler agrees; slice: the
-    smallest that fits with the config as it is (by arithmetic), "" if none.
+    smallest that fits with the config as it is (by arithmetic), "" if none. tried: what was varied, in words.
+    adapter: the same of an adapter in place of all weights (by arithmetic), {} where none is needed or none fits.
     """
 
     changes: dict[str, Any]
@@ -32,6 +34,10 @@ class Advice:
     checked: bool
     slice: str
     learns: str = ""
+    tried: str = ""
+    adapter: dict[str, Any] = field(default_factory=dict)
+    adapter_bytes: float = 0.0
+    adapter_learns: str = ""
 
     def lines(self) -> list[str]:
         """The advice as text."""
@@ -43,7 +49,12 @@ class Advice:
                 + (f"; {self.learns})" if self.learns else ")")
             )
         else:
-            out.append(f"next       nothing that was tried fits on this slice: {VARIED}")
+            out.append(f"next       nothing that was tried fits on this slice: {self.tried}")
+        if self.adapter:
+            out.append(
+                f"or         {as_flags(self.adapter)}   ({self.adapter_bytes / GIB:.1f} GiB a chip, by arithmetic; "
+                f"{self.adapter_learns})"
+            )
         if self.slice:
             out.append(f"or         a larger slice: --topology={self.slice} (by arithmetic)")
         return out
@@ -60,7 +71,8 @@ def advise(
 ) -> Advice:
     """The smallest change after which a configuration that does not fit does (smaller_configs.smaller, in its order).
 
-    The arithmetic is scaled by what it was off for the configurations that did not fit, as the compiler said.
+    The arithmetic is scaled by what it was off for the configurations that did not fit, as the compiler said. Where all
+    weights are trained, an adapter that fits is named besides, by arithmetic: it is never what is advised alone.
 
     Args:
       result: of `plan`, not fitting. verify: compile the candidates (TPUs only) until one fits; after TRIES the next
@@ -69,20 +81,25 @@ def advise(
     """
     ran = with_values(config, {"attention": result.settings["attention"]})
     factor = off_by(ran, cfg, result)
-    slice_name = larger_slice(ran, cfg, topology, factor)
-    tries = 0
+    advice, tries = Advice({}, 0.0, False, larger_slice(ran, cfg, topology, factor), tried=varied(config)), 0
+    for change in adapters(config, cfg, result.mesh, topology.kind):
+        needed = bytes_needed(change.config, cfg, change.mesh, factor)
+        if needed <= room(topology):
+            advice = replace(advice, adapter=change.changes, adapter_bytes=needed, adapter_learns=change.learns)
+            break
     for change in smaller(config, cfg, result.mesh, topology.kind):
         needed = bytes_needed(change.config, cfg, change.mesh, factor)
         if needed > room(topology):
             continue
         if not verify or topology.kind != "tpu" or tries == TRIES:
-            return Advice(change.changes, needed, False, slice_name, change.learns)
+            return replace(advice, changes=change.changes, needed_bytes=needed, learns=change.learns)
         tries += 1
         checked = plan(with_values(config, change.changes), cfg, topology, **plan_options)
         if checked.fits:
-            return Advice(change.changes, checked.needed_bytes, True, slice_name, change.learns)
+            compiled = checked.needed_bytes
+            return replace(advice, changes=change.changes, needed_bytes=compiled, checked=True, learns=change.learns)
         factor = max(factor, off_by(change.config, cfg, checked))
-    return Advice({}, 0.0, False, slice_name)
+    return advice
 
 
 def off_by(config: ConfigDict, cfg: LlamaConfig, result: PlanResult) -> float:
@@ -139,10 +156,10 @@ def next_line(
     ran = with_values(config, {"attention": attention_backend(config, cfg, platform, mesh["context"])})
     needed = bytes_needed(ran, cfg, mesh, factor)
     flat = flatten(config)
-    for change in smaller(config, cfg, mesh, platform):
+    for change in itertools.chain(smaller(config, cfg, mesh, platform), adapters(config, cfg, mesh, platform)):
         new = bytes_needed(change.config, cfg, change.mesh, factor)
         if new < 0.85 * needed and (not capacity or new < 0.85 * capacity):
             was = ", ".join(f"{k} is {flat[k]}" for k in change.changes)
             learns = f"; {change.learns}" if change.learns else ""
             return f"next       {as_flags(change.changes)}   (about {new / GIB:.2f} GiB; now {was}{learns})"
-    return f"next       more devices, or a smaller model: nothing that was tried fits ({VARIED})"
+    return f"next       more devices, or a smaller model: nothing that was tried fits ({varied(config)})"

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from mmed_jax.config.values import with_values
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.planning.memory import memory_terms, total
+from mmed_jax.planning.memory import FROZEN, memory_terms, total
 from mmed_jax.planning.plan_report import size
 
 if TYPE_CHECKING:
@@ -32,11 +32,13 @@ def estimate(config: ConfigDict, cfg: LlamaConfig, mesh: "Mesh") -> dict[str, fl
     terms = memory_terms(with_values(config, {"attention": backend}), cfg, dict(mesh.shape))
     own = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
     state = total(terms, "state") * own
+    # A save has what is trained, not the weights beneath an adapter.
+    saved = total([t for t in terms if t.name != FROZEN], "state") * own
     return {
         "programs": PROGRAMS_BYTES,
         "state": state,
         "a step": total(terms, "step") * own,
-        "a save": SAVE_SHARE * state,
+        "a save": SAVE_SHARE * saved,
     }
 
 

@@ -4,19 +4,20 @@ Used to name the biggest terms beside the compiler's totals, to say what to chan
 for GPUs (for which nothing can be compiled here) and to prune a search.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from mmed_jax.config.values import batch_rows
 from mmed_jax.model.config import LlamaConfig, num_params
+from mmed_jax.planning.frozen_weights import frozen_weights
 
 GIB = 2**30
 # Queries at a time in model.attention_reference, which needs jax to import.
 QUERY_BLOCK = 1024
 _BYTES = {"float32": 4, "bfloat16": 2}
+# Names of the terms that a run with an adapter has: what is never saved, and what is trained.
+FROZEN, ADAPTER = "frozen weights", "adapter"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def memory_terms(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> 
     width = _BYTES[config.compute_dtype]
     weight = _BYTES[config.param_dtype]
     shards = mesh["fsdp"] * mesh["context"] * mesh["tensor"]
-    frozen = _FrozenParts.of(config, cfg, mesh) if config.lora.rank else None
+    frozen = frozen_weights(config, cfg, mesh)
     params = frozen.adapter if frozen else num_params(cfg) / shards
     rows = max(1.0, batch_rows(config) / config.grad_accum / (mesh["data"] * mesh["fsdp"]))
     tokens = rows * config.data.seq_len / mesh["context"]
@@ -75,7 +76,7 @@ def memory_terms(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> 
     f, d = cfg.intermediate_size / mesh["tensor"], cfg.hidden_size
 
     terms = [
-        Term("adapter" if frozen else "weights", params * weight, "state"),
+        Term(ADAPTER if frozen else "weights", params * weight, "state"),
         # Of several micro-batches: the sum, and those of the one at work.
         Term("gradients", params * (4 if config.grad_accum == 1 else 8), "step"),
         Term(
@@ -88,17 +89,16 @@ def memory_terms(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> 
         Term("logits of a chunk", 2 * chunk * cfg.vocab_size / mesh["tensor"] * 4, "loss"),
     ]
     if frozen:
-        terms.append(Term("frozen weights", frozen.weights, "state"))
-        # Nothing is summed for it, and it need not be cast.
+        terms.append(Term(FROZEN, frozen.weights, "state"))
+        # Nothing is summed for the head, and no layer has a gradient of its weights that would leave.
         terms.append(Term("output head", head * width if split else 0.0, "loss"))
-        if split or config.lora.base != "compute":
-            terms.append(Term("gathered layers", frozen.layer(width, split), "layer"))
+        terms.append(Term("gathered layers", frozen.layer_bytes(width, split), "layer"))
     else:
         # Summed in float32 on every chip before it is shared out.
         terms.append(Term("output head and its gradient", head * (width + 4) if split else head * 4, "loss"))
-    if split and not frozen:
-        # The next layer's weights arrive while one is at work; gradients of a layer leave in full size.
-        terms.append(Term("gathered layers", layer / mesh["tensor"] * (2 * width + 4), "layer"))
+        if split:
+            # The next layer's weights arrive while one is at work; gradients of a layer leave in full size.
+            terms.append(Term("gathered layers", layer / mesh["tensor"] * (2 * width + 4), "layer"))
     if config.attention == "reference":
         # Scores and probabilities of a block of queries (model.attention_reference), and their gradients.
         queries = min(QUERY_BLOCK, config.data.seq_len / mesh["context"])
@@ -111,59 +111,6 @@ def memory_terms(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> 
         terms.append(Term("first moment", params * _BYTES[config.optim.mu_dtype], "state"))
         terms.append(Term("second moment", params * 4, "state"))
     return sorted(terms, key=lambda t: -t.bytes)
-
-
-@dataclass(frozen=True)
-class _FrozenParts:
-    """Of a run with an adapter, on a chip: bytes of the frozen weights and numbers of the adapter.
-
-    layer_codes: bytes of a layer's weights as they are stored, over all chips; layer_params: their number, tensor
-    parallelism taken off both. quantised: whether these are two things.
-    """
-
-    weights: float
-    adapter: float
-    layer_codes: float
-    layer_params: float
-    quantised: bool
-
-    @classmethod
-    def of(cls, config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> "_FrozenParts":
-        import jax
-
-        from mmed_jax.model import lora, quantized_base
-
-        spec, kind = lora.lora_spec(config.lora, cfg), config.lora.base
-        assert spec is not None
-        base = quantized_base.abstract_base(cfg, kind, jax.numpy.dtype(config.compute_dtype))
-        base_axes = quantized_base.base_axes(cfg, kind)
-        adapter, adapter_axes = lora.abstract_adapter(spec, cfg), lora.logical_axes(spec, cfg)
-        gathered = {a: n if a == "tensor" else 1 for a, n in mesh.items()}
-        return cls(
-            _bytes_on_a_chip(base, base_axes, mesh),
-            _bytes_on_a_chip(adapter, adapter_axes, mesh) / 4,
-            _bytes_on_a_chip(base["layers"], base_axes["layers"], gathered) / cfg.num_layers,
-            (num_params(cfg) - _outside_layers(cfg)) / cfg.num_layers / mesh["tensor"],
-            kind != "compute",
-        )
-
-    def layer(self, width: int, split: bool) -> float:
-        """Bytes while a layer is at work: its weights and the next one's as they arrive, and what is decoded of one."""
-        return (2 * self.layer_codes if split else 0.0) + (self.layer_params * width if self.quantised else 0.0)
-
-
-def _bytes_on_a_chip(tree: Any, axes: Any, mesh: dict[str, int]) -> float:
-    """Of arrays with these logical axes, on one chip of the mesh."""
-    import jax
-
-    from mmed_jax.parallel.sharding import PARAM_RULES
-
-    def size(x: Any, names: tuple[str | None, ...]) -> float:
-        over = [PARAM_RULES[name] for name in names]
-        parts = [m for e in over if e for m in (e if isinstance(e, tuple) else (e,))]
-        return math.prod(x.shape) * x.dtype.itemsize / math.prod(mesh[m] for m in parts)
-
-    return sum(jax.tree.leaves(jax.tree.map(size, tree, axes)))
 
 
 def _outside_layers(cfg: LlamaConfig) -> int:

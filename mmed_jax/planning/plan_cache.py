@@ -26,7 +26,16 @@ from mmed_jax.planning.topology import Topology
 ENTRIES = ("mmed_jax.planning.planner",)
 LEAVE_OUT = ("mmed_jax.common", "mmed_jax.config")
 # What is known before anything is compiled.
-_BEFORE = ("topology", "mesh", "settings", "parameters", "tokens_per_step", "terms", "model_flops")
+_BEFORE = (
+    "topology",
+    "mesh",
+    "settings",
+    "parameters",
+    "trained_parameters",
+    "tokens_per_step",
+    "terms",
+    "model_flops",
+)
 
 
 def cache_key(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> str:

@@ -5,7 +5,7 @@ JSON (bytes are of one chip, seconds of one optimizer step):
   schema                    1
   topology                  name, kind, chip, chips, slices, shape and wrap of a slice, rates of a chip, text
   mesh, settings            size of every mesh axis; the config keys that decide what is compiled, attention resolved
-  parameters, tokens_per_step
+  parameters, tokens_per_step; trained_parameters: of an adapter, if one is trained
   method                    "compiled" (TPUs, devices present) or "arithmetic" (GPUs that are not here)
   fits, capacity_bytes
   argument_bytes            weights, moments and batch, which live always
@@ -23,12 +23,14 @@ JSON (bytes are of one chip, seconds of one optimizer step):
   flags                     XLA flags used; compile_seconds; cached: compiled at an earlier call
   notes                     what the numbers rest on
   run_tokens, price         as given or counted, null if not known
-  advice                    {changes: {config key: value}, needed_bytes, checked, slice}, null when it fits
+  advice                    {changes: {config key: value}, needed_bytes, checked, slice, ..., adapter: {key: value} of
+                            one in place of all weights}, null when it fits: planning.advice.Advice
 """
 
 import dataclasses
 from typing import Any
 
+from mmed_jax.planning.memory import ADAPTER, FROZEN
 from mmed_jax.planning.plan_result import PlanResult
 
 GIB, MIB = 2**30, 2**20
@@ -62,8 +64,9 @@ def table(r: PlanResult, *, run_tokens: float | None = None, price: float = 0.0)
     lines = [
         f"topology   {r.topology['text']}",
         f"mesh       {' '.join(f'{a}={n}' for a, n in r.mesh.items())}",
-        f"model      {r.parameters:,} parameters, {r.settings['param_dtype']} weights, "
+        f"model      {r.parameters:,} parameters, {_weights(r)}, "
         f"{r.settings['compute_dtype']} compute, optimizer {r.settings['optim.name']}",
+        *_adapter(r),
         f"step       {r.tokens_per_step:,} tokens ({r.tokens_per_step // r.chips:,} a chip) in rows of "
         f"{r.settings['data.seq_len']}, remat {r.settings['remat']}, attention {r.settings['attention']}, "
         f"loss_chunk {r.settings['loss_chunk']}, grad_accum {r.settings['grad_accum']}",
@@ -87,6 +90,28 @@ def size(count: float) -> str:
     return f"{count / GIB:.2f} GiB" if count >= 0.1 * GIB else f"{count / MIB:.1f} MiB"
 
 
+def _weights(r: PlanResult) -> str:
+    """How the weights are stored."""
+    if not r.settings["lora.rank"]:
+        return f"{r.settings['param_dtype']} weights"
+    kind = r.settings["lora.base"]
+    return f"frozen in {r.settings['compute_dtype'] if kind == 'compute' else kind}"
+
+
+def _adapter(r: PlanResult) -> list[str]:
+    """What is trained in place of all weights; nothing where these are."""
+    s = r.settings
+    if not s["lora.rank"]:
+        return []
+    kinds = [kind for kind in ("rslora", "dora") if s[f"lora.{kind}"]]
+    patterns = " with patterns" if s["lora.rank_pattern"] or s["lora.alpha_pattern"] else ""
+    return [
+        " ".join([f"adapter    rank {s['lora.rank']}{patterns}", *kinds])
+        + f" on {','.join(s['lora.targets'])}: {r.trained_parameters:,} numbers are trained, "
+        f"{r.trained_parameters / r.parameters:.2%} of the model's, float32"
+    ]
+
+
 def _memory(r: PlanResult, biggest: int = 6) -> list[str]:
     """Memory of a chip against its capacity, and its biggest terms."""
     room = f" of {size(r.capacity_bytes)}" if r.capacity_bytes else ""
@@ -99,7 +124,8 @@ def _memory(r: PlanResult, biggest: int = 6) -> list[str]:
         if r.summed_bytes > 1.01 * r.needed_bytes:
             detail += f"; {size(r.summed_bytes)} if nothing shared its place"
     lines = [f"memory     {size(r.needed_bytes)}{room} a chip: {verdict} ({detail}; {r.method})"]
-    lines += [f"           {size(term['bytes']):>12}  {term['name']} (arithmetic)" for term in r.terms[:biggest]]
+    shown = [t for i, t in enumerate(r.terms) if i < biggest or t["name"] in (FROZEN, ADAPTER)]
+    lines += [f"           {size(term['bytes']):>12}  {term['name']} (arithmetic)" for term in shown]
     return lines
 
 
@@ -112,9 +138,10 @@ def _speed(r: PlanResult) -> list[str]:
     compiled = r.method == "compiled"
     middle = "as scheduled" if compiled else "in the middle"
     hidden = f"; {size(r.blocking_bytes)} of it block" if compiled and sent else ""
+    formula = "4N + causal attention + 6 x adapter" if r.settings["lora.rank"] else "6N + causal attention"
     network = "slices" if r.topology["kind"] == "tpu" else "nodes"
     return [
-        f"FLOPs      {r.hlo_flops:.3e} a chip, {r.hlo_flops / r.model_flops:.3f} x the model's (6N + causal attention)",
+        f"FLOPs      {r.hlo_flops:.3e} a chip, {r.hlo_flops / r.model_flops:.3f} x the model's ({formula})",
         f"estimate   computing {_ms(r.compute_s)} ms, interconnect {_ms(r.ici_s)} ms, between {network} "
         f"{_ms(r.dcn_s)} ms (a chip sends {sent or 'nothing'}{hidden})",
         f"step time  {_ms(r.low_s)} to {_ms(r.high_s)} ms, {middle} {_ms(r.schedule_s)} ms; "

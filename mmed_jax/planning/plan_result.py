@@ -12,6 +12,8 @@ class PlanResult:
     mesh: dict[str, int]
     settings: dict[str, Any]
     parameters: int
+    # Of an adapter, if one is trained; else all of them.
+    trained_parameters: int
     tokens_per_step: int
     method: str  # "compiled" or "arithmetic"
     fits: bool

@@ -25,6 +25,7 @@ from mmed_jax.planning import plan_cache, step_time
 from mmed_jax.planning.collective_time import ICI_EFFICIENCY
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.plan_result import PlanResult
+from mmed_jax.planning.smaller_configs import check_mesh
 from mmed_jax.planning.topology import Topology, count
 from mmed_jax.training.flops import train_flops_per_token
 
@@ -64,8 +65,7 @@ def mesh_sizes(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> dict
         raise UserError(
             f"config.mesh.data={shape['data']} must be a multiple of the {topology.slices} slices of {topology.name}"
         )
-    dims = {k: getattr(cfg, k) for k in ("num_heads", "num_kv_heads", "intermediate_size", "vocab_size", "hidden_size")}
-    sharding.check_divisible(shape, dims, batch_rows(config) // config.grad_accum, config.data.seq_len)
+    check_mesh(config, cfg, shape)
     return shape
 
 
@@ -119,18 +119,21 @@ def plan(
 
 def _begin(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], topology: dict[str, Any]) -> PlanResult:
     """What is known before anything is compiled; config.attention is resolved."""
-    tokens = batch_rows(config) * config.data.seq_len
+    from mmed_jax.model.lora import lora_spec, num_adapter_params
+
+    tokens, spec = batch_rows(config) * config.data.seq_len, lora_spec(config.lora, cfg)
     return PlanResult(
         topology=topology,
         mesh=mesh,
         settings=compile_settings(config),
         parameters=num_params(cfg),
+        trained_parameters=num_adapter_params(spec, cfg) if spec else num_params(cfg),
         tokens_per_step=tokens,
         method="compiled",
         fits=True,
         capacity_bytes=0,
         terms=[dataclasses.asdict(t) for t in memory_terms(config, cfg, mesh)],
-        model_flops=train_flops_per_token(cfg, config.data.seq_len) * tokens / topology["chips"],
+        model_flops=train_flops_per_token(cfg, config.data.seq_len, spec) * tokens / topology["chips"],
     )
 
 

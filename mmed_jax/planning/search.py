@@ -1,8 +1,10 @@
 """Looks for the fastest setting that fits: arithmetic chooses what is compiled, the compiler decides.
 
 Tried: micro-batches (the global batch stays what the config says, unless other batches are asked for), remat, mesh,
-loss_chunk, compiler flags. The best by arithmetic are compiled first; then loss_chunk and flags are varied around the
-fastest found. Every compiled setting is kept by hash (planner.plan), so a search that was stopped goes on where it was.
+loss_chunk, compiler flags. What is trained never changes: an adapter stays one, and its frozen weights are rounded to
+fewer bits only where that is asked for. The best by arithmetic are compiled first; then loss_chunk and flags are varied
+around the fastest found. Every compiled setting is kept by hash (planner.plan), so a search that was stopped goes on
+where it was.
 """
 
 import itertools
@@ -106,6 +108,7 @@ def search(
     recipe: str,
     output: str = "",
     batches: tuple[int, ...] = (),
+    bases: tuple[str, ...] = (),
     max_compiles: int = MAX_COMPILES,
     run_tokens: float | None = None,
     price: float = 0.0,
@@ -116,15 +119,17 @@ def search(
     """Searches, says what comes, and writes the winner to `output`.
 
     Args:
-      recipe: the --config value; output: config file to write, "" = none. batches: other global batches (sequences) to
-        try; they change what is learned. max_compiles: settings to compile, kept ones included (GPUs: all are tried,
-        nothing is compiled). notes: what to say beside the table. plan_options: cache_dir of planner.plan.
+      recipe: the --config value; output: config file to write, "" = none.
+      batches: other global batches (sequences) to try, bases: other kinds of frozen weights (lora.base); both change
+        what is learned.
+      max_compiles: settings to compile, kept ones included (GPUs: all are tried, nothing is compiled).
+      notes: what to say beside the table. plan_options: cache_dir of planner.plan.
 
     Raises:
       WorkError: nothing that was tried fits.
       KeyboardInterrupt: again, after what was found has been said and written.
     """
-    candidates = list(proposals(config, cfg, topology, batches))
+    candidates = list(proposals(config, cfg, topology, batches, bases))
     if not candidates:
         mesh_sizes(config, cfg, topology)
     compiled = topology.kind == "tpu"
@@ -192,7 +197,11 @@ def _compile_best(
 
 
 def proposals(
-    config: ConfigDict, cfg: LlamaConfig, topology: Topology, batches: tuple[int, ...] = ()
+    config: ConfigDict,
+    cfg: LlamaConfig,
+    topology: Topology,
+    batches: tuple[int, ...] = (),
+    bases: tuple[str, ...] = (),
 ) -> Iterator[Candidate]:
     """Every setting that divides, with its arithmetic; first the config as it is, if it does.
 
@@ -215,8 +224,9 @@ def proposals(
         size = {"batch_size": rows, "batch_tokens": 0} if rows != batch_rows(config) else {}
         accumulations = [n for n in (2**k for k in range(8)) if rows % n == 0]
         divides = False
-        for mesh, remat, accum, chunk in itertools.product(meshes, REMAT, accumulations, LOSS_CHUNKS):
-            changes = {**size, **mesh, "remat": remat, "grad_accum": accum, "loss_chunk": chunk}
+        kinds = dict.fromkeys([config.lora.base, *bases])
+        for mesh, kind, remat, accum, chunk in itertools.product(meshes, kinds, REMAT, accumulations, LOSS_CHUNKS):
+            changes = {**size, **mesh, "lora.base": kind, "remat": remat, "grad_accum": accum, "loss_chunk": chunk}
             candidate = _candidate(changes, config, cfg, topology)
             if candidate is None:
                 continue
@@ -250,7 +260,7 @@ def _chunk(c: Candidate) -> int:
 
 def _key(c: Candidate) -> tuple:
     """Equal for settings that mean the same."""
-    fields = (c.config.remat, c.config.grad_accum, batch_rows(c.config), c.config.xla_flags)
+    fields = (c.config.remat, c.config.grad_accum, batch_rows(c.config), c.config.xla_flags, c.config.lora.base)
     return (*c.mesh.values(), _chunk(c), *fields)
 
 
@@ -259,7 +269,7 @@ def _by_promise(candidates: list[Candidate], state: Search, topology: Topology) 
     shown by then. One chunk size for each other setting: chunks are varied later."""
     done = set()
     for c in [*candidates[:1], *sorted(candidates[1:], key=lambda c: (c.seconds, c.bytes(1.0)))]:
-        apart = (*c.mesh.values(), c.config.remat, c.config.grad_accum, batch_rows(c.config))
+        apart = (*c.mesh.values(), c.config.remat, c.config.grad_accum, batch_rows(c.config), c.config.lora.base)
         if apart in done or (state.tried and c.bytes(state.factor) > advice.room(topology)):
             continue
         done.add(apart)
