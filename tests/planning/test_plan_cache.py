@@ -19,7 +19,7 @@ from tests.support.planning import arithmetic_compiler, run_plan
 def test_what_is_kept_is_found_by_all_that_decides_it():
     config, cfg, slice_ = load_config("stage1:8b"), PRESETS["llama3-8b"], topology.parse("v5p-128")
     key = plan_cache.cache_key(config, cfg, slice_)
-    others = {"str": "other", "int": 7, "float": 0.5}
+    others = {"str": "other", "int": 7, "float": 0.5, "tuple": ("q",), "dict": {"q": 3.0}}
     keys = [key]
     compiled = [name for name, declared in KEYS.items() if declared.compiled]
     for name in compiled:

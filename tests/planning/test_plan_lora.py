@@ -71,9 +71,7 @@ def test_parts_of_a_mesh():
     assert found["gathered layers"] == pytest.approx(decoded + 2 * decoded * 4.25 / 16, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "name, kind", [("v5e-1", "compute"), ("v5e-4", "compute"), ("v5e-4", "nf4"), ("v5e-4", "int8")]
-)
+@pytest.mark.parametrize("name, kind", [("v5e-1", "compute"), ("v5e-4", "nf4")])
 def test_arithmetic_agrees_with_the_compiler(name, kind, tmp_path):
     """State to the byte but for how small arrays are laid out; all of it within what full fine-tuning is held to."""
     tpu_devices()
@@ -98,8 +96,10 @@ def test_arithmetic_agrees_with_the_compiler(name, kind, tmp_path):
     assert memory.total(terms) == pytest.approx(found["needed_bytes"], rel=0.2)
     # No second copy of what is frozen, decoded or not, and no gradient of it.
     assert found["method"] == "compiled" and found["trained_parameters"] < 0.1 * found["parameters"]
-    # Nothing heavy twice and no product of a frozen weight's gradient: with it 1.4 and more.
-    assert 1.0 <= found["hlo_over_model_flops"] < 1.12
+    # Nothing heavy twice and no product of a frozen weight's gradient, which would be 2N more. The attention kernel
+    # computes whole blocks, not the half that is seen, and scores again for the backward pass: 7 products, not 6.
+    attention = 6 * 48 * 512 * 512 * 32 * 512 / chips
+    assert found["hlo_flops"] == pytest.approx(found["model_flops"] + (2 * 7 / 6 - 1) * attention, rel=0.03)
     assert f"frozen in {kind if kind != 'compute' else 'bfloat16'}" in outcome.out
 
 
