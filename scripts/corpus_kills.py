@@ -2,9 +2,9 @@
 
     python -m scripts.corpus_kills --kills=20
 
-A small corpus is built once without disturbance. A second build is killed, the parent alone or a random other process of
-its group, and started again with the same command; when it comes to its end, all files that both give are compared and
-a new one is begun, until --kills are reached.
+A small corpus is built once without disturbance. A second build is killed, the parent alone or a random other process
+of its group, and started again with the same command; when it comes to its end, all files that both give are compared
+and a new one is begun, until --kills are reached.
 Needs a checkout (the helpers are in tests/).
 """
 

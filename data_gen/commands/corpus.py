@@ -39,6 +39,7 @@ def _parser() -> Parser:
     parser.add_argument("--data_dir", metavar="DIR", default=".", help="where the inputs lie")
     parser.add_argument("--output", metavar="DIR", help="folder of the corpus")
     parser.add_argument("--benchmarks", metavar="DIR", default="", help="test sets that no document may give away")
+    parser.add_argument("--earlier", metavar="DIR,..", default="", help="finished corpora whose documents are left out")
     parser.add_argument("--licenses", metavar="NAME", default="", help="which to let in: open (default), research, all")
     parser.add_argument("--executor", metavar="|".join(EXECUTORS), default="local", help="where tasks run")
     parser.add_argument("--tasks", type=int, default=0, help="tasks a stage is divided into (default: one a unit)")
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     COMMANDS[args[0]](args[1:])
 
 
-def build(argv: list[str]) -> None:
+def build_corpus(argv: list[str]) -> None:
     """`corpus build`; errors as of `main`."""
     flags, overrides = split_overrides(argv, "--recipe")
     flags, slurm = split_overrides(flags, "--slurm")
@@ -75,11 +76,15 @@ def build(argv: list[str]) -> None:
     if args.licenses:
         overrides["step.licenses.allow"] = args.licenses
     recipe = load_recipe(args.recipe, overrides)
-    summary = CorpusBuild(recipe, args.data_dir, args.output, executor, benchmarks=args.benchmarks, say=_say)()
+    earlier = [path for path in args.earlier.split(",") if path]
+    build = CorpusBuild(
+        recipe, args.data_dir, args.output, executor, benchmarks=args.benchmarks, earlier=earlier, say=_say
+    )
+    summary = build()
     _print_books(summary, args.output)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"build": build}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"build": build_corpus}
 
 
 def _say(text: str) -> None:

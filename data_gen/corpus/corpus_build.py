@@ -5,7 +5,7 @@ one agree with the next. Whatever ends this process, the same command goes on wi
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class CorpusBuild:
 
     Args:
       recipe: of corpus_recipe.load_recipe. data_dir: folder of the inputs. output: folder of the corpus.
-      executor: runs the parts of a stage. benchmarks: folder of test sets, "" for none.
+      executor: runs the parts of a stage. benchmarks: folder of test sets, "" for none. earlier: folders of corpora
+        that were built before; documents that they have are left out.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class CorpusBuild:
         executor: Executor,
         *,
         benchmarks: str = "",
+        earlier: Sequence[str] = (),
         say: Callable[[str], None] = print,
     ) -> None:
         self.recipe, self.executor, self.say = recipe, executor, say
@@ -57,6 +59,7 @@ class CorpusBuild:
         self.benchmarks, self.settings = benchmarks or _resolved(recipe.benchmarks), make_settings(recipe)
         if not self.benchmarks:
             self.settings.pop("decontamination", None)
+        self.earlier = [expand_home(path).absolute() for path in earlier]
         self.output = expand_home(output).absolute()
         self.work = self.output / WORK
         self.missing: list[str] = []
@@ -156,31 +159,49 @@ class CorpusBuild:
     def _find_duplicates(self, units: int, documents: int) -> dict[str, StageFolder]:
         """{step: folder with its Removals}."""
         removals: dict[str, StageFolder] = {}
-        before = self.stages["filter"]
+        before, earlier = self.stages["filter"], self._sign_earlier()
+        documents += sum(earlier.marker(n)["rows"] for n in range(len(earlier.parts))) if earlier else 0
         if "exact_duplicates" in self.recipe.steps:
             removals["exact_duplicates"] = self._run(
                 Stage(
                     "exact",
                     "data_gen.corpus.duplicate_stages:find_exact",
                     list(partitions(documents)),
-                    before={"filter": before.hash},
-                    context={"filter": str(before.path)},
+                    before=_hashes(filter=before, earlier=earlier),
+                    context=_paths(filter=before, earlier=earlier),
                 )
             )
         if "near_duplicates" in self.recipe.steps:
-            removals["near_duplicates"] = self._find_near(units, before, removals.get("exact_duplicates"))
+            removals["near_duplicates"] = self._find_near(units, removals.get("exact_duplicates"), earlier)
         return removals
 
-    def _find_near(self, units: int, filtered: StageFolder, exact: StageFolder | None) -> StageFolder:
-        settings = self.settings["near_duplicates"]
+    def _sign_earlier(self) -> StageFolder | None:
+        """Keys and signatures of the earlier corpora; None without any. Raises UserError where one is none."""
+        parts = []
+        for number, folder in enumerate(self.earlier):
+            try:
+                files = json.loads((folder / SUMMARY).read_bytes())["files"]
+            except (OSError, ValueError, KeyError) as e:
+                raise UserError(
+                    f"--earlier={folder}: no corpus ({SUMMARY}: {getattr(e, 'strerror', None) or e})"
+                ) from e
+            parts += [{"corpus": number, **{k: f[k] for k in ("path", "language", "sha256")}} for f in files]
+        if not parts:
+            return None
+        function = "data_gen.corpus.duplicate_stages:sign_earlier"
+        context = {"roots": [str(folder) for folder in self.earlier]}
+        return self._run(Stage("earlier", function, parts, self.settings.get("near_duplicates", {}), context=context))
+
+    def _find_near(self, units: int, exact: StageFolder | None, earlier: StageFolder | None) -> StageFolder:
+        settings, filtered = self.settings["near_duplicates"], self.stages["filter"]
         signed = self._run(
             Stage(
                 "signatures",
                 "data_gen.corpus.duplicate_stages:sign_unit",
                 [{"unit": n} for n in range(units)],
                 settings,
-                before={"filter": filtered.hash, "exact": exact.hash if exact else ""},
-                context={"filter": str(filtered.path), "exact": str(exact.path) if exact else ""},
+                before=_hashes(filter=filtered, exact=exact),
+                context=_paths(filter=filtered, exact=exact),
             )
         )
         return self._run(
@@ -189,8 +210,8 @@ class CorpusBuild:
                 "data_gen.corpus.duplicate_stages:find_near",
                 [{"language": language} for language in languages_signed(signed)],
                 settings,
-                before={"signatures": signed.hash},
-                context={"signatures": str(signed.path)},
+                before=_hashes(signatures=signed, earlier=earlier),
+                context=_paths(signatures=signed, earlier=earlier),
             )
         )
 
@@ -277,6 +298,16 @@ class CorpusBuild:
             temporary.write_text(page(self.recipe, summary, filtered, cleaned, samples), encoding="utf-8")
         write_json(self.output / SUMMARY, summary)
         return summary
+
+
+def _hashes(**stages: StageFolder | None) -> dict[str, str]:
+    """Hashes of stages by name; "" for those that did not run."""
+    return {name: stage.hash if stage else "" for name, stage in stages.items()}
+
+
+def _paths(**stages: StageFolder | None) -> dict[str, str]:
+    """The same of their folders."""
+    return {name: str(stage.path) if stage else "" for name, stage in stages.items()}
 
 
 def _resolved(path: str) -> str:

@@ -12,7 +12,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 import zstandard
@@ -54,12 +54,18 @@ class LinesWriter:
 
 def read_lines(part: Path, name: str) -> Iterator[dict[str, Any]]:
     """The objects of a file of a finished part. Raises WorkError where it is damaged."""
-    with open_file(part, name) as f, zstandard.ZstdDecompressor().stream_reader(f) as unpacked:
+    with open_file(part, name) as f:
+        yield from unpacked_lines(f, part / name)
+
+
+def unpacked_lines(f: IO[bytes], path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of LinesWriter. Raises WorkError where it is damaged."""
+    with zstandard.ZstdDecompressor().stream_reader(f) as unpacked:
         try:
             for line in io.BufferedReader(unpacked, 1 << 20):  # type: ignore[type-var]
                 yield orjson.loads(line)
         except (zstandard.ZstdError, orjson.JSONDecodeError) as e:
-            raise WorkError(f"{part / name}: is damaged ({e}); remove {part} and run the same command again") from e
+            raise WorkError(f"{path}: is damaged ({e}); remove its folder and run the same command again") from e
 
 
 def as_line(doc: Document) -> dict[str, Any]:
@@ -67,11 +73,14 @@ def as_line(doc: Document) -> dict[str, Any]:
     return {"id": doc.id, "text": doc.text} | {k: doc.metadata[k] for k in KEPT_KEYS if doc.metadata.get(k)}
 
 
+def as_document(line: dict[str, Any]) -> Document:
+    """The inverse of `as_line`."""
+    return Document(line.pop("text"), line.pop("id"), metadata=line)
+
+
 def read_documents(part: Path) -> Iterator[Document]:
     """The documents of a finished part, in order. Raises WorkError where it is damaged."""
-    for line in read_lines(part, DOCUMENTS):
-        ident, text = line.pop("id"), line.pop("text")
-        yield Document(text, ident, metadata=line)
+    yield from map(as_document, read_lines(part, DOCUMENTS))
 
 
 class Ids:

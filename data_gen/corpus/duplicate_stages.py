@@ -4,24 +4,28 @@
     exact        a part is a range of text keys, over all units; it gives Removals
     signatures   of a unit's documents that are left, by language
     near         a part is a language, over all units; it gives Removals. 240 bytes a document are in memory, twice
+    earlier      keys and signatures of corpora that were built before: what stands there goes here
     clean stage  looks the ids of a unit up in the Removals of all parts
 
 A document is known by its id as 16 bytes (document_files.py), so that Removals name documents. Partitions are ranges of
 hash values: their number follows from the number of documents alone, and changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datatrove.data import Document
 
-from data_gen.corpus.document_files import read_documents
-from data_gen.corpus.exact_duplicates import exact_duplicates
+from data_gen.corpus.document_files import as_document, read_documents, unpacked_lines
+from data_gen.corpus.exact_duplicates import exact_duplicates, text_key
 from data_gen.corpus.near_duplicates import NearSettings, Signatures, near_duplicates
 from data_gen.corpus.removal import id_key, key_array
 from data_gen.corpus.stage_folder import Result, StageFolder
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.hashes import file_hash
 
 KEYS, REMOVED = "keys.npy", "removed.npy"
 # Documents a partition: about half a gigabyte while it is sorted.
@@ -56,8 +60,10 @@ def slice_of(keys: np.ndarray, partition: int, of: int) -> np.ndarray:
 
 def find_exact(part: dict[str, Any], settings: dict[str, Any], context: dict[str, Any], folder: Path) -> Result:
     """A stage's function: Removals of the documents whose text another one has, of one partition."""
-    keys = gather(StageFolder(Path(context["filter"])), KEYS, part)
-    removals = exact_duplicates(keys[:, :4].astype(">u8").view(np.uint8).reshape(-1, 32), keys[:, 4:])
+    sides = [gather(StageFolder(Path(context[side])), part) for side in ("filter", "earlier") if context[side]]
+    keys = np.concatenate(sides)
+    earlier = np.arange(len(keys)) >= len(sides[0])
+    removals = exact_duplicates(keys[:, :4].astype(">u8").view(np.uint8).reshape(-1, 32), keys[:, 4:], earlier)
     removals.save(folder / REMOVED)
     return Result(len(removals), {})
 
@@ -68,13 +74,29 @@ def sign_unit(part: dict[str, Any], settings: dict[str, Any], context: dict[str,
     gone: dict[str, str] = {}
     if context["exact"]:
         gone = removed_among(np.load(unit / KEYS)[:, 4:], StageFolder(Path(context["exact"])))
-    documents: dict[str, list[tuple[str, str, str | None]]] = {}
-    for doc in read_documents(unit):
-        if doc.id not in gone:
-            language = doc.metadata.get("language") or ""
-            documents.setdefault(language, []).append((doc.id, doc.text, language))
+    return _sign((doc for doc in read_documents(unit) if doc.id not in gone), settings, folder)
+
+
+def sign_earlier(part: dict[str, Any], settings: dict[str, Any], context: dict[str, Any], folder: Path) -> Result:
+    """A stage's function: keys and signatures of a file of an earlier corpus. Raises UserError where it is damaged."""
+    path = Path(context["roots"][part["corpus"]]) / part["path"]
+    if file_hash(path) != part["sha256"]:
+        raise UserError(f"{path}: is not the file that corpus.json beside it names")
+    with open(path, "rb") as f:
+        documents = [as_document(line) for line in unpacked_lines(f, path)]
+    language = part["language"]
+    write_keys(folder / KEYS, [text_key(doc.text, language) for doc in documents], [doc.id for doc in documents])
+    return _sign(documents, settings, folder) if settings else Result(len(documents), {"rows": {}})
+
+
+def _sign(documents: Iterable[Document], settings: dict[str, Any], folder: Path) -> Result:
+    """Writes LANGUAGE.npz of all documents."""
+    by_language: dict[str, list[tuple[str, str, str | None]]] = {}
+    for doc in documents:
+        language = doc.metadata.get("language") or ""
+        by_language.setdefault(language, []).append((doc.id, doc.text, language))
     rows = {}
-    for language, listed in sorted(documents.items()):
+    for language, listed in sorted(by_language.items()):
         signed = Signatures.of(listed, NearSettings(**settings))
         names = {id_key(ident): bytes.fromhex(ident) for ident, _, _ in listed}
         ids = key_array([names[key.astype(">u8").tobytes()] for key in signed.ids])
@@ -90,23 +112,31 @@ def languages_signed(stage: StageFolder) -> list[str]:
 
 def find_near(part: dict[str, Any], settings: dict[str, Any], context: dict[str, Any], folder: Path) -> Result:
     """A stage's function: Removals of the documents of part["language"] that almost repeat another one."""
-    stage = StageFolder(Path(context["signatures"]))
-    name = _signature_file(part["language"])
-    paths = [path for n in range(len(stage.parts)) if (path := stage.part(n) / name).is_file()]
-    removals = near_duplicates(Signatures.joined(Signatures.load(path) for path in paths), NearSettings(**settings))
+    sides = [
+        _signatures(StageFolder(Path(context[s])), part["language"]) for s in ("signatures", "earlier") if context[s]
+    ]
+    table = Signatures.joined(signed for side in sides for signed in side)
+    earlier = np.arange(len(table.ids)) >= sum(len(signed.ids) for signed in sides[0])
+    removals = near_duplicates(table, NearSettings(**settings), earlier)
     removals.save(folder / REMOVED)
     return Result(len(removals), {})
+
+
+def _signatures(stage: StageFolder, language: str) -> list[Signatures]:
+    """Those of a language of all parts."""
+    paths = [stage.part(n) / _signature_file(language) for n in range(len(stage.parts))]
+    return [Signatures.load(path) for path in paths if path.is_file()]
 
 
 def _signature_file(language: str) -> str:
     return f"{language or 'unknown'}.npz"
 
 
-def gather(stage: StageFolder, name: str, part: dict[str, Any]) -> np.ndarray:
+def gather(stage: StageFolder, part: dict[str, Any]) -> np.ndarray:
     """Rows of a partition out of the sorted key files of all parts of a stage."""
-    rows = []
+    rows = [np.empty((0, 6), np.uint64)]
     for number in range(len(stage.parts)):
-        keys = np.load(stage.part(number) / name, mmap_mode="r")
+        keys = np.load(stage.part(number) / KEYS, mmap_mode="r")
         rows.append(np.array(slice_of(keys, part["partition"], part["of"])))
     return np.concatenate(rows)
 

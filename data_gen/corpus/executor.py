@@ -26,7 +26,7 @@ from mmed_jax.common.progress import counting_bar
 
 RETRIES = 2
 # Imported once, in the process that workers are forked from.
-_PRELOAD = ("data_gen.corpus.run_task", "data_gen.corpus.filter_stage", "data_gen.corpus.clean_stage")
+PRELOAD = ("data_gen.corpus.preloaded",)
 
 
 class Executor(Protocol):
@@ -94,7 +94,7 @@ class LocalExecutor:
       workers: processes at a time; 0 = one a core.
       tasks: into how many tasks the parts of a stage are divided; 0 = one each.
       memory_gb: private memory that a worker may take; 0 = no limit.
-      retries: further tries of a task that failed.
+      retries: further tries of a task that failed. preload: modules that workers have at their start.
     """
 
     def __init__(
@@ -104,11 +104,12 @@ class LocalExecutor:
         memory_gb: float = 0,
         retries: int = RETRIES,
         say: Callable[[str], None] = lambda text: None,
+        preload: Sequence[str] = PRELOAD,
     ) -> None:
         self.workers = workers or len(os.sched_getaffinity(0))
         self.tasks, self.memory_gb, self.retries, self.say = tasks, memory_gb, retries, say
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(_PRELOAD))
+        self._context.set_forkserver_preload(list(preload))
 
     def run(self, folder: StageFolder) -> None:
         folder.clean()

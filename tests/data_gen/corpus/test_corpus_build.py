@@ -110,6 +110,25 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(inputs, buil
     assert not list(output.glob("work/*/parts/.*")) and not list(output.glob(".documents*"))
 
 
+def test_what_an_earlier_corpus_has_is_left_out(inputs, built, tmp_path):
+    """The same inputs give nothing new; others give what neither has."""
+    with pytest.raises(WorkError, match="no document is left"):
+        build(inputs[0], tmp_path / "same", f"--earlier={built[0]}")
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    write_inputs(raw, 60, seed=5)
+    made = build(raw, tmp_path / "more", f"--earlier={built[0]}")
+    assert made["earlier"][1] == len(json.loads((built[0] / "corpus.json").read_bytes())["files"])
+    alone = build(raw, tmp_path / "alone")
+    assert "earlier" not in alone
+    old, more, all_new = (
+        {" ".join(d["text"].split()) for d in documents(o)} for o in (built[0], tmp_path / "more", tmp_path / "alone")
+    )
+    assert more and not more & old and more < all_new and all_new & old
+    with pytest.raises(UserError, match=f"--earlier={tmp_path}: no corpus"):
+        build(raw, tmp_path / "out", f"--earlier={tmp_path}")
+
+
 def wrong(inputs, output, *flags) -> str:
     with pytest.raises(UserError) as e:
         main(["build", f"--recipe={inputs / 'recipe.py'}", f"--data_dir={inputs}", f"--output={output}", *flags])

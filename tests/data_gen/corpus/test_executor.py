@@ -22,6 +22,10 @@ def stage(function="count_up", parts=4, settings=None, **context) -> Stage:
     return Stage("count", f"tests.support.corpus_stages:{function}", listed, settings, context=context)
 
 
+def local(**values) -> LocalExecutor:
+    return LocalExecutor(**values, preload=("data_gen.corpus.run_task",))
+
+
 def contents(folder: StageFolder) -> dict[str, bytes]:
     return {p.relative_to(folder.path).as_posix(): p.read_bytes() for p in sorted(folder.path.rglob("parts/*/*"))}
 
@@ -54,19 +58,19 @@ def test_what_changes_is_another_folder(tmp_path, monkeypatch):
 
 def test_parts_are_the_same_however_they_are_divided(tmp_path):
     one, many = (StageFolder.make(tmp_path / name, stage(parts=5)) for name in ("one", "many"))
-    LocalExecutor(workers=1, tasks=1).run(one)
-    LocalExecutor(workers=3).run(many)
+    local(workers=1, tasks=1).run(one)
+    local(workers=3).run(many)
     assert contents(one) == contents(many) and len(contents(one)) == 10
     assert one.marker(3)["rows"] == 3 and one.pending() == []
     before = {p: p.stat().st_mtime_ns for p in one.path.rglob("parts/*/*")}
-    LocalExecutor(workers=1).run(one)  # nothing is left to do
+    local(workers=1).run(one)  # nothing is left to do
     assert before == {p: p.stat().st_mtime_ns for p in one.path.rglob("parts/*/*")}
 
 
 def test_a_killed_worker_is_tried_again(tmp_path):
     says = []
     folder = StageFolder.make(tmp_path, stage("die", marks=str(tmp_path), dying=[1, 2], times=2, signal="SIGKILL"))
-    LocalExecutor(workers=2, say=says.append).run(folder)
+    local(workers=2, say=says.append).run(folder)
     assert folder.pending() == []
     assert len(says) == 4 and all("ended by SIGKILL (out of memory?); tried again" in text for text in says)
     assert "half.txt" in folder.marker(1)["files"] and not list(folder.path.glob("parts/.*"))
@@ -74,9 +78,9 @@ def test_a_killed_worker_is_tried_again(tmp_path):
 
 def test_the_process_that_workers_come_from_may_be_killed_too(tmp_path):
     folder = StageFolder.make(tmp_path, stage(parts=3))
-    executor = LocalExecutor(workers=1)
+    executor = local(workers=1)
     executor.run(folder)
-    for number in range(3):
+    for number in range(2):
         os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
         folder = StageFolder.make(tmp_path / str(number), stage(parts=3))
         executor.run(folder)
@@ -86,7 +90,7 @@ def test_the_process_that_workers_come_from_may_be_killed_too(tmp_path):
 def test_a_worker_that_is_killed_each_time_is_named_and_the_rest_is_done(tmp_path):
     folder = StageFolder.make(tmp_path, stage("die", marks=str(tmp_path), dying=[2], times=9, signal="SIGKILL"))
     with pytest.raises(WorkError, match=r"stage count-\w+: task 2 \(parts 2\): .* ended by SIGKILL .*3 tries"):
-        LocalExecutor(workers=2).run(folder)
+        local(workers=2).run(folder)
     assert folder.pending() == [2]
 
 
@@ -101,7 +105,7 @@ def test_a_worker_that_is_killed_each_time_is_named_and_the_rest_is_done(tmp_pat
 def test_what_a_task_raises_is_one_line(tmp_path, kind, error, text):
     folder = StageFolder.make(tmp_path, stage("fail", parts=1, settings={"kind": kind}))
     with pytest.raises(error, match=text) as e:
-        LocalExecutor(workers=1, retries=0, memory_gb=1).run(folder)
+        local(workers=1, retries=0, memory_gb=1).run(folder)
     assert "\n" not in str(e.value)
     if kind != "memory":  # no limit here
         assert run_task([f"--stage={folder.path}", f"--tasks={_tasks(tmp_path)}"]) == (2 if kind == "user" else 1)
@@ -114,7 +118,7 @@ def _tasks(tmp_path):
 
 def test_damage_is_seen(tmp_path):
     folder = StageFolder.make(tmp_path, stage(parts=2))
-    LocalExecutor(workers=1, tasks=1).run(folder)
+    local(workers=1, tasks=1).run(folder)
     folder.check()
     lines = folder.part(1) / "lines.txt"
     lines.write_text("b\n")
@@ -134,7 +138,7 @@ def test_workers_end_with_their_parent_and_the_same_command_goes_on(tmp_path):
         "import sys; from pathlib import Path\n"
         "from data_gen.corpus.executor import LocalExecutor\n"
         "from data_gen.corpus.stage_folder import StageFolder\n"
-        "if __name__ == '__main__': LocalExecutor(workers=2).run(StageFolder(Path(sys.argv[1])))\n"
+        "if __name__ == '__main__': LocalExecutor(workers=2, preload=()).run(StageFolder(Path(sys.argv[1])))\n"
     )
     (tmp_path / "run.py").write_text(program)
     folder = StageFolder.make(tmp_path, stage(parts=8, seconds=0.4))
