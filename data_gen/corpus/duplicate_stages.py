@@ -30,6 +30,7 @@ from mmed_jax.common.hashes import file_hash
 KEYS, REMOVED = "keys.npy", "removed.npy"
 # Documents a partition: about half a gigabyte while it is sorted.
 PARTITION_DOCUMENTS = 4_000_000
+_SIGNED_AT_ONCE = 256
 
 
 def partitions(documents: int) -> list[dict[str, int]]:
@@ -90,19 +91,30 @@ def sign_earlier(part: dict[str, Any], settings: dict[str, Any], context: dict[s
 
 
 def _sign(documents: Iterable[Document], settings: dict[str, Any], folder: Path) -> Result:
-    """Writes LANGUAGE.npz of all documents."""
-    by_language: dict[str, list[tuple[str, str, str | None]]] = {}
+    """Writes LANGUAGE.npz of all documents, of which a few hundred are in memory at a time."""
+    near = NearSettings(**settings)
+    waiting: dict[str, list[tuple[str, str, str | None]]] = {}
+    signed: dict[str, list[Signatures]] = {}
     for doc in documents:
         language = doc.metadata.get("language") or ""
-        by_language.setdefault(language, []).append((doc.id, doc.text, language))
+        listed = waiting.setdefault(language, [])
+        listed.append((doc.id, doc.text, language))
+        if len(listed) == _SIGNED_AT_ONCE:
+            signed.setdefault(language, []).append(_signatures_by_id(listed, near))
+            listed.clear()
     rows = {}
-    for language, listed in sorted(by_language.items()):
-        signed = Signatures.of(listed, NearSettings(**settings))
-        names = {id_key(ident): bytes.fromhex(ident) for ident, _, _ in listed}
-        ids = key_array([names[key.astype(">u8").tobytes()] for key in signed.ids])
-        replace(signed, ids=ids).save(folder / _signature_file(language))
-        rows[language] = len(ids)
+    for language, listed in sorted(waiting.items()):
+        table = Signatures.joined([*signed.get(language, ()), _signatures_by_id(listed, near)])
+        table.save(folder / _signature_file(language))
+        rows[language] = len(table.ids)
     return Result(sum(rows.values()), {"rows": rows})
+
+
+def _signatures_by_id(listed: Sequence[tuple[str, str, str | None]], settings: NearSettings) -> Signatures:
+    """Signatures under the ids themselves, where Signatures.of has a hash of each."""
+    signed = Signatures.of(listed, settings)
+    names = {id_key(ident): bytes.fromhex(ident) for ident, _, _ in listed}
+    return replace(signed, ids=key_array([names[key.astype(">u8").tobytes()] for key in signed.ids]))
 
 
 def languages_signed(stage: StageFolder) -> list[str]:
