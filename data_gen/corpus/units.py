@@ -6,6 +6,7 @@ contents of the inputs alone: neither the order in which a disk lists files nor 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from data_gen.corpus.readers import Cut, format_of, reader_of
 from data_gen.corpus.stage_folder import Result
 from mmed_jax.common.errors import UserError
+from mmed_jax.common.input_files import what_is
 
 DESCRIPTIONS = "descriptions.json"
 # Of input files that one task describes.
@@ -75,15 +77,20 @@ def find_files(source: str, root: Path, pattern: str, format: str = "") -> list[
       format: of readers.FORMATS, for files whose name says none; "" = by suffix.
 
     Raises:
-      UserError: files are there and none is of a format that can be read.
+      UserError: files are there and none is of a format that can be read; one is no regular file, or may not be read.
     """
     matches = [root / pattern] if (root / pattern).exists() else root.glob(pattern) if pattern else []
-    paths = sorted({p for match in matches for p in (match.rglob("*") if match.is_dir() else [match]) if p.is_file()})
+    paths = sorted(
+        {p for match in matches for p in (match.rglob("*") if match.is_dir() else [match]) if not p.is_dir()}
+    )
     paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts)]
     files = []
     for path in paths:
         kind = format or format_of(path.name)
         if kind:
+            if what_is(path) != "file" or not os.access(path, os.R_OK):
+                problem = what_is(path) if what_is(path) != "file" else "not to be read by this user"
+                raise UserError(f"source.{source}: {path}: is {problem}")
             reader_of(kind)  # its extra may be missing
             stat = path.stat()
             files.append(

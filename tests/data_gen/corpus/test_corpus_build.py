@@ -6,13 +6,15 @@ import json
 import random
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from data_gen.commands.corpus import main
 from data_gen.corpus.accounting import Books, check_follows
 from mmed_jax.common.errors import UserError, WorkError
-from tests.support.corpora import documents, finish, result, start, stop_after, write_inputs
+from tests.support.corpora import REPO, documents, finish, result, start, stop_after, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,7 @@ def wrong(inputs, output, *flags) -> str:
     return str(e.value)
 
 
-def test_mistakes_are_one_line(inputs, tmp_path, monkeypatch):
+def test_mistakes_are_one_line(inputs, tmp_path):
     raw, output = inputs[0], tmp_path / "out"
     assert wrong(raw, output, "--recipe=mmedcc").endswith("no recipe of a corpus 'mmedcc', did you mean 'mmedc'?")
     assert "no recipe of a corpus 'mmed_ift'" in wrong(raw, output, "--recipe=mmed_ift")
@@ -155,8 +157,23 @@ def test_mistakes_are_one_line(inputs, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no command 'biuld', did you mean 'build'"):
         main(["biuld"])
     assert not output.exists() or not (output / "corpus.json").exists()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "datatrove" else object())
-    assert wrong(raw, output) == 'corpus: datatrove not installed; pip install "mmed_jax[corpus]"'
+
+
+def test_without_the_extra_the_help_works_and_a_build_is_one_line(tmp_path):
+    program = (
+        "import sys\n"
+        "for name in ('datatrove', 'ahocorasick_rs', 'orjson', 'zstandard', 'warcio', 'trafilatura', 'pypdfium2'):\n"
+        "    sys.modules[name] = None\n"
+        "from data_gen.__main__ import main\n"
+        "from mmed_jax.common.errors import run_command\n"
+        "main(['--help'])\n"
+        f"run_command(lambda: main(['corpus', 'build', '--recipe=mmedc:demo', '--output={tmp_path}/out']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True)
+    assert "  corpus " in done.stdout and done.returncode == 2
+    problem = "error: corpus: datatrove, ahocorasick_rs, orjson, zstandard not installed"
+    assert done.stderr == f'{problem}; pip install "mmed_jax[corpus]"\n'
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_source_that_cannot_be_read_at_all_ends_the_build(inputs, tmp_path):

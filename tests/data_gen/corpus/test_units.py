@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 
 import hypothesis
@@ -156,6 +157,16 @@ def test_files_of_no_known_format_are_refused(tmp_path):
     assert [f.format for f in find_files("s", tmp_path, "x.docx", "text")] == ["text"]
     with pytest.raises(UserError, match="format 'txet' is not known, did you mean 'text'"):
         find_files("s", tmp_path, "x.docx", "txet")
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    with pytest.raises(UserError, match="source.s: .*a.jsonl: is a link to .*gone.jsonl, which is not there"):
+        find_files("s", tmp_path, "*")
+    (tmp_path / "a.jsonl").unlink()
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match="a.jsonl: is a named pipe"):
+        find_files("s", tmp_path, "*.jsonl")
 
 
 def test_every_format_has_its_reader():
