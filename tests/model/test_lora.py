@@ -19,6 +19,8 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.model import llama, lora, lora_products
 from mmed_jax.model.config import PRESETS
 from mmed_jax.parallel import sharding
+from mmed_jax.planning.hlo import analysis
+from mmed_jax.training.flops import matmul_params
 from mmed_jax.training.loss import weighted_nll
 from tests.support import lora as support
 from tests.support import parity as ph
@@ -59,12 +61,12 @@ def loss(logits, targets):
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum")
 
 
-def summed_loss(adapter, base, spec, cfg, tokens, targets, **kwargs):
+def summed_loss(adapter, base, spec, cfg, tokens, targets, chunk=50, **kwargs):
     params = lora.join(base, adapter, spec, cfg)
     hidden = llama.forward(params, cfg, tokens, **kwargs)
     extra = {"train_head": False, "adapter": llama.head_adapter(params, hidden)}
     head = llama.head_weight(params, cfg)
-    total, _ = weighted_nll(hidden, head, targets, jnp.ones(targets.shape), chunk=50, **extra)
+    total, _ = weighted_nll(hidden, head, targets, jnp.ones(targets.shape), chunk=chunk, **extra)
     return total, llama.unembed(params, cfg, hidden)
 
 
@@ -251,3 +253,43 @@ def test_ranks_that_are_filled_up_stay_zero():
         leaves, behind = new["layers"][target], 1 - lora.rank_mask(spec, target)
         assert target != "q" or behind.any()
         assert not (leaves["lora_a"] * behind[:, :, None]).any() and not (leaves["lora_b"] * behind[:, None, :]).any()
+
+
+@pytest.mark.parametrize("sizes", [{}, {"fsdp": 4}], ids=str)
+def test_of_frozen_weights_there_is_no_gradient_and_no_copy(sizes):
+    """The compiled gradient, a device: full fine-tuning's products but those of the weights' gradients (a third of
+    them), and six a trained number; temporary memory without anything of the size of the weights."""
+    cfg = dataclasses.replace(ph.tiny_config(), num_layers=16, hidden_size=256, intermediate_size=512, vocab_size=96)
+    spec = lora.lora_spec(support.settings(), cfg)
+    mesh = sharding.make_mesh(**{"fsdp": 1} | sizes, devices=jax.devices()[: np.prod(list(sizes.values()), dtype=int)])
+
+    def shaped(tree, axes):
+        shardings = sharding.param_shardings(mesh, axes)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+    base = shaped(llama.abstract_params(cfg), llama.logical_axes(cfg))
+    adapter = shaped(lora.abstract_adapter(spec, cfg), lora.logical_axes(spec, cfg))
+    tokens = jax.ShapeDtypeStruct((4, 8), jnp.int32, sharding=sharding.batch_sharding(mesh))
+
+    def full(base, tokens):
+        head = llama.head_weight(base, cfg)
+        return weighted_nll(llama.forward(base, cfg, tokens, remat="full"), head, tokens, jnp.ones(tokens.shape))[0]
+
+    def adapted(adapter, base, tokens):
+        return summed_loss(adapter, base, spec, cfg, tokens, tokens, chunk=1024, remat="full")[0]
+
+    with jax.set_mesh(mesh):
+        results = []
+        for function, args in ((full, (base, tokens)), (adapted, (adapter, base, tokens))):
+            placed = jax.tree.map(lambda x: x.sharding, args[0])
+            compiled = jax.jit(jax.grad(function), out_shardings=placed).lower(*args).compile()
+            products = analysis.flops(analysis.parse_module(compiled.as_text())).total
+            results.append((products * mesh.size, compiled.memory_analysis()))
+    (all_products, _), (products, memory) = results
+    # Two products of each adapter forward, most of them once more (remat), and four backward.
+    frozen, trained = (2 * n * tokens.size for n in (matmul_params(cfg), lora.num_adapter_params(spec, cfg)))
+    assert 3 * trained <= products - (all_products - frozen) <= 4.01 * trained
+    nbytes = sum(x.size * 4 for x in jax.tree.leaves(base)) / mesh.size
+    assert memory.temp_size_in_bytes < 0.5 * nbytes
+    arguments = nbytes + 4 * lora.num_adapter_params(spec, cfg)
+    assert nbytes < memory.argument_size_in_bytes < 1.05 * arguments
