@@ -10,7 +10,7 @@ demo     2 CPU cores                   random, 1.3 M parameters   2 x 256       
 8b       hardware.MODELS["8b"]         models/Meta-Llama-3-8B     128 x 2048       1e-5, cosine, warm-up 3 %  3 epochs
 70b      hardware.MODELS["70b"]        models/Meta-Llama-3-70B    128 x 2048       5e-6, cosine, warm-up 3 %  3 epochs
 
-demo-lora  2 CPU cores             random, frozen             2 x 256          LR, cosine, warm-up 5 %    EPOCHS epochs
+demo-lora  2 CPU cores             random, frozen             2 x 256          4e-3, cosine, warm-up 5 %  40 epochs
 1b-lora    see docs/lora.md        models/Llama-3.2-1B        128 x 2048       2e-4, cosine, warm-up 3 %  3 epochs
 3b-lora    see docs/lora.md        models/Llama-3.2-3B        128 x 2048       2e-4, cosine, warm-up 3 %  3 epochs
 8b-lora    see docs/lora.md        models/Meta-Llama-3-8B     128 x 2048       1e-4, cosine, warm-up 3 %  3 epochs
@@ -27,6 +27,9 @@ Thinking Machines Lab, 2025, thinkingmachines.ai/blog/lora; repeated in huggingf
 It warns that adapters bear large batches less well than full fine-tuning: 128 is kept so that both can be compared.
 
 Expect (demo): about a minute, final loss below 0.01, at least 95 % of the trained answers given word for word.
+Expect (demo-lora): two minutes, final loss below 0.8 (the frozen embedding, which is the head too, allows little less),
+at least 95 % of the answers. Rank 128 is as wide as the model, because its random weights know nothing; half as much
+gives about as many. At this rank it learns more slowly with 5e-3 than with 4e-3.
 """
 
 from ml_collections import ConfigDict
@@ -51,6 +54,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         demo(c)
         if variant == "demo-lora":
             demo_lora(c)
+            c.epochs = 40.0
         c.data.train = ("data_gen/handcrafted/instructions.jsonl",)
         return c
     size, _, kind = variant.partition("-")
@@ -92,8 +96,7 @@ def demo(c: ConfigDict) -> None:
 
 
 def demo_lora(c: ConfigDict) -> None:
-    """The demo on frozen random weights, which know nothing: the adapter is as wide as the model; with stage 2."""
+    """The demo on frozen random weights, which know nothing: the adapter is as wide as they are. With stage 2."""
     c.lora.rank = 128
     c.lora.alpha = 128.0
     c.optim.lr = 4e-3
-    c.epochs = 30.0

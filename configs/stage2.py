@@ -13,7 +13,7 @@ demo     runs/stage1-demo       2 x 256          4e-3, cosine, warm-up 5 %      
 8b       runs/stage1-8b         128 x 2048       5e-6, cosine, warm-up 3 %       5 epochs
 70b      runs/stage1-70b        128 x 2048       2e-6, cosine, warm-up 3 %       5 epochs
 
-demo-lora     runs/stage1-demo-lora   2 x 256       LR, cosine, warm-up 5 %       EPOCHS epochs
+demo-lora     runs/stage1-demo-lora   2 x 256       4e-3, cosine, warm-up 5 %       20 epochs
 1b-lora       runs/stage1-1b-lora     128 x 2048    1e-4, cosine, warm-up 3 %       5 epochs
 3b-lora       runs/stage1-3b-lora     128 x 2048    1e-4, cosine, warm-up 3 %       5 epochs
 8b-lora       runs/stage1-8b-lora     128 x 2048    5e-5, cosine, warm-up 3 %       5 epochs
@@ -57,6 +57,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         c.optim.lr = 4e-3
         if variant == "demo-lora":
             stage1.demo_lora(c)
+            c.epochs = 20.0
         c.data.train = ("data_gen/handcrafted/mcq.jsonl",)
         return c
     size, _, kind = variant.partition("-")

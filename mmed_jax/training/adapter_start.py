@@ -55,11 +55,7 @@ def open_frozen(config: ConfigDict, source: "ModelSource | None", base_dir: str 
     from mmed_jax.hf.base_model import open_base
 
     if saved := saved_adapter(config.run_dir):
-        record = saved["base"]
-        moved = expand_home(config.run_dir) / BASE
-        if not base_dir and not Path(record["path"]).exists() and moved.is_dir():
-            return open_base(record, str(moved))  # the run was moved, and its random base with it
-        return open_base(record, base_dir)
+        return open_base(saved["base"], base_dir, expand_home(config.run_dir))
     if source is not None and source.lora is not None:
         return source.base
     if base_dir:

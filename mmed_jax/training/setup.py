@@ -289,11 +289,13 @@ def banner(config: ConfigDict, cfg: LlamaConfig, mesh: Any, facts: dict[str, str
 def closing(config: ConfigDict, step: int, steps: int) -> str:
     """The last lines of a run: where everything is and what comes next."""
     run = config.run_dir
+    # Alone, as a PEFT folder; without the flag merged into its weights.
+    adapter = "--adapter " if config.lora.rank else ""
     if step < steps:
         return f"stopped    at step {step:,} of {steps:,}, saved; run the same command again to continue"
     following = {
         "stage1": [f"python -m mmed_jax.train --config=stage2:{config.variant}"],
-        "stage2": [f"python -m mmed_jax.export --model={run} --output=exports/{Path(run).name}"],
+        "stage2": [f"python -m mmed_jax.export --model={run} {adapter}--output=exports/{Path(run).name}"],
     }.get(config.name, [])
     following.append(f"python -m mmed_jax.generate --model={run} --prompt=TEXT")
     lines = [f"done       {step:,} steps; numbers in {run}/metrics.jsonl, curves in {run}/report.html"]

@@ -58,20 +58,21 @@ def argv_of(bench, run, base, **changes):  # noqa: F811
     return bench.argv(run, **GIVEN | LORA | {"init_from": base, "lora__dropout": 0.3} | changes)
 
 
-def test_checkpoints_hold_the_adapter_alone_and_whose_it_is(trained, base):
+def test_checkpoints_hold_the_adapter_alone_and_whose_it_is(bench, trained, base):  # noqa: F811
     run, outcome = trained
     meta = read_meta(run, STEPS)
     leaves = meta["leaves"]["params"]
     assert set(leaves) == {f"layers/{m}/lora_{x}" for m in ("q", "k", "v", "o", "gate", "up", "down") for x in "ab"}
-    assert leaves["layers/q/lora_a"] == [[2, 4, 32], "float32"] and leaves["layers/down/lora_b"] == [
-        [2, 32, 2],
-        "float32",
-    ]
+    assert leaves["layers/q/lora_a"] == [[2, 4, 32], "float32"]
+    assert leaves["layers/down/lora_b"] == [[2, 32, 2], "float32"]
     assert meta["lora"]["spec"]["modules"]["q"]["rank"] == [4, 3] and meta["lora"]["spec"]["dropout"] == 0.3
     assert meta["lora"]["base"]["path"] == str(base.resolve()) and len(meta["lora"]["base"]["fingerprint"]) == 16
     assert json.loads((run / "config.json").read_text())["lora"]["alpha"] == 8.0
-    stored = sum(p.stat().st_size for p in (run / "checkpoints" / str(STEPS)).rglob("*") if p.is_file())
-    assert stored < (base / "model.safetensors").stat().st_size
+    sizes = [
+        sum(p.stat().st_size for p in (of / "checkpoints" / str(STEPS) / "params").rglob("*") if p.is_file())
+        for of in (run, bench.reference)
+    ]
+    assert sizes[0] < 0.5 * sizes[1]
     for words in ("adapter    rank 4, alpha 8, dropout 0.3, on q,k,v,o,gate,up,down", "trained, ", "base       frozen"):
         assert words in outcome.out
     assert losses(run)[-1] < losses(run)[0]
@@ -166,6 +167,19 @@ def test_stage_2_trains_the_same_adapter_on(bench, trained, base, tmp_path):  # 
     assert on_full.code == 0, on_full.err
     record = read_meta(tmp_path / "on_full", 1)["lora"]["base"]
     assert (record["kind"], record["step"], record["path"]) == ("run", STEPS, str(bench.reference.resolve()))
+
+
+def test_an_adapter_of_peft_is_trained_on(bench, trained, base, tmp_path):  # noqa: F811
+    """A PEFT folder as init_from: its base is the folder that it names, or --base."""
+    folder = tmp_path / "peft"
+    assert call(export.main, f"--model={trained[0]}", "--adapter", f"--output={folder}").code == 0
+    outcome = train_here(*argv_of(bench, tmp_path / "run", base, init_from=folder, optim__lr=1e-9), f"--base={base}")
+    assert outcome.code == 0 and f"base       {base}" in outcome.out, outcome.err
+    np.testing.assert_allclose(
+        state_of(tmp_path / "run", STEPS)["params/layers/q/lora_a"],
+        state_of(trained[0], STEPS)["params/layers/q/lora_a"],
+        atol=1e-6,
+    )
 
 
 REFUSED = {
