@@ -3,7 +3,8 @@
     python -m scripts.bench_systems NAME SPEC.json
 
 Protocol: one JSON line on stdin per turn, {"data": "dense" | "real", "seconds": S}, one JSON line on stdout as answer.
-All systems have the same architecture, float32, AdamW and clipping, and see the same samples with the same ids.
+All systems have the same architecture, float32, AdamW and clipping, and see the same samples with the same ids. Those of
+adapters (mmed_jax-lora, peft) have the same rank on every linear module, alpha 2 x rank and no dropout.
 """
 
 import itertools
@@ -58,6 +59,8 @@ def dense_rows(spec: dict) -> np.ndarray:
 class MmedJax:
     """This project's training step, fed by its own loader from a packed table; set up as train.py does."""
 
+    lora = False
+
     def setup(self, spec: dict) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import jax
@@ -79,12 +82,20 @@ class MmedJax:
         config.update(batch_size=spec["batch"], batch_tokens=0)
         config.data.seq_len = spec["seq_len"]
         config.optim.update(lr=LR, b1=B1, b2=B2, weight_decay=WEIGHT_DECAY, clip_norm=CLIP)
+        if self.lora:
+            config.lora.update(rank=spec["rank"], alpha=2.0 * spec["rank"])
         cfg = from_hf(spec["model"])
         self.mesh = sharding.make_mesh(devices=[device])
         backend = attention_backend(config, cfg, device.platform, 1)
         program = train_program(config, cfg, self.mesh, steps=10**6, attention=backend)
-        params = state.random_params(cfg, 0, program.state)
+        self.base: dict[str, Any] = {}
+        if program.spec is None:
+            params = state.random_params(cfg, 0, program.state)
+        else:
+            self.base = state.random_params(cfg, 0, {"params": program.base})
+            params = state.fresh_adapter(program.spec, cfg, 0, program.state, self.base)
         self.state = state.fresh_state(params, program.tx, program.state)
+        self.trained = sum(x.size for x in jax.tree.leaves(params))
         self.train_step = program.train_step
         self.placer = state.BatchPlacer(self.mesh, spec["batch"], spec["seq_len"])
         stream = BatchStream(Table(Path(spec["table"]), "train"), spec["batch"], 0, local_rows=self.placer.rows)
@@ -95,7 +106,7 @@ class MmedJax:
 
         batch = next(self.batches[data])
         with jax.set_mesh(self.mesh):
-            self.state, metrics = self.train_step(self.state, self.placer(batch))
+            self.state, metrics = self.train_step(self.state, self.placer(batch), self.base)
         self.block(metrics["loss"])
         self.loss = float(metrics["loss"])
         return {
@@ -103,6 +114,12 @@ class MmedJax:
             "tokens": int((batch["segment_ids"] > 0).sum()),
             "supervised": int(batch["loss_mask"].sum()),
         }
+
+
+class MmedJaxLora(MmedJax):
+    """The same with an adapter on frozen weights."""
+
+    lora = True
 
 
 def _packed_dense(spec: dict) -> dict[str, np.ndarray]:
@@ -130,13 +147,19 @@ class Transformers:
         logging.set_verbosity_error()
         self.torch = torch
         torch.manual_seed(0)
-        self.model = LlamaForCausalLM(LlamaConfig(**spec["model"])).train()
+        self.model = self.wrap(LlamaForCausalLM(LlamaConfig(**spec["model"])), spec).train()
+        self.weights = [p for p in self.model.parameters() if p.requires_grad]
+        self.trained = sum(p.numel() for p in self.weights)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=LR, betas=(B1, B2), weight_decay=WEIGHT_DECAY, fused=True
+            self.weights, lr=LR, betas=(B1, B2), weight_decay=WEIGHT_DECAY, fused=True
         )
         ids = dense_rows(spec)[:, :-1]
         dense = itertools.repeat((ids, ids, np.ones_like(ids)))
         self.batches = {"dense": dense, "real": iter(PaddedSamples(spec["samples"], spec["batch"]))}
+
+    def wrap(self, model: Any, spec: dict) -> Any:
+        """The model that is trained: here all of it."""
+        return model
 
     def step(self, data: str) -> dict[str, int]:
         ids, labels, mask = next(self.batches[data])
@@ -144,10 +167,26 @@ class Transformers:
         self.optimizer.zero_grad()
         loss = self.model(input_ids=ids_t, labels=labels_t, attention_mask=mask_t, use_cache=False).loss
         loss.backward()
-        self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.torch.nn.utils.clip_grad_norm_(self.weights, CLIP)
         self.optimizer.step()
         self.loss = loss.item()
         return _counts(ids, labels, mask, data)
+
+
+class Peft(Transformers):
+    """The same loop with an adapter of PEFT on the frozen model."""
+
+    def wrap(self, model: Any, spec: dict) -> Any:
+        """Frozen, with float32 adapters on every linear module but the head."""
+        from peft import LoraConfig, get_peft_model
+
+        rank = spec["rank"]
+        return get_peft_model(
+            model,
+            LoraConfig(
+                task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear"
+            ),
+        )
 
 
 class Nnx:
@@ -174,7 +213,13 @@ def _counts(ids: np.ndarray, labels: np.ndarray, mask: np.ndarray, data: str) ->
     return {"slots": ids.size, "tokens": int(mask.sum()), "supervised": supervised}
 
 
-SYSTEMS: dict[str, type] = {"mmed_jax": MmedJax, "transformers": Transformers, "nnx": Nnx}
+SYSTEMS: dict[str, type] = {
+    "mmed_jax": MmedJax,
+    "mmed_jax-lora": MmedJaxLora,
+    "transformers": Transformers,
+    "peft": Peft,
+    "nnx": Nnx,
+}
 
 
 def turn(system: Any, data: str, seconds: float) -> dict[str, Any]:
@@ -206,7 +251,8 @@ def main(argv: list[str]) -> None:
         begin = time.perf_counter()
         system.step(data)
         first[data] = time.perf_counter() - begin
-    print(json.dumps({"setup_seconds": ready, "first_step_seconds": first}), file=answers, flush=True)
+    start = {"setup_seconds": ready, "first_step_seconds": first, "trained": getattr(system, "trained", None)}
+    print(json.dumps(start), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         answer = turn(system, asked["data"], asked["seconds"])

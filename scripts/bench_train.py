@@ -2,6 +2,7 @@
 
     python -m scripts.bench_train --against=transformers,nnx
     python -m scripts.bench_train --against=transformers,nnx --records='runs/real/records/stage1/*.jsonl'
+    python -m scripts.bench_train --against=peft --records='runs/real/records/stage1/*.jsonl'
 
 Each system lives in its own process, and they work by turns (A B A B), so that a busy machine is busy for all. Float32,
 AdamW, clipping, batches of --batch_size rows or samples.
@@ -10,6 +11,9 @@ AdamW, clipping, batches of --batch_size rows or samples.
   real   the records: packed rows here, one sample a row padded to the longest of the batch in transformers (as the
          collators of Trainer do), to a multiple of 128 in nnx (each length is compiled once). What counts is supervised
          tokens/s: trained targets of real text. All systems see the same samples, tokenized and masked alike.
+
+All weights are trained, but by peft: an adapter of --rank on every linear module, beside ours of the same (mmed_jax-lora)
+and beside our full fine-tuning, which shows what an adapter saves.
 
 Prints a table in Markdown; --output=FILE writes all measurements as JSON. Without --tokenizer a byte-level BPE of
 --vocab_size ids is trained on the given records; for the embedded records it is the embedded tokenizer.
@@ -40,9 +44,13 @@ from mmed_jax.common.command_line import Parser  # noqa: E402
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command  # noqa: E402
 from mmed_jax.common.output_files import check_file, check_folder  # noqa: E402
 
-OURS, PEERS = "mmed_jax", ("transformers", "nnx")
+OURS, OURS_LORA = "mmed_jax", "mmed_jax-lora"
+# The systems of --against, each with that of ours which does the same work.
+PEERS = {"transformers": OURS, "nnx": OURS, "peft": OURS_LORA}
 EMBEDDED = (ROOT / "data_gen/handcrafted/instructions.jsonl", ROOT / "data_gen/handcrafted/mcq.jsonl")
-PACKAGES = ("jax", "flax", "optax", "torch", "transformers")
+PACKAGES = ("jax", "flax", "optax", "torch", "transformers", "peft")
+# Packages a system needs that the project does not.
+NEEDS = {"transformers": ("torch",), "peft": ("torch", "peft")}
 DATA = ("dense", "real")
 SIZES = {
     "batch_size": 4,
@@ -64,6 +72,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", default="dense,real", help="what to measure (default: dense,real)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each system on each data (default: 5)")
     parser.add_argument("--seconds", type=float, default=15.0, help="of one turn (default: 15)")
+    parser.add_argument("--rank", type=int, default=16, help="of the adapters (default: 16)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -78,7 +87,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("--rounds and --data: at least one each")
     if not 0 < args.seconds < float("inf"):
         raise UserError(f"--seconds={args.seconds}: must be a number greater than 0")
-    for name in SIZES:
+    for name in (*SIZES, "rank"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
     if args.hidden_size % args.num_heads or args.num_heads % args.num_kv_heads:
@@ -175,6 +184,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
         "model": hf_model(args),
         "batch": args.batch_size,
         "seq_len": args.seq_len,
+        "rank": args.rank,
         "data": args.data,
         "table": str(folder),
         "samples": str(folder / "samples.npz"),
@@ -229,7 +239,8 @@ def measure(args: argparse.Namespace, spec: Path) -> dict[str, dict]:
     workers: list[Worker] = []
     results: dict[str, dict] = {}
     try:
-        for name in (OURS, *args.against):
+        lora = [OURS_LORA] if OURS_LORA in map(PEERS.get, args.against) else []
+        for name in (OURS, *lora, *args.against):
             workers.append(Worker(name, spec))
             results[name] = {"start": workers[-1].start, **{data: [] for data in args.data}}
             print(f"{name}: ready for its second step after {workers[-1].start['seconds_to_ready']:.1f} s", flush=True)
@@ -250,16 +261,16 @@ def rate(turn: dict, what: str = "supervised") -> float:
 
 
 def summary(results: dict[str, dict], data: list[str]) -> dict[str, dict]:
-    """Per system the medians over turns, and of ours the ratios to it, turn by turn."""
+    """Per system the medians over turns, and of ours that does the same the ratios to it, turn by turn."""
     out = {}
     for name, result in results.items():
         start = result["start"]
-        row: dict[str, Any] = {"setup_seconds": start["setup_seconds"]}
+        row: dict[str, Any] = {"setup_seconds": start["setup_seconds"], "trained": start.get("trained")}
         for kind in data:
             turns = result[kind]
             rates = [rate(t, "slots" if kind == "dense" else "supervised") for t in turns]
             step = statistics.median(t["seconds"] / t["steps"] for t in turns)
-            ours = [rate(t, "slots" if kind == "dense" else "supervised") for t in results[OURS][kind]]
+            ours = [rate(t, "slots" if kind == "dense" else "supervised") for t in results[PEERS.get(name, OURS)][kind]]
             ratios = [a / b for a, b in zip(ours, rates)]
             row[kind] = {
                 "tokens_per_second": statistics.median(rates),
@@ -293,7 +304,7 @@ def markdown(rows: dict[str, dict], data: list[str]) -> str:
             r = row[kind]
             cells += [
                 f"{r['tokens_per_second']:,.0f} ({r['worst']:,.0f} to {r['best']:,.0f})",
-                "" if name == OURS else f"{r['ours_over_it']:.2f}",
+                "" if name in (OURS, OURS_LORA) else f"{r['ours_over_it']:.2f} ({min(r['ratios']):.2f} to {max(r['ratios']):.2f})",
                 f"{r['cpu_seconds_per_1000']:.2f}",
             ]
         cells += [f"{row['real']['filled']:.1%}"] if "real" in data else []
@@ -333,8 +344,10 @@ def installed(package: str) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    if "transformers" in args.against and not installed("torch"):
-        raise UserError("--against=transformers: torch is not installed (`scripts/setup.sh test` brings it)")
+    for name in args.against:
+        for package in NEEDS.get(name, ()):
+            if not installed(package):
+                raise UserError(f"--against={name}: {package} is not installed (`scripts/setup.sh test` brings it)")
     args.output = checked_output(args.output)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     facts = machine()
