@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         items,
         predictions,
         settings={k: journal.settings[k] for k in settings},
-        model={"path": str(args.model or args.api_model), **model.identity, **usage.model},
+        model={"path": str(args.model or args.api_model), **model.identity, "tuning": model.tuning, **usage.model},
         data=data,
         usage=usage.results,
     )

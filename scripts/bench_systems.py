@@ -3,8 +3,8 @@
     python -m scripts.bench_systems NAME SPEC.json
 
 Protocol: one JSON line on stdin per turn, {"data": "dense" | "real", "seconds": S}, one JSON line on stdout as answer.
-All systems have the same architecture, float32, AdamW and clipping, and see the same samples with the same ids. Those of
-adapters (mmed_jax-lora, peft) have the same rank on every linear module, alpha 2 x rank and no dropout.
+All systems have the same architecture, float32, AdamW and clipping, and see the same samples with the same ids. Those
+of adapters (mmed_jax-lora, peft) have the same rank on every linear module, alpha 2 x rank and no dropout.
 """
 
 import itertools
@@ -150,9 +150,7 @@ class Transformers:
         self.model = self.wrap(LlamaForCausalLM(LlamaConfig(**spec["model"])), spec).train()
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.trained = sum(p.numel() for p in self.weights)
-        self.optimizer = torch.optim.AdamW(
-            self.weights, lr=LR, betas=(B1, B2), weight_decay=WEIGHT_DECAY, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(self.weights, lr=LR, betas=(B1, B2), weight_decay=WEIGHT_DECAY, fused=True)
         ids = dense_rows(spec)[:, :-1]
         dense = itertools.repeat((ids, ids, np.ones_like(ids)))
         self.batches = {"dense": dense, "real": iter(PaddedSamples(spec["samples"], spec["batch"]))}

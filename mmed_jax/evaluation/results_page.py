@@ -60,11 +60,20 @@ def _model(results: dict[str, Any]) -> str:
     return f"{model['path']} ({details})" if details else str(model["path"])
 
 
+def _tuning(results: dict[str, Any]) -> str:
+    t = results["model"].get("tuning")
+    if not t:
+        return "not known"
+    trained, total = t["trained_parameters"], t["parameters"]
+    share = f", {trained:,} of {total:,} parameters trained" if trained else ""
+    return f"{t['text']}{share}, base {t['base'] or 'not known'}"
+
+
 def _facts(results: dict[str, Any]) -> list[tuple[str, object]]:
     """What the number is of; the rest stands at the end of the page."""
     s = results["settings"]
     conditions = describe(s, passages="with passages" if s.get("book") == "open" else "")
-    out = [("model", _model(results)), ("mode", conditions)]
+    out = [("model", _model(results)), ("tuning", _tuning(results)), ("mode", conditions)]
     for name, block in results["benchmarks"].items():
         data = results["data"].get(name, {})
         split = f", split {data['split']}" if data.get("split") else ""

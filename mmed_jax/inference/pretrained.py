@@ -25,6 +25,7 @@ from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.data.plain_text import decode_after
 from mmed_jax.hf.open_model import ModelSource, open_model, trained_prompts
 from mmed_jax.hf.save import save_pretrained
+from mmed_jax.hf.tuning import tuning_of
 from mmed_jax.inference.engine import Engine
 from mmed_jax.inference.prompt_files import PromptFormat, prompt_ids
 from mmed_jax.model import llama
@@ -263,6 +264,7 @@ class Llama(llama.Llama):
             "chat_format": chat.name if chat else None,
             **({} if self.source.step is None else {"step": self.source.step}),
             **({} if self.source.lora is None else {"adapter": self.source.lora.to_json()}),
+            "tuning": tuning_of(self.source),
         }
         return save_pretrained(
             path,

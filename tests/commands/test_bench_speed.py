@@ -26,10 +26,11 @@ TINY = [
 ]
 
 
-def test_training_beside_two_systems(tmp_path, capsys):
-    bench_train.main([*TINY, "--against=transformers,nnx", f"--output={tmp_path}/out.json"])
+def test_training_beside_other_systems(tmp_path, capsys):
+    bench_train.main([*TINY, "--against=transformers,nnx,peft", "--rank=2", f"--output={tmp_path}/out.json"])
     found = json.loads((tmp_path / "out.json").read_text())
-    for name in ("mmed_jax", "transformers", "nnx"):
+    assert list(found["turns"]) == ["mmed_jax", "mmed_jax-lora", "transformers", "nnx", "peft"]
+    for name in found["turns"]:
         dense, real = (found["turns"][name][kind][0] for kind in ("dense", "real"))
         # The same work: random weights of one spread, the same tokens, hardly trained.
         assert dense["loss"] == pytest.approx(np.log(4096), rel=0.02)
@@ -38,6 +39,9 @@ def test_training_beside_two_systems(tmp_path, capsys):
         assert found["summary"][name]["peak_mib"] > 100
     table = capsys.readouterr().out
     assert all(f"| {name} | " in table for name in found["turns"])
+    # A layer's q, k, v, o, gate, up, down have 64, 48, 48, 64, 96, 96, 96 inputs and outputs.
+    trained = {name: row["trained"] for name, row in found["summary"].items()}
+    assert trained["mmed_jax-lora"] == trained["peft"] == 2 * 2 * 512 < trained["mmed_jax"] == trained["transformers"]
     # Packed rows hold more trained targets than padded ones.
     filled = {name: row["real"]["filled"] for name, row in found["summary"].items()}
     assert found["data"]["efficiency"] > 0.7 and filled["nnx"] < filled["transformers"]
@@ -52,7 +56,7 @@ def test_ratios_are_taken_turn_by_turn():
     rows = bench_train.summary({"mmed_jax": system(1.0, 10.0), "nnx": system(2.0, 20.0)}, ["real"])
     assert rows["nnx"]["real"]["ratios"] == [2.0, 2.0] and rows["nnx"]["real"]["ours_over_it"] == 2.0
     assert rows["mmed_jax"]["real"]["tokens_per_second"] == (50 + 5) / 2
-    assert "| nnx | 14 (2 to 25) | 2.00 |" in bench_train.markdown(rows, ["real"])
+    assert "| nnx | 14 (2 to 25) | 2.00 (2.00 to 2.00) |" in bench_train.markdown(rows, ["real"])
 
 
 def test_padded_batches_hold_every_sample_and_its_labels(tmp_path):
@@ -102,6 +106,7 @@ def test_generation(tmp_path, capsys):
         (bench_train, ["--seconds=0"], "--seconds=0.0: must be"),
         (bench_train, ["--num_kv_heads=0"], "--num_kv_heads=0: must be at least 1"),
         (bench_train, ["--num_heads=3"], "--num_heads must divide"),
+        (bench_train, ["--rank=0"], "--rank=0: must be at least 1"),
         (bench_train, ["--records={}/empty.jsonl"], "empty"),
         (bench_train, ["--output={}/empty.jsonl/out.json"], "--output="),
         (bench_train, ["--output={}"], "is a folder"),

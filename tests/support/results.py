@@ -55,6 +55,7 @@ def evaluated(
     info: dict | None = None,
     metrics: Sequence[str] = (),
     model: str = "runs/stage2",
+    tuning: dict | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Writes results.json, predictions.jsonl and report.html; returns the results. `answer` gives the output's text, or
@@ -130,7 +131,7 @@ def evaluated(
         "prompts_sha256": "cd" * 32,
         **settings,
     }
-    identity = {"path": model, "kind": "run", "step": 1200, "fingerprint": "0123456789abcdef"}
+    identity = {"path": model, "kind": "run", "step": 1200, "fingerprint": "0123456789abcdef", "tuning": tuning}
     results = summarise(items, lines, settings=told, model=identity, data=data)
     folder.mkdir(parents=True, exist_ok=True)
     if metrics:

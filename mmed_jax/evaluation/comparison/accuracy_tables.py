@@ -35,7 +35,8 @@ def accuracy_table(board: Board, group: RunGroup) -> Table:
             counts = [(by_column[c]["correct"], by_column[c]["count"]) for c in board.columns]
             mark = "*" if any(values[c].mark for c in board.columns) else ""
             average = Value(sum(k / n for k, n in counts) / len(counts), None, mean_interval(counts), None, mark)
-        table.lines.append(Line(YOURS, run.name, values, average, _notes(run, board, values, total, average)))
+        notes = _notes(run, board, values, total, average)
+        table.lines.append(Line(YOURS, run.name, values, average, notes, run.tuning))
     table.notes = _between(runs)
     for other in runs[1:]:
         differences = _differences(runs[0], other, board, columns, group.conditions)

@@ -38,7 +38,7 @@ def rationale_tables(board: Board, metric: str, columns: Sequence[str], runs: Se
             shares = [values[c].value for c in (board.columns if board.averaged else values)]
             average = average or Value(sum(shares) / len(shares))
         table.total = "average" if average or gone else table.total
-        table.lines.append(Line(YOURS, run.name, values, average, notes))
+        table.lines.append(Line(YOURS, run.name, values, average, notes, run.tuning))
         there.append(run)
     for table, there in tables.values():
         _compare(table, there, board)

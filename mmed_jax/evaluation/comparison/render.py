@@ -7,6 +7,7 @@ from typing import Any
 from mmed_jax.common.html_page import Cell, Row, render
 from mmed_jax.common.output_files import csv_text
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
+from mmed_jax.evaluation.comparison.runs import Tuning
 from mmed_jax.evaluation.comparison.tables import ACCURACY, YOURS, Difference, Line, Table, Value
 from mmed_jax.evaluation.metrics.intervals import short
 
@@ -43,7 +44,11 @@ _CSV = (
     "published_count",
     "mark",
     "notes",
+    "tuning",
+    "trained_parameters",
+    "base",
 )
+_MODELS = ("run", "tuning", "trained parameters", "base")
 _DIFFERENCES = (
     "board",
     "metric",
@@ -67,8 +72,21 @@ _DIFFERENCES = (
 
 
 def render_text(tables: Sequence[Table]) -> str:
-    """All tables as lines of text; intervals stand below the numbers of runs."""
-    return "\n\n".join(_text(t) for t in tables)
+    """All tables as lines of text, the models of the runs first; intervals stand below the numbers of runs."""
+    models = _align([_MODELS, *_models(tables)], left=len(_MODELS))
+    return "\n\n".join([models, *(_text(t) for t in tables)])
+
+
+def _models(tables: Sequence[Table]) -> list[list[str]]:
+    """How the model of each run was tuned."""
+    tunings = {line.name: line.tuning for t in tables for line in t.lines if line.tuning}
+    return [[name, t.text, _trained(t), t.base or "not known"] for name, t in tunings.items()]
+
+
+def _trained(t: Tuning) -> str:
+    if t.trained is None or t.share is None:
+        return "not known"
+    return f"{t.trained:,} ({t.share:.2%})" if t.trained else "0"
 
 
 def _text(table: Table) -> str:
@@ -79,8 +97,8 @@ def _text(table: Table) -> str:
         for line in lines:
             shown = [_value_of(line, c, table) for c in columns]
             rows.append([f"  {line.name}", *(_number(v) for v in shown)])
-            if group == YOURS and any(v and v.interval for v in shown):
-                rows.append(["", *(_short_interval(v) for v in shown)])
+            if group == YOURS:
+                rows.append([f"    {line.tuning.text if line.tuning else ''}", *(_short_interval(v) for v in shown)])
     out = [f"{table.board}, {table.metric}: {table.conditions}", _align(rows)]
     out += [f"  {note}" for note in _notes(table)]
     if table.differences:
@@ -180,7 +198,12 @@ def _numbers(tables: Sequence[Table]) -> Iterator[list[Any]]:
                     "" if v.size is None else v.size,
                     v.mark,
                     "; ".join(line.notes),
+                    *_tuning_cells(line.tuning),
                 ]
+
+
+def _tuning_cells(t: Tuning | None) -> list[Any]:
+    return ["", "", ""] if t is None else [t.text, "" if t.trained is None else t.trained, t.base]
 
 
 def render_differences_csv(tables: Sequence[Table]) -> str:
@@ -213,8 +236,14 @@ def render_html(tables: Sequence[Table]) -> str:
         "comparison.html",
         title=f"Evaluations compared: {', '.join(dict.fromkeys(t.board for t in tables))}",
         note=NOTE,
+        models_head=_MODELS,
+        models=_models(tables),
         boards=[(board, [_page_table(t) for t in group]) for board, group in by_board],
     )
+
+
+def _name_cell(line: Line) -> Cell:
+    return Cell(line.name, line.tuning.text if line.tuning else "", kind="name")
 
 
 def _page_table(table: Table) -> dict[str, Any]:
@@ -225,7 +254,12 @@ def _page_table(table: Table) -> dict[str, Any]:
         rows.append(Row("head", [Cell(group, span=len(columns) + 1)]))
         for line in lines:
             cells = [Cell(_number(v), _short_interval(v)) for v in (_value_of(line, c, table) for c in columns)]
-            rows.append(Row("run" if group == YOURS else "", [Cell(line.name, kind="name"), *cells]))
+            rows.append(
+                Row(
+                    "run" if group == YOURS else "",
+                    [_name_cell(line), *cells],
+                )
+            )
     head = _head(table)
     return {
         "title": ("" if table.metric == ACCURACY else f"{table.metric}: ") + table.conditions,

@@ -17,6 +17,19 @@ from mmed_jax.evaluation.results_json import SCHEMA, SCORES
 _LINE = ("benchmark", "id", "language", "answer", "extracted", "correct", "prompt", "output", "options")
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How a run's model was tuned: in words ("full", "LoRA of rank 16, ..", "none"), what was trained, and on what.
+
+    trained: parameters, None where not known. share: of all parameters. base: name or folder, "" where not known.
+    """
+
+    text: str = "not known"
+    trained: int | None = None
+    share: float | None = None
+    base: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One evaluation.
@@ -36,6 +49,15 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """How it was asked."""
         return self.results["settings"]
+
+    @property
+    def tuning(self) -> Tuning:
+        """Of its model; what evaluations of endpoints and of earlier versions do not tell is not known."""
+        known = self.results["model"].get("tuning")
+        if known is None:
+            return Tuning()
+        trained = known["trained_parameters"]
+        return Tuning(known["text"], trained, trained / known["parameters"], known["base"])
 
 
 def read_runs(named_folders: Sequence[str]) -> list[Run]:
@@ -93,13 +115,23 @@ def _read(name: str, folder: Path) -> Run:
             f"{file}: has schema {schema or 1}, from {age} version of mmed_jax; this one reads {SCHEMA}: evaluate again"
         )
     missing = [k for k in ("settings", "model", "data", "benchmarks", "overall") if k not in results]
-    for part in ("settings", "benchmarks", "overall"):
+    for part in ("settings", "model", "benchmarks", "overall"):
         if not missing and not isinstance(results[part], dict):
             raise UserError(f"{file}: field '{part}': must be an object")
     missing += [] if missing else [k for k in ("kind", "mode", "prompt_family") if k not in results["settings"]]
     if missing:
         raise UserError(f"{file}: field '{missing[0]}' is missing")
+    if not _is_tuning(results["model"].get("tuning")):
+        raise UserError(f"{file}: field 'model.tuning': must hold text, base, trained_parameters and parameters")
     return Run(name, folder, results, _predictions(journal, results))
+
+
+def _is_tuning(tuning: Any) -> bool:
+    if not isinstance(tuning, dict):
+        return tuning is None
+    words = all(isinstance(tuning.get(k), str) for k in ("text", "base"))
+    counts = [tuning.get(k) for k in ("trained_parameters", "parameters")]
+    return words and all(type(n) is int for n in counts) and 0 <= counts[0] and 0 < counts[1]
 
 
 def _predictions(file: Path, results: dict[str, Any]) -> list[dict[str, Any]]:

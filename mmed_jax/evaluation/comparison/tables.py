@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmed_jax.evaluation.comparison.published_tables import Board, passages, place
-from mmed_jax.evaluation.comparison.runs import Run, describe
+from mmed_jax.evaluation.comparison.runs import Run, Tuning, describe
 
 ACCURACY = "accuracy"
 YOURS = "your runs"
@@ -27,13 +27,14 @@ class Value:
 
 @dataclasses.dataclass
 class Line:
-    """A row: a run (group YOURS) or a published one."""
+    """A row: a run (group YOURS) or a published one. tuning: of a run's model; published groups say it themselves."""
 
     group: str
     name: str
     values: dict[str, Value]
     average: Value | None
     notes: list[str] = dataclasses.field(default_factory=list)
+    tuning: Tuning | None = None
 
 
 @dataclasses.dataclass(frozen=True)

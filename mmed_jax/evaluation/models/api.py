@@ -99,6 +99,11 @@ class ApiModel:
         return {"kind": "api", "step": None, "fingerprint": digest[:16], "api_model": name, "base_url": url}
 
     @property
+    def tuning(self) -> None:
+        """Nothing is known of it."""
+        return None
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What of the model's side decides the answers."""
         return {"dtype": "by the endpoint", "stop_ids": None, "params": self._body(None)}

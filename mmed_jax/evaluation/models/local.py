@@ -9,6 +9,7 @@ from mmed_jax.evaluation import scoring
 from mmed_jax.evaluation.models.usage import Usage
 from mmed_jax.evaluation.prompts.items import Item, PromptSettings, encode_items
 from mmed_jax.hf.open_model import identity, open_model, trained_prompts
+from mmed_jax.hf.tuning import tuning_of
 from mmed_jax.inference.load import load_engine
 
 
@@ -51,6 +52,11 @@ class LocalModel:
     def identity(self) -> dict[str, Any]:
         """Which weights these are; final after `start`, when the newest checkpoint turned out to be damaged."""
         return identity(self._source)
+
+    @property
+    def tuning(self) -> dict[str, Any]:
+        """How the weights were tuned (hf.tuning.tuning_of)."""
+        return tuning_of(self._source)
 
     @property
     def settings(self) -> dict[str, Any]:
