@@ -129,9 +129,9 @@ def _read(name: str, folder: Path) -> Run:
 def _is_tuning(tuning: Any) -> bool:
     if not isinstance(tuning, dict):
         return tuning is None
-    words = all(isinstance(tuning.get(k), str) for k in ("text", "base"))
-    counts = [tuning.get(k) for k in ("trained_parameters", "parameters")]
-    return words and all(type(n) is int for n in counts) and 0 <= counts[0] and 0 < counts[1]
+    trained, total = tuning.get("trained_parameters"), tuning.get("parameters")
+    counts = isinstance(trained, int) and isinstance(total, int) and 0 <= trained and 0 < total
+    return counts and all(isinstance(tuning.get(k), str) for k in ("text", "base"))
 
 
 def _predictions(file: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
