@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from mmed_jax.checkpoints.run_directory import CHECKPOINTS
 from mmed_jax.common.errors import UserError, warn
@@ -66,6 +67,12 @@ def open_model(
         if (source.path / CONFIG_FILE).is_file():
             warn(f"{source.path} holds an adapter beside its weights, which is not used (--adapter={path} adds it)")
         return source
+    return _open_lora_run(source, record, str(base_dir), merge_into, adapter_only)
+
+
+def _open_lora_run(
+    source: ModelSource, record: dict[str, Any], base_dir: str, merge_into: str, adapter_only: bool
+) -> LoraModel:
     try:
         spec = LoraSpec.from_json(record["spec"])
         trained_on = dict(record["base"])
@@ -78,7 +85,7 @@ def open_model(
         source.step,
         source.ignore_keys,
         lora=spec,
-        base=_base_beneath(trained_on, str(base_dir), source.path, needed=not adapter_only),
+        base=_base_beneath(trained_on, base_dir, source.path, needed=not adapter_only),
         record=trained_on,
         merge_into=merge_into,
     )
