@@ -61,7 +61,8 @@ if __name__ == "__main__":
 
 def write_text(folder: Path, mb: float) -> None:
     """Sentences of the demo in random order, with numbers, in FILES files."""
-    draw, sentences = random.Random(0), {}
+    draw = random.Random(0)
+    sentences: dict[tuple[str, str], list[str]] = {}
     for doc in demo_texts():
         if "language" in doc and "wrong" not in doc["id"]:
             end = "。" if "。" in doc["text"] else ". "
