@@ -3,10 +3,12 @@
     python -m data_gen build --recipe=mmed_ift --data_dir=raw --output=sets/mmed_ift --model=gpt-4o-mini --max_usd=20
     python -m data_gen build --recipe=mmed_ift_mc:open --data_dir=raw --benchmarks=test_sets --output=sets/mc ...
     python -m data_gen build --recipe=mmed_ift:demo --recipe.languages=en,ko --output=sets/demo --base_url=...
+    python -m data_gen build --recipe=mmedbench --data_dir=raw --output=benchmarks/mmedbench --extra=id,license ...
 
 Stop it at any time; the same command goes on and pays only for what the ledger lacks. The same recipe and the same
 ledger give the same bytes. The output: jsonl/, tfds/, parquet/, README.md (the card), report.html, build.json,
-recipe.json, rejects.jsonl, contaminated.jsonl.
+recipe.json, rejects.jsonl, contaminated.jsonl. Of a benchmark (docs/mmedbench.md): Train/, Test/ and what goes with
+them.
 """
 
 import contextlib
@@ -21,16 +23,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_gen.sets import writers
+from data_gen.sets import mmedbench_card, mmedbench_format, writers
 from data_gen.sets.contamination import Benchmarks
+from data_gen.sets.cross_split import near_duplicates
 from data_gen.sets.dataset_card import card
 from data_gen.sets.inputs import Inputs, collect, read_benchmarks
 from data_gen.sets.recipes import FILTERS, as_dict, load_recipe, recipe_hash
 from data_gen.sets.run_steps import Generator, Rows
-from data_gen.sets.select import KEPT, VALIDATION, Selection, Selector
+from data_gen.sets.select import KEPT, TEST, VALIDATION, Selection, Selector
 from data_gen.sets.set_report import page
 from data_gen.sets.statistics import Facts, gather, loss_rows
-from mmed_jax.common import console
+from mmed_jax.common import console, jsonl
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
 from mmed_jax.common.progress import counting_bar
@@ -39,7 +42,7 @@ from mmed_jax.llm_api.cost_estimate import sum_estimates
 from mmed_jax.llm_api.ledger.balance import cost_behind
 from mmed_jax.llm_api.unfinished import all_rejected_text, unfinished_text
 
-SUMMARY = "a whole set by a recipe: MMed-IFT, MMed-IFT-MC or your own"
+SUMMARY = "a whole set by a recipe: MMed-IFT, MMed-IFT-MC, MMedBench or your own"
 _FILES = (
     "jsonl",
     "tfds",
@@ -50,6 +53,18 @@ _FILES = (
     "recipe.json",
     "rejects.jsonl",
     "contaminated.jsonl",
+)
+# Of a benchmark; its lines aside, nothing there ends in .jsonl (see data_gen/sets/mmedbench_format.py).
+_BENCHMARK_FILES = (
+    "Train",
+    "Test",
+    "records",
+    "README.md",
+    "report.html",
+    "build.json",
+    "recipe.json",
+    "rejects.ndjson",
+    "near_duplicates.ndjson",
 )
 
 
@@ -73,6 +88,12 @@ class Build:
             raise UserError(f"--licenses={licenses}: unknown{nearest(licenses, FILTERS)}")
         self.recipe, self.data_dir, self.output, self.run, self.settings = recipe, data_dir, Path(output), run, settings
         self.licenses, self.folder, self.partial, self.say = licenses, benchmarks, partial, say
+        self.is_benchmark = recipe.format == "mmedbench"
+        if self.is_benchmark and benchmarks:
+            raise UserError("--benchmarks: this recipe builds a benchmark; its test questions are meant to stay")
+        # Of a benchmark: its repeated test questions, and questions that need an image by (split, language).
+        self.near_duplicates: list[dict] = []
+        self.images: Counter[tuple[str, str]] = Counter()
         self.benchmarks: dict[str, int] = {}
         self.inputs: Inputs
         self.rows: Rows
@@ -136,22 +157,36 @@ class Build:
             self.selection = selector()
         if not self.selection.where:
             raise WorkError("no row is left for the set; see the reasons: " + self._reasons())
-        self.splits = [s for s in (KEPT, VALIDATION) if s in self.selection.split]
-        return selector.records
+        self.splits = [s for s in (KEPT, VALIDATION, TEST) if s in self.selection.split]
+        return self._look_at_benchmark(selector.records) if self.is_benchmark else selector.records
+
+    def _look_at_benchmark(self, read: writers.Read) -> writers.Read:
+        """Finds repeated questions and those of images; gives the records of a split with what people said of them."""
+        checks = mmedbench_format.read_checks(self.output)
+        self.near_duplicates = near_duplicates(read, self.recipe.near_duplicates)
+        self.images = Counter((s, r["language"]) for s in self.splits for r in read(s) if r.get("needs_image"))
+        return lambda split: mmedbench_format.apply_checks(read(split), split, checks)
 
     def _write(self, new: Path, read: writers.Read) -> Facts:
         """All files of the set, in a folder of their own."""
         new.mkdir()
         recipe = self.recipe
-        counts = writers.write_jsonl(new, read, self.splits, tuple(recipe.languages))
-        writers.write_tfds_set(new, recipe, read, self.splits)
-        writers.write_parquet(new, recipe.kind, read, self.splits)
+        if self.is_benchmark:
+            counts = mmedbench_format.write_benchmark(new, read, recipe.languages, recipe.extra)
+        else:
+            counts = writers.write_jsonl(new, read, self.splits, tuple(recipe.languages))
+            writers.write_tfds_set(new, recipe, read, self.splits)
+            writers.write_parquet(new, recipe.kind, read, self.splits)
         facts = gather(recipe, read, self.splits)
         if facts.total != sum(counts.values()):
             raise AssertionError(f"{facts.total} rows gathered, {sum(counts.values())} written")
         rejects = [*self.inputs.rejects, *self.rows.rejects, *self.selection.rejects]
-        writers.write_rejects(new / "rejects.jsonl", rejects)
-        writers.write_rejects(new / "contaminated.jsonl", self._contaminated())
+        if self.is_benchmark:
+            writers.write_rejects(new / "rejects.ndjson", rejects)
+            jsonl.write_lines(new / "near_duplicates.ndjson", map(jsonl.dump_line, self.near_duplicates))
+        else:
+            writers.write_rejects(new / "rejects.jsonl", rejects)
+            writers.write_rejects(new / "contaminated.jsonl", self._contaminated())
         (new / "README.md").write_text(card(self, facts), encoding="utf-8")
         (new / "report.html").write_text(page(self, facts), encoding="utf-8")
         (new / "recipe.json").write_text(json.dumps(as_dict(recipe), indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -160,7 +195,9 @@ class Build:
 
     def _put_in_place(self, new: Path) -> None:
         """Replaces the files of an earlier build."""
-        for name in _FILES:
+        for name in _BENCHMARK_FILES if self.is_benchmark else _FILES:
+            if not (new / name).exists():
+                continue
             target = self.output / name
             if target.is_dir():
                 shutil.rmtree(target)
@@ -256,6 +293,7 @@ class Build:
             "hits": dict(self.hits_by_benchmark()),
             "flags": dict(facts.flags),
             "cost": self.cost(),
+            **(mmedbench_card.summary(self, facts) if self.is_benchmark else {}),
         }
 
 
@@ -280,11 +318,17 @@ def _parser() -> Parser:
         allow_abbrev=False,
         epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/sets/recipes.py explains each.",
     )
-    parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmed_ift, mmed_ift_mc, or a .py file")
+    parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmed_ift, mmed_ift_mc, mmedbench, or a .py file")
     parser.add_argument("--data_dir", metavar="DIR", default=".", help="where the published sources lie")
     parser.add_argument("--output", metavar="DIR", help="folder of the set")
     parser.add_argument("--benchmarks", metavar="DIR", default="", help="test sets that no row may give away")
     parser.add_argument("--licenses", metavar="|".join(FILTERS), default="open", help="which licences to let in")
+    parser.add_argument(
+        "--extra",
+        metavar="KEY,..",
+        default="",
+        help=f"of a benchmark: further keys of each line ({', '.join(mmedbench_format.EXTRA)})",
+    )
     parser.add_argument("--partial", action="store_true", help="build although requests are pending")
     add_run_flags(parser)
     return parser
@@ -301,7 +345,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"build: --{name} is missing (--help shows the flags)")
     if not args.dry_run:
         console.outlive()
-    recipe = load_recipe(args.recipe, overrides)
+    recipe = load_recipe(args.recipe, overrides | ({"extra": args.extra} if args.extra else {}))
     build = Build(
         recipe,
         args.data_dir,
@@ -332,9 +376,27 @@ def _print_set(build: Build, facts: Facts, output: str) -> None:
     for reason, n in losses.most_common():
         print(f"{reason:<{width}}  {n:>9,}")
     print(build.cost_text())
+    if build.is_benchmark:
+        _print_benchmark(build, facts, output)
+        return
     print(f"written: {output} (README.md, report.html, jsonl/, tfds/, parquet/)")
     stage = "stage1" if recipe.kind == "instruction" else "stage2"
     print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={output}/tfds/{recipe.name}")
+
+
+def _print_benchmark(build: Build, facts: Facts, output: str) -> None:
+    """Where the questions are not as many as published, and what to do next."""
+    for code, split, n, published in mmedbench_card.count_rows(build, facts):
+        if n != published:
+            print(f"{split}/{code}: {n:,} questions, {published:,} published")
+    for license, n in sorted(build.inputs.licenses.items()):
+        print(
+            f"{n:,} questions left out for their licence '{license}': --recipe.licenses_also=\"{license}\" lets them in"
+        )
+    repeats = len(build.near_duplicates)
+    print(f"{repeats:,} test questions stand in train as well: {output}/near_duplicates.ndjson")
+    print(f"written: {output} (Train/, Test/, records/, README.md, report.html)")
+    print(f"next: python -m data_gen check sheet --input={output} --items=200 --output=sheets")
 
 
 def _check_steps(build: Build) -> None:

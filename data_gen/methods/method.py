@@ -47,6 +47,7 @@ class GenerationMethod(ABC):
       prompt_places: (name, text) of what stands for {{name}} in its prompt whatever the input.
       enriches: the method gives its inputs back with something added; what it leaves out stays as it is.
       labels: what an enriching method adds is a label, without which the input is as good as it was.
+      shows_answers: its prompt holds the right answers of its inputs, or may.
       into_languages: it has an option `languages`, and makes a record in each of them; a build does one at a time.
       rows_per_input: how many rows it may make of an input.
       skipped, skipped_ids: reasons and counts of inputs that became no job, of the last iteration of `jobs`; their ids
@@ -65,6 +66,7 @@ class GenerationMethod(ABC):
     prompt_places: ClassVar[tuple[tuple[str, str], ...]] = ()
     enriches: ClassVar[bool] = False
     labels: ClassVar[bool] = False
+    shows_answers: ClassVar[bool] = True
     into_languages: ClassVar[bool] = False
     max_tokens: int = 1024
     rows_per_input: int = 1

@@ -20,6 +20,7 @@ class Reanswer(GenerationMethod):
 
     name = "reanswer"
     enriches = labels = True
+    shows_answers = False
     flags = (Flag("strict", "reject what a sure answer disputes", default=False),)
     gates = ()
     max_tokens = 64

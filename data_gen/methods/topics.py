@@ -50,6 +50,7 @@ python -m data_gen topics --input=mcq.jsonl --output=mcq_topics.jsonl
     flags = (Flag("replace", "also where a record has a topic", default=False),)
     gates = ()
     enriches = labels = True
+    shows_answers = False
     max_tokens = 32
     prompt_places = (("topics", "\n".join(TOPICS)),)
     replace: bool

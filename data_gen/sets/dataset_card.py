@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from data_gen.sets import mmedbench_card
+from data_gen.sets.markdown_table import table
 from data_gen.sets.statistics import Facts, languages_present, license_rows, loss_rows, method_shown, prompt_rows
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 
@@ -13,17 +15,18 @@ _SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 def card(build: Any, facts: Facts) -> str:
     """The card of a finished build (data_gen.commands.build.Build): YAML head for the hub, tables, limits."""
     recipe = build.recipe
+    benchmark = recipe.format == "mmedbench"
     parts = [
         _head(recipe, facts, build.splits),
         f"# {recipe.title or recipe.name}",
         recipe.description,
-        _counts(facts, build.splits),
+        mmedbench_card.counts(build, facts) if benchmark else _counts(facts, build.splits),
         _methods_and_sources(recipe, facts),
         _licenses(facts),
         _losses(build),
-        _contamination(build),
+        mmedbench_card.questions(build) if benchmark else _contamination(build),
         _cost(build, facts),
-        _fields(recipe),
+        mmedbench_card.fields(recipe) if benchmark else _fields(recipe),
         _limits(recipe, build, facts),
         f"## Citation\n\n```bibtex\n{recipe.citation.strip()}\n```" if recipe.citation else "",
     ]
@@ -32,7 +35,10 @@ def card(build: Any, facts: Facts) -> str:
 
 def _head(recipe: Any, facts: Facts, splits: list[str]) -> str:
     size = next((name for limit, name in _SIZES if facts.total < limit), "n>1M")
-    files = "".join(f"\n      - split: {s}\n        path: parquet/{s}-*.parquet" for s in splits)
+    paths = {
+        s: f"{s.capitalize()}/*.jsonl" if recipe.format == "mmedbench" else f"parquet/{s}-*.parquet" for s in splits
+    }
+    files = "".join(f"\n      - split: {s}\n        path: {path}" for s, path in paths.items())
     languages = "".join(f"\n  - {code}" for code in languages_present(facts))
     task = "question-answering" if recipe.kind == "instruction" else "multiple-choice"
     return (
@@ -40,17 +46,6 @@ def _head(recipe: Any, facts: Facts, splits: list[str]) -> str:
         f"license_name: per-row\ntask_categories:\n  - {task}\ntags:\n  - medical\n  - synthetic\n"
         f"size_categories:\n  - {size}\nconfigs:\n  - config_name: default\n    data_files:{files}\n---"
     )
-
-
-def table(head: tuple[str, ...], rows: list[tuple]) -> str:
-    """A Markdown table; numbers get thousands separators, bars in cells are escaped."""
-
-    def cell(value: object) -> str:
-        text = f"{value:,}" if isinstance(value, int) else str(value)
-        return text.replace("|", "\\|").replace("\n", " ")
-
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in rows])
 
 
 def _counts(facts: Facts, splits: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +12,10 @@ from data_gen.gates import Gate
 from data_gen.methods import default_gates
 from data_gen.passages import read_passages
 from data_gen.sets.contamination import Benchmarks, Hit
+from data_gen.sets.divide import divided
 from data_gen.sets.groups import Families, family_keys
 from data_gen.sets.licenses import allowed
+from data_gen.sets.option_shuffle import shuffle_record
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.input_files import stem, suffix
 from mmed_jax.common.paths import expand_home
@@ -23,6 +25,8 @@ from mmed_jax.data.records.reading import SPLIT_NAMES, read_records
 from mmed_jax.data.records.schema import kind_of
 from mmed_jax.data.sources import SOURCES, Conversion, get_source
 from mmed_jax.data.sources.encodings import WrongEncoding
+from mmed_jax.data.sources.raw_file import Download
+from mmed_jax.data.sources.source import Row, Source
 from mmed_jax.llm_api.types import Reject
 
 HERE = Path(__file__).parents[1]
@@ -33,7 +37,8 @@ class Inputs:
     """What was read: rows in `spool`, `entry[i]` the index of row i's source in the recipe's `sources`.
 
     `dropped[name][reason]` counts what was left out, `missing[name]` says why a source was not read; `hits[i]` tells
-    which benchmark item row i gives away, `blocked[i]` whether its family has such a row.
+    which benchmark item row i gives away, `blocked[i]` whether its family has such a row. `licenses` counts the rows
+    that were left out for their licence by its text.
     """
 
     spool: Spool
@@ -44,6 +49,7 @@ class Inputs:
     hits: dict[int, Hit] = field(default_factory=dict)
     blocked: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     rejects: list[dict] = field(default_factory=list)
+    licenses: Counter = field(default_factory=Counter)  # of the rows left out for them
 
     def rows_of(self, index: int) -> Iterator[int]:
         """Numbers of the rows of one source that are not blocked."""
@@ -65,7 +71,7 @@ def collect(recipe, data_dir: str, licenses: str, benchmarks: Benchmarks, folder
         inputs.dropped[name] = Counter()
         ids: set[int] = set()
         try:
-            rows = _sample(recipe, name, _rows(entry, data_dir, inputs, name))
+            rows = _sample(recipe, name, _rows(recipe, entry, data_dir, inputs, name))
             for row in rows:
                 progress(1)
                 reason = _left_out(recipe, entry, row, licenses, gates)
@@ -74,6 +80,8 @@ def collect(recipe, data_dir: str, licenses: str, benchmarks: Benchmarks, folder
                     _list(inputs, name, row, reason)
                     continue
                 row = _own_id(row, ids)
+                if recipe.shuffle_options:
+                    row = shuffle_record(row, recipe.seed)
                 if entry.keep:
                     _unique(kept_ids, row["id"], name)
                 number = inputs.spool.add(row)
@@ -111,7 +119,7 @@ def as_record(row: dict) -> dict:
     return {**row, "messages": [{"role": "user", "content": content}]}
 
 
-def _rows(entry, data_dir: str, inputs: Inputs, name: str) -> Iterator[dict]:
+def _rows(recipe, entry, data_dir: str, inputs: Inputs, name: str) -> Iterator[dict]:
     """All rows of one source as they come; what its adapter drops is counted."""
     place = _place(entry, data_dir)
     if entry.kind == "passage":
@@ -119,28 +127,49 @@ def _rows(entry, data_dir: str, inputs: Inputs, name: str) -> Iterator[dict]:
             inputs.read[name] += 1
             yield {**row, "source": name}
         return
+    split = None if entry.divide else entry.split or None
     if not entry.adapter:
-        for row in read_records(f"{place}:{entry.split}" if entry.split else place, entry.kind or None):
+        for row in _part(recipe, entry, read_records(f"{place}:{split}" if split else place, entry.kind or None)):
             inputs.read[name] += 1
             yield row
         return
     conversion = Conversion(
-        get_source(entry.adapter),
+        _without_files(get_source(entry.adapter), entry.skip),
         place,
         kind=entry.kind or None,
-        split=entry.split or None,
+        split=split,
         encoding=entry.get("encoding", ""),
+        keep_duplicates=recipe.format == "mmedbench",  # the published counts include them
     )
     try:
-        for row in conversion:
+        for row in _part(recipe, entry, conversion):
             inputs.read[name] += 1
             yield row
     except WrongEncoding as e:
         raise e.for_flag(f"--recipe.source.{name}.encoding") from None
+    if entry.divide and entry.split != "train":
+        return  # what is dropped belongs to no part: it is counted once, with the training part
     for reason, count in conversion.report.dropped.items():
         if reason != "another split":
             inputs.read[name] += count
             inputs.dropped[name][reason] += count
+
+
+def _part(recipe, entry, rows: Iterable[dict]) -> Iterator[dict]:
+    """The rows of the entry's part, where it divides them itself; without passages where it is closed book."""
+    for row in divided(rows, entry.divide, entry.split, recipe.seed) if entry.divide else rows:
+        yield {k: v for k, v in row.items() if k != "context"} if entry.closed_book else row
+
+
+def _without_files(source: Source, names: tuple[str, ...]) -> Source:
+    """The source without the rows of files whose name holds one of `names`."""
+    if not names:
+        return source
+
+    def rows(given: Download, **options: int) -> Iterator[Row]:
+        return (row for row in source.rows(given, **options) if not any(name in row.file for name in names))
+
+    return replace(source, rows=rows)
 
 
 def _all_there(recipe, data_dir: str) -> None:
@@ -167,7 +196,8 @@ def _place(entry, data_dir: str) -> Path | str:
         raise UserError(f"--data_dir={data_dir}: no such folder")
     matches = sorted(root.glob(entry.path)) if entry.path else _by_name(root, entry.adapter)
     if len(matches) == 1:
-        return matches[0]
+        inner = sorted(p for p in matches[0].rglob(entry.prefer) if p.is_dir()) if entry.prefer else []
+        return inner[0] if inner else matches[0]
     wanted = entry.path or f"{entry.adapter}*"
     if matches:
         raise UserError(f"{root}: several places match '{wanted}' ({', '.join(p.name for p in matches[:4])}); set path")
@@ -211,6 +241,8 @@ def _left_out(recipe, entry, row: dict, licenses: str, gates: list[Gate]) -> Rej
             return Reject("another_language", row["language"])
     if not allowed(row["license"], licenses, tuple(recipe.licenses_also)):
         return Reject("license", row["license"])
+    if recipe.format == "mmedbench":  # the published questions, whatever is wrong with them
+        return None
     if row.get("needs_image"):
         return Reject("needs_image")
     if "text" in row:
@@ -227,6 +259,8 @@ def _left_out(recipe, entry, row: dict, licenses: str, gates: list[Gate]) -> Rej
 
 
 def _list(inputs: Inputs, name: str, row: dict, reason: Reject) -> None:
+    if reason.reason == "license":
+        inputs.licenses[reason.detail] += 1
     if reason.reason not in ("another_language", "license", "needs_image"):
         line = {"id": row["id"], "stage": f"source {name}", "reason": reason.reason, "detail": reason.detail}
         inputs.rejects.append(line)

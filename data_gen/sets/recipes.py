@@ -1,4 +1,4 @@
-"""Recipes: what a set is built from and how. configs/mmed_ift.py and configs/mmed_ift_mc.py are two of them.
+"""Recipes: what a set is built from and how. configs/mmed_ift.py, mmed_ift_mc.py and mmedbench.py are three of them.
 
 A recipe is an ml_collections ConfigDict with every key of `base()`; --recipe.KEY=VALUE sets any of them:
     --recipe.languages=en,ko   --recipe.source.medquad.limit=500   --recipe.targets=ko=20000,fr=20000
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from data_gen.methods import METHODS, THRESHOLDS
 from data_gen.sets.licenses import FILTERS
+from data_gen.sets.mmedbench_format import EXTRA
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.hashes import json_hash
 from mmed_jax.common.jsonl import BadJSON, loads
@@ -26,6 +27,20 @@ from mmed_jax.data.sources.encodings import known_encoding
 # Values that are a mapping with names of its own.
 _FREE = ("targets", "gates", "params", "options")
 MISSING = ("error", "skip")
+FORMATS = ("set", "mmedbench")
+# Keys that came later, with what they were before there were any: left out of `as_dict` at these values, so that
+# recipes keep their hash.
+_LATER = {
+    "format": "set",
+    "extra": [],
+    "shuffle_options": False,
+    "encoding": "",
+    "prefer": "",
+    "skip": [],
+    "divide": [],
+    "closed_book": False,
+    "test_answers": False,
+}
 WITHOUT = ("keep", "drop")
 # Methods that add rows, and may stop where a language has enough.
 FILLING = tuple(name for name, method in METHODS.items() if not method.enriches)
@@ -36,6 +51,13 @@ def base() -> ConfigDict:
     c = ConfigDict()
     # Name of the set (lower case, digits, _), its version (three numbers) and kind ("instruction" or "mcq").
     c.name, c.version, c.kind = "", "1.0.0", "instruction"
+    # What is written: "set" (JSONL, TFDS, Parquet, with validation held out), or "mmedbench" (a benchmark in the files
+    # of MMedBench: every row of its sources as published, in the splits that the sources name).
+    c.format = "set"
+    # "mmedbench": keys of a line beside the published ones (data_gen.sets.mmedbench_format.EXTRA).
+    c.extra = ()
+    # "mmedbench": options of every question in an order drawn by the seed, before anything is generated.
+    c.shuffle_options = False
     # For the card: a title, a paragraph, BibTeX.
     c.title, c.description, c.citation = "", "", ""
     # Decides samples, order of selection and the split; together with the ledger it determines every byte.
@@ -86,6 +108,10 @@ def source(adapter: str = "", path: str = "", **values: object) -> ConfigDict:
     keep      whether the rows themselves belong into the set, or are material for steps only
     limit     at most so many rows (chosen by hash, not the first ones); 0 = all
     encoding  of published text files that are not UTF-8 ("cp949"); "" = UTF-8
+    prefer    name of a folder inside, read instead of the whole where it is there ("4_options")
+    skip      files whose name holds one of these are not of the source
+    divide    shares of train, validation and test, for files that name no split: by hash of the question; `split` picks
+    closed_book  leave the passage of a question out
     language, license   of passages whose files do not say it
     """
     entry = {
@@ -97,6 +123,10 @@ def source(adapter: str = "", path: str = "", **values: object) -> ConfigDict:
         "keep": True,
         "limit": 0,
         "encoding": "",
+        "prefer": "",
+        "skip": (),
+        "divide": (),
+        "closed_book": False,
         "language": "",
         "license": "",
     }
@@ -112,8 +142,17 @@ def step(method: str, sources: tuple[str, ...], **values: object) -> ConfigDict:
     limit     at most so many inputs of a source and language (chosen by hash); 0 = all
     fill      methods that make new rows: only as many as the language lacks to its target
     options   the method's own (pairs, max_chars, ...)
+    test_answers  format "mmedbench": let the model see the right answers of questions of the test split
     """
-    entry = {"method": method, "sources": tuple(sources), "languages": (), "limit": 0, "fill": False, "options": {}}
+    entry = {
+        "method": method,
+        "sources": tuple(sources),
+        "languages": (),
+        "limit": 0,
+        "fill": False,
+        "options": {},
+        "test_answers": False,
+    }
     return ConfigDict(_known(entry, values, "step"))
 
 
@@ -213,6 +252,55 @@ def check(recipe: ConfigDict, name: str) -> None:
             raise wrong(f"step.{entry}: fill is for {', '.join(FILLING)}")
         known.append(entry)
     _values(recipe, wrong)
+    _check_format(recipe, wrong)
+
+
+def _check_format(recipe: ConfigDict, wrong: Callable[[str], UserError]) -> None:
+    """Raises UserError where the format asked for and the rest of the recipe do not go together."""
+    if recipe.format not in FORMATS:
+        raise wrong(f"format '{recipe.format}'{nearest(recipe.format, FORMATS)}")
+    for name in recipe.sources:
+        _shares(name, recipe.source[name], wrong)
+    if recipe.format == "set":
+        for key in ("extra", "shuffle_options"):
+            if recipe[key]:
+                raise wrong(f"{key} is for format mmedbench")
+        return
+    for key in recipe.extra:
+        if key not in EXTRA:
+            raise wrong(f"extra '{key}'{nearest(key, EXTRA)}")
+    needed = {"kind": "mcq", "without_rationale": "keep", "validation_fraction": 0}
+    for key, value in needed.items():
+        if recipe[key] != value:
+            raise wrong(f"{key}={recipe[key]}: a recipe of format mmedbench has {value}")
+    if any(recipe.targets.values()):
+        raise wrong("targets: a recipe of format mmedbench keeps all rows of its sources")
+    for name in recipe.sources:
+        if recipe.source[name].keep and recipe.source[name].split not in ("train", "test"):
+            raise wrong(f"source.{name}: split '{recipe.source[name].split}': must be train or test in this format")
+    for name in recipe.steps:
+        entry = recipe.step[name]
+        method = METHODS[entry.method]
+        if not method.enriches:
+            raise wrong(f"step.{name}: {entry.method} makes new questions; a benchmark holds the published ones")
+        tests = [s for s in entry.sources if s in recipe.source and recipe.source[s].split == "test"]
+        if tests and method.shows_answers and not entry.test_answers:
+            raise wrong(
+                f"step.{name}: {entry.method} shows a model the answers of {tests[0]}, which is of the test split; "
+                f"--recipe.step.{name}.test_answers=true if that is meant"
+            )
+
+
+def _shares(name: str, entry: ConfigDict, wrong: Callable[[str], UserError]) -> None:
+    """Turns `divide` into three numbers. Raises UserError where they are none."""
+    if not entry.divide:
+        return
+    texts = [str(share) for share in entry.divide]
+    if len(texts) != 3 or not all(t.isdecimal() for t in texts) or not any(map(int, texts)):
+        raise wrong(f"source.{name}.divide={','.join(texts)}: must be three whole numbers, as 8,1,1")
+    if entry.split not in ("train", "validation", "test"):
+        raise wrong(f"source.{name}: divide needs a split to pick, train, validation or test")
+    entry.divide = tuple(map(int, texts))
 
 
 def _values(recipe: ConfigDict, wrong: Callable[[str], UserError]) -> None:
@@ -280,9 +368,10 @@ def _is_number(value: object) -> bool:
 def as_dict(recipe: ConfigDict) -> dict:
     """The recipe as JSON can hold it."""
     plain = json.loads(recipe.to_json())
-    for source in plain.get("source", {}).values():
-        if not source.get("encoding"):
-            source.pop("encoding", None)  # recipes of before this key keep their hash
+    for entry in (plain, *plain.get("source", {}).values(), *plain.get("step", {}).values()):
+        for key, value in _LATER.items():
+            if entry.get(key) == value:
+                del entry[key]
     return plain
 
 

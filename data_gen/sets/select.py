@@ -16,7 +16,7 @@ from data_gen.sets.run_steps import Rows
 from mmed_jax.data.records.linked_rows import stable_hash
 from mmed_jax.data.records.schema import LANGUAGES, kind_of
 
-KEPT, VALIDATION = "train", "validation"
+KEPT, VALIDATION, TEST = "train", "validation", "test"
 
 
 @dataclass
@@ -54,19 +54,16 @@ class Selector:
     def __call__(self) -> Selection:
         self._list()
         keep = np.ones(len(self._where), bool)
-        self._contamination(keep)
-        families, languages, hashes = self._pass(keep)
-        self._targets(keep, languages, hashes)
-        held = validation_rows(families[keep], languages[keep], hashes[keep], self.recipe.validation_fraction)
+        splits = self._published(keep) if self.recipe.format == "mmedbench" else self._chosen(keep)
         result, seen, balance = self.result, set(), LetterBalance(self.recipe.letter_excess)
-        for place, validation in zip(np.flatnonzero(keep), held):
+        for place, split in zip(np.flatnonzero(keep), splits):
             record = self.get(self._where[place])
             ident = _free(record["id"], seen)
             if ident != record["id"]:
                 result.renamed[len(result.where)] = ident
             balance.add(record)
             result.where.append(self._where[place])
-            result.split.append(VALIDATION if validation else KEPT)
+            result.split.append(split)
         if len(seen) != len(result.where):
             raise AssertionError(f"{len(result.where)} rows with {len(seen)} different ids")
         result.balance = balance.table()
@@ -81,6 +78,23 @@ class Selector:
             if self.result.split[number] == split:
                 record = self.get(where)
                 yield {**record, "id": self.result.renamed[number]} if number in self.result.renamed else record
+
+    def _chosen(self, keep: np.ndarray) -> list[str]:
+        """Takes test items, duplicates and rows over target out of `keep`; the split of each row that stays."""
+        self._contamination(keep)
+        families, languages, hashes = self._pass(keep)
+        self._targets(keep, languages, hashes)
+        held = validation_rows(families[keep], languages[keep], hashes[keep], self.recipe.validation_fraction)
+        return [VALIDATION if validation else KEPT for validation in held]
+
+    def _published(self, keep: np.ndarray) -> list[str]:
+        """A benchmark: all rows of its languages, in the splits of their sources."""
+        for place in range(len(keep)):
+            self.progress(1)
+            language = self.get(self._where[place])["language"]
+            if language not in self.recipe.languages:
+                self._remove(keep, place, "another_language", language)
+        return [self.recipe.source[self._origin[place]].split for place in np.flatnonzero(keep)]
 
     def _list(self) -> None:
         """All candidates: kept inputs, in their completed form, then generated rows."""

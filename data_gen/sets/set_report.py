@@ -55,7 +55,11 @@ def _warnings(build: Any, facts: Facts) -> list[str]:
     notes = [f"{name} was not read: {why}" for name, why in build.inputs.missing.items()]
     wanted = build.recipe.targets
     notes += [f"{code}: {n:,} of {wanted[code]:,} rows wanted" for code, n in build.short_of_target(facts)]
-    notes += [] if build.benchmarks else ["no benchmark was given: nothing was checked against test sets"]
+    if build.is_benchmark:
+        repeats = len(build.near_duplicates)
+        notes += [f"{repeats:,} test questions stand in the training split as well"] if repeats else []
+    elif not build.benchmarks:
+        notes += ["no benchmark was given: nothing was checked against test sets"]
     notes += [f"{build.rows.pending():,} requests have no answer yet"] if build.rows.pending() else []
     return notes
 

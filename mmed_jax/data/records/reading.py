@@ -214,8 +214,9 @@ def _read_member(member: Member) -> Iterator[tuple[str, dict]]:
     language = language_of(member.name)
     with member.open() as stream:
         for where, raw in jsonl.read_objects(stream, member.label):
-            # A record of the schema, and not a line of MMedBench's own file.
-            if language is None or "id" in raw or "language" in raw or "question" not in raw:
+            # A record of the schema, and not a line of MMedBench's own file; a benchmark of ours may have ids.
+            record_line = "language" in raw or "question" not in raw or "id" in raw and "human_checked" not in raw
+            if language is None or record_line:
                 yield where, validate_record(raw, where)
                 continue
             line, file = int(where.rpartition(":")[2]), PurePosixPath(member.name).name

@@ -254,7 +254,8 @@ def mmedbench_record(raw: dict, *, language: str, file: str, line: int, split: s
 
     Keys by the data set's card: question, options, answer_idx (text or list), rationale, human_checked,
     human_check_passed; some files also carry answer, meta_info and metamap_phrases of the set they came from. Empty
-    options at the end are left out.
+    options at the end are left out. Of the extra keys that `data_gen build` can write, the licence, needs_image, id,
+    source and topic are kept, the last three in provenance.
     """
     name = LANGUAGE_NAMES[language]
     provenance = {"file": file, "line": line}
@@ -262,6 +263,9 @@ def mmedbench_record(raw: dict, *, language: str, file: str, line: int, split: s
         provenance["split"] = split
     if raw.get("meta_info"):
         provenance["meta_info"] = raw["meta_info"]
+    for kept_as, field in (("original_id", "id"), ("original_source", "source"), ("topic", "topic")):
+        if raw.get(field):
+            provenance[kept_as] = raw[field]
     kept = ("question", "options", "answer_idx", "rationale", "human_checked", "human_check_passed")
     answer, options = raw.get("answer_idx"), raw.get("options")
     if isinstance(options, dict):
@@ -276,8 +280,9 @@ def mmedbench_record(raw: dict, *, language: str, file: str, line: int, split: s
         "language": language,
         **{k: raw[k] for k in kept if k in raw},
         "source": "mmedbench",
-        "license": "CC BY-NC 4.0",
+        "license": raw.get("license") or "CC BY-NC 4.0",
         "provenance": provenance,
+        **({"needs_image": True} if raw.get("needs_image") else {}),
     }
 
 
