@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from data_gen.sets.recipes import base, source, step
 
 VARIANTS = ("", "ko", "demo")
-SIX = {
+SIX: dict[str, dict[str, object]] = {
     "medqa_us": {"prefer": "4_options"},
     "medqa_zh": {"prefer": "4_options"},
     "igakuqa": {"divide": (8, 1, 1), "skip": ("_translate", "_metadata")},
@@ -54,7 +54,9 @@ def get_config(variant: str = "") -> ConfigDict:
     c.citation = CITATION
     c.languages = ("en", "zh", "ja", "fr", "ru", "es")
     c.validation_fraction = 0.0
-    sources = {name: {"adapter": name, "kind": "mcq", **values} for name, values in SIX.items()}
+    sources: dict[str, dict[str, object]] = {
+        name: {"adapter": name, "kind": "mcq", **values} for name, values in SIX.items()
+    }
     if variant == "ko":
         c.languages += ("ko",)
         sources["kormedmcqa"] = {"adapter": "kormedmcqa", "kind": "mcq"}

@@ -9,7 +9,7 @@ from mmed_jax.common.errors import UserError, nearest, run_command
 def _help() -> str:
     lines = ["usage: python -m data_gen COMMAND [--help] ...", "", "commands:"]
     for name in COMMANDS:
-        lines.append(f"  {name:<12} {find_command(name).SUMMARY}")
+        lines.append(f"  {name:<18} {find_command(name).SUMMARY}")
     return "\n".join(lines)
 
 

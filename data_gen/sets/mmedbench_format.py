@@ -22,6 +22,7 @@ PUBLISHED = ("question", "options", "answer_idx", "rationale", "human_checked", 
 SPLITS = ("train", "test")
 CHECKS = "checks.ndjson"
 Check = Mapping[str, object]
+Checks = Mapping[tuple[str, str], Check]  # by (split, id)
 EXTRA: dict[str, Callable[[dict], object]] = {
     "id": lambda r: r["id"],
     "topic": lambda r: r["provenance"].get("topic", ""),
@@ -78,6 +79,19 @@ def _records(path: Path) -> Iterator[dict]:
             yield validate_record(row, where)
 
 
+def extra_keys(folder: Path) -> tuple[str, ...]:
+    """The keys beside the published ones that a built benchmark was written with, by its recipe.json."""
+    path = folder / "recipe.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: its recipe.json is missing")
+    with open_file(path) as stream:
+        recipe = jsonl.parse_json(jsonl.decode(stream.read(), str(path)), str(path))
+    given = recipe.get("extra", []) if isinstance(recipe, dict) else None
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise UserError(f"{path}: not a recipe")
+    return tuple(name for name in given if name in EXTRA)
+
+
 def text_hash(rationale: str) -> str:
     """16 hex digits that stand for a rationale: what was checked is this text and no later one."""
     return hashlib.sha256(rationale.encode()).hexdigest()[:16]
@@ -97,7 +111,7 @@ def read_checks(folder: Path) -> dict[tuple[str, str], Check]:
     return checks
 
 
-def apply_checks(records: Iterable[dict], split: str, checks: Mapping[tuple[str, str], Check]) -> Iterator[dict]:
+def apply_checks(records: Iterable[dict], split: str, checks: Checks) -> Iterator[dict]:
     """The records with their two booleans as the checks say; those of another text than was checked are unchecked."""
     for record in records:
         check = checks.get((split, record["id"]))

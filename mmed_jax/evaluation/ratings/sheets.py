@@ -1,8 +1,8 @@
-"""Rating sheets for people, out and in, as CSV or XLSX.
+"""Rating sheets for people, out and in, as CSV or XLSX: numbers, or yes and no.
 
 A sheet is blind: a row is a code, the question, the options, the right answer, the reference and one explanation, in an
 order drawn by a seed; which run wrote it stands only in SHEET.key.json, which stays with whoever asks for the ratings.
-People fill in whole or half numbers; rows may be moved, left out or left empty.
+People fill in whole or half numbers, or yes and no (read as 1 and 0); rows may be moved, left out or left empty.
 """
 
 import csv
@@ -27,6 +27,13 @@ CRITERIA = {
     "reasoning": "Does it lead, step by step, from the question to the right answer?",
     "language": "Is it clear, fluent medical prose in the language of the question?",
 }
+# Of a check by yes and no; those of MMedBench's rationales (arXiv 2402.13963).
+YES_NO_CRITERIA = {
+    "logical consistency": "Does every step follow from the one before, and the answer from the last?",
+    "factual accuracy": "Are all its medical statements true?",
+    "sound reasoning": "Does it argue from the question to the right answer, and for no other?",
+}
+_YES, _NO = ("yes", "y", "true", "1"), ("no", "n", "false", "0")
 SUFFIXES = (".csv", ".xlsx")
 _KEY = ("run", "benchmark", "id")
 _SHOWN = ("code", "in", "question", "options", "right answer", "reference", "explanation")
@@ -49,33 +56,39 @@ def write_sheet(
     seed: int = 0,
     scale: int = 5,
     criteria: Sequence[str] = tuple(CRITERIA),
+    yes_no: bool = False,
 ) -> Path:
     """Writes the sheet and its key beside it; returns the key's path.
 
     Args:
       path: ends in .csv or .xlsx. explanations: what is to be rated. seed: draws codes and order.
-      scale: numbers from 1 to this. criteria: the columns to fill in.
+      scale: numbers from 1 to this. criteria: the columns to fill in. yes_no: yes or no in those of YES_NO_CRITERIA
+        instead; there is no scale then.
     Raises:
       UserError: another suffix, a criterion that there is not, or a scale below 2.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UserError(f"--output={path}: must end in {' or '.join(SUFFIXES)}")
+    criteria = tuple(YES_NO_CRITERIA) if yes_no else criteria
     for name in criteria:
-        if name not in CRITERIA and name != "overall":
+        if not yes_no and name not in CRITERIA and name != "overall":
             raise UserError(f"--criteria={name}: not a criterion{nearest(name, [*CRITERIA, 'overall'])}")
     if scale < 2:
         raise UserError(f"--scale={scale}: must be 2 or more")
     codes = {e.key: "r" + draw(seed, "code", *e.key)[:10] for e in explanations}
     # Items in one drawn order, the runs of each in another.
     order = sorted(explanations, key=lambda e: (draw(seed, e.benchmark, e.id), draw(seed, "row", *e.key)))
-    rows = [[codes[e.key], e.language, e.question, _lines(e.options), e.answer, e.reference, e.text] for e in order]
-    head = [*_SHOWN, *criteria, "comment"]
+    shown = [c for c in _SHOWN if c != "reference" or any(e.reference for e in explanations)]
+    cells = [(codes[e.key], e.language, e.question, _lines(e.options), e.answer, e.reference, e.text) for e in order]
+    rows = [[text for name, text in zip(_SHOWN, row) if name in shown] for row in cells]
+    head = [*shown, *criteria, "comment"]
     path.parent.mkdir(parents=True, exist_ok=True)
     with put_file(path) as temporary:
-        (_write_csv if path.suffix == ".csv" else _write_xlsx)(temporary, head, rows, scale, criteria)
+        (_write_csv if path.suffix == ".csv" else _write_xlsx)(temporary, head, rows, 0 if yes_no else scale, criteria)
     key = {e_code: {"run": k[0], "benchmark": k[1], "id": k[2]} for k, e_code in codes.items()}
-    write_json(key_path(path), {"seed": seed, "scale": scale, "criteria": list(criteria), "rows": key})
+    kept = {"seed": seed, "scale": scale, **({"yes_no": True} if yes_no else {}), "criteria": list(criteria)}
+    write_json(key_path(path), {**kept, "rows": key})
     return key_path(path)
 
 
@@ -104,6 +117,7 @@ def read_sheet(path: str | os.PathLike, key: str | os.PathLike | None = None) ->
             raise UserError(f"{path}: row {number}: column '{column}' {what}")
     scores: dict[Key, dict[str, float]] = {}
     seen: dict[str, int] = {}
+    scale = 0 if known.get("yes_no") else known["scale"]
     for n, row in rows:
         cells = dict(zip(head, row))
         code, given = cells.get("code", ""), {c: cells.get(c, "") for c in known["criteria"]}
@@ -118,7 +132,7 @@ def read_sheet(path: str | os.PathLike, key: str | os.PathLike | None = None) ->
         if any(given.values()):
             e = known["rows"][code]
             scores[e["run"], e["benchmark"], e["id"]] = {
-                c: _number(text, known["scale"], f"{where} '{c}'") for c, text in given.items()
+                c: _number(text, scale, f"{where} '{c}'") for c, text in given.items()
             }
     if not scores:
         raise UserError(f"{path}: nothing is rated in it")
@@ -126,8 +140,14 @@ def read_sheet(path: str | os.PathLike, key: str | os.PathLike | None = None) ->
 
 
 def _number(text: str, scale: int, where: str) -> float:
+    """A cell as a number; `scale` 0: of yes and no."""
     if not text:
         raise UserError(f"{where}: empty, while other columns of the row are filled in")
+    if not scale:
+        word = text.casefold()
+        if word not in (*_YES, *_NO):
+            raise UserError(f"{where}: {text[:30]!r} is neither yes nor no")
+        return float(word in _YES)
     plain = text.replace(",", ".", 1)
     value = float(plain) if re.fullmatch(r"\d+(\.\d+)?", plain) else 0.0
     if not 1 <= value <= scale:
@@ -229,15 +249,20 @@ def _write_xlsx(path: Path, head: list[str], rows: list[list[str]], scale: int, 
             cell.alignment = Alignment(wrap_text=True, vertical="top")
     check = DataValidation(type="decimal", operator="between", formula1="1", formula2=str(scale), allow_blank=True)
     check.error = f"a number from 1 to {scale}"
+    if not scale:
+        check = DataValidation(type="list", formula1='"yes,no"', allow_blank=True)
+        check.error = "yes or no"
     sheet.add_data_validation(check)
-    column = len(_SHOWN) + 1
+    column = len(head) - len(criteria)
     last = max(2, len(rows) + 1)
     check.add(f"{get_column_letter(column)}2:{get_column_letter(column + len(criteria) - 1)}{last}")
     sheet.freeze_panes = "B2"
     notes = book.create_sheet("how to rate")
-    notes.append([f"Numbers from 1 (worst) to {scale} (best). Leave a row empty to pass it over."])
+    numbers = f"Numbers from 1 (worst) to {scale} (best)" if scale else "yes or no"
+    notes.append([f"{numbers}. Leave a row empty to pass it over."])
+    meanings = CRITERIA if scale else YES_NO_CRITERIA
     for name in criteria:
-        notes.append([name, CRITERIA.get(name, "All in all, how good is the explanation?")])
+        notes.append([name, meanings.get(name, "All in all, how good is the explanation?")])
     book.save(path)
 
 
