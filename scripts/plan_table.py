@@ -1,18 +1,33 @@
-"""Compiles the shipped variants for TPU slices and prints the table of docs/performance.md.
+"""Compiles the shipped variants for TPU slices and prints the tables of docs/performance.md.
 
     python -m scripts.plan_table                 every row; about two minutes each, compiled ones are remembered
     python -m scripts.plan_table --only=8b       rows whose configuration or slice contains the text
+    python -m scripts.plan_table --adapters      full fine-tuning, LoRA and QLoRA by arithmetic: seconds, no compiler
 
-Each row is one call of `python -m mmed_jax.plan --config=.. --topology=..` with what the row shows and nothing else. It
-needs the extra `plan` and no TPU.
+Each compiled row is one call of `python -m mmed_jax.plan --config=.. --topology=..` with what the row shows and nothing
+else. It needs the extra `plan` and no TPU.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import hardware
+from mmed_jax.config.recipes import load_config
+from mmed_jax.config.values import batch_rows, with_values
+from mmed_jax.model.config import PRESETS, LlamaConfig
+from mmed_jax.parallel.chips import TPUS
+from mmed_jax.planning.advice import room
+from mmed_jax.planning.memory import memory_terms, total
+from mmed_jax.planning.planner import mesh_sizes
+from mmed_jax.planning.step_time import speed
+from mmed_jax.planning.topology import Topology, count, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -42,6 +57,12 @@ FASTER = [
     ("stage1:8b", "v5e-64", {"batch_size": 64}),
     ("stage1:8b", "v5e-64", {"batch_size": 256}),
     ("stage1:70b", "v5p-256", {}),
+]
+# Adapters, and beside them what trains all weights on the same slice.
+ADAPTERS = [
+    ("stage1:8b-lora", "v5e-8", {"batch_size": 8}),
+    ("stage1:8b-lora", "v5p-8", {}),
+    ("stage1:70b-qlora", "v5e-8", {"batch_size": 8}),
 ]
 HEAD = (
     "config",
@@ -102,13 +123,73 @@ def line(config: str, topology: str, changes: dict) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def main() -> None:
+# ---- By arithmetic: every model, however it is tuned, on the least that holds it -------------------------------------
+
+SIZES = ("1b", "3b", "8b", "70b")
+WAYS = {"": "full", "-lora": "LoRA", "-qlora": "QLoRA, nf4"}
+# The slices of a chip in the order of their size; one GPU, or none.
+CHIPS = {
+    **{chip: [f"{chip}-{n}" for n in TPUS[chip].shapes] for chip in ("v5e", "v6e", "v5p")},
+    "one H100": ["gpu:1xh100-80g"],
+    "one H200": ["gpu:1xh200"],
+}
+
+
+def smallest(
+    config: ConfigDict, cfg: LlamaConfig, names: list[str]
+) -> tuple[Topology, ConfigDict, dict[str, int]] | None:
+    """The first slice that holds a config by arithmetic, the config in as few micro-batches as fit there, its mesh."""
+    for name in names:
+        topology = parse(name)
+        rows = batch_rows(config) // topology.chips
+        for accumulation in (n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= rows):
+            kernel = "triton" if topology.kind == "gpu" else "splash"
+            tried = with_values(config, {"grad_accum": accumulation, "attention": kernel})
+            mesh = mesh_sizes(tried, cfg, topology)
+            if total(memory_terms(tried, cfg, mesh)) <= room(topology):
+                return topology, tried, mesh
+    return None
+
+
+def cell(config: ConfigDict, cfg: LlamaConfig, names: list[str]) -> str:
+    """The smallest slice in a cell: name, micro-batches, memory, seconds a step, tokens a second and chip."""
+    found = smallest(config, cfg, names)
+    if found is None:
+        return "does not fit"
+    topology, config, mesh = found
+    seconds = speed(config, cfg, topology, mesh).schedule_s
+    each = batch_rows(config) * config.data.seq_len / seconds / topology.chips
+    name = "" if topology.kind == "gpu" else f"{topology.name}, "
+    memory = total(memory_terms(config, cfg, mesh)) / GIB
+    return f"{name}{count(config.grad_accum, 'part')}: {memory:.1f} GiB, {seconds:,.1f} s, {each:,.0f}"
+
+
+def arithmetic_table(only: str) -> list[str]:
+    """Lines of the table of adapters, of variants whose name contains `only`."""
+    lines = [f"| model | trained | {' | '.join(CHIPS)} |", f"|{'---|' * (2 + len(CHIPS))}"]
+    for size, (suffix, way) in itertools.product(SIZES, WAYS.items()):
+        if only in f"stage1:{size}{suffix}":
+            config, cfg = load_config(f"stage1:{size}{suffix}"), PRESETS[hardware.PRESETS[size]]
+            cells = (cell(config, cfg, names) for names in CHIPS.values())
+            lines.append(f"| {size} | {way} | {' | '.join(cells)} |")
+    return lines
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose configuration or slice contains this")
-    only, failed = parser.parse_args().only, []
-    tables = [[row for row in rows if only in f"{row[0]} {row[1]}"] for rows in (SHIPPED, FASTER)]
+    parser.add_argument("--adapters", action="store_true", help="adapters by arithmetic, nothing is compiled")
+    arguments, failed = parser.parse_args(argv), []
+    only = arguments.only
+    if arguments.adapters:
+        lines = arithmetic_table(only)
+        if len(lines) == 2:
+            parser.error(f"--only={only}: no variant has that; there are {', '.join(SIZES)}")
+        print("\n".join(lines))
+        return
+    tables = [[row for row in rows if only in f"{row[0]} {row[1]}"] for rows in (SHIPPED, FASTER, ADAPTERS)]
     if not any(tables):
-        known = sorted({name for row in (*SHIPPED, *FASTER) for name in row[:2]})
+        known = sorted({name for row in (*SHIPPED, *FASTER, *ADAPTERS) for name in row[:2]})
         parser.error(f"--only={only}: no row has that; there are {', '.join(known)}")
     for rows in filter(None, tables):
         print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
