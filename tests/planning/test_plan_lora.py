@@ -12,7 +12,7 @@ from mmed_jax.model.config import PRESETS, num_params
 from mmed_jax.model.lora import lora_spec
 from mmed_jax.parallel import sharding
 from mmed_jax.planning import advice, host_memory, memory, planner, search, smaller_configs, step_time, topology
-from mmed_jax.training import flops
+from mmed_jax.training import flops, program
 from tests.support.hlo_cases import tpu_devices
 from tests.support.planning import arithmetic_compiler, run_plan, small
 
@@ -71,8 +71,7 @@ def test_parts_of_a_mesh():
     assert found["gathered layers"] == pytest.approx(decoded + 2 * decoded * 4.25 / 16, rel=0.01)
 
 
-@pytest.mark.parametrize("name, kind", [("v5e-1", "compute"), ("v5e-4", "nf4")])
-def test_arithmetic_agrees_with_the_compiler(name, kind, tmp_path):
+def test_arithmetic_agrees_with_the_compiler(tmp_path):
     """State to the byte but for how small arrays are laid out; all of it within what full fine-tuning is held to."""
     tpu_devices()
     keys = small(
@@ -84,9 +83,9 @@ def test_arithmetic_agrees_with_the_compiler(name, kind, tmp_path):
         batch_size=32,
         remat="minimal_ctx",
         lora__rank=16,
-        lora__base=kind,
+        lora__base="nf4",
     )
-    outcome = run_plan(name, f"--json={tmp_path}/plan.json", **keys)
+    outcome = run_plan("v5e-4", f"--json={tmp_path}/plan.json", **keys)
     assert outcome.code == 0, outcome.err
     found = json.loads((tmp_path / "plan.json").read_text())
     terms = [memory.Term(**t) for t in found["terms"]]
@@ -100,7 +99,28 @@ def test_arithmetic_agrees_with_the_compiler(name, kind, tmp_path):
     # computes whole blocks, not the half that is seen, and scores again for the backward pass: 7 products, not 6.
     attention = 6 * 48 * 512 * 512 * 32 * 512 / chips
     assert found["hlo_flops"] == pytest.approx(found["model_flops"] + (2 * 7 / 6 - 1) * attention, rel=0.03)
-    assert f"frozen in {kind if kind != 'compute' else 'bfloat16'}" in outcome.out
+    assert "frozen in nf4, bfloat16 compute" in outcome.out
+
+
+@pytest.mark.parametrize("fsdp, kind, policy", [(1, "compute", "none"), (4, "int8", "full")])
+def test_arithmetic_agrees_with_the_step_compiled_here(fsdp, kind, policy):
+    """State, what a step takes and FLOPs, for one device and a mesh of four: nothing frozen is there twice."""
+    keys = {"lora.rank": 16, "lora.base": kind, "remat": policy, "batch_size": 2 * fsdp, "mesh.devices": fsdp}
+    config, cfg = with_values(load_config("stage1:demo-lora"), keys), PRESETS["demo"]
+    mesh = sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:fsdp])
+    built = program.train_program(config, cfg, mesh, steps=10, attention="reference")
+    found = planner.plan_devices(built, config, cfg)
+    terms = [memory.Term(**t) for t in found.terms]
+    batch = 6 * 4 * 2 * 256
+    assert found.argument_bytes == pytest.approx(memory.total(terms, "state") + batch, rel=0.01)
+    assert found.needed_bytes == pytest.approx(memory.total(terms), rel=0.2)
+    # The reference attention works on all pairs, twice the causal count; remat computes the forward pass again, but for
+    # what no gradient needs. A frozen weight's gradient would add 2N.
+    tokens, attention = 2 * 256, 6 * cfg.num_layers * cfg.num_heads * cfg.head_dim * 256
+    least = found.model_flops + attention * tokens
+    again = (2 * flops.matmul_params(cfg) + 2 / 3 * attention) * tokens if policy == "full" else 0
+    assert 0.99 * least < found.hlo_flops < 1.04 * (least + again)
+    assert found.hlo_flops < found.model_flops + attention * tokens + again + 1.2 * flops.matmul_params(cfg) * tokens
 
 
 def test_host_memory_of_a_run_on_cpus():
@@ -229,6 +249,9 @@ def test_frozen_weights_in_fewer_bits_are_advised_with_what_they_cost(tmp_path):
     config, cfg = with_values(load_config("stage1:70b-lora"), {"grad_accum": 128}), PRESETS["llama3-70b"]
     line = advice.next_line(config, cfg, ONE, "gpu", 80e9)
     assert "--config.lora.base=nf4" in line and "now lora.base is compute" in line
+    # All weights of a 70B on one card: nothing else is left, and what it means is said.
+    line = advice.next_line(load_config("stage1:70b"), cfg, ONE, "gpu", 80e9)
+    assert "--config.lora.rank=16 --config.lora.base=nf4" in line and "is trained, not all weights" in line
 
 
 def test_a_search_keeps_the_adapter_and_tries_bases_that_are_named():
