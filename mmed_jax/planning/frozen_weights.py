@@ -21,8 +21,7 @@ class FrozenWeights:
     is at work (in parts over the tensor axis only); layer_params: their number there. adapter: numbers that are
     trained, with what fills up smaller ranks. gathered_weights, whole_adapter: as weights and adapter, over the tensor
     axis only. values_in, values_out: of a token and all adapted modules of all layers, what they read and give, over
-    the tensor axis. quantised: whether weights are decoded before they are multiplied. dora: whether rows of the
-    weights are brought to a trained length.
+    the tensor axis. quantised: whether weights are decoded before they are multiplied.
     """
 
     weights: float
@@ -34,7 +33,6 @@ class FrozenWeights:
     values_in: float
     values_out: float
     quantised: bool
-    dora: bool
 
     def layer_bytes(self, width: int, split: bool) -> float:
         """Bytes while a layer is at work: its weights and the next one's as they arrive, and one layer's decoded.
@@ -42,13 +40,8 @@ class FrozenWeights:
         Args:
           width: bytes of a value of the compute dtype. split: whether layers are gathered from parts.
         """
-        decoded = self.layer_params * width
-        # DoRA takes the norms of W + s B A, which is there for as long.
-        return (
-            (2 * self.layer_codes if split else 0.0)
-            + (decoded if self.quantised else 0.0)
-            + (decoded if self.dora else 0.0)
-        )
+        gathered = 2 * self.layer_codes if split else 0.0
+        return gathered + (self.layer_params * width if self.quantised else 0.0)
 
 
 def frozen_weights(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int]) -> FrozenWeights | None:
@@ -96,7 +89,6 @@ def _sizes(
         values_in=sum(m["lora_a"].shape[0] * m["lora_a"].shape[-1] for m in ranked) / sizes["tensor"],
         values_out=sum(m["lora_b"].shape[0] * m["lora_b"].shape[-2] for m in ranked) / sizes["tensor"],
         quantised=kind != "compute",
-        dora=spec.dora,
     )
 
 
