@@ -21,12 +21,14 @@ ko       and Korean: KorMedMCQA, non-commercial (--licenses=research); not of th
 demo     seven languages of hand-written questions, divided 14:1:5
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from data_gen.sets.recipes import base, source, step
 
 VARIANTS = ("", "ko", "demo")
-SIX: dict[str, dict[str, object]] = {
+SIX: dict[str, dict[str, Any]] = {
     "medqa_us": {"prefer": "4_options"},
     "medqa_zh": {"prefer": "4_options"},
     "igakuqa": {"divide": (8, 1, 1), "skip": ("_translate", "_metadata")},
@@ -54,7 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.citation = CITATION
     c.languages = ("en", "zh", "ja", "fr", "ru", "es")
     c.validation_fraction = 0.0
-    sources: dict[str, dict[str, object]] = {
+    sources: dict[str, dict[str, Any]] = {
         name: {"adapter": name, "kind": "mcq", **values} for name, values in SIX.items()
     }
     if variant == "ko":
