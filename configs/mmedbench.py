@@ -18,7 +18,7 @@ Not published, and ours here:
 variant  languages
 ""       English, Chinese, Japanese, French, Russian, Spanish
 ko       and Korean: KorMedMCQA, non-commercial (--licenses=research); not of the paper
-demo     seven languages of hand-written questions, divided 14:1:5
+demo     seven languages of hand-written questions, divided 3:1
 """
 
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_gen.sets.recipes import base, source, step
+from mmed_jax.data.records.schema import LANGUAGES
 
 VARIANTS = ("", "ko", "demo")
 SIX: dict[str, dict[str, Any]] = {
@@ -63,8 +64,8 @@ def get_config(variant: str = "") -> ConfigDict:
         c.languages += ("ko",)
         sources["kormedmcqa"] = {"adapter": "kormedmcqa", "kind": "mcq"}
     if variant == "demo":
-        c.languages = ("en", "zh", "ja", "fr", "ru", "es", "ko")
-        sources = {"handcrafted": {"path": "@handcrafted/mcq.jsonl", "divide": (14, 1, 5)}}
+        c.languages = LANGUAGES
+        sources = {"handcrafted": {"path": "@handcrafted/mcq.jsonl", "divide": (3, 0, 1)}}
     for name, values in sources.items():
         c.source[name] = source(split="train", **values)
         c.source[f"{name}_test"] = source(split="test", **values)

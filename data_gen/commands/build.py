@@ -387,7 +387,7 @@ def _print_set(build: Build, facts: Facts, output: str) -> None:
 def _print_benchmark(build: Build, facts: Facts, output: str) -> None:
     """Where the questions are not as many as published, and what to do next."""
     for code, split, n, published in mmedbench_card.count_rows(build, facts):
-        if n != published:
+        if published and n != published:
             print(f"{split}/{code}: {n:,} questions, {published:,} published")
     for license, n in sorted(build.inputs.licenses.items()):
         print(

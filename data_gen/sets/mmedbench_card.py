@@ -37,8 +37,12 @@ def published_counts() -> dict[tuple[str, str], int]:
 
 
 def count_rows(build: Any, facts: Facts) -> list[tuple[str, str, int, int]]:
-    """(language, split, questions here, questions published) of every language of the recipe."""
-    published = published_counts()
+    """(language, split, questions here, questions published) of every language of the recipe.
+
+    Nothing is published, 0, of a recipe without published sources.
+    """
+    adapters = any(build.recipe.source[name].adapter for name in build.recipe.sources)
+    published = published_counts() if adapters else {}
     return [
         (code, split, facts.rows[split, code], published.get((split, code), 0))
         for code in build.recipe.languages
@@ -48,7 +52,7 @@ def count_rows(build: Any, facts: Facts) -> list[tuple[str, str, int, int]]:
 
 def counts(build: Any, facts: Facts) -> str:
     """The section on rows, beside the published numbers."""
-    rows = [(f"{LANGUAGE_NAMES[c]} ({c})", split, n, there) for c, split, n, there in count_rows(build, facts)]
+    rows = [(f"{LANGUAGE_NAMES[c]} ({c})", split, n, there or "") for c, split, n, there in count_rows(build, facts)]
     text = "## Rows\n\n" + table(("language", "split", "here", "published"), rows)
     return text + "\n\nPublished: the counts of arXiv 2402.13963; of Korean, which it has not, those of KorMedMCQA."
 

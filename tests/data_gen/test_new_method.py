@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def complete(body: dict) -> str:
 
 
 def test_a_command_a_step_and_every_list_follow(python):
-    assert "\n  simplify     answers in plain words\n" in python("-m", "data_gen")
+    assert re.search(r"\n  simplify +answers in plain words\n", python("-m", "data_gen"))
     assert "--age N" in python("-m", "data_gen", "simplify", "--help")
     assert "simplify" in python("-m", "data_gen", "estimate", "--help").splitlines()[0]
     with OpenAIServer(complete) as server:

@@ -33,6 +33,7 @@ PARTIAL = {
     "mmed_jax/evaluation/benchmarks/": "a benchmark has the languages that it was published in",
     "configs/mmed_ift.py:": "the languages of the published set",
     "configs/mmed_ift_mc.py:": "the languages of the published set",
+    "configs/mmedbench.py:": "the languages of the published set",
     "configs/mmedc.py:FINEWEB2": "English is FineWeb's",
     "scripts/quickstart.py:QUESTION_LANGUAGES": "those of which an answer is shown",
     "mmed_jax/evaluation/comparison/": "the languages of the published tables",
