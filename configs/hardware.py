@@ -37,8 +37,11 @@ def accelerator(c: ConfigDict) -> None:
 def lora(c: ConfigDict, *, quantised: bool = False) -> None:
     """An adapter of rank 16 on every linear module of the frozen weights, which stay in bfloat16 or become 4 bits.
 
-    Its checkpoints are a hundredth of the model's, so that they may be frequent.
+    Eight rows are at work at a time, so that an 8B fits one 80 GB GPU or eight chips of 16 GB, in 4 bits also a 70B:
+    on more devices config.grad_accum may be less. Its checkpoints are a hundredth of the model's, so that they may be
+    frequent.
     """
+    c.grad_accum = 16
     c.lora.rank = 16
     c.lora.base = "nf4" if quantised else "compute"
     c.checkpoint.every_minutes = 5.0

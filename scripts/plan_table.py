@@ -60,9 +60,9 @@ FASTER = [
 ]
 # Adapters, and beside them what trains all weights on the same slice.
 ADAPTERS = [
-    ("stage1:8b-lora", "v5e-8", {"batch_size": 8}),
-    ("stage1:8b-lora", "v5p-8", {}),
-    ("stage1:70b-qlora", "v5e-8", {"batch_size": 8}),
+    ("stage1:8b-lora", "v5e-8", {"batch_size": 8, "grad_accum": 1}),
+    ("stage1:8b-lora", "v5p-8", {"grad_accum": 1}),
+    ("stage1:70b-qlora", "v5e-8", {"batch_size": 8, "grad_accum": 1}),
 ]
 HEAD = (
     "config",
