@@ -212,6 +212,9 @@ class Build:
             with tempfile.TemporaryDirectory(prefix="data_gen-") as folder:
                 yield Path(folder)
             return
+        other = "jsonl" if self.is_benchmark else "Train"
+        if (self.output / other).is_dir():  # its files would be read together with the new ones
+            raise UserError(f"--output={self.output}: holds what another format wrote ({other}/); name another folder")
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             _clear(self.output)
@@ -377,26 +380,11 @@ def _print_set(build: Build, facts: Facts, output: str) -> None:
         print(f"{reason:<{width}}  {n:>9,}")
     print(build.cost_text())
     if build.is_benchmark:
-        _print_benchmark(build, facts, output)
+        print("\n".join(mmedbench_card.notes(build, facts, output)))
         return
     print(f"written: {output} (README.md, report.html, jsonl/, tfds/, parquet/)")
     stage = "stage1" if recipe.kind == "instruction" else "stage2"
     print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={output}/tfds/{recipe.name}")
-
-
-def _print_benchmark(build: Build, facts: Facts, output: str) -> None:
-    """Where the questions are not as many as published, and what to do next."""
-    for code, split, n, published in mmedbench_card.count_rows(build, facts):
-        if published and n != published:
-            print(f"{split}/{code}: {n:,} questions, {published:,} published")
-    for license, n in sorted(build.inputs.licenses.items()):
-        print(
-            f"{n:,} questions left out for their licence '{license}': --recipe.licenses_also=\"{license}\" lets them in"
-        )
-    repeats = len(build.near_duplicates)
-    print(f"{repeats:,} test questions stand in train as well: {output}/near_duplicates.ndjson")
-    print(f"written: {output} (Train/, Test/, records/, README.md, report.html)")
-    print(f"next: python -m data_gen check sheet --input={output} --items=200 --output=sheets")
 
 
 def _check_steps(build: Build) -> None:

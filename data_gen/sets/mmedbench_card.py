@@ -95,3 +95,22 @@ def summary(build: Any, facts: Facts) -> dict:
         ],
         "languages": list(languages_present(facts)),
     }
+
+
+def notes(build: Any, facts: Facts, output: str) -> list[str]:
+    """What the command says at the end: where questions are not as many as published, and what to do next."""
+    lines = [
+        f"{split}/{code}: {n:,} questions, {published:,} published"
+        for code, split, n, published in count_rows(build, facts)
+        if published and n != published
+    ]
+    for text, n in sorted(build.inputs.licenses.items()):
+        flag = f'--recipe.licenses_also="{text}"'
+        lines.append(f"{n:,} questions left out for their licence '{text}': {flag} lets them in")
+    repeats = len(build.near_duplicates)
+    return [
+        *lines,
+        f"{repeats:,} test questions stand in train as well: {output}/near_duplicates.ndjson",
+        f"written: {output} (Train/, Test/, records/, README.md, report.html)",
+        f"next: python -m data_gen check sheet --input={output} --items=200 --output=sheets",
+    ]

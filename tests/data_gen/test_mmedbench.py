@@ -1,6 +1,7 @@
 """MMedBench from its sources: published counts and keys, splits, what a model sees, and the files read back."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from data_gen.commands.build import main
 from data_gen.sets.divide import divided
 from data_gen.sets.mmedbench_format import PUBLISHED, read_built
-from data_gen.sets.recipes import load_recipe
+from data_gen.sets.recipes import as_dict, load_recipe
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.records.reading import read_records
 from mmed_jax.evaluation.benchmarks.locate import locate_benchmarks
@@ -157,6 +158,31 @@ def test_unknown_licences_are_left_out_and_said(built, tmp_path, capsys):
     build(folder.parent / "raw", tmp_path / "out", "--recipe.steps=", "--licenses=research", recipe="mmedbench:ko")
     assert len(lines(tmp_path / "out", "Train", "Korean")) == 2 and len(lines(tmp_path / "out", "Test", "Korean")) == 1
     assert {tuple(x) for x in lines(tmp_path / "out", "Test", "Korean")} == {PUBLISHED}
+
+
+def test_building_again_pays_nothing_and_gives_the_same_bytes(built, tmp_path):
+    folder, shown = built
+    (tmp_path / "raw").symlink_to(folder.parent / "raw")
+    for suffix in ("", "-wal", "-shm"):
+        if (ledger := folder.parent / f"ledger.sqlite{suffix}").exists():
+            shutil.copy(ledger, tmp_path / ledger.name)
+    model = Watched()
+    build(tmp_path / "raw", tmp_path / "again", ALSO, "--extra=id,topic,license,needs_image,provenance", model=model)
+    files = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert files == {p.relative_to(tmp_path / "again"): p.read_bytes() for p in (tmp_path / "again").rglob("*.*")}
+    assert shown and not model.shown
+    with pytest.raises(UserError, match=r"holds what another format wrote \(Train/\)"):
+        main(["--recipe=mmed_ift:demo", f"--output={tmp_path / 'again'}", "--model=x", "--price=1,1"])
+
+
+def test_recipes_that_ask_for_none_of_it_keep_their_hash():
+    """Cards name it: keys that came with this format are no part of another recipe's."""
+    plain = as_dict(load_recipe("mmed_ift", {}))
+    assert not {"format", "extra", "shuffle_options"} & set(plain)
+    assert not {"prefer", "skip", "divide", "closed_book"} & set(plain["source"]["medquad"])
+    assert "test_answers" not in plain["step"]["qa"]
+    asked = as_dict(load_recipe("mmedbench", {"extra": "id"}))
+    assert asked["format"] == "mmedbench" and asked["source"]["igakuqa"]["divide"] == [8, 1, 1]
 
 
 def test_it_is_read_as_mmedbench(built):

@@ -131,7 +131,8 @@ def test_two_copies_beside_each_other(copy, built, tmp_path, capsys):
     rows = [json.loads(line) for line in chinese.read_text().splitlines()]
     rows[0]["options"], rows[0]["answer_idx"] = dict(zip("ABCD", reversed(rows[0]["options"].values()))), "C"
     chinese.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    compare_mmedbench.main([f"--ours={copy}", f"--theirs={built}", f"--output={tmp_path / 'd.json'}"])
+    packed = shutil.make_archive(str(tmp_path / "MMedBench"), "zip", built.parent, "mmedbench")
+    compare_mmedbench.main([f"--ours={copy}", f"--theirs={packed}", f"--output={tmp_path / 'd.json'}"])
     found = json.loads((tmp_path / "d.json").read_text())
     rows = {(r["language"], r["split"]): r for r in found["counts"]}
     assert rows["fr", "train"]["other answer"] == 1 and rows["fr", "train"]["matched"] == 1
