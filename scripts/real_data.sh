@@ -58,6 +58,9 @@ for name in medqa_zh jmmlu; do
   awk 'NR % 10 == 0' "$records/all_$name.jsonl" > "$records/dev/$name.jsonl"
 done
 
+# scripts/tuning_comparison.sh goes on from here by itself.
+[ -z "${RECORDS_ONLY:-}" ] || exit 0
+
 join() { local IFS=,; echo "$*"; }
 stage1=$(join "$records"/stage1/*.jsonl)
 stage2=$(join "$records"/stage2/*.jsonl)
