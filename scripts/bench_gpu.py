@@ -1,13 +1,14 @@
-"""Full fine-tuning of an 8B model on one GPU with random weights: tokens/s, MFU, memory, and where the time goes.
+"""An 8B model trained on one GPU, in full and by LoRA, with random weights: tokens/s, MFU, memory, where the time goes.
 
     scripts/bench_gpu.sh [--output=DIR]          makes the environment and calls this
     python -m scripts.bench_gpu --smoke          tries the script itself without a GPU, on a tiny model
 
 Measured on the card, one after another, each in a process of its own: the rate of bfloat16 products; training steps of
-the program that `train` runs, packed rows of 2048 and 8192 tokens and one document of 8192; the same work by
-transformers, when torch with CUDA is installed. MFU is causal model FLOPs (training/flops.py) over the measured rate,
-and over the data sheet's. Remat is the policy that keeps most and fits the card's memory. What no time is left for
-(--minutes) is left out, and said so. Writes bench_gpu.json and bench_gpu.md to --output.
+the program that `train` runs, packed rows of 2048 and 8192 tokens and one document of 8192; an adapter (rank 16, every
+linear module) on frozen weights in bfloat16 (lora) and in nf4 (qlora); the same work by transformers and by peft, for
+nf4 with bitsandbytes, when torch with CUDA is installed. MFU is causal model FLOPs (training/flops.py) over the
+measured rate, and over the data sheet's. Remat is the policy that keeps most and fits the card's memory. What no time
+is left for (--minutes) is left out, and said so. Writes bench_gpu.json and bench_gpu.md to --output.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__" and str(ROOT) not in sys.path:
@@ -33,11 +34,20 @@ from mmed_jax.common.errors import UserError, WorkError, run_command  # noqa: E4
 from mmed_jax.common.output_files import check_folder  # noqa: E402
 from mmed_jax.model.config import PRESETS, LlamaConfig, num_params, to_hf  # noqa: E402
 
-PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "torch", "transformers", "flash-attn")
+if TYPE_CHECKING:
+    from mmed_jax.model.lora import LoraSpec
+
+PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "torch", "transformers", "peft", "bitsandbytes", "flash-attn")
 # From what keeps most to what keeps least.
 REMAT = ("minimal_ctx", "qkv", "full")
 # Bytes a parameter that stay on the card: float32 weights and gradients, and the optimizer's moments.
 OPTIMIZERS = {"adamw": 4 + 4 + 2 + 4, "adafactor": 4 + 4}
+# What is trained, and its recipe. Frozen weights: bfloat16, or of the linear modules 4 bits and a bfloat16 for each 64.
+TUNINGS = {"full": "stage1:8b", "lora": "stage1:8b-lora", "qlora": "stage1:8b-qlora"}
+NF4_BYTES = 0.5 + 2 / 64
+ADAPTER_BYTES = 16  # a parameter: weight, gradient and moments in float32
+# Packages that a peer needs for a tuning.
+NEEDS = {"lora": ("peft",), "qlora": ("peft", "bitsandbytes")}
 # Logits of a chunk, the head in float32, a layer's own working memory: 0.6 to 4.3e9 as compiled for an H200.
 WORKING_BYTES = 4.5e9
 # The whole card is never ours: the driver, the context and fragmentation take part of it.
@@ -83,21 +93,48 @@ def activation_bytes(cfg: LlamaConfig, remat: str) -> float:
     return 2.0 * cfg.num_layers * (d + kept[remat])
 
 
-def policies_that_fit(cfg: LlamaConfig, optimizer: str, tokens: int, card_bytes: float) -> list[str]:
+def adapter(cfg: LlamaConfig, tuning: str) -> "LoraSpec | None":
+    """The adapter of a tuning's recipe, None for full fine-tuning."""
+    from mmed_jax.config.recipes import load_config
+    from mmed_jax.model.lora import lora_spec
+
+    return None if tuning == "full" else lora_spec(load_config(TUNINGS[tuning]).lora, cfg)
+
+
+def resident_bytes(cfg: LlamaConfig, tuning: str, optimizer: str) -> float:
+    """Bytes that stay on the card: weights, and gradients and moments of what is trained."""
+    total = num_params(cfg)
+    spec = adapter(cfg, tuning)
+    if spec is None:
+        return total * OPTIMIZERS[optimizer]
+    from mmed_jax.model.lora import num_adapter_params
+
+    d, heads = cfg.hidden_size, cfg.num_heads + 2 * cfg.num_kv_heads
+    attention = d * cfg.head_dim * (heads + cfg.num_heads)
+    linear = cfg.num_layers * (attention + 3 * d * cfg.intermediate_size)
+    frozen = 2 * total if tuning == "lora" else 2 * (total - linear) + NF4_BYTES * linear
+    return frozen + ADAPTER_BYTES * num_adapter_params(spec, cfg)
+
+
+def policies_that_fit(
+    cfg: LlamaConfig, optimizer: str, tokens: int, card_bytes: float, tuning: str = "full"
+) -> list[str]:
     """Remat policies by arithmetic, the one that keeps most first; the leanest always stays, to be tried."""
-    room = USABLE * card_bytes - num_params(cfg) * OPTIMIZERS[optimizer] - WORKING_BYTES
+    room = USABLE * card_bytes - resident_bytes(cfg, tuning, optimizer) - WORKING_BYTES
     return [p for p in REMAT if activation_bytes(cfg, p) * tokens <= room or p == REMAT[-1]]
 
 
 def cases(args: argparse.Namespace, cfg: LlamaConfig, card_bytes: float) -> list[dict[str, Any]]:
     """What is measured, most wanted first."""
 
-    def case(system: str, seq_len: int, packed: bool, optimizer: str = "adafactor") -> dict[str, Any]:
+    def case(
+        system: str, seq_len: int, packed: bool, optimizer: str = "adafactor", tuning: str = "full"
+    ) -> dict[str, Any]:
         rows = max(1, args.tokens // seq_len)
-        if system == "transformers":
+        if system != "mmed_jax":
             tries = [{"micro_rows": n} for n in (4, 2, 1) if n <= rows]
         else:
-            tries = [{"remat": p} for p in policies_that_fit(cfg, optimizer, rows * seq_len, card_bytes)]
+            tries = [{"remat": p} for p in policies_that_fit(cfg, optimizer, rows * seq_len, card_bytes, tuning)]
         shape = f"{rows} x {seq_len} {'packed' if packed else 'one document a row'}"
         return {
             "system": system,
@@ -106,12 +143,18 @@ def cases(args: argparse.Namespace, cfg: LlamaConfig, card_bytes: float) -> list
             "seq_len": seq_len,
             "packed": packed,
             "optimizer": optimizer,
+            "tuning": tuning,
             "tries": tries,
         }
 
+    def adapters(seq_len: int) -> list[dict[str, Any]]:
+        systems = ("mmed_jax", "peft")
+        return [case(system, seq_len, True, "adamw", tuning) for tuning in ("lora", "qlora") for system in systems]
+
     if args.smoke:
-        return [case("mmed_jax", 256, True), case("transformers", 256, True)]
+        return [case("mmed_jax", 256, True), case("transformers", 256, True), *adapters(256)]
     wanted = [case("mmed_jax", 2048, True), case("mmed_jax", 8192, True), case("transformers", 2048, True)]
+    wanted += adapters(2048)
     wanted += [case("mmed_jax", 8192, False), case("transformers", 8192, False)]
     if num_params(cfg) * OPTIMIZERS["adamw"] < USABLE * card_bytes - WORKING_BYTES:
         wanted.insert(2, case("mmed_jax", 2048, True, "adamw"))
@@ -141,10 +184,13 @@ def run_case(system: str, case: dict[str, Any], smoke: bool) -> tuple[dict[str, 
 def measure(args: argparse.Namespace, model: dict, wanted: list[dict], begun: float) -> list[dict[str, Any]]:
     """Runs the cases; each gets "result", or "missing" with the reason."""
     for case in wanted:
-        label = f"{case['system']}, {case['shape']}, {case['optimizer']}"
+        label = f"{case['system']}, {case['tuning']}, {case['shape']}, {case['optimizer']}"
+        needs = NEEDS.get(case["tuning"], ()) if case["system"] == "peft" else ()
         if time.monotonic() - begun > args.minutes * 60:
             case["missing"] = f"no time left within --minutes={args.minutes:g}"
-        elif case["system"] == "transformers" and not args.smoke and not torch_has_cuda():
+        elif missing := [p for p in needs if not _installed(p)]:
+            case["missing"] = f"not installed here: {', '.join(missing)} (pip install {' '.join(missing)})"
+        elif case["system"] != "mmed_jax" and not args.smoke and not torch_has_cuda():
             case["missing"] = "torch with CUDA is not installed here (pip install torch transformers)"
         else:
             for attempt in case["tries"]:
@@ -182,10 +228,19 @@ def markdown(report: dict[str, Any]) -> str:
     card, rates = report["card"], report["matmul"]["flops_per_second"]
     lines = [f"{report['model']} on {card['name']}, {report['date']}, {report['versions']}", ""]
     lines += [f"bfloat16 product {size}: {rate / 1e12:,.1f} TFLOP/s" for size, rate in rates.items()]
-    columns = ("system", "batch", "optimizer", "remat or micro-batch", "attention", "tokens/s", "MFU of measured rate")
-    lines += ["", f"| {' | '.join(columns)} | MFU of data sheet | peak GiB |", "|---" * 9 + "|"]
+    columns = (
+        "system",
+        "tuning",
+        "batch",
+        "optimizer",
+        "remat or micro-batch",
+        "attention",
+        "tokens/s",
+        "MFU of measured rate",
+    )
+    lines += ["", f"| {' | '.join(columns)} | MFU of data sheet | peak GiB |", "|---" * 10 + "|"]
     for case in report["cases"]:
-        head = f"| {case['system']} | {case['shape']} | {case['optimizer']} |"
+        head = f"| {case['system']} | {case['tuning']} | {case['shape']} | {case['optimizer']} |"
         if case["missing"]:
             lines.append(f"{head} not run: {case['missing']} | | | | | |")
             continue
@@ -200,7 +255,7 @@ def markdown(report: dict[str, Any]) -> str:
     for case in report["cases"]:
         if case.get("result", {}).get("kernels"):
             total = case["result"]["profiled_seconds_per_step"]
-            what = f"{case['shape']}, {case['optimizer']}"
+            what = f"{case['tuning']}, {case['shape']}, {case['optimizer']}"
             lines += ["", f"Biggest kernels, {what}; all take {total * 1e3:,.1f} ms a step:", ""]
             lines += ["| ms a step | share | calls | kernel | from |", "|---|---|---|---|---|"]
             lines += [
@@ -249,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
     measured = measure(args, model, cases(args, cfg, card["bytes"]), begun)
     for case in measured:
         if not case["missing"]:
-            flops = train_flops_per_token(cfg, case["seq_len"])
+            flops = train_flops_per_token(cfg, case["seq_len"], adapter(cfg, case["tuning"]))
             case["summary"] = summary(case, flops, best, peak_flops(products["device_kind"]))
     versions = {p: importlib.metadata.version(p) for p in PACKAGES if _installed(p)}
     report = {

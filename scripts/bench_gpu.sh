@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One NVIDIA GPU with 80 GB or more: speed, MFU, memory and biggest kernels of full fine-tuning an 8B model with random weights, beside
-# transformers where torch with CUDA is installed. Under 10 minutes after the environment is made.
+# One NVIDIA GPU with 80 GB or more: speed, MFU, memory and biggest kernels of an 8B model with random weights, trained in full, by
+# LoRA and by QLoRA, beside transformers and peft where torch with CUDA is installed (QLoRA: bitsandbytes as well). Under 10 minutes after the environment is made.
 #   scripts/bench_gpu.sh [--output=DIR] [--model=llama3-8b] [--minutes=9]      see scripts/bench_gpu.py
 # PYTHON_BIN=... takes that python (with jax[cuda13]) and makes no environment.
 set -euo pipefail

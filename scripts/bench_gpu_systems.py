@@ -1,9 +1,9 @@
 """What scripts/bench_gpu.py measures, each in a process of its own:
 
-    python -m scripts.bench_gpu_systems matmul|mmed_jax|transformers CASE.json RESULT.json
+    python -m scripts.bench_gpu_systems matmul|mmed_jax|transformers|peft CASE.json RESULT.json
 
-CASE.json: model (architecture under Hugging Face's names), rows, seq_len, packed, optimizer, remat, micro_rows, steps,
-cpu (a try without a card: float32). RESULT.json: what was measured. Weights and tokens are random.
+CASE.json: model (architecture under Hugging Face's names), rows, seq_len, packed, optimizer, tuning, remat, micro_rows,
+steps, cpu (a try without a card: float32). RESULT.json: what was measured. Weights and tokens are random.
 """
 
 import gc
@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mmed_jax.config.recipes import load_config
+from scripts.bench_gpu import TUNINGS
 
 WARM_UP = 2
 KERNELS = 10
@@ -66,11 +69,34 @@ def matmul(case: dict) -> dict[str, Any]:
     return {"platform": device.platform, "device_kind": device.device_kind, "flops_per_second": rates}
 
 
+def random_base(abstract: dict[str, Any]) -> dict[str, Any]:
+    """Frozen weights of normal(0.02), norms of 1; quantised ones as random codes of about that spread."""
+    import jax
+    import jax.numpy as jnp
+
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
+
+    def leaf(number: int, path: tuple, x: jax.ShapeDtypeStruct) -> jax.Array:
+        name, key = path[-1].key, jax.random.key(number)
+        if name == "nf4":
+            return jax.random.bits(key, x.shape, jnp.uint8)
+        if name == "absmax":
+            return jnp.full(x.shape, 0.04, x.dtype)
+        if "norm" in path[-2].key:
+            return jnp.ones(x.shape, x.dtype)
+        return jax.random.normal(key, x.shape, x.dtype) * jnp.asarray(0.02, x.dtype)
+
+    made = [
+        jax.jit(leaf, static_argnums=(0, 1, 2), out_shardings=x.sharding)(i, path, x)
+        for i, (path, x) in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(tree, made)
+
+
 def mmed_jax(case: dict) -> dict[str, Any]:
     """Training steps of the program that `train` runs; a profile of two more."""
     import jax
 
-    from mmed_jax.config.recipes import load_config
     from mmed_jax.model.attention import resolve_backend
     from mmed_jax.model.config import from_hf
     from mmed_jax.parallel import sharding
@@ -80,7 +106,7 @@ def mmed_jax(case: dict) -> dict[str, Any]:
     from mmed_jax.training.program import train_program
 
     cfg = from_hf(case["model"])
-    config = load_config("stage1:8b")
+    config = load_config(TUNINGS[case["tuning"]])
     config.batch_size, config.data.seq_len, config.data.packing = case["rows"], case["seq_len"], case["packed"]
     config.compute_dtype = "float32" if case["cpu"] else "bfloat16"
     config.remat, config.grad_accum = case["remat"], 1
@@ -99,24 +125,28 @@ def mmed_jax(case: dict) -> dict[str, Any]:
     host = packed_rows(case["rows"], case["seq_len"], case["packed"], cfg.vocab_size)
     batch = placement.BatchPlacer(mesh, case["rows"], case["seq_len"])(host)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
-        params = placement.random_params(cfg, 0, program.state)
+        base = random_base(program.base)
+        if program.spec is None:
+            params = placement.random_params(cfg, 0, program.state)
+        else:
+            params = placement.fresh_adapter(program.spec, cfg, 0, program.state, base)
         state = placement.fresh_state(params, program.tx, program.state)
         del params
         start = time.perf_counter()
-        step = program.train_step.lower(state, batch).compile()
+        step = program.train_step.lower(state, batch, base).compile()
         compile_seconds = time.perf_counter() - start
         for _ in range(WARM_UP):
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, base)
         jax.block_until_ready(state)
         start = time.perf_counter()
         for _ in range(case["steps"]):
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, base)
         jax.block_until_ready(state)
         seconds = (time.perf_counter() - start) / case["steps"]
         with Profiler(folder, (1, 2)) as profiler:
             for number in (1, 2):
                 profiler.before(number, state)
-                state, metrics = step(state, batch)
+                state, metrics = step(state, batch, base)
                 profiler.after(number, state)
         found = operations(sorted(Path(folder).rglob("*.xplane.pb")))
     memory = step.memory_analysis()
@@ -124,7 +154,7 @@ def mmed_jax(case: dict) -> dict[str, Any]:
         "seconds_per_step": seconds,
         "compile_seconds": compile_seconds,
         "attention": backend,
-        "flops_per_token": train_flops_per_token(cfg, case["seq_len"]),
+        "flops_per_token": train_flops_per_token(cfg, case["seq_len"], program.spec),
         "loss": float(metrics["loss"]),
         "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
         "compiled_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else None,
@@ -137,7 +167,10 @@ def mmed_jax(case: dict) -> dict[str, Any]:
 
 
 def transformers(case: dict) -> dict[str, Any]:
-    """The same work by transformers' LlamaForCausalLM: float32 weights, bfloat16 autocast, gradient checkpointing."""
+    """The same work by transformers' LlamaForCausalLM: float32 weights, bfloat16 autocast, gradient checkpointing.
+
+    With an adapter by PEFT: the frozen weights in bfloat16, or in nf4 by bitsandbytes; float32 adapters.
+    """
     import importlib.util
 
     import torch
@@ -153,9 +186,14 @@ def transformers(case: dict) -> dict[str, Any]:
     config.use_cache = False
     with device:
         model = hf.LlamaForCausalLM(config)
+    if case["tuning"] != "full" and not cpu:
+        model = model.to(torch.bfloat16)
+    model = peft_model(model, case, device) if case["tuning"] != "full" else model
     model.train()
     model.gradient_checkpointing_enable()
-    weights = list(model.parameters())
+    weights = [p for p in model.parameters() if p.requires_grad]
+    if not cpu:
+        torch.cuda.reset_peak_memory_stats()  # float32 weights were there before they became smaller
     if case["optimizer"] == "adafactor":
         optimizer = torch.optim.Adafactor(weights, lr=1e-5)
     else:
@@ -197,7 +235,38 @@ def transformers(case: dict) -> dict[str, Any]:
     }
 
 
-SYSTEMS = {"matmul": matmul, "mmed_jax": mmed_jax, "transformers": transformers}
+def peft_model(model: Any, case: dict, device: Any) -> Any:
+    """`model` frozen, for qlora its layers in nf4 with double quantisation, with PEFT's adapter as of the recipes."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    if case["tuning"] == "qlora":
+        from bitsandbytes.nn import Linear4bit, Params4bit
+
+        settings = {"quant_type": "nf4", "compress_statistics": True}
+        dtype = torch.float32 if case["cpu"] else torch.bfloat16
+        for layer in model.model.layers:
+            for part in (layer.self_attn, layer.mlp):
+                for name, old in [(n, m) for n, m in part.named_children() if isinstance(m, torch.nn.Linear)]:
+                    new = Linear4bit(old.in_features, old.out_features, bias=False, compute_dtype=dtype, **settings)
+                    new.weight = Params4bit(old.weight.data.cpu(), requires_grad=False, **settings)
+                    setattr(part, name, new.to(device))
+        model.is_loaded_in_4bit = True  # tells peft which layers it meets
+    model.enable_input_require_grads()
+    adapter = load_config(TUNINGS[case["tuning"]]).lora
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=adapter.rank,
+            lora_alpha=adapter.alpha or 2 * adapter.rank,
+            lora_dropout=adapter.dropout,
+            target_modules="all-linear",
+        ),
+    )
+
+
+SYSTEMS = {"matmul": matmul, "mmed_jax": mmed_jax, "transformers": transformers, "peft": transformers}
 
 
 def main(argv: list[str]) -> int:

@@ -1,5 +1,6 @@
 """scripts/bench_gpu: tried on the CPU from end to end; refused without a GPU; its arithmetic of memory."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,17 +20,26 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_smoke(tmp_path):
     env = {**os.environ, "PYTHON_BIN": sys.executable}
     command = ["bash", str(ROOT / "scripts/bench_gpu.sh"), "--smoke", f"--output={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "bench_gpu.json").read_text())
-    assert [case["system"] for case in report["cases"]] == ["mmed_jax", "transformers"]
-    for case in report["cases"]:
+    ran = [(case["system"], case["tuning"]) for case in report["cases"]]
+    adapters = [(system, tuning) for tuning in ("lora", "qlora") for system in ("mmed_jax", "peft")]
+    assert ran == [("mmed_jax", "full"), ("transformers", "full"), *adapters]
+    *cases, last = report["cases"]
+    if importlib.util.find_spec("bitsandbytes") is None:
+        assert "bitsandbytes" in last["missing"]
+    else:
+        cases.append(last)
+    for case in cases:
         assert case["missing"] == "" and case["summary"]["tokens_per_second"] > 0
         # The same work: random weights of one spread, the same tokens, hardly trained.
         assert case["result"]["loss"] == pytest.approx(np.log(256), rel=0.05)
     assert 0 < len(report["cases"][0]["result"]["kernels"]) <= bench_gpu_systems.KERNELS
     table = (tmp_path / "bench_gpu.md").read_text()
-    assert table in done.stdout and "| mmed_jax | 2 x 256 packed | adafactor | minimal_ctx | reference |" in table
+    assert (
+        table in done.stdout and "| mmed_jax | full | 2 x 256 packed | adafactor | minimal_ctx | reference |" in table
+    )
 
 
 def test_refused_without_a_gpu(monkeypatch):
@@ -49,6 +59,16 @@ def test_remat_by_memory():
     assert bench_gpu.policies_that_fit(cfg, "adafactor", 16384, h200)[0] == "minimal_ctx"
     assert bench_gpu.policies_that_fit(cfg, "adamw", 16384, h200)[0] == "qkv"
     assert bench_gpu.policies_that_fit(cfg, "adafactor", 32768, h100) == ["full"]
+
+
+def test_memory_of_adapters():
+    """By hand, 8B: 6.98e9 of its 8.03e9 parameters are in linear modules of layers; 41.9e6 in the adapter."""
+    cfg = PRESETS["llama3-8b"]
+    lora, qlora = (bench_gpu.resident_bytes(cfg, tuning, "adamw") for tuning in ("lora", "qlora"))
+    assert lora == 2 * 8_030_261_248 + 16 * 41_943_040
+    linear = 32 * (4096 * 4096 * 2 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    assert lora - qlora == linear * (2 - 0.5 - 1 / 32)
+    assert bench_gpu.policies_that_fit(cfg, "adamw", 16384, 81559 * 2**20, "lora")[0] == "minimal_ctx"
 
 
 def test_remat_arithmetic_is_what_jax_keeps():
