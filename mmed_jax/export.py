@@ -122,13 +122,7 @@ def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path
     print(f"weights  {count:,} parameters, float32, {_bytes(4 * count)}")
     _print_tokens(source)
     print(f"output   {output}", flush=True)
-    name = args.base_name or source.base_name
-    if not name:
-        name = source.base_path
-        warn(
-            f"adapter_config.json will name the base as a folder of this machine ({name}); say what readers elsewhere "
-            "call it with --base_name=ORG/MODEL"
-        )
+    name = _base_name(args, source)
     start = time.monotonic()
     adapter, spec = source.load_adapter(), source.spec
     folded: list[str] = []
@@ -155,6 +149,24 @@ def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path
     print("checked  config, names, shapes and values of the folder as read back")
     _print_done(output, start)
     print(f"next     python -m mmed_jax.generate --model=BASE --adapter={args.output} --prompt=TEXT")
+
+
+def _base_name(args: argparse.Namespace, source: "LoraModel") -> str:
+    """What adapter_config.json calls the base; warns of one that its readers would not find, or find changed."""
+    name = args.base_name or source.base_name or source.base_path
+    if source.base is None:
+        warn(
+            f"{source.base_path} is not there any more, or holds other weights than those that the adapter was trained "
+            "on: only on those it means something"
+        )
+    if name == source.base_path:
+        run = source.record.get("kind") == "run"
+        warn(
+            f"adapter_config.json will name the base as a {'run' if run else 'folder'} of this machine ({name}); "
+            + ("peft reads no runs: export that one too, and " if run else "")
+            + "say what readers elsewhere call it with --base_name=ORG/MODEL"
+        )
+    return name
 
 
 def _check_place(args: argparse.Namespace, output: Path, source: "ModelSource") -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmed_jax.common.errors import UserError, nearest, warn
+from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.plain_text import adopt_roles
 from mmed_jax.data.tokenizers.tokenizer import check_vocab, load_tokenizer
 from mmed_jax.hf.base_model import hub_name
@@ -234,13 +234,12 @@ def adapt(base: ModelSource, peft: PeftFolder, merge_into: str = "trained") -> L
     if peft.copies:
         peft.check_copies(read_tensors(base.path, base.cfg))
     record = peft.base_record or {}
-    if record.get("kind") == base.kind and record.get("fingerprint") != base.fingerprint():
+    # A run and a Hugging Face folder have fingerprints of different files: neither can be shown to be the other.
+    if record and (record.get("kind"), record.get("fingerprint")) != (base.kind, base.fingerprint()):
         raise UserError(
             f"adapter: {peft.path} was trained on other weights than those of {base.path}"
             f" ({_place(record)}); name its own base"
         )
-    if record and record.get("kind") != base.kind:
-        warn(f"{peft.path} was trained on {record.get('path')}; whether {base.path} is the same can't be checked")
     return LoraModel(
         base.path,
         base.kind,

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from mmed_jax.checkpoints.run_directory import CHECKPOINTS
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.tokenizers.tokenizer import local_path, save_tokenizer
 from mmed_jax.hf.export_folder import (
@@ -168,6 +169,11 @@ def open_peft_folder(path: str | os.PathLike, cfg: LlamaConfig) -> PeftFolder:
     folder = local_path(path, "adapter")
     if not folder.is_dir():
         raise UserError(f"adapter: {folder} is a file; give the folder that holds {CONFIG_FILE}")
+    if (folder / CHECKPOINTS).is_dir():
+        raise UserError(
+            f"adapter: {folder} is a run, which knows its base: name it as the model, without an adapter; a PEFT "
+            "folder of it is written by mmed_jax.export --adapter"
+        )
     spec = spec_of(read_config_file(folder), cfg, folder / CONFIG_FILE)
     file = folder / WEIGHTS_FILE
     if not file.is_file():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from mmed_jax.checkpoints.run_directory import read_meta, step_folders
-from mmed_jax.common.errors import UserError
+from mmed_jax.common.errors import UserError, warn
 from mmed_jax.common.paths import expand_home
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def run_spec(config: ConfigDict, cfg: "LlamaConfig", source: "ModelSource | None
 
 def _check_start(config: ConfigDict, source: "ModelSource", spec: "LoraSpec | None") -> None:
     assert source.lora is not None
+    from mmed_jax.hf.lora_model import LoraModel
+
     start, merged = config.init_from, f"python -m mmed_jax.export --model={config.init_from} --output=DIR"
     if spec is None:
         raise UserError(
@@ -101,6 +103,12 @@ def _check_start(config: ConfigDict, source: "ModelSource", spec: "LoraSpec | No
         raise UserError(
             f"config.init_from={start} holds another adapter: {'; '.join(differences)}. Set these as they are there to "
             f"train it on, or merge it first (`{merged}`) and start a new one from that folder"
+        )
+    held = source.record.get("quantization") if isinstance(source, LoraModel) else None  # None: by another program
+    if held not in (None, config.lora.base):
+        warn(
+            f"config.lora.base={config.lora.base}: the adapter of {start} was trained on its base held as '{held}', so "
+            f"that it starts on weights it did not see; --config.lora.base={held} goes on where it stopped"
         )
 
 

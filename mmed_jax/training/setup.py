@@ -171,7 +171,10 @@ def describe_source(source: "ModelSource", name: str = "weights") -> str:
     name: of the line.
     """
     from mmed_jax.checkpoints.metrics_file import read_metrics
+    from mmed_jax.hf.lora_model import LoraModel
 
+    if isinstance(source, LoraModel) and source.peft:  # its path is that of the base
+        return f"{name:10s} {source.peft.path}"
     text = f"{name:10s} {source.path}" + (f", step {source.step:,}" if source.step is not None else "")
     if source.kind == "run":
         planned = [e["steps"] for e in read_metrics(source.path).events if e.get("event") == "start" and "steps" in e]

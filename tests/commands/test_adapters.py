@@ -149,7 +149,7 @@ def test_a_run_is_exported_as_a_peft_folder_and_comes_back(run_dir, base, peft_d
     export.main([f"--model={run_dir}", "--adapter", f"--output={peft_dir}", "--base_name=org/base", "--overwrite"])
 
 
-def test_a_base_that_is_a_run(tmp_path, tokenizer, adapter):
+def test_a_base_that_is_a_run(tmp_path, tokenizer, adapter, capsys):
     """Full training first, adapters on its checkpoint: read and merged leaf by leaf."""
     from mmed_jax.checkpoints.checkpointer import Checkpointer
     from mmed_jax.hf.save import write_assets
@@ -172,8 +172,12 @@ def test_a_base_that_is_a_run(tmp_path, tokenizer, adapter):
     assert (alone.base.path, alone.step) == (first, 4) and alone.fingerprint() == open_model(
         first, 4, adapter=peft
     ).fingerprint()
-    with pytest.raises(UserError, match=rf"was trained on other weights .*\({first}, step 4\)"):
-        open_model(first, adapter=peft)
+    for other in (first, tmp_path / "float"):  # another step; a folder, which has no checksums of checkpoints
+        with pytest.raises(UserError, match=rf"was trained on other weights .*\({first}, step 4\)"):
+            open_model(other, adapter=peft)
+    assert "peft reads no runs: export that one too" in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"{run} is a run, which knows its base: name it as the model"):
+        open_model(first, adapter=run)
     export.main([f"--model={peft}", f"--output={tmp_path / 'alone'}", "--dtype=float32"])
     assert_holds(tmp_path / "alone", merged(params, adapter), "float32")
 
@@ -197,6 +201,7 @@ def test_a_moved_base_is_named_and_another_refused(base, run_dir, tmp_path, toke
     assert_holds(tmp_path / "out", merged(random_params(CFG), adapter), "bfloat16")
     # The adapter alone needs no base; and one that lies in the run moves with it.
     export.main([f"--model={run}", "--adapter", f"--output={tmp_path / 'peft'}", "--base_name=org/base"])
+    assert f"warning: {mine} is not there any more, or holds other weights" in capsys.readouterr().err
     moved.rename(run / "mine")
     assert identity(open_model(run)) == expected
     capsys.readouterr()

@@ -162,6 +162,11 @@ def test_stage_2_trains_the_same_adapter_on(bench, trained, base, tmp_path):  # 
     assert (
         read_meta(run, 1)["lora"]["base"]["fingerprint"] == read_meta(trained[0], STEPS)["lora"]["base"]["fingerprint"]
     )
+    assert "warning" not in outcome.err
+    # Held otherwise than it was, the base is not quite the one that the adapter was trained on.
+    flags = bench.argv(tmp_path / "int8", "stage2", **changes | {"lora__base": "int8", "remat": "full"})
+    planned = train_here(*flags, "--plan_only")
+    assert planned.code == 0 and "was trained on its base held as 'compute'" in planned.err, planned.err
     # Of a run whose weights were all trained, the newest checkpoint is the base.
     on_full = bench.train(tmp_path / "on_full", "stage2", **LORA, init_from=bench.reference, steps=1, data__seq_len=256)
     assert on_full.code == 0, on_full.err
@@ -175,6 +180,7 @@ def test_an_adapter_of_peft_is_trained_on(bench, trained, base, tmp_path):  # no
     assert call(export.main, f"--model={trained[0]}", "--adapter", f"--output={folder}").code == 0
     outcome = train_here(*argv_of(bench, tmp_path / "run", base, init_from=folder, optim__lr=1e-9), f"--base={base}")
     assert outcome.code == 0 and f"base       {base}" in outcome.out, outcome.err
+    assert f"weights    {folder}\n" in outcome.out
     np.testing.assert_allclose(
         state_of(tmp_path / "run", STEPS)["params/layers/q/lora_a"],
         state_of(trained[0], STEPS)["params/layers/q/lora_a"],
