@@ -27,9 +27,9 @@ Thinking Machines Lab, 2025, thinkingmachines.ai/blog/lora; repeated in huggingf
 It warns that adapters bear large batches less well than full fine-tuning: 128 is kept so that both can be compared.
 
 Expect (demo): about a minute, final loss below 0.01, at least 95 % of the trained answers given word for word.
-Expect (demo-lora): two minutes, final loss below 0.8 (the frozen embedding, which is the head too, allows little less),
-at least 95 % of the answers. Rank 128 is as wide as the model, because its random weights know nothing; half as much
-gives about as many. At this rank it learns more slowly with 5e-3 than with 4e-3.
+Expect (demo-lora): two to three minutes, final loss below 0.8 (the frozen embedding, which is the head too, allows
+little less), at least 95 % of the answers. Rank 128 is as wide as the model, because its random weights know nothing;
+half as much gives about as many. At this rank it learns more slowly with 5e-3 than with 4e-3.
 """
 
 from ml_collections import ConfigDict
