@@ -37,7 +37,9 @@ DIMS = {"num_heads": 32, "num_kv_heads": 8, "intermediate_size": 14336, "vocab_s
 def test_what_does_not_divide_is_named_with_values_that_do():
     sizes = {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
     sharding.check_divisible(sizes, DIMS, 16, 2048)
-    with pytest.raises(UserError, match=r"micro-batch of 12 rows.*nearest that do: 8 or 16"):
+    with pytest.raises(
+        UserError, match=r"micro-batch of 12 rows.*nearest that do: 8 or 16; .*batch_size / config.grad_accum"
+    ):
         sharding.check_divisible(sizes, DIMS, 12, 2048)
     with pytest.raises(UserError, match=r"num_kv_heads 8 is not divisible by mesh.tensor=16.*8"):
         sharding.check_divisible({**sizes, "fsdp": 1, "tensor": 16}, DIMS, 12, 2048)
