@@ -190,8 +190,8 @@ def check_divisible(mesh_sizes: dict[str, int], dims: dict[str, int], batch: int
         lower, upper = batch // rows * rows, -(-batch // rows) * rows
         near = f"{lower} or {upper}" if lower else str(upper)
         problems.append(
-            f"a micro-batch of {batch} rows does not divide over mesh.data x mesh.fsdp={rows}; nearest that do: {near}; "
-            "its rows are config.batch_size / config.grad_accum"
+            f"a micro-batch of {batch} rows does not divide over mesh.data x mesh.fsdp={rows}; nearest that do: {near}"
+            "; its rows are config.batch_size / config.grad_accum"
         )
     if problems:
         raise UserError("config.mesh: " + "; ".join(problems))
