@@ -131,7 +131,7 @@ KEYS: dict[str, Key] = {
     "optim.mu_dtype": Key("float32", choices=("float32", "bfloat16"), adamw_only=True, compiled=True),
     # Low-rank adapters (LoRA, arXiv 2106.09685) on frozen weights: the rank, 0 = train all weights. Adapters are
     # float32; checkpoints hold them alone, with the fingerprint of the weights they belong to. docs/lora.md
-    "lora.rank": Key(0, not_negative=True, compiled=True),
+    "lora.rank": Key(0, not_negative=True, at_most=2**16, compiled=True),
     # The adapter's output is scaled by alpha / rank, or with rslora by alpha / sqrt(rank) (arXiv 2312.03732).
     # 0 = 2 x rank.
     "lora.alpha": Key(0.0, not_negative=True, compiled=True),
