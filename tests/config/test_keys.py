@@ -101,7 +101,7 @@ def test_a_value_that_is_not_valid(key, value, text):
 
 
 def test_recipes_are_known_by_what_they_import():
-    assert recipe_names() == ["stage1", "stage2"] and recipe_names("data") == ["mmed_ift", "mmed_ift_mc"]
+    assert recipe_names() == ["stage1", "stage2"] and recipe_names("data") == ["mmed_ift", "mmed_ift_mc", "mmedbench"]
     assert recipe_names("corpus") == ["mmedc"]
 
 
