@@ -7,7 +7,8 @@
 # RAW_DIR holds the published files, as scripts/real_data.sh takes them. The base is random weights after stage 1 on long answers, all
 # weights trained. Then stage 2 on multiple choice, the same rows in the same order for each: LoRA with the published rank, modules,
 # dropout and learning rate; LoRA as the recipes have it; all weights. Everything is written to OUT_DIR (default runs/tuning). Stop it
-# at any time; called again it goes on where it was. STAGE1_STEPS, STAGE2_STEPS, LIMIT (questions a language and set) change its length.
+# at any time; called again it goes on where it was. STAGE1_STEPS, STAGE2_STEPS, LIMIT (questions a language and set) change its
+# length, MODES="loglikelihood direct" has answers written as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # A training that is stopped saves and exits 0; the script must not go on from there.
@@ -48,12 +49,11 @@ tune lora-paper --config.optim.lr=2e-5 --config.optim.warmup_ratio=0.03 --config
 tune lora --config.optim.lr=3e-3 --config.lora.rank=16
 tune full --config.optim.lr=1.5e-3
 
-for name in base lora-paper lora full; do
-  "$python" -m mmed_jax.evaluate --model="$out/$name" --data="$dev" --mode=loglikelihood --limit="${LIMIT:-100}" --output="$out/loglikelihood/$name"
-  "$python" -m mmed_jax.evaluate --model="$out/$name" --data="$dev" --mode=direct --max_new_tokens=16 --limit="${LIMIT:-100}" \
-    --output="$out/direct/$name"
-done
-for mode in loglikelihood direct; do
-  "$python" -m mmed_jax.compare "$out/$mode/base" "$out/$mode/lora-paper" "$out/$mode/lora" "$out/$mode/full" --published=none \
-    --output="$out/compared-$mode"
+for mode in ${MODES:-loglikelihood}; do
+  runs=()
+  for name in base lora-paper lora full; do
+    "$python" -m mmed_jax.evaluate --model="$out/$name" --data="$dev" --mode="$mode" --limit="${LIMIT:-100}" --output="$out/$mode/$name"
+    runs+=("$out/$mode/$name")
+  done
+  "$python" -m mmed_jax.compare "${runs[@]}" --published=none --output="$out/compared-$mode"
 done

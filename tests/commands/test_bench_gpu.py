@@ -34,7 +34,7 @@ def test_smoke(tmp_path):
     for case in cases:
         assert case["missing"] == "" and case["summary"]["tokens_per_second"] > 0
         # The same work: random weights of one spread, the same tokens, hardly trained.
-        assert case["result"]["loss"] == pytest.approx(np.log(256), rel=0.05)
+        assert case["result"]["loss"] == pytest.approx(np.log(256), rel=0.1)
     assert 0 < len(report["cases"][0]["result"]["kernels"]) <= bench_gpu_systems.KERNELS
     table = (tmp_path / "bench_gpu.md").read_text()
     assert (
