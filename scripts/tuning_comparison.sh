@@ -7,7 +7,7 @@
 # RAW_DIR holds the published files, as scripts/real_data.sh takes them. The base is random weights after stage 1 on long answers, all
 # weights trained. Then stage 2 on multiple choice, the same rows in the same order for each: LoRA with the published rank, modules,
 # dropout and learning rate; LoRA as the recipes have it; all weights. Everything is written to OUT_DIR (default runs/tuning). Stop it
-# at any time; called again it goes on where it was. STAGE1_STEPS, STAGE2_STEPS, LIMIT (questions a language and set) change its
+# at any time; called again it goes on where it was. STAGE1_STEPS, STAGE2_STEPS, LIMIT (questions of each file) change its
 # length, MODES="loglikelihood direct" has answers written as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -49,10 +49,12 @@ tune lora-paper --config.optim.lr=2e-5 --config.optim.warmup_ratio=0.03 --config
 tune lora --config.optim.lr=3e-3 --config.lora.rank=16
 tune full --config.optim.lr=1.5e-3
 
+# One file of all sets, so that compare has one table, by language and in all.
+head -q -n "${LIMIT:-100}" "$records"/dev/*.jsonl > "$out/dev.jsonl"
 for mode in ${MODES:-loglikelihood}; do
   runs=()
   for name in base lora-paper lora full; do
-    "$python" -m mmed_jax.evaluate --model="$out/$name" --data="$dev" --mode="$mode" --limit="${LIMIT:-100}" --output="$out/$mode/$name"
+    "$python" -m mmed_jax.evaluate --model="$out/$name" --data="$out/dev.jsonl" --mode="$mode" --output="$out/$mode/$name"
     runs+=("$out/$mode/$name")
   done
   "$python" -m mmed_jax.compare "${runs[@]}" --published=none --output="$out/compared-$mode"
