@@ -89,8 +89,9 @@ def test_killed_and_stopped_it_goes_on_bit_for_bit(bench, trained, base, tmp_pat
     process.send_signal(signal.SIGTERM)
     (outcome,) = finish(process)
     assert outcome.code == 0 and "stopped    at step" in outcome.out, outcome
+    stopped_at = saved(run)[-1]
     process = bench.start(run, command=SLOWLY, **changes)
-    wait_for(lambda: last_step(run) >= saved(run)[-1] + 7, process)
+    wait_for(lambda: last_step(run) >= stopped_at + 7, process)
     process.kill()
     finish(process)
     (outcome,) = finish(bench.start(run, **changes))

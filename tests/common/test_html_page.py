@@ -14,7 +14,7 @@ MARKUP = re.compile(r"</(?:table|tr|td|th|svg|html|body|style|div|p|h[1-6]|ul|li
 
 
 def comparison(**values):
-    return render("comparison.html", **{"title": "t", "note": "n", "boards": [], **values})
+    return render("comparison.html", **{"title": "t", "note": "n", "models_head": [], "models": [], "boards": [], **values})
 
 
 def test_no_python_file_writes_markup(repo):
@@ -34,8 +34,8 @@ def test_one_style_sheet_and_nothing_is_passed_unescaped():
 
 def test_what_comes_from_outside_is_escaped():
     table = {"title": EVIL, "head": [EVIL], "rows": [[EVIL]], "notes": [EVIL], "differences": []}
-    page = comparison(title=EVIL, note=EVIL, boards=[(EVIL, [table])])
-    assert "<img" not in page and page.count("&lt;img") == 8
+    page = comparison(title=EVIL, note=EVIL, models_head=[EVIL], models=[[EVIL]], boards=[(EVIL, [table])])
+    assert "<img" not in page and page.count("&lt;img") == 10
 
 
 def test_a_page_prints_and_fits_a_phone():
@@ -54,7 +54,7 @@ def test_words_of_a_table_are_not_broken():
 
 def test_a_value_that_is_not_given_is_an_error():
     with pytest.raises(jinja2.UndefinedError, match="note"):
-        render("comparison.html", title="t", boards=[])
+        render("comparison.html", title="t", models_head=[], models=[], boards=[])
 
 
 def test_plots_scale():

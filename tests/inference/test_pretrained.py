@@ -164,7 +164,7 @@ def test_wrong_input_is_one_line(model, folder, tmp_path):
         Llama.from_pretrained(folder, dtype="flaot32")
     with pytest.raises(UserError, match="dtype=int8: "):
         Llama.from_pretrained(folder, dtype="int8")
-    with pytest.raises(UserError, match="step, ignore_keys: go to open_model"):
+    with pytest.raises(UserError, match="step, ignore_keys, adapter, base: go to open_model"):
         Llama.from_pretrained(model.source, step=3)
     with pytest.raises(UserError, match="dtype=int32: "):
         model([[1, 2]], compute_dtype="int32")

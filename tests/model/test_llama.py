@@ -164,7 +164,7 @@ def test_embedding_gradient_of_a_repeated_token_is_summed_in_float32():
     tokens = jnp.full((1, 4096), 5)
 
     def loss(table):
-        return llama._embed(table, tokens, jnp.bfloat16).sum(dtype=jnp.float32)
+        return llama._embed({"weight": table}, tokens, jnp.bfloat16).sum(dtype=jnp.float32)
 
     grad = jax.grad(loss)(jnp.ones((7, 2)))
     np.testing.assert_array_equal(grad[5], [4096, 4096])
