@@ -14,7 +14,9 @@ MARKUP = re.compile(r"</(?:table|tr|td|th|svg|html|body|style|div|p|h[1-6]|ul|li
 
 
 def comparison(**values):
-    return render("comparison.html", **{"title": "t", "note": "n", "models_head": [], "models": [], "boards": [], **values})
+    return render(
+        "comparison.html", **{"title": "t", "note": "n", "models_head": [], "models": [], "boards": [], **values}
+    )
 
 
 def test_no_python_file_writes_markup(repo):
