@@ -3,7 +3,7 @@
 OUTPUT/documents/fr/fineweb2/00003.jsonl.zst      documents
 OUTPUT/corpus.json                                what they are: rows, bytes, checksums, the books
 OUTPUT/report.html                                the same for people
-OUTPUT/work/                                      folders of stages; may be removed when the corpus is finished
+OUTPUT/work                                       folders of stages; may be removed when the corpus is finished
 """
 
 import contextlib
