@@ -165,7 +165,7 @@ def tokenizer_for(args: argparse.Namespace, records: list[dict], folder: Path):
 def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
     """Tokenizes the records once, for all. Returns (specification for the systems, facts for the report)."""
     from mmed_jax.data.pack import pack
-    from mmed_jax.data.packed_table import TABLE, table_report, write_rows
+    from mmed_jax.data.packed_table import TABLE, table_info, table_report, write_rows
     from mmed_jax.data.tokenize import RenderSettings, build_samples
 
     records = read_all(args.records)
@@ -177,7 +177,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
     rows = pack(samples.slots, args.seq_len, seed=0)
     report = table_report(samples, rows, args.seq_len)
     part = {**write_rows(folder, "train", samples, rows), "report": report}
-    table = {"seq_len": args.seq_len, "key": "bench", "tables": {"train": part}}
+    table = {**table_info(args.seq_len, "instruction", {}, {"train": part}), "key": "bench"}
     (folder / TABLE).write_text(json.dumps(table), encoding="utf-8")
     np.savez(folder / "samples.npz", ids=samples.ids, trained=samples.trained, offsets=samples.offsets)
     spec = {

@@ -156,8 +156,3 @@ def _remove_abandoned(cache_dir: Path, key: str) -> None:
     for path in cache_dir.glob(f".{key}.*.tmp*") if cache_dir.is_dir() else ():
         if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def read_info(folder: Path) -> dict:
-    """Contents of table.json of a table that `obtain` returned."""
-    return jsonl.loads((folder / TABLE).read_bytes(), dict)

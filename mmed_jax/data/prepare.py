@@ -12,8 +12,8 @@ from mmed_jax.common.errors import UserError, warn
 from mmed_jax.common.paths import expand_home, resolve_path
 from mmed_jax.data import packed_cache
 from mmed_jax.data.chat_formats import syntax_of
-from mmed_jax.data.pack import pack
-from mmed_jax.data.packed_table import Table, table_report, write_rows
+from mmed_jax.data.pack import Rows, pack
+from mmed_jax.data.packed_table import Table, read_info, table_info, table_report, write_rows
 from mmed_jax.data.records.mixing import copies
 from mmed_jax.data.records.reading import load_files
 from mmed_jax.data.records.split import by_question, without_overlap
@@ -78,17 +78,17 @@ def prepare(
 
     def build(folder: Path) -> dict:
         parts, records = _records(config, train_files, validation_files)
-        tables = {}
+        splits = {}
         for split, (chosen, repeats) in parts.items():
-            tables[split] = _build_split(folder, split, chosen, repeats, config, tok)
-        if not validation_files and tables.get("validation", {}).get("rows") == 0:
-            tables.pop("validation")
-        return {"seq_len": data.seq_len, "inputs": inputs, "records": records, "tables": tables}
+            splits[split] = _build_split(folder, split, chosen, repeats, config, tok)
+        if not validation_files and splits.get("validation", {}).get("rows") == 0:
+            splits.pop("validation")
+        return table_info(data.seq_len, data.kind, inputs, splits, records=records)
 
     cache_dir = expand_home(data.cache_dir)
     folder, cached = packed_cache.obtain(cache_dir, key, build, is_writer=is_writer, timeout_s=timeout_s, say=say)
-    info = packed_cache.read_info(folder)
-    tables = {split: Table(folder, split) for split in info["tables"]}
+    info = read_info(folder)
+    tables = {split: Table(folder, split) for split in info["splits"]}
     report = {
         "folder": str(folder),
         "cached": cached,
@@ -166,5 +166,5 @@ def _build_split(folder: Path, split: str, records: list[dict], repeats: np.ndar
         )
     items = np.repeat(np.arange(len(samples)), repeats[samples.record])
     packed = pack(samples.slots[items], data.seq_len, seed=config.seed, packing=data.packing)
-    rows = [items[row] for row in packed]
+    rows = Rows(items[packed.items], packed.starts)
     return {**write_rows(folder, split, samples, rows), "report": table_report(samples, rows, data.seq_len)}

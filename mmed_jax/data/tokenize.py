@@ -2,10 +2,14 @@
 
 import contextlib
 import gc
+import sys
+from array import array
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -13,6 +17,7 @@ from mmed_jax.common.progress import counting_bar
 from mmed_jax.data.chat import Piece, chat_pieces, encode_arrays, shorten
 from mmed_jax.data.multiple_choice import mcq_pieces
 from mmed_jax.data.records.schema import LANGUAGES, kind_of
+from mmed_jax.data.samples import FlatFile, Samples, trained_targets
 
 # Records that are tokenized with one call; large enough for the encoder's threads, small enough for steady progress.
 CHUNK = 1024
@@ -38,41 +43,6 @@ class RenderSettings:
     modes: tuple[str, ...] = ("rationale", "direct")
     prompt_family: str = "llama3"
     system_prompt: str = ""
-
-
-@dataclass
-class Samples:
-    """n tokenized samples. Sample i has ids[offsets[i]:offsets[i+1]] and takes one slot less than it has ids."""
-
-    ids: np.ndarray  # int32 [total]
-    trained: np.ndarray  # bool [total]
-    offsets: np.ndarray  # int64 [n + 1]
-    record: np.ndarray  # int64 [n], index of the record it was made from
-    language: np.ndarray  # uint8 [n], LANGUAGES.index + 1
-    names: list[str]  # record id, and ":rationale" or ":direct" behind it for multiple choice
-    sources: list[str]
-    kinds: list[str]  # "instruction", "rationale", "direct"
-    left_out: Counter = field(default_factory=Counter)  # samples by reason (LEFT_OUT)
-    shortened: int = 0  # samples whose prompt was cut
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @property
-    def slots(self) -> np.ndarray:
-        """int64 [n], positions each sample takes in a row."""
-        return np.diff(self.offsets) - 1
-
-    @property
-    def supervised(self) -> np.ndarray:
-        """int64 [n], trained targets of each sample (the first id is never a target)."""
-        return trained_targets(self.trained, self.offsets)
-
-
-def trained_targets(trained: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """int64 [n], trained targets of samples that lie behind one another; none of them is empty."""
-    total = np.concatenate([[0], np.cumsum(trained, dtype=np.int64)])
-    return total[offsets[1:]] - total[offsets[:-1]] - trained[offsets[:-1]]
 
 
 def drafts(tok, records: Iterable[tuple[int, dict]], settings: RenderSettings, left_out: Counter) -> Iterator[Draft]:
@@ -121,9 +91,105 @@ def _heap_at_rest() -> Iterator[None]:
         gc.unfreeze()
 
 
+class _Assembly:
+    """Samples as they come, one behind the other; their ids go to files where a folder is named."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._in_files = folder is not None
+        self._ids: list[np.ndarray] | FlatFile = [] if folder is None else FlatFile(folder, np.int32)
+        self._trained: list[np.ndarray] | FlatFile = [] if folder is None else FlatFile(folder, bool)
+        self._lengths, self._record = array("q"), array("q")
+        self._supervised, self._text_bytes, self._language = array("q"), array("q"), array("B")
+        self._sources: list[str] = []
+        self._kinds: list[str] = []
+        self.left_out: Counter = Counter()
+        self.shortened = 0
+
+    def add(self, draft: Draft, ids: np.ndarray, trained: np.ndarray, supervised: int) -> None:
+        index, record, kind, pieces = draft
+        self._ids.append(ids)
+        self._trained.append(trained)
+        self._lengths.append(len(ids))
+        self._record.append(index)
+        self._language.append(LANGUAGES.index(record["language"]) + 1)
+        self._supervised.append(supervised)
+        self._text_bytes.append(sum(len(p.text.encode()) for p in pieces if p.trained))
+        self._sources.append(sys.intern(record["source"]))
+        self._kinds.append(kind)
+
+    def samples(self, ids_of_records: Sequence[str]) -> Samples:
+        """All of them; ids_of_records[i] is the id of record i."""
+        flat, trained = self._ids, self._trained
+        if isinstance(flat, list):
+            flat = np.concatenate(flat) if flat else np.zeros(0, np.int32)
+        if isinstance(trained, list):
+            trained = np.concatenate(trained) if trained else np.zeros(0, bool)
+        record = np.frombuffer(self._record, np.int64)
+        names = SampleNames(ids_of_records, record, self._kinds)
+        return Samples(
+            ids=flat,
+            trained=trained,
+            offsets=np.concatenate([[0], np.cumsum(np.frombuffer(self._lengths, np.int64))]).astype(np.int64),
+            record=record,
+            language=np.frombuffer(self._language, np.uint8),
+            names=names if self._in_files else list(names),
+            sources=self._sources,
+            kinds=self._kinds,
+            text_bytes=np.frombuffer(self._text_bytes, np.int64),
+            supervised=np.frombuffer(self._supervised, np.int64),
+            left_out=self.left_out,
+            shortened=self.shortened,
+        )
+
+
+class SampleNames(Sequence[str]):
+    """Names of samples: the id of the record, and ":rationale" or ":direct" behind that of a question."""
+
+    def __init__(self, ids: Sequence[str], record: np.ndarray, kinds: Sequence[str]) -> None:
+        self._ids, self._record, self._kinds = ids, record, kinds
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    @overload
+    def __getitem__(self, sample: int) -> str: ...
+    @overload
+    def __getitem__(self, sample: slice) -> list[str]: ...
+    def __getitem__(self, sample: int | slice) -> str | list[str]:
+        if isinstance(sample, slice):
+            return [self[i] for i in range(*sample.indices(len(self)))]
+        name, kind = self._ids[int(self._record[sample])], self._kinds[sample]
+        return name if kind == "instruction" else f"{name}:{kind}"
+
+
+class RecordIds(Sequence[str]):
+    """The ids of records that are held as dicts."""
+
+    def __init__(self, records: Sequence[dict]) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [record["id"] for record in self._records[index]]
+        return self._records[index]["id"]
+
+
 @_heap_at_rest()
 def build_samples(
-    tok, records: Sequence[dict], settings: RenderSettings, *, which: Sequence[int] | None = None, progress: str = ""
+    tok,
+    records: Sequence[dict],
+    settings: RenderSettings,
+    *,
+    which: Sequence[int] | np.ndarray | None = None,
+    progress: str = "",
+    folder: Path | None = None,
 ) -> Samples:
     """Renders and tokenizes records, in their order.
 
@@ -131,48 +197,38 @@ def build_samples(
         records: checked records (schema.validate_record).
         which: indices of the records to use; None = all.
         progress: label of a progress bar, shown only on a terminal; "" = none.
+        folder: where a file without a name holds the ids, so that memory does not grow with them; None = in memory.
 
     A sample longer than settings.seq_len is left out, or with overlong "truncate_prompt" loses the beginning of its
     user text (of the passage in multiple choice, so question and options stay whole); the answer is never cut. What
     still does not fit, has nothing to train on or needs an image is counted in Samples.left_out.
+
+    Raises:
+        WorkError: the file cannot be written.
     """
     which = range(len(records)) if which is None else which
-    flat, trained, lengths = [], [], []
-    out = Samples(None, None, None, None, None, [], [], [])
-    indices, languages = [], []
+    out = _Assembly(folder)
     bar = counting_bar(progress, len(which), unit="rec", show=bool(progress))
     starts = range(0, len(which), CHUNK)
-    chunks = ([(int(i), records[i]) for i in which[start : start + CHUNK]] for start in starts)
+    chunks = ([(int(i), records[int(i)]) for i in which[start : start + CHUNK]] for start in starts)
     batches = (list(drafts(tok, part, settings, out.left_out)) for part in chunks)
     for batch, (flat_ids, flat_trained, offsets) in _encoded(tok, batches):
         supervised = trained_targets(flat_trained, offsets).tolist()
-        for i, (index, record, kind, pieces) in enumerate(batch):
+        for i, draft in enumerate(batch):
             span = slice(offsets[i], offsets[i + 1])
             sample_ids, sample_trained, targets = flat_ids[span], flat_trained[span], supervised[i]
             if len(sample_ids) - 1 > settings.seq_len:
-                short = shorten(tok, pieces, settings.seq_len) if settings.overlong == "truncate_prompt" else None
+                short = shorten(tok, draft[-1], settings.seq_len) if settings.overlong == "truncate_prompt" else None
                 if short is None:
                     out.left_out["too_long"] += 1
                     continue
                 out.shortened += 1
                 sample_ids, sample_trained = np.array(short.ids, np.int32), np.array(short.trained, bool)
-                targets = sample_trained[1:].sum()
+                targets = int(sample_trained[1:].sum())
             if not targets:
                 out.left_out["nothing_trained"] += 1
                 continue
-            flat.append(sample_ids)
-            trained.append(sample_trained)
-            lengths.append(len(sample_ids))
-            indices.append(index)
-            languages.append(LANGUAGES.index(record["language"]) + 1)
-            out.names.append(record["id"] if kind == "instruction" else f"{record['id']}:{kind}")
-            out.sources.append(record["source"])
-            out.kinds.append(kind)
+            out.add(draft, sample_ids, sample_trained, targets)
         bar.update(min(CHUNK, bar.total - bar.n))
     bar.close()
-    out.ids = np.concatenate(flat) if flat else np.zeros(0, np.int32)
-    out.trained = np.concatenate(trained) if trained else np.zeros(0, bool)
-    out.offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-    out.record = np.array(indices, np.int64)
-    out.language = np.array(languages, np.uint8)
-    return out
+    return out.samples(RecordIds(records))

@@ -13,7 +13,7 @@ from mmed_jax.data import packed_table as table_module
 from mmed_jax.data.batch import FIELDS
 from mmed_jax.data.loader import BatchStream, eval_batches
 from mmed_jax.data.pack import pack
-from mmed_jax.data.packed_table import TABLE, Table, write_rows
+from mmed_jax.data.packed_table import TABLE, Table, table_info, write_rows
 from tests.data.test_pack import samples_of
 
 SEQ_LEN = 32
@@ -25,7 +25,7 @@ def make_table(folder, n_samples, *, packing=False):
     lengths = np.random.default_rng(n_samples).integers(1, SEQ_LEN + 1, n_samples)
     rows = pack(lengths, SEQ_LEN, packing=packing)
     part = write_rows(folder, "train", samples_of(lengths), rows)
-    info = {"seq_len": SEQ_LEN, "key": "k", "tables": {"train": {**part, "report": {}}}}
+    info = table_info(SEQ_LEN, "instruction", {}, {"train": {**part, "report": {}}}) | {"key": "k"}
     (folder / TABLE).write_text(json.dumps(info))
     return Table(folder, "train")
 
@@ -163,7 +163,7 @@ def test_wrong_sizes_are_refused(table, tmp_path):
         table.record(99)
     make_table(tmp_path, 5)
     info = json.loads((tmp_path / TABLE).read_text())
-    info["tables"]["train"]["rows"] = 6
+    info["splits"]["train"]["rows"] = 6
     (tmp_path / TABLE).write_text(json.dumps(info))
     with pytest.raises(WorkError, match="holds 5 rows, 6 were written"):
         Table(tmp_path, "train")
@@ -172,7 +172,7 @@ def test_wrong_sizes_are_refused(table, tmp_path):
 def test_large_tables_lie_in_several_files(tmp_path, monkeypatch):
     monkeypatch.setattr(table_module, "ROWS_PER_FILE", 4)
     split = make_table(tmp_path / "several", 23)
-    assert len(list((tmp_path / "several").glob("*.array_record"))) == 6
+    assert len(list((tmp_path / "several").glob("train/*.array_record"))) == 6
     monkeypatch.setattr(table_module, "ROWS_PER_FILE", 100)
     one = make_table(tmp_path / "one", 23)
     assert same(split.batch(range(23)), one.batch(range(23)))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from mmed_jax.data.batch import empty_batch
 from mmed_jax.data.pack import best_fit, pack, permutation
-from mmed_jax.data.packed_table import encode_row, fill_row, row_names
-from mmed_jax.data.tokenize import Samples
+from mmed_jax.data.packed_table import encode_row, fill_row, row_names, split_row
+from mmed_jax.data.samples import Samples
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=80)
 
@@ -27,6 +27,7 @@ def samples_of(lengths, seed=0):
         names=[f"记录-{i}" for i in range(len(sizes))],
         sources=["s"] * len(sizes),
         kinds=["instruction"] * len(sizes),
+        text_bytes=rng.integers(0, 900, len(sizes)),
     )
 
 
@@ -104,6 +105,9 @@ def test_rows_keep_tokens_masks_and_names(lengths, seed):
         record = encode_row(samples, members)
         assert row_names(record) == [samples.names[i] for i in members]
         fill_row(batch, r, record, 100 + r)
+        parts = split_row(record)
+        assert parts.text_bytes.tolist() == samples.text_bytes[members].tolist()
+        assert parts.language.tolist() == samples.language[members].tolist()
     assert batch["row_ids"].tolist() == list(range(100, 100 + len(rows)))
     for r, members in enumerate(rows):
         segments = batch["segment_ids"][r]

@@ -72,6 +72,13 @@ def test_tables_hold_every_record_once_and_questions_stay_together(files, tok, c
     for code, slot in (("en", 1), ("zh", 2), ("ja", 3)):
         assert table["languages"][code]["tokens"] == (batch["language"] == slot).sum()
     assert table["efficiency"] == table["tokens"] / batch["tokens"].size
+    spelt = {code: 0 for code in ("en", "zh", "ja")}
+    for record in talks(30):
+        if record["id"] in train:
+            spelt[record["language"]] += len(record["messages"][-1]["content"].strip().encode())
+    (group,) = prepared.train.groups
+    assert prepared.train.text_bytes(range(group.rows)).tolist() == [0, *spelt.values(), 0, 0, 0, 0]
+    assert (group.name, group.start, group.bytes) == ("records", 0, sum(spelt.values()))
     print_report(report)
     said = capsys.readouterr().out
     assert "90 records" in said and f"{table['tokens']:,} tokens" in said and "validation: 9 samples" in said
@@ -139,7 +146,7 @@ def test_a_damaged_table_is_made_anew(files, tok, damage, capsys):
     good = prepare(config_of(files), tok)
     expected = good.train.batch(range(len(good.train)))
     folder = good.train.folder
-    data = folder / "train-00000.array_record"
+    data = folder / "train" / "00000.array_record"
     if damage == "flip":
         raw = bytearray(data.read_bytes())
         raw[len(raw) // 2] ^= 1
