@@ -5,6 +5,7 @@
     python -m mmed_jax.evaluate --model=RUN_OR_HF_DIR --benchmark=papers --data_dir=hub --few_shot=3 --output=DIR
     python -m mmed_jax.evaluate --model=RUN_OR_HF_DIR --data=FILE.jsonl --mode=rationale --output=DIR
     python -m mmed_jax.evaluate --model=BASE_DIR --adapter=PEFT_DIR --data=FILE.jsonl --output=DIR
+    python -m mmed_jax.evaluate --model=RUN_OR_HF_DIR --perplexity=TEXTS.jsonl --output=DIR
     python -m mmed_jax.evaluate --api_model=NAME --base_url=URL --benchmark=.. --data_dir=DIR --max_usd=5 --output=DIR
 
 Multiple choice is asked in the language of the record, greedily, and the letters are read from the answer by fixed
@@ -14,6 +15,9 @@ count as right when the answer equals the reference word for word (NFKC, case an
 learned its texts, not whether it knows medicine. A model behind an OpenAI-compatible endpoint (--api_model) is asked
 the same words through the ledger of llm_api; --dry_run says what that may cost.
 
+--perplexity asks nothing: it scores held-out texts, and gives loss, perplexity and bits per byte by language. A text
+longer than --seq_len is read in windows that overlap, each of which scores its last --stride tokens.
+
 DIR gets results.json, predictions.jsonl and report.html. A stopped evaluation goes on where it was when it is called
 again; results of other settings, modes or weights are never mixed into it. docs/evaluation.md says more.
 """
@@ -21,6 +25,7 @@ again; results of other settings, modes or weights are never mixed into it. docs
 import argparse
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +65,9 @@ def main(argv: list[str] | None = None) -> None:
         print_benchmarks(argv[1:])
         return
     args = parse_arguments(argv, __doc__)
+    if args.perplexity is not None:
+        score_texts(args)
+        return
 
     # ---- Choose: which questions, in which prompts, for which model; no device is touched yet, and nothing sent -----
     benchmarks = choose_benchmarks(args)
@@ -72,9 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     items, data = load_items(args, benchmarks, kind, prompt_settings)
     items = model.prepare(items, prompt_settings, max_new_tokens)
     settings = collect_settings(args, kind, prompt_settings, max_new_tokens, model, items)
-    output = expand_home(args.output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output={args.output}: is a file; name a folder")
+    output = output_folder(args)
 
     # ---- Ask and score: an answer is a line of predictions.jsonl as soon as it is there ------------------------------
     journal = open_journal(output, settings, model)
@@ -228,6 +234,14 @@ def collect_settings(
     }
 
 
+def output_folder(args: argparse.Namespace) -> Path:
+    """The folder of --output, which need not be there. Raises UserError."""
+    output = expand_home(args.output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output={args.output}: is a file; name a folder")
+    return output
+
+
 # ---- Ask and score --------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +293,67 @@ def ask_and_score(
         if remaining:
             model.ask([items[k] for k in remaining], remaining, prompt_settings, settings, on_line)
         return journal.arrange(i.key for i in items)
+
+
+# ---- evaluate --perplexity ------------------------------------------------------------------------------------------
+
+
+def score_texts(args: argparse.Namespace) -> None:
+    """evaluate --perplexity: a document is a line of predictions.jsonl as soon as it is scored."""
+    from mmed_jax.evaluation.perplexity.open_texts import open_texts
+    from mmed_jax.evaluation.perplexity.report import make_page, results_table
+    from mmed_jax.evaluation.perplexity.score import score_documents
+    from mmed_jax.evaluation.perplexity.summary import KIND, summarise
+    from mmed_jax.hf.open_model import identity, open_model
+    from mmed_jax.hf.tuning import tuning_of
+    from mmed_jax.inference.load import load_scorer
+
+    # ---- Choose: texts and model; no device is touched yet -----------------------------------------------------------
+    source = open_model(args.model, args.step, args.ignore_keys, adapter=args.adapter, base_dir=args.base)
+    names = split_names(args.perplexity, "--perplexity")
+    texts = open_texts(names, source, args.seq_len, args.stride, wanted_languages(args), args.limit)
+    output = output_folder(args)
+    console.outlive()
+    settings = {"kind": KIND, "languages": wanted_languages(args), "limit": args.limit, **texts.settings}
+
+    def journal_of(dtype: str | None) -> Journal:
+        known = {**settings, "dtype": dtype, **{f"model_{k}": v for k, v in identity(source).items()}}
+        return Journal(output / "predictions.jsonl", known)
+
+    # ---- Score -------------------------------------------------------------------------------------------------------
+    journal = journal_of(args.dtype)
+    remaining = [i for i, doc in enumerate(texts.documents) if (doc.id,) not in journal.done]
+    count, tokens = len(texts.documents), sum(doc.tokens for doc in texts.documents)
+    before = f", {count - len(remaining):,} already done" if len(remaining) < count else ""
+    say("texts", f"{count:,} documents, {tokens:,} tokens{before}")
+    say("scoring", texts.info["rule"])
+    say("output", str(output))
+    if remaining:
+        scorer = load_scorer(args, source)
+        journal = journal_of(scorer.dtype.name)
+    total = Counter({k: sum(x[k] for x in journal.done.values()) for k in ("nll", "tokens")})
+    with journal, Progress(count, start=count - len(remaining), every=max(1, count // 10), label="score") as bar:
+
+        def on_line(line: dict[str, Any]) -> None:
+            journal.append(line)
+            total.update({k: line[k] for k in total})
+            bar.update(len(journal.done), {"loss": total["nll"] / total["tokens"]})
+
+        if remaining:
+            score_documents(scorer, texts, remaining, on_line)
+        lines = journal.arrange((doc.id,) for doc in texts.documents)
+
+    # ---- Summarise and print -----------------------------------------------------------------------------------------
+    results = summarise(
+        lines,
+        settings={k: journal.settings[k] for k in (*settings, "dtype")},
+        model={"path": str(args.model), **identity(source), "tuning": tuning_of(source)},
+        data={"names": names, **texts.info},
+    )
+    write_json(output / "results.json", results)
+    write_text(output / "report.html", make_page(results, texts, lines))
+    print(f"\n{results['metric']}\n\n{results_table(results)}\n")
+    print(f"written    {output}/results.json, predictions.jsonl, report.html")
 
 
 # ---- evaluate list --------------------------------------------------------------------------------------------------

@@ -111,7 +111,8 @@ class Journal:
         """
         keys = list(order)
         records = [self.done[k] for k in keys]
-        others = [r for k, r in self.done.items() if k not in set(keys)]
+        known = set(keys)
+        others = [r for k, r in self.done.items() if k not in known]
         jsonl.write_lines(self.path, map(jsonl.dump_line, records + others))
         return records
 

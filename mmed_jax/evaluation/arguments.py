@@ -42,7 +42,10 @@ def parse_arguments(argv: Sequence[str], doc: str) -> argparse.Namespace:
             everything.unrecognized(unknown)
         raise UserError(f"{flag}: goes with {'--model=DIR' if api else '--api_model=NAME'}; leave it out")
     args.model, args.api_model = (None, args.api_model) if api else (args.model, None)
-    _check_data(args)
+    if args.perplexity is None:
+        _check_data(args)
+    else:
+        _check_perplexity(args, _parser(doc, local=local, api=api))
     return args
 
 
@@ -99,6 +102,13 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
     add("--benchmark", metavar="NAME[,NAME]", help="registered names (see list), 'papers', or record files NAME.jsonl")
     add("--data_dir", metavar="DIR|hub", help="where --benchmark names are looked up")
     add("--data", metavar="FILE[,FILE]", help="record files, instead of --benchmark")
+    add(
+        "--perplexity",
+        metavar="FILE|DIR[,..]",
+        help="score texts instead: documents (.jsonl, .gz, .zst), a folder of them, a corpus, or a table's folder",
+    )
+    add("--seq_len", type=int, metavar="N", help="of --perplexity: tokens that are read at a time (default: 2048)")
+    add("--stride", type=int, metavar="N", help="of --perplexity: of a window, those scored in it (default: half)")
     add("--split", help="of --benchmark, instead of the one that is reported")
     add("--allow_count_mismatch", action="store_true", help="go on when a split has not the published size")
     add("--encoding", metavar="NAME", default="", help="of published text files that are not UTF-8, as cp949")
@@ -127,7 +137,7 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
     add("--human_checked", action="store_true", help="--rationale_metrics only where people passed the reference")
     add("--bertscore_model", metavar="DIR", help="for --rationale_metrics=..,bertscore")
     add("--languages", metavar="en,zh,..", help="only these")
-    add("--limit", type=int, default=0, help="at most so many items a language (or part) and benchmark")
+    add("--limit", type=int, default=0, help="at most so many items a language (or part) and benchmark (or source)")
     add("--max_new_tokens", type=int, help=f"default: {scoring.MAX_NEW_TOKENS}")
     add("--output", required=True, metavar="DIR", help="where results go")
     if api:
@@ -137,7 +147,25 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
     return parser
 
 
+# What goes with --perplexity besides the flags of a model; all others are of questions.
+_OF_TEXTS = ("perplexity", "seq_len", "stride", "languages", "limit", "output")
+_OF_MODEL = "model adapter base step ignore_keys dtype batch_size mesh_data mesh_tensor".split()
+
+
+def _check_perplexity(args: argparse.Namespace, parser: Parser) -> None:
+    if args.api_model is not None:
+        raise UserError("--perplexity: endpoints give no log-probabilities of given texts; name a --model=DIR")
+    for name, value in vars(args).items():
+        if name not in (*_OF_TEXTS, *_OF_MODEL, "api_model") and value != parser.get_default(name):
+            raise UserError(f"--{name}: is for questions, and --perplexity scores texts; leave one of them out")
+    if args.limit < 0:
+        raise UserError(f"--limit={args.limit}: must be 0 (all) or more")
+
+
 def _check_data(args: argparse.Namespace) -> None:
+    for flag in ("seq_len", "stride"):
+        if getattr(args, flag) is not None:
+            raise UserError(f"--{flag}: goes with --perplexity=FILE; questions are read whole")
     if bool(args.data) == bool(args.benchmark):
         raise UserError("name what to evaluate on: either --data=FILE or --benchmark=NAME with --data_dir=DIR")
     if args.benchmark and not args.data_dir:

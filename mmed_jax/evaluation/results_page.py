@@ -48,7 +48,8 @@ def _title(results: dict[str, Any]) -> str:
     return f"{blocks[0]['mean_over_languages']:.1%} mean over languages, as published; {title}"
 
 
-def _model(results: dict[str, Any]) -> str:
+def describe_model(results: dict[str, Any]) -> str:
+    """Which model it was: path, kind, step and weights."""
     model = results["model"]
     if model.get("kind") == "api":
         served = f", served as {', '.join(model['served'])}" if model.get("served") else ""
@@ -60,7 +61,8 @@ def _model(results: dict[str, Any]) -> str:
     return f"{model['path']} ({details})" if details else str(model["path"])
 
 
-def _tuning(results: dict[str, Any]) -> str:
+def describe_tuning(results: dict[str, Any]) -> str:
+    """How it was tuned, and on what."""
     t = results["model"].get("tuning")
     if not t:
         return "not known"
@@ -73,7 +75,7 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, object]]:
     """What the number is of; the rest stands at the end of the page."""
     s = results["settings"]
     conditions = describe(s, passages="with passages" if s.get("book") == "open" else "")
-    out = [("model", _model(results)), ("tuning", _tuning(results)), ("mode", conditions)]
+    out = [("model", describe_model(results)), ("tuning", describe_tuning(results)), ("mode", conditions)]
     for name, block in results["benchmarks"].items():
         data = results["data"].get(name, {})
         split = f", split {data['split']}" if data.get("split") else ""

@@ -1,8 +1,9 @@
 """From command-line flags to an engine: what `generate` and `evaluate` share."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmed_jax.common.errors import UserError, WorkError, printable
@@ -10,6 +11,8 @@ from mmed_jax.common.errors import UserError, WorkError, printable
 if TYPE_CHECKING:
     from mmed_jax.hf.open_model import ModelSource
     from mmed_jax.inference.engine import Engine
+    from mmed_jax.inference.pretrained import Llama
+    from mmed_jax.inference.text_scorer import TextScorer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,16 +48,29 @@ def add_ignore_keys(parser: argparse.ArgumentParser) -> None:
 
 
 def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Sequence[int]) -> "Engine":
-    """Loads the weights and says on stderr where they run.
+    """Loads the weights to generate with and says on stderr where they run. Raises UserError, WorkError (_load)."""
+    with _device_memory():
+        return _load(args, source).engine(max_batch=args.batch_size, stop_ids=stop_ids, release=True)
+
+
+def load_scorer(args: argparse.Namespace, source: "ModelSource") -> "TextScorer":
+    """Loads the weights to score texts with and says on stderr where they run. Raises UserError, WorkError (_load)."""
+    from mmed_jax.inference.text_scorer import TextScorer
+
+    with _device_memory():
+        model = _load(args, source)
+    return TextScorer(model.params, model.cfg, mesh=model.mesh, dtype=model.dtype, max_batch=args.batch_size)
+
+
+def _load(args: argparse.Namespace, source: "ModelSource") -> "Llama":
+    """The weights on the devices that the flags name.
 
     Raises:
       UserError: flags that the model or the machine can't follow.
-      WorkError: unreadable checkpoints, devices that don't start, or not enough memory.
+      WorkError: unreadable checkpoints, devices that don't start.
     """
     if args.batch_size < 1:
         raise UserError(f"--batch_size={args.batch_size}: must be at least 1")
-    import jax
-
     from mmed_jax.inference.pretrained import Llama
     from mmed_jax.model.config import num_params
     from mmed_jax.parallel.devices import COMPILE_CACHE, enable_compile_cache, start_devices
@@ -68,16 +84,23 @@ def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Seque
         check_mesh(args, source.cfg, len(devices))
         mesh = make_mesh(data=args.mesh_data, fsdp=1, tensor=args.mesh_tensor, devices=devices[:count])
     say("platform", f"{devices[0].platform}, {count} of {len(devices)} x {devices[0].device_kind}")
+    model = Llama.from_pretrained(source, dtype=args.dtype, mesh=mesh)
+    say("model", f"{args.model} ({source.description}), {num_params(source.cfg):,} parameters")
+    say("precision", model.dtype.name)
+    return model
+
+
+@contextlib.contextmanager
+def _device_memory() -> Iterator[None]:
+    """Turns the runtime's failure for lack of memory into one line. Raises WorkError."""
+    import jax
+
     try:
-        model = Llama.from_pretrained(source, dtype=args.dtype, mesh=mesh)
-        engine = model.engine(max_batch=args.batch_size, stop_ids=stop_ids, release=True)
+        yield
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         raise WorkError(f"out of device memory; spread the weights with --mesh_tensor=N ({str(e)[:150]})") from e
-    say("model", f"{args.model} ({source.description}), {num_params(source.cfg):,} parameters")
-    say("precision", engine.dtype.name)
-    return engine
 
 
 def check_mesh(args: argparse.Namespace, cfg: Any, devices: int) -> None:
