@@ -301,7 +301,7 @@ def ask_and_score(
 def score_texts(args: argparse.Namespace) -> None:
     """evaluate --perplexity: a document is a line of predictions.jsonl as soon as it is scored."""
     from mmed_jax.evaluation.perplexity.open_texts import open_texts
-    from mmed_jax.evaluation.perplexity.report import make_page, results_table
+    from mmed_jax.evaluation.perplexity.perplexity_report import make_page, results_table
     from mmed_jax.evaluation.perplexity.score import score_documents
     from mmed_jax.evaluation.perplexity.summary import KIND, summarise
     from mmed_jax.hf.open_model import identity, open_model

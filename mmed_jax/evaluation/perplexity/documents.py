@@ -117,17 +117,20 @@ def _documents(file: TextFile) -> Iterator[tuple[str, Document]]:
     """("file:line", document) of each line. Raises UserError."""
     with _open(file.path) as stream:
         for where, line in jsonl.read_objects(stream, str(file.path)):
-            text = _text(line, where)
-            ident = line.get("id")
-            if isinstance(ident, int) and not isinstance(ident, bool):
-                ident = str(ident)
-            if ident is None or ident == "":
-                ident = f"{file.path.name}:{where.rpartition(':')[2]}"
-            values = {"id": ident, "language": line.get("language"), "source": line.get("source")}
-            for key, value in values.items():
-                if value is not None and not isinstance(value, str):
-                    raise UserError(f"{where}: field '{key}': must be text, is {type(value).__name__}")
-            yield where, Document(ident, values["language"] or file.language, values["source"] or file.source, text)
+            ident = _field(line, "id", where) or f"{file.path.name}:{where.rpartition(':')[2]}"
+            language = _field(line, "language", where) or file.language
+            source = _field(line, "source", where) or file.source
+            yield where, Document(ident, language, source, _text(line, where))
+
+
+def _field(line: dict[str, Any], key: str, where: str) -> str:
+    """What a line says of itself, "" for nothing; ids may be whole numbers."""
+    value = line.get(key)
+    if key == "id" and type(value) is int:
+        return str(value)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{where}: field '{key}': must be text, is {type(value).__name__}")
+    return value or ""
 
 
 def _text(line: dict[str, Any], where: str) -> str:

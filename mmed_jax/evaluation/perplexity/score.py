@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Texts(Protocol):
     """What is scored: texts.FileTexts, table_texts.TableTexts."""
 
-    documents: Sequence[Entry]
+    @property
+    def documents(self) -> Sequence[Entry]: ...
 
     @property
     def settings(self) -> dict[str, Any]: ...
