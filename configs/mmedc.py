@@ -9,7 +9,8 @@ The paper's four kinds of sources, each as far as its files lie below --data_dir
                  (English) and FineWeb-2 (the other six languages) are open and read the same way
   textbooks      PDF or text; the paper's 8,000 titles are not published, and most are not free: say --recipe.source.
                  textbooks.license=... of those that you may use
-  websites       WARC files or folders of HTML of medical sites; no crawler comes with this
+  websites       WARC files or folders of HTML of medical sites; no crawler comes with this. Licences: a table
+                 of addresses beside the pages (docs/corpus.md), or --recipe.source.websites.license=...
   small_corpora  JSONL, Parquet or text of existing medical corpora
 
 Languages: the paper's six (en, zh, ja, fr, ru, es) and Korean, for which it has neither keywords nor a threshold: both
@@ -69,5 +70,6 @@ def _demo(c: ConfigDict) -> ConfigDict:
     c.benchmarks = "@handcrafted"
     c.source.web = source("@corpus/demo/web.ndjson")
     c.source.leaflets = source("@corpus/demo/leaflets", kind="textbooks", keywords=False, license="Apache-2.0")
+    c.source.pages = source("@corpus/demo/pages", kind="websites", keywords=False)
     c.sources = tuple(c.source)
     return c

@@ -5,6 +5,7 @@ one agree with the next. Whatever ends this process, the same command goes on wi
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from data_gen.corpus.document_files import REJECTS, SAMPLES
 from data_gen.corpus.duplicate_stages import languages_signed, partitions
 from data_gen.corpus.executor import Executor
 from data_gen.corpus.output_stage import group_units, put_documents
+from data_gen.corpus.page_addresses import tables_of
 from data_gen.corpus.pipeline_steps import FIRST, LAST, files_of
 from data_gen.corpus.readers import FORMATS
 from data_gen.corpus.stage_folder import Stage, StageFolder, locked
@@ -143,7 +145,7 @@ class CorpusBuild:
                 "data_gen.corpus.filter_stage:filter_unit",
                 [unit.as_dict() for unit in units],
                 {"steps": {name: self.settings[name] for name in FIRST if name in self.settings}, "sources": sources},
-                files=files_of(self.settings),
+                files=files_of(self.settings) | self._address_tables(units),
                 modules=_reader_modules(),
                 context={"roots": self.roots},
             )
@@ -155,6 +157,13 @@ class CorpusBuild:
                 reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(unread.items())) or "its files are empty"
                 raise UserError(f"source.{name}: not one document could be read: {reasons}")
         return books
+
+    def _address_tables(self, units: Iterable[Unit]) -> dict[str, Path]:
+        """The tables that say where pages of HTML come from, by name. Raises UserError where one is wrong."""
+        pages = {(u.source, p.name) for u in units for p in u.pieces if p.format == "html"}
+        tables = tables_of(Path(self.roots[source]) / name for source, name in pages)
+        roots = sorted(set(self.roots.values()))
+        return {os.path.relpath(t, next((r for r in roots if t.is_relative_to(r)), roots[0])): t for t in tables}
 
     def _find_duplicates(self, units: int, documents: int) -> dict[str, StageFolder]:
         """{step: folder with its Removals}."""

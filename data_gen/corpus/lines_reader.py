@@ -40,7 +40,7 @@ class JsonLines:
                 start, line = next(lines)
             except StopIteration:
                 return
-            except _Broken as e:
+            except BrokenFile as e:
                 yield Reject("broken_file", line_number(e.offset), str(e))
                 return
             if line is None:
@@ -61,9 +61,9 @@ class TextFile:
 
     def read(self, path: Path, cut: Cut, fields: Fields) -> Iterator[RawDocument | Reject]:
         try:
-            with _open(path) as f:
+            with open_unpacked(path) as f:
                 data = f.read(MAX_LINE + 1)
-        except _Broken as e:
+        except BrokenFile as e:
             yield Reject("broken_file", "", str(e))
             return
         if len(data) > MAX_LINE:
@@ -78,7 +78,7 @@ class TextFile:
         yield RawDocument(text) if text.strip() else Reject("empty_text")
 
 
-class _Broken(Exception):
+class BrokenFile(Exception):
     """A packed file that cannot be unpacked further; `offset`: unpacked bytes before it."""
 
     def __init__(self, problem: str, offset: int = 0) -> None:
@@ -127,8 +127,8 @@ def _is_packed(path: Path) -> bool:
     return path.suffix.lower() in (".gz", ".zst")
 
 
-def _open(path: Path) -> BinaryIO:
-    """The unpacked bytes of a file. What cannot be unpacked raises _Broken on reading."""
+def open_unpacked(path: Path) -> BinaryIO:
+    """The unpacked bytes of a file. What cannot be unpacked raises BrokenFile on reading."""
     if not _is_packed(path):
         return open(path, "rb")
     return cast(BinaryIO, io.BufferedReader(_Unpacked(path), _BLOCK))
@@ -151,7 +151,7 @@ class _Unpacked(io.RawIOBase):
         while not self._ready:
             if not self._packed and not (block := self._file.read(_PACKED_BLOCK)):
                 if self._member is not None:
-                    raise _Broken("the packed file ends too early", self._offset)
+                    raise BrokenFile("the packed file ends too early", self._offset)
                 return 0
             self._unpack(self._packed or block)
         data, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
@@ -167,7 +167,7 @@ class _Unpacked(io.RawIOBase):
         try:
             self._ready = self._member.decompress(packed)
         except Exception as e:  # zlib.error, zstandard.ZstdError
-            raise _Broken(f"cannot be unpacked ({e})", self._offset) from e
+            raise BrokenFile(f"cannot be unpacked ({e})", self._offset) from e
         self._packed = b""
         if self._member.eof:
             self._packed, self._member = self._member.unused_data, None
@@ -190,19 +190,19 @@ def _zstd_frame() -> Any:
 def _packed_cuts(path: Path, unit_bytes: int) -> list[Cut]:
     """Ranges of unpacked bytes. Where the file is broken the last piece reaches beyond, so that reading it says so."""
     size = 0
-    with _open(path) as f:
+    with open_unpacked(path) as f:
         try:
             while block := f.read(_BLOCK):
                 size += len(block)
-        except _Broken:
+        except BrokenFile:
             size += 1
     ends = [*range(unit_bytes, size, unit_bytes), 1 << 62]
     return [Cut(start, end, min(end, size) - start) for start, end in zip([0, *ends[:-1]], ends)]
 
 
 def _lines(path: Path, cut: Cut) -> Iterator[tuple[int, bytes | None]]:
-    """(offset, line) of the lines that begin in a range; None for one that is too long. Raises _Broken."""
-    with _open(path) as f:
+    """(offset, line) of the lines that begin in a range; None for one that is too long. Raises BrokenFile."""
+    with open_unpacked(path) as f:
         position = _skip(f, cut.start - 1) if cut.start else 0
         if cut.start:  # the line that began before is another piece's
             if position < cut.start - 1:
@@ -248,11 +248,11 @@ class _LineNumber:
 
     def __call__(self, offset: int) -> str:
         try:
-            with _open(self._path) as f:
+            with open_unpacked(self._path) as f:
                 _skip(f, self._at)
                 while self._at < offset and (block := f.read(min(_BLOCK, offset - self._at))):
                     self._number += block.count(b"\n")
                     self._at += len(block)
-        except _Broken:
+        except BrokenFile:
             pass
         return f"line {self._number}"

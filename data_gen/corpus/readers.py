@@ -71,8 +71,10 @@ FORMATS = {
     "jsonl": ((".jsonl", ".ndjson", ".json"), "data_gen.corpus.lines_reader:JsonLines"),
     "text": ((".txt", ".text", ".md"), "data_gen.corpus.lines_reader:TextFile"),
     "parquet": ((".parquet",), "data_gen.corpus.parquet_reader:ParquetFile"),
+    "html": ((".html", ".htm", ".xhtml"), "data_gen.corpus.html_reader:HtmlFile"),
+    "warc": ((".warc",), "data_gen.corpus.warc_reader:WarcFile"),
 }
-# Packed forms of jsonl and text.
+# Packed forms of jsonl, text, html and warc.
 PACKED = (".gz", ".zst")
 
 
@@ -85,8 +87,11 @@ def format_of(name: str) -> str:
 
 
 def reader_of(kind: str) -> Reader:
-    """The reader of a format. Raises UserError for none of FORMATS."""
+    """The reader of a format. Raises UserError for none of FORMATS, and where what it needs is not installed."""
     if kind not in FORMATS:
         raise UserError(f"format '{kind}' is not known{nearest(kind, FORMATS)}")
     module, _, name = FORMATS[kind][1].partition(":")
-    return getattr(importlib.import_module(module), name)()
+    try:
+        return getattr(importlib.import_module(module), name)()
+    except ModuleNotFoundError as e:
+        raise UserError(f"format '{kind}': {e.name} not installed", hint='; pip install "mmed_jax[corpus]"') from e

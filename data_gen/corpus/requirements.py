@@ -5,7 +5,7 @@ import importlib.util
 
 from mmed_jax.common.errors import UserError
 
-# Module -> distribution, of what every build imports. OCR, WARC and HTML readers look for their own.
+# Module -> distribution, of what every build imports. What one format needs, readers.reader_of says.
 MODULES = {
     "datatrove": "datatrove",
     "ahocorasick_rs": "ahocorasick_rs",
@@ -14,7 +14,18 @@ MODULES = {
     "pyarrow": "pyarrow",
 }
 # Versions of these may change what a stage gives, so they count in the names of stage folders.
-VERSIONED = ("datatrove", "ahocorasick_rs", "orjson", "py3langid", "pyarrow", "zstandard")
+VERSIONED = (
+    "datatrove",
+    "ahocorasick_rs",
+    "jusText",
+    "lxml",
+    "orjson",
+    "py3langid",
+    "pyarrow",
+    "trafilatura",
+    "warcio",
+    "zstandard",
+)
 
 
 def check_extra() -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_gen.corpus import page_addresses
 from data_gen.corpus.readers import Cut, format_of, reader_of
 from data_gen.corpus.stage_folder import Result
 from mmed_jax.common.errors import UserError
@@ -96,6 +97,8 @@ def find_files(source: str, root: Path, pattern: str, format: str = "") -> list[
             files.append(
                 InputFile(source, path.relative_to(root).as_posix(), str(path), kind, stat.st_size, stat.st_mtime_ns)
             )
+    if any(f.format == "html" for f in files):  # what says where the pages come from is no input of its own
+        files = [f for f in files if Path(f.name).name not in page_addresses.NAMES]
     if paths and not files:
         raise UserError(
             f"source.{source}: {paths[0]}: no format by its name; set source.{source}.format, or name other files"

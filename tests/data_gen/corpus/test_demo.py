@@ -19,7 +19,7 @@ DROPPED = {
     "en-repeats": ("quality", "dup_line_frac"),
     "en-unlicensed": ("licenses", "licence unknown"),
 }
-KEPT = {*(f"{c}-anemia" for c in LANGUAGES), "corpus/demo/leaflets/fievre.txt"}
+KEPT = {*(f"{c}-anemia" for c in LANGUAGES), "corpus/demo/leaflets/fievre.txt", "corpus/demo/pages/otitis.html"}
 REJECTS = {
     ("web.ndjson", "line 10", "not_utf8"),
     ("web.ndjson", "line 21", "broken_json"),
@@ -54,7 +54,7 @@ def test_every_document_has_its_verdict(demo):
             # Its language is not stated; it is French, and so almost the same as a French document.
             names += ["unstated"] if (code, reason) == ("fr", "near duplicate") else []
             assert [gone[n][1] for n in names if n in gone] == [reason] * (len(names) - 1), names
-    assert len(gone) + len(kept) == 54 and not set(gone) & set(kept)
+    assert len(gone) + len(kept) == 55 and not set(gone) & set(kept)
 
 
 def test_a_test_question_is_taken_out_and_an_address_masked(demo):
@@ -70,6 +70,13 @@ def test_a_test_question_is_taken_out_and_an_address_masked(demo):
         assert "name@example.org" in texts[name] and "anemi" not in texts[name].split("\n\n")[-1]
 
 
+def test_a_page_is_its_main_text_with_what_the_table_beside_it_says(demo):
+    (page,) = [d for d in documents(demo) if d["source"] == "pages"]
+    assert (page["url"], page["date"]) == ("https://demo.example.org/otitis", "2026-01-01")
+    lines = page["text"].split("\n")
+    assert len(lines) == 6 and lines[0] == "Otitis media aguda" and lines[-1].startswith("Las complicaciones son raras")
+
+
 def test_what_cannot_be_read_is_named(demo):
     rejects = [json.loads(line) for line in (demo / "rejects.jsonl").read_bytes().splitlines()]
     assert {(r["file"].rpartition("/")[2], r["place"], r["reason"]) for r in rejects} == REJECTS
@@ -79,9 +86,9 @@ def test_books_and_report(demo):
     summary = json.loads((demo / "corpus.json").read_bytes())
     read = sum(row[-1] for row in summary["books"]["filter"]["read"])
     gone = sum(row[-1] for stage in ("filter", "clean") for row in summary["books"][stage]["dropped"])
-    assert read == 57 == gone + len(documents(demo))
+    assert read == 58 == gone + len(documents(demo))
     languages = Counter(d["language"] for d in documents(demo))
-    assert languages == {c: 4 if c == "fr" else 3 for c in LANGUAGES}
+    assert languages == {c: 4 if c in ("es", "fr") else 3 for c in LANGUAGES}
     page = (demo / "report.html").read_text(encoding="utf-8")
     for text in ("3 lines, rows or files could not be read", "10.56", "too few keywords", "not for clinical"):
         assert text in page
