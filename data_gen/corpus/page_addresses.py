@@ -44,10 +44,11 @@ def address_of(page: Path) -> dict[str, str]:
 
 def tables_of(pages: Iterable[Path]) -> list[Path]:
     """All tables that pages have, sorted. Raises UserError where one is wrong."""
-    tables = {table_of(folder / "page") for folder in {page.parent for page in pages}} - {None}
+    nearest_ones = {table_of(folder / "page") for folder in {page.parent for page in pages}}
+    tables = sorted(table for table in nearest_ones if table is not None)
     for table in tables:
         address_of(table.parent / "page")
-    return sorted(table for table in tables if table is not None)
+    return tables
 
 
 @functools.lru_cache(maxsize=4)

@@ -20,7 +20,7 @@ from data_gen.corpus.page_charset import decode_page
 from data_gen.corpus.readers import Reject
 
 MAX_PAGE = 10 << 20  # bytes
-MAX_ELEMENTS = 100_000
+MAX_ELEMENTS = 50_000
 MAX_SECONDS = 60.0  # of processor time
 _NO_HTML = (b"%PDF-", b"PK\x03\x04", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"{\\rtf")
 _TAG = re.compile(r"<[a-zA-Z!]")
