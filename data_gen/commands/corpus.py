@@ -3,26 +3,25 @@
     python -m data_gen corpus build --recipe=mmedc --data_dir=raw --output=corpora/mmedc --benchmarks=test_sets
     python -m data_gen corpus build ... --executor=slurm --slurm.partition=cpu --tasks=2000
     python -m data_gen corpus build --recipe=mmedc:demo --output=corpora/demo
+    python -m data_gen corpus tokenize --input=corpora/mmedc --tokenizer=models/Meta-Llama-3-8B --output=tables/mmedc
 
 Stop it at any time; the same command goes on. The same inputs and the same recipe give the same bytes.
 """
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from data_gen.corpus.executor import Executor, LocalExecutor
+from data_gen.commands.corpus_executor import SLURM_FLAGS, add_executor, make_executor, say
+from data_gen.commands.corpus_tokenize import tokenize_corpus
 from data_gen.corpus.requirements import check_extra
-from data_gen.corpus.slurm_executor import SlurmExecutor, SlurmSettings, parse_settings
 from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.config.overrides import split_overrides
 
-SUMMARY = "a corpus for continued pretraining: build"
-EXECUTORS = ("local", "slurm")
+SUMMARY = "a corpus for continued pretraining: build, tokenize"
 
 
 def _parser() -> Parser:
@@ -33,7 +32,7 @@ def _parser() -> Parser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/corpus/corpus_recipe.py explains each.\n"
-        f"--slurm.NAME=VALUE: {', '.join(f.name for f in dataclasses.fields(SlurmSettings))}.",
+        + SLURM_FLAGS,
     )
     parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmedc, or a .py file")
     parser.add_argument("--data_dir", metavar="DIR", default=".", help="where the inputs lie")
@@ -41,10 +40,7 @@ def _parser() -> Parser:
     parser.add_argument("--benchmarks", metavar="DIR", default="", help="test sets that no document may give away")
     parser.add_argument("--earlier", metavar="DIR,..", default="", help="finished corpora whose documents are left out")
     parser.add_argument("--licenses", metavar="NAME", default="", help="which to let in: open (default), research, all")
-    parser.add_argument("--executor", metavar="|".join(EXECUTORS), default="local", help="where tasks run")
-    parser.add_argument("--tasks", type=int, default=0, help="tasks a stage is divided into (default: one a unit)")
-    parser.add_argument("--workers", type=int, default=0, help="local: processes at a time (default: one a core)")
-    parser.add_argument("--memory_gb", type=float, default=0.0, help="local: memory that a process may take (0: any)")
+    add_executor(parser)
     return parser
 
 
@@ -67,7 +63,7 @@ def build_corpus(argv: list[str]) -> None:
     for name in ("recipe", "output"):
         if not getattr(args, name):
             raise UserError(f"corpus build: --{name} is missing (--help shows the flags)")
-    executor = _executor(args, slurm)
+    executor = make_executor(args, slurm)
     check_extra()
     console.outlive()
     from data_gen.corpus.corpus_build import CorpusBuild
@@ -78,31 +74,13 @@ def build_corpus(argv: list[str]) -> None:
     recipe = load_recipe(args.recipe, overrides)
     earlier = [path for path in args.earlier.split(",") if path]
     build = CorpusBuild(
-        recipe, args.data_dir, args.output, executor, benchmarks=args.benchmarks, earlier=earlier, say=_say
+        recipe, args.data_dir, args.output, executor, benchmarks=args.benchmarks, earlier=earlier, say=say
     )
     summary = build()
     _print_books(summary, args.output)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"build": build_corpus}
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _executor(args: Any, slurm: dict[str, str]) -> Executor:
-    """What runs the tasks. Raises UserError for flags that make no sense."""
-    for name in ("tasks", "workers", "memory_gb"):
-        if getattr(args, name) < 0:
-            raise UserError(f"--{name}={getattr(args, name)}: must be 0 or more")
-    if args.executor not in EXECUTORS:
-        raise UserError(f"--executor={args.executor}: unknown{nearest(args.executor, EXECUTORS)}")
-    if args.executor == "slurm":
-        return SlurmExecutor(parse_settings(slurm), args.tasks, say=_say)
-    if slurm:
-        raise UserError(f"--slurm.{next(iter(slurm))}: is for --executor=slurm")
-    return LocalExecutor(args.workers, args.tasks, args.memory_gb, say=_say)
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"build": build_corpus, "tokenize": tokenize_corpus}
 
 
 def _print_books(summary: dict[str, Any], output: str) -> None:

@@ -270,6 +270,23 @@ def table_report(samples: Samples, rows: Rows, seq_len: int) -> dict[str, Any]:
     }
 
 
+def merge_reports(reports: Iterable[dict[str, Any]], seq_len: int) -> dict[str, Any]:
+    """The counts of several table_reports of the same seq_len together."""
+    total: dict[str, Any] = {"rows": 0, "samples": 0, "tokens": 0, "supervised": 0, "efficiency": 0.0, "shortened": 0}
+    total |= {name: {} for name in ("left_out", "languages", "sources", "kinds", "lengths")}
+    for report in reports:
+        _add(total, report)
+    return {**total, "efficiency": total["tokens"] / max(1, total["rows"] * seq_len)}
+
+
+def _add(total: dict[str, Any], counts: dict[str, Any]) -> None:
+    for name, count in counts.items():
+        if isinstance(count, dict):
+            _add(total.setdefault(name, {}), count)
+        else:
+            total[name] = total.get(name, 0) + count
+
+
 @dataclass(frozen=True)
 class Group:
     """Rows of one language and source: start .. start + rows - 1. Counts as in table.json."""
