@@ -7,8 +7,9 @@ The paper's four kinds of sources, each as far as its files lie below --data_dir
 
   filtered_web   web text of which the keyword filter keeps what is medical. The paper's CulturaX is gated; FineWeb
                  (English) and FineWeb-2 (the other six languages) are open and read the same way
-  textbooks      PDF or text; the paper's 8,000 titles are not published, and most are not free: say --recipe.source.
-                 textbooks.license=... of those that you may use
+  textbooks      PDF or text, by language: textbooks/fr/...; pages that are pictures are read by tesseract. The paper's
+                 8,000 titles are not published, and most are not free: say --recipe.source.textbooks.license=... of
+                 those that you may use
   websites       WARC files or folders of HTML of medical sites; no crawler comes with this. Licences: a table
                  of addresses beside the pages (docs/corpus.md), or --recipe.source.websites.license=...
   small_corpora  JSONL, Parquet or text of existing medical corpora
@@ -54,7 +55,9 @@ def get_config(variant: str = "") -> ConfigDict:
         c.source[f"culturax_{code}"] = source(
             f"CulturaX/{code}", language=code, license="ODC-By 1.0", fields={"date": "timestamp", "id": ""}
         )
-    c.source.textbooks = source("textbooks", kind="textbooks", keywords=False, quality=False)
+    c.source.textbooks = source(
+        "textbooks", kind="textbooks", keywords=False, quality=False, language="folder", pdf={"ocr": "tesseract"}
+    )
     c.source.websites = source("websites", kind="websites", keywords=False)
     c.source.small_corpora = source("small_corpora", kind="small_corpora", keywords=False)
     c.sources = tuple(c.source)
@@ -71,5 +74,6 @@ def _demo(c: ConfigDict) -> ConfigDict:
     c.source.web = source("@corpus/demo/web.ndjson")
     c.source.leaflets = source("@corpus/demo/leaflets", kind="textbooks", keywords=False, license="Apache-2.0")
     c.source.pages = source("@corpus/demo/pages", kind="websites", keywords=False)
+    c.source.book = source("@corpus/demo/book", kind="textbooks", keywords=False, language="en", license="Apache-2.0")
     c.sources = tuple(c.source)
     return c

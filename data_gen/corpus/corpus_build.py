@@ -20,10 +20,11 @@ from data_gen.corpus.corpus_recipe import as_dict, make_settings
 from data_gen.corpus.document_files import REJECTS, SAMPLES
 from data_gen.corpus.duplicate_stages import languages_signed, partitions
 from data_gen.corpus.executor import Executor
+from data_gen.corpus.ocr import ocr_dependencies
 from data_gen.corpus.output_stage import group_units, put_documents
 from data_gen.corpus.page_addresses import tables_of
 from data_gen.corpus.pipeline_steps import FIRST, LAST, files_of
-from data_gen.corpus.readers import FORMATS
+from data_gen.corpus.readers import FORMATS, PROGRAMS
 from data_gen.corpus.stage_folder import Stage, StageFolder, locked
 from data_gen.corpus.units import DESCRIPTIONS, InputFile, Unit, batch_files, find_files, plan_units
 from mmed_jax.common.errors import UserError, WorkError
@@ -67,6 +68,7 @@ class CorpusBuild:
         self.missing: list[str] = []
         self.roots: dict[str, str] = {}
         self.stages: dict[str, StageFolder] = {}
+        self.ocr: tuple[dict[str, str], dict[str, Path]] = {}, {}  # engines by source, files of their data
 
     def __call__(self) -> dict[str, Any]:
         """Builds the corpus; returns what corpus.json holds. Raises UserError and WorkError."""
@@ -98,6 +100,7 @@ class CorpusBuild:
             files += matches
         if not files:
             raise UserError(f"--data_dir={self.data_dir}: no source of the recipe is there: {', '.join(self.missing)}")
+        self.ocr = ocr_dependencies({name: as_dict(self.recipe)["source"][name] for name in self.roots}, files)
         for name in self.missing:
             self.say(f"not there: source {name} ({self.recipe.source[name].path})")
         return files
@@ -136,6 +139,7 @@ class CorpusBuild:
 
     def _filter(self, units: list[Unit]) -> Books:
         """Reads and filters all units. Raises UserError where a source gives no document at all."""
+        engines, engine_data = self.ocr
         sources = {name: as_dict(self.recipe)["source"][name] for name in sorted({u.source for u in units})}
         for source in sources.values():
             del source["path"], source["kind"]
@@ -144,8 +148,12 @@ class CorpusBuild:
                 "filter",
                 "data_gen.corpus.filter_stage:filter_unit",
                 [unit.as_dict() for unit in units],
-                {"steps": {name: self.settings[name] for name in FIRST if name in self.settings}, "sources": sources},
-                files=files_of(self.settings) | self._address_tables(units),
+                {
+                    "steps": {name: self.settings[name] for name in FIRST if name in self.settings},
+                    "sources": sources,
+                    "ocr": engines,
+                },
+                files=files_of(self.settings) | self._address_tables(units) | engine_data,
                 modules=_reader_modules(),
                 context={"roots": self.roots},
             )
@@ -339,5 +347,5 @@ def _samples(folder: StageFolder) -> list[dict[str, Any]]:
 
 
 def _reader_modules() -> tuple[str, ...]:
-    """Modules of all readers, which are imported by name."""
-    return tuple(sorted({target.partition(":")[0] for _, target in FORMATS.values()}))
+    """Modules of all readers, which are imported by name or started."""
+    return tuple(sorted({*PROGRAMS, *(target.partition(":")[0] for _, target in FORMATS.values())}))

@@ -12,7 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_gen.corpus.pdf_settings import PdfSettings
 from data_gen.corpus.readers import FORMATS, Fields
+from data_gen.corpus.units import BY_FOLDER
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.config.overrides import set_override
@@ -69,11 +71,13 @@ def source(path: str = "", **values: object) -> ConfigDict:
     path      file, folder or glob (** goes down) below --data_dir; one that begins with @ lies in data_gen
     kind      of KINDS: what the report counts it as
     format    of readers.FORMATS, for files whose names do not say it; "" = by suffix
-    language  of all its documents; "" = as each says, else as it is identified
+    language  of all its documents; "folder" = the nearest folder above a file that is named by a code (textbooks/fr/);
+              "" = as each says, else as it is identified
     license   of documents that name none; "" = unknown, and left out unless licences are not asked for
     keywords  whether its documents must pass the keyword filter
     quality   whether they must pass the quality filter
     fields    names of the columns or keys: text, id, language, license, url, date
+    pdf       how PDF files are read (pdf_settings.PdfSettings): ocr, pages, vertical, dpi, timeout_s
     """
     entry = {
         "path": path,
@@ -84,15 +88,19 @@ def source(path: str = "", **values: object) -> ConfigDict:
         "keywords": True,
         "quality": True,
         "fields": dataclasses.asdict(Fields()),
+        "pdf": dataclasses.asdict(PdfSettings()),
     }
     for key in values:
         if key not in entry:
             raise UserError(f"source: no key '{key}'{nearest(key, entry)}")
-    fields = values.pop("fields", {})
-    for key in fields:  # type: ignore[attr-defined]
-        if key not in entry["fields"]:  # type: ignore[operator]
-            raise UserError(f"source: fields: no key '{key}'{nearest(key, entry['fields'])}")  # type: ignore[arg-type]
-    return ConfigDict({**entry, **values, "fields": {**entry["fields"], **fields}})  # type: ignore[dict-item]
+    for group in ("fields", "pdf"):
+        known: dict[str, Any] = entry[group]  # type: ignore[assignment]
+        given: dict[str, Any] = values.pop(group, {})  # type: ignore[assignment]
+        for key in given:
+            if key not in known:
+                raise UserError(f"source: {group}: no key '{key}'{nearest(key, known)}")
+        entry[group] = {**known, **given}
+    return ConfigDict({**entry, **values})
 
 
 def _as_config(settings: Any) -> dict[str, Any]:
@@ -194,11 +202,16 @@ def check(recipe: ConfigDict, name: str) -> None:
         s = recipe.source[entry]
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", entry):
             raise wrong(f"source.{entry}: its name becomes a folder; use letters, digits, _, . and -")
-        for key, valid in (("kind", KINDS), ("format", ("", *FORMATS)), ("language", ("", *LANGUAGES))):
+        languages = ("", BY_FOLDER, *LANGUAGES)
+        for key, valid in (("kind", KINDS), ("format", ("", *FORMATS)), ("language", languages)):
             if s[key] not in valid:
                 raise wrong(f"source.{entry}.{key} '{s[key]}'{nearest(s[key], valid)}")
         if not s.path:
             raise wrong(f"source.{entry}.path is empty")
+        try:
+            PdfSettings(**s.pdf)
+        except UserError as e:
+            raise wrong(f"source.{entry}.{e}") from None
     make_settings(recipe)
 
 

@@ -27,7 +27,7 @@ DOCUMENTS, DROPPED, SAMPLES = "documents.jsonl.zst", "dropped.jsonl.zst", "sampl
 REJECTS = "rejects.jsonl"  # what could not be read: file, place, reason
 LEVEL = 3
 # Of metadata, what a finished document keeps, in this order; what steps leave for each other goes.
-KEPT_KEYS = ("language", "source", "license", "url", "date", "original_id", "file", "pages")
+KEPT_KEYS = ("language", "source", "license", "url", "date", "original_id", "file", "pages", "ocr_pages")
 SAMPLES_EACH = 2  # of a part, for each step, reason and language
 SAMPLE_CHARS = 500
 

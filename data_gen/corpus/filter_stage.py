@@ -16,7 +16,7 @@ from data_gen.corpus.exact_duplicates import text_key
 from data_gen.corpus.pipeline_steps import first_steps
 from data_gen.corpus.readers import Fields, RawDocument, Reject, reader_of
 from data_gen.corpus.stage_folder import Result
-from data_gen.corpus.units import Unit
+from data_gen.corpus.units import Unit, stated_language
 
 
 def filter_unit(part: dict[str, Any], settings: dict[str, Any], context: dict[str, Any], folder: Path) -> Result:
@@ -46,12 +46,13 @@ def _read(unit: Unit, source: dict[str, Any], root: Path, writer: PartWriter) ->
     fields = Fields(**source["fields"])
     for piece in unit.pieces:
         path, ids = root / piece.name, Ids(unit.source, piece.name, piece.start)
-        for item in reader_of(piece.format).read(path, piece.cut, fields):
+        entry = {**source, "language": stated_language(source["language"], piece.name)}
+        for item in reader_of(piece.format, entry).read(path, piece.cut, fields):
             writer.books.read[unit.source, ""] += 1
             if isinstance(item, Reject):
                 writer.reject(unit.source, piece.name, item)
             else:
-                yield _document(item, unit.source, source, piece.name, ids)
+                yield _document(item, unit.source, entry, piece.name, ids)
 
 
 def _document(item: RawDocument, name: str, source: dict[str, Any], file: str, ids: Ids) -> Document:

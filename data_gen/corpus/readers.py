@@ -5,7 +5,7 @@ read is one Reject with file and line, and reading goes on behind it. Nothing is
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,7 +73,10 @@ FORMATS = {
     "parquet": ((".parquet",), "data_gen.corpus.parquet_reader:ParquetFile"),
     "html": ((".html", ".htm", ".xhtml"), "data_gen.corpus.html_reader:HtmlFile"),
     "warc": ((".warc",), "data_gen.corpus.warc_reader:WarcFile"),
+    "pdf": ((".pdf",), "data_gen.corpus.pdf_reader:PdfFile"),
 }
+# Modules that readers start as programs instead of importing them.
+PROGRAMS = ("data_gen.corpus.pdf_server",)
 # Packed forms of jsonl, text, html and warc.
 PACKED = (".gz", ".zst")
 
@@ -86,12 +89,17 @@ def format_of(name: str) -> str:
     return next((kind for kind, (suffixes, _) in FORMATS.items() if stem.suffix in suffixes), "")
 
 
-def reader_of(kind: str) -> Reader:
-    """The reader of a format. Raises UserError for none of FORMATS, and where what it needs is not installed."""
+def reader_of(kind: str, source: Mapping[str, Any] | None = None) -> Reader:
+    """The reader of a format. Raises UserError for none of FORMATS, and where what it needs is not installed.
+
+    source: the source's entry in the recipe, for readers with settings there (their class has `of_source`). Without
+    it a reader has its neutral settings, which is enough for `cuts`.
+    """
     if kind not in FORMATS:
         raise UserError(f"format '{kind}' is not known{nearest(kind, FORMATS)}")
     module, _, name = FORMATS[kind][1].partition(":")
     try:
-        return getattr(importlib.import_module(module), name)()
+        reader = getattr(importlib.import_module(module), name)
+        return reader.of_source(source) if source is not None and hasattr(reader, "of_source") else reader()
     except ModuleNotFoundError as e:
         raise UserError(f"format '{kind}': {e.name} not installed", hint='; pip install "mmed_jax[corpus]"') from e

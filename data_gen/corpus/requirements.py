@@ -22,6 +22,7 @@ VERSIONED = (
     "orjson",
     "py3langid",
     "pyarrow",
+    "pypdfium2",
     "trafilatura",
     "warcio",
     "zstandard",

@@ -17,8 +17,11 @@ from data_gen.corpus.readers import Cut, format_of, reader_of
 from data_gen.corpus.stage_folder import Result
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import what_is
+from mmed_jax.data.records.schema import LANGUAGES
 
 DESCRIPTIONS = "descriptions.json"
+# As the language of a source: each file's is the name of the nearest folder above it that is a language's code.
+BY_FOLDER = "folder"
 # Of input files that one task describes.
 _BATCH_FILES, _BATCH_BYTES = 1000, 2_000_000_000
 
@@ -104,6 +107,16 @@ def find_files(source: str, root: Path, pattern: str, format: str = "") -> list[
             f"source.{source}: {paths[0]}: no format by its name; set source.{source}.format, or name other files"
         )
     return sorted(files, key=lambda f: f.name)
+
+
+def stated_language(language: str, name: str) -> str:
+    """The language of a file as the recipe states it: of the whole source, or by the file's folder; "" for none.
+
+    language: of the source's entry. name: of the file below the folder of inputs, with /.
+    """
+    if language != BY_FOLDER:
+        return language
+    return next((folder for folder in reversed(name.split("/")[:-1]) if folder in LANGUAGES), "")
 
 
 def describe_files(part: dict[str, Any], settings: dict[str, Any], context: dict[str, Any], folder: Path) -> Result:

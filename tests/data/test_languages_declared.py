@@ -18,6 +18,7 @@ UKRAINIAN = Language("uk", "Ukrainian", scripts=("cyrillic",), decimal=",")
 EVERY = [
     "data_gen/corpus/corpus_report.py:TOKENS_PER_BYTE",
     "data_gen/corpus/keywords.py:THRESHOLDS",
+    "data_gen/corpus/ocr.py:TESSERACT",
     "data_gen/corpus/personal_data.py:_PHONES",
     "data_gen/corpus/quality_thresholds.py:THRESHOLDS",
     "data_gen/gates/refusals.py:ABOUT_THE_TASK",

@@ -38,6 +38,7 @@ PARTIAL = {
     "scripts/quickstart.py:QUESTION_LANGUAGES": "those of which an answer is shown",
     "mmed_jax/evaluation/comparison/": "the languages of the published tables",
     "data_gen/corpus/keywords.py:ANYWHERE": "scripts that are not matched by words",
+    "data_gen/corpus/ocr.py:RAPIDOCR_REFUSED": "languages that its models were not made for",
     "data_gen/corpus/quality.py:DENSE": "languages whose words are not told from letters",
     "data_gen/methods/expand.py:": "scripts that say more in a character than an alphabet does",
     "data_gen/methods/qa.py:": "scripts that say more in a character than an alphabet does",
