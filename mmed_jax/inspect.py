@@ -1,10 +1,11 @@
 """Shows what a config trains on: counts, histograms, and packed rows with the trained tokens marked. Uses no device.
 
     python -m mmed_jax.inspect --config=stage1[:VARIANT] [--rows=N] [--first=ROW] [--split=validation] [--tokens]
+    python -m mmed_jax.inspect --table=DIR [--check]                                what a packed table holds
     python -m mmed_jax.inspect --adapter=RUN_OR_PEFT_DIR [--base=DIR] [--step=N]    what an adapter is, by module
 
 Trained text is green on a terminal and stands between ⟦ and ⟧ elsewhere. The packed table is made when it is not in the
-cache yet, exactly as `mmed_jax.train` makes it.
+cache yet, exactly as `mmed_jax.train` makes it. --check reads every shard of a table and compares checksums.
 """
 
 import os
@@ -18,11 +19,14 @@ import numpy as np
 
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command, warn
+from mmed_jax.common.paths import expand_home
+from mmed_jax.common.progress import counting_bar
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.data.packed_table import Table
 from mmed_jax.data.prepare import prepare
 from mmed_jax.data.records.schema import LANGUAGES
-from mmed_jax.data.token_report import print_histograms, print_report
+from mmed_jax.data.table_check import check_table, open_table
+from mmed_jax.data.token_report import group_lines, print_histograms, print_report
 from mmed_jax.inference.load import add_base
 from mmed_jax.training import setup
 
@@ -110,6 +114,26 @@ def _tokenizer(config):
     return tok
 
 
+def show_table(argv: list[str]) -> None:
+    """Prints the groups of a packed table; --check compares all of it. Raises UserError, and WorkError for damage."""
+    parser = Parser(prog="python -m mmed_jax.inspect", allow_abbrev=False)
+    parser.add_argument("--table", required=True, metavar="DIR", help="a packed table, of documents or of records")
+    parser.add_argument("--check", action="store_true", help="read every shard and compare its checksum")
+    args = parser.parse_args(argv)
+    folder = expand_home(args.table)
+    info = open_table(folder, "--table")
+    tokenizer = str(info["inputs"].get("tokenizer", ""))[:12] or "not known"
+    print(f"table {folder}: kind {info['kind']}, rows of {info['seq_len']:,}, key {info['key']}, tokenizer {tokenizer}")
+    for line in group_lines(info):
+        print(line)
+    if args.check:
+        shards = [shard for part in info["splits"].values() for shard in part["shards"]]
+        total = sum(shard["size"] for shard in shards)
+        with counting_bar("reading", total, unit="B", unit_scale=True, in_logs=True) as bar:
+            check_table(folder, info, bar.update)
+        print(f"all {len(shards):,} shards are as they were written ({total:,} bytes read)")
+
+
 def show_adapter(argv: list[str]) -> None:
     """Prints what the adapter of a LoRA run or of a PEFT folder is. Raises UserError for one that is refused."""
     parser = Parser(prog="python -m mmed_jax.inspect", allow_abbrev=False)
@@ -166,6 +190,9 @@ def _range(values: Iterable[float]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Runs the inspection that the command line describes. Raises UserError for a wrong flag, config or record."""
     argv = sys.argv[1:] if argv is None else argv
+    if any(a.partition("=")[0] == "--table" for a in argv):
+        show_table(argv)
+        return
     if any(a.partition("=")[0] == "--adapter" for a in argv):
         show_adapter(argv)
         return

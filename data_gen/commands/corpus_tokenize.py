@@ -71,10 +71,11 @@ def tokenize_corpus(argv: list[str]) -> None:
 
 
 def _print_counts(info: dict[str, Any], kinds: dict[str, str], output: str) -> None:
-    from data_gen.corpus.token_tables import count_lines, published_lines
+    from data_gen.corpus.token_tables import published_lines
+    from mmed_jax.data.token_report import group_lines
 
     books = info["books"]
-    for line in count_lines(info):
+    for line in group_lines(info):
         say(line)
     say("\ntraining tokens beside the published corpus (ours / published):")
     for line in published_lines(info, kinds):

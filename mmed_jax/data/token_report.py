@@ -1,6 +1,7 @@
 """What a table holds, as text; the numbers are those of packed_table.table_report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES
 from mmed_jax.data.tokenize import LEFT_OUT
@@ -63,3 +64,25 @@ def print_histograms(table_report: dict, say: Callable[[str], None] = print, wid
 
 def _bar(count: int, most: int, width: int) -> int:
     return max(1, round(count / most * width)) if count else 0
+
+
+def group_lines(info: Mapping[str, Any]) -> list[str]:
+    """A line a group, and one a split: documents, tokens, rows, how full they are, tokens a byte of text."""
+    rows: list[tuple[str, ...]] = [("split", "language/source", "documents", "tokens", "rows", "full", "tokens a byte")]
+    for split, part in info["splits"].items():
+        total = {name: sum(g[name] for g in part["groups"]) for name in ("documents", "tokens", "rows", "bytes")}
+        for name, counts in [*((g["name"], g) for g in part["groups"]), ("all", total)]:
+            full = counts["tokens"] / max(1, counts["rows"] * info["seq_len"])
+            each = counts["tokens"] / max(1, counts["bytes"])
+            numbers = (f"{counts[k]:,}" for k in ("documents", "tokens", "rows"))
+            rows.append((split, name, *numbers, f"{full:.1%}", f"{each:.3f}"))
+    return align(rows, 2)
+
+
+def align(rows: list[tuple[str, ...]], left: int) -> list[str]:
+    """Columns one beside the other: the first `left` to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    padded = (
+        [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths))] for r in rows
+    )
+    return ["  ".join(cells).rstrip() for cells in padded]

@@ -12,6 +12,7 @@ SHARED = {
     "config": "mmed_jax/config is the room of a run's config, model/config.py the model's",
     "convert": "commands: the command line; data/sources: what it calls",
     "corpus": "data_gen/corpus is the room; commands: the command line",
+    "documents": "data: as rows that are trained on; evaluation/perplexity: as texts whose loss is measured",
     "flops": "planning/hlo: counted in a program; training: by formula",
     "ledger": "llm_api/ledger is the room, ledger/ledger.py its main class; commands: the command line",
     "load": "hf: weights of a Hugging Face folder; inference: an engine from any folder",

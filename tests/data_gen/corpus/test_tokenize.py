@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from data_gen.corpus.run_task import run_parts
 from data_gen.corpus.token_tables import published_lines
 from data_gen.corpus.tokenize_build import TableBuild, find_corpus
 from data_gen.corpus.tokenize_stage import hold_out, id_hash
+from mmed_jax import inspect
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.hashes import file_hash
 from mmed_jax.data.documents import RowSettings, join
@@ -46,7 +48,7 @@ def write_corpus(folder, counts=(("fr", "web", 60), ("ja", "web", 25), ("fr", "b
     """A folder as `corpus build` leaves it; {id: (language, source, text)} of its documents."""
     draw, written, files = random.Random(1), {}, []
     for language, source, count in counts:
-        pool = (MEDICAL | ORDINARY)[language if language in MEDICAL else "en"].split(" ")
+        pool = re.findall(r"\S{1,6}", MEDICAL.get(language, ORDINARY["en"]))
         for number in range(0, count, 20):
             path = f"documents/{language}/{source}/{number // 20:05d}.jsonl.zst"
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +200,36 @@ def test_documents_that_lie_in_files(tokenizer, tmp_path):
     assert books["rejects"] == {"broken_json": 1, "empty_text": 1}
     assert books["first_reject"] == "notes.jsonl, line 4: empty_text"
     assert table.text_bytes(range(len(table))).tolist() == [6, 5, 0, 0, 0, 4, 0, 0]
+
+
+def test_inspect_counts_and_names_a_damaged_shard(corpus, tokenizer, tmp_path, capsys):
+    build(corpus[0], tokenizer, tmp_path / "table")
+    inspect.main([f"--table={tmp_path / 'table'}", "--check"])
+    printed = capsys.readouterr().out
+    info = json.loads((tmp_path / "table" / "table.json").read_bytes())
+    for group in info["splits"]["train"]["groups"]:
+        assert re.search(
+            rf"train +{group['name']} +{group['documents']} +{group['tokens']:,} +{group['rows']:,} ", printed
+        )
+    assert "shards are as they were written" in printed
+    shard = info["splits"]["validation"]["shards"][1]["path"]
+    path = tmp_path / "table" / shard
+    data = bytearray(path.read_bytes())
+    path.unlink()  # a link to the file of the stage
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    inspect.main([f"--table={tmp_path / 'table'}"])
+    for problem in ("has another checksum than when it was written", "has 3 bytes instead of", "is missing"):
+        with pytest.raises(WorkError, match=f"^[^\n]*table: {shard} {problem}[^\n]*$"):
+            inspect.main([f"--table={tmp_path / 'table'}", "--check"])
+        path.write_bytes(b"abc") if "checksum" in problem else path.unlink(missing_ok=True)
+    info["splits"]["train"]["groups"][0]["tokens"] += 1
+    (tmp_path / "table" / "table.json").write_text(json.dumps(info))
+    with pytest.raises(WorkError, match=r"train, ja/web: tokens is not the sum of its shards"):
+        inspect.main([f"--table={tmp_path / 'table'}", "--check"])
+    (tmp_path / "table" / "table.json").unlink()
+    with pytest.raises(UserError, match=r"no packed table \(no table.json\); it is not finished"):
+        inspect.main([f"--table={tmp_path / 'table'}"])
 
 
 def test_published_numbers_need_no_corpus(built):
