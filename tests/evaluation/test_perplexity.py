@@ -14,10 +14,17 @@ from transformers import AutoModelForCausalLM
 
 from mmed_jax import evaluate
 from mmed_jax.common.errors import UserError, run_command
+from mmed_jax.data.pack import pack
+from mmed_jax.data.packed_table import TABLE, Table, make_part, table_info, write_shard
+from mmed_jax.data.records.schema import LANGUAGES
+from mmed_jax.data.samples import Samples
+from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash
 from mmed_jax.evaluation.perplexity.documents import read_documents
 from mmed_jax.evaluation.perplexity.windows import cut_windows
+from mmed_jax.hf.open_model import open_model
 from mmed_jax.inference import text_scorer
 from mmed_jax.inference.text_scorer import TextScorer
+from mmed_jax.training.step import StepOptions, make_eval_step
 from tests.support.hf_folders import hf_folder
 from tests.support.results import read_lines, write_lines
 
@@ -180,6 +187,94 @@ def word_tokenizer(folder, texts):
     plain = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     plain.pre_tokenizer, plain.decoder = split, decoders.Metaspace()
     return PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+# ---- Tables ---------------------------------------------------------------------------------------------------------
+
+PIECE = 40  # slots of a row
+
+
+def document_table(folder, tok, seq_len=PIECE):
+    """TEXTS as a table of documents: a begin and an end token each, cut at `seq_len`, a group a language and source."""
+    groups = []
+    for place in sorted({(la, s) for la, s, _ in TEXTS.values()}):
+        ids, names, sizes = [], [], []
+        for name, (_, _, text) in ((k, v) for k, v in TEXTS.items() if v[:2] == place):
+            whole = [256, *text.encode(), 257]
+            cuts = range(0, len(whole) - 1, seq_len)
+            for number, at in enumerate(cuts):
+                ids.append(whole[at : at + seq_len + 1])
+                names.append(name if len(cuts) == 1 else f"{name}#{number}")
+                sizes.append(sum(i < 256 for i in ids[-1][1:]))
+        language = LANGUAGES.index(place[0]) + 1 if place[0] in LANGUAGES else 0
+        samples = Samples(
+            ids=np.array([i for piece in ids for i in piece], np.int32),
+            trained=None,
+            offsets=np.cumsum([0, *map(len, ids)]),
+            record=np.arange(len(ids)),
+            language=np.full(len(ids), language, np.uint8),
+            names=names,
+            sources=[place[1]] * len(ids),
+            kinds=["document"] * len(ids),
+            text_bytes=np.array(sizes, np.int64),
+        )
+        path = f"validation/{'/'.join(place)}/00000.array_record"
+        (folder / path).parent.mkdir(parents=True)
+        shard = {"path": path, **write_shard(folder / path, samples, pack(samples.slots, seq_len))}
+        groups.append(("/".join(place), *place, [shard]))
+    inputs = {"tokenizer": tokenizer_hash(tok)}
+    info = table_info(seq_len, "document", inputs, {"validation": {**make_part(groups), "report": {}}}, key="k")
+    (folder / TABLE).write_text(json.dumps(info))
+    return Table(folder, "validation")
+
+
+def test_a_table_gives_what_a_validation_of_training_gives(model, tmp_path):
+    """Pieces of a document count as one; sums over all are those of the training's evaluation step."""
+    source = open_model(model)
+    table = document_table(tmp_path / "table", source.tokenizer)
+    results, lines = run(model, tmp_path / "table", tmp_path / "out", "--batch_size=4")
+    assert set(lines) == set(TEXTS)
+    for ident, (language, place, text) in TEXTS.items():
+        line = lines[ident]
+        assert (line["language"], line["source"]) == (language, place)
+        assert line["bytes"] == len(text.encode()) == line["tokens"] - 1  # the end token has no bytes
+    sums = make_eval_step(source.cfg, StepOptions())(source.load_params(), table.batch(range(len(table))))
+    assert results["overall"]["nll"] == pytest.approx(float(sums["nll"].sum()), rel=1e-5)
+    assert results["overall"]["tokens"] == float(sums["count"].sum())
+    zh = 1 + LANGUAGES.index("zh")
+    expected = float(sums["nll"][zh]) / math.log(2) / table.text_bytes(range(len(table)))[zh]
+    assert results["languages"]["zh"]["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+    assert "Aspirin irreversibly" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    some = run(model, tmp_path / "table", tmp_path / "some", "--languages=en,ru", "--limit=1")[1]
+    assert some == {
+        k: {**lines[k], "nll": pytest.approx(lines[k]["nll"]), "bits_per_byte": some[k]["bits_per_byte"]}
+        for k in ("en1", "en2", "ru1")
+    }
+
+
+def test_a_table_that_does_not_fit_is_refused(model, texts, tmp_path):
+    folder, table = tmp_path / "t", f"--perplexity={tmp_path / 't'}"
+    document_table(folder, open_model(model).tokenizer)
+    info = json.loads((folder / TABLE).read_text())
+
+    def refused(*flags):
+        with pytest.raises(UserError) as e:
+            evaluate.main([f"--model={model}", f"--output={tmp_path / 'out'}", *flags])
+        return str(e.value)
+
+    assert "the rows of a table are what they are" in refused(table, "--seq_len=32")
+    assert "is a table, which is scored by itself" in refused(f"{table},{texts}")
+    assert "no document of fr; it holds de, en, ru, zh" in refused(table, "--languages=fr")
+    for changed, message in (
+        ({"inputs": {"tokenizer": "0" * 64}}, "the table is of another tokenizer than the model's"),
+        ({"seq_len": 1024}, "rows of 1024 tokens, and the model's max_position_embeddings is 512"),
+        ({"splits": {"train": info["splits"]["validation"]}}, "the table has no split validation; it has train"),
+    ):
+        (folder / TABLE).write_text(json.dumps({**info, **changed}))
+        assert message in refused(table)
+
+
+# ---- Input ----------------------------------------------------------------------------------------------------------
 
 
 def test_files_folders_and_a_corpus_are_read(tmp_path):

@@ -60,7 +60,7 @@ def find_files(name: str) -> list[TextFile]:
     base = path / CORPUS if (path / CORPUS).is_dir() else path
     files = sorted(p for p in base.rglob("*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
     if not files:
-        raise UserError(f"{FLAG}={name}: holds no {', '.join(SUFFIXES)}, and is no table (table.json)")
+        raise UserError(f"{FLAG}={name}: holds no {', '.join(SUFFIXES)}, and no table.json")
     out = []
     for file in files:
         place = file.relative_to(base).parts[:-1]
