@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     from mmed_jax.training.program import attention_backend, train_program
     from mmed_jax.training.run_page import try_report
     from mmed_jax.training.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
-    from mmed_jax.training.validation import by_language, validation_losses
+    from mmed_jax.training.validation import by_language, describe_losses, validation_losses
 
     devices = choose_devices(config)
     check_platform(config, devices[0].platform)
@@ -241,8 +241,7 @@ def main(argv: list[str] | None = None) -> None:
                     progress.note(f"step {number}: not validated, since the run is to stop")
                 else:
                     log.evaluation(number, losses)
-                    shown = "  ".join(f"{k} {v:.4f}" for k, v in losses.items() if "loss" in k)
-                    progress.note(f"step {number}: {shown}")
+                    progress.note(f"step {number}: {describe_losses(losses)}")
             improved = losses is not None and losses["validation/loss"] < best
             best = losses["validation/loss"] if improved else best
 

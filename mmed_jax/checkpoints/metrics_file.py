@@ -2,7 +2,7 @@
 
 Append-only, one object a line:
   {"kind": "train", "step": 12, "time": unix seconds, "loss": 2.1, "loss/en": ..., "lr": ..., ...}
-  {"kind": "eval",  "step": 12, "time": ..., "validation/loss": 2.3, "validation/loss/en": ...}
+  {"kind": "eval",  "step": 12, "time": ..., "validation/loss": 2.3, "validation/bits_per_byte/en": ..., ...}
   {"kind": "event", "step": 12, "time": ..., "event": "start", ...}
 NaN and infinities are the strings "NaN", "Infinity", "-Infinity", so that every JSON reader accepts the file.
 

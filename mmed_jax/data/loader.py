@@ -93,6 +93,11 @@ def _local_rows(rows: Sequence[int] | np.ndarray | None, local: int, process_ind
     return np.arange(process_index * local, (process_index + 1) * local) if rows is None else np.asarray(rows)
 
 
+def eval_rows(table: Table, limit: int = 0) -> np.ndarray:
+    """The rows that a validation reads, in their order, int64 [rows]; `limit` > 0: at most so many."""
+    return np.arange(min(len(table), limit) if limit else len(table))
+
+
 def eval_batches(
     table: Table,
     batch_size: int,
@@ -109,11 +114,12 @@ def eval_batches(
     """
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch of {batch_size} rows does not divide by {process_count} processes")
-    total = min(len(table), limit) if limit else len(table)
+    order = eval_rows(table, limit)
+    total = len(order)
     local = _local_rows(local_rows, batch_size // process_count, process_index)
 
     def batches() -> Iterator[Batch]:
         for start in range(0, total, batch_size):
-            yield table.batch([row if row < total else -1 for row in (start + local).tolist()])
+            yield table.batch([int(order[i]) if i < total else -1 for i in (start + local).tolist()])
 
     return batches()

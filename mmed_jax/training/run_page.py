@@ -63,6 +63,7 @@ def try_report(run_dir: Path) -> None:
 _LABELS = {
     "loss": "training",
     "validation/loss": "validation",
+    "validation/bits_per_byte": "all",
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "tokens_per_second": "real tokens (no padding)",
@@ -93,9 +94,11 @@ def write_plots(folder: Path, records: Records) -> list[Plot]:
     names = sorted({k for r in (*records.train, *records.evals) for k in r})
     by_language = [k for k in names if k.startswith("validation/loss/")] or [k for k in names if k.startswith("loss/")]
     where = "Validation" if by_language and by_language[0].startswith("validation/") else "Training"
+    bits = [k for k in names if k.startswith("validation/bits_per_byte")]
     wanted: list[tuple[str, str, Sequence[str], str]] = [
         ("loss", "Loss", ("loss", "validation/loss"), "nats per supervised token"),
         ("loss_by_language", f"{where} loss by language", by_language, "nats per supervised token"),
+        ("bits_per_byte", "Validation, bits per byte of text", bits, "bits per byte"),
         ("learning_rate", "Learning rate", ("lr",), "learning rate"),
         ("grad_norm", "Gradient norm (before clipping)", ("grad_norm",), "global norm"),
         ("tokens_per_second", "Speed", ("tokens_per_second", "supervised_tokens_per_second"), "tokens a second"),
@@ -249,12 +252,8 @@ def _final_numbers(run_dir: Path, records: Records) -> list[tuple[str, str]]:
         each = _number(flops if isinstance(flops, int | float) else 0.0)
         peak = f"; {start.get('peak_device', '')}, peak {each} each"
         rows.append(("how MFU is computed", f"{start['mfu_formula']}{peak}"))
-    steps, values = records.series("validation/loss")
-    best = [(v, s) for s, v in zip(steps, values) if math.isfinite(v)]
-    if values:
-        rows.append(("validation loss, last", f"{_number(values[-1])} at step {steps[-1]:,}"))
-    if best:
-        rows.append(("validation loss, best", f"{_number(min(best)[0])} at step {min(best)[1]:,}"))
+    for name in ("loss", "perplexity", "bits_per_byte"):
+        rows += _last_and_best(f"validation {name.replace('_', ' ')}", *records.series(f"validation/{name}"))
     if resumes := _resumes(records):
         rows.append(("resumed after step", ", ".join(f"{s:,}" for s in resumes)))
     times = [r["time"] for r in records.train if isinstance(r.get("time"), (int, float))]
@@ -263,6 +262,14 @@ def _final_numbers(run_dir: Path, records: Records) -> list[tuple[str, str]]:
     if kept := step_folders(run_dir):
         rows.append(("checkpoints", ", ".join(f"{s:,}{_best_mark(run_dir, s)}" for s in kept)))
     return rows or [("steps", "none recorded yet")]
+
+
+def _last_and_best(text: str, steps: list[int], values: list[float]) -> list[tuple[str, str]]:
+    """The rows of a number of validations."""
+    rows = [(f"{text}, last", f"{_number(values[-1])} at step {steps[-1]:,}")] if values else []
+    if finite := [(v, s) for s, v in zip(steps, values) if math.isfinite(v)]:
+        rows.append((f"{text}, best", f"{_number(min(finite)[0])} at step {min(finite)[1]:,}"))
+    return rows
 
 
 def _best_mark(run_dir: Path, step: int) -> str:
@@ -278,9 +285,11 @@ def _language_rows(records: Records) -> list[tuple[str, ...]]:
     rows = []
     for language in [x for x in LANGUAGE_NAMES if x in names] + sorted(names - set(LANGUAGE_NAMES)):
         train = records.series(f"loss/{language}")[1]
-        held = records.series(f"validation/loss/{language}")[1]
-        finite = [v for v in held if math.isfinite(v)]
-        cells = [train[-1] if train else None, held[-1] if held else None, min(finite) if finite else None]
+        cells = [train[-1] if train else None]
+        for name in ("loss", "bits_per_byte"):
+            held = records.series(f"validation/{name}/{language}")[1]
+            finite = [v for v in held if math.isfinite(v)]
+            cells += [held[-1] if held else None, min(finite) if finite else None]
         rows.append((LANGUAGE_NAMES.get(language, language), *("" if c is None else _number(c) for c in cells)))
     return rows
 

@@ -1,12 +1,18 @@
-"""Validation loss during training, overall and by language."""
+"""Validation during training: loss, perplexity and bits per byte, overall and by language.
 
+Bits per byte are the nats of the trained targets over ln 2 and the UTF-8 bytes of the text that these spell. They do
+not depend on the tokenizer, and are comparable between languages as far as their bytes are.
+"""
+
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from mmed_jax.data.loader import eval_batches
+from mmed_jax.data.loader import eval_batches, eval_rows
 from mmed_jax.data.packed_table import Table
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.training.state import BatchPlacer
@@ -29,7 +35,7 @@ def validation_losses(
     limit: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Loss over the table (each row once; at most `limit` rows when not 0).
+    """Loss, perplexity and bits per byte over the table (each row once; at most `limit` rows when not 0).
 
     Args:
       eval_step: (params, placed batch) -> {"nll", "count"} sums by language slot.
@@ -38,8 +44,9 @@ def validation_losses(
 
     Returns:
       None when abandoned: a part of the rows is no result. Else
-      {"validation/loss": sum over all supervised tokens / their number, "validation/loss/zh": ..., ...,
-       "validation/tokens": supervised tokens}.
+      {"validation/loss": sum over all supervised tokens / their number, "validation/perplexity": its exponential,
+       "validation/bits_per_byte": left out where no text is spelt; each also with "/zh" and so on for the languages that
+       are there; "validation/tokens": supervised tokens}.
     """
     total: dict[str, jax.Array] | None = None
     before: dict[str, jax.Array] | None = None
@@ -51,11 +58,34 @@ def validation_losses(
         before = total
         sums = eval_step(params, placer(host_batch))
         total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
+    # Of all rows on every process, while the devices are busy with the last ones.
+    size = _text_bytes(table, limit)
     sums = jax.device_get(total)
     nll, count = np.asarray(sums["nll"], np.float64), np.asarray(sums["count"], np.float64)
     tokens = count.sum()
+    losses = {"": float(nll.sum() / max(tokens, 1.0)), **by_language(nll, count, "")}
+    nats = {"": nll.sum() / max(size.sum(), 1), **by_language(nll, size, "")}
     return {
-        "validation/loss": float(nll.sum() / max(tokens, 1.0)),
-        **by_language(nll, count, "validation/loss"),
+        **{f"validation/loss{k}": v for k, v in losses.items()},
+        **{f"validation/perplexity{k}": math.inf if v > 700 else math.exp(v) for k, v in losses.items()},
+        **({f"validation/bits_per_byte{k}": float(v / math.log(2)) for k, v in nats.items()} if size.any() else {}),
         "validation/tokens": float(tokens),
     }
+
+
+@functools.lru_cache(maxsize=8)
+def _text_bytes(table: Table, limit: int) -> np.ndarray:
+    """int64 [1 + len(LANGUAGES)], bytes of the text of the rows that are validated on; the same at every step."""
+    return table.text_bytes(eval_rows(table, limit).tolist())
+
+
+def describe_losses(losses: dict[str, float]) -> str:
+    """The line of a validation: "validation loss 2.3100, 0.910 bits/byte  en 2.1000, 0.850  zh 2.5000, 0.950"."""
+    parts = []
+    for name in losses:
+        _, is_loss, language = name.partition("validation/loss")
+        if is_loss:
+            bits = losses.get(f"validation/bits_per_byte{language}")
+            more = "" if bits is None else f", {bits:.4f}" + ("" if language else " bits/byte")
+            parts.append(f"{language[1:] or 'validation loss'} {losses[name]:.4f}{more}")
+    return "  ".join(parts)

@@ -42,6 +42,8 @@ def write_run(run_dir, points=0, evals=0, nan_at=(), resume_at=None):
         log.event("compiled", 1, compile_count=1, compile_seconds=2.5)
         for i in range(1, evals + 1):
             values = {"validation/loss": 2.0 + (i - 2) ** 2, "validation/loss/en": 1.5, "validation/loss/ko": 2.5}
+            bits = {"validation/bits_per_byte": 0.5 + i / 10, "validation/bits_per_byte/en": 1 / i}
+            values |= {**bits, "validation/perplexity": 20.0 - i} if evals > 1 else {}
             log.evaluation(i * 10, values)
 
 
@@ -62,7 +64,7 @@ def check_page(page):
         ({"points": 1, "evals": 1}, 5),
         ({"points": 0, "evals": 1}, 2),
         ({"points": 3, "nan_at": (1, 2, 3)}, 5),
-        ({"points": 300, "evals": 3, "nan_at": (5,), "resume_at": 120}, 5),
+        ({"points": 300, "evals": 3, "nan_at": (5,), "resume_at": 120}, 6),
     ],
 )
 def test_any_number_of_points(tmp_path, run, images):
@@ -85,8 +87,10 @@ def test_numbers_and_languages(tmp_path):
         "<td>10,000</td>",
         "<td>6 at step 40</td>",  # validation loss, last
         "<td>2 at step 20</td>",  # and best
-        "<td>English</td><td>0.575</td><td>1.5</td><td>1.5</td>",
-        "<td>Korean</td><td></td><td>2.5</td><td>2.5</td>",
+        "<td>English</td><td>0.575</td><td>1.5</td><td>1.5</td><td>0.25</td><td>0.25</td>",
+        "<td>Korean</td><td></td><td>2.5</td><td>2.5</td><td></td><td></td>",
+        "<td>validation bits per byte, best</td><td>0.6 at step 10</td>",
+        "<td>validation perplexity, last</td><td>16 at step 40</td>",
         "MFU = a / b; 8 x chip",
         "<td>compilations of the step</td><td>1</td>",
     ):

@@ -3,13 +3,14 @@
 import json
 import math
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from mmed_jax import export
 from mmed_jax.data.loader import eval_batches
-from mmed_jax.training.validation import validation_losses
+from mmed_jax.training.validation import describe_losses, validation_losses
 from tests.support.training import (
     STEPS,
     bench,  # noqa: F401
@@ -132,6 +133,15 @@ def test_validation_by_language_and_the_best_checkpoint_kept(validated):
     for e in evals:
         by_language = [e[f"validation/loss/{lang}"] for lang in ("en", "fr", "zh")]
         assert min(by_language) <= e["validation/loss"] <= max(by_language) and e["validation/tokens"] > 0
+        assert e["validation/perplexity/zh"] == pytest.approx(math.exp(e["validation/loss/zh"]))
+    size = Counter()
+    for line in (validated.parent / "validation.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        size[record["language"]] += len(record["messages"][1]["content"].encode())
+    for e in evals:
+        bits = e["validation/loss"] * e["validation/tokens"] / math.log(2)
+        assert e["validation/bits_per_byte"] == pytest.approx(bits / size.total(), rel=1e-6)
+        assert sum(e[f"validation/bits_per_byte/{k}"] * n for k, n in size.items()) == pytest.approx(bits, rel=1e-5)
     best = min(evals, key=lambda e: e["validation/loss"])["step"]
     assert best < STEPS, "without a rise this test means nothing"
     assert saved(validated) == [best, STEPS]
@@ -140,7 +150,8 @@ def test_validation_by_language_and_the_best_checkpoint_kept(validated):
 def test_tensorboard_has_the_curves(validated):
     (events,) = (validated / "tensorboard").glob("events.out.tfevents.*")
     content = events.read_bytes()
-    assert all(name in content for name in (b"train/loss", b"train/lr", b"validation/loss/zh"))
+    names = (b"train/loss", b"train/lr", b"validation/loss/zh", b"validation/bits_per_byte/zh")
+    assert all(name in content for name in names)
 
 
 def test_wsd_holds_the_learning_rate_and_then_decays(validated):
@@ -152,7 +163,10 @@ def test_wsd_holds_the_learning_rate_and_then_decays(validated):
 class CountingPlacer:
     """Leaves the batches where they are."""
 
-    batch_size, rows = 5, np.arange(5)
+    batch_size = 5
+
+    def __init__(self, rows=range(5)):
+        self.rows = np.array(rows)
 
     def __call__(self, batch):
         return batch
@@ -163,6 +177,9 @@ class FakeTable:
 
     def __len__(self):
         return 7
+
+    def text_bytes(self, rows):
+        return np.bincount([1, 2], [3 * len(rows), 5 * len(rows)], minlength=8)
 
     def batch(self, rows):
         rows = np.array(rows)
@@ -179,6 +196,14 @@ def test_validation_takes_every_row_once_and_no_padding(limit, expected):
 
     found = validation_losses(eval_step, None, FakeTable(), CountingPlacer(), limit)
     assert found["validation/loss"] == expected and found["validation/tokens"] == 2 * (limit or 7)
+    # Bytes are those of the rows that were read, none behind the limit.
+    assert found["validation/bits_per_byte"] == pytest.approx(expected * 2 / (8 * math.log(2)))
+    assert found["validation/bits_per_byte/zh"] == pytest.approx(expected / (5 * math.log(2)))
+    # A process that reads two rows of each batch gets the sums of all from its devices, and counts all bytes itself.
+    sums = iter([eval_step(None, batch) for batch in eval_batches(FakeTable(), 5, limit=limit)])
+    assert validation_losses(lambda *_: next(sums), None, FakeTable(), CountingPlacer(np.arange(2)), limit) == found
+    shown = describe_losses(found)
+    assert shown.startswith(f"validation loss {expected:.4f}, ") and " bits/byte  en " in shown
     assert len(list(eval_batches(FakeTable(), 5, limit=limit))) == (1 if limit else 2)
     asked = iter([False, True])
     assert limit or validation_losses(eval_step, None, FakeTable(), CountingPlacer(), 0, lambda: next(asked)) is None
