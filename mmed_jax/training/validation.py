@@ -45,7 +45,7 @@ def validation_losses(
     Returns:
       None when abandoned: a part of the rows is no result. Else
       {"validation/loss": sum over all supervised tokens / their number, "validation/perplexity": its exponential,
-       "validation/bits_per_byte": left out where no text is spelt; each also with "/zh" and so on for the languages that
+       "validation/bits_per_byte": left out where no text is spelt; each also with "/zh", ... for the languages that
        are there; "validation/tokens": supervised tokens}.
     """
     total: dict[str, jax.Array] | None = None
