@@ -2,6 +2,7 @@
 
     python -m data_gen corpus build --recipe=mmedc --data_dir=raw --output=corpora/mmedc --benchmarks=test_sets
     python -m data_gen corpus build ... --executor=slurm --slurm.partition=cpu --tasks=2000
+    python -m data_gen corpus build ... --executor=ray --ray.address=auto
     python -m data_gen corpus build --recipe=mmedc:demo --output=corpora/demo
     python -m data_gen corpus tokenize --input=corpora/mmedc --tokenizer=models/Meta-Llama-3-8B --output=tables/mmedc
 
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from data_gen.commands.corpus_executor import SLURM_FLAGS, add_executor, make_executor, say
+from data_gen.commands.corpus_executor import CLUSTER_FLAGS, add_executor, make_executor, say, split_clusters
 from data_gen.commands.corpus_tokenize import tokenize_corpus
 from data_gen.corpus.requirements import check_extra
 from mmed_jax.common import console
@@ -32,7 +33,7 @@ def _parser() -> Parser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/corpus/corpus_recipe.py explains each.\n"
-        + SLURM_FLAGS,
+        + CLUSTER_FLAGS,
     )
     parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmedc, or a .py file")
     parser.add_argument("--data_dir", metavar="DIR", default=".", help="where the inputs lie")
@@ -58,12 +59,12 @@ def main(argv: list[str] | None = None) -> None:
 def build_corpus(argv: list[str]) -> None:
     """`corpus build`; errors as of `main`."""
     flags, overrides = split_overrides(argv, "--recipe")
-    flags, slurm = split_overrides(flags, "--slurm")
+    flags, clusters = split_clusters(flags)
     args = _parser().parse_args(flags)
     for name in ("recipe", "output"):
         if not getattr(args, name):
             raise UserError(f"corpus build: --{name} is missing (--help shows the flags)")
-    executor = make_executor(args, slurm)
+    executor = make_executor(args, clusters)
     check_extra()
     console.outlive()
     from data_gen.corpus.corpus_build import CorpusBuild

@@ -1,15 +1,23 @@
 """The flags of `data_gen corpus` that say where tasks run."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from data_gen.corpus.executor import PRELOAD, Executor, LocalExecutor
-from data_gen.corpus.slurm_executor import SlurmExecutor, SlurmSettings, parse_settings
+from data_gen.corpus.executor_settings import parse_settings
+from data_gen.corpus.ray_executor import RayExecutor, RaySettings
+from data_gen.corpus.slurm_executor import SlurmExecutor, SlurmSettings
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.config.overrides import split_overrides
 
-EXECUTORS = ("local", "slurm")
-SLURM_FLAGS = f"--slurm.NAME=VALUE: {', '.join(f.name for f in dataclasses.fields(SlurmSettings))}."
+# Clusters and their flags.
+CLUSTERS = {"slurm": SlurmSettings, "ray": RaySettings}
+EXECUTORS = ("local", *CLUSTERS)
+CLUSTER_FLAGS = "\n".join(
+    f"--{name}.NAME=VALUE: {', '.join(f.name for f in dataclasses.fields(kind))}." for name, kind in CLUSTERS.items()
+)
 
 
 def add_executor(parser: Parser) -> None:
@@ -20,21 +28,32 @@ def add_executor(parser: Parser) -> None:
     parser.add_argument("--memory_gb", type=float, default=0.0, help="local: memory that a process may take (0: any)")
 
 
-def make_executor(args: Any, slurm: dict[str, str], preload: tuple[str, ...] = PRELOAD) -> Executor:
+def split_clusters(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The other flags, and --CLUSTER.NAME=VALUE as {cluster: {NAME: VALUE}}. Raises UserError for one without value."""
+    flags, given = list(argv), {}
+    for name in CLUSTERS:
+        flags, given[name] = split_overrides(flags, f"--{name}")
+    return flags, given
+
+
+def make_executor(args: Any, given: dict[str, dict[str, str]], preload: tuple[str, ...] = PRELOAD) -> Executor:
     """What runs the tasks. Raises UserError for flags that make no sense.
 
     Args:
-      preload: modules that local workers begin with.
+      given: of split_clusters. preload: modules that local workers begin with.
     """
     for name in ("tasks", "workers", "memory_gb"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name}={getattr(args, name)}: must be 0 or more")
     if args.executor not in EXECUTORS:
         raise UserError(f"--executor={args.executor}: unknown{nearest(args.executor, EXECUTORS)}")
+    for cluster, flags in given.items():
+        if flags and cluster != args.executor:
+            raise UserError(f"--{cluster}.{next(iter(flags))}: is for --executor={cluster}")
     if args.executor == "slurm":
-        return SlurmExecutor(parse_settings(slurm), args.tasks, say=say)
-    if slurm:
-        raise UserError(f"--slurm.{next(iter(slurm))}: is for --executor=slurm")
+        return SlurmExecutor(parse_settings(SlurmSettings, given["slurm"], "slurm"), args.tasks, say=say)
+    if args.executor == "ray":
+        return RayExecutor(parse_settings(RaySettings, given["ray"], "ray"), args.tasks, say=say)
     return LocalExecutor(args.workers, args.tasks, args.memory_gb, say=say, preload=preload)
 
 

@@ -6,12 +6,11 @@ python -m data_gen corpus tokenize --input=corpora/mmedc --tokenizer=models/Meta
 import argparse
 from typing import Any
 
-from data_gen.commands.corpus_executor import SLURM_FLAGS, add_executor, make_executor, say
+from data_gen.commands.corpus_executor import CLUSTER_FLAGS, add_executor, make_executor, say, split_clusters
 from data_gen.corpus.requirements import check_extra
 from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError
-from mmed_jax.config.overrides import split_overrides
 
 # What workers would load for themselves, at seconds each.
 _PRELOAD = ("data_gen.corpus.tokenize_stage", "data_gen.corpus.run_task", "transformers", "array_record.python")
@@ -24,7 +23,7 @@ def _parser() -> Parser:
         description=__doc__.partition("\n")[0],
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=SLURM_FLAGS,
+        epilog=CLUSTER_FLAGS,
     )
     parser.add_argument("--input", metavar="DIR|FILE", help="a finished corpus, or documents as JSONL, Parquet, text")
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer of the model that will be trained")
@@ -42,12 +41,12 @@ def _parser() -> Parser:
 
 def tokenize_corpus(argv: list[str]) -> None:
     """The command; raises UserError for wrong flags or input, WorkError when work is left."""
-    flags, slurm = split_overrides(argv, "--slurm")
+    flags, clusters = split_clusters(argv)
     args = _parser().parse_args(flags)
     for name in ("input", "tokenizer", "output"):
         if not getattr(args, name):
             raise UserError(f"corpus tokenize: --{name} is missing (--help shows the flags)")
-    executor = make_executor(args, slurm, _PRELOAD)
+    executor = make_executor(args, clusters, _PRELOAD)
     check_extra()
     console.outlive()
     from data_gen.corpus.tokenize_build import TableBuild, find_corpus

@@ -18,11 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_gen.corpus.executor import RETRIES, Failure, last_line, raise_failures, split_tasks
 from data_gen.corpus.stage_folder import StageFolder
-from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.common.errors import UserError
 from mmed_jax.common.output_files import write_json
 from mmed_jax.common.paths import REPO
 
@@ -50,23 +49,6 @@ class SlurmSettings:
     setup: str = ""
     extra: str = ""
     poll_s: float = 10.0
-
-
-def parse_settings(given: dict[str, str]) -> SlurmSettings:
-    """Settings out of {NAME: VALUE}. Raises UserError for an unknown name or a value of another type."""
-    known = vars(SlurmSettings())
-    values: dict[str, Any] = {}
-    for name, text in given.items():
-        if name not in known:
-            raise UserError(f"--slurm.{name}: no such flag{nearest(name, known)}")
-        make = type(known[name])
-        try:
-            values[name] = make(text)
-        except ValueError:
-            raise UserError(f"--slurm.{name}={text}: must be a number, for example {make(4)}") from None
-        if make is not str and (values[name] < 0 or name != "max_running" and not values[name]):
-            raise UserError(f"--slurm.{name}={text}: must be above 0")
-    return SlurmSettings(**values)
 
 
 class SlurmExecutor:

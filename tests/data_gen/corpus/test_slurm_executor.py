@@ -8,7 +8,8 @@ import time
 import pytest
 
 from data_gen.corpus.executor import LocalExecutor
-from data_gen.corpus.slurm_executor import SlurmExecutor, SlurmSettings, parse_settings
+from data_gen.corpus.executor_settings import parse_settings
+from data_gen.corpus.slurm_executor import SlurmExecutor, SlurmSettings
 from data_gen.corpus.stage_folder import Stage, StageFolder
 from mmed_jax.common.errors import UserError, WorkError
 from tests.support import fake_slurm
@@ -101,7 +102,7 @@ def test_jobs_outlive_a_killed_parent_and_end_with_ctrl_c(cluster, tmp_path):
 
 
 def test_flags():
-    assert parse_settings({"partition": "cpu", "cpus": "2", "mem_gb": "1.5"}) == SlurmSettings(
+    assert parse_settings(SlurmSettings, {"partition": "cpu", "cpus": "2", "mem_gb": "1.5"}, "slurm") == SlurmSettings(
         "cpu", cpus=2, mem_gb=1.5
     )
     for given, text in (
@@ -110,7 +111,7 @@ def test_flags():
         ({"max_array": "0"}, "--slurm.max_array=0: must be above 0"),
     ):
         with pytest.raises(UserError) as e:
-            parse_settings(given)
+            parse_settings(SlurmSettings, given, "slurm")
         assert str(e.value) == text
 
 
