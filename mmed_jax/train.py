@@ -2,6 +2,7 @@
 
     python -m mmed_jax.train --config=stage1[:VARIANT] [--config.KEY=VALUE ...]
     python -m mmed_jax.train --config=stage2[:VARIANT]
+    python -m mmed_jax.train --config=pretrain[:VARIANT]      running text, before stage 1
 
 Calling the same command again continues the run from its newest good checkpoint; Ctrl-C and SIGTERM save and leave.
 Read it from top to bottom: it is the recipe.
@@ -160,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     # ---- The steps -------------------------------------------------------------------------------------------------
     eval_step = functools.partial(program.eval_step, base=base)
     placer = placement.BatchPlacer(mesh, rows, seq_len)
-    stream = BatchStream(prepared.train, rows, config.seed, first, local_rows=placer.rows)
+    stream = BatchStream(prepared.train, rows, config.seed, first, local_rows=placer.rows, mixture=prepared.mixture)
     validation = prepared.validation.get("validation")
 
     delayed, best = DelayedMetrics(), checkpointer.best_value

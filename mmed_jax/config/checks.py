@@ -24,6 +24,7 @@ def validate(config: ConfigDict) -> None:
         parse_xla_flags(flat["xla_flags"])
     if flat["data.kind"] == "mcq" and not flat["data.modes"]:
         raise UserError("config.data.modes is empty: name rationale, direct or both")
+    _check_documents(flat)
     _check_length_and_batch(config, flat)
     if flat["optim.warmup_steps"] and flat["optim.warmup_ratio"]:
         raise UserError("config.optim: set warmup_steps or warmup_ratio to 0; both are given")
@@ -38,6 +39,24 @@ def validate(config: ConfigDict) -> None:
             "config.model.*: read only for random weights, init_from brings its own sizes; set them to 0 and preset to "
             "its default, or set --config.init_from="
         )
+
+
+# Keys of documents alone; what documents have no place for.
+DOCUMENT_KEYS = ("data.temperature", "data.replay")
+NOT_DOCUMENT_KEYS = ("data.system_prompt",)
+
+
+def _check_documents(flat: dict[str, Any]) -> None:
+    """Refuses keys that this kind of data does not read."""
+    is_document = flat["data.kind"] == "document"
+    for name in NOT_DOCUMENT_KEYS if is_document else DOCUMENT_KEYS:
+        if flat[name] != KEYS[name].default:
+            shown = flat[name] if not isinstance(flat[name], tuple) else ",".join(flat[name])
+            which = "not read" if is_document else "read only"
+            other = "" if is_document else f"; this is {flat['data.kind']}"
+            raise UserError(f"config.{name}={shown}: {which} with data.kind=document{other}")
+    if flat["data.replay"] and not flat["data.replay_share"]:
+        raise UserError("config.data.replay_share=0: nothing of data.replay would be read; give it a share or leave it")
 
 
 def _check_length_and_batch(config: ConfigDict, flat: dict[str, Any]) -> None:

@@ -73,19 +73,22 @@ KEYS: dict[str, Key] = {
     # Compiler flags: "auto" = the table of parallel/xla_flags.py for the chip; "none" = the compiler's defaults;
     # flag=value,flag=value = these in place of the table.
     "xla_flags": Key("auto", may_change=True, compiled=True),
-    # "instruction" (stage 1) or "mcq" (stage 2).
-    "data.kind": Key("instruction", choices=("instruction", "mcq")),
-    # Record files: .jsonl, .jsonl.gz, MMedBench folders or zips, TFDS folders.
+    # "document" (running text, continued pretraining), "instruction" (stage 1) or "mcq" (stage 2).
+    "data.kind": Key("instruction", choices=("instruction", "mcq", "document")),
+    # Record files: .jsonl, .jsonl.gz, MMedBench folders or zips, TFDS folders. Documents: tables of `python -m data_gen
+    # corpus tokenize`, or files of documents: .jsonl, .jsonl.gz, .jsonl.zst with a key "text".
     "data.train": Key((), required="name at least one record file, --config.data.train=FILE.jsonl"),
     "data.validation": Key(()),
-    # When no validation files are named: share of the questions (not rows) held out.
+    # When no validation files are named: share of the questions (not rows) held out; of documents in files. Tables of
+    # documents have a part of their own that was held out.
     "data.validation_fraction": Key(0.02, ratio=True),
     # Languages to use; empty = all in the files.
     "data.languages": Key(()),
     "data.seq_len": Key(2048, positive=True, compiled=True),
     # Rows longer than seq_len: "drop", or "truncate_prompt" (the answer is never cut).
     "data.overlong": Key("truncate_prompt", choices=("drop", "truncate_prompt")),
-    # Several examples in one row, isolated by segment ids; False = one example a row.
+    # Several examples in one row, isolated by segment ids; False = one example a row (of documents in files one segment
+    # a row, so that attention sees across them).
     "data.packing": Key(True, compiled=True),
     # Stage 2: the samples made from each question.
     "data.modes": Key(("rationale", "direct"), choices=("rationale", "direct")),
@@ -93,9 +96,18 @@ KEYS: dict[str, Key] = {
     "data.prompt_family": Key("llama3", choices=("llama3", "mmedbench")),
     # A system message put before every conversation that has none; "" = none.
     "data.system_prompt": Key(""),
-    # Expected repetitions an epoch, by source and by language; absent = 1.
+    # Expected repetitions an epoch, by source and by language; absent = 1. Of documents factors of their shares of what
+    # is read, 0 = never: docs/corpus.md.
     "data.source_weights": Key({}),
     "data.language_weights": Key({}),
+    # Documents: languages get shares by weight x rows ^ (1 / temperature): 1 = as they are, larger = more alike.
+    "data.temperature": Key(1.0, positive=True),
+    # Documents: tables or files of general text that is mixed in, against forgetting, and its share of the rows.
+    "data.replay": Key(()),
+    "data.replay_share": Key(0.1, ratio=True),
+    # Documents: a warning names the groups (language/source) that the run reads more often than this (arXiv 2305.16264:
+    # up to four epochs are about as good as new text).
+    "data.max_repeats": Key(4.0, positive=True, may_change=True),
     # Packed tables, keyed by a hash of all that went into them.
     "data.cache_dir": Key("data/packed", required="name a folder", may_change=True),
     # Global batch: sequences, or tokens (batch_tokens / seq_len sequences). Exactly one is not 0.

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -57,6 +58,11 @@ def compile_settings(config: ConfigDict) -> dict[str, Any]:
 def batch_rows(config: ConfigDict) -> int:
     """Sequences in the global batch."""
     return config.batch_size or config.batch_tokens // config.data.seq_len
+
+
+def planned_steps(config: ConfigDict, rows: int) -> int:
+    """Optimizer steps: config.steps, or as many as show every one of `rows` at least config.epochs times."""
+    return config.steps or max(1, math.ceil(config.epochs * rows / batch_rows(config) - 1e-9))
 
 
 def to_json(config: ConfigDict) -> str:

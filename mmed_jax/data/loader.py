@@ -8,6 +8,7 @@ import numpy as np
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.batch import Batch
+from mmed_jax.data.mixture import Mixture, evenly
 from mmed_jax.data.pack import permutation
 from mmed_jax.data.packed_table import Table
 
@@ -20,7 +21,8 @@ class BatchStream:
 
     Position p of the stream is row permutation(len(table), (seed, e))[p % len(table)] of epoch e = p // len(table). The
     global batch of step s is positions s*B .. (s+1)*B - 1; what an epoch leaves over continues into the next, so every
-    epoch sees each row exactly once. The host count enters only where a global batch is sliced.
+    epoch sees each row exactly once. With a mixture, row p is what that says. The host count enters only where a global
+    batch is sliced.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class BatchStream:
         process_count: int = 1,
         *,
         local_rows: Sequence[int] | np.ndarray | None = None,
+        mixture: Mixture | None = None,
         prefetch: int = 4,
         threads: int = 2,
     ):
@@ -45,6 +48,7 @@ class BatchStream:
                 that hold the same rows, as under tensor parallelism, pass the same index.)
             local_rows: which rows of every global batch this process reads, instead of its slice: ascending indices
                 in 0 .. batch_size-1 (where a mesh gives a process other rows than a contiguous slice).
+            mixture: which row stands at which position, in place of one permutation after another (which `seed` is of).
             prefetch: batches read ahead in the background, by `threads` threads.
 
         Raises:
@@ -55,6 +59,7 @@ class BatchStream:
         if len(table) == 0:
             raise UserError(f"{table.folder}: {table.split} holds no rows")
         self.table, self.batch_size, self.seed, self.start_step = table, batch_size, seed, start_step
+        self.mixture = mixture
         local = batch_size // process_count
         self._local = _local_rows(local_rows, local, process_index)
         self._prefetch, self._threads = prefetch, threads
@@ -64,6 +69,8 @@ class BatchStream:
     def row_ids(self, step: int) -> np.ndarray:
         """Rows of the global batch of `step`, int64 [batch_size]."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        if self.mixture is not None:
+            return self.mixture.rows(positions)
         epochs, places = np.divmod(positions, len(self.table))
         out = np.empty(self.batch_size, np.int64)
         for epoch in np.unique(epochs).tolist():
@@ -107,16 +114,18 @@ def eval_batches(
     limit: int = 0,
     local_rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """This process's slices of the batches that cover every row exactly once, in table order.
+    """This process's slices of the batches that cover every row exactly once.
 
     All batches have batch_size / process_count rows; the last ones are filled up with padding rows (all 0, row_ids -1).
-    `limit` > 0 stops after so many rows (table order is random). Raises UserError as BatchStream does.
+    They come in table order, which is random; those of several groups in turn by size. `limit` > 0 stops after so many
+    rows. Raises UserError as BatchStream does.
     """
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch of {batch_size} rows does not divide by {process_count} processes")
     order = eval_rows(table, limit)
     total = len(order)
     local = _local_rows(local_rows, batch_size // process_count, process_index)
+    order = evenly(table.groups)[:total] if len(table.groups) > 1 else np.arange(total)
 
     def batches() -> Iterator[Batch]:
         for start in range(0, total, batch_size):

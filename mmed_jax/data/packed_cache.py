@@ -18,9 +18,16 @@ from mmed_jax.common.output_files import write_json
 from mmed_jax.data.packed_table import TABLE
 from mmed_jax.data.records.reading import locate
 
-# What makes a table; of what it imports neither how failures are shown nor configs, whose values are in the key.
+# What makes a table of records; of what it imports neither how failures are shown nor configs, whose values are in the
+# key, nor how tables are mixed as they are read.
 ENTRIES = ("mmed_jax.data.prepare",)
-LEAVE_OUT = ("mmed_jax.common.console", "mmed_jax.common.errors", "mmed_jax.config")
+LEAVE_OUT = (
+    "mmed_jax.common.console",
+    "mmed_jax.common.errors",
+    "mmed_jax.config",
+    "mmed_jax.data.corpus_table",
+    "mmed_jax.data.prepared",
+)
 _ABANDONED_AFTER_S = 24 * 3600
 
 

@@ -1,7 +1,6 @@
 """From a config to packed tables: read, split, mix, render, pack, cache. What `train` and `inspect` call."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +11,15 @@ from mmed_jax.common.errors import UserError, warn
 from mmed_jax.common.paths import expand_home, resolve_path
 from mmed_jax.data import packed_cache
 from mmed_jax.data.chat_formats import syntax_of
+from mmed_jax.data.corpus_table import is_table, open_tables
 from mmed_jax.data.pack import Rows, pack
 from mmed_jax.data.packed_table import Table, read_info, table_info, table_report, write_rows
+from mmed_jax.data.prepared import Prepared
 from mmed_jax.data.records.mixing import copies
 from mmed_jax.data.records.reading import load_files
 from mmed_jax.data.records.split import by_question, without_overlap
 from mmed_jax.data.tokenize import LEFT_OUT, RenderSettings, build_samples
 from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Packed tables of a run. `validation` holds one table under "validation", or nothing when none is held out."""
-
-    train: Table
-    validation: dict[str, Table]
-    report: dict  # see token_report.print_report
 
 
 def prepare(
@@ -45,7 +37,7 @@ def prepare(
 
     With validation files named, they are the validation set, validation_fraction is ignored, and training records that
     ask the same question as one of them are removed, counted and warned about. Otherwise validation_fraction of the
-    questions is held out. Mixing weights apply to training only.
+    questions is held out. Mixing weights apply to training only. Documents: see corpus_table.open_tables.
 
     Args:
         config: the resolved config; needs `seed` and `data`.
@@ -58,6 +50,9 @@ def prepare(
             failed or the writer was waited for in vain.
     """
     data = config.data
+    if data.kind == "document":
+        return open_tables(config, tok, is_writer=is_writer, timeout_s=timeout_s, say=say)
+    _refuse_tables(data)
     if data.system_prompt and data.kind == "mcq" and data.prompt_family == "mmedbench":
         raise UserError("config.data.system_prompt: the prompt family mmedbench has no place for one; leave it empty")
     settings = {
@@ -99,7 +94,18 @@ def prepare(
     return Prepared(tables.pop("train"), tables, report)
 
 
-_PLACES = ("train", "validation", "cache_dir")
+# Keys of config.data that decide nothing of a table of records: places, and what only documents have.
+_PLACES = ("train", "validation", "cache_dir", "temperature", "replay", "replay_share", "max_repeats")
+
+
+def _refuse_tables(data: ConfigDict) -> None:
+    for key in ("train", "validation"):
+        for path in data[key]:
+            if is_table(resolve_path(path)):
+                raise UserError(
+                    f"config.data.{key}: {path} is a packed table, and data.kind={data.kind} reads record files; a "
+                    "table of documents is for --config=pretrain"
+                )
 
 
 def _resolve(path: str) -> str:

@@ -10,11 +10,13 @@ from mmed_jax.data.tokenize import LEFT_OUT
 def print_report(report: dict, say: Callable[[str], None] = print) -> None:
     """Prints what `prepare` found: records in, samples left out and why, tokens, packing, languages, sources.
 
-    report: {"records": {...}, "tables": {split: table_report(...)}, "cached": bool, "folder": path}.
+    report: {"records": {...}, "tables": {split: table_report(...)}, "cached": bool, "folder": path}; of documents also
+    "kind" and "mixture" (corpus_table.describe_mixture).
     """
     records = report["records"]
     gone = [f"{records[k]:,} {text}" for k, text in RECORDS_LEFT_OUT.items() if records.get(k)]
-    say(f"data: {records['read']:,} records" + (f", left out: {', '.join(gone)}" if gone else ""))
+    unit = "pieces of documents" if report.get("kind") == "document" else "records"
+    say(f"data: {records['read']:,} {unit}" + (f", left out: {', '.join(gone)}" if gone else ""))
     for split, t in report["tables"].items():
         say(
             f"  {split}: {t['samples']:,} samples, {t['tokens']:,} tokens ({t['supervised']:,} trained) "
@@ -29,7 +31,22 @@ def print_report(report: dict, say: Callable[[str], None] = print) -> None:
             parts = [f"{name} {c['samples']:,}" for name, c in sorted(t[group].items(), key=_most)]
             more = f" and {len(parts) - 12} more" if len(parts) > 12 else ""
             say(f"    samples by {group[:-1]}: {', '.join(parts[:12])}{more}")
+    if report.get("mixture"):
+        _print_mixture(report["mixture"], say)
     say(f"  table: {report['folder']}" + (" (made before)" if report["cached"] else ""))
+
+
+def _print_mixture(groups: list[dict], say: Callable[[str], None]) -> None:
+    """Shares of what the run reads, and how often it reads each row: by language, and the largest groups."""
+    shares: dict[str, float] = {}
+    for group in groups:
+        shares[group["language"]] = shares.get(group["language"], 0.0) + group["share"]
+    parts = [f"{code} {share:.1%}" for code, share in sorted(shares.items(), key=lambda item: (-item[1], item[0]))]
+    say(f"  reads: {', '.join(parts)}")
+    largest = sorted(groups, key=lambda g: (-g["share"], g["name"]))
+    parts = [f"{g['name']} {g['share']:.1%} ({g['repeats']:.2f} times)" for g in largest]
+    more = f" and {len(parts) - 12} more" if len(parts) > 12 else ""
+    say(f"    groups: {', '.join(parts[:12])}{more}")
 
 
 RECORDS_LEFT_OUT = {

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from mmed_jax.checkpoints.run_directory import CONFIG_FILE, guard_run_dir
 from mmed_jax.common.errors import UserError, WorkError, nearest
 from mmed_jax.common.paths import ASSETS, resolve_path
-from mmed_jax.config.values import batch_rows
+from mmed_jax.config.values import planned_steps
 from mmed_jax.data.chat import chat_format
 from mmed_jax.data.plain_text import text_end
 from mmed_jax.data.tokenizers.tokenizer import check_vocab, load_tokenizer, stop_ids
@@ -80,7 +79,8 @@ def open_tokenizer(config: ConfigDict, source: "ModelSource | None") -> "PreTrai
         tokens than those the model was trained with.
     """
     tok = _named_tokenizer(config, source)
-    if config.data.kind == "mcq" and config.data.prompt_family == "mmedbench":  # plain text
+    if config.data.kind == "document" or (config.data.kind == "mcq" and config.data.prompt_family == "mmedbench"):
+        # Plain text.
         text_end(tok)
     else:
         chat_format(tok)
@@ -189,7 +189,7 @@ def total_steps(config: ConfigDict, rows: int) -> int:
     Raises:
       UserError: more than the step counter can hold.
     """
-    steps = config.steps or max(1, math.ceil(config.epochs * rows / batch_rows(config) - 1e-9))
+    steps = planned_steps(config, rows)
     if steps > MAX_STEPS:
         key = "steps" if config.steps else "epochs"
         raise UserError(f"config.{key}={config[key]}: {steps:,} steps; must be at most {MAX_STEPS:,}")
@@ -297,6 +297,7 @@ def closing(config: ConfigDict, step: int, steps: int) -> str:
     if step < steps:
         return f"stopped    at step {step:,} of {steps:,}, saved; run the same command again to continue"
     following = {
+        "pretrain": [f"python -m mmed_jax.train --config=stage1:{config.variant} --config.init_from={run}"],
         "stage1": [f"python -m mmed_jax.train --config=stage2:{config.variant}"],
         "stage2": [f"python -m mmed_jax.export --model={run} {adapter}--output=exports/{Path(run).name}"],
     }.get(config.name, [])

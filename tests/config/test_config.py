@@ -21,13 +21,13 @@ VARIANTS = (
 )
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("stage", ["pretrain", "stage1", "stage2"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_shipped_variant_is_valid_and_states_its_run(stage, variant):
     config, _ = parse_args([f"--config={stage}:{variant}"])
     assert (config.name, config.variant) == (stage, variant)
     assert config.run_dir == f"runs/{stage}-{variant}"
-    assert config.data.kind == {"stage1": "instruction", "stage2": "mcq"}[stage]
+    assert config.data.kind == {"pretrain": "document", "stage1": "instruction", "stage2": "mcq"}[stage]
     assert batch_rows(config) > 0
     json.loads(to_json(config))
 
@@ -41,6 +41,16 @@ def test_variants_with_adapters_say_what_they_are():
     published = {"rank": 16, "alpha": 32.0, "dropout": 0.05, "targets": ("q", "v"), "base": "compute"}
     assert {k: paper.lora[k] for k in published} == published
     assert (paper.batch_size, paper.epochs, paper.optim.lr) == (128, 3.0, 2e-5)
+
+
+def test_continued_pretraining_has_the_published_settings():
+    config, _ = parse_args(["--config=pretrain:8b"])
+    optim = {k: config.optim[k] for k in ("lr", "schedule", "warmup_ratio", "weight_decay", "clip_norm")}
+    assert optim == {"lr": 2e-5, "schedule": "cosine", "warmup_ratio": 0.01, "weight_decay": 0.01, "clip_norm": 1.0}
+    assert config.steps * config.batch_size * config.data.seq_len == 15_000 * 512 * 2048
+    assert config.batch_size // config.grad_accum == parse_args(["--config=stage1:8b"])[0].batch_size
+    adapter, _ = parse_args(["--config=pretrain:8b-lora"])
+    assert (adapter.lora.rank, adapter.lora.alpha, adapter.lora.base) == (64, 128.0, "compute")
 
 
 def test_stage_two_takes_the_weights_of_stage_one_and_big_models_refuse_a_cpu():
@@ -102,7 +112,7 @@ def test_a_mistake_in_a_config_file_is_one_line_too(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["base", "hardware"])
 def test_the_parts_of_configs_are_no_recipes(name):
-    with pytest.raises(UserError, match="no get_config.*stage1, stage2"):
+    with pytest.raises(UserError, match="no get_config.*pretrain, stage1, stage2"):
         load_config(name)
 
 
@@ -147,6 +157,21 @@ MISTAKES = {
     "two warm-ups": ([*DEMO, "--config.optim.warmup_steps=5"], ["warmup_steps", "warmup_ratio"]),
     "infinite": ([*DEMO, "--config.optim.lr=inf"], ["optim.lr=inf", "finite"]),
     "endless": ([*DEMO, "--config.epochs=inf"], ["epochs=inf", "finite"]),
+    "replay of records": (
+        [*DEMO, "--config.data.replay=a,b"],
+        ["data.replay=a,b", "read only with data.kind=document"],
+    ),
+    "temperature of records": ([*DEMO, "--config.data.temperature=2"], ["data.temperature=2.0", "this is instruction"]),
+    "documents with a system message": (
+        ["--config=pretrain", "--config.data.system_prompt=Be brief."],
+        ["data.system_prompt=Be brief.", "not read with data.kind=document"],
+    ),
+    "replay without a share": (
+        ["--config=pretrain", "--config.data.replay=a", "--config.data.replay_share=0"],
+        ["data.replay_share=0", "nothing of data.replay"],
+    ),
+    "all replay": (["--config=pretrain", "--config.data.replay_share=1"], ["data.replay_share=1.0", "[0, 1)"]),
+    "cold": (["--config=pretrain", "--config.data.temperature=0"], ["data.temperature=0.0", "greater than 0"]),
     "negative devices": ([*DEMO, "--config.mesh.devices=-1"], ["mesh.devices=-1", "negative"]),
     "no time": ([*DEMO, "--config.distributed.timeout_seconds=0"], ["timeout_seconds=0", "greater than 0"]),
     # jax would take the lower 32 bits: the weights of seed 0.

@@ -23,7 +23,7 @@ def test_what_is_checked():
         "param_dtype": both,
         "remat": ("none", "full", "qkv", "minimal", "minimal_ctx", "offload"),
         "attention": ("auto", "reference", "splash", "triton", "cudnn"),
-        "data.kind": ("instruction", "mcq"),
+        "data.kind": ("instruction", "mcq", "document"),
         "data.overlong": ("drop", "truncate_prompt"),
         "data.modes": ("rationale", "direct"),
         "data.prompt_family": ("llama3", "mmedbench"),
@@ -36,13 +36,14 @@ def test_what_is_checked():
     }
     assert {name: key.choices for name, key in KEYS.items() if key.choices} == choices
     positive = "grad_accum loss_chunk optim.lr optim.eps log_every checkpoint.keep_last data.seq_len lora.b_lr_ratio"
+    positive += " data.temperature data.max_repeats"
     assert marked("positive") == {*positive.split(), "distributed.timeout_seconds"}
     not_negative = """
         seed batch_size batch_tokens steps epochs eval_every eval_rows checkpoint.every_steps checkpoint.every_minutes
         checkpoint.keep_best optim.warmup_steps optim.weight_decay optim.clip_norm lora.rank lora.alpha mesh.devices"""
     assert marked("not_negative") == set(not_negative.split())
     ratios = "optim.warmup_ratio optim.end_lr_ratio optim.decay_ratio data.validation_fraction optim.b1 optim.b2"
-    ratios += " lora.dropout"
+    ratios += " lora.dropout data.replay_share"
     assert marked("ratio") == set(ratios.split())
     adamw_only = {name: KEYS[name].default for name in marked("adamw_only")}
     assert adamw_only == {"optim.b1": 0.9, "optim.eps": 1e-8, "optim.mu_dtype": "float32"}
@@ -53,7 +54,8 @@ def test_what_is_checked():
 
 def test_what_may_change_when_a_run_is_continued():
     names = """
-        run_dir restart platform remat xla_flags attention loss_chunk grad_accum data.cache_dir lora.start mesh.
+        run_dir restart platform remat xla_flags attention loss_chunk grad_accum data.cache_dir data.max_repeats
+        lora.start mesh.
         log_every eval_every eval_rows checkpoint. tensorboard wandb compile_cache distributed. model.ignore_keys
         profile_start profile_steps"""
     assert set(NOT_COMPARED) == set(names.split()) and len(NOT_COMPARED) == len(set(NOT_COMPARED))
@@ -101,8 +103,8 @@ def test_a_value_that_is_not_valid(key, value, text):
 
 
 def test_recipes_are_known_by_what_they_import():
-    assert recipe_names() == ["stage1", "stage2"] and recipe_names("data") == ["mmed_ift", "mmed_ift_mc", "mmedbench"]
-    assert recipe_names("corpus") == ["mmedc"]
+    assert recipe_names() == ["pretrain", "stage1", "stage2"] and recipe_names("corpus") == ["mmedc"]
+    assert recipe_names("data") == ["mmed_ift", "mmed_ift_mc", "mmedbench"]
 
 
 def test_recipes_of_users_import_from_the_config_package():

@@ -1,0 +1,17 @@
+"""What `prepare` gives: the tables that a run reads."""
+
+from dataclasses import dataclass
+
+from mmed_jax.data.mixture import Mixture
+from mmed_jax.data.packed_table import Table
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Packed tables of a run. `validation` holds one table under "validation", or nothing when none is held out."""
+
+    train: Table
+    validation: dict[str, Table]
+    report: dict  # see token_report.print_report
+    # Which row stands at which position, of tables whose groups are mixed as they are read.
+    mixture: Mixture | None = None
