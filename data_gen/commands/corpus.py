@@ -41,6 +41,7 @@ def _parser() -> Parser:
     parser.add_argument("--benchmarks", metavar="DIR", default="", help="test sets that no document may give away")
     parser.add_argument("--earlier", metavar="DIR,..", default="", help="finished corpora whose documents are left out")
     parser.add_argument("--licenses", metavar="NAME", default="", help="which to let in: open (default), research, all")
+    parser.add_argument("--format", metavar="NAME", default="", help="of the finished files: jsonl (default), parquet")
     add_executor(parser)
     return parser
 
@@ -72,6 +73,8 @@ def build_corpus(argv: list[str]) -> None:
 
     if args.licenses:
         overrides["step.licenses.allow"] = args.licenses
+    if args.format:
+        overrides["output_format"] = args.format
     recipe = load_recipe(args.recipe, overrides)
     earlier = [path for path in args.earlier.split(",") if path]
     build = CorpusBuild(

@@ -278,6 +278,7 @@ class CorpusBuild:
                 "documents",
                 "data_gen.corpus.output_stage:write_group",
                 group_units([unit.source for unit in units], sizes),
+                {"format": self.recipe.output_format},
                 before={"clean": clean.hash},
                 context={"clean": str(clean.path)},
             )

@@ -25,6 +25,7 @@ from mmed_jax.data.records.schema import LANGUAGES
 # Kinds of sources: the columns of the published table of tokens.
 KINDS = ("filtered_web", "textbooks", "websites", "small_corpora")
 MISSING = ("error", "skip")
+OUTPUT_FORMATS = ("jsonl", "parquet")
 # In the order in which they run.
 STEPS = (
     "licenses",
@@ -58,6 +59,8 @@ def base() -> ConfigDict:
     c.missing = "error"
     # What one task reads at least: megabytes of an input file.
     c.unit_mb = 100.0
+    # Files of the finished corpus: "jsonl" (packed with zstd) or "parquet", of the same keys.
+    c.output_format = "jsonl"
     # The steps that run, of STEPS; their order is fixed.
     c.steps = STEPS
     # Settings of each, as their modules explain them.
@@ -194,8 +197,9 @@ def check(recipe: ConfigDict, name: str) -> None:
             raise wrong(f"{key} names a value twice")
     if not recipe.languages or not recipe.sources:
         raise wrong(f"{'sources' if recipe.languages else 'languages'} is empty")
-    if recipe.missing not in MISSING:
-        raise wrong(f"missing '{recipe.missing}'{nearest(recipe.missing, MISSING)}")
+    for key, valid in (("missing", MISSING), ("output_format", OUTPUT_FORMATS)):
+        if recipe[key] not in valid:
+            raise wrong(f"{key} '{recipe[key]}'{nearest(recipe[key], valid)}")
     if not isinstance(recipe.unit_mb, int | float) or not 0 < recipe.unit_mb <= 10_000:
         raise wrong(f"unit_mb={recipe.unit_mb}: must be above 0 and at most 10,000")
     for entry in recipe.sources:

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from datatrove.data import Document
 
-from data_gen.corpus.document_files import as_document, read_documents, unpacked_lines
+from data_gen.corpus.document_files import as_document, read_documents
 from data_gen.corpus.exact_duplicates import exact_duplicates, text_key
 from data_gen.corpus.near_duplicates import NearSettings, Signatures, near_duplicates
+from data_gen.corpus.output_stage import read_file
 from data_gen.corpus.removal import id_key, key_array
 from data_gen.corpus.stage_folder import Result, StageFolder
 from mmed_jax.common.errors import UserError
@@ -83,8 +84,7 @@ def sign_earlier(part: dict[str, Any], settings: dict[str, Any], context: dict[s
     path = Path(context["roots"][part["corpus"]]) / part["path"]
     if file_hash(path) != part["sha256"]:
         raise UserError(f"{path}: is not the file that corpus.json beside it names")
-    with open(path, "rb") as f:
-        documents = [as_document(line) for line in unpacked_lines(f, path)]
+    documents = [as_document(line) for line in read_file(path)]
     language = part["language"]
     write_keys(folder / KEYS, [text_key(doc.text, language) for doc in documents], [doc.id for doc in documents])
     return _sign(documents, settings, folder) if settings else Result(len(documents), {"rows": {}})

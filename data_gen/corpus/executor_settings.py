@@ -18,12 +18,12 @@ def parse_settings(kind: type[S], given: dict[str, str], flag: str) -> S:
 
     Raises UserError for an unknown name or a value of another type.
     """
-    known = {f.name: f.default for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name, text in given.items():
         if name not in known:
             raise UserError(f"--{flag}.{name}: no such flag{nearest(name, known)}")
-        make = type(known[name])
+        make: type = type(known[name])
         try:
             values[name] = make(text)
         except ValueError:

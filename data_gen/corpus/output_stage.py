@@ -1,6 +1,6 @@
 """The finished corpus: documents of several units, by language and source, in files with their final names.
 
-OUTPUT/documents/fr/fineweb2/00003.jsonl.zst      documents
+OUTPUT/documents/fr/fineweb2/00003.jsonl.zst      documents, or the same as .parquet
 OUTPUT/corpus.json                                what they are: rows, bytes, checksums, the books
 OUTPUT/report.html                                the same for people
 OUTPUT/work                                       folders of stages; may be removed when the corpus is finished
@@ -9,15 +9,33 @@ OUTPUT/work                                       folders of stages; may be remo
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data_gen.corpus.document_files import DOCUMENTS as PART_DOCUMENTS
-from data_gen.corpus.document_files import LinesWriter, read_lines
+from data_gen.corpus.document_files import LinesWriter, read_lines, unpacked_lines
+from data_gen.corpus.parquet_documents import ParquetWriter, read_parquet
 from data_gen.corpus.stage_folder import Result, StageFolder
 
 DOCUMENTS = "documents"
+
+
+class DocumentWriter(Protocol):
+    """What writes the lines of documents into a file, in a with block."""
+
+    def write(self, line: dict[str, Any], /) -> None: ...
+
+    def __enter__(self) -> "DocumentWriter": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+# corpus_recipe.OUTPUT_FORMATS -> (suffix of the files, what writes them).
+_WRITERS: dict[str, tuple[str, Callable[[Path], DocumentWriter]]] = {
+    "jsonl": (".jsonl.zst", LinesWriter),
+    "parquet": (".parquet", ParquetWriter),
+}
 # Bytes of text that files of one source and all its languages hold together, at most.
 FILE_BYTES = 256_000_000
 
@@ -41,19 +59,29 @@ def group_units(sources: Sequence[str], sizes: Sequence[int], file_bytes: int = 
 
 
 def write_group(part: dict[str, Any], settings: dict[str, Any], context: dict[str, Any], folder: Path) -> Result:
-    """A stage's function: LANGUAGE.jsonl.zst of all units of a group."""
+    """A stage's function: LANGUAGE.jsonl.zst (or .parquet) of all units of a group."""
+    suffix, writer = _WRITERS[settings["format"]]
     stage = StageFolder(Path(context["clean"]))
     rows: dict[str, int] = {}
     with contextlib.ExitStack() as files:
-        writers: dict[str, LinesWriter] = {}
+        writers: dict[str, DocumentWriter] = {}
         for unit in part["units"]:
             for line in read_lines(stage.part(unit), PART_DOCUMENTS):
                 language = line.get("language", "unknown")
                 if language not in writers:
-                    writers[language] = files.enter_context(LinesWriter(folder / f"{language}.jsonl.zst"))
+                    writers[language] = files.enter_context(writer(folder / f"{language}{suffix}"))
                 writers[language].write(line)
                 rows[language] = rows.get(language, 0) + 1
     return Result(sum(rows.values()), {"rows": rows})
+
+
+def read_file(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file of a finished corpus, in either format. Raises WorkError where it is damaged."""
+    if path.suffix == ".parquet":
+        yield from read_parquet(path)
+        return
+    with open(path, "rb") as f:
+        yield from unpacked_lines(f, path)
 
 
 def list_files(stage: StageFolder) -> list[dict[str, Any]]:
@@ -63,8 +91,8 @@ def list_files(stage: StageFolder) -> list[dict[str, Any]]:
         marker, source = stage.marker(number), part["source"]
         index = numbers[source] = numbers.get(source, -1) + 1
         for name, (size, sha256) in marker["files"].items():
-            language = name.partition(".")[0]
-            path = f"{DOCUMENTS}/{language}/{source}/{index:05d}.jsonl.zst"
+            language, _, suffix = name.partition(".")
+            path = f"{DOCUMENTS}/{language}/{source}/{index:05d}.{suffix}"
             about = {"path": path, "language": language, "source": source, "rows": marker["counts"]["rows"][language]}
             files.append(about | {"bytes": size, "sha256": sha256, "part": [number, name]})
     return sorted(files, key=lambda f: f["path"])

@@ -90,7 +90,7 @@ def _read_corpus(root: Path, path: str) -> Corpus:
         if actual != size:
             problem = f"has {actual:,} bytes instead of {size:,}" if actual >= 0 else "is not there"
             raise UserError(f"--input={path}: {name} {problem}; run the build of the corpus again")
-        files.append(InputFile(source, name, str(there), "jsonl", size, there.stat().st_mtime_ns))
+        files.append(InputFile(source, name, str(there), format_of(name), size, there.stat().st_mtime_ns))
         sha256[name] = digest
     if not files:
         raise UserError(f"--input={path}: the corpus has no documents")

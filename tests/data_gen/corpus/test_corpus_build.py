@@ -1,6 +1,7 @@
 """The build of a corpus as a command: what is unchanged is skipped, kills change no byte, mistakes are a line."""
 
 import contextlib
+import hashlib
 import io
 import json
 import random
@@ -9,10 +10,14 @@ import signal
 import subprocess
 import sys
 
+import datasets
 import pytest
 
 from data_gen.commands.corpus import main
+from data_gen.corpus import parquet_documents
 from data_gen.corpus.accounting import Books, check_follows
+from data_gen.corpus.output_stage import read_file
+from data_gen.corpus.readers import Fields, reader_of
 from mmed_jax.common.errors import UserError, WorkError
 from tests.support.corpora import REPO, documents, finish, result, start, stop_after, write_inputs
 
@@ -49,6 +54,47 @@ def test_the_books_balance_and_files_are_as_listed(inputs, built):
     assert sum(books["clean"].kept.values()) == len(listed) == len({d["id"] for d in listed})
     assert sum(books["clean"].bytes.values()) == sum(len(d["text"].encode()) for d in listed)
     assert built[1]["filter"][0] >= 4
+
+
+def test_parquet_files_have_the_same_documents(inputs, built, tmp_path):
+    """Only the last stage is made anew; our reader, the reader of earlier corpora and datasets see the same rows."""
+    output, before = built[0], documents(built[0])
+    files = json.loads((output / "corpus.json").read_bytes())["files"]
+    lines = {f["path"].removesuffix(".jsonl.zst"): list(read_file(output / f["path"])) for f in files}
+    made = build(inputs[0], output, "--workers=2", "--format=parquet")
+    assert [name for name, (_, pending) in made.items() if pending] == ["documents"]
+    summary = json.loads((output / "corpus.json").read_bytes())
+    assert sum(f["rows"] for f in summary["files"]) == len(before)
+    for file in summary["files"]:
+        path = output / file["path"]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == file["sha256"]
+        want = lines.pop(file["path"].removesuffix(".parquet"))
+        assert list(read_file(path)) == want and len(want) == file["rows"]
+        (cut,) = reader_of("parquet").cuts(path, 1 << 30)
+        rows = list(reader_of("parquet").read(path, cut, Fields()))
+        assert [(r.id, r.text, r.metadata["language"]) for r in rows] == [
+            (line["id"], line["text"], line["language"]) for line in want
+        ]
+    assert not lines
+    paths = sorted(str(p) for p in (output / "documents").rglob("*.parquet"))
+    table = datasets.load_dataset("parquet", data_files=paths, split="train", cache_dir=str(tmp_path))
+    assert sorted(table["id"]) == sorted(d["id"] for d in before)
+    assert {k: v for k, v in table[0].items() if v is not None} in before
+    assert build(inputs[0], output)["documents"][1] == 0 and documents(output) == before
+
+
+def test_row_groups_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_documents, "GROUP_BYTES", 100)
+    lines = [{"id": f"{n}", "text": "x" * 30, "pages": "3"} for n in range(10)]
+    for path in (tmp_path / "a.parquet", tmp_path / "b.parquet"):
+        with parquet_documents.ParquetWriter(path) as f:
+            for line in lines:
+                f.write(line)
+    assert path.read_bytes() == (tmp_path / "a.parquet").read_bytes() and list(read_file(path)) == lines
+    assert [(c.start, c.end) for c in reader_of("parquet").cuts(path, 1)] == [(0, 1), (1, 2), (2, 3)]
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(WorkError, match="b.parquet: is damaged"):
+        list(read_file(path))
 
 
 def test_a_fault_in_the_books_is_seen(built):
@@ -151,6 +197,7 @@ def test_mistakes_are_one_line(inputs, tmp_path):
     assert wrong(raw, output, f"--data_dir={tmp_path / 'no'}").endswith("no: no such folder")
     assert "source.web: no file at" in wrong(raw, output, "--recipe.source.web.path=wbe")
     assert "--executor=lokal: unknown, did you mean 'local'" in wrong(raw, output, "--executor=lokal")
+    assert "output_format 'parqet', did you mean 'parquet'" in wrong(raw, output, "--format=parqet")
     assert "--tasks=-1: must be 0 or more" in wrong(raw, output, "--tasks=-1")
     (tmp_path / "file").touch()
     assert "is a file; name a folder" in wrong(raw, tmp_path / "file")
