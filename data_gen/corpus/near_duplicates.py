@@ -76,8 +76,8 @@ class NearSettings:
 
 
 @functools.cache
-def _classes() -> np.ndarray:
-    """uint8 [65536]: _RUN for letters and digits, _DENSE for those that are a word each, _NONE for the rest."""
+def word_classes() -> np.ndarray:
+    """uint8 [65536]: 1 for letters and digits, 2 for those that are a word each, 0 for the rest."""
     kinds = np.zeros(1 << 16, np.uint8)
     for code in range(1 << 16):
         if (character := chr(code)).isalnum():
@@ -97,7 +97,7 @@ def _powers(count: int) -> np.ndarray:
 def word_hashes(text: str) -> np.ndarray:
     """A hash for every word of a text in order, uint64 [n]; words as this module's head says, NFKC and lower case."""
     codes = np.frombuffer(nfkc(text).lower().encode("utf-32-le", "surrogatepass"), "<u4")
-    kinds = _classes()[np.minimum(codes, 0xFFFF)]
+    kinds = word_classes()[np.minimum(codes, 0xFFFF)]
     beyond = codes > 0xFFFF
     kinds[beyond] = np.where((codes[beyond] >= 0x20000) & (codes[beyond] < 0x40000), _DENSE, _NONE)
     before = np.r_[np.uint8(_NONE), kinds[:-1]]
@@ -219,7 +219,7 @@ def near_duplicates(table: Signatures, settings: NearSettings, earlier: np.ndarr
     goes_for = np.full(len(order), -1)
     left = order  # those that stay so far, in order
     while True:
-        pairs = _candidates(table.keys[left])
+        pairs = candidate_pairs(table.keys[left])
         pairs = pairs[_agreement(table.checks[left], pairs) >= settings.least]
         found = False
         for first, other in pairs.tolist():
@@ -234,7 +234,7 @@ def near_duplicates(table: Signatures, settings: NearSettings, earlier: np.ndarr
     return Removals(table.ids[gone], table.ids[goes_for[gone]])
 
 
-def _candidates(keys: np.ndarray) -> np.ndarray:
+def candidate_pairs(keys: np.ndarray) -> np.ndarray:
     """Pairs (smaller, greater) of rows that share a key in a band, int [m, 2], in order.
 
     Of the rows that share one, each with the first and with the one before it: their number grows with the rows.
