@@ -5,7 +5,8 @@
 
 RUN is a folder of `python -m mmed_jax.evaluate`, or NAME=FOLDER. There is a table for each benchmark and way of asking
 (mode, prompt family, examples, shuffling, passages): what was asked in different ways never stands in one table. Runs
-in one table are compared with the first of them over the items they share. DIR gets compare.txt, compare.csv,
+in one table are compared with the first of them over the items they share. Runs of --perplexity give bits per byte by
+language, and their difference over the documents that both have scored. DIR gets compare.txt, compare.csv,
 differences.csv and compare.html.
 
 --submission writes what MMedBench's SubmissionTutorial.md asks for: multi_choice_results.csv and accuracy_metric.csv of
@@ -13,14 +14,16 @@ an evaluation in mode direct, rationale_results.csv and rationale_similarity_met
 """
 
 import argparse
+from types import ModuleType
+from typing import Any
 
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.common.output_files import check_folder, write_text
+from mmed_jax.evaluation.comparison import perplexity_tables, render
 from mmed_jax.evaluation.comparison.compare_runs import compare_runs
 from mmed_jax.evaluation.comparison.mmedbench_submission import write_submission
 from mmed_jax.evaluation.comparison.published_tables import published_methods
-from mmed_jax.evaluation.comparison.render import NOTE, render_csv, render_differences_csv, render_html, render_text
 from mmed_jax.evaluation.comparison.runs import read_runs
 
 
@@ -50,16 +53,21 @@ def print_comparison(args: argparse.Namespace) -> None:
     if args.allow_count_mismatch:
         raise UserError("--allow_count_mismatch: goes with --submission; comparisons mark what is off")
     methods = choose_published(args.published or "all")
-    runs = read_runs(args.runs)
+    runs = read_runs(args.runs, texts=True)
     folder = check_folder(args.output, "--output") if args.output else None
-    tables = compare_runs(runs, methods=methods)
-    text = f"{render_text(tables)}\n\n{NOTE}\n"
+    shown: ModuleType = render
+    tables: Any
+    if any(map(perplexity_tables.is_perplexity, runs)):
+        shown, tables = perplexity_tables, perplexity_tables.compare_bits(runs)
+    else:
+        tables = compare_runs(runs, methods=methods)
+    text = f"{shown.render_text(tables)}\n\n{shown.NOTE}\n"
     print(text, end="")
     if folder:
         write_text(folder / "compare.txt", text)
-        write_text(folder / "compare.csv", render_csv(tables))
-        write_text(folder / "differences.csv", render_differences_csv(tables))
-        write_text(folder / "compare.html", render_html(tables))
+        write_text(folder / "compare.csv", shown.render_csv(tables))
+        write_text(folder / "differences.csv", shown.render_differences_csv(tables))
+        write_text(folder / "compare.html", shown.render_html(tables))
         print(f"\nwritten    {folder}/compare.txt, compare.csv, differences.csv, compare.html")
 
 

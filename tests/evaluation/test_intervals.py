@@ -15,6 +15,7 @@ from mmed_jax.evaluation.metrics.intervals import (
     mean_interval,
     mean_of_groups,
     paired_difference,
+    ratio_interval,
     wilson,
 )
 from mmed_jax.evaluation.prompts.items import Item
@@ -30,6 +31,25 @@ def test_mcnemar_is_the_exact_binomial_test(b, c):
 def test_mcnemar_of_thousands_of_items():
     assert mcnemar(4000, 4500) == pytest.approx(stats.binomtest(4000, 8500, 0.5).pvalue, rel=1e-9)
     assert mcnemar(0, 8500) == 0.0 and mcnemar(6, 0) == 2 / 64
+
+
+@given(st.lists(st.floats(0, 50), min_size=2, max_size=20), st.floats(0.5, 9))
+def test_of_equal_sizes_a_ratio_has_the_interval_of_a_mean(values, size):
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95) if len(set(values)) > 1 else (values[0],) * 2
+    found = ratio_interval(values, [size] * len(values))
+    assert [x * size for x in found] == pytest.approx(list(expected), abs=1e-6)
+    assert ratio_interval(values[:1], [size]) is None
+
+
+def test_the_interval_of_a_ratio_covers_in_95_of_100_cases():
+    """Documents of very different lengths, the long ones easier: 1,000 draws of 60."""
+    rng = np.random.default_rng(0)
+    size = rng.lognormal(6, 1, (1000, 60))
+    nats = size * (0.6 + 0.3 * rng.standard_normal(size.shape) - 0.05 * np.log(size))
+    everything = rng.lognormal(6, 1, 1_000_000)
+    truth = 0.6 - 0.05 * (everything * np.log(everything)).sum() / everything.sum()
+    inside = [low < truth < high for low, high in map(ratio_interval, nats, size)]
+    assert 0.9 < np.mean(inside) < 0.97
 
 
 # Printed by the closed form of Wilson's interval and by whole-number binomial sums, before scipy computed both.

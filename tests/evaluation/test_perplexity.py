@@ -1,8 +1,11 @@
 """evaluate --perplexity: equal to transformers, whatever the windows, batches and devices; resuming; wrong input."""
 
+import csv
 import gzip
 import json
 import math
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from mmed_jax import evaluate
+from mmed_jax import compare, evaluate
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.data.pack import pack
 from mmed_jax.data.packed_table import TABLE, Table, make_part, table_info, write_shard
@@ -26,7 +29,7 @@ from mmed_jax.inference import text_scorer
 from mmed_jax.inference.text_scorer import TextScorer
 from mmed_jax.training.step import StepOptions, make_eval_step
 from tests.support.hf_folders import hf_folder
-from tests.support.results import read_lines, write_lines
+from tests.support.results import evaluated, items_of, read_lines, record, write_lines
 
 TEXTS = {
     "en1": ("en", "wiki", "Aspirin irreversibly inhibits cyclooxygenase in platelets. " * 5),
@@ -75,8 +78,13 @@ def reference_nll(model, text, seq_len=None, stride=None):
 
 
 @pytest.fixture(scope="module")
-def whole(model, texts, tmp_path_factory):
-    return run(model, texts, tmp_path_factory.mktemp("whole") / "out")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole") / "out"
+
+
+@pytest.fixture(scope="module")
+def whole(model, texts, folder):
+    return run(model, texts, folder)
 
 
 def test_equals_transformers_and_bytes_are_those_of_the_text(model, whole):
@@ -164,20 +172,51 @@ def test_a_stopped_evaluation_goes_on_and_other_settings_are_refused(
             run(model, texts, out, *changed)
 
 
-def test_another_tokenizer_changes_the_loss_and_bits_are_still_of_the_bytes(texts, tmp_path):
-    """The same words with a vocabulary of whole words: fewer tokens, the same bytes."""
-    tok = word_tokenizer(tmp_path / "words", [t for _, _, t in TEXTS.values()])
-    folder = hf_folder(tmp_path / "model", tokenizer=False, vocab_size=512, bos_token_id=0, eos_token_id=1)
-    tok.save_pretrained(folder)
-    results, lines = run(folder, texts, tmp_path / "out")
+def test_another_tokenizer_changes_the_loss_and_bits_are_still_of_the_bytes(whole, folder, texts, tmp_path, capsys):
+    """The same words with a vocabulary of whole words: fewer tokens, the same bytes; and both beside each other."""
+    ids = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 1}
+    words = hf_folder(tmp_path / "model", tokenizer=False, max_position_embeddings=512, **ids)
+    word_tokenizer([t for _, _, t in TEXTS.values()]).save_pretrained(words)
+    results, lines = run(words, texts, tmp_path / "out")
     assert results["overall"]["bytes"] == sum(len(t.encode()) for _, _, t in TEXTS.values())
     for ident, (_, _, text) in TEXTS.items():
         line = lines[ident]
         assert line["bytes"] == len(text.encode()) > 3 * line["tokens"]
         assert line["bits_per_byte"] == pytest.approx(line["nll"] / math.log(2) / len(text.encode()))
+    capsys.readouterr()
+    compare.main([f"bytes={folder}", f"words={tmp_path / 'out'}", f"--output={tmp_path / 'compared'}"])
+    shown = capsys.readouterr().out
+    with (tmp_path / "compared" / "differences.csv").open() as f:
+        rows = {row["language"]: row for row in csv.DictReader(f)}
+    for column in ("en", "all"):
+        some = [k for k, (la, _, _) in TEXTS.items() if column in (la, "all")]
+        size = math.log(2) * sum(lines[k]["bytes"] for k in some)
+        first, second = (sum(of[k]["nll"] for k in some) / size for of in (whole[1], lines))
+        assert float(rows[column]["difference"]) == pytest.approx(second - first)
+        assert float(rows[column]["low"]) < second - first < float(rows[column]["high"])
+        assert rows[column]["documents"] == str(len(some)) and f"{second - first:+.4f}" in shown
+    assert list(rows) == ["en", "zh", "ru", "de", "all"] and rows["zh"]["low"] == ""
+    page = (tmp_path / "compared" / "compare.html").read_text(encoding="utf-8")
+    assert "Bits per byte compared" in page and f"{results['overall']['bits_per_byte']:.4f}" in page
 
 
-def word_tokenizer(folder, texts):
+def test_what_cannot_be_compared(whole, folder, tmp_path):
+    asked, other = tmp_path / "asked", tmp_path / "other"
+    evaluated(asked, items_of([record(0, "en")], "quiz"), lambda item: "Answer: A")
+    shutil.copytree(folder, other)
+    lines = read_lines(other / "predictions.jsonl")
+    lines[1]["bytes"] += 1
+    write_lines(other / "predictions.jsonl", lines)
+    for argv, message in (
+        ([folder, asked], "has scored texts and asked was asked questions; compare runs of one kind"),
+        ([folder, other], "document en2 has the bytes 6 in one and 7 in the other; the runs have scored different"),
+        ([f"--submission={tmp_path / 's'}", folder], "holds perplexities of texts (--perplexity), and no answers"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            compare.main([str(a) for a in argv])
+
+
+def word_tokenizer(texts):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -48,7 +48,7 @@ _CSV = (
     "trained_parameters",
     "base",
 )
-_MODELS = ("run", "tuning", "trained parameters", "base")
+MODELS = ("run", "tuning", "trained parameters", "base")
 _DIFFERENCES = (
     "board",
     "metric",
@@ -73,14 +73,19 @@ _DIFFERENCES = (
 
 def render_text(tables: Sequence[Table]) -> str:
     """All tables as lines of text, the models of the runs first; intervals stand below the numbers of runs."""
-    models = _align([_MODELS, *_models(tables)], left=len(_MODELS))
+    models = align([MODELS, *_models(tables)], left=len(MODELS))
     return "\n\n".join([models, *(_text(t) for t in tables)])
 
 
 def _models(tables: Sequence[Table]) -> list[list[str]]:
     """How the model of each run was tuned."""
     tunings = {line.name: line.tuning for t in tables for line in t.lines if line.tuning}
-    return [[name, t.text, _trained(t), t.base or "not known"] for name, t in tunings.items()]
+    return [describe_run(name, t) for name, t in tunings.items()]
+
+
+def describe_run(name: str, t: Tuning) -> list[str]:
+    """The cells of MODELS for a run."""
+    return [name, t.text, _trained(t), t.base or "not known"]
 
 
 def _trained(t: Tuning) -> str:
@@ -99,10 +104,10 @@ def _text(table: Table) -> str:
             rows.append([f"  {line.name}", *(_number(v) for v in shown)])
             if group == YOURS:
                 rows.append([f"    {line.tuning.text if line.tuning else ''}", *(_short_interval(v) for v in shown)])
-    out = [f"{table.board}, {table.metric}: {table.conditions}", _align(rows)]
+    out = [f"{table.board}, {table.metric}: {table.conditions}", align(rows)]
     out += [f"  {note}" for note in _notes(table)]
     if table.differences:
-        out += ["", _align([_head(table), *_group_differences(table, lambda name: [name], _difference)])]
+        out += ["", align([_head(table), *_group_differences(table, lambda name: [name], _difference)])]
     return "\n".join(out)
 
 
@@ -159,7 +164,7 @@ def _p(p: float) -> str:
     return f"{p:.1e}" if p < 0.0005 else f"{p:.3f}"
 
 
-def _align(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+def align(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Columns of equal width; a row of one cell is a heading and may be as long as it is."""
     wide = [r for r in rows if len(r) > 1]
     widths = [max(len(r[i]) for r in wide) for i in range(len(wide[0]))]
@@ -236,7 +241,7 @@ def render_html(tables: Sequence[Table]) -> str:
         "comparison.html",
         title=f"Evaluations compared: {', '.join(dict.fromkeys(t.board for t in tables))}",
         note=NOTE,
-        models_head=_MODELS,
+        models_head=MODELS,
         models=_models(tables),
         boards=[(board, [_page_table(t) for t in group]) for board, group in by_board],
     )

@@ -12,6 +12,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import check_file, open_file
 from mmed_jax.common.paths import expand_home
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
+from mmed_jax.evaluation.perplexity.summary import CELL, KIND
 from mmed_jax.evaluation.results_json import SCHEMA, SCORES
 
 _LINE = ("benchmark", "id", "language", "answer", "extracted", "correct", "prompt", "output", "options")
@@ -60,10 +61,13 @@ class Run:
         return Tuning(known["text"], trained, trained / known["parameters"], known["base"])
 
 
-def read_runs(named_folders: Sequence[str]) -> list[Run]:
+def read_runs(named_folders: Sequence[str], *, texts: bool = False) -> list[Run]:
     """Runs of "PATH" or "NAME=PATH", folders written by `python -m mmed_jax.evaluate`.
 
     A run without a name is called by as much of the end of its path as tells it from the others.
+
+    Args:
+      texts: runs of --perplexity are read as well; else they are refused.
 
     Raises:
       UserError: no such folder, no results.json, one of another schema, predictions that do not belong to it, or one
@@ -82,7 +86,7 @@ def read_runs(named_folders: Sequence[str]) -> list[Run]:
     for k, name in enumerate(names):
         if name in names[:k]:
             raise UserError(f"{pairs[k][1]}: two runs are called '{name}'; name them as NAME=PATH")
-    return [_read(name, expand_home(path)) for name, (_, path) in zip(names, pairs)]
+    return [_read(name, expand_home(path), texts) for name, (_, path) in zip(names, pairs)]
 
 
 def _tail(path: Path, others: Sequence[Path]) -> str:
@@ -93,7 +97,7 @@ def _tail(path: Path, others: Sequence[Path]) -> str:
     return str(path)
 
 
-def _read(name: str, folder: Path) -> Run:
+def _read(name: str, folder: Path, texts: bool) -> Run:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     file, journal = folder / "results.json", folder / "predictions.jsonl"
@@ -109,21 +113,44 @@ def _read(name: str, folder: Path) -> Run:
     schema = results.get("schema") if isinstance(results, dict) else None
     if schema != SCHEMA:
         age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
-        if not isinstance(results, dict) or "benchmarks" not in results:
+        if not isinstance(results, dict) or not {"benchmarks", "languages"} & set(results):
             raise UserError(f"{file}: is not a file of `python -m mmed_jax.evaluate`")
         raise UserError(
             f"{file}: has schema {schema or 1}, from {age} version of mmed_jax; this one reads {SCHEMA}: evaluate again"
         )
-    missing = [k for k in ("settings", "model", "data", "benchmarks", "overall") if k not in results]
-    for part in ("settings", "model", "benchmarks", "overall"):
+    scores_texts = results.get("kind") == KIND
+    if scores_texts and not texts:
+        raise UserError(f"{folder}: holds perplexities of texts (--perplexity), and no answers")
+    blocks = "languages" if scores_texts else "benchmarks"
+    missing = [k for k in ("settings", "model", "data", blocks, "overall") if k not in results]
+    for part in ("settings", "model", blocks, "overall"):
         if not missing and not isinstance(results[part], dict):
             raise UserError(f"{file}: field '{part}': must be an object")
-    missing += [] if missing else [k for k in ("kind", "mode", "prompt_family") if k not in results["settings"]]
+    if not missing and scores_texts:
+        cells = [results["overall"], *results["languages"].values()]
+        missing = [] if "rule" in results["data"] else ["data.rule"]
+        missing += [k for c in cells for k in CELL if k not in c]
+    elif not missing:
+        missing = [k for k in ("kind", "mode", "prompt_family") if k not in results["settings"]]
     if missing:
         raise UserError(f"{file}: field '{missing[0]}' is missing")
     if not _is_tuning(results["model"].get("tuning")):
         raise UserError(f"{file}: field 'model.tuning': must hold text, base, trained_parameters and parameters")
-    return Run(name, folder, results, _predictions(journal, results))
+    return Run(name, folder, results, _documents(journal) if scores_texts else _predictions(journal, results))
+
+
+def _documents(file: Path) -> list[dict[str, Any]]:
+    """The lines of a run of --perplexity."""
+    lines: dict[str, dict[str, Any]] = {}
+    with open_file(file) as stream:
+        for where, line in jsonl.read_objects(stream, str(file)):
+            for name, kind in (("id", str), ("language", str), ("bytes", int), ("tokens", int), ("nll", float)):
+                if type(line.get(name)) is not kind:
+                    raise UserError(f"{where}: field '{name}': missing, or not of its kind")
+            if line["id"] in lines:
+                raise UserError(f"{where}: document {line['id']} stands twice")
+            lines[line["id"]] = line
+    return list(lines.values())
 
 
 def _is_tuning(tuning: Any) -> bool:

@@ -17,6 +17,10 @@ KIND = "perplexity"
 METRIC = "Bits per byte: nats of all scored tokens / (ln 2 x UTF-8 bytes of the text)"
 
 
+# What a cell has.
+CELL = ("documents", "tokens", "bytes", "nll", "loss", "perplexity", "bits_per_byte", "interval95", "loss_interval95")
+
+
 def cell(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What is counted of some lines of predictions.jsonl, one of them at least.
 
