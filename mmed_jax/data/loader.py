@@ -101,8 +101,12 @@ def _local_rows(rows: Sequence[int] | np.ndarray | None, local: int, process_ind
 
 
 def eval_rows(table: Table, limit: int = 0) -> np.ndarray:
-    """The rows that a validation reads, in their order, int64 [rows]; `limit` > 0: at most so many."""
-    return np.arange(min(len(table), limit) if limit else len(table))
+    """The rows that a validation reads, in their order, int64 [rows]; `limit` > 0: at most so many.
+
+    Rows come in table order, which is random; those of several groups in turn by size.
+    """
+    total = min(len(table), limit) if limit else len(table)
+    return evenly(table.groups)[:total] if len(table.groups) > 1 else np.arange(total)
 
 
 def eval_batches(
@@ -117,15 +121,13 @@ def eval_batches(
     """This process's slices of the batches that cover every row exactly once.
 
     All batches have batch_size / process_count rows; the last ones are filled up with padding rows (all 0, row_ids -1).
-    They come in table order, which is random; those of several groups in turn by size. `limit` > 0 stops after so many
-    rows. Raises UserError as BatchStream does.
+    Rows and `limit` are those of eval_rows. Raises UserError as BatchStream does.
     """
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch of {batch_size} rows does not divide by {process_count} processes")
     order = eval_rows(table, limit)
     total = len(order)
     local = _local_rows(local_rows, batch_size // process_count, process_index)
-    order = evenly(table.groups)[:total] if len(table.groups) > 1 else np.arange(total)
 
     def batches() -> Iterator[Batch]:
         for start in range(0, total, batch_size):

@@ -10,6 +10,7 @@ import pytest
 
 from mmed_jax import export
 from mmed_jax.data.loader import eval_batches
+from mmed_jax.data.packed_table import Group
 from mmed_jax.training.validation import describe_losses, validation_losses
 from tests.support.training import (
     STEPS,
@@ -173,13 +174,20 @@ class CountingPlacer:
 
 
 class FakeTable:
-    """Seven rows of two tokens in languages 1 and 2; the loss of a token is its row number."""
+    """Seven rows of two tokens in languages 1 and 2; the loss of a token is its row number, as are the bytes, plus 1.
+
+    groups: how many rows each has.
+    """
+
+    def __init__(self, groups):
+        starts = np.cumsum([0, *groups])
+        self.groups = [Group("", "", "", n, 0, 0, 0, 0, int(start)) for n, start in zip(groups, starts)]
 
     def __len__(self):
         return 7
 
     def text_bytes(self, rows):
-        return np.bincount([1, 2], [3 * len(rows), 5 * len(rows)], minlength=8)
+        return np.bincount([1, 2], [sum(rows) + len(rows), 5 * len(rows)], minlength=8)
 
     def batch(self, rows):
         rows = np.array(rows)
@@ -188,25 +196,28 @@ class FakeTable:
         return {"loss_mask": real, "nll": np.maximum(rows, 0)[:, None] * real, "language": language}
 
 
-@pytest.mark.parametrize("limit, expected", [(0, 3.0), (4, 1.5)])
-def test_validation_takes_every_row_once_and_no_padding(limit, expected):
+@pytest.mark.parametrize(
+    "groups, limit, read", [([7], 0, range(7)), ([7], 4, range(4)), ([4, 3], 4, (0, 4, 1, 5)), ([4, 3], 0, range(7))]
+)
+def test_validation_takes_every_row_once_and_no_padding(groups, limit, read):
     def eval_step(_, batch):
         slots = np.arange(8) == batch["language"][..., None]
         return {k: (batch[v][..., None] * slots).sum((0, 1)) for k, v in (("nll", "nll"), ("count", "loss_mask"))}
 
-    found = validation_losses(eval_step, None, FakeTable(), CountingPlacer(), limit)
-    assert found["validation/loss"] == expected and found["validation/tokens"] == 2 * (limit or 7)
+    table, placer = FakeTable(groups), CountingPlacer()
+    found = validation_losses(eval_step, None, table, placer, limit)
+    assert found["validation/loss"] == np.mean(read) and found["validation/tokens"] == 2 * len(read)
     # Bytes are those of the rows that were read, none behind the limit.
-    assert found["validation/bits_per_byte"] == pytest.approx(expected * 2 / (8 * math.log(2)))
-    assert found["validation/bits_per_byte/zh"] == pytest.approx(expected / (5 * math.log(2)))
+    assert found["validation/bits_per_byte"] == pytest.approx(2 * sum(read) / (sum(read) + 6 * len(read)) / math.log(2))
+    assert found["validation/bits_per_byte/zh"] == pytest.approx(np.mean(read) / (5 * math.log(2)))
     # A process that reads two rows of each batch gets the sums of all from its devices, and counts all bytes itself.
-    sums = iter([eval_step(None, batch) for batch in eval_batches(FakeTable(), 5, limit=limit)])
-    assert validation_losses(lambda *_: next(sums), None, FakeTable(), CountingPlacer(np.arange(2)), limit) == found
-    shown = describe_losses(found)
-    assert shown.startswith(f"validation loss {expected:.4f}, ") and " bits/byte  en " in shown
-    assert len(list(eval_batches(FakeTable(), 5, limit=limit))) == (1 if limit else 2)
+    sums = iter([eval_step(None, batch) for batch in eval_batches(table, 5, limit=limit)])
+    assert validation_losses(lambda *_: next(sums), None, table, CountingPlacer(np.arange(2)), limit) == found
+    assert describe_losses(found).startswith(f"validation loss {np.mean(read):.4f}, ")
+    assert " bits/byte  en " in describe_losses(found)
+    assert len(list(eval_batches(table, 5, limit=limit))) == (1 if limit else 2)
     asked = iter([False, True])
-    assert limit or validation_losses(eval_step, None, FakeTable(), CountingPlacer(), 0, lambda: next(asked)) is None
+    assert limit or validation_losses(eval_step, None, table, placer, 0, lambda: next(asked)) is None
 
 
 @pytest.fixture(scope="module")
