@@ -18,7 +18,7 @@ from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.hashes import json_hash
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.config.overrides import set_override
-from mmed_jax.config.recipes import CONFIG_DIR, read_recipe, recipe_names, recipe_path
+from mmed_jax.config.recipes import open_recipe
 from mmed_jax.config.values import flatten
 from mmed_jax.data.records.schema import KINDS, LANGUAGES
 from mmed_jax.data.sources import SOURCES
@@ -168,15 +168,7 @@ def load_recipe(name: str, overrides: dict[str, str]) -> ConfigDict:
 
     Raises UserError: no such recipe, variant or key; a value of another type; a contradiction.
     """
-    stem, path, names = name.partition(":")[0], recipe_path(name), recipe_names("data")
-    if not path.is_file() or path.parent == CONFIG_DIR and stem not in names:
-        raise UserError(f"--recipe={name}: no recipe '{stem}'{nearest(stem, names)}")
-    recipe = read_recipe(name, "data")
-    for key, text in overrides.items():
-        _override(recipe, key, text)
-    check(recipe, name)
-    recipe.lock()
-    return recipe
+    return open_recipe(name, "data", overrides, _override, check)
 
 
 def _override(recipe: ConfigDict, key: str, text: str) -> None:

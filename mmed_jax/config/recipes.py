@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -153,6 +154,32 @@ def read_recipe(name: str, kind: str = "training") -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{place}: get_config must return a ConfigDict, got {type(config).__name__}")
     return config
+
+
+def open_recipe(
+    name: str,
+    kind: str,
+    overrides: dict[str, str],
+    set_key: Callable[[ConfigDict, str, str], None],
+    check: Callable[[ConfigDict, str], None],
+) -> ConfigDict:
+    """The --recipe value `name` with overrides, checked and locked.
+
+    Args:
+      kind: as in recipe_names, another than "training". overrides: {key: text}, each set by set_key(recipe, key, text).
+      check: called as check(recipe, name).
+
+    Raises UserError: no such recipe, and as read_recipe, set_key and check do.
+    """
+    stem, path, names = name.partition(":")[0], recipe_path(name), recipe_names(kind)
+    if not path.is_file() or path.parent == CONFIG_DIR and stem not in names:
+        raise UserError(f"--recipe={name}: no recipe of {_COMMANDS[kind][0]} '{stem}'{nearest(stem, names)}")
+    recipe = read_recipe(name, kind)
+    for key, text in overrides.items():
+        set_key(recipe, key, text)
+    check(recipe, name)
+    recipe.lock()
+    return recipe
 
 
 def _mistake(place: str, path: Path, error: Exception) -> UserError:

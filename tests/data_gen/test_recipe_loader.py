@@ -16,8 +16,11 @@ def complaint(name: str, **overrides: str) -> str:
 
 def test_names_and_variants():
     assert load_recipe("mmed_ift_mc:open", {}).name == "mmed_ift_mc"
-    assert complaint("mmed_if") == "--recipe=mmed_if: no recipe 'mmed_if', did you mean 'mmed_ift'?"
-    assert complaint("stage1") == "--recipe=stage1: no recipe 'stage1'; valid: mmed_ift, mmed_ift_mc, mmedbench"
+    assert complaint("mmed_if") == "--recipe=mmed_if: no recipe of a data set 'mmed_if', did you mean 'mmed_ift'?"
+    assert (
+        complaint("stage1")
+        == "--recipe=stage1: no recipe of a data set 'stage1'; valid: mmed_ift, mmed_ift_mc, mmedbench"
+    )
     assert complaint("mmed_ift:dmo") == "--recipe=mmed_ift:dmo: no variant 'dmo', did you mean 'demo'?"
 
 

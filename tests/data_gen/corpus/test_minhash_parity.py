@@ -1,8 +1,8 @@
 """The search for near duplicates beside datatrove's MinHash: the same n-grams, the same bands, the same curve.
 
-The hash functions are others (there SHA-1 of each n-gram and a prime of 61 bits, here one multiplication a word), so the
-numbers of a signature differ. What they decide must not: which n-grams a text has, which documents meet in a band where
-the hashes are the same ones, and how often two of a given similarity do. What this project does beyond it (doses,
+The hash functions are others (there SHA-1 of each n-gram and a prime of 61 bits, here one multiplication a word), so
+the numbers of a signature differ. What they decide must not: which n-grams a text has, which documents meet in a band
+where the hashes are the same ones, and how often two of a given similarity do. What this project does beyond it (doses,
 comparison by all hashes, no chains) has its tests in test_near_duplicates.py.
 """
 
