@@ -17,10 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from mmed_jax import compare, evaluate
 from mmed_jax.common.errors import UserError, run_command
-from mmed_jax.data.pack import pack
+from mmed_jax.data.documents import RowSettings, pack_documents
 from mmed_jax.data.packed_table import TABLE, Table, make_part, table_info, write_shard
 from mmed_jax.data.records.schema import LANGUAGES
-from mmed_jax.data.samples import Samples
 from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash
 from mmed_jax.evaluation.perplexity.documents import read_documents
 from mmed_jax.evaluation.perplexity.windows import cut_windows
@@ -236,31 +235,14 @@ PIECE = 40  # slots of a row
 def document_table(folder, tok, seq_len=PIECE):
     """TEXTS as a table of documents: a begin and an end token each, cut at `seq_len`, a group a language and source."""
     groups = []
-    for place in sorted({(la, s) for la, s, _ in TEXTS.values()}):
-        ids, names, sizes = [], [], []
-        for name, (_, _, text) in ((k, v) for k, v in TEXTS.items() if v[:2] == place):
-            whole = [256, *text.encode(), 257]
-            cuts = range(0, len(whole) - 1, seq_len)
-            for number, at in enumerate(cuts):
-                ids.append(whole[at : at + seq_len + 1])
-                names.append(name if len(cuts) == 1 else f"{name}#{number}")
-                sizes.append(sum(i < 256 for i in ids[-1][1:]))
-        language = LANGUAGES.index(place[0]) + 1 if place[0] in LANGUAGES else 0
-        samples = Samples(
-            ids=np.array([i for piece in ids for i in piece], np.int32),
-            trained=None,
-            offsets=np.cumsum([0, *map(len, ids)]),
-            record=np.arange(len(ids)),
-            language=np.full(len(ids), language, np.uint8),
-            names=names,
-            sources=[place[1]] * len(ids),
-            kinds=["document"] * len(ids),
-            text_bytes=np.array(sizes, np.int64),
-        )
-        path = f"validation/{'/'.join(place)}/00000.array_record"
+    for language, source in sorted({(la, s) for la, s, _ in TEXTS.values()}):
+        documents = [(name, text) for name, (la, s, text) in TEXTS.items() if (la, s) == (language, source)]
+        known = language if language in LANGUAGES else ""
+        packed = pack_documents(tok, documents, RowSettings(seq_len), language=known, source=source)
+        path = f"validation/{language}/{source}/00000.array_record"
         (folder / path).parent.mkdir(parents=True)
-        shard = {"path": path, **write_shard(folder / path, samples, pack(samples.slots, seq_len))}
-        groups.append(("/".join(place), *place, [shard]))
+        shard = {"path": path, **write_shard(folder / path, packed.samples, packed.rows)}
+        groups.append((f"{language}/{source}", language, source, [shard]))
     inputs = {"tokenizer": tokenizer_hash(tok)}
     info = table_info(seq_len, "document", inputs, {"validation": {**make_part(groups), "report": {}}}, key="k")
     (folder / TABLE).write_text(json.dumps(info))

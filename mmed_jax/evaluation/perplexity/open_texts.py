@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.paths import expand_home
+from mmed_jax.data.corpus_table import is_table
 from mmed_jax.evaluation.perplexity.documents import FLAG, read_documents
 from mmed_jax.evaluation.perplexity.score import Texts
-from mmed_jax.evaluation.perplexity.table_texts import TableTexts, is_table
+from mmed_jax.evaluation.perplexity.table_texts import TableTexts
 from mmed_jax.evaluation.perplexity.texts import FileTexts, window_sizes
 
 if TYPE_CHECKING:

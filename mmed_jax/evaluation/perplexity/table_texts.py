@@ -11,7 +11,7 @@ import numpy as np
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.batch import Batch
-from mmed_jax.data.packed_table import TABLE, Row, Table, read_info, split_row
+from mmed_jax.data.packed_table import Row, Table, read_info, split_row
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash
 from mmed_jax.evaluation.perplexity.documents import FLAG, UNKNOWN
@@ -153,8 +153,3 @@ def _choose(entries: Sequence[Entry], languages: Sequence[str] | None, limit: in
             count[place] += 1
             kept.append(i)
     return kept
-
-
-def is_table(folder: Path) -> bool:
-    """Whether a folder holds a tokenised table."""
-    return (folder / TABLE).is_file()
