@@ -80,12 +80,13 @@ def _text_bytes(table: Table, limit: int) -> np.ndarray:
 
 
 def describe_losses(losses: dict[str, float]) -> str:
-    """The line of a validation: "validation loss 2.3100, 0.910 bits/byte  en 2.1000, 0.850  zh 2.5000, 0.950"."""
+    """The line of a validation: "validation loss 2.3, perplexity 10, 0.91 bits/byte  en 2.1, 0.85  zh 2.5, 0.95"."""
     parts = []
     for name in losses:
         _, is_loss, language = name.partition("validation/loss")
         if is_loss:
             bits = losses.get(f"validation/bits_per_byte{language}")
-            more = "" if bits is None else f", {bits:.4f}" + ("" if language else " bits/byte")
+            more = "" if language else f", perplexity {losses['validation/perplexity']:.5g}"
+            more += "" if bits is None else f", {bits:.4f}" + ("" if language else " bits/byte")
             parts.append(f"{language[1:] or 'validation loss'} {losses[name]:.4f}{more}")
     return "  ".join(parts)

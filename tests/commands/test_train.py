@@ -213,7 +213,7 @@ def test_validation_takes_every_row_once_and_no_padding(groups, limit, read):
     # A process that reads two rows of each batch gets the sums of all from its devices, and counts all bytes itself.
     sums = iter([eval_step(None, batch) for batch in eval_batches(table, 5, limit=limit)])
     assert validation_losses(lambda *_: next(sums), None, table, CountingPlacer(np.arange(2)), limit) == found
-    assert describe_losses(found).startswith(f"validation loss {np.mean(read):.4f}, ")
+    assert describe_losses(found).startswith(f"validation loss {np.mean(read):.4f}, perplexity ")
     assert " bits/byte  en " in describe_losses(found)
     assert len(list(eval_batches(table, 5, limit=limit))) == (1 if limit else 2)
     asked = iter([False, True])

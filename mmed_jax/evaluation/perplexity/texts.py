@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmed_jax.common.errors import UserError
+from mmed_jax.common.progress import counting_bar
 from mmed_jax.data.batch import Batch, empty_batch
 from mmed_jax.data.pack import best_fit
 from mmed_jax.data.plain_text import text_end, text_start
@@ -66,11 +67,13 @@ class FileTexts:
     def __init__(self, tok: "PreTrainedTokenizerFast", documents: Sequence[Document], seq_len: int, stride: int):
         """Raises UserError: a document of which the tokenizer makes nothing."""
         self._documents, self.seq_len, self.stride = documents, seq_len, stride
-        self._begin = (text_start(tok) or (text_end(tok),))[-1:]
+        begin = (text_start(tok) or (text_end(tok),))[-1:]
         self._ids: list[np.ndarray] = []
-        for at in range(0, len(documents), _AT_ONCE):
-            encoded = encode_texts(tok, [d.text for d in documents[at : at + _AT_ONCE]])
-            self._ids += [np.array((*self._begin, *ids), np.int32) for ids in encoded]
+        with counting_bar("tokenizing", len(documents), unit="documents") as bar:
+            for at in range(0, len(documents), _AT_ONCE):
+                encoded = encode_texts(tok, [d.text for d in documents[at : at + _AT_ONCE]])
+                self._ids += [np.array((*begin, *ids), np.int32) for ids in encoded]
+                bar.update(len(encoded))
         for doc, ids in zip(documents, self._ids):
             if len(ids) < 2:
                 raise UserError(f"document {doc.id}: the tokenizer makes no tokens of it")
