@@ -16,8 +16,9 @@ from mmed_jax.data.pack import Rows, pack
 from mmed_jax.data.packed_table import Table, read_info, table_info, table_report, write_rows
 from mmed_jax.data.prepared import Prepared
 from mmed_jax.data.records.mixing import copies
-from mmed_jax.data.records.reading import load_files
+from mmed_jax.data.records.reading import checked_records
 from mmed_jax.data.records.split import by_question, without_overlap
+from mmed_jax.data.records.store import RecordStore
 from mmed_jax.data.tokenize import LEFT_OUT, RenderSettings, build_samples
 from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash
 
@@ -72,10 +73,10 @@ def prepare(
     key = packed_cache.key_of(inputs)
 
     def build(folder: Path) -> dict:
-        parts, records = _records(config, train_files, validation_files)
+        parts, records = _records(config, train_files, validation_files, folder.parent)
         splits = {}
-        for split, (chosen, repeats) in parts.items():
-            splits[split] = _build_split(folder, split, chosen, repeats, config, tok)
+        for split, (store, chosen, repeats) in parts.items():
+            splits[split] = _build_split(folder, split, store, chosen, repeats, config, tok)
         if not validation_files and splits.get("validation", {}).get("rows") == 0:
             splits.pop("validation")
         return table_info(data.seq_len, data.kind, inputs, splits, records=records)
@@ -118,44 +119,58 @@ def _resolve(path: str) -> str:
 
 
 def _records(
-    config: ConfigDict, train_files: Sequence[str], validation_files: Sequence[str]
-) -> tuple[dict[str, tuple[list[dict], np.ndarray]], dict[str, int]]:
-    """({split: (records, copies of each)}, counts): every record read is in a split or counted as left out."""
+    config: ConfigDict, train_files: Sequence[str], validation_files: Sequence[str], folder: Path
+) -> tuple[dict[str, tuple[RecordStore, np.ndarray, np.ndarray]], dict[str, int]]:
+    """({split: (records, indices of its own, copies of each)}, counts).
+
+    Every record read is in a split or counted as left out. `folder`: where the records are held.
+    """
     data = config.data
     languages = tuple(data.languages) or None
-    read = load_files(train_files, data.kind, languages)
-    counts = {"read": len(read), "overlap": 0}
+
+    def store(files: Sequence[str]) -> RecordStore:
+        linked = bool(validation_files) or data.validation_fraction > 0
+        return RecordStore(checked_records(files, data.kind, languages), folder, config.seed, linked=linked)
+
+    train = held_from = store(train_files)
+    counts = {"read": len(train), "overlap": 0}
     if validation_files:
-        held_out = load_files(validation_files, data.kind, languages)
-        kept = without_overlap(read, held_out)
-        counts["overlap"] = len(read) - len(kept)
+        held_from = store(validation_files)
+        kept, held = without_overlap(train, held_from), np.arange(len(held_from))
+        counts["overlap"] = len(train) - len(kept)
         if counts["overlap"]:
             warn(
-                f"config.data.validation: {counts['overlap']} of {len(read)} training records ask the same question as "
-                "a validation record; they are left out of training"
+                f"config.data.validation: {counts['overlap']} of {len(train)} training records ask the same question "
+                "as a validation record; they are left out of training"
             )
     else:
-        kept, held = by_question(read, data.validation_fraction, config.seed)
-        held_out = [read[i] for i in held]
-        if data.validation_fraction and not held_out:
+        kept, held = by_question(train, data.validation_fraction)
+        if data.validation_fraction and not len(held):
             warn(
-                f"config.data.validation_fraction={data.validation_fraction}: no question of the {len(read)} records "
+                f"config.data.validation_fraction={data.validation_fraction}: no question of the {len(train)} records "
                 "can be spared; all are trained on and nothing is validated"
             )
-    train = [read[i] for i in kept]
-    if not train:
+    if not len(kept):
         raise UserError("config.data.train: no record is left to train on, validation asks all of its questions")
-    repeats = copies(train, dict(data.source_weights), dict(data.language_weights), config.seed)
+    repeats = copies(train, kept, dict(data.source_weights), dict(data.language_weights))
     counts["weight_zero"] = int((repeats == 0).sum())
-    counts["train"], counts["validation"] = len(train) - counts["weight_zero"], len(held_out)
-    parts = {"train": (train, repeats)}
-    if held_out:
-        parts["validation"] = (held_out, np.ones(len(held_out), np.int64))
+    counts["train"], counts["validation"] = len(kept) - counts["weight_zero"], len(held)
+    parts = {"train": (train, kept, repeats)}
+    if len(held):
+        parts["validation"] = (held_from, held, np.ones(len(held), np.int64))
     return parts, counts
 
 
-def _build_split(folder: Path, split: str, records: list[dict], repeats: np.ndarray, config: ConfigDict, tok) -> dict:
-    """Renders, packs and writes one split; returns its entry of table.json."""
+def _build_split(
+    folder: Path,
+    split: str,
+    records: RecordStore,
+    chosen: np.ndarray,
+    repeats: np.ndarray,
+    config: ConfigDict,
+    tok,
+) -> dict:
+    """Renders, packs and writes the records `chosen` as one split; returns its entry of table.json."""
     data = config.data
     settings = RenderSettings(
         seq_len=data.seq_len,
@@ -164,13 +179,17 @@ def _build_split(folder: Path, split: str, records: list[dict], repeats: np.ndar
         prompt_family=data.prompt_family,
         system_prompt=data.system_prompt,
     )
-    samples = build_samples(tok, records, settings, which=np.flatnonzero(repeats), progress=f"tokenizing {split}")
+    which = chosen[repeats > 0]
+    samples = build_samples(
+        tok, records, settings, which=which, progress=f"tokenizing {split}", folder=folder.parent, id_of=records.id
+    )
     if not len(samples) and (split == "train" or data.validation):
         reasons = ", ".join(f"{n} {LEFT_OUT[reason]}" for reason, n in samples.left_out.items())
         raise UserError(
-            f"config.data.{split}: {len(records)} records give no sample at data.seq_len={data.seq_len}: {reasons}"
+            f"config.data.{split}: {len(chosen)} records give no sample at data.seq_len={data.seq_len}: {reasons}"
         )
-    items = np.repeat(np.arange(len(samples)), repeats[samples.record])
+    times = repeats[np.searchsorted(chosen, samples.record)]
+    items = np.repeat(np.arange(len(samples)), times)
     packed = pack(samples.slots[items], data.seq_len, seed=config.seed, packing=data.packing)
     rows = Rows(items[packed.items], packed.starts)
     return {**write_rows(folder, split, samples, rows), "report": table_report(samples, rows, data.seq_len)}

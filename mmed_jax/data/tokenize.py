@@ -5,7 +5,7 @@ import gc
 import sys
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ import numpy as np
 
 from mmed_jax.common.progress import counting_bar
 from mmed_jax.data.chat import Piece, chat_pieces, encode_arrays, shorten
+from mmed_jax.data.flat_file import FlatFile
 from mmed_jax.data.multiple_choice import mcq_pieces
 from mmed_jax.data.records.schema import LANGUAGES, kind_of
-from mmed_jax.data.samples import FlatFile, Samples, trained_targets
+from mmed_jax.data.samples import Samples, trained_targets
 
 # Records that are tokenized with one call; large enough for the encoder's threads, small enough for steady progress.
 CHUNK = 1024
@@ -117,15 +118,15 @@ class _Assembly:
         self._sources.append(sys.intern(record["source"]))
         self._kinds.append(kind)
 
-    def samples(self, ids_of_records: Sequence[str]) -> Samples:
-        """All of them; ids_of_records[i] is the id of record i."""
+    def samples(self, id_of: Callable[[int], str]) -> Samples:
+        """All of them; id_of gives the id of a record by its index."""
         flat, trained = self._ids, self._trained
         if isinstance(flat, list):
             flat = np.concatenate(flat) if flat else np.zeros(0, np.int32)
         if isinstance(trained, list):
             trained = np.concatenate(trained) if trained else np.zeros(0, bool)
         record = np.frombuffer(self._record, np.int64)
-        names = SampleNames(ids_of_records, record, self._kinds)
+        names = SampleNames(id_of, record, self._kinds)
         return Samples(
             ids=flat,
             trained=trained,
@@ -145,8 +146,8 @@ class _Assembly:
 class SampleNames(Sequence[str]):
     """Names of samples: the id of the record, and ":rationale" or ":direct" behind that of a question."""
 
-    def __init__(self, ids: Sequence[str], record: np.ndarray, kinds: Sequence[str]) -> None:
-        self._ids, self._record, self._kinds = ids, record, kinds
+    def __init__(self, id_of: Callable[[int], str], record: np.ndarray, kinds: Sequence[str]) -> None:
+        self._id_of, self._record, self._kinds = id_of, record, kinds
 
     def __len__(self) -> int:
         return len(self._kinds)
@@ -158,27 +159,8 @@ class SampleNames(Sequence[str]):
     def __getitem__(self, sample: int | slice) -> str | list[str]:
         if isinstance(sample, slice):
             return [self[i] for i in range(*sample.indices(len(self)))]
-        name, kind = self._ids[int(self._record[sample])], self._kinds[sample]
+        name, kind = self._id_of(int(self._record[sample])), self._kinds[sample]
         return name if kind == "instruction" else f"{name}:{kind}"
-
-
-class RecordIds(Sequence[str]):
-    """The ids of records that are held as dicts."""
-
-    def __init__(self, records: Sequence[dict]) -> None:
-        self._records = records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [record["id"] for record in self._records[index]]
-        return self._records[index]["id"]
 
 
 @_heap_at_rest()
@@ -190,6 +172,7 @@ def build_samples(
     which: Sequence[int] | np.ndarray | None = None,
     progress: str = "",
     folder: Path | None = None,
+    id_of: Callable[[int], str] | None = None,
 ) -> Samples:
     """Renders and tokenizes records, in their order.
 
@@ -198,6 +181,7 @@ def build_samples(
         which: indices of the records to use; None = all.
         progress: label of a progress bar, shown only on a terminal; "" = none.
         folder: where a file without a name holds the ids, so that memory does not grow with them; None = in memory.
+        id_of: the id of a record by its index; None = as the record says.
 
     A sample longer than settings.seq_len is left out, or with overlong "truncate_prompt" loses the beginning of its
     user text (of the passage in multiple choice, so question and options stay whole); the answer is never cut. What
@@ -231,4 +215,4 @@ def build_samples(
             out.add(draft, sample_ids, sample_trained, targets)
         bar.update(min(CHUNK, bar.total - bar.n))
     bar.close()
-    return out.samples(RecordIds(records))
+    return out.samples(id_of or (lambda index: records[index]["id"]))

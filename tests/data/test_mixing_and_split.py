@@ -1,6 +1,9 @@
 """Records to samples, mixing weights, the split by question: everything is kept or counted."""
 
+import tempfile
+import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from mmed_jax.data.multiple_choice import encode_mcq
 from mmed_jax.data.records.mixing import copies
 from mmed_jax.data.records.schema import LANGUAGES, group_ids, validate_record
 from mmed_jax.data.records.split import by_question, without_overlap
+from mmed_jax.data.records.store import RecordStore
 from mmed_jax.data.tokenize import RenderSettings, build_samples
 from mmed_jax.data.tokenizers.tokenizer import encode_text, load_tokenizer
 from tests.support.tokenizer import tiny_tokenizer
@@ -115,31 +119,70 @@ def test_every_draft_is_a_sample_or_counted(tok, n, seq_len, seed, cut):
     assert len(samples.offsets) == len(samples) + 1 and samples.offsets[-1] == len(samples.ids) == len(samples.trained)
 
 
+def store_of(records, seed=0):
+    return RecordStore(records, Path(tempfile.gettempdir()), seed)
+
+
+def repeats(records, source_weights, language_weights, seed):
+    return copies(store_of(records, seed), np.arange(len(records)), source_weights, language_weights)
+
+
+def split(records, fraction, seed):
+    return tuple(indices.tolist() for indices in by_question(store_of(records, seed), fraction))
+
+
+def test_records_come_back_from_the_disk(tok):
+    records = [mcq("é", rationale="因为"), talk("b", "q", needs_image=True), mcq("c", language="ja")]
+    store = store_of(records)
+    assert [store.id(i) for i in range(3)] == [r["id"] for r in records] and len(store) == 3
+    assert list(store) == store[:] == [{k: v for k, v in r.items() if k != "provenance"} for r in records]
+    in_memory, settings_ = build_samples(tok, records, RenderSettings(512)), RenderSettings(512)
+    in_files = build_samples(tok, store, settings_, folder=Path(tempfile.gettempdir()), id_of=store.id)
+    for name in ("ids", "trained"):
+        assert np.array_equal(getattr(in_files, name)[:], getattr(in_memory, name))
+    assert list(in_files.names) == in_memory.names and in_files.left_out == in_memory.left_out
+    assert in_files.text_bytes.tolist() == in_memory.text_bytes.tolist()
+
+
+def test_records_on_the_disk_take_little_memory():
+    """Nine megabytes of text; what is held are the buffers of two files and some fifty bytes a record."""
+    text = "x" * 16_000
+    records = (talk(f"id{i}", f"{i}: {text}", provenance={"group": str(i)}) for i in range(600))
+    tracemalloc.start()
+    store = store_of(records)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(store) == 600 and held < 3e6 and peak < 4e6
+    assert store[599]["messages"][0]["content"] == f"599: {text}"
+
+
 def test_weights_are_expected_repetitions():
     records = [talk(f"{s}-{c}-{i}", "q", source=s, language=c) for s in "ab" for c in ("en", "zh") for i in range(2000)]
-    n = copies(records, {"a": 2.5, "b": 0.0}, {"zh": 0.5}, seed=3).reshape(2, 2, 2000)
+    n = repeats(records, {"a": 2.5, "b": 0.0}, {"zh": 0.5}, seed=3).reshape(2, 2, 2000)
     assert set(np.unique(n[0, 0])) == {2, 3} and abs(n[0, 0].mean() - 2.5) < 0.05
     assert set(np.unique(n[0, 1])) == {1, 2} and abs(n[0, 1].mean() - 1.25) < 0.05
     assert not n[1].any()
-    assert (copies(records, {}, {}, seed=3) == 1).all()
+    assert (repeats(records, {}, {}, seed=3) == 1).all()
     # A record keeps its number when others go, and another seed chooses others.
     part = records[::3]
-    assert (copies(part, {"a": 2.5, "b": 0.0}, {"zh": 0.5}, seed=3) == n.reshape(-1)[::3]).all()
-    assert (copies(records, {"a": 2.5, "b": 0.0}, {"zh": 0.5}, seed=4) != n.reshape(-1)).any()
+    assert (repeats(part, {"a": 2.5, "b": 0.0}, {"zh": 0.5}, seed=3) == n.reshape(-1)[::3]).all()
+    assert (repeats(records, {"a": 2.5, "b": 0.0}, {"zh": 0.5}, seed=4) != n.reshape(-1)).any()
+    some = np.arange(0, len(records), 3)
+    assert (copies(store_of(records, 3), some, {"a": 2.5, "b": 0.0}, {"zh": 0.5}) == n.reshape(-1)[some]).all()
 
 
 def test_wrong_weights_name_the_nearest():
     records = [talk("1", "q", source="medquad"), talk("2", "q", source="toyhom")]
     with pytest.raises(UserError, match="'medqad', did you mean 'medquad'"):
-        copies(records, {"medqad": 1.0}, {}, 0)
+        repeats(records, {"medqad": 1.0}, {}, 0)
     with pytest.raises(UserError, match="language 'jp' is unknown"):
-        copies(records, {}, {"jp": 1.0}, 0)
+        repeats(records, {}, {"jp": 1.0}, 0)
     with pytest.raises(UserError, match="toyhom=-1 must be"):
-        copies(records, {"toyhom": -1.0}, {}, 0)
+        repeats(records, {"toyhom": -1.0}, {}, 0)
     with pytest.raises(UserError, match="en=nan"):
-        copies(records, {}, {"en": float("nan")}, 0)
+        repeats(records, {}, {"en": float("nan")}, 0)
     with pytest.raises(UserError, match="leave no record"):
-        copies(records, {}, {"en": 0.0}, 0)
+        repeats(records, {}, {"en": 0.0}, 0)
 
 
 @settings(max_examples=80, deadline=None)
@@ -155,7 +198,7 @@ def test_split_keeps_questions_together(keys, fraction, seed):
         talk(f"id{i}", f"Question {q}?", language=code, provenance={"group": f"g{g}"} if g < 25 else {})
         for i, (g, q, code) in enumerate(keys)
     ]
-    train, held_out = by_question(records, fraction, seed)
+    train, held_out = split(records, fraction, seed)
     assert sorted(train + held_out) == list(range(len(records))) and train
     groups = group_ids(records)
     assert not {groups[i] for i in train} & {groups[i] for i in held_out}
@@ -163,24 +206,24 @@ def test_split_keeps_questions_together(keys, fraction, seed):
         assert not held_out
     # Another order of the records gives the same split.
     back = list(reversed(records))
-    assert {back[i]["id"] for i in by_question(back, fraction, seed)[1]} == {records[i]["id"] for i in held_out}
+    assert {back[i]["id"] for i in split(back, fraction, seed)[1]} == {records[i]["id"] for i in held_out}
     # Named validation files: nothing that asks the same stays in training.
-    kept = without_overlap(records, [records[i] for i in held_out])
-    assert kept == train
+    kept = without_overlap(store_of(records), store_of([records[i] for i in held_out]))
+    assert kept.tolist() == train
 
 
 def test_split_gives_each_language_its_share():
     sizes = {"en": 400, "zh": 100, "ko": 4}
     records = [talk(f"{code}{i}", f"{code} {i}", language=code) for code, n in sizes.items() for i in range(n)]
-    _, held_out = by_question(records, 0.05, 0)
+    _, held_out = split(records, 0.05, 0)
     counts = Counter(records[i]["language"] for i in held_out)
     assert counts == Counter(en=20, zh=5, ko=1)
-    _, other = by_question(records, 0.05, 1)
+    _, other = split(records, 0.05, 1)
     assert set(other) != set(held_out)
     parallel = [
         talk(f"{code}{i}", f"{code} {i}", language=code, provenance={"group": str(i)})
         for i in range(50)
         for code in LANGUAGES
     ]
-    _, held_out = by_question(parallel, 0.1, 0)
+    _, held_out = split(parallel, 0.1, 0)
     assert Counter(parallel[i]["language"] for i in held_out) == Counter(dict.fromkeys(LANGUAGES, 5))

@@ -19,6 +19,17 @@ class LinkedRows:
         self.count = 0
         self._keys, self._rows = array("Q"), array("I")
 
+    @classmethod
+    def joined(cls, first: "LinkedRows", second: "LinkedRows") -> "LinkedRows":
+        """The rows of both, those of `first` before those of `second`."""
+        both = cls()
+        both.count = first.count + second.count
+        both._keys = first._keys + second._keys
+        both._rows = first._rows + array(
+            "I", (np.frombuffer(second._rows, np.uint32) + np.uint32(first.count)).tobytes()
+        )
+        return both
+
     def link(self, *keys: tuple[str, str]) -> None:
         """Takes one row that belongs to whatever else has one of `keys`."""
         for key in keys:
@@ -36,6 +47,7 @@ class LinkedRows:
         keys, rows = keys[order], rows[order]
         same = np.flatnonzero(keys[1:] == keys[:-1])
         links = coo_array((np.ones(len(same), np.int8), (rows[same], rows[same + 1])), shape=(self.count, self.count))
+        del keys, order
         _, labels = connected_components(links, directed=False)
         _, first, where = np.unique(labels, return_index=True, return_inverse=True)
         rank = np.empty(len(first), np.int32)

@@ -3,16 +3,21 @@
 import gzip
 import os
 import zipfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
+
+import numpy as np
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.input_files import check_file, is_packed, open_file, stem, suffix, what_is
 from mmed_jax.data.records import tfds
+from mmed_jax.data.records.linked_rows import stable_hash
 from mmed_jax.data.records.schema import (
     LANGUAGE_NAMES,
     LANGUAGES,
@@ -144,31 +149,49 @@ def read_records(path: str | os.PathLike, kind: str | None = None) -> Iterator[d
 
 
 def load_files(paths: Iterable[str], kind: str, languages: Iterable[str] | None = None) -> list[dict]:
-    """All records of several files, with the checks that need the whole: no id twice, no empty file, known languages.
+    """`checked_records` as a list."""
+    return list(checked_records(paths, kind, languages))
 
-    `languages` keeps only those (and must leave something of the whole). Raises UserError.
+
+def checked_records(paths: Iterable[str], kind: str, languages: Iterable[str] | None = None) -> Iterator[dict]:
+    """The records of several files, one by one, with the checks that need the whole: no id twice, no empty file, known
+    languages.
+
+    `languages` keeps only those (and must leave something of the whole). Ids are compared when all are read; of each
+    eight bytes are held. Raises UserError.
     """
+    paths = list(paths)
     wanted = None if languages is None else tuple(languages)
     for code in wanted or ():
         if code not in LANGUAGES:
             raise UserError(f"language {language_problem(code)}")
-    records: list[dict] = []
-    places: dict[str, str] = {}
-    found: set[str] = set()
+    ids, found, kept = array("Q"), set[str](), 0
     for path in paths:
-        before = len(places)
-        for where, record in read_with_place(path, kind):
-            if record["id"] in places:
-                raise RecordError(where, "id", f"{record['id']!r} was already used at {places[record['id']]}")
-            places[record["id"]] = where
+        before = len(ids)
+        for _, record in read_with_place(path, kind):
+            ids.append(stable_hash(record["id"]))
             found.add(record["language"])
             if wanted is None or record["language"] in wanted:
-                records.append(record)
-        if len(places) == before:
+                kept += 1
+                yield record
+        if len(ids) == before:
             raise UserError(f"{path}: holds no records")
-    if not records and places and wanted is not None:
+    _refuse_copies(ids, paths, kind)
+    if not kept and ids and wanted is not None:
         raise UserError(f"no record in the languages {', '.join(wanted)}; the files hold {', '.join(sorted(found))}")
-    return records
+
+
+def _refuse_copies(ids: array, paths: list[str], kind: str) -> None:
+    """Raises RecordError for the first id that stands twice; `ids`: their hashes, in order."""
+    hashes = np.frombuffer(ids, np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    pairs = np.stack([order[same], order[same + 1]], axis=1)
+    for earlier, later in pairs[np.argsort(pairs[:, 1])].tolist():
+        records = enumerate(chain.from_iterable(read_with_place(path, kind) for path in paths))
+        first, second = (entry for number, entry in islice(records, later + 1) if number in (earlier, later))
+        if first[1]["id"] == second[1]["id"]:  # and not only their hashes
+            raise RecordError(second[0], "id", f"{second[1]['id']!r} was already used at {first[0]}")
 
 
 def read_with_place(path: str | os.PathLike, kind: str | None = None) -> Iterator[tuple[str, dict]]:

@@ -237,8 +237,10 @@ def _clean(value: object, where: str, name: str) -> object:
 
 def _normalised(value: object, where: str, name: str) -> object:
     if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise RecordError(where, name, "holds half of a surrogate pair (broken text)")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise RecordError(where, name, "holds half of a surrogate pair (broken text)") from None
         return unicodedata.normalize("NFC", value)
     if isinstance(value, list | tuple):
         return [_normalised(v, where, name) for v in value]
@@ -357,10 +359,15 @@ def group_ids(records: Sequence[dict]) -> list[int]:
     """
     rows = LinkedRows()
     for record in records:
-        keys = [("question", key) for key in question_keys(record)]
-        group = record["provenance"].get("group")
-        rows.link(*keys, *([("group", group)] if group else []))
+        link_record(rows, record)
     return rows.numbers().tolist()
+
+
+def link_record(rows: LinkedRows, record: dict) -> None:
+    """Adds a record to rows that are linked by provenance.group and question_keys."""
+    keys = [("question", key) for key in question_keys(record)]
+    group = record["provenance"].get("group")
+    rows.link(*keys, *([("group", group)] if group else []))
 
 
 def write_records(path: str | os.PathLike, records: Iterable[dict]) -> int:
