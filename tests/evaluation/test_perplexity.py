@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -259,7 +260,7 @@ def test_a_table_gives_what_a_validation_of_training_gives(model, tmp_path):
         line = lines[ident]
         assert (line["language"], line["source"]) == (language, place)
         assert line["bytes"] == len(text.encode()) == line["tokens"] - 1  # the end token has no bytes
-    sums = make_eval_step(source.cfg, StepOptions())(source.load_params(), table.batch(range(len(table))))
+    sums = jax.jit(make_eval_step(source.cfg, StepOptions()))(source.load_params(), table.batch(range(len(table))))
     assert results["overall"]["nll"] == pytest.approx(float(sums["nll"].sum()), rel=1e-5)
     assert results["overall"]["tokens"] == float(sums["count"].sum())
     zh = 1 + LANGUAGES.index("zh")
