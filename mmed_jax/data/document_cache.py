@@ -23,8 +23,8 @@ from mmed_jax.data import packed_cache
 from mmed_jax.data.documents import Packed, RowSettings, pack_documents
 from mmed_jax.data.languages.identify import language_of
 from mmed_jax.data.packed_table import make_part, merge_reports, table_info, table_report, write_shard
-from mmed_jax.data.records.mixing import uniform
 from mmed_jax.data.records.schema import LANGUAGES, language_problem
+from mmed_jax.data.records.store import uniform
 from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash
 
 # All documents and their ids are in memory at once.
