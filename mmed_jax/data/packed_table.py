@@ -192,7 +192,7 @@ def write_rows(folder: Path, split: str, samples: Samples, rows: Rows) -> dict[s
     """
     digest, shards = hashlib.sha256(), []
     (folder / split).mkdir(exist_ok=True)
-    for start in range(0, max(1, len(rows)), ROWS_PER_FILE):
+    for start in range(0, len(rows), ROWS_PER_FILE):
         path = f"{split}/{start // ROWS_PER_FILE:05d}.array_record"
         part = (rows[i] for i in range(start, min(len(rows), start + ROWS_PER_FILE)))
         shards.append({"path": path, **write_shard(folder / path, samples, part, digest)})
