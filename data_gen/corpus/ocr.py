@@ -23,12 +23,10 @@ from mmed_jax.data.records.schema import LANGUAGE_NAMES
 # tesseract's names of its data; Debian's package is tesseract-ocr-NAME with - for _.
 TESSERACT = {"en": "eng", "zh": "chi_sim", "ja": "jpn", "ko": "kor", "fr": "fra", "es": "spa", "ru": "rus"}
 VERTICAL = "jpn_vert"
-# Why the models in rapidocr's wheel (Chinese, Japanese, English letters) are not for the others.
+# Why the models in rapidocr's wheel (Chinese, Japanese, Latin letters) are not for the others.
 RAPIDOCR_REFUSED = {
     "ko": "the models in its wheel read hangul as other letters, and say that they are sure",
     "ru": "the models in its wheel read Cyrillic as Latin letters, and say that they are sure",
-    "fr": "the models in its wheel lose accents",
-    "es": "the models in its wheel lose accents",
 }
 # tesseract's layouts of a page: found by itself; one column; one block of vertical text.
 _LAYOUT, _COLUMN_LAYOUT, _VERTICAL_LAYOUT = "3", "4", "5"
