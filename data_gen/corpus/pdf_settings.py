@@ -12,8 +12,8 @@ PAGES = ("each", "paper")
 class PdfSettings:
     """How PDF files are read; JSON-able.
 
-    ocr: what reads pages that are pictures: "tesseract" (a program of the system), "rapidocr" (Chinese, Japanese), or
-      "off": such pages are counted as rejects.
+    ocr: what reads pages that are pictures: "tesseract" (a program of the system), "rapidocr" (meant for Chinese and
+      Japanese), or "off": such pages are counted as rejects.
     pages: "each": every page is judged for itself; "paper": MMedC's rule, by book: all its pages are read from their
       pictures, or the text layer is, without the first and last pages of long books.
     vertical: Japanese is printed in columns from right to left (tesseract).

@@ -2,18 +2,23 @@
 
 import os
 import random
+import shutil
 import stat
+import sys
 
+import numpy as np
 import pytest
 
-from data_gen.corpus import pdf_process
+from data_gen.corpus import ocr, pdf_process
 from data_gen.corpus.filter_stage import filter_unit
 from data_gen.corpus.ocr import ocr_dependencies
+from data_gen.corpus.page_columns import split_columns
 from data_gen.corpus.pdf_reader import PdfFile
 from data_gen.corpus.pdf_settings import PdfSettings
 from data_gen.corpus.readers import Cut, Fields, RawDocument, Reject, reader_of
 from data_gen.corpus.units import InputFile, Piece, Unit, stated_language
 from mmed_jax.common.errors import UserError, WorkError
+from tests.support.corpora import demo_texts
 from tests.support.pdf_files import Page, encrypted_pdf, pdf_bytes
 
 WORDS = "the heart is a muscle that pumps blood through vessels of body lungs and kidneys every minute day".split()
@@ -30,6 +35,15 @@ echo "$OMP_THREAD_LIMIT $@" >> "$LOG"
 head -1 >> "$LOG"; cat > /dev/null
 eval "$THEN"
 sed -n "$(($(wc -l < "$LOG") / 2))p" "$DATA/read"
+"""
+RAPIDOCR = """
+from types import SimpleNamespace
+
+class RapidOCR:
+    def __init__(self, params): assert 1 in params.values()
+    def __call__(self, image):
+        lines = f"{image.dtype} {image.shape} {image.min()}-{image.max()}", "肺炎是一种感染性疾病需要治疗"
+        return SimpleNamespace(txts=lines)
 """
 
 
@@ -89,13 +103,69 @@ def test_each_page_is_judged_for_itself(mixed, tesseract):
     assert asked == "1 - - -l eng --psm 3 --dpi 300" and size == "P5 2480 3509 255"
 
 
+def test_layers_in_all_languages_are_read_as_they_are(tmp_path):
+    texts = {d["language"]: d["text"] for d in demo_texts() if d.get("language") and d["id"].endswith("-anemia")}
+    assert len(texts) == 7
+    for language, text in texts.items():
+        rows = [text[i : i + 60].strip() for i in range(0, 300, 60)]
+        rows = [row.replace("-", "").replace("\n", " ") for row in rows]
+        path = write(tmp_path / f"{language}.pdf", [Page(rows)])
+        assert "".join(read(path, language=language)[0][0].split()) == "".join("".join(rows).split())
+
+
+def test_korean_is_read_column_by_column(tmp_path, tesseract):
+    """Others leave the layout to tesseract."""
+    printed_hw = np.full((400, 400), 255, np.uint8)
+    for top in range(40, 360, 20):  # lines of letters, some dots of which are ink
+        printed_hw[top : top + 12, 30:370] = np.where(np.random.default_rng(top).random((12, 340)) < 0.4, 0, 255)
+    columns_hw = printed_hw.copy()
+    columns_hw[:, 180:220] = 255
+    assert [part[:2] for part in split_columns(400, 400, printed_hw.tobytes())] == [(400, 400)]
+    parts = split_columns(400, 400, columns_hw.tobytes())
+    joined_hw = np.concatenate([np.frombuffer(part[2], np.uint8).reshape(400, -1) for part in parts], 1)
+    assert joined_hw.tolist() == columns_hw.tolist()
+    assert [part[0] for part in parts] == pytest.approx([200, 200], abs=8)
+    path = write(tmp_path / "a.pdf", [Page(image=(400, 400, columns_hw.tobytes()), size=(288, 288))])
+    assert len(read(path, language="ko", ocr="tesseract", dpi=100)) == 1
+    calls = tesseract.read_text().split("\n")[:-1]
+    assert [calls[0], calls[2]] == ["1 - - -l kor --psm 4 --dpi 100"] * 2 and len(calls) == 4
+    read(path, language="zh", ocr="tesseract", dpi=100)
+    assert tesseract.read_text().split("\n")[4:5] == ["1 - - -l chi_sim --psm 3 --dpi 100"]
+
+
+def test_rapidocr_reads_a_picture(tmp_path, monkeypatch):
+    """A stand-in for the package, which is an extra of its own."""
+    (tmp_path / "rapidocr.py").write_text(RAPIDOCR)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(tmp_path / "a.pdf", [Page(image=SCAN)])
+    ocr._rapidocr_engine.cache_clear()
+    try:
+        text = read(path, language="zh", ocr="rapidocr", dpi=100)[0][0]
+    finally:
+        ocr._rapidocr_engine.cache_clear()
+        sys.modules.pop("rapidocr", None)
+    assert text == "uint8 (1170, 827, 3) 0-255\n肺炎是一种感染性疾病需要治疗"
+
+
+@pytest.mark.skipif(not shutil.which("tesseract"), reason="tesseract is not installed (apt-get install tesseract-ocr)")
+def test_tesseract_reads_a_drawn_page(tmp_path):
+    from matplotlib import get_data_path
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.new("L", (900, 260), 255)
+    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 32)
+    ImageDraw.Draw(picture).text((40, 40), "The heart pumps blood through\nthe vessels of the body.", 0, font)
+    path = write(tmp_path / "a.pdf", [Page(image=(900, 260, picture.tobytes()), size=(216, 62.4))])
+    assert read(path, ocr="tesseract") == [("The heart pumps blood through\nthe vessels of the body.", "1")]
+
+
 def test_a_picture_that_is_not_read_is_one_reject(mixed, tesseract, monkeypatch):
     monkeypatch.setenv("THEN", "echo 'cannot read' >&2; exit 3")
-    assert [i[0] for i in read(mixed, ocr="tesseract")[:-1]] == ["ocr_failed"] * 3
+    assert [i[0] for i in read(mixed, ocr="tesseract", dpi=100)[:-1]] == ["ocr_failed"] * 3
     monkeypatch.setenv("THEN", "exit 0")
     # Where the layer has words and the picture none, the layer stays.
-    assert [i[0] for i in read(mixed, ocr="tesseract")[:-1]] == ["nothing_recognised"] * 2
-    assert "Downloaded" in read(mixed, ocr="tesseract")[-1][0]
+    assert [i[0] for i in read(mixed, ocr="tesseract", dpi=100)[:-1]] == ["nothing_recognised"] * 2
+    assert "Downloaded" in read(mixed, ocr="tesseract", dpi=100)[-1][0]
     monkeypatch.setenv("THEN", "exec sleep 20")
     scan = write(mixed.with_name("scan.pdf"), [Page(image=SCAN)])
     assert read(scan, ocr="tesseract", timeout_s=0.3) == [("ocr_timeout", "page 1")]
@@ -122,7 +192,7 @@ def test_the_papers_pages(tmp_path, tesseract):
     # Two pages of text in five are fewer than 200 letters a page: all five are read from their pictures.
     scans = write(tmp_path / "scans.pdf", [Page(lines(1, 6))] * 2 + [Page(image=SCAN)] * 3)
     assert read(scans, pages="paper") == [("image_page", f"page {n}") for n in range(1, 6)]
-    assert read(scans, pages="paper", ocr="tesseract") == [("\n\n".join(READ), "1-5")]
+    assert read(scans, pages="paper", ocr="tesseract", dpi=100) == [("\n\n".join(READ), "1-5")]
 
 
 BROKEN = {
