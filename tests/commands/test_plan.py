@@ -197,6 +197,7 @@ def test_a_compiler_that_fails_otherwise_is_one_line(tmp_path):
     [
         ("stage1:8b", "2xv5p-128", {"batch_size": 256}, (2, 64, 1, 1)),
         ("stage2:8b", "v6e-64", {}, (1, 64, 1, 1)),
+        ("pretrain:8b", "v5p-128", {}, (1, 64, 1, 1)),
         ("stage1:70b", "v5p-256", {}, (1, 128, 1, 1)),
         ("stage1:70b", "v5p-256", {"mesh__tensor": 4}, (1, 32, 4, 1)),
         ("stage2:70b", "2xv5p-128", {"mesh__data": 4, "mesh__tensor": 2}, (4, 16, 2, 1)),
