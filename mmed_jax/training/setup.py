@@ -296,8 +296,10 @@ def closing(config: ConfigDict, step: int, steps: int) -> str:
     adapter = "--adapter " if config.lora.rank else ""
     if step < steps:
         return f"stopped    at step {step:,} of {steps:,}, saved; run the same command again to continue"
+    # The stages' adapters have other ranks; they go on with this one.
+    rank = f" --config.lora.rank={config.lora.rank}" if config.lora.rank else ""
     following = {
-        "pretrain": [f"python -m mmed_jax.train --config=stage1:{config.variant} --config.init_from={run}"],
+        "pretrain": [f"python -m mmed_jax.train --config=stage1:{config.variant} --config.init_from={run}{rank}"],
         "stage1": [f"python -m mmed_jax.train --config=stage2:{config.variant}"],
         "stage2": [f"python -m mmed_jax.export --model={run} {adapter}--output=exports/{Path(run).name}"],
     }.get(config.name, [])
