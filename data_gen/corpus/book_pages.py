@@ -1,4 +1,4 @@
-"""Pages of a book joined into running text: without running headers and footers, words put together at line ends."""
+"""Pages of a book joined into running text: without running headers and footers, words and sentences put together."""
 
 import re
 import unicodedata
@@ -14,6 +14,8 @@ LEAST_PAGES, STRETCH = 3, 10
 _EDGE = 3
 _ROMAN = re.compile(r"(?<![^\W\d_])[ivxlc]{1,7}(?![^\W\d_])")
 _DIGITS = re.compile(r"\d+")
+# A line of which more may follow has at least this share of the letters that three lines of four have at most.
+_FULL = 0.75
 # A hyphen at the end of a line between letters of an alphabet with case: Latin or Cyrillic.
 _HYPHENS = "-\u2010\u00ad"
 _BROKEN = re.compile(rf"([^\W\d_]+(?:-[^\W\d_]+)*)([{_HYPHENS}])\n[ \t]*([^\W\d_]+(?:-[^\W\d_]+)*)")
@@ -33,7 +35,7 @@ def join_pages(pages: Sequence[BookPage]) -> str:
     """The text of pages that follow each other."""
     lines = [[line.strip() for line in page.text.split("\n")] for page in pages]
     kept = drop_running_lines(lines)
-    return join_words(_joined(kept))
+    return join_lines(join_words(_joined(kept)))
 
 
 def drop_running_lines(pages: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -111,6 +113,41 @@ def join_words(text: str) -> str:
 
     # Twice, for a word that is divided at two lines in a row.
     return _BROKEN.sub(join, _BROKEN.sub(join, text)).replace("\u00ad", "")
+
+
+def join_lines(text: str) -> str:
+    """Lines of a sentence in one. What is no full line, or may begin another sentence, stays as it is printed.
+
+    A line goes on where the next one begins with a small letter (Latin, Cyrillic), or where both are Chinese or
+    Japanese and no sentence ends between them. Korean has no case, and spaces anyway: its lines stay.
+    """
+    lines = text.split("\n")
+    lengths = sorted(len(line) for line in lines if line)
+    full = _FULL * lengths[len(lengths) * 3 // 4] if lengths else 0
+    joined: list[str] = []
+    last = 0  # letters of the line that was printed last
+    for line in lines:
+        if joined and last >= full and line and (glue := _glue(joined[-1][-1], line)) is not None:
+            joined[-1] += glue + line
+        else:
+            joined.append(line)
+        last = len(line)
+    return "\n".join(joined)
+
+
+def _glue(last: str, line: str) -> str | None:
+    """What stands between the end of a line and the next one; None where they are apart."""
+    if line[0].islower():
+        marks_item = len(line) > 1 and line[1] in ").]"
+        return None if last in ":;!?" or marks_item else " "
+    if _is_dense(last) and line[0] in "。、，」）":
+        return ""
+    return "" if _is_dense(line[0]) and (_is_dense(last) or last in "、，,") else None
+
+
+def _is_dense(letter: str) -> bool:
+    """Whether it is written without spaces: Han or kana."""
+    return unicodedata.name(letter, "").startswith(("CJK UNIFIED", "HIRAGANA", "KATAKANA"))
 
 
 def _alphabet(letter: str) -> str:

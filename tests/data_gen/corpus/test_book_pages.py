@@ -4,7 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from data_gen.corpus.book_pages import BookPage, drop_running_lines, join_pages, join_words, page_ranges
+from data_gen.corpus.book_pages import BookPage, drop_running_lines, join_lines, join_pages, join_words, page_ranges
 from data_gen.corpus.text_layer import clean, garbled, is_image_book, picked_pages, shows_more
 
 BODY = [f"Line {word} of the body of this page." for word in ("one", "two", "three", "four", "five", "six", "seven")]
@@ -76,9 +76,51 @@ def test_a_sentence_goes_on_over_the_page():
         return join_pages([BookPage(number, text) for number, text in enumerate(texts, 1)])
 
     text = joined("It is a dis-", "ease of the lung", "and of the heart.", "New.")
-    assert text == "It is a disease of the lung\nand of the heart.\n\nNew."
-    assert joined("肺炎是", "一种感染。", "糖尿病") == "肺炎是\n一种感染。\n\n糖尿病"
+    assert text == "It is a disease of the lung and of the heart.\n\nNew."
+    assert joined("肺炎是肺的", "一种感染。", "糖尿病") == "肺炎是肺的一种感染。\n\n糖尿病"
     assert page_ranges([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
+
+
+@pytest.mark.parametrize(
+    ("text", "joined"),
+    [
+        (
+            "Fever is a sign of infection, which the\nbody fights.",
+            "Fever is a sign of infection, which the body fights.",
+        ),
+        ("Лихорадка сопровождает инфекцию и\nпроходит сама.", "Лихорадка сопровождает инфекцию и проходит сама."),
+        ("肺炎是由细菌或病毒引起的肺部感\n染。", "肺炎是由细菌或病毒引起的肺部感染。"),
+        (
+            "患者は疲労を感じ、皮膚が青白く、\n息切れがする。\n血液検査",
+            "患者は疲労を感じ、皮膚が青白く、息切れがする。\n血液検査",
+        ),
+        ("息切れの症状があらわれます\n。血液検査", "息切れの症状があらわれます。血液検査"),
+    ],
+)
+def test_lines_of_a_sentence_are_one(text, joined):
+    assert join_lines(text) == joined
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Signs are these and they are seen together:\nfever\ncough\nloss of weight",
+        "The heart pumps the blood through the body.\nThe lungs bring oxygen into it, which is needed.",
+        "a) the first answer of this question is long\nb) the second answer of this question is too",
+        "Ibuprofen 400 mg three times a day with food\nParacetamol 500 mg four times a day if needed",
+        "肺炎\n肺炎是由细菌或病毒引起的肺部感染，常见。\n患者发热咳嗽，呼吸困难，需要治疗和休息。",
+        "철분 부족은 세계에서 가장 흔한 빈혈의\n원인이다",
+    ],
+)
+def test_other_lines_stay(text):
+    assert join_lines(text) == text
+
+
+@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.given(st.text("aB.-\n ，肺の가1", max_size=60))
+def test_joining_lines_changes_nothing_but_spaces(text):
+    joined = join_lines(text)
+    assert "".join(joined.split()) == "".join(text.split()) and joined.count("\n\n") == text.count("\n\n")
 
 
 def test_what_a_layer_is_worth():

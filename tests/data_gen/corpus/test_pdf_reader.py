@@ -156,7 +156,7 @@ def test_tesseract_reads_a_drawn_page(tmp_path):
     font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 32)
     ImageDraw.Draw(picture).text((40, 40), "The heart pumps blood through\nthe vessels of the body.", 0, font)
     path = write(tmp_path / "a.pdf", [Page(image=(900, 260, picture.tobytes()), size=(216, 62.4))])
-    assert read(path, ocr="tesseract") == [("The heart pumps blood through\nthe vessels of the body.", "1")]
+    assert read(path, ocr="tesseract") == [("The heart pumps blood through the vessels of the body.", "1")]
 
 
 def test_a_picture_that_is_not_read_is_one_reject(mixed, tesseract, monkeypatch):
