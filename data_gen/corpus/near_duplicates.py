@@ -76,8 +76,8 @@ class NearSettings:
 
 
 @functools.cache
-def word_classes() -> np.ndarray:
-    """uint8 [65536]: 1 for letters and digits, 2 for those that are a word each, 0 for the rest."""
+def _classes() -> np.ndarray:
+    """uint8 [65536]: _RUN for letters and digits, _DENSE for those that are a word each, _NONE for the rest."""
     kinds = np.zeros(1 << 16, np.uint8)
     for code in range(1 << 16):
         if (character := chr(code)).isalnum():
@@ -97,7 +97,7 @@ def _powers(count: int) -> np.ndarray:
 def word_hashes(text: str) -> np.ndarray:
     """A hash for every word of a text in order, uint64 [n]; words as this module's head says, NFKC and lower case."""
     codes = np.frombuffer(nfkc(text).lower().encode("utf-32-le", "surrogatepass"), "<u4")
-    kinds = word_classes()[np.minimum(codes, 0xFFFF)]
+    kinds = _classes()[np.minimum(codes, 0xFFFF)]
     beyond = codes > 0xFFFF
     kinds[beyond] = np.where((codes[beyond] >= 0x20000) & (codes[beyond] < 0x40000), _DENSE, _NONE)
     before = np.r_[np.uint8(_NONE), kinds[:-1]]

@@ -13,41 +13,18 @@ import numpy as np
 import pytest
 from datatrove.pipeline.dedup.minhash import HashConfig, MinhashConfig, MinhashDedupSignature
 from datatrove.utils.text import TextNormConfig
-from datatrove.utils.word_tokenizers import WordTokenizer
 
 from data_gen.corpus.near_duplicates import (
     NearSettings,
     Signer,
     candidate_pairs,
     ngram_hashes,
-    word_classes,
     word_hashes,
 )
 from tests.data_gen.corpus.corpus_texts import MEDICAL, ORDINARY
+from tests.support.datatrove_words import Words
 
 SETTINGS = NearSettings(doses=False, least=0)
-
-
-class Words(WordTokenizer):
-    """Words as this project has them: a character of Han, kana and hangul each, else runs of letters and digits."""
-
-    def word_tokenize(self, text: str) -> list[str]:
-        none, run, _ = 0, 1, 2
-        words, before = [], none
-        for character in text:
-            kind = word_classes()[ord(character)]
-            if kind == run == before:
-                words[-1] += character
-            elif kind != none:
-                words.append(character)
-            before = kind
-        return words
-
-    def sent_tokenize(self, text: str) -> list[str]:
-        raise NotImplementedError
-
-    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        raise NotImplementedError
 
 
 @pytest.fixture(scope="module")
