@@ -18,6 +18,7 @@ from data_gen.corpus import parquet_documents
 from data_gen.corpus.accounting import Books, check_follows
 from data_gen.corpus.output_stage import read_file
 from data_gen.corpus.readers import Fields, reader_of
+from data_gen.corpus.tokenize_build import find_corpus
 from mmed_jax.common.errors import UserError, WorkError
 from tests.support.corpora import REPO, documents, finish, result, start, stop_after, write_inputs
 
@@ -75,7 +76,7 @@ def test_parquet_files_have_the_same_documents(inputs, built, tmp_path):
         assert [(r.id, r.text, r.metadata["language"]) for r in rows] == [
             (line["id"], line["text"], line["language"]) for line in want
         ]
-    assert not lines
+    assert not lines and {f.format for f in find_corpus(str(output)).files} == {"parquet"}
     paths = sorted(str(p) for p in (output / "documents").rglob("*.parquet"))
     table = datasets.load_dataset("parquet", data_files=paths, split="train", cache_dir=str(tmp_path))
     assert sorted(table["id"]) == sorted(d["id"] for d in before)
