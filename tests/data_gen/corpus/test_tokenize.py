@@ -175,7 +175,10 @@ def test_killed_the_same_command_gives_the_same_bytes(corpus, tokenizer, built, 
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL and not (output / "table.json").exists()
-    main(command(corpus[0], tokenizer, output, "--tasks=2"))
+    there = len(list(output.glob("work/shards-*/parts/0*")))
+    made = build(corpus[0], tokenizer, output)
+    assert 0 < made["shards"] == built[1]["shards"] - there and result(output) == result(built[0])
+    main(command(corpus[0], tokenizer, output))  # nothing is left to make
     assert result(output) == result(built[0])
     printed = capsys.readouterr().out
     assert "train       fr/web" in printed and "0.02" in next(x for x in printed.splitlines() if x.startswith("fr  "))
