@@ -15,6 +15,7 @@ from data_gen.corpus import page_text, warc_records
 from data_gen.corpus.page_charset import decode_page
 from data_gen.corpus.page_text import read_page
 from data_gen.corpus.readers import Fields, RawDocument, format_of, reader_of
+from data_gen.corpus.run_task import run_parts
 from mmed_jax.common.errors import UserError
 from tests.support.corpora import documents
 from tests.support.web_pages import ARTICLES, page, record, warc
@@ -106,7 +107,7 @@ def test_any_pieces_of_a_warc_are_the_whole(tmp_path, packed):
         assert read(path, unit_bytes) == (whole, rejects)
 
 
-@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.settings(deadline=None, max_examples=40)
 @hypothesis.given(
     data=st.data(),
     packed=st.booleans(),
@@ -233,11 +234,19 @@ def test_what_takes_too_long_is_stopped(monkeypatch):
     assert read_page(page("fr")).reason == "extraction_failed"
 
 
-def test_a_build_of_websites(tmp_path, capsys):
+class Inline:
+    """Runs the parts of a stage in this process."""
+
+    def run(self, folder):
+        run_parts(folder, folder.pending())
+
+
+def test_a_build_of_websites(tmp_path, capsys, monkeypatch):
     """Folders of HTML and WARC files together, by the recipe; a changed table of addresses is another corpus."""
+    monkeypatch.setattr(corpus, "make_executor", lambda *_: Inline())
     write(tmp_path / "websites" / "site" / "a.html", page("fr"))
     write(tmp_path / "websites" / "crawl" / "b.warc.gz", warc(mixed(), True))
-    flags = ["--recipe=mmedc", f"--data_dir={tmp_path}", f"--output={tmp_path / 'out'}", "--workers=1", "--tasks=1"]
+    flags = ["--recipe=mmedc", f"--data_dir={tmp_path}", f"--output={tmp_path / 'out'}"]
     flags += ["--recipe.steps=language,exact_duplicates", "--licenses=all"]
     for url in ("https://one.example.org", "https://two.example.org"):
         write(tmp_path / "websites" / "urls.jsonl", json.dumps({"file": "site/a.html", "url": url}).encode())
