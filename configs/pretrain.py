@@ -33,6 +33,7 @@ for continued pretraining).
 --config.grad_accum may be less. --config.data.seq_len must be that of the tables.
 
 Expect (demo): under a minute, final loss below 0.1: the texts are known by heart.
+Expect (demo-lora): one to two minutes, final loss about 0.5 (see stage 1).
 """
 
 from ml_collections import ConfigDict

@@ -61,6 +61,15 @@ def test_each_document_stands_once_on_one_side(folder, tmp_path, tok):
     assert np.abs(again.mixture.shares - prepared.mixture.shares).max() > 0.1
 
 
+def test_files_are_replayed_and_validated_on_too(folder, tmp_path, tok):
+    more = {"data.replay": folder / "c.jsonl.zst", "data.replay_share": 0.5, "data.max_repeats": 1000}
+    more["data.validation"] = folder / "b.jsonl.gz"
+    prepared = prepare(config_of(tmp_path, folder / "a.jsonl", **more), tok)
+    assert [g.name for g in prepared.train.groups] == ["en/leaflets", "fr/c"]
+    assert prepared.mixture.shares.tolist() == [0.5, 0.5]
+    assert names(prepared.validation["validation"]) == ["b-1"] and len(names(prepared.train)) == 41
+
+
 def test_rows_of_one_segment_when_not_packed(folder, tmp_path, tok):
     table = prepare(config_of(tmp_path, folder, **{"data.packing": False}), tok).train
     assert table.batch(range(len(table)))["segment_ids"].max() == 1
