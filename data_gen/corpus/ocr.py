@@ -140,8 +140,9 @@ def read_image(image: tuple[int, int, int, bytes], language: str, settings: PdfS
     Raises:
       OcrProblem: it takes too long, or the engine fails on it. UserError: the engine is not there.
     """
-    if settings.ocr == "rapidocr":
-        return _rapidocr(image)
+    if settings.ocr == "rapidocr":  # which has no idea of columns
+        width, height, _, grey = image
+        return "\n".join(map(_rapidocr, split_columns(width, height, grey)))
     return _tesseract_page(image, language, settings)
 
 
@@ -197,10 +198,11 @@ def _program() -> str:
     return path
 
 
-def _rapidocr(image: tuple[int, int, int, bytes]) -> str:
+def _rapidocr(part: tuple[int, int, bytes]) -> str:
+    """Text of a picture: width, height, rows of grey."""
     import numpy as np
 
-    width, height, _, grey = image
+    width, height, grey = part
     picture_hwc = np.repeat(np.frombuffer(grey, np.uint8).reshape(height, width, 1), 3, axis=2)
     try:
         result = _rapidocr_engine()(picture_hwc)
