@@ -30,7 +30,6 @@ from mmed_jax.common.paths import ASSETS
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.data.packed_table import TABLE, make_part, table_info, write_shard
 from mmed_jax.data.prepare import prepare
-from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.data.samples import Samples
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer, tokenizer_hash
 
@@ -76,7 +75,7 @@ def make_table(folder: Path, rows: int, shard_rows: int, seq_len: int, tokenizer
     shard = write_shard(first, samples, members)
     total = max(1, round(rows / shard_rows))
     groups = []
-    for code in LANGUAGES:
+    for code in TOKENS:
         for source, share in zip(SOURCES, (0.75, 0.2, 0.05)):
             count = max(1, round(total * TOKENS[code] / sum(TOKENS.values()) * share))
             paths = [f"train/{code}/{source}/{i:05d}.array_record" for i in range(count)]

@@ -33,6 +33,7 @@ EVERY = [
     "data_gen/prompts/qa_generation.toml:",
     "data_gen/prompts/rationale.toml:",
     "data_gen/prompts/translation.toml:",
+    "mmed_jax/assets/documents/demo.jsonl:",
     "mmed_jax/data/multiple_choice.py:ANSWER_MARKS",
     "mmed_jax/data/multiple_choice.py:_INSTRUCTIONS",
     "mmed_jax/data/sources/encodings.py:_LIKELY",

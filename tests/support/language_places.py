@@ -39,6 +39,8 @@ PARTIAL = {
     "mmed_jax/evaluation/comparison/": "the languages of the published tables",
     "data_gen/corpus/keywords.py:ANYWHERE": "scripts that are not matched by words",
     "data_gen/corpus/ocr.py:RAPIDOCR_REFUSED": "languages that its models were not made for",
+    "scripts/simulate_corpus_table.py:TOKENS": "the languages of the published corpus, and Korean",
+    "scripts/bench_prepare.py:": "those of the text that it measures with",
     "scripts/bench_ocr.py:FACES": "languages that need a font of their own",
     "data_gen/corpus/quality.py:DENSE": "languages whose words are not told from letters",
     "data_gen/methods/expand.py:": "scripts that say more in a character than an alphabet does",
