@@ -77,8 +77,10 @@ def test_the_input_side(tmp_path, capsys):
     assert json.loads((tmp_path / "o.json").read_text())["machine"]["cores"] >= 1
 
 
-def test_generation(tmp_path, capsys):
-    """Every set, beside transformers: all answers and scores alike."""
+def test_generation(tmp_path, capsys, monkeypatch):
+    """Every set, beside transformers: all answers and scores alike. Short ones, of few lengths to compile for."""
+    for name, tokens in {"LONG": 48, "COMMON": 64, "PLAIN": 24}.items():
+        monkeypatch.setattr(bench_generate, name, tokens)
     bench_generate.main(
         [
             "--against=transformers",
