@@ -13,7 +13,8 @@ MODELS = {
 }
 # Their architectures (mmed_jax.model.config.PRESETS), by which mmed_jax.plan plans before the weights are there.
 PRESETS = {"1b": "llama3.2-1b", "3b": "llama3.2-3b", "8b": "llama3-8b", "70b": "llama3-70b"}
-PRESETS |= {f"{size}-{kind}": name for size, name in PRESETS.items() for kind in ("lora", "qlora", "lora-paper")}
+PRESETS |= {f"{size}-{kind}": name for size, name in PRESETS.items() for kind in ("lora", "qlora")}
+PRESETS["8b-lora-paper"] = PRESETS["8b"]
 
 
 def cpu(c: ConfigDict) -> None:
@@ -34,14 +35,17 @@ def accelerator(c: ConfigDict) -> None:
     c.checkpoint.keep_last = 2
 
 
-def lora(c: ConfigDict, *, quantised: bool = False) -> None:
+def lora(c: ConfigDict, size: str, *, quantised: bool = False) -> None:
     """An adapter of rank 16 on every linear module of the frozen weights, which stay in bfloat16 or become 4 bits.
 
-    Eight rows are at work at a time, so that an 8B fits one 80 GB GPU or eight chips of 16 GB, in 4 bits also a 70B:
-    on more devices config.grad_accum may be less. Its checkpoints are a hundredth of the model's, so that they may be
-    frequent.
+    Each device works on one row at a time, however many there are, so that an 8B fits one 80 GB GPU or eight chips of
+    16 GB, in 4 bits also a 70B; where there is room, more rows at a time are faster (mmed_jax.plan --search). Without
+    moments and gradients of the weights there is room to compute next to nothing twice, but for the 70B. Its
+    checkpoints are a hundredth of the model's, so that they may be frequent.
     """
-    c.grad_accum = 16
+    c.grad_accum = 0
+    c.micro_rows = 1
+    c.remat = "full" if size == "70b" else "minimal_ctx"
     c.lora.rank = 16
     c.lora.base = "nf4" if quantised else "compute"
     c.checkpoint.every_minutes = 5.0

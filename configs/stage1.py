@@ -73,7 +73,7 @@ def accelerator(c: ConfigDict, kind: str) -> None:
     """Where a variant of an open model runs, and with what: kind "" = all weights, "lora" or "qlora"."""
     hardware.accelerator(c)
     if kind:
-        hardware.lora(c, quantised=kind == "qlora")
+        hardware.lora(c, c.variant.partition("-")[0], quantised=kind == "qlora")
 
 
 def demo(c: ConfigDict) -> None:

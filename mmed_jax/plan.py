@@ -46,7 +46,7 @@ from mmed_jax.parallel.chips import GIB
 from mmed_jax.planning import advice, plan_report, topology
 from mmed_jax.planning.found_config import check_output
 from mmed_jax.planning.plan_result import PlanResult
-from mmed_jax.planning.planner import CACHE, plan
+from mmed_jax.planning.planner import CACHE, plan, with_parts
 from mmed_jax.training import setup
 
 FLAGS = {
@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         check_output(flags.output, flags.config)
     cfg, assumed = architecture(config)
     setup.check_length(config, cfg)
+    config = with_parts(config, target)
     tokens, length = run_tokens(config, flags.tokens)
     notes = [note for note in (assumed, length) if note]
     options = {"cache_dir": None if flags.no_cache else CACHE, "say": lambda line: print(line, flush=True)}

@@ -23,7 +23,7 @@ from mmed_jax.common import console
 from mmed_jax.common.checksums import shorten
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.config.overrides import parse_args
-from mmed_jax.config.values import batch_rows
+from mmed_jax.config.values import batch_rows, with_grad_accum
 from mmed_jax.parallel import peers
 from mmed_jax.parallel.host_allocator import keep_freed_memory
 from mmed_jax.training import adapter_start, setup
@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         keep_freed_memory()
     sizes = {a: config.mesh[a] for a in sharding.MESH_AXES}
     mesh = sharding.make_mesh(**sizes, devices=devices)
+    config = with_grad_accum(config, mesh.shape["data"] * mesh.shape["fsdp"])
     rows, seq_len = batch_rows(config), config.data.seq_len
     dims = {k: getattr(cfg, k) for k in ("num_heads", "num_kv_heads", "intermediate_size", "vocab_size", "hidden_size")}
     sharding.check_divisible(dict(mesh.shape), dims, rows // config.grad_accum, seq_len)

@@ -60,8 +60,10 @@ FASTER = [
 ]
 # Adapters, and beside them what trains all weights on the same slice.
 ADAPTERS = [
-    ("stage1:8b-lora", "v5e-8", {"batch_size": 8, "grad_accum": 1}),
-    ("stage1:8b-lora", "v5p-8", {"grad_accum": 1}),
+    ("stage1:8b-lora", "v5p-8", {"mesh.data": 4, "grad_accum": 4}),
+    ("stage1:8b", "v5p-8", {"remat": "minimal_ctx", "grad_accum": 8}),
+    ("stage1:8b-lora", "v5e-8", {"batch_size": 8, "remat": "full"}),
+    ("stage1:8b-lora", "v5p-8", {"grad_accum": 1, "remat": "full"}),
     ("stage1:70b-qlora", "v5e-8", {"batch_size": 8, "grad_accum": 1}),
 ]
 HEAD = (
@@ -144,7 +146,7 @@ def smallest(
         rows = batch_rows(config) // topology.chips
         for accumulation in (n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= rows):
             kernel = "triton" if topology.kind == "gpu" else "splash"
-            tried = with_values(config, {"grad_accum": accumulation, "attention": kernel})
+            tried = with_values(config, {"grad_accum": accumulation, "remat": "full", "attention": kernel})
             mesh = mesh_sizes(tried, cfg, topology)
             if total(memory_terms(tried, cfg, mesh)) <= room(topology):
                 return topology, tried, mesh

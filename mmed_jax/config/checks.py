@@ -68,7 +68,7 @@ def _check_length_and_batch(config: ConfigDict, flat: dict[str, Any]) -> None:
         raise UserError(
             f"config.batch_tokens={flat['batch_tokens']} is not a multiple of data.seq_len={seq_len}; nearest: {lower}"
         )
-    if batch_rows(config) % flat["grad_accum"]:
+    if flat["grad_accum"] and batch_rows(config) % flat["grad_accum"]:
         raise UserError(
             f"config.batch of {batch_rows(config)} sequences does not divide by grad_accum={flat['grad_accum']}"
         )

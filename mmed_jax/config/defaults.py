@@ -113,8 +113,10 @@ KEYS: dict[str, Key] = {
     # Global batch: sequences, or tokens (batch_tokens / seq_len sequences). Exactly one is not 0.
     "batch_size": Key(0, not_negative=True, compiled=True),
     "batch_tokens": Key(0, not_negative=True, compiled=True),
-    # Micro-batches one after the other; gradients are summed in float32 and divided once.
-    "grad_accum": Key(1, positive=True, may_change=True, compiled=True),
+    # Micro-batches one after the other; gradients are summed in float32 and divided once. 0 = as few as leave each
+    # device at most micro_rows rows at a time, whatever their number; the banner, and plan, say how many that is.
+    "grad_accum": Key(1, not_negative=True, may_change=True, compiled=True),
+    "micro_rows": Key(1, positive=True, may_change=True),
     # Length of the run: optimizer steps, or epochs. Exactly one is not 0.
     "steps": Key(0, not_negative=True),
     "epochs": Key(0.0, not_negative=True),

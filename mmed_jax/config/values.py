@@ -65,6 +65,21 @@ def planned_steps(config: ConfigDict, rows: int) -> int:
     return config.steps or max(1, math.ceil(config.epochs * rows / batch_rows(config) - 1e-9))
 
 
+def with_grad_accum(config: ConfigDict, row_groups: int) -> ConfigDict:
+    """The config with a number where grad_accum is 0: the fewest parts that leave a group of devices at most
+    config.micro_rows rows at a time.
+
+    Args:
+      row_groups: groups of devices that have rows of their own: mesh.data x mesh.fsdp. Where the batch does not divide
+        over them the number is 1, and whoever checks the mesh says so.
+    """
+    if config.grad_accum:
+        return config
+    rows, rest = divmod(batch_rows(config), row_groups)
+    fewest = next((n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= config.micro_rows), 1)
+    return with_values(config, {"grad_accum": 1 if rest else fewest})
+
+
 def to_json(config: ConfigDict) -> str:
     """The resolved config as indented JSON."""
     return json.dumps(config.to_dict(), indent=2, ensure_ascii=False, default=list)

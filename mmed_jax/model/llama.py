@@ -90,10 +90,10 @@ def _linear(x: jax.Array, p: Params) -> jax.Array:
     return _linears(x, p)[0]
 
 
-def _linears(x: jax.Array, *modules: Params) -> list[jax.Array]:
-    """The outputs of modules that share the input x."""
+def _linears(x: jax.Array, *modules: Params, thin_first: bool = True) -> list[jax.Array]:
+    """The outputs of modules that share the input x. thin_first: of adapters, see lora_products.adapted_linears."""
     if any(map(lora_products.is_adapted, modules)):
-        ys = lora_products.linears(x, modules, [weight_of(p, x.dtype) for p in modules])
+        ys = lora_products.linears(x, modules, [weight_of(p, x.dtype) for p in modules], thin_first=thin_first)
     else:
         ys = [_product(x, p) for p in modules]
     return [y + p["bias"].astype(x.dtype) if "bias" in p else y for y, p in zip(ys, modules, strict=True)]
@@ -118,7 +118,7 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
     x_btd = checkpoint_name(constrain(x_btd, "batch", "length", "act_embed"), "layer_input")
     with jax.named_scope("attention"):
         y = _rms_norm(x_btd, p["attn_norm"]["weight"], cfg.rms_norm_eps)
-        qkv = _linears(y, p["q"], p["k"], p["v"])
+        qkv = _linears(y, p["q"], p["k"], p["v"], thin_first=False)
         q, k, v = (a.reshape(b, t, -1, cfg.head_dim) for a in qkv)
         q = constrain(apply_rope(q, *rope), "batch", "length", "act_heads", None)
         # Under context parallelism every device sees all keys of its rows.
@@ -136,6 +136,8 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
         gate, up = _linears(y, p["gate"], p["up"])
         gate = checkpoint_name(constrain(gate, "batch", "length", "act_mlp"), "mlp")
         up = checkpoint_name(constrain(up, "batch", "length", "act_mlp"), "mlp")
+        if lora_products.is_adapted(p["gate"]):
+            gate, up = lora_products.written_once(gate, up)
         down = _linear(jax.nn.silu(gate) * up, p["down"])
     return constrain(x_btd + down, "batch", "length", "act_embed"), extra
 

@@ -5,13 +5,16 @@ which is a constant (0 in a layer without adapter); "magnitude" [out] with DoRA;
 model with dropout is trained. llama calls `linears` for the modules that share an input.
 """
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from mmed_jax.model.precision import linear, precision
+from mmed_jax.model.precision import linear, precision, sum_product
 
 Module = dict[str, Any]
 
@@ -27,20 +30,123 @@ def thin(x: jax.Array, matrix_oi: jax.Array) -> jax.Array:
     return linear(x, matrix_oi.astype(x.dtype))
 
 
-def linears(x: jax.Array, modules: Sequence[Module], weights_oi: Sequence[jax.Array]) -> list[jax.Array]:
+def linears(
+    x: jax.Array, modules: Sequence[Module], weights_oi: Sequence[jax.Array], *, thin_first: bool = True
+) -> list[jax.Array]:
     """The outputs [..., out] of modules that share the input x [..., in], without their biases.
 
     Args:
       weights_oi: the frozen weight of each, [out, in] in the dtype of x. Adapters are cast to it here.
+      thin_first: whether the products with B come before those with the weights, or after them; equal but for rounding.
     """
-    return [_linear(x, m, w) if is_adapted(m) else linear(x, w) for m, w in zip(modules, weights_oi, strict=True)]
+    plain = [i for i, m in enumerate(modules) if is_adapted(m) and "lora_dropout" not in m]
+    together = adapted_linears(
+        thin_first,
+        x,
+        [weights_oi[i] for i in plain],
+        [modules[i]["lora_a"] for i in plain],
+        [modules[i]["lora_b"] for i in plain],
+        [modules[i]["lora_scale"] for i in plain],
+    )
+    ys = dict(zip(plain, together, strict=True))
+    for i, (module, weight) in enumerate(zip(modules, weights_oi, strict=True)):
+        if i not in ys:
+            ys[i] = _dropped_linear(x, module, weight) if is_adapted(module) else linear(x, weight)
+        if "magnitude" in module:
+            ys[i] = ys[i] * dora_factor(module, weight).astype(x.dtype)
+    return [ys[i] for i in range(len(modules))]
 
 
-def _linear(x: jax.Array, module: Module, weight_oi: jax.Array) -> jax.Array:
-    # The scale is put on [..., r], which is smaller than the output.
+def _dropped_linear(x: jax.Array, module: Module, weight_oi: jax.Array) -> jax.Array:
+    """With dropout every module has inputs of its own, and autodiff its way."""
     h = thin(_drop(x, module), module["lora_a"]) * module["lora_scale"].astype(x.dtype)
-    y = linear(x, weight_oi) + thin(h, module["lora_b"])
-    return y * dora_factor(module, weight_oi).astype(x.dtype) if "magnitude" in module else y
+    return linear(x, weight_oi) + thin(h, module["lora_b"])
+
+
+def written_once(*outputs: jax.Array) -> list[jax.Array]:
+    """The same values, which what follows reads: products end in writing them, here and to what is kept of the layer.
+
+    Without, what follows is made part of a product, which then cannot write what is kept, and a copy does.
+    """
+    return list(jax.lax.optimization_barrier(outputs))
+
+
+Matrices = Sequence[jax.Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def adapted_linears(
+    thin_first: bool, x: jax.Array, weights: Matrices, a_s: Matrices, b_s: Matrices, scales: Matrices
+) -> list[jax.Array]:
+    """x W^T + s x A^T B^T of modules that share x [..., in], in its dtype.
+
+    The order of products is the point (docs/lora.md has what each costs on a TPU). The A's are one product. What is
+    thin comes first, behind a barrier, so that the large products add it where they end, and what follows, as the copy
+    that is kept for the backward pass, is part of them too; left alone the compiler writes a large product, reads it
+    and writes it again. Outputs that are laid out anew anyway, as heads are, come the other way round (thin_first
+    False): a thin product by itself would be copied into their layout.
+
+    Args:
+      weights: [out, in] in the dtype of x. a_s: [r, in]. b_s: [out, r]. scales: [], constants: they get no gradient.
+    """
+    return _adapted_forward(thin_first, x, weights, a_s, b_s, scales)[0]
+
+
+def _adapted_forward(thin_first, x, weights, a_s, b_s, scales):
+    if not weights:
+        return [], (x, weights, a_s, b_s, scales, None)
+    # The scale is put on [..., r], which is smaller than the output.
+    h = checkpoint_name(thin(x, _stacked(a_s)) * _by_rank(a_s, scales, x.dtype), "lora_h")
+    ys = []
+    for h_own, weight, b in zip(_split(h, a_s), weights, b_s, strict=True):
+        if thin_first:
+            ys.append(linear(x, weight) + jax.lax.optimization_barrier(thin(h_own, b)))
+        else:
+            ys.append(jax.lax.optimization_barrier(linear(x, weight)) + thin(h_own, b))
+    return ys, (x, weights, a_s, b_s, scales, h)
+
+
+def _adapted_backward(thin_first, residuals, cotangents):
+    x, weights, a_s, b_s, scales, h = residuals
+    if not weights:
+        return jnp.zeros_like(x), [], [], [], []
+    at = {"precision": precision(x.dtype)}
+    if thin_first:
+        # Each is read three times: written once, instead of computed again wherever it is read.
+        cotangents = jax.lax.optimization_barrier(cotangents)
+    d_h = jnp.concatenate(
+        [jnp.einsum("...o,or->...r", ct, b.astype(x.dtype), **at) for ct, b in zip(cotangents, b_s, strict=True)],
+        axis=-1,
+    )
+    d_h = d_h * _by_rank(a_s, scales, x.dtype)
+    dx = jax.lax.optimization_barrier(jnp.einsum("...r,ri->...i", d_h, _stacked(a_s).astype(x.dtype), **at))
+    for ct, weight in zip(cotangents, weights, strict=True):
+        dx = dx + jnp.einsum("...o,oi->...i", ct, weight, **at)
+    summed = at | {"preferred_element_type": jnp.float32}
+    d_a = sum_product("...r,...i->ri", d_h, x, **summed)
+    d_b = [sum_product("...o,...r->or", ct, own, **summed) for ct, own in zip(cotangents, _split(h, a_s), strict=True)]
+    # Nobody asks for these of frozen weights, and what nobody asks for is not computed.
+    d_w = [sum_product("...o,...i->oi", ct, x, **at) for ct in cotangents]
+    return dx, d_w, _split(d_a, a_s, axis=0), d_b, [jnp.zeros_like(s) for s in scales]
+
+
+adapted_linears.defvjp(_adapted_forward, _adapted_backward)
+
+
+def _stacked(a_s: Matrices) -> jax.Array:
+    return jnp.concatenate(list(a_s)) if len(a_s) > 1 else a_s[0]
+
+
+def _by_rank(a_s: Matrices, scales: Matrices, dtype: Any) -> jax.Array:
+    """The scale of every row of the stacked A's."""
+    each = [jnp.broadcast_to(s.astype(dtype), a.shape[:1]) for a, s in zip(a_s, scales, strict=True)]
+    return jnp.concatenate(each)
+
+
+def _split(stacked: jax.Array, a_s: Matrices, axis: int = -1) -> list[jax.Array]:
+    """The parts of something that has the rows of the stacked A's along an axis."""
+    ends = list(itertools.accumulate(a.shape[0] for a in a_s))
+    return jnp.split(stacked, ends[:-1], axis=axis)
 
 
 def _drop(x: jax.Array, module: Module) -> jax.Array:

@@ -1,7 +1,8 @@
 """What the backward pass keeps of each layer and what it computes again, by name.
 
 Named values (jax.ad_checkpoint.checkpoint_name) of a layer: layer_input, qkv (after rotation), context (output of
-attention before the o projection), attn_out (after it), mlp (gate and up).
+attention before the o projection), attn_out (after it), mlp (gate and up), lora_h (what adapters make of their inputs,
+[tokens, rank]).
 """
 
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from mmed_jax.common.errors import UserError, nearest
 # policy -> names that are kept; everything else is computed again. More memory and less time from top to bottom.
 KEPT: dict[str, tuple[str, ...]] = {
     "full": (),
-    "qkv": ("qkv",),
-    "minimal": ("qkv", "attn_out", "mlp"),
-    "minimal_ctx": ("qkv", "context", "attn_out", "mlp"),
+    "qkv": ("qkv", "lora_h"),
+    "minimal": ("qkv", "attn_out", "mlp", "lora_h"),
+    "minimal_ctx": ("qkv", "context", "attn_out", "mlp", "lora_h"),
 }
 # "offload": the layer inputs, all that "full" keeps on the device, go to host memory instead.
 OFFLOADED = ("layer_input",)

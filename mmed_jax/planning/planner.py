@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.paths import expand_home
-from mmed_jax.config.values import batch_rows, compile_settings, with_values
+from mmed_jax.config.values import batch_rows, compile_settings, with_grad_accum, with_values
 from mmed_jax.model.config import LlamaConfig, num_params
 from mmed_jax.parallel import xla_flags
 from mmed_jax.planning import plan_cache, step_time
@@ -50,6 +50,17 @@ def mesh_sizes(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> dict
     Raises:
       UserError: it does not divide the chips, the model or the batch.
     """
+    shape = _mesh_shape(config, topology)
+    if topology.kind == "tpu" and shape["data"] % topology.slices:
+        raise UserError(
+            f"config.mesh.data={shape['data']} must be a multiple of the {topology.slices} slices of {topology.name}"
+        )
+    check_mesh(config, cfg, shape)
+    return shape
+
+
+def _mesh_shape(config: ConfigDict, topology: Topology) -> dict[str, int]:
+    """The mesh, of which nothing but the number of chips is checked."""
     from mmed_jax.parallel import sharding
 
     if config.mesh.devices not in (0, topology.chips):
@@ -60,13 +71,17 @@ def mesh_sizes(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> dict
     sizes = {a: config.mesh[a] for a in sharding.MESH_AXES}
     if topology.slices > 1 and topology.kind == "tpu" and sizes["data"] == 1:
         sizes["data"] = topology.slices
-    shape = dict(zip(sharding.MESH_AXES, sharding.mesh_shape(sizes, topology.chips), strict=True))
-    if topology.kind == "tpu" and shape["data"] % topology.slices:
-        raise UserError(
-            f"config.mesh.data={shape['data']} must be a multiple of the {topology.slices} slices of {topology.name}"
-        )
-    check_mesh(config, cfg, shape)
-    return shape
+    return dict(zip(sharding.MESH_AXES, sharding.mesh_shape(sizes, topology.chips), strict=True))
+
+
+def with_parts(config: ConfigDict, topology: Topology) -> ConfigDict:
+    """The config with the grad_accum that a run on the topology has where it is 0 (values.with_grad_accum).
+
+    Raises:
+      UserError: the mesh does not divide the chips.
+    """
+    shape = _mesh_shape(config, topology)
+    return with_grad_accum(config, shape["data"] * shape["fsdp"])
 
 
 def plan(
@@ -88,6 +103,7 @@ def plan(
     """
     from mmed_jax.training.program import attention_backend
 
+    config = with_parts(config, topology)
     mesh, data_axis = mesh_sizes(config, cfg, topology), config.mesh.data
     resolved = {"attention": attention_backend(config, cfg, topology.kind, mesh["context"])}
     config = with_values(config, resolved | {f"mesh.{axis}": size for axis, size in mesh.items()})

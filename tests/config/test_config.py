@@ -10,7 +10,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.config.recipes import load_config
 from mmed_jax.config.resume import training_keys
-from mmed_jax.config.values import batch_rows, config_hash, flatten, to_json, with_values
+from mmed_jax.config.values import batch_rows, config_hash, flatten, to_json, with_grad_accum, with_values
 
 DEMO = ["--config=stage1"]
 LORA = [*DEMO, "--config.lora.rank=4"]
@@ -35,7 +35,7 @@ def test_every_shipped_variant_is_valid_and_states_its_run(stage, variant):
 def test_variants_with_adapters_say_what_they_are():
     config, _ = parse_args(["--config=stage2:8b-qlora"])
     assert (config.lora.rank, config.lora.alpha, config.lora.base) == (16, 32.0, "nf4")
-    assert config.init_from == "runs/stage1-8b-qlora" and config.remat == "full"
+    assert config.init_from == "runs/stage1-8b-qlora" and config.remat == "minimal_ctx"
     assert config.optim.lr == pytest.approx(10 * parse_args(["--config=stage2:8b"])[0].optim.lr)
     paper, _ = parse_args(["--config=stage2:8b-lora-paper"])
     published = {"rank": 16, "alpha": 32.0, "dropout": 0.05, "targets": ("q", "v"), "base": "compute"}
@@ -123,6 +123,19 @@ def test_a_variant_for_a_config_file_without_variants(tmp_path):
         load_config(f"{path}:8b")
 
 
+def test_parts_of_a_batch_follow_from_the_devices():
+    """The fewest parts that leave a device at most micro_rows rows and divide its rows."""
+    config = with_values(load_config("stage1:8b-lora"), {"batch_size": 96})
+
+    def parts(groups, **values):
+        return with_grad_accum(with_values(config, values), groups).grad_accum
+
+    assert [parts(n) for n in (1, 4, 8, 32, 96)] == [96, 24, 12, 3, 1]
+    assert [parts(4, micro_rows=n) for n in (5, 6, 12, 100)] == [6, 4, 2, 1]
+    assert parts(4, grad_accum=3) == 3
+    assert parts(7) == 1 and parts(192) == 1  # which check_divisible then refuses, naming what divides
+
+
 def test_hash_follows_every_value():
     config = load_config("stage1").to_dict()
     changed = load_config("stage1").to_dict()
@@ -146,7 +159,7 @@ MISTAKES = {
     "choice": ([*DEMO, "--config.optim.schedule=cosin"], ["cosin", "did you mean 'cosine'?"]),
     "mode": ([*DEMO, "--config.data.modes=direkt"], ["direkt", "direct"]),
     "negative": ([*DEMO, "--config.optim.weight_decay=-1"], ["weight_decay", "negative"]),
-    "zero": ([*DEMO, "--config.grad_accum=0"], ["grad_accum", "greater than 0"]),
+    "zero": ([*DEMO, "--config.micro_rows=0"], ["micro_rows", "greater than 0"]),
     "ratio": ([*DEMO, "--config.optim.b2=1.5"], ["optim.b2", "[0, 1)"]),
     "no data": ([*DEMO, "--config.data.train="], ["data.train is empty"]),
     "two lengths": ([*DEMO, "--config.steps=5"], ["config.steps", "config.epochs", "both are set"]),

@@ -35,12 +35,13 @@ def test_what_is_checked():
         "lora.start": ("continue", "fresh"),
     }
     assert {name: key.choices for name, key in KEYS.items() if key.choices} == choices
-    positive = "grad_accum loss_chunk optim.lr optim.eps log_every checkpoint.keep_last data.seq_len lora.b_lr_ratio"
+    positive = "micro_rows loss_chunk optim.lr optim.eps log_every checkpoint.keep_last data.seq_len lora.b_lr_ratio"
     positive += " data.temperature data.max_repeats"
     assert marked("positive") == {*positive.split(), "distributed.timeout_seconds"}
     not_negative = """
         seed batch_size batch_tokens steps epochs eval_every eval_rows checkpoint.every_steps checkpoint.every_minutes
-        checkpoint.keep_best optim.warmup_steps optim.weight_decay optim.clip_norm lora.rank lora.alpha mesh.devices"""
+        checkpoint.keep_best grad_accum optim.warmup_steps optim.weight_decay optim.clip_norm lora.rank lora.alpha
+        mesh.devices"""
     assert marked("not_negative") == set(not_negative.split())
     ratios = "optim.warmup_ratio optim.end_lr_ratio optim.decay_ratio data.validation_fraction optim.b1 optim.b2"
     ratios += " lora.dropout data.replay_share"
@@ -54,8 +55,8 @@ def test_what_is_checked():
 
 def test_what_may_change_when_a_run_is_continued():
     names = """
-        run_dir restart platform remat xla_flags attention loss_chunk grad_accum data.cache_dir data.max_repeats
-        lora.start mesh.
+        run_dir restart platform remat xla_flags attention loss_chunk grad_accum micro_rows data.cache_dir
+        data.max_repeats lora.start mesh.
         log_every eval_every eval_rows checkpoint. tensorboard wandb compile_cache distributed. model.ignore_keys
         profile_start profile_steps"""
     assert set(NOT_COMPARED) == set(names.split()) and len(NOT_COMPARED) == len(set(NOT_COMPARED))

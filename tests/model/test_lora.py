@@ -104,6 +104,31 @@ def test_remat_changes_nothing(name, remat):
     assert_same(gradients_and_logits(adapter, base, spec, cfg, *rows(cfg), remat=remat)[0], expected)
 
 
+@pytest.mark.parametrize("thin_first", [True, False])
+def test_grouped_products_have_the_gradient_of_the_formula(thin_first):
+    """Of the input, every A, B and also the weights, with ranks that differ; scales are constants."""
+    rng = np.random.default_rng(5)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    x, scales = normal(2, 3, 6), [jnp.float32(2.0), jnp.float32(0.5)]
+    trees = [normal(4, 6), normal(5, 6)], [normal(2, 6), normal(3, 6)], [normal(4, 2), normal(5, 3)]
+    wanted = normal(2, 3, 9)
+
+    def formula(x, ws, a_s, b_s):
+        return [x @ w.T + s * x @ a.T @ b.T for w, a, b, s in zip(ws, a_s, b_s, scales, strict=True)]
+
+    def value(products):
+        return lambda x, *trees: (jnp.concatenate(products(x, *trees), axis=-1) * wanted).sum()
+
+    grouped = value(lambda x, *trees: lora_products.adapted_linears(thin_first, x, *trees, scales))
+    with jax.default_matmul_precision("highest"):
+        ours = jax.value_and_grad(grouped, argnums=(0, 1, 2, 3))(x, *trees)
+        theirs = jax.value_and_grad(value(formula), argnums=(0, 1, 2, 3))(x, *trees)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), ours, theirs)
+
+
 def test_packed_rows():
     """Rows of two documents of SPLIT and LENGTH - SPLIT tokens, against PEFT on the documents one by one."""
     model, cfg, base, spec, adapter = support.peft_pair(TINY)
