@@ -30,7 +30,8 @@ full training does, and forgets less ("LoRA Learns Less and Forgets Less", arXiv
 for continued pretraining).
 
 512 rows are four parts of 128, so that a part needs the memory of stage 1's step; with more than 128 chips
---config.grad_accum may be less. Adapters take a row a device at a time, as in stage 1. --config.data.seq_len must be that of the tables.
+--config.grad_accum may be less. Adapters take a row a device at a time, as in stage 1. --config.data.seq_len must be
+that of the tables.
 
 Expect (demo): under a minute, final loss below 0.1: the texts are known by heart.
 Expect (demo-lora): one to two minutes, final loss about 0.5 (see stage 1).
