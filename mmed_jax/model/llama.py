@@ -136,8 +136,6 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
         gate, up = _linears(y, p["gate"], p["up"])
         gate = checkpoint_name(constrain(gate, "batch", "length", "act_mlp"), "mlp")
         up = checkpoint_name(constrain(up, "batch", "length", "act_mlp"), "mlp")
-        if lora_products.is_adapted(p["gate"]):
-            gate, up = lora_products.written_once(gate, up)
         down = _linear(jax.nn.silu(gate) * up, p["down"])
     return constrain(x_btd + down, "batch", "length", "act_embed"), extra
 

@@ -63,14 +63,6 @@ def _dropped_linear(x: jax.Array, module: Module, weight_oi: jax.Array) -> jax.A
     return linear(x, weight_oi) + thin(h, module["lora_b"])
 
 
-def written_once(*outputs: jax.Array) -> list[jax.Array]:
-    """The same values, which what follows reads: products end in writing them, here and to what is kept of the layer.
-
-    Without, what follows is made part of a product, which then cannot write what is kept, and a copy does.
-    """
-    return list(jax.lax.optimization_barrier(outputs))
-
-
 Matrices = Sequence[jax.Array]
 
 

@@ -51,6 +51,7 @@ def mesh_sizes(config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> dict
       UserError: it does not divide the chips, the model or the batch.
     """
     shape = _mesh_shape(config, topology)
+    config = with_grad_accum(config, shape["data"] * shape["fsdp"])
     if topology.kind == "tpu" and shape["data"] % topology.slices:
         raise UserError(
             f"config.mesh.data={shape['data']} must be a multiple of the {topology.slices} slices of {topology.name}"

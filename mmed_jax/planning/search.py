@@ -22,7 +22,7 @@ from mmed_jax.planning import advice, step_time
 from mmed_jax.planning.found_config import write_override
 from mmed_jax.planning.memory import memory_terms, total
 from mmed_jax.planning.plan_result import PlanResult
-from mmed_jax.planning.planner import mesh_sizes, plan
+from mmed_jax.planning.planner import mesh_sizes, plan, with_parts
 from mmed_jax.planning.smaller_configs import smaller
 from mmed_jax.planning.topology import Topology
 
@@ -208,7 +208,7 @@ def proposals(
     Raises:
       UserError: a batch of `batches` divides on no mesh.
     """
-    seen = set()
+    config, seen = with_parts(config, topology), set()
     first = _candidate({}, config, cfg, topology)
     if first:
         seen.add(_key(first))

@@ -153,7 +153,7 @@ def _linear_sizes(cfg):
 
 
 def test_flops_are_those_of_the_formula(tmp_path):
-    outcome, found, _ = planned(tmp_path, "gpu:1xh100-80g", config="stage1:8b-lora", grad_accum=16)
+    outcome, found, _ = planned(tmp_path, "gpu:1xh100-80g", config="stage1:8b-lora", grad_accum=16, remat="full")
     assert outcome.code == 0 and "x the model's (4N + causal attention + 6 x adapter)" in outcome.out
     config = load_config("stage1:8b-lora")
     per_token = 4 * flops.matmul_params(CFG) + 6 * 32 * 32 * 128 * 2048 + 6 * 41_943_040
@@ -250,7 +250,8 @@ def test_advice_never_changes_what_is_trained_unasked(tmp_path):
     _, found, _ = planned(tmp_path, "gpu:1xh100-80g", config="stage1:70b")
     assert found["advice"]["changes"] == {} and found["advice"]["adapter"]["lora.base"] == "nf4"
     # What fits without is not told to be something else.
-    slice_, config = topology.parse("gpu:8xh200"), load_config("stage1:8b-lora")
+    slice_ = topology.parse("gpu:8xh200")
+    config = planner.with_parts(load_config("stage1:8b-lora"), slice_)
     assert not list(smaller_configs.adapters(config, CFG, planner.mesh_sizes(config, CFG, slice_), "gpu"))
 
 
