@@ -60,6 +60,7 @@ FASTER = [
 ]
 # Adapters, and beside them what trains all weights on the same slice.
 ADAPTERS = [
+    ("stage1:8b-lora", "v5p-8", {"mesh.data": 4, "grad_accum": 4}),
     ("stage1:8b-lora", "v5p-8", {"grad_accum": 4}),
     ("stage1:8b", "v5p-8", {"remat": "minimal_ctx", "grad_accum": 8}),
     ("stage1:8b-lora", "v5e-8", {"batch_size": 8, "remat": "full"}),
