@@ -5,6 +5,7 @@ like a file that is not there.
 """
 
 import gzip
+import io
 import os
 import stat
 from io import BufferedReader
@@ -12,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import BinaryIO, cast
 
 from mmed_jax.common.errors import UserError
+from mmed_jax.common.zstd_file import ZstdFile
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -62,8 +64,14 @@ def stem(name: str | os.PathLike, *suffixes: str) -> str:
 
 
 def open_unpacked(path: Path) -> BinaryIO:
-    """`open_file`, unpacked when the name says so."""
+    """`open_file`, unpacked when the name says so (.gz, .zst).
+
+    Raises:
+      UserError: see `open_file`; of .zst also on reading, see ZstdFile.
+    """
     stream = open_file(path)
+    if path.suffix.lower() == ".zst":
+        return cast(BinaryIO, io.BufferedReader(ZstdFile(stream, path), 1 << 20))
     return cast(BinaryIO, gzip.open(stream)) if is_packed(path) else stream
 
 

@@ -39,6 +39,16 @@ def decode(data: bytes, where: str) -> str:
         ) from None
 
 
+def whole_text(text: str, where: str) -> str:
+    r"""`text` itself. Raises UserError for half of a surrogate pair (JSON's "\ud800"), which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        half = f"\\u{ord(text[e.start]):04x}"
+        raise UserError(f"{where}: character {e.start + 1} is {half}, half of a pair; no text") from None
+    return text
+
+
 class BadJSON(ValueError):
     """Text from outside that is no JSON which can be used; the message says why, without the place.
 

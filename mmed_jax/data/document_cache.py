@@ -1,15 +1,15 @@
 """Files of documents, packed into a table of the cache as records are: for a few, that need no corpus.
 
 A file has a JSON object a line (.jsonl, .jsonl.gz, .jsonl.zst): "text"; "language" (of LANGUAGES; without it the text
-is looked at), "source" (else the file's name) and "id" (else file and line) may stand beside it.
+is looked at), "source" (else the file's name) and "id" (else file, below the folder that was named, and line) may stand
+beside it. Of the folder of a finished corpus its documents are read.
 """
 
 import functools
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import tokenizers
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from mmed_jax.common import jsonl
 from mmed_jax.common.code_hash import code_hash
 from mmed_jax.common.errors import UserError, warn
-from mmed_jax.common.input_files import open_file, open_unpacked, stem, suffix
+from mmed_jax.common.input_files import open_unpacked, stem, suffix
 from mmed_jax.common.paths import expand_home
 from mmed_jax.data import packed_cache
 from mmed_jax.data.documents import Packed, RowSettings, pack_documents
@@ -30,6 +30,8 @@ from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash
 # All documents and their ids are in memory at once.
 MOST_BYTES = 1 << 30
 UNKNOWN = "unknown"  # of documents in none of LANGUAGES
+# In the folder of a corpus: what it holds, written last; its documents; stages, with what they dropped.
+CORPUS, DOCUMENTS, WORK = "corpus.json", "documents", "work"
 
 
 @functools.cache
@@ -38,26 +40,43 @@ def _code() -> str:
 
 
 def document_files(path: Path) -> list[Path]:
-    """The files of documents at `path`: itself, or those below a folder, sorted. Raises UserError: there is none."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    """The files of documents at `path`: itself, or those below a folder, sorted; of a corpus those of its documents.
+
+    Raises:
+        UserError: there is none, or a corpus is not finished.
+    """
+    check_finished(path)
+    is_corpus = (path / CORPUS).is_file()
+    base = path / DOCUMENTS if is_corpus else path
+    files = sorted(p for p in base.rglob("*") if p.is_file()) if path.is_dir() else [path]
     fitting = [p for p in files if _is_jsonl(p)]
     if not fitting:
-        raise UserError(f"{path}: no file of documents; they end in .jsonl, .jsonl.gz or .jsonl.zst")
+        hint = "; make a table of it: python -m data_gen corpus tokenize" if is_corpus else ""
+        raise UserError(f"{path}: no file of documents; they end in .jsonl, .jsonl.gz or .jsonl.zst{hint}")
     return fitting
+
+
+def check_finished(path: Path) -> None:
+    """Raises UserError for a corpus in the making: what lies in its stages was dropped in part."""
+    if (path / WORK).is_dir() and not (path / CORPUS).is_file():
+        raise UserError(f"{path}: is not finished ({WORK}/ and no {CORPUS}); run the command that makes it to the end")
 
 
 def _is_jsonl(path: Path) -> bool:
     return suffix(path) == ".jsonl" or path.name.lower().endswith(".jsonl.zst")
 
 
-def read_documents(path: Path) -> Iterator[tuple[str, str, str, str]]:
+def read_documents(path: Path, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Yields (id, text, language, source) of each line of a file of documents; language "" where none can be told.
+
+    Args:
+        prefix: of the ids of lines that have none, in front of the file's name.
 
     Raises:
         UserError: at the first line that is none, with its place; for a line of a record file, with what reads it.
     """
     name = stem(path, ".zst", ".jsonl")
-    with _unpacked(path) as stream:
+    with open_unpacked(path) as stream:
         for number, (place, value) in enumerate(jsonl.read_objects(stream, str(path)), 1):
             text = value.get("text")
             if not isinstance(text, str):
@@ -69,17 +88,11 @@ def read_documents(path: Path) -> Iterator[tuple[str, str, str, str]]:
                 language = language_of(text) or ""
             elif language not in LANGUAGES:
                 raise UserError(f"{place}: language: {language_problem(language)}")
-            yield str(value.get("id") or f"{name}-{number}"), text, language, str(value.get("source") or name)
-
-
-def _unpacked(path: Path) -> IO[bytes]:
-    if path.suffix.lower() != ".zst":
-        return open_unpacked(path)
-    try:
-        import zstandard
-    except ImportError as e:
-        raise UserError(f"{path}: zstd needs the package zstandard: pip install zstandard") from e
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open_file(path), read_across_frames=True))
+            ident = f"{prefix}{name}-{number}" if value.get("id") in (None, "") else str(value["id"])
+            source = str(value.get("source") or name)
+            for key, field in (("text", text), ("id", ident), ("source", source)):
+                jsonl.whole_text(field, f"{place}: {key}")
+            yield ident, text, language, source
 
 
 def pack_files(
@@ -109,8 +122,8 @@ def pack_files(
         WorkError: writing failed or the writer was waited for in vain.
     """
     data = config.data
-    files = [file for path in paths for file in document_files(path)]
-    total = sum(file.stat().st_size for file in files)
+    files = [(file, _prefix(path, file)) for path in paths for file in document_files(path)]
+    total = sum(file.stat().st_size for file, _ in files)
     if total > MOST_BYTES:
         raise UserError(
             f"config.data.{key}: files of {total / 2**30:.1f} GiB; from {MOST_BYTES / 2**30:.0f} GiB on make a table "
@@ -118,7 +131,7 @@ def pack_files(
         )
     held_out = data.validation_fraction if key == "train" and not data.validation else 0.0
     inputs = {
-        "files": [packed_cache.content_hash(file) for file in files],
+        "files": [[prefix, *packed_cache.content_hash(file)] for file, prefix in files],
         "seq_len": data.seq_len,
         "settings": {"attend_across": not data.packing},
         "validation_fraction": held_out,
@@ -150,15 +163,25 @@ def pack_files(
     )
 
 
+def _prefix(path: Path, file: Path) -> str:
+    """The folders between what was named and a file below it: "part1/"."""
+    between = file.relative_to(path).parts[:-1]
+    return "".join(f"{name}/" for name in between)
+
+
 Groups = dict[tuple[str, str], list[tuple[str, str]]]  # {(language, source): [(id, text)]}
 
 
-def _grouped(files: Sequence[Path], held_out: float) -> dict[str, Groups]:
-    """{split: its documents}, groups in order of first appearance. Raises UserError for an id that stands twice."""
+def _grouped(files: Sequence[tuple[Path, str]], held_out: float) -> dict[str, Groups]:
+    """{split: its documents}, groups in order of first appearance. Raises UserError for an id that stands twice.
+
+    Args:
+        files: with the prefix of the ids of lines that have none.
+    """
     splits: dict[str, Groups] = {"train": {}, "validation": {}}
     places: dict[str, Path] = {}
-    for file in files:
-        for ident, text, language, source in read_documents(file):
+    for file, prefix in files:
+        for ident, text, language, source in read_documents(file, prefix):
             if ident in places:
                 raise UserError(f"{file}: id '{ident}' was already used in {places[ident]}")
             places[ident] = file

@@ -18,8 +18,9 @@ def open_table(folder: Path, flag: str) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"{flag}={folder}: no such folder")
     if not (folder / TABLE).is_file():
-        begun = (folder / "work").is_dir()
+        begun, is_corpus = (folder / "work").is_dir(), (folder / "corpus.json").is_file()
         hint = "; it is not finished: run `data_gen corpus tokenize` again to the end" if begun else ""
+        hint = "; it is a corpus: `data_gen corpus tokenize` makes a table of it" if is_corpus else hint
         raise UserError(f"{flag}={folder}: no packed table (no {TABLE})", hint=hint)
     return read_info(folder)
 

@@ -82,13 +82,41 @@ def test_rows_of_one_segment_when_not_packed(folder, tmp_path, tok):
         ({"question": "?", "options": {}}, ["data.kind=mcq"]),
         ({"text": 5}, ["x.jsonl:1", "text"]),
         ({"text": "a", "language": "french"}, ["language", "did you mean 'fr'"]),
+        (rb'{"text": "a \ud800", "id": 0}', ["x.jsonl:1: text: character 3", "half of a pair"]),
+        (rb'{"text": "a", "source": "\udc00"}', ["x.jsonl:1: source: character 1"]),
     ],
 )
 def test_a_line_that_is_no_document_is_named(tmp_path, tok, line, words):
-    (tmp_path / "x.jsonl").write_bytes(lines([line]))
+    (tmp_path / "x.jsonl").write_bytes(line if isinstance(line, bytes) else lines([line]))
     with pytest.raises(UserError) as e:
         prepare(config_of(tmp_path, tmp_path / "x.jsonl"), tok)
     assert all(word in str(e.value) for word in words), str(e.value)
+
+
+def test_of_a_corpus_its_documents_are_read_and_of_a_folder_files_of_one_name(tmp_path, tok):
+    """What a corpus has dropped lies below it in files of documents as well."""
+    corpus = tmp_path / "corpus"
+    for place, text in (("documents/en/web", FEVER), ("documents/fr/web", "Le foie."), ("work/near-1/0", "dropped")):
+        (corpus / place).mkdir(parents=True)
+        (corpus / place / "000.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines([{"text": text}])))
+    (corpus / "rejects.jsonl").write_bytes(lines([{"reason": "not_utf8", "text": "dropped"}]))
+    with pytest.raises(UserError, match="corpus: is not finished"):
+        prepare(config_of(tmp_path, corpus), tok)
+    (corpus / "corpus.json").write_text("{}")
+    assert names(prepare(config_of(tmp_path, corpus), tok).train) == [
+        f"documents/{code}/web/000-1" for code in ("en", "fr")
+    ]
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_cut_or_damaged_zstd_file_is_one_line(tmp_path, tok, is_cut):
+    """Also one that is cut behind a whole line, where nothing but the missing end tells."""
+    packer = zstandard.ZstdCompressor().compressobj()
+    packed = packer.compress(lines([{"text": FEVER}])) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    packed = packed if is_cut else b"no zstd"
+    (tmp_path / "x.jsonl.zst").write_bytes(packed)
+    with pytest.raises(UserError, match="x.jsonl.zst: damaged zstd file"):
+        prepare(config_of(tmp_path, tmp_path / "x.jsonl.zst"), tok)
 
 
 def test_too_much_no_file_no_text_and_ids_twice_are_one_line(folder, tmp_path, tok, monkeypatch):

@@ -18,11 +18,13 @@ from transformers import AutoModelForCausalLM
 
 from mmed_jax import compare, evaluate
 from mmed_jax.common.errors import UserError, run_command
+from mmed_jax.data import corpus_table
 from mmed_jax.data.documents import RowSettings, pack_documents
 from mmed_jax.data.packed_table import TABLE, Table, make_part, table_info, write_shard
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash
 from mmed_jax.evaluation.perplexity.documents import read_documents
+from mmed_jax.evaluation.perplexity.open_texts import open_texts
 from mmed_jax.evaluation.perplexity.windows import cut_windows
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.inference import text_scorer
@@ -274,7 +276,7 @@ def test_a_table_gives_what_a_validation_of_training_gives(model, tmp_path):
     }
 
 
-def test_a_table_that_does_not_fit_is_refused(model, texts, tmp_path):
+def test_a_table_that_does_not_fit_is_refused(model, texts, tmp_path, monkeypatch):
     folder, table = tmp_path / "t", f"--perplexity={tmp_path / 't'}"
     document_table(folder, open_model(model).tokenizer)
     info = json.loads((folder / TABLE).read_text())
@@ -284,6 +286,9 @@ def test_a_table_that_does_not_fit_is_refused(model, texts, tmp_path):
             evaluate.main([f"--model={model}", f"--output={tmp_path / 'out'}", *flags])
         return str(e.value)
 
+    monkeypatch.setattr(corpus_table, "OPEN_SHARDS", 2)
+    opened = open_texts([str(folder)], open_model(model))
+    assert len(opened.documents) == len(TEXTS) and len(opened._table._open) <= 2  # more would be refused by the system
     assert "the rows of a table are what they are" in refused(table, "--seq_len=32")
     assert "is a table, which is scored by itself" in refused(f"{table},{texts}")
     assert "no document of fr; it holds de, en, ru, zh" in refused(table, "--languages=fr")
@@ -310,6 +315,9 @@ def test_files_folders_and_a_corpus_are_read(tmp_path):
     (tmp_path / "corpus" / "work").mkdir()
     write_lines(tmp_path / "corpus" / "work" / "no.jsonl", [{"text": "no"}])
     write_lines(tmp_path / "plain.jsonl", [{"text": "a"}, {"text": "b", "id": 7, "language": "xx"}])
+    with pytest.raises(UserError, match="is not finished"):
+        read_documents([str(tmp_path / "corpus")])
+    (tmp_path / "corpus" / "corpus.json").write_text("{}")
     docs = read_documents([str(tmp_path / "corpus"), str(tmp_path / "plain.jsonl")])
     assert [(d.id, d.language, d.source) for d in docs[-2:]] == [
         ("plain.jsonl:1", "unknown", "plain"),
@@ -318,6 +326,10 @@ def test_files_folders_and_a_corpus_are_read(tmp_path):
     assert len(docs) == 82 and {(d.language, d.source) for d in docs[:-2]} == {("fr", "web"), ("ru", "books")}
     some = read_documents([str(tmp_path / "corpus")], ("ru",), limit=3)
     assert [d.id for d in some] == ["ru0", "ru1", "ru2"]
+    for part in ("a", "b"):  # files of one name: an id is the place below the folder that was named
+        (tmp_path / "parts" / part).mkdir(parents=True)
+        write_lines(tmp_path / "parts" / part / "x.jsonl", [{"text": part}])
+    assert [d.id for d in read_documents([str(tmp_path / "parts")])] == ["a/x.jsonl:1", "b/x.jsonl:1"]
 
 
 GOOD = b'{"id": "a", "text": "fever"}\n'

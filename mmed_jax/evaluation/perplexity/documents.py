@@ -6,22 +6,21 @@ place in a corpus (documents/LANGUAGE/SOURCE/..), else the language is "unknown"
 """
 
 import dataclasses
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError
-from mmed_jax.common.input_files import open_file, open_unpacked, what_is
+from mmed_jax.common.input_files import open_unpacked, what_is
 from mmed_jax.common.paths import expand_home
+from mmed_jax.data.document_cache import check_finished
 
 UNKNOWN = "unknown"  # what a document's language is called where nothing says it
 CORPUS = "documents"  # the folder of a finished corpus that holds its files
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 FLAG = "--perplexity"
-_BLOCK = 1 << 20  # packed bytes that are read at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +35,21 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class TextFile:
-    """A file of documents. language, source: of lines that say none themselves; in_corpus: those of all its lines."""
+    """A file of documents. language, source: of lines that say none themselves; in_corpus: those of all its lines.
+    name: of ids of lines that have none, its place below the folder that was named."""
 
     path: Path
     language: str
     source: str
     in_corpus: bool = False
+    name: str = ""
 
 
 def find_files(name: str) -> list[TextFile]:
     """The files that one name of --perplexity means: itself, a folder's, or a corpus's below documents/.
 
     Raises:
-      UserError: nothing there, a file of another kind, or a folder without such files.
+      UserError: nothing there, a file of another kind, a folder without such files, or a corpus that is not finished.
     """
     path = expand_home(name)
     if not path.is_dir():
@@ -56,18 +57,19 @@ def find_files(name: str) -> list[TextFile]:
             raise UserError(f"{FLAG}={name}: no such file or folder")
         if not path.name.lower().endswith(SUFFIXES):
             raise UserError(f"{FLAG}={name}: is none of {', '.join(SUFFIXES)}, nor a folder")
-        return [TextFile(path, UNKNOWN, _stem(path))]
+        return [TextFile(path, UNKNOWN, _stem(path), name=path.name)]
+    check_finished(path)
     base = path / CORPUS if (path / CORPUS).is_dir() else path
     files = sorted(p for p in base.rglob("*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
     if not files:
         raise UserError(f"{FLAG}={name}: holds no {', '.join(SUFFIXES)}, and no table.json")
     out = []
     for file in files:
-        place = file.relative_to(base).parts[:-1]
+        place, below = file.relative_to(base).parts[:-1], file.relative_to(base).as_posix()
         if base is not path and len(place) == 2:
-            out.append(TextFile(file, *place, in_corpus=True))
+            out.append(TextFile(file, *place, in_corpus=True, name=below))
         else:
-            out.append(TextFile(file, UNKNOWN, _stem(file)))
+            out.append(TextFile(file, UNKNOWN, _stem(file), name=below))
     return out
 
 
@@ -115,9 +117,9 @@ def _wanted(language: str, source: str, languages: Sequence[str] | None, limit: 
 
 def _documents(file: TextFile) -> Iterator[tuple[str, Document]]:
     """("file:line", document) of each line. Raises UserError."""
-    with _open(file.path) as stream:
+    with open_unpacked(file.path) as stream:
         for where, line in jsonl.read_objects(stream, str(file.path)):
-            ident = _field(line, "id", where) or f"{file.path.name}:{where.rpartition(':')[2]}"
+            ident = _field(line, "id", where) or f"{file.name}:{where.rpartition(':')[2]}"
             language = _field(line, "language", where) or file.language
             source = _field(line, "source", where) or file.source
             yield where, Document(ident, language, source, _text(line, where))
@@ -130,7 +132,7 @@ def _field(line: dict[str, Any], key: str, where: str) -> str:
         return str(value)
     if value is not None and not isinstance(value, str):
         raise UserError(f"{where}: field '{key}': must be text, is {type(value).__name__}")
-    return value or ""
+    return jsonl.whole_text(value or "", f"{where}: field '{key}'")
 
 
 def _text(line: dict[str, Any], where: str) -> str:
@@ -142,65 +144,9 @@ def _text(line: dict[str, Any], where: str) -> str:
         raise UserError(f"{where}: field 'text': must be text, is {type(text).__name__}")
     if not text:
         raise UserError(f"{where}: field 'text': is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:
-        half = f"\\u{ord(text[e.start]):04x}"
-        raise UserError(f"{where}: field 'text': character {e.start + 1} is {half}, half of a pair; no text") from None
-    return text
+    return jsonl.whole_text(text, f"{where}: field 'text'")
 
 
 def _stem(path: Path) -> str:
     name = path.name
     return next((name[: -len(s)] for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), name)
-
-
-# ---- Packed files ---------------------------------------------------------------------------------------------------
-
-
-def _open(path: Path) -> BinaryIO:
-    if path.suffix.lower() != ".zst":
-        return open_unpacked(path)
-    return cast(BinaryIO, io.BufferedReader(_Unpacked(path), _BLOCK))
-
-
-class _Unpacked(io.RawIOBase):
-    """The bytes in a zstd file of one or several frames. Raises UserError for a damaged one, or one that is cut."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            import zstandard
-        except ImportError:
-            raise UserError(f"{path}: needs the package zstandard (pip install 'mmed_jax[corpus]')") from None
-        self._path, self._new, self._error = path, zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
-        self._file = open_file(path)
-        self._frame: Any = None
-        self._packed = self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            if not self._packed:
-                self._packed = self._file.read(_BLOCK)
-                if not self._packed:
-                    if self._frame is not None:
-                        raise UserError(f"{self._path}: damaged zstd file: it ends too early")
-                    return 0
-            self._frame = self._frame or self._new()
-            try:
-                self._ready = self._frame.decompress(self._packed)
-            except self._error as e:
-                raise UserError(f"{self._path}: damaged zstd file ({e})") from None
-            self._packed = b""
-            if self._frame.eof:
-                self._packed, self._frame = self._frame.unused_data, None
-        size = min(len(buffer), len(self._ready))
-        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
-        return size

@@ -11,6 +11,7 @@ import numpy as np
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.batch import Batch
+from mmed_jax.data.corpus_table import CorpusTable
 from mmed_jax.data.packed_table import Row, Table, read_info, split_row
 from mmed_jax.data.records.schema import LANGUAGES
 from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash
@@ -139,7 +140,7 @@ def _open(folder: Path, tok: "PreTrainedTokenizerFast", positions: int) -> Table
         )
     if SPLIT not in info["splits"]:
         raise UserError(f"{FLAG}={folder}: the table has no split {SPLIT}; it has {', '.join(info['splits'])}")
-    return Table(folder, SPLIT)
+    return CorpusTable([(folder, SPLIT)])  # which holds a few of its shards open, however many there are
 
 
 def _choose(entries: Sequence[Entry], languages: Sequence[str] | None, limit: int) -> list[int]:
