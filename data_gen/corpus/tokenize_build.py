@@ -69,10 +69,10 @@ def find_corpus(path: str, source: str = "") -> Corpus:
         if source:
             raise UserError(f"--source={source}: the sources of a corpus have names already")
         return _read_corpus(root, path)
-    if (root / WORK).is_dir():
-        raise UserError(f"--input={path}: the corpus is not finished (no {SUMMARY}); run its build again to the end")
     if (root / TABLE).exists():
         raise UserError(f"--input={path}: is a packed table; name the corpus that it was made from")
+    if (root / WORK).is_dir():
+        raise UserError(f"--input={path}: the corpus is not finished (no {SUMMARY}); run its build again to the end")
     return _read_files(root, path, source)
 
 

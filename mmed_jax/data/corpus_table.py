@@ -240,6 +240,7 @@ def open_tables(
     for key in ("train", "replay", "validation"):
         folders[key], was_there = find(key)
         cached = cached and was_there
+    _check_named_once(folders)
     train = CorpusTable([(f, "train") for f in (*folders["train"], *folders["replay"])])
     if not len(train):
         raise UserError(f"config.data.train: {', '.join(data.train)}: no row to train on")
@@ -275,6 +276,21 @@ def open_tables(
         "mixture": describe_mixture(mixture, positions),
     }
     return Prepared(tables.pop("train"), tables, report, mixture)
+
+
+def _check_named_once(folders: dict[str, list[Path]]) -> None:
+    """Raises UserError for a table whose rows would count twice, or be trained on and validated on."""
+    read: list[Path] = []
+    for folder in (*folders["train"], *folders["replay"]):
+        if any(folder.samefile(other) for other in read):
+            raise UserError(
+                f"config.data: {folder} is named twice in train and replay; language_weights and source_weights say "
+                "what is read more often"
+            )
+        read.append(folder)
+    for folder in folders["validation"]:
+        if "validation" not in read_info(folder)["splits"] and any(folder.samefile(other) for other in read):
+            raise UserError(f"config.data.validation: {folder} has held out nothing and is trained on")
 
 
 def describe_mixture(mixture: Mixture, positions: int) -> list[dict[str, Any]]:

@@ -30,8 +30,8 @@ from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash
 # All documents and their ids are in memory at once.
 MOST_BYTES = 1 << 30
 UNKNOWN = "unknown"  # of documents in none of LANGUAGES
-# In the folder of a corpus: what it holds, written last; its documents; stages, with what they dropped.
-CORPUS, DOCUMENTS, WORK = "corpus.json", "documents", "work"
+# In the folder of a corpus: what it holds, written last; its documents; the lock of its stages, which lie beside it.
+CORPUS, DOCUMENTS, LOCK = "corpus.json", "documents", "work/lock"
 
 
 @functools.cache
@@ -58,8 +58,8 @@ def document_files(path: Path) -> list[Path]:
 
 def check_finished(path: Path) -> None:
     """Raises UserError for a corpus in the making: what lies in its stages was dropped in part."""
-    if (path / WORK).is_dir() and not (path / CORPUS).is_file():
-        raise UserError(f"{path}: is not finished ({WORK}/ and no {CORPUS}); run the command that makes it to the end")
+    if (path / LOCK).is_file() and not (path / CORPUS).is_file():
+        raise UserError(f"{path}: is not finished ({LOCK} and no {CORPUS}); run the command that makes it to the end")
 
 
 def _is_jsonl(path: Path) -> bool:

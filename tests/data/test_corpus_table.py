@@ -113,6 +113,12 @@ def test_several_tables_are_one_and_replay_has_its_share(medical, tmp_path, tok)
     assert alone.train.fingerprint == CorpusTable([(medical, "train")]).fingerprint != prepared.train.fingerprint
     with pytest.raises(WorkError, match="row 34 of train cannot be read: it has 34"):
         prepared.train.record(34)
+    for table, key, words in (
+        (medical, "replay", "medical is named twice in train and replay"),
+        (general, "validation", "general has held out nothing and is trained on"),
+    ):
+        with pytest.raises(UserError, match=words):
+            prepare(config_of(table, **{f"data.{key}": table}), tok)
 
 
 def test_weights_change_what_is_read_and_no_table(medical, tok):

@@ -100,6 +100,7 @@ def test_of_a_corpus_its_documents_are_read_and_of_a_folder_files_of_one_name(tm
         (corpus / place).mkdir(parents=True)
         (corpus / place / "000.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines([{"text": text}])))
     (corpus / "rejects.jsonl").write_bytes(lines([{"reason": "not_utf8", "text": "dropped"}]))
+    (corpus / "work" / "lock").touch()
     with pytest.raises(UserError, match="corpus: is not finished"):
         prepare(config_of(tmp_path, corpus), tok)
     (corpus / "corpus.json").write_text("{}")

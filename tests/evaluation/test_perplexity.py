@@ -313,6 +313,7 @@ def test_files_folders_and_a_corpus_are_read(tmp_path):
         pack = zstandard.ZstdCompressor().compress
         (folder / "00000.jsonl.zst").write_bytes(pack(b"".join(lines[:20])) + pack(b"".join(lines[20:])))
     (tmp_path / "corpus" / "work").mkdir()
+    (tmp_path / "corpus" / "work" / "lock").touch()
     write_lines(tmp_path / "corpus" / "work" / "no.jsonl", [{"text": "no"}])
     write_lines(tmp_path / "plain.jsonl", [{"text": "a"}, {"text": "b", "id": 7, "language": "xx"}])
     with pytest.raises(UserError, match="is not finished"):
@@ -326,10 +327,10 @@ def test_files_folders_and_a_corpus_are_read(tmp_path):
     assert len(docs) == 82 and {(d.language, d.source) for d in docs[:-2]} == {("fr", "web"), ("ru", "books")}
     some = read_documents([str(tmp_path / "corpus")], ("ru",), limit=3)
     assert [d.id for d in some] == ["ru0", "ru1", "ru2"]
-    for part in ("a", "b"):  # files of one name: an id is the place below the folder that was named
+    for part in ("a", "work"):  # files of one name: an id is the place below the folder that was named
         (tmp_path / "parts" / part).mkdir(parents=True)
         write_lines(tmp_path / "parts" / part / "x.jsonl", [{"text": part}])
-    assert [d.id for d in read_documents([str(tmp_path / "parts")])] == ["a/x.jsonl:1", "b/x.jsonl:1"]
+    assert [d.id for d in read_documents([str(tmp_path / "parts")])] == ["a/x.jsonl:1", "work/x.jsonl:1"]
 
 
 GOOD = b'{"id": "a", "text": "fever"}\n'

@@ -265,6 +265,8 @@ def test_mistakes_are_one_line(corpus, tokenizer, tmp_path):
     assert "no corpus (corpus.json) and no file of documents (.jsonl" in wrong(path=tmp_path / "empty")
     (tmp_path / "begun" / "work").mkdir(parents=True)
     assert "the corpus is not finished (no corpus.json)" in wrong(path=tmp_path / "begun")
+    (tmp_path / "begun" / "table.json").touch()
+    assert "is a packed table; name the corpus that it was made from" in wrong(path=tmp_path / "begun")
     assert "--source=x: the sources of a corpus have names" in wrong("--source=x")
     assert "is the folder of a corpus" in wrong(into=corpus[0]) or "holds other files" in wrong(into=corpus[0])
     copy = tmp_path / "copy"
