@@ -103,10 +103,11 @@ def _local_rows(rows: Sequence[int] | np.ndarray | None, local: int, process_ind
 def eval_rows(table: Table, limit: int = 0) -> np.ndarray:
     """The rows that a validation reads, in their order, int64 [rows]; `limit` > 0: at most so many.
 
-    Rows come in table order, which is random; those of several groups in turn by size.
+    Those of records come in table order, which is random; those of documents as mixture.evenly has them.
     """
     total = min(len(table), limit) if limit else len(table)
-    return evenly(table.groups)[:total] if len(table.groups) > 1 else np.arange(total)
+    is_documents = any(group.language for group in table.groups)
+    return evenly(table.groups)[:total] if is_documents else np.arange(total)
 
 
 def eval_batches(

@@ -176,10 +176,14 @@ def describe_repeats(mixture: Mixture, positions: int, limit: float) -> str | No
 def evenly(groups: Sequence[Group]) -> np.ndarray:
     """All rows of a table once, int64 [rows]: groups in turn by size, so that any beginning has them all in proportion.
 
-    Rows of a group stay in their order.
+    Rows of a group come in a random order by its name: its shards stand in the order of their files, so that the first
+    rows would be those of a few files.
     """
     ranks = [(np.arange(g.rows) + 0.5) / g.rows for g in groups]
-    rows = [np.arange(g.start, g.start + g.rows) for g in groups]
+    rows = []
+    for g in groups:
+        size, key = np.full(g.rows, g.rows, np.int64), np.full(g.rows, stable_hash("evenly", g.name), np.uint64)
+        rows.append(g.start + permuted(np.arange(g.rows), size, key))
     return np.concatenate(rows)[np.argsort(np.concatenate(ranks), kind="stable")]
 
 

@@ -179,3 +179,6 @@ def test_any_beginning_of_an_even_order_has_all_groups():
     for end in (10, 20, 50, 77):
         got = np.bincount(np.searchsorted([60, 90], rows[:end], side="right"), minlength=3)
         assert np.abs(got - np.array([0.6, 0.3, 0.1]) * end).max() <= 1
+    # And of each group rows from all over it, though files stand there one behind another.
+    long = evenly(groups_of(6000, 20))[:600]
+    assert np.bincount(long[long < 6000] // 1000, minlength=6).min() > 70
