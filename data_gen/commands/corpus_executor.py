@@ -1,6 +1,7 @@
 """The flags of `data_gen corpus` that say where tasks run."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def make_executor(args: Any, given: dict[str, dict[str, str]], preload: tuple[st
       given: of split_clusters. preload: modules that local workers begin with.
     """
     for name in ("tasks", "workers", "memory_gb"):
-        if getattr(args, name) < 0:
+        if not 0 <= getattr(args, name) < math.inf:  # nan is neither
             raise UserError(f"--{name}={getattr(args, name)}: must be 0 or more")
     if args.executor not in EXECUTORS:
         raise UserError(f"--executor={args.executor}: unknown{nearest(args.executor, EXECUTORS)}")

@@ -6,6 +6,7 @@ one agree with the next. Whatever ends this process, the same command goes on wi
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ import data_gen
 from data_gen.corpus import accounting
 from data_gen.corpus.accounting import Books
 from data_gen.corpus.corpus_recipe import as_dict, make_settings
-from data_gen.corpus.document_files import REJECTS, SAMPLES
+from data_gen.corpus.document_files import REJECTS, SAMPLES, UNKNOWN
 from data_gen.corpus.duplicate_stages import languages_signed, partitions
 from data_gen.corpus.executor import Executor
 from data_gen.corpus.ocr import ocr_dependencies
@@ -64,8 +65,11 @@ class CorpusBuild:
             self.settings.pop("decontamination", None)
         self.earlier = [expand_home(path).absolute() for path in earlier]
         self.output = expand_home(output).absolute()
+        if any(path.resolve() == self.output.resolve() for path in self.earlier):
+            raise UserError(f"--earlier={self.output}: is --output itself, whose documents would all be left out")
         self.work = self.output / WORK
         self.missing: list[str] = []
+        self.passed_over: dict[str, int] = {}  # files of no known format, by source
         self.roots: dict[str, str] = {}
         self.stages: dict[str, StageFolder] = {}
         self.ocr: tuple[dict[str, str], dict[str, Path]] = {}, {}  # engines by source, files of their data
@@ -80,7 +84,7 @@ class CorpusBuild:
             filtered = self._filter(units)
             removals = self._find_duplicates(len(units), sum(filtered.kept.values()))
             cleaned = self._clean(len(units), filtered, removals, self._index_benchmarks())
-            listed = self._put(units, cleaned)
+            listed = self._put(units, filtered, cleaned)
             return self._summarise(files, listed, filtered, cleaned)
 
     def _find_inputs(self) -> list[InputFile]:
@@ -93,7 +97,12 @@ class CorpusBuild:
             self.roots[name] = str(root)
             if not inside and not root.is_dir():
                 raise UserError(f"--data_dir={root}: no such folder")
-            matches = find_files(name, root, path, source.format)
+            unknown: list[str] = []
+            matches = find_files(name, root, path, source.format, unknown)
+            if unknown:
+                self.passed_over[name] = len(unknown)
+                first = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+                self.say(f"source {name}: {len(unknown):,} files of no known format are passed over: {ascii(first)}")
             if not matches and self.recipe.missing == "error":
                 raise UserError(f"source.{name}: no file at {root / path} (--recipe.missing=skip leaves it out)")
             self.missing += [] if matches else [name]
@@ -267,10 +276,14 @@ class CorpusBuild:
         accounting.check_follows(filtered, books, "clean")
         return books
 
-    def _put(self, units: list[Unit], cleaned: Books) -> list[dict[str, Any]]:
+    def _put(self, units: list[Unit], filtered: Books, cleaned: Books) -> list[dict[str, Any]]:
         """The finished files. Raises WorkError where no document is left, or other numbers than were kept."""
         if not cleaned.kept:
-            raise WorkError("no document is left for the corpus; the report names the reasons of each step")
+            reasons = Counter[str]()
+            for (_, _, step, reason), n in (filtered.dropped + cleaned.dropped).items():
+                reasons[f"{step}: {reason}"] += n
+            first = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common(5))
+            raise WorkError(f"no document is left for the corpus; dropped: {first}")
         clean = self.stages["clean"]
         sizes = [sum(row[-1] for row in clean.marker(n)["counts"]["bytes"]) for n in range(len(units))]
         folder = self._run(
@@ -286,7 +299,7 @@ class CorpusBuild:
         files = put_documents(folder, self.output)
         written: dict[tuple[str, str], int] = {}
         for file in files:
-            place = file["source"], file["language"].replace("unknown", "")
+            place = file["source"], file["language"].replace(UNKNOWN, "")
             written[place] = written.get(place, 0) + file["rows"]
         if written != dict(cleaned.kept):
             raise WorkError("documents: other numbers written than kept; this is a fault of the program")
@@ -301,7 +314,7 @@ class CorpusBuild:
         summary = {
             "name": self.recipe.name,
             "recipe": as_dict(self.recipe),
-            "inputs": {"files": len(inputs), "bytes": sum(f.size for f in inputs)},
+            "inputs": {"files": len(inputs), "bytes": sum(f.size for f in inputs), "passed_over": self.passed_over},
             "missing": self.missing,
             # Not of the inputs: that name has the files' times in it.
             "stages": {name: folder.path.name for name, folder in self.stages.items() if name != "inputs"},

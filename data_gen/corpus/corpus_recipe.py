@@ -192,8 +192,8 @@ def check(recipe: ConfigDict, name: str) -> None:
     for key, valid in (("missing", MISSING), ("output_format", OUTPUT_FORMATS)):
         if recipe[key] not in valid:
             raise wrong(f"{key} '{recipe[key]}'{nearest(recipe[key], valid)}")
-    if not isinstance(recipe.unit_mb, int | float) or not 0 < recipe.unit_mb <= 10_000:
-        raise wrong(f"unit_mb={recipe.unit_mb}: must be above 0 and at most 10,000")
+    if not isinstance(recipe.unit_mb, int | float) or not 0.001 <= recipe.unit_mb <= 10_000:
+        raise wrong(f"unit_mb={recipe.unit_mb}: must be between 0.001 and 10,000")
     for entry in recipe.sources:
         s = recipe.source[entry]
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", entry):

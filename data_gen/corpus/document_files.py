@@ -26,6 +26,7 @@ from mmed_jax.common.errors import WorkError
 DOCUMENTS, DROPPED, SAMPLES = "documents.jsonl.zst", "dropped.jsonl.zst", "samples.json"
 REJECTS = "rejects.jsonl"  # what could not be read: file, place, reason
 LEVEL = 3
+UNKNOWN = "unknown"  # instead of a language in names of files; no document states it
 # Of metadata, what a finished document keeps, in this order; what steps leave for each other goes.
 KEPT_KEYS = ("language", "source", "license", "url", "date", "original_id", "file", "pages", "ocr_pages")
 SAMPLES_EACH = 2  # of a part, for each step, reason and language

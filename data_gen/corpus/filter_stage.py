@@ -4,19 +4,20 @@ Licences come first because they cost nothing and spare the rest its work: no la
 have no licence. One pass, so that texts of which one in a hundred is kept are never written between steps.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from datatrove.data import Document
 
-from data_gen.corpus.document_files import Ids, PartWriter
+from data_gen.corpus.document_files import UNKNOWN, Ids, PartWriter
 from data_gen.corpus.duplicate_stages import KEYS, write_keys
 from data_gen.corpus.exact_duplicates import text_key
 from data_gen.corpus.pipeline_steps import first_steps
-from data_gen.corpus.readers import Fields, RawDocument, Reject, reader_of
+from data_gen.corpus.readers import Fields, RawDocument, Reader, Reject, reader_of
 from data_gen.corpus.stage_folder import Result
-from data_gen.corpus.units import Unit, stated_language
+from data_gen.corpus.units import Piece, Unit, stated_language
 
 
 def filter_unit(part: dict[str, Any], settings: dict[str, Any], context: dict[str, Any], folder: Path) -> Result:
@@ -47,7 +48,7 @@ def _read(unit: Unit, source: dict[str, Any], root: Path, writer: PartWriter) ->
     for piece in unit.pieces:
         path, ids = root / piece.name, Ids(unit.source, piece.name, piece.start)
         entry = {**source, "language": stated_language(source["language"], piece.name)}
-        for item in reader_of(piece.format, entry).read(path, piece.cut, fields):
+        for item in _read_piece(path, reader_of(piece.format, entry), piece, fields):
             writer.books.read[unit.source, ""] += 1
             if isinstance(item, Reject):
                 writer.reject(unit.source, piece.name, item)
@@ -55,8 +56,20 @@ def _read(unit: Unit, source: dict[str, Any], root: Path, writer: PartWriter) ->
                 yield _document(item, unit.source, entry, piece.name, ids)
 
 
+def _read_piece(path: Path, reader: Reader, piece: Piece, fields: Fields) -> Iterable[RawDocument | Reject]:
+    """What a reader gives; a file of no bytes, which says nothing of its format, is a reject in each."""
+    return reader.read(path, piece.cut, fields) if path.stat().st_size else [Reject("empty_file")]
+
+
+def _is_code(language: str) -> bool:
+    """Whether that is a code or nothing, as "fr", "pt-BR", "cmn_Hani"; "unknown" names no language."""
+    return not language or language != UNKNOWN and re.fullmatch(r"[A-Za-z0-9_-]{1,35}", language) is not None
+
+
 def _document(item: RawDocument, name: str, source: dict[str, Any], file: str, ids: Ids) -> Document:
     metadata = {"source": name, "file": file, **item.metadata}
+    if not _is_code(metadata.get("language", "")):  # "../x" or a sentence; languages become names of files
+        del metadata["language"]
     for key in ("language", "license"):  # what the recipe says of the whole source, where a document says nothing
         if not metadata.get(key) and source[key]:
             metadata[key] = source[key]

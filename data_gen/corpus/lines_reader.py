@@ -17,6 +17,8 @@ MAX_LINE = 64 << 20
 _BLOCK = 1 << 20
 _PACKED_BLOCK = 1 << 16
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+# How files of other formats begin: one reject, where their every line would be one.
+_OTHERS = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"%PDF": "PDF", b"PK\x03\x04": "zip"}
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -33,6 +35,10 @@ class JsonLines:
         return _packed_cuts(path, unit_bytes)
 
     def read(self, path: Path, cut: Cut, fields: Fields) -> Iterator[RawDocument | Reject]:
+        if other := _other_format(path):
+            if cut.start == 0:
+                yield other
+            return
         line_number = _LineNumber(path, cut.start)
         lines = _lines(path, cut)
         while True:
@@ -45,11 +51,21 @@ class JsonLines:
                 return
             if line is None:
                 yield Reject("line_too_long", line_number(start), f"more than {MAX_LINE >> 20} MB")
-            elif start == 0 and line[:2] in _UTF16:
-                yield Reject("not_utf8", "line 1", "the file looks like UTF-16")
-                return
             elif line := line.removeprefix(_BOM if start == 0 else b"").strip():
                 yield _document(line, fields, lambda: line_number(start))  # noqa: B023  (called before the next line)
+
+
+def _other_format(path: Path) -> Reject | None:
+    """What says that a file is of another format, by its first bytes; None where it may be text."""
+    try:
+        with open_unpacked(path) as f:
+            first = f.read(4)
+    except BrokenFile:
+        return None
+    if first.startswith(_UTF16):
+        return Reject("not_utf8", "line 1", "the file looks like UTF-16")
+    kind = next((kind for magic, kind in _OTHERS.items() if first.startswith(magic)), "")
+    return Reject("wrong_format", "", f"the file looks like {kind}") if kind else None
 
 
 class TextFile:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_gen.corpus.document_files import DOCUMENTS as PART_DOCUMENTS
-from data_gen.corpus.document_files import LinesWriter, read_lines, unpacked_lines
+from data_gen.corpus.document_files import UNKNOWN, LinesWriter, read_lines, unpacked_lines
 from data_gen.corpus.parquet_documents import ParquetWriter, read_parquet
 from data_gen.corpus.stage_folder import Result, StageFolder
 
@@ -67,7 +67,7 @@ def write_group(part: dict[str, Any], settings: dict[str, Any], context: dict[st
         writers: dict[str, DocumentWriter] = {}
         for unit in part["units"]:
             for line in read_lines(stage.part(unit), PART_DOCUMENTS):
-                language = line.get("language", "unknown")
+                language = line.get("language", UNKNOWN)
                 if language not in writers:
                     writers[language] = files.enter_context(writer(folder / f"{language}{suffix}"))
                 writers[language].write(line)

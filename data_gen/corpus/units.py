@@ -7,7 +7,7 @@ contents of the inputs alone: neither the order in which a disk lists files nor 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,40 +73,86 @@ class Unit:
         return sum(p.bytes for p in self.pieces)
 
 
-def find_files(source: str, root: Path, pattern: str, format: str = "") -> list[InputFile]:
+def find_files(
+    source: str, root: Path, pattern: str, format: str = "", passed_over: list[str] | None = None
+) -> list[InputFile]:
     """The files of a source, sorted by name; hidden ones and those of no known format are left out.
 
     Args:
-      root: folder of all inputs. pattern: a file, a folder or a glob (with **) below it.
+      root: folder of all inputs. pattern: a file, a folder or a glob (with **) below it; links to folders are followed.
       format: of readers.FORMATS, for files whose name says none; "" = by suffix.
+      passed_over: takes the names of the files of no known format.
 
     Raises:
-      UserError: files are there and none is of a format that can be read; one is no regular file, or may not be read.
+      UserError: files are there and none is of a format that can be read; one is no regular file, or may not be read;
+        a folder may not, or links to one that it lies in; a name is no UTF-8; the pattern is none, or not below `root`.
     """
-    matches = [root / pattern] if (root / pattern).exists() else root.glob(pattern) if pattern else []
-    paths = sorted(
-        {p for match in matches for p in (match.rglob("*") if match.is_dir() else [match]) if not p.is_dir()}
-    )
-    paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts)]
-    files = []
-    for path in paths:
+    files, unknown = [], []
+    for path in _list_paths(source, root, pattern):
+        name = path.relative_to(root).as_posix()
         kind = format or format_of(path.name)
-        if kind:
-            if what_is(path) != "file" or not os.access(path, os.R_OK):
-                problem = what_is(path) if what_is(path) != "file" else "not to be read by this user"
-                raise UserError(f"source.{source}: {path}: is {problem}")
-            reader_of(kind)  # its extra may be missing
-            stat = path.stat()
-            files.append(
-                InputFile(source, path.relative_to(root).as_posix(), str(path), kind, stat.st_size, stat.st_mtime_ns)
-            )
+        if not kind:
+            unknown.append(name)
+            continue
+        if what_is(path) != "file" or not os.access(path, os.R_OK):
+            problem = what_is(path) if what_is(path) != "file" else "not to be read by this user"
+            raise UserError(f"source.{source}: {path}: is {problem}")
+        if not _is_utf8(name):
+            raise UserError(f"source.{source}: {ascii(str(path))}: its name is no UTF-8; rename it")
+        reader_of(kind)  # its extra may be missing
+        stat = path.stat()
+        files.append(InputFile(source, name, str(path), kind, stat.st_size, stat.st_mtime_ns))
     if any(f.format == "html" for f in files):  # what says where the pages come from is no input of its own
         files = [f for f in files if Path(f.name).name not in page_addresses.NAMES]
-    if paths and not files:
+        unknown = [name for name in unknown if Path(name).name not in page_addresses.NAMES]
+    if unknown and not files:
         raise UserError(
-            f"source.{source}: {paths[0]}: no format by its name; set source.{source}.format, or name other files"
+            f"source.{source}: {root / unknown[0]}: no format by its name; set source.{source}.format, or name other "
+            "files"
         )
+    if passed_over is not None:
+        passed_over += unknown
     return sorted(files, key=lambda f: f.name)
+
+
+def _list_paths(source: str, root: Path, pattern: str) -> list[Path]:
+    """What is no folder and not hidden below `root`, by its pattern; errors as of `find_files`."""
+    wrong = f"source.{source}.path={pattern}"
+    if ".." in Path(pattern).parts or Path(pattern).is_absolute() and not Path(pattern).is_relative_to(root):
+        raise UserError(f"{wrong}: must lie below --data_dir={root}")
+    pattern = os.path.relpath(pattern, root) if Path(pattern).is_absolute() else pattern
+    try:
+        matches = [root / pattern] if os.path.lexists(root / pattern) else list(root.glob(pattern) if pattern else [])
+    except ValueError as e:
+        raise UserError(f"{wrong}: {e}") from None
+    paths = set[Path]()
+    for match in matches:
+        if not any(part.startswith(".") for part in match.relative_to(root).parts):
+            paths.update(_walk(source, match) if match.is_dir() else [match])
+    return sorted(paths)
+
+
+def _walk(source: str, top: Path) -> Iterator[Path]:
+    """The files below a folder, through links to folders, without hidden ones."""
+
+    def fail(e: OSError) -> None:
+        raise UserError(f"source.{source}: {e.filename}: can't be read ({e.strerror})")
+
+    for folder, folders, names in os.walk(top, onerror=fail, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            link = os.path.join(folder, name)
+            if os.path.islink(link) and Path(folder).resolve().is_relative_to(os.path.realpath(link)):
+                raise UserError(f"source.{source}: {link}: is a link to a folder that it lies in; remove it")
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def stated_language(language: str, name: str) -> str:

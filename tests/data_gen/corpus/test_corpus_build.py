@@ -161,7 +161,7 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(inputs, buil
 
 def test_what_an_earlier_corpus_has_is_left_out(inputs, built, tmp_path):
     """The same inputs give nothing new; others give what neither has."""
-    with pytest.raises(WorkError, match="no document is left"):
+    with pytest.raises(WorkError, match="no document is left for the corpus; dropped: .*: .* [0-9]"):
         build(inputs[0], tmp_path / "same", f"--earlier={built[0]}")
     raw = tmp_path / "raw"
     raw.mkdir()
@@ -200,6 +200,9 @@ def test_mistakes_are_one_line(inputs, tmp_path):
     assert "--executor=lokal: unknown, did you mean 'local'" in wrong(raw, output, "--executor=lokal")
     assert "output_format 'parqet', did you mean 'parquet'" in wrong(raw, output, "--format=parqet")
     assert "--tasks=-1: must be 0 or more" in wrong(raw, output, "--tasks=-1")
+    assert "--memory_gb=nan: must be 0 or more" in wrong(raw, output, "--memory_gb=nan")
+    assert "unit_mb=1e-07: must be between 0.001 and" in wrong(raw, output, "--recipe.unit_mb=1e-7")
+    assert "out: is --output itself" in wrong(raw, output, f"--earlier={output}")
     (tmp_path / "file").touch()
     assert "is a file; name a folder" in wrong(raw, tmp_path / "file")
     with pytest.raises(UserError, match="no command 'biuld', did you mean 'build'"):
@@ -233,4 +236,24 @@ def test_a_source_that_cannot_be_read_at_all_ends_the_build(inputs, tmp_path):
     (raw / "recipe.py").write_text((inputs[0] / "recipe.py").read_text())
     assert wrong(raw, tmp_path / "out") == "source.web: not one document could be read: no_text 2"
     (raw / "web" / "a.jsonl").write_text("")
-    assert wrong(raw, tmp_path / "out") == "source.web: not one document could be read: its files are empty"
+    assert wrong(raw, tmp_path / "out") == "source.web: not one document could be read: empty_file 1"
+
+
+def test_a_stated_language_names_no_other_file(tmp_path):
+    (tmp_path / "raw" / "web").mkdir(parents=True)
+    stated = ["../../../x", "pt.BR", "x" * 300, "a/b", "unknown", "", "pt-BR"]
+    rows = [{"text": f"fever {n}", "language": language} for n, language in enumerate(stated)]
+    (tmp_path / "raw" / "web" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "raw" / "web" / "b.docx").touch()
+    (tmp_path / "raw" / "recipe.py").write_text(
+        "from data_gen.corpus.corpus_recipe import base, source\n"
+        "def get_config(variant=''):\n"
+        "    c = base()\n"
+        "    c.name, c.sources, c.steps = 'own', ('web',), ('exact_duplicates',)\n"
+        "    c.source.web = source('web')\n"
+        "    return c\n"
+    )
+    build(tmp_path / "raw", tmp_path / "out", "--workers=1")
+    summary = json.loads((tmp_path / "out" / "corpus.json").read_bytes())
+    assert {f["language"]: f["rows"] for f in summary["files"]} == {"unknown": 6, "pt-BR": 1}
+    assert summary["inputs"]["passed_over"] == {"web": 1}

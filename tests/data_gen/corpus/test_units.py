@@ -82,7 +82,9 @@ def test_long_lines_utf16_and_files_that_end_too_early(tmp_path, monkeypatch):
     for unit_bytes in (50, 120, 1000):
         assert read(_write(tmp_path / "a.jsonl", long), unit_bytes) == ["one", ("line_too_long", "line 2"), "two"]
     utf16 = '{"text": "one"}\n{"text": "two"}\n'.encode("utf-16")
-    assert read(_write(tmp_path / "b.jsonl", utf16))[0] == ("not_utf8", "line 1")
+    assert read(_write(tmp_path / "b.jsonl", utf16), 20) == [("not_utf8", "line 1")]
+    for other in (b"PAR1", gzip.compress(b"{}"), zstandard.compress(b"{}"), b"%PDF-1.4", b"PK\x03\x04"):
+        assert read(_write(tmp_path / "b.jsonl", other + b"\n\xff\xfe\n" * 9), 20) == [("wrong_format", "")]
     draw = random.Random(0)
     lines = "".join(json.dumps({"text": f"{draw.random()}"}) + "\n" for _ in range(2000)).encode()
     for packing in (".gz", ".zst"):
@@ -157,6 +159,31 @@ def test_files_of_no_known_format_are_refused(tmp_path):
     assert [f.format for f in find_files("s", tmp_path, "x.docx", "text")] == ["text"]
     with pytest.raises(UserError, match="format 'txet' is not known, did you mean 'text'"):
         find_files("s", tmp_path, "x.docx", "txet")
+    (tmp_path / "x.txt").write_text("x")
+    passed_over: list[str] = []
+    assert [f.name for f in find_files("s", tmp_path, "*", "", passed_over)] == ["x.txt"] and passed_over == ["x.docx"]
+
+
+def test_links_to_folders_are_followed_and_paths_stay_below_the_inputs(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "raw" / "s").mkdir(parents=True)
+    (tmp_path / "other" / "a.txt").write_text("x")
+    (link := tmp_path / "raw" / "s" / "link").symlink_to(tmp_path / "other")
+    assert [f.name for f in find_files("s", tmp_path / "raw", "s")] == ["s/link/a.txt"]
+    assert [f.name for f in find_files("s", tmp_path / "raw", str(tmp_path / "raw" / "s"))] == ["s/link/a.txt"]
+    for pattern in ("../other", str(tmp_path / "other"), "s/../../other"):
+        with pytest.raises(UserError, match="source.s.path=.*other: must lie below --data_dir="):
+            find_files("s", tmp_path / "raw", pattern)
+    with pytest.raises(UserError, match=r"source.s.path=s/\*\*x: Invalid pattern"):
+        find_files("s", tmp_path / "raw", "s/**x")
+    link.unlink()
+    link.symlink_to(tmp_path / "raw")
+    with pytest.raises(UserError, match="s/link: is a link to a folder that it lies in; remove it"):
+        find_files("s", tmp_path / "raw", "s")
+    link.unlink()
+    os.close(os.open(os.fsencode(tmp_path / "raw" / "s") + b"/\xff.txt", os.O_CREAT))
+    with pytest.raises(UserError, match=r"udcff.txt': its name is no UTF-8; rename it"):
+        find_files("s", tmp_path / "raw", "s")
 
 
 def test_what_is_no_file_is_refused(tmp_path):
