@@ -298,9 +298,11 @@ def closing(config: ConfigDict, step: int, steps: int) -> str:
         return f"stopped    at step {step:,} of {steps:,}, saved; run the same command again to continue"
     # The stages' adapters have other ranks; they go on with this one.
     rank = f" --config.lora.rank={config.lora.rank}" if config.lora.rank else ""
+    # Where stage 2 looks by itself.
+    start = "" if run == f"runs/stage1-{config.variant}" else f" --config.init_from={run}"
     following = {
         "pretrain": [f"python -m mmed_jax.train --config=stage1:{config.variant} --config.init_from={run}{rank}"],
-        "stage1": [f"python -m mmed_jax.train --config=stage2:{config.variant}"],
+        "stage1": [f"python -m mmed_jax.train --config=stage2:{config.variant}{start}{rank}"],
         "stage2": [f"python -m mmed_jax.export --model={run} {adapter}--output=exports/{Path(run).name}"],
     }.get(config.name, [])
     following.append(f"python -m mmed_jax.generate --model={run} --prompt=TEXT")

@@ -57,7 +57,8 @@ def test_three_stages_in_a_row(tmp_path, repo):
     rows = mixture.rows(np.arange(2 * STEPS)).reshape(STEPS, 2)
     assert [r["batch"] for r in metrics(run).train] == [f"{zlib.crc32(r.tobytes()):08x}" for r in rows]
 
-    assert train_here(*argv("stage1", tmp_path, steps=1, init_from=run, **{"optim.lr": 1e-12})).code == 0
+    done = train_here(*argv("stage1", tmp_path, steps=1, init_from=run, **{"optim.lr": 1e-12}))
+    assert done.code == 0 and f"--config=stage2:demo --config.init_from={tmp_path}/stage1" in done.out
     assert started_from(run, STEPS, tmp_path / "stage1")
     done = train_here(*argv("stage2", tmp_path, steps=2, init_from=tmp_path / "stage1"))
     assert done.code == 0, done.err
