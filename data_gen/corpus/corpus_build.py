@@ -99,6 +99,10 @@ class CorpusBuild:
                 raise UserError(f"--data_dir={root}: no such folder")
             unknown: list[str] = []
             matches = find_files(name, root, path, source.format, unknown)
+            if not inside and (self.output.is_relative_to(root / path) or _below(self.output, matches)):
+                raise UserError(
+                    f"--output={self.output}: lies in the inputs of source.{name}; the next build would read it"
+                )
             if unknown:
                 self.passed_over[name] = len(unknown)
                 first = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
@@ -344,6 +348,11 @@ def _paths(**stages: StageFolder | None) -> dict[str, str]:
 def _resolved(path: str) -> str:
     """A path of a recipe; one that begins with @ lies in data_gen."""
     return str(PACKAGE / path[1:]) if path.startswith("@") else path
+
+
+def _below(folder: Path, files: Iterable[InputFile]) -> bool:
+    """Whether one of the files lies below a folder."""
+    return any(Path(file.path).is_relative_to(folder) for file in files)
 
 
 def _counts(folder: StageFolder) -> Iterable[dict[str, Any]]:

@@ -71,6 +71,11 @@ class KeywordSettings:
         for language, (unique, share) in self.thresholds.items():
             if unique < 0 or not 0 <= share:
                 raise UserError(f"keyword thresholds of {language}: {unique} and {share} are not both at least 0")
+        for language, file in self.lists.items():
+            if language not in self.thresholds:
+                raise UserError(f"keyword lists: no language {language!r}{nearest(language, self.thresholds)}")
+            if not isinstance(file, str) or not file:
+                raise UserError(f"keyword lists: {language}: {file!r} is no file's name")
 
     def files(self) -> dict[str, Path]:
         """The file of each language's keywords. Their contents decide as the settings do."""

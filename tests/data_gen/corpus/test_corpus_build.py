@@ -202,6 +202,11 @@ def test_mistakes_are_one_line(inputs, tmp_path):
     assert "--tasks=-1: must be 0 or more" in wrong(raw, output, "--tasks=-1")
     assert "--memory_gb=nan: must be 0 or more" in wrong(raw, output, "--memory_gb=nan")
     assert "unit_mb=1e-07: must be between 0.001 and" in wrong(raw, output, "--recipe.unit_mb=1e-7")
+    assert "lies in the inputs of source.web" in wrong(raw, raw / "web" / "out")
+    (output / "documents").mkdir(parents=True)
+    (output / "documents" / "x.jsonl").touch()
+    around = [f"--data_dir={tmp_path}", "--recipe.sources=web", "--recipe.source.web.path=**/*.jsonl"]
+    assert "lies in the inputs of source.web" in wrong(raw, output, *around)
     assert "out: is --output itself" in wrong(raw, output, f"--earlier={output}")
     (tmp_path / "file").touch()
     assert "is a file; name a folder" in wrong(raw, tmp_path / "file")

@@ -162,6 +162,10 @@ def test_the_step_marks_documents_and_survives_pickling():
 def test_settings_are_checked():
     with pytest.raises(UserError, match="'exakt': unknown, did you mean 'exact'"):
         KeywordSettings("exakt")
+    with pytest.raises(UserError, match="keyword lists: no language 'frr', did you mean 'fr'"):
+        KeywordSettings(lists={"frr": "a.txt"})
+    with pytest.raises(UserError, match="keyword lists: fr: 5 is no file's name"):
+        KeywordSettings(lists={"fr": 5})
     with pytest.raises(UserError, match="not both at least 0"):
         KeywordSettings(thresholds={"en": (-1, 0.1)})
     with pytest.raises(UserError, match="no list of keywords for language 'pl'"):
