@@ -1,5 +1,6 @@
 """Parquet, by row group. Values are read as bytes, so that one that is no UTF-8 costs its row alone."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,14 @@ class ParquetFile:
             yield Reject("broken_file", "", f"no Parquet file ({_short(e)})")
             return
         with table:
-            names = set(table.schema_arrow.names)
+            names = Counter(table.schema_arrow.names)
             if fields.text not in names:
                 yield Reject("no_text_column", "", f"columns: {', '.join(sorted(names))[:200]}")
                 return
+            for name in vars(fields).values():
+                if names[name] > 1:
+                    yield Reject("column_twice", "", f"{names[name]} columns are named {name}")
+                    return
             columns = [n for n in dict.fromkeys(vars(fields).values()) if n in names]
             row = sum(table.metadata.row_group(i).num_rows for i in range(cut.start))
             for group in range(cut.start, cut.end):

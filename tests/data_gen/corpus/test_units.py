@@ -130,6 +130,9 @@ def test_broken_parquet_is_one_reject(tmp_path):
     assert items[0][0] == "broken_row_group" and items[1:] == ["two" * 50]
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), path)
     assert read(path) == [("no_text_column", "")]
+    twice = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    assert read(tmp_path / "twice.parquet") == [("column_twice", "")]
 
 
 def test_units_are_the_same_in_whatever_order_files_come(tmp_path):
