@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.support.transformers_answers import greedy_answers
+
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory, repo):
@@ -81,20 +83,15 @@ def test_transformers_gives_the_trained_answers_from_the_export(quickstart, repo
     tok = AutoTokenizer.from_pretrained(out / "export")
     model = AutoModelForCausalLM.from_pretrained(out / "export", dtype=torch.float32).eval()
     records = list(read_records(repo / "data_gen/handcrafted/mcq.jsonl"))
-    right = 0
-    for record in records:
-        prompt = mcq_messages(record, "direct")[:-1]
-        ids = tok.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        with torch.no_grad():
-            made = model.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids["input_ids"].shape[1] :]
-        right += tok.decode(made, skip_special_tokens=True).strip() == answer_text(record, "direct").strip()
+    answers = greedy_answers(model, tok, [mcq_messages(r, "direct")[:-1] for r in records], 24)
+    right = sum(text.strip() == answer_text(r, "direct").strip() for r, (_, text) in zip(records, answers, strict=True))
     assert right >= 0.95 * len(records), f"{right} of {len(records)}"
 
 
 @pytest.mark.parametrize(("mode", "every"), [("direct", 1), ("rationale", 5)])
 def test_the_export_scores_the_same_through_transformers(quickstart, repo, tmp_path, mode, every):
-    """Item by item: our engine, batched, and transformers' generate, one by one, write the same texts, from which the
-    same letters are read. Options are shuffled, so that not all answers are right."""
+    """Item by item: our engine and transformers' generate write the same texts, from which the same letters are read.
+    Options are shuffled, so that not all answers are right."""
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -123,14 +120,8 @@ def test_the_export_scores_the_same_through_transformers(quickstart, repo, tmp_p
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     right = 0
     items = make_items("asked", records, PromptSettings(mode, shuffle_seed=3))
-    for item, line in zip(items, ours, strict=True):
-        ids = tok.apply_chat_template(
-            chat_messages(item, "llama3"), add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        start = ids["input_ids"].shape[1]
-        with torch.no_grad():
-            made = model.generate(**ids, max_new_tokens=200, do_sample=False)[0, start:]
-        text = tok.decode(made, skip_special_tokens=True)
+    answers = greedy_answers(model, tok, [chat_messages(item, "llama3") for item in items], 200)
+    for item, line, (start, text) in zip(items, ours, answers, strict=True):
         letters, rule = extract(text, item.options, item.language)
         got = (item.id, start, text, letters, rule, is_correct(letters, item.answer))
         assert got == tuple(line[k] for k in ("id", "prompt_tokens", "output", "extracted", "rule", "correct"))
