@@ -1,15 +1,30 @@
 """Shared fixtures. Tests run on 8 simulated CPU devices; set before jax is imported anywhere."""
 
+import importlib.util
+import mmap
 import os
 import sys
 from pathlib import Path
 
+
+def xla_knows(flag: str) -> bool:
+    """Whether a flag stands in the installed XLA, which ends the process at one that it does not know."""
+    folder = Path(importlib.util.find_spec("jaxlib").submodule_search_locations[0])
+    library = max(folder.glob("*.so"), key=lambda path: path.stat().st_size)
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(flag.encode()) >= 0
+
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 # Workers of xdist have another sys.argv and this environment.
-if "--fast" in sys.argv:  # programs run once here: the time goes to compiling them
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    if "--optimised" not in sys.argv:
+        # Programs run a few times here, and two thirds of a test are their compiling: machine code is made with less
+        # care. The numbers of the program are the same to rounding; the quickstart's test compiles as users do.
+        quick = ("xla_backend_optimization_level=0", "xla_cpu_use_fusion_emitters=false")
+        flags += [f"--{flag}" for flag in quick if xla_knows(flag.partition("=")[0])]
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -46,6 +61,7 @@ def slow_tests() -> set[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="without slow tests, and three cases of a test with many")
+    parser.addoption("--optimised", action="store_true", help="compile programs as users do, which takes a third longer")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -38,8 +38,7 @@ TX = optax.sgd(1.0)
 @functools.cache
 def train_step(**options):
     options = step.StepOptions(loss_chunk=64, **options)
-    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(step.make_train_step(CFG, TX, lambda _: jnp.float32(1.0), options), compiler_options=quick)
+    return jax.jit(step.make_train_step(CFG, TX, lambda _: jnp.float32(1.0), options))
 
 
 @pytest.fixture(scope="module")

@@ -65,9 +65,7 @@ TX = optax.sgd(1.0)
 def train_step(**options):
     """The step with these options, one function for all tests, so that each of its programs is compiled once."""
     options = step.StepOptions(loss_chunk=64, **options)
-    # The same program made into machine code with less care: a third of the time, and each is run once or twice.
-    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(step.make_train_step(CFG, TX, lambda _: jnp.float32(1.0), options), compiler_options=quick)
+    return jax.jit(step.make_train_step(CFG, TX, lambda _: jnp.float32(1.0), options))
 
 
 def gradient_of(params, batch, *, mesh=None, **options):
