@@ -39,6 +39,7 @@ MEMORY = 6 * 2**30  # bytes that a worker may hold at its fullest
 # Files that take more than half a minute, longest first: begun last, one would be waited for by all other workers.
 LONG_FILES = (
     "commands/test_quickstart.py",
+    "commands/test_demo_lora.py",
     "commands/test_train_resume.py",
     "commands/test_plan.py",
     "commands/test_train_meshes.py",
@@ -49,7 +50,9 @@ LONG_FILES = (
     "commands/test_bench_speed.py",
     "hf/test_foreign_models.py",
     "training/test_memory.py",
-    "data_gen/test_build.py",
+    "planning/test_plan_lora.py",
+    "training/test_adapter_step.py",
+    "data_gen/corpus/test_corpus_build.py",
 )
 
 

@@ -154,8 +154,9 @@ def test_time_grows_with_the_length(filler):
 
     count = max(1, 12_000 // len(filler))
     once, twice, cut = seconds(count), seconds(2 * count), seconds(40_000)
-    assert twice < 3.5 * max(once, 0.1)
-    assert cut < 3.5 * max(twice, 0.1)
+    # Where time grew with the square, `cut` would be hundreds of times `twice`; a busy machine doubles a measurement.
+    assert twice < 3.5 * max(once, 0.2)
+    assert cut < 5 * max(twice, 0.2)
 
 
 @pytest.mark.parametrize("family", ["llama3", "mmedbench"])
