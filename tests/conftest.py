@@ -64,7 +64,7 @@ def slow_tests() -> set[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="without slow tests, and three cases of a test with many")
-    parser.addoption("--optimised", action="store_true", help="compile programs as users do, which takes a third longer")
+    parser.addoption("--optimised", action="store_true", help="compile programs as users do: slower by a third")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
