@@ -8,9 +8,8 @@ from tests.conftest import slow_tests
 def test_every_entry_is_a_test(repo):
     for entry in slow_tests():
         path, _, name = entry.partition("::")
-        tree = ast.parse((repo / path).read_text(encoding="utf-8"))
-        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-        assert not name or name in names, f"tests/slow.txt: no test {entry}"
+        text = (repo / path).read_text(encoding="utf-8")
+        assert not name or f"\ndef {name}(" in text, f"tests/slow.txt: no test {entry}"
 
 
 def test_every_room_keeps_quick_tests(repo):
