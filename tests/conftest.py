@@ -34,7 +34,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[1]
-CASES = 3  # of a test with many, that --fast runs
+CASES = 2  # of a test with many, that --fast runs
 MEMORY = 6 * 2**30  # bytes that a worker may hold at its fullest
 # Files that take more than half a minute, longest first: begun last, one would be waited for by all other workers.
 LONG_FILES = (
@@ -63,7 +63,7 @@ def slow_tests() -> set[str]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fast", action="store_true", help="without slow tests, and three cases of a test with many")
+    parser.addoption("--fast", action="store_true", help="without slow tests, and two cases of a test with many")
     parser.addoption("--optimised", action="store_true", help="compile programs as users do: slower by a third")
 
 
@@ -79,7 +79,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: stands in tests/slow.txt; scripts/test.sh --fast leaves it out")
     if config.getoption("--fast"):
-        hypothesis.settings.register_profile("fast", max_examples=15, deadline=None)
+        hypothesis.settings.register_profile("fast", max_examples=10, deadline=None)
         hypothesis.settings.load_profile("fast")
 
 
@@ -98,7 +98,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, left = [], []
     for item in items:
         name = name_of(item)
-        # The first of them, the last, and between as far apart as can be.
+        # The first of them, the last, and between (for more than two) as far apart as can be.
         chosen = {round(i * (total[name] - 1) / (CASES - 1)) for i in range(CASES)}
         is_chosen = cases[name] in chosen and not item.get_closest_marker("slow")
         cases[name] += 1
