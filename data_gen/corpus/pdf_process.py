@@ -6,8 +6,8 @@ One such process serves a worker for all its files; it is started again after it
 import atexit
 import contextlib
 import functools
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -74,19 +74,13 @@ class PageProcess:
 
     def _ask(self, path: Path, place: str, timeout_s: float, *request: Any) -> Any:
         process = self._process = self._process or self._start()
-        assert process.stdin is not None and process.stdout is not None
         with self._deadline(process, timeout_s):
-            try:
-                pickle.dump(request, process.stdin)
-                process.stdin.flush()
-                good, *answer = pickle.load(process.stdout)
-            except (EOFError, OSError, pickle.UnpicklingError):
-                good, answer = False, None
+            answer = _exchange(process, request)
         if answer is None:
             raise self._problem(path, place, timeout_s)
-        if not good:
-            raise PageProblem(*answer)
-        return answer[0]
+        if "reason" in answer:
+            raise PageProblem(answer["reason"], answer["detail"])
+        return answer["value"]
 
     def _problem(self, path: Path, place: str, timeout_s: float) -> Exception:
         """What became of a process that does not answer."""
@@ -139,6 +133,21 @@ class PageProcess:
             code = process.wait()
         process.stdout.close()
         return code
+
+
+def _exchange(process: subprocess.Popen, request: tuple) -> dict[str, Any] | None:
+    """The answer to a request, its bytes behind its value; None where the process ended over it."""
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        if size := answer.get("bytes", 0):
+            content = process.stdout.read(size)
+            answer = {"value": (*answer["value"], content)} if len(content) == size else None
+    except (OSError, ValueError):
+        return None
+    return answer
 
 
 @functools.cache

@@ -1,16 +1,17 @@
 """A program that reads pages of PDF files for another process: pdfium is C++, and a broken page may end it.
 
-    python -P pdf_server.py     requests on stdin, answers on stdout, both pickled tuples; ends with its stdin
+    python -P pdf_server.py     requests on stdin, answers on stdout, each a line of JSON; ends with its stdin
 
-("open", path) -> pages          ("text", page) -> text of its layer          ("ink", page) -> 0 to 1
-("image", page, dpi, pixels) -> (width, height, dpi, grey bytes)              pages are counted from 0
+["open", path] -> pages          ["text", page] -> text of its layer          ["ink", page] -> 0 to 1
+["image", page, dpi, pixels] -> [width, height, dpi]                          pages are counted from 0
 
-An answer is (True, value), or (False, reason, detail) where the file or page cannot be read. It stands alone: no import
-of this project, so that it starts in a tenth of a second.
+An answer is {"value": ..., "bytes": n} with so many bytes behind it (rows of grey of an image, else none), or
+{"reason": ..., "detail": ...} where the file or page cannot be read. Whatever a page makes of pdfium, its answer is
+data alone. The program imports nothing of this project, so that it starts in a tenth of a second.
 """
 
+import json
 import os
-import pickle
 import sys
 from collections import Counter
 from typing import Any
@@ -99,19 +100,20 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else may be written between answers
     server = Server()
-    while True:
+    for line in sys.stdin.buffer:
+        name, *arguments = json.loads(line)
+        grey = b""
+        answer: dict[str, Any]
         try:
-            name, *arguments = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        answer: tuple[Any, ...]
-        try:
-            answer = True, getattr(server, name)(*arguments)
+            value = getattr(server, name)(*arguments)
+            if name == "image":
+                *value, grey = value
+            answer = {"value": value, "bytes": len(grey)}
         except Unreadable as e:
-            answer = False, *e.args
+            answer = dict(zip(("reason", "detail"), e.args, strict=True))
         except Exception as e:  # of pdfium or of Python, whatever the page made it raise
-            answer = False, "broken_page", f"{type(e).__name__}: {e}"[:200]
-        pickle.dump(answer, answers)
+            answer = {"reason": "broken_page", "detail": f"{type(e).__name__}: {e}"[:200]}
+        answers.write(json.dumps(answer).encode() + b"\n" + grey)
         answers.flush()
 
 
