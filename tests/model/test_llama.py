@@ -42,7 +42,8 @@ def test_remat_changes_nothing(model, without_remat, policy):
     value, grads = jax.jit(jax.value_and_grad(loss_fn(cfg, tokens, remat=policy)))(params)
     assert float(value) == pytest.approx(float(expected), abs=1e-6)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6)
+        # Of sums up to 12: what is computed again may be rounded otherwise where products are fused otherwise.
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-5)
 
 
 def test_each_policy_keeps_what_its_name_says(model):
