@@ -53,6 +53,18 @@ class Row(NamedTuple):
     cost: float | None
 
 
+def _set_wal(c: sqlite3.Connection) -> str:
+    """The journal mode that the file has now. Two runs that make a ledger at one moment: SQLite does not wait here."""
+    for attempt in range(100):
+        try:
+            return c.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        except sqlite3.OperationalError as e:
+            if "locked" not in str(e) or attempt == 99:
+                raise
+            time.sleep(0.05)
+    raise AssertionError("not reached")
+
+
 class Ledger:
     """A ledger file, made when it is not there; a context manager.
 
@@ -81,7 +93,7 @@ class Ledger:
     def _connect(self) -> sqlite3.Connection:
         # One thread at a time uses each connection; the check of sqlite3 would forbid handing it over.
         c = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-        if c.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
+        if _set_wal(c) != "wal":
             raise sqlite3.OperationalError("this file system has no shared memory for SQLite's WAL; use a local disk")
         c.execute("PRAGMA synchronous=FULL")
         c.execute("PRAGMA cache_size=-32768")
