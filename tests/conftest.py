@@ -98,7 +98,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, left = [], []
     for item in items:
         name = name_of(item)
-        # The first of them, the last, and between (for more than two) as far apart as can be.
+        # The first of them and the last; more of them would be as far apart as can be.
         chosen = {round(i * (total[name] - 1) / (CASES - 1)) for i in range(CASES)}
         is_chosen = cases[name] in chosen and not item.get_closest_marker("slow")
         cases[name] += 1

@@ -55,14 +55,14 @@ class Row(NamedTuple):
 
 def _set_wal(c: sqlite3.Connection) -> str:
     """The journal mode that the file has now. Two runs that make a ledger at one moment: SQLite does not wait here."""
-    for attempt in range(100):
+    last = time.monotonic() + 5
+    while True:
         try:
             return c.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         except sqlite3.OperationalError as e:
-            if "locked" not in str(e) or attempt == 99:
+            if "locked" not in str(e) or time.monotonic() > last:
                 raise
             time.sleep(0.05)
-    raise AssertionError("not reached")
 
 
 class Ledger:
