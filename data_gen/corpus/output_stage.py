@@ -7,7 +7,6 @@ OUTPUT/work                                       folders of stages; may be remo
 """
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 from data_gen.corpus.document_files import DOCUMENTS as PART_DOCUMENTS
 from data_gen.corpus.document_files import UNKNOWN, LinesWriter, read_lines, unpacked_lines
 from data_gen.corpus.parquet_documents import ParquetWriter, read_parquet
-from data_gen.corpus.stage_folder import Result, StageFolder
+from data_gen.corpus.stage_folder import Result, StageFolder, link_or_copy
 
 DOCUMENTS = "documents"
 
@@ -111,11 +110,7 @@ def put_documents(stage: StageFolder, output: Path) -> list[dict[str, Any]]:
     for file in files:
         number, name = file.pop("part")
         target = new / Path(file["path"]).relative_to(DOCUMENTS)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(stage.part(number) / name, target)
-        except OSError:
-            shutil.copyfile(stage.part(number) / name, target)
+        link_or_copy(stage.part(number) / name, target)
     if final.exists():
         final.rename(old)
     new.rename(final)

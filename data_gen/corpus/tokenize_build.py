@@ -18,7 +18,7 @@ from typing import Any
 
 from data_gen.corpus.executor import Executor
 from data_gen.corpus.readers import FORMATS, format_of
-from data_gen.corpus.stage_folder import Stage, StageFolder, locked
+from data_gen.corpus.stage_folder import Stage, StageFolder, link_or_copy, locked
 from data_gen.corpus.tokenize_stage import SPLITS, UNKNOWN, held_out_limits
 from data_gen.corpus.units import DESCRIPTIONS, InputFile, Unit, batch_files, plan_units
 from mmed_jax.common.errors import UserError, WorkError
@@ -292,11 +292,7 @@ def _link(stage: StageFolder, output: Path, split: str, shards: list[dict[str, A
     for shard in shards:
         number, name = shard.pop("part")
         target = new / Path(shard["path"]).relative_to(split)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(stage.part(number) / name, target)
-        except OSError:
-            shutil.copyfile(stage.part(number) / name, target)
+        link_or_copy(stage.part(number) / name, target)
         if target.stat().st_size != shard["size"]:
             raise WorkError(f"{target}: has {target.stat().st_size:,} bytes instead of {shard['size']:,}; run it again")
     if final.exists():
