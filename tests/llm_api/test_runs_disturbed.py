@@ -4,6 +4,8 @@ import asyncio
 import json
 import multiprocessing
 import random
+import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -132,3 +134,14 @@ def test_each_transient_fault_passes(tmp_path, fault):
         assert book.totals.requests > 44
         lost = fault in ("drop", "drop_late", "timeout", "html", *INSIDE)
         assert (book.totals.uncertain > 0) == lost, "what may have been billed is in the books"
+
+
+def test_a_ledger_that_another_run_is_making_is_waited_for(tmp_path):
+    """SQLite does not wait for a lock while it changes the journal's mode, whatever the timeout."""
+    path = tmp_path / "ledger.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    threading.Timer(0.3, other.execute, ["COMMIT"]).start()
+    with Ledger(path) as ledger:
+        assert ledger.path == path
+    other.close()
