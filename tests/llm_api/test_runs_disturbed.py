@@ -140,7 +140,7 @@ def test_a_ledger_that_another_run_is_making_is_waited_for(tmp_path):
     """SQLite does not wait for a lock while it changes the journal's mode, whatever the timeout."""
     path = tmp_path / "ledger.sqlite"
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN EXCLUSIVE")
+    other.execute("BEGIN IMMEDIATE")
     threading.Timer(0.3, other.execute, ["COMMIT"]).start()
     with Ledger(path) as ledger:
         assert ledger.path == path
