@@ -1,0 +1,1 @@
+"""Google Cloud Storage: objects, a lease, and files that are written here and uploaded."""
