@@ -4,7 +4,8 @@
     python -m mmed_jax.train --config=stage2[:VARIANT]
     python -m mmed_jax.train --config=pretrain[:VARIANT]      running text, before stage 1
 
-Calling the same command again continues the run from its newest good checkpoint; Ctrl-C and SIGTERM save and leave.
+Calling the same command again continues the run from its newest good checkpoint; Ctrl-C and SIGTERM save and leave,
+with exit code 75 before the last step.
 Read it from top to bottom: it is the recipe.
 """
 
@@ -21,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from mmed_jax.checkpoints.run_directory import guard_run_dir
 from mmed_jax.common import console
 from mmed_jax.common.checksums import shorten
-from mmed_jax.common.errors import UserError, run_command
+from mmed_jax.common.errors import UNFINISHED, UserError, run_command
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.config.values import batch_rows, with_grad_accum
 from mmed_jax.parallel import peers
@@ -36,8 +37,12 @@ FLAGS = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs the training that the command line describes; see the module's docstring and --help."""
+def main(argv: list[str] | None = None) -> int:
+    """Runs the training that the command line describes; see the module's docstring and --help.
+
+    Returns:
+      0, or errors.UNFINISHED where a signal stopped it before its last step: everything is saved.
+    """
     config, flags = parse_args(argv, description=__doc__, extra=FLAGS)
     profiled = parse_steps(flags.profile)
     console.outlive()
@@ -119,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     program = train_program(config, cfg, mesh, steps=steps, attention=backend)
     if flags.plan_only:
         on_device.plan_here(program, config, cfg, tokens=steps * rows * seq_len, say=say)
-        return
+        return 0
 
     # ---- State: the newest good checkpoint, or step 0 --------------------------------------------------------------
     abstract, base, adapter_meta = program.state, program.base, None
@@ -139,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
         if main_process and not (run_dir / "report.html").exists():
             try_report(run_dir)
         checkpointer.close()
-        return
+        return 0
     with on_device.device_failures(config, cfg, mesh):
         if spec is not None:
             frozen = frozen or adapter_start.write_random_base(config, cfg, tok, mesh)
@@ -271,7 +276,8 @@ def main(argv: list[str] | None = None) -> None:
     if main_process:
         try_report(run_dir)
         say(f"data wait  {meter.totals()['data_wait_share']:.2%} of the training time")
-        say(setup.closing(config, int(state["step"]), steps))
+        say(setup.closing(config, number, steps))
+    return 0 if number == steps else UNFINISHED
 
 
 def _silent(*_: object, **__: object) -> None:

@@ -18,7 +18,6 @@ from mmed_jax.data.records.reading import read_records
 
 RECORDS = "data_gen/handcrafted"
 QUESTION_LANGUAGES = ("en", "zh")  # the same question is asked in both
-STOPPED = 130
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,13 +29,11 @@ def main(argv: list[str] | None = None) -> None:
     common = (f"--config.data.cache_dir={out}/packed", "--config.log_every=100")
 
     step(2, "stage 1: general medical instructions (MMed-IFT)")
-    run("train", "--config=stage1", f"--config.run_dir={out}/stage1", *common)
-    check_finished(out / "stage1")
+    train("--config=stage1", f"--config.run_dir={out}/stage1", *common)
 
     step(3, "stage 2: multiple choice with rationale (MMed-IFT-MC)")
     start_from = f"--config.init_from={out}/stage1"
-    run("train", "--config=stage2", f"--config.run_dir={out}/stage2", start_from, *common)
-    check_finished(out / "stage2")
+    train("--config=stage2", f"--config.run_dir={out}/stage2", start_from, *common)
 
     step(4, "are the trained questions answered rightly?")
     for stage, records, name, *mode in (
@@ -66,19 +63,17 @@ def step(number: int, title: str) -> None:
     print(f"\n[{number}/6] {title}", flush=True)
 
 
-def run(command: str, *arguments: str) -> None:
+def run(command: str, *arguments: str) -> int | None:
     """Calls a command's main function and shows the line that does the same in a shell."""
     print(f"$ python -m mmed_jax.{command} {shlex.join(arguments)}", flush=True)
-    importlib.import_module(f"mmed_jax.{command}").main(list(arguments))
+    return importlib.import_module(f"mmed_jax.{command}").main(list(arguments))
 
 
-def check_finished(run_dir: Path) -> None:
-    """Ends the program where a training was stopped: it saves and returns, and the rest must not go on from there."""
-    metrics = read_metrics(run_dir)
-    planned = [e["steps"] for e in metrics.events if e.get("event") == "start"]
-    if planned and (not metrics.train or metrics.train[-1]["step"] < planned[-1]):
+def train(*arguments: str) -> None:
+    """Trains, and ends the program where that was stopped: it is saved, and the rest must not go on from there."""
+    if code := run("train", *arguments):
         print("stopped; call it again to go on", file=sys.stderr)
-        sys.exit(STOPPED)
+        sys.exit(code)
 
 
 def choose_questions() -> list[dict]:

@@ -8,7 +8,7 @@
 # Stop it at any time; called again it goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# A training that is stopped saves and exits 0; the script must not go on from there.
+# A training that is stopped saves and exits with 75, which ends the script (set -e).
 trap 'echo "stopped; call it again to go on" >&2; exit 130' INT TERM
 
 raw=${1:?usage: scripts/real_data.sh RAW_DIR [OUT_DIR]}

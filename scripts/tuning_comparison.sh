@@ -11,7 +11,7 @@
 # length, MODES="loglikelihood direct" has answers written as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# A training that is stopped saves and exits 0; the script must not go on from there.
+# A training that is stopped saves and exits with 75, which ends the script (set -e).
 trap 'echo "stopped; call it again to go on" >&2; exit 130' INT TERM
 
 raw=${1:?usage: scripts/tuning_comparison.sh RAW_DIR [OUT_DIR]}

@@ -1,7 +1,7 @@
 """Two kinds of failure and how a command reports them.
 
 Exit codes of every command: 0 done, 1 the work itself failed, 2 the user's input or configuration is wrong; 128 + the
-number of the signal that ended it.
+number of the signal that ended it; UNFINISHED where a signal stopped it with everything saved.
 """
 
 import difflib
@@ -15,6 +15,10 @@ from collections.abc import Callable, Iterable
 from typing import Self
 
 from mmed_jax.common import console
+
+# Of train: a signal stopped it before its last step and all that was done is saved. Whoever started it (Slurm, a
+# watcher of a pod) starts the same command again. EX_TEMPFAIL of sysexits.h: "the user is invited to retry".
+UNFINISHED = 75
 
 
 class ReportedError(Exception):
@@ -98,8 +102,10 @@ def warn(message: str) -> None:
     print(f"warning: {printable(one_line(Exception(message)))}", file=sys.stderr, flush=True)
 
 
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and turns its failures into one line on stderr and an exit code.
+
+    A number that `main` returns is the exit code; None is 0.
 
     MMED_JAX_TRACEBACK=1 prints the traceback as well. Anything that is neither a UserError nor a WorkError nor an
     operating-system error is a fault of this program and always shows its traceback.
@@ -110,9 +116,11 @@ def run_command(main: Callable[[], None]) -> None:
     console.install()
     try:
         with console.ended_by_signals():
-            main()
+            code = main()
         if sys.stdout is not None:
             sys.stdout.flush()
+        if code:
+            sys.exit(code)
     except UserError as e:
         _report(e, 2)
     except console.ReaderGone:

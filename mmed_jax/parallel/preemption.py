@@ -21,7 +21,7 @@ class PreemptionGuard:
                 stop = guard.should_stop(step)
                 checkpointer.maybe_save(step, state, ..., force=stop)
                 if stop:
-                    break                              # then exit 0
+                    break                              # then exit with UNFINISHED
 
     One process: `should_stop` is the flag. Several processes: a signal reaches them at different times, and a process
     that left alone would hang the others in the next collective. jax's preemption service (started by

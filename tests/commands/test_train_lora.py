@@ -10,6 +10,7 @@ import pytest
 from mmed_jax import export
 from mmed_jax.checkpoints.run_directory import read_meta
 from mmed_jax.common.checksums import MANIFEST
+from mmed_jax.common.errors import UNFINISHED
 from tests.support.training import (
     MODEL,
     SLOWLY,
@@ -88,7 +89,7 @@ def test_killed_and_stopped_it_goes_on_bit_for_bit(bench, trained, base, tmp_pat
     wait_for(lambda: last_step(run) >= 3, process)
     process.send_signal(signal.SIGTERM)
     (outcome,) = finish(process)
-    assert outcome.code == 0 and "stopped    at step" in outcome.out, outcome
+    assert outcome.code == UNFINISHED and "stopped    at step" in outcome.out, outcome
     stopped_at = saved(run)[-1]
     process = bench.start(run, command=SLOWLY, **changes)
     wait_for(lambda: last_step(run) >= stopped_at + 7, process)

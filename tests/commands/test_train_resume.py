@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from mmed_jax.checkpoints.metrics_file import read_metrics
+from mmed_jax.common.errors import UNFINISHED
+from mmed_jax.training import setup
 from tests.support.training import (  # noqa: F401
     SLOWLY,
     STEPS,
@@ -164,7 +166,7 @@ def test_a_signal_saves_and_leaves_and_the_next_call_goes_on(bench, tmp_path, nu
     wait_for(lambda: last_step(run) >= 2, p)
     p.send_signal(number)
     (outcome,) = finish(p)
-    assert outcome.code == 0, outcome.err
+    assert outcome.code == UNFINISHED, outcome.err
     (stopped,) = saved(run)
     assert 2 <= stopped < STEPS
     assert f"stopped    at step {stopped} of {STEPS}" in outcome.out
@@ -177,6 +179,18 @@ def test_a_signal_saves_and_leaves_and_the_next_call_goes_on(bench, tmp_path, nu
     assert_as_uninterrupted(bench, run)
 
 
+def test_a_run_stopped_in_its_last_step_is_finished(bench, tmp_path, monkeypatch):  # noqa: F811
+    run, check = cut_back(bench.reference, tmp_path / "run", STEPS - 6), setup.check_finite
+
+    def check_and_stop(step, *rest):
+        check(step, *rest)
+        if step == STEPS - 1:  # its numbers are looked at while the next step runs
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(setup, "check_finite", check_and_stop)
+    assert bench.train(run).code == 0 and saved(run)[-1] == STEPS
+
+
 def test_sigterm_in_a_validation_saves_at_once_and_gives_no_number(bench, tmp_path):  # noqa: F811
     run = tmp_path / "run"
     keys = {"data__validation": unseen(tmp_path / "validation.jsonl"), "eval_every": 3, "checkpoint__every_steps": 0}
@@ -184,7 +198,7 @@ def test_sigterm_in_a_validation_saves_at_once_and_gives_no_number(bench, tmp_pa
     wait_for((run / "validating").exists, p)
     p.send_signal(signal.SIGTERM)
     (outcome,) = finish(p)
-    assert outcome.code == 0 and "step 3: not validated" in outcome.err, outcome
+    assert outcome.code == UNFINISHED and "step 3: not validated" in outcome.err, outcome
     assert saved(run) == [3] and last_step(run) == 3 and not metrics(run).evals
     assert [e["step"] for e in metrics(run).events if e["event"] == "stopped"] == [3]
 
@@ -196,7 +210,7 @@ def test_ctrl_c_that_also_ends_the_reader_of_the_output_saves(bench, tmp_path): 
     wait_for(lambda: last_step(run) >= 2, p)
     p.stdout.close(), p.stderr.close()
     p.send_signal(signal.SIGINT)
-    assert p.wait(WAIT) == 0
+    assert p.wait(WAIT) == UNFINISHED
     (stopped,) = saved(run)
     events = metrics(run).events
     assert [(e["step"], e["signal"]) for e in events if e["event"] == "stopped"] == [(stopped, "SIGINT")]
@@ -227,7 +241,7 @@ def test_a_terminal_that_is_closed_loses_nothing(bench, tmp_path):  # noqa: F811
     wait_for(lambda: last_step(run) >= 2, p)
     hang_up.touch()
     (outcome,) = finish(p)
-    assert outcome.code == 0, outcome.err
+    assert outcome.code == UNFINISHED, outcome.err
     (stopped,) = saved(run)
     assert 2 <= stopped < STEPS
     assert [e["signal"] for e in metrics(run).events if e["event"] == "stopped"] == ["SIGHUP"]
