@@ -7,8 +7,9 @@
     python -m mmed_jax.export --model=BASE_DIR --adapter=PEFT_DIR --output=exports/merged
 
 The folder is written under a temporary name, read back, compared, and only then renamed; transformers, peft, vLLM and
-other readers of Llama folders load it as it is. Runs in host memory on the CPU, whatever accelerator is there or busy,
-and needs about as much memory as the folder will have bytes.
+other readers of Llama folders load it as it is. Runs on the CPU, whatever accelerator is there or busy. Weights are
+read, written and checked one by one: of a Hugging Face folder the largest tensor is in memory a few times, of a run the
+largest stacked leaf, whatever the model's size.
 
 An adapter is merged into the base it was trained on, each weight the float32 sum rounded once, and what the rounding
 took from the change is said. --adapter writes it alone.
@@ -70,12 +71,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def export_model(args: argparse.Namespace, source: "ModelSource", output: Path) -> None:
     """Writes all weights, with the adapter in them where there is one."""
-    import jax
-
     from mmed_jax.hf.export_folder import check_output
     from mmed_jax.hf.lora_model import LoraModel
     from mmed_jax.hf.mapping import hf_tensors
-    from mmed_jax.inference.pretrained import Llama
+    from mmed_jax.hf.save import save_pretrained
+    from mmed_jax.hf.tuning import export_info
     from mmed_jax.model.config import num_params
 
     if args.merge_into and not isinstance(source, LoraModel):
@@ -91,17 +91,23 @@ def export_model(args: argparse.Namespace, source: "ModelSource", output: Path) 
     chat = _print_tokens(source)
     print(f"output   {output}", flush=True)
 
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     start = time.monotonic()
-    model = Llama.from_pretrained(source, dtype=dtype, shardings=host, progress=_ByteBar("reading"))
+    save_pretrained(
+        output,
+        source.stream(None if dtype == "source" else dtype),
+        source.cfg,
+        source.tokenizer,
+        source_generation=source.generation,
+        info=lambda: export_info(source, "mmed_jax.export"),
+        overwrite=args.overwrite,
+        progress=_ByteBar("writing"),
+        checking=_ByteBar("checking"),
+    )
     if source.step is not None:
         print(f"step     {source.step}", flush=True)
     if isinstance(source, LoraModel):
         _print_merge(source)
-    model.save_pretrained(
-        output, overwrite=args.overwrite, release=True, made_by="mmed_jax.export", progress=_ByteBar("writing")
-    )
-    print("checked  config, tokenizer, names, shapes, dtypes and logits of the folder as read back")
+    print("checked  config, tokenizer, names, shapes, dtypes, bytes and logits of the folder as read back")
     _print_done(output, start)
     raw = "" if chat else " --raw"
     print(f"next     python -m mmed_jax.generate --model={args.output}{raw} --prompt=TEXT")

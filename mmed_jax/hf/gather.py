@@ -14,6 +14,12 @@ def leaf_dtype(leaf: Any) -> np.dtype:
     return np.dtype(leaf.dtype)
 
 
+def is_finite(array: np.ndarray, block: int = 1 << 22) -> bool:
+    """Whether all values are, found in blocks: numpy would make an array of as many truth values first."""
+    flat = array.reshape(-1)
+    return all(bool(np.isfinite(flat[i : i + block]).all()) for i in range(0, flat.size, block))
+
+
 def gather(leaf: Any, layer: int | None, dtype: np.dtype) -> tuple[np.ndarray, bool]:
     """`leaf[layer]`, or the whole leaf when `layer` is None, on the host in `dtype`, and whether all of it is finite.
 
@@ -22,7 +28,7 @@ def gather(leaf: Any, layer: int | None, dtype: np.dtype) -> tuple[np.ndarray, b
     """
     if isinstance(leaf, np.ndarray):
         array = (leaf if layer is None else leaf[layer]).astype(dtype, copy=False)
-        return array, bool(np.isfinite(array).all())
+        return array, is_finite(array)
     if not leaf.is_fully_addressable:
         whole, finite = _replicated(leaf.sharding.mesh, layer is not None, dtype)(leaf, layer or 0)
         return np.asarray(whole.addressable_data(0)), bool(np.asarray(finite.addressable_data(0)))

@@ -146,17 +146,28 @@ def load_params(
         if progress:
             progress(done, total)
 
-    leaves = {}
+    leaves, kinds = {}, leaf_kinds(path, cfg, stored, dtype)
     for leaf, shape in leaf_shapes(cfg).items():
         tensors = [stored[t.name] for t in by_leaf[leaf]]
-        codes = {t.dtype for t in tensors}
-        if dtype is None and len(codes) > 1:
-            warn(f"{path}: layers of {'.'.join(leaf)} are stored as {', '.join(sorted(codes))}; the wider one is used")
         sharding = placed[leaf] if placed else shardings
-        leaf_dtype = jnp.dtype(dtype) if dtype is not None else _common(codes)
         merge = functools.partial(merger.merge_into, leaf) if merger and merger.changes(leaf) else None
-        leaves[leaf] = read_leaf(tensors, leaf[0] == "layers", shape, leaf_dtype, sharding, tick, merge)
+        leaves[leaf] = read_leaf(tensors, leaf[0] == "layers", shape, kinds[leaf], sharding, tick, merge)
     return unflatten(leaves)
+
+
+def leaf_kinds(
+    path: str | os.PathLike, cfg: LlamaConfig, stored: dict[str, StoredTensor], dtype: Any = None
+) -> dict[LeafPath, np.dtype]:
+    """The dtype of each leaf: `dtype`, or the widest that its layers are `stored` in, with a warning of several."""
+    codes: dict[LeafPath, set[str]] = {}
+    for t in hf_tensors(cfg):
+        codes.setdefault(t.path, set()).add(stored[t.name].dtype)
+    if dtype is not None:
+        return dict.fromkeys(codes, np.dtype(dtype))
+    for leaf, found in codes.items():
+        if len(found) > 1:
+            warn(f"{path}: layers of {'.'.join(leaf)} are stored as {', '.join(sorted(found))}; the wider one is used")
+    return {leaf: _common(found) for leaf, found in codes.items()}
 
 
 def read_leaf(
@@ -182,7 +193,7 @@ def read_leaf(
         if merge is None:
             tensor.read(tuple(slice(*b) for b in inner), out)
         else:
-            merge(layer, functools.partial(_read_rows, tensor), tensor.shape, inner, out)
+            merge(layer, functools.partial(read_rows, tensor), tensor.shape, inner, out)
         tick(tensor)
 
     def cut(index: tuple[slice, ...]) -> np.ndarray:
@@ -194,7 +205,7 @@ def read_leaf(
     return jax.block_until_ready(array)
 
 
-def _read_rows(tensor: StoredTensor, first: int, last: int) -> np.ndarray:
+def read_rows(tensor: StoredTensor, first: int, last: int) -> np.ndarray:
     """Whole rows of a stored matrix, float32."""
     rows_oi = np.empty((last - first, tensor.shape[1]), np.float32)
     tensor.read((slice(first, last), slice(0, tensor.shape[1])), rows_oi)

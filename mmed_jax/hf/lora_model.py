@@ -23,6 +23,7 @@ from mmed_jax.hf.merge import Merger
 from mmed_jax.hf.model_source import ModelSource, digest_files
 from mmed_jax.hf.peft_config import CONFIG_FILE
 from mmed_jax.hf.peft_folder import PeftFolder
+from mmed_jax.hf.weight_stream import FolderStream, RunStream, WeightStream
 from mmed_jax.model.llama import abstract_params
 from mmed_jax.model.lora import LoraSpec, abstract_adapter
 
@@ -140,20 +141,40 @@ class LoraModel(ModelSource):
         Each matrix is W + scale B A in float32, rounded once to `dtype` (None = the base's). The base is read as it is
         merged, so that it is never in memory beside the result.
         """
-        base = self._base()
-        adapter = jax.tree.map(np.asarray, self.load_adapter() if self.peft is None else self.peft.load())
-        self.merger = Merger(
-            adapter, self.spec, quantization=self.quantization, dtype=self.record.get("dtype", "float32")
-        )
+        base, new_merger = self._base(), self._mergers()
         if base.kind == "hf":
             params = load_params(
-                base.path, self.cfg, dtype=dtype, shardings=shardings, progress=progress, merger=self.merger
+                base.path, self.cfg, dtype=dtype, shardings=shardings, progress=progress, merger=new_merger()
             )
         else:
-            params, base.step = _merge_run(base, self.merger, dtype, shardings)
-            self.step = base.step if self.peft else self.step
+            params, step = _merge_run(base, new_merger(), dtype, shardings)
+            self._was_read(step)
+        assert self.merger is not None
         self.merger.release()
         return params
+
+    def stream(self, dtype: Any = None) -> WeightStream:
+        """The merged weights tensor by tensor; `merger` is what merged them. See `load_params`, ModelSource.stream."""
+        base, new_merger = self._base(), self._mergers()
+        if base.kind == "hf":
+            return FolderStream(base.path, self.cfg, dtype, new_merger())
+        return RunStream(base.path, base.step, self.cfg, dtype, was_read=self._was_read, new_merger=new_merger)
+
+    def _mergers(self) -> Callable[[], Merger]:
+        """Reads the adapter; what it returns makes a `merger` of it, anew at each call."""
+        adapter = jax.tree.map(np.asarray, self.load_adapter() if self.peft is None else self.peft.load())
+
+        def new_merger() -> Merger:
+            dtype = self.record.get("dtype", "float32")
+            self.merger = Merger(adapter, self.spec, quantization=self.quantization, dtype=dtype)
+            return self.merger
+
+        return new_merger
+
+    def _was_read(self, step: int) -> None:
+        """Of the base, when it is a run; with a PEFT folder its step is the model's as well."""
+        self._base().step = step
+        self.step = step if self.peft else self.step
 
     def _base(self) -> ModelSource:
         if self.base is None:

@@ -25,6 +25,7 @@ from mmed_jax.model.quantized_base import check_base
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from mmed_jax.hf.weight_stream import WeightStream
     from mmed_jax.model.lora import LoraSpec
 
 ASSETS = "hf_assets"
@@ -117,6 +118,20 @@ class ModelSource:
         expected = abstract_params(self.cfg, jnp.float32)
         params, self.step = restore_params(self.path, self.step, shardings, dtype, expected)
         return params
+
+    def stream(self, dtype: Any = None) -> "WeightStream":
+        """The weights tensor by tensor, for what needs not all of them in memory. dtype: None = as stored.
+
+        Of a run, `step` is known when it was read.
+        """
+        from mmed_jax.hf.weight_stream import FolderStream, RunStream
+
+        if self.kind == "hf":
+            return FolderStream(self.path, self.cfg, dtype)
+        return RunStream(self.path, self.step, self.cfg, dtype, was_read=self._was_read)
+
+    def _was_read(self, step: int) -> None:
+        self.step = step
 
     def load_base(
         self, kind: str, dtype: Any, shardings: Any = None, progress: Callable[[int, int], None] | None = None

@@ -6,17 +6,17 @@ folder with the final name is always complete, and a failure leaves nothing behi
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from uuid import uuid4
 
 import jax
 import numpy as np
 
-from mmed_jax.common.errors import UserError
 from mmed_jax.data.tokenizers.tokenizer import check_vocab, control_ids, save_tokenizer, stop_ids, tokenizer_hash
 from mmed_jax.hf.export_folder import (
     MARKER,
@@ -30,11 +30,12 @@ from mmed_jax.hf.export_folder import (
     write_json,
     write_on_main,
 )
-from mmed_jax.hf.gather import gather, leaf_dtype
 from mmed_jax.hf.load import INDEX, SINGLE
-from mmed_jax.hf.mapping import HFTensor, flatten, group_names, hf_tensors, leaf_shapes
+from mmed_jax.hf.mapping import HFTensor, hf_tensors
+from mmed_jax.hf.prompt_logits import PromptLogits
 from mmed_jax.hf.safetensors import CODES, write_header, write_tensor
-from mmed_jax.hf.verify import prompt_logits, verify_export
+from mmed_jax.hf.verify import checksum, verify_export
+from mmed_jax.hf.weight_stream import Kinds, TreeStream, Weight, WeightStream
 from mmed_jax.model.config import LlamaConfig, to_hf
 from mmed_jax.parallel.barriers import agree_on, any_text, on_main
 
@@ -46,31 +47,32 @@ SHARD_BYTES = 5_000_000_000
 
 def save_pretrained(
     path: str | os.PathLike,
-    params: dict[str, Any] | Callable[[], dict[str, Any]],
+    params: dict[str, Any] | WeightStream,
     cfg: LlamaConfig,
     tokenizer: "PreTrainedTokenizerFast",
     *,
     dtype: Any = "bfloat16",
     max_shard_bytes: int = SHARD_BYTES,
     source_generation: dict | None = None,
-    info: dict | None = None,
+    info: dict | Callable[[], dict] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    checking: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Writes the parameters as a Hugging Face folder that transformers 4.x and 5.x read.
+    """Writes weights as a Hugging Face folder that transformers 4.x and 5.x read.
 
-    Called by every process; process 0 writes. One tensor at a time is gathered and cast, so extra host memory is one
-    tensor; the final check holds the parameters a second time, or once when `params` is a function (they are dropped
-    before they are read back).
+    Called by every process; process 0 writes. One tensor at a time is gathered, cast and written, and so it is read
+    back: beside `params`, host memory is that of the largest tensor and of one layer in float32, whatever the model's
+    size.
 
     Args:
       path: output folder: new, empty, or with `overwrite` an earlier export; on storage that all processes share.
-      params: the tree (any sharding), or a function that returns it.
-      dtype: of the stored tensors; None keeps each leaf's own.
+      params: the tree (any sharding), or a stream of weights that are not in memory (weight_stream), of its own dtype.
+      dtype: of the stored tensors of a tree; None keeps each leaf's own.
       max_shard_bytes: size of one file; one file when all fits.
       source_generation: generation_config.json of the model this came from; sampling defaults in it are kept.
-      info: extra JSON values for the marker file.
-      progress: called with (bytes written, bytes in all).
+      info: extra JSON values for the marker file, or what returns them when the weights are written.
+      progress: called with (bytes written, bytes in all). checking: likewise, of bytes read back.
 
     Returns:
       The folder.
@@ -82,22 +84,16 @@ def save_pretrained(
     path = output_folder(path)
     check_vocab(tokenizer, cfg.vocab_size)
     on_main(lambda: (check_output(path, overwrite), say_leftovers(path)))
-    tree = params() if callable(params) else params
-    flat = flatten(tree)
-    kinds = {leaf: np.dtype(dtype) if dtype is not None else leaf_dtype(array) for leaf, array in flat.items()}
-    _check_tree(flat, kinds, cfg)
+    stream = TreeStream(params, cfg, dtype) if isinstance(params, dict) else params
     stage = path.with_name(f"{path.name}.tmp-{agree_on([uuid4().int % 2**31])[0]}")
     try:
         write_on_main(path, lambda: (path.parent.mkdir(parents=True, exist_ok=True), stage.mkdir()))
-        files = plan_files(hf_tensors(cfg), kinds, max_shard_bytes)
-        _write_weights(stage, files, flat, kinds, progress)
-        write_on_main(path, lambda: _write_small(stage, files, kinds, cfg, tokenizer, source_generation, info))
-        logits = prompt_logits(tree, cfg, dtype)
-        shardings = None
-        if all(isinstance(x, jax.Array) for x in flat.values()):
-            shardings = jax.tree.map(lambda x: x.sharding, tree)
-        del params, tree, flat
-        verify_export(stage, logits, cfg, dtypes=kinds, tokenizer=tokenizer, shardings=shardings)
+        weights = stream.read(functools.partial(_write_weights, stage, stream, max_shard_bytes, progress))
+        if problem := any_text(weights.problem):
+            raise failure(problem)
+        more = info() if callable(info) else info
+        write_on_main(path, lambda: _write_small(stage, weights, cfg, tokenizer, source_generation, more))
+        write_on_main(path, lambda: _check(stage, weights, cfg, tokenizer, checking))
         write_on_main(path, lambda: publish(stage, path))
     finally:
         if jax.process_index() == 0:
@@ -155,15 +151,6 @@ def plan_files(
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
 
 
-def _check_tree(flat: dict, kinds: dict, cfg: LlamaConfig) -> None:
-    shapes = leaf_shapes(cfg)
-    wrong = [".".join(p) for p in shapes.keys() | flat.keys() if p not in flat or flat[p].shape != shapes.get(p)]
-    if wrong:
-        raise UserError(f"parameters do not fit the config: {group_names(wrong)}")
-    if foreign := {str(k) for k in kinds.values() if k not in CODES}:
-        raise UserError(f"dtype {', '.join(sorted(foreign))}: exports are {', '.join(str(d) for d in CODES)}")
-
-
 def _main_dtype(files: dict[str, list[HFTensor]], kinds: dict) -> str:
     """The name for config.json: the dtype that most values are stored in (norms alone may be float32)."""
     counts: dict[str, int] = {}
@@ -172,37 +159,89 @@ def _main_dtype(files: dict[str, list[HFTensor]], kinds: dict) -> str:
     return max(counts, key=counts.__getitem__)
 
 
-def _write_weights(stage: Path, files: dict, flat: dict, kinds: dict, progress: Callable | None) -> None:
-    """Streams every tensor into its file. All processes gather; process 0 writes, and its failure is raised on all."""
-    main, done, problem = jax.process_index() == 0, 0, ""
-    total = sum(t.size * kinds[t.path].itemsize for tensors in files.values() for t in tensors)
+class _Written(NamedTuple):
+    """What was written: the tensors of each file, their dtypes and checksums, the logits of weights that came in order.
+
+    problem: why it was not, as describe_failure gives it; "" when all went well.
+    """
+
+    files: dict[str, list[HFTensor]]
+    kinds: Kinds
+    checksums: dict[str, int]
+    logits: np.ndarray | None
+    problem: str
+
+
+def _write_weights(
+    stage: Path,
+    stream: WeightStream,
+    max_shard_bytes: int,
+    progress: Callable[[int, int], None] | None,
+    kinds: Kinds,
+    weights: Iterator[Weight],
+) -> _Written:
+    """Streams every tensor to its place in its file. All processes gather; process 0 writes.
+
+    No failure of writing is raised: other processes are still gathering and must not be left waiting for this one.
+    """
+    if foreign := {str(k) for k in kinds.values() if k not in CODES}:
+        what = f"dtype {', '.join(sorted(foreign))}: exports are {', '.join(str(d) for d in CODES)}"
+        return _Written({}, kinds, {}, None, f"u{what}")
+    main, alone = jax.process_index() == 0, jax.process_count() == 1
+    files = plan_files(hf_tensors(stream.cfg), kinds, max_shard_bytes)
+    total, done, problem = sum(t.size * kinds[t.path].itemsize for tensors in files.values() for t in tensors), 0, ""
+    checksums: dict[str, int] = {}
+    logits = PromptLogits(stream.cfg) if main and stream.in_order else None
+    with contextlib.ExitStack() as stack:
+        try:
+            places = _open_files(stage, files, kinds, stack) if main else {}
+        except OSError as e:
+            places, problem = {}, describe_failure(e, stage)
+        for t, array, finite in weights:
+            if not finite:
+                problem = problem or f"w{t.name} holds values that are not finite in {kinds[t.path]}"
+            if main and not problem:
+                try:
+                    f, position = places[t.name]
+                    f.seek(position)
+                    write_tensor(f, array)
+                except OSError as e:
+                    problem = describe_failure(e, stage)
+                checksums[t.name] = checksum(array)
+                if logits is not None:
+                    logits.add(t, array)
+            if problem and alone:
+                break
+            done += array.nbytes
+            if progress:
+                progress(done, total)
+        try:
+            stack.close()  # what is still in buffers goes to the disk
+        except OSError as e:
+            problem = problem or describe_failure(e, stage)
+    proof = logits.result() if logits is not None and not problem else None
+    return _Written(files, kinds, checksums, proof, problem)
+
+
+def _open_files(
+    stage: Path, files: dict[str, list[HFTensor]], kinds: Kinds, stack: contextlib.ExitStack
+) -> dict[str, tuple[BinaryIO, int]]:
+    """Opens every file and writes its header: {tensor name: (its file, where its bytes begin)}."""
+    places: dict[str, tuple[BinaryIO, int]] = {}
     for name, tensors in files.items():
-        with contextlib.ExitStack() as stack:
-            f: BinaryIO | None = None
-            for i, t in enumerate(tensors):
-                array, finite = gather(flat[t.path], t.layer, kinds[t.path])
-                if not finite:
-                    problem = problem or f"w{t.name} holds values that are not finite in {kinds[t.path]}"
-                if main and not problem:
-                    try:
-                        if i == 0:
-                            f = stack.enter_context(synced(stage / name))
-                            write_header(f, [(t.name, kinds[t.path], t.shape) for t in tensors])
-                        write_tensor(f, array)
-                    except OSError as e:
-                        problem = describe_failure(e, stage)
-                # Other processes are still gathering; they must not be left waiting for this one.
-                if problem and jax.process_count() == 1:
-                    raise failure(problem)
-                done += array.nbytes
-                if progress:
-                    progress(done, total)
-    if problem := any_text(problem):
-        raise failure(problem)
+        (stage / name).unlink(missing_ok=True)  # of a checkpoint that turned out to be damaged
+        f = stack.enter_context(synced(stage / name))
+        write_header(f, [(t.name, kinds[t.path], t.shape) for t in tensors])
+        position = f.tell()
+        for t in tensors:
+            places[t.name] = (f, position)
+            position += t.size * kinds[t.path].itemsize
+    return places
 
 
-def _write_small(stage, files, kinds, cfg, tokenizer, generation, info) -> None:
+def _write_small(stage, weights: _Written, cfg, tokenizer, generation, info) -> None:
     """Everything but the weights; only the main process."""
+    files, kinds = weights.files, weights.kinds
     if list(files) != [SINGLE]:
         total = sum(t.size * kinds[t.path].itemsize for tensors in files.values() for t in tensors)
         weight_map = {t.name: name for name, tensors in files.items() for t in tensors}
@@ -210,3 +249,16 @@ def _write_small(stage, files, kinds, cfg, tokenizer, generation, info) -> None:
     write_assets(stage, cfg, tokenizer, dtype=_main_dtype(files, kinds), source_generation=generation)
     sizes = {p.name: p.stat().st_size for p in sorted(stage.iterdir())}
     write_json(stage / MARKER, {**(info or {}), "tokenizer_hash": tokenizer_hash(tokenizer), "files": sizes})
+
+
+def _check(stage: Path, weights: _Written, cfg, tokenizer, progress) -> None:
+    """Reads everything back; only the main process."""
+    verify_export(
+        stage,
+        weights.logits,
+        cfg,
+        dtypes=weights.kinds,
+        tokenizer=tokenizer,
+        checksums=weights.checksums,
+        progress=progress,
+    )

@@ -5,6 +5,7 @@ from typing import Any
 
 from mmed_jax.checkpoints.run_directory import CONFIG_FILE
 from mmed_jax.common import jsonl
+from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.hf.base_model import hub_name
 from mmed_jax.hf.export_folder import MARKER
 from mmed_jax.hf.load import read_json
@@ -15,6 +16,20 @@ from mmed_jax.model.lora import num_adapter_params
 
 METHODS = ("none", "lora", "full")
 RANDOM = "random weights"
+
+
+def export_info(source: ModelSource, made_by: str) -> dict[str, Any]:
+    """What mmed_jax_export.json says of where an export came from, when its weights are read. JSON values."""
+    chat = syntax_of(source.tokenizer)
+    return {
+        "made_by": made_by,
+        "source_kind": source.kind,
+        "source": source.path.resolve().name,
+        "chat_format": chat.name if chat else None,
+        **({} if source.step is None else {"step": source.step}),
+        **({} if source.lora is None else {"adapter": source.lora.to_json()}),
+        "tuning": tuning_of(source),
+    }
 
 
 def tuning_of(source: ModelSource) -> dict[str, Any]:

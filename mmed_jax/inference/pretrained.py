@@ -21,11 +21,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmed_jax.common.errors import UserError, nearest
-from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.data.plain_text import decode_after
 from mmed_jax.hf.open_model import ModelSource, open_model, trained_prompts
 from mmed_jax.hf.save import save_pretrained
-from mmed_jax.hf.tuning import tuning_of
+from mmed_jax.hf.tuning import export_info
 from mmed_jax.inference.engine import Engine
 from mmed_jax.inference.prompt_files import PromptFormat, prompt_ids
 from mmed_jax.model import llama
@@ -238,8 +237,6 @@ class Llama(llama.Llama):
         *,
         dtype: str | None = None,
         overwrite: bool = False,
-        release: bool = False,
-        made_by: str = "mmed_jax.Llama",
         progress: Callable[[int, int], None] | None = None,
     ) -> os.PathLike:
         """Writes a Hugging Face folder, checked before it gets its name (mmed_jax.hf.save.save_pretrained).
@@ -247,43 +244,24 @@ class Llama(llama.Llama):
         Args:
           path: a new or empty folder, or with `overwrite` an earlier export.
           dtype: of the stored weights: "float32", "bfloat16" or "float16"; None = as they are here.
-          release: the weights are given up once they are written, and this model must not be used any more: the check
-            then needs no room for a second copy.
-          made_by: goes into the folder's mmed_jax_export.json. progress: called with (bytes written, bytes in all).
+          progress: called with (bytes written, bytes in all).
 
         Raises:
           UserError, WorkError: as save_pretrained does.
         """
         if dtype is not None:
             dtype = _float_name(dtype, DTYPES)
-        chat = syntax_of(self.tokenizer)
-        info = {
-            "made_by": made_by,
-            "source_kind": self.source.kind,
-            "source": self.source.path.resolve().name,
-            "chat_format": chat.name if chat else None,
-            **({} if self.source.step is None else {"step": self.source.step}),
-            **({} if self.source.lora is None else {"adapter": self.source.lora.to_json()}),
-            "tuning": tuning_of(self.source),
-        }
         return save_pretrained(
             path,
-            self._give_up if release else self.params,
+            self.params,
             self.cfg,
             self.tokenizer,
             dtype=dtype,
             source_generation=self.source.generation,
-            info=info,
+            info=export_info(self.source, "mmed_jax.Llama"),
             overwrite=overwrite,
             progress=progress,
         )
-
-    def _give_up(self) -> llama.Params:
-        """The weights, which this module no longer holds."""
-        params = self.params
-        for name in params:
-            delattr(self, name)
-        return params
 
 
 def _as_object(prompt: Prompt) -> dict:

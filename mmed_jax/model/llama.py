@@ -221,9 +221,29 @@ def forward(
         body = rematerialise(lambda x, p: _layer(x, p, cfg, rope, mix), remat)
         with jax.named_scope("layers"):
             x, _ = jax.lax.scan(body, x, params["layers"])
-    with jax.named_scope("final_norm"):
-        x = _rms_norm(x, params["final_norm"]["weight"], cfg.rms_norm_eps)
+    x = final_norm(x, params, cfg)
     return x if cache is None else (x, cache)
+
+
+def final_norm(x_btd: jax.Array, params: Params, cfg: LlamaConfig) -> jax.Array:
+    """The norm behind the last layer, of hidden [B, T, D]."""
+    with jax.named_scope("final_norm"):
+        return _rms_norm(x_btd, params["final_norm"]["weight"], cfg.rms_norm_eps)
+
+
+def run_layer(x_btd: jax.Array, layer: Params, cfg: LlamaConfig) -> jax.Array:
+    """One decoder layer alone on hidden [B, T, D] of documents that begin at position 0, in the dtype of hidden.
+
+    Args:
+      layer: the parameters of one layer, params["layers"] without the layers' axis.
+    """
+    b, t, _ = x_btd.shape
+    positions_bt = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
+
+    def mix(q, k, v):
+        return attend(q, k, v, q_positions=positions_bt, kv_positions=positions_bt, backend="reference"), None
+
+    return _layer(x_btd, layer, cfg, rope_tables(cfg, positions_bt), mix)[0]
 
 
 def _run_cached(params, cfg, x, rope, slots_bt, visible_bts, cache):

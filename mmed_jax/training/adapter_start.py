@@ -161,7 +161,7 @@ def write_random_base(
     with jax.set_mesh(mesh):
         save_pretrained(
             folder,
-            lambda: random_params(cfg, config.seed, abstract),
+            random_params(cfg, config.seed, abstract),
             cfg,
             tok,
             dtype="float32",

@@ -122,13 +122,6 @@ def test_what_is_saved_is_what_is_held(folder, tmp_path, dtype):
         model.save_pretrained(tmp_path / "copy")
 
 
-def test_a_released_model_keeps_nothing(folder, tmp_path):
-    model = Llama.from_pretrained(folder)
-    leaves = jax.tree.leaves(model.params)
-    model.save_pretrained(tmp_path / "copy", release=True)
-    assert not model.params and len(leaves) == len(jax.tree.leaves(Llama.from_pretrained(tmp_path / "copy").params))
-
-
 def test_it_is_an_ordinary_flax_module(folder):
     """jit, gradients and an optimizer of Flax; new weights are put in place with nnx.update, without a copy."""
     model = Llama.from_pretrained(folder)
