@@ -78,14 +78,14 @@ class Merger:
         leaf: LeafPath,
         layer: int,
         read: ReadRows,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         box: list[tuple[int, int]],
         out: Any,
     ) -> None:
         """Fills a part of a merged matrix, block of rows by block of rows.
 
         Args:
-          leaf, layer: which matrix. shape: of the whole of it.
+          leaf, layer: which matrix. shape: (rows, width) of the whole of it.
           read: read(first row, last row) gives those rows as float32 [rows, in].
           box: [(begin, end)] of rows and columns that are wanted. out: array of that size, of the result's dtype.
         """
