@@ -5,7 +5,7 @@
     model.generate("Which vitamin prevents scurvy?")
     model.save_pretrained("copy")
 
-`generate`, `evaluate` and `export` load their models here. examples/python_api.py shows a training step as well.
+`generate` and `evaluate` load their models here. examples/python_api.py shows a training step as well.
 """
 
 import contextlib
