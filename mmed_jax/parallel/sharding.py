@@ -113,25 +113,35 @@ def mesh_shape(sizes: dict[str, int], device_count: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def over_slices(data: int, slices: int) -> int:
+    """The mesh axis `data` on several TPU slices: their number where it was left at 1."""
+    return slices if data == 1 else data
+
+
 def make_mesh(
     data: int = 1, fsdp: int = -1, tensor: int = 1, context: int = 1, devices: list[jax.Device] | None = None
 ) -> Mesh:
     """The mesh over `devices` (all by default), automatic axis types, best order for the interconnect.
 
-    On several TPU slices the `data` axis runs over the slices first, so that only gradients cross the slow network.
+    On several TPU slices the `data` axis runs over the slices first, so that only gradients cross the slow network;
+    left at 1, it becomes their number.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or `data` does not cover the slices.
     """
     devices = list(jax.devices()) if devices is None else list(devices)
+    slices = len({getattr(d, "slice_index", 0) or 0 for d in devices}) if devices[0].platform == "tpu" else 1
+    data = over_slices(data, slices)
     shape = mesh_shape({"data": data, "fsdp": fsdp, "tensor": tensor, "context": context}, len(devices))
     axis_types = (AxisType.Auto,) * len(MESH_AXES)
-    slices = len({getattr(d, "slice_index", 0) or 0 for d in devices})
-    if slices > 1 and devices[0].platform == "tpu":
+    if slices > 1:
         from jax.experimental import mesh_utils
 
         if shape[0] % slices:
-            raise UserError(f"config.mesh.data={shape[0]} must be a multiple of the {slices} TPU slices")
+            raise UserError(
+                f"config.mesh.data={shape[0]} must be a multiple of the {slices} TPU slices: fsdp, tensor and context "
+                "would run over the slow network between them"
+            )
         grid = mesh_utils.create_hybrid_device_mesh(
             (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True
         )

@@ -70,8 +70,8 @@ def _mesh_shape(config: ConfigDict, topology: Topology) -> dict[str, int]:
             "--config.mesh.devices=0 to use them all, or name a smaller slice"
         )
     sizes = {a: config.mesh[a] for a in sharding.MESH_AXES}
-    if topology.slices > 1 and topology.kind == "tpu" and sizes["data"] == 1:
-        sizes["data"] = topology.slices
+    if topology.kind == "tpu":
+        sizes["data"] = sharding.over_slices(sizes["data"], topology.slices)
     return dict(zip(sharding.MESH_AXES, sharding.mesh_shape(sizes, topology.chips), strict=True))
 
 
@@ -105,7 +105,7 @@ def plan(
     from mmed_jax.training.program import attention_backend
 
     config = with_parts(config, topology)
-    mesh, data_axis = mesh_sizes(config, cfg, topology), config.mesh.data
+    mesh = mesh_sizes(config, cfg, topology)
     resolved = {"attention": attention_backend(config, cfg, topology.kind, mesh["context"])}
     config = with_values(config, resolved | {f"mesh.{axis}": size for axis, size in mesh.items()})
     result = _begin(config, cfg, mesh, dataclasses.asdict(topology) | {"text": topology.describe()})
@@ -126,11 +126,6 @@ def plan(
         _by_compiler(result, config, cfg, topology, mesh)
         if path:
             plan_cache.keep(path, result, say)
-    # Of what was asked for, not of what was compiled: not kept.
-    if data_axis not in (-1, mesh["data"]):
-        result.notes.append(
-            f"mesh.data={mesh['data']}, over the slices: train needs --config.mesh.data={mesh['data']} there"
-        )
     return result
 
 

@@ -11,9 +11,13 @@ Transfers: bytes of a ring algorithm / (links used x bandwidth x ICI_EFFICIENCY)
 without counts one way. The schedule is walked in order: an asynchronous transfer runs beside the instructions
 until its end is waited for, transfers follow one another on the links, a blocking one holds up everything.
 
+A transfer that is on its way when a loop begins keeps the links from those inside, and no product is
+taken to be faster than the chip's peak, whatever its cycles say.
+
 Limits. The cycles are the compiler's model of its own tiles (a large bfloat16 product: 442 of 459 TFLOP/s on v5p, 192
 of 197 on v5e, 265 of 275 on v4); nothing is known of contention for HBM, power, latency of small transfers, launches
-or input. A transfer fused with a product is taken as free for the core, which is optimistic. Real steps are slower.
+or input, nor of what SparseCores read and write of HBM or how fast the one that sums a reduce-scatter adds. A transfer
+fused with a product is taken as free for the core, which is optimistic. Real steps are slower.
 """
 
 from collections import Counter, defaultdict
@@ -144,6 +148,7 @@ class _Walk:
         self.kernel_flops, self.efficiency = kernel_flops, efficiency
         self.collectives = Collectives(module)
         self.durations: dict[str, float] = {}
+        self.sending: dict[str, bool] = {}
         self.unknown: dict[str, None] = {}
         self.without_cycles = 0.0
 
@@ -182,8 +187,7 @@ class _Walk:
         for instruction, times in self.module.executed(fused=True):
             sums["flops"] += (instruction_flops(instruction, self.kernel_flops) or 0.0) * times
         parts = (sums["compute"], sums["ici"], sums["dcn"])
-        # A loop is walked apart from the transfers that run across it: they can't both have the links.
-        # Its sum is in another order than theirs, so rounding is cut off at both ends.
+        # The walk adds in another order than the sums, so rounding is cut off at both ends.
         schedule = min(max(self.duration(self.module.entry), *parts), sum(parts))
         return Estimate(
             sums["compute"],
@@ -242,19 +246,26 @@ class _Walk:
         if instruction.opcode in _FREE:
             return 0.0, ""
         if instruction.cycles is not None:
-            return instruction.cycles / self.topology.clock_hz, "cycles"
+            # The cycles are of a model of tiles and may promise more than the chip has.
+            least = self._products(instruction) / self.topology.peak_flops
+            return max(instruction.cycles / self.topology.clock_hz, least), "cycles"
         event = self.collectives.event(instruction)
         if event:
             return 0.0, ""
         found = instruction_flops(instruction, self.kernel_flops)
         if instruction.opcode == "fusion":
-            found = sum(instruction_flops(i, self.kernel_flops) or 0.0 for i in self._inside(instruction))
+            found = self._products(instruction)
         if is_kernel(instruction) and found is not None:
             return found / (self.efficiency * self.topology.peak_flops), "kernel"
         if is_kernel(instruction):
             self.unknown[instruction.name] = None
         moved = self.moved(instruction) / self.topology.hbm_bandwidth
         return max(moved, (found or 0.0) / self.topology.peak_flops), "bytes"
+
+    def _products(self, instruction: Instruction) -> float:
+        """FLOPs of an instruction, for a fusion those of its parts."""
+        parts = self._inside(instruction) if instruction.opcode == "fusion" else (instruction,)
+        return sum(instruction_flops(i, self.kernel_flops) or 0.0 for i in parts)
 
     def _inside(self, fusion: Instruction) -> Iterable[Instruction]:
         for computation in self.module.called(fusion):
@@ -281,14 +292,37 @@ class _Walk:
         return written + sum(s.bytes for s in operands if s.space == 0)
 
     def duration(self, computation: Computation) -> float:
-        """Seconds of one pass of a computation as scheduled."""
+        """Seconds of one pass of a computation as scheduled, with the links free when it begins."""
         if computation.name not in self.durations:
-            clock = _Clock()
-            for instruction in computation.instructions:
-                self._step(instruction, clock)
-            # What is still on the way when the computation ends is waited for.
-            self.durations[computation.name] = max(clock.core, *clock.pending.values(), 0.0)
+            self.durations[computation.name] = self._pass(computation, _Clock())
         return self.durations[computation.name]
+
+    def _pass(self, computation: Computation, clock: _Clock) -> float:
+        for instruction in computation.instructions:
+            self._step(instruction, clock)
+        # What is still on the way when the computation ends is waited for.
+        return max(clock.core, *clock.pending.values(), 0.0)
+
+    def _enter(self, computation: Computation, clock: _Clock, trips: int = 1) -> None:
+        """Runs a computation `trips` times; its transfers wait for those that were on the links before."""
+        left = trips if self.transfers(computation) else 0
+        while left:
+            busy = {network: free - clock.core for network, free in clock.free.items()}
+            if max(busy.values()) <= 0:
+                break
+            clock.core += self._pass(computation, _Clock(free=busy))
+            left -= 1
+            trips -= 1
+        clock.core += trips * self.duration(computation)
+
+    def transfers(self, computation: Computation) -> bool:
+        """Whether anything in a computation, or in what it calls, uses the links."""
+        if computation.name not in self.sending:
+            self.sending[computation.name] = any(
+                self.collectives.event(i) or any(self.transfers(c) for c in self.module.called(i))
+                for i in computation.instructions
+            )
+        return self.sending[computation.name]
 
     def _step(self, instruction: Instruction, clock: _Clock) -> None:
         event = self.collectives.event(instruction)
@@ -308,9 +342,11 @@ class _Walk:
         clock.core += self.compute(instruction)[0]
         if instruction.opcode == "while":
             trips = 1 if instruction.trips is None else instruction.trips
-            clock.core += trips * sum(self.duration(b) for b in self.module.called(instruction, "body"))
+            for body in self.module.called(instruction, "body"):
+                self._enter(body, clock, trips)
         elif instruction.opcode in ("call", "conditional") or (instruction.opcode in ASYNC_STARTS and not event):
-            clock.core += sum(self.duration(c) for c in self.module.called(instruction))
+            for called in self.module.called(instruction):
+                self._enter(called, clock)
 
 
 def _ranked_scopes(scopes: dict[Scope, list[float]]) -> tuple[ScopeSeconds, ...]:

@@ -76,3 +76,15 @@ def test_constrain_checks_the_rank_and_is_free_without_a_mesh():
     assert sharding.constrain(x, "batch", "length") is x
     with pytest.raises(ValueError, match="2"):
         sharding.constrain(x, "batch", "length", None)
+
+
+def test_data_runs_over_tpu_slices_unless_it_is_set():
+    from tests.support.hlo_cases import tpu_devices
+
+    devices = tpu_devices("2xv5p-8")
+    mesh = sharding.make_mesh(devices=devices)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
+    assert [{d.slice_index for d in copy.flat} for copy in mesh.devices] == [{0}, {1}]
+    # One copy over both slices would gather weights over the slow network.
+    with pytest.raises(UserError, match="config.mesh.data=1 must be a multiple of the 2 TPU slices"):
+        sharding.make_mesh(data=-1, fsdp=8, devices=devices)

@@ -280,3 +280,35 @@ def test_gradients_of_two_slices_cross_once_per_slice_in_a_tpu_program():
     assert e.flops == layers * 3 * 2 * (4096 / 8) * width * width
     assert e.collective_bytes["all-gather"] == layers * width * width * 2 * 3 / 4
     assert e.low_s <= e.schedule_s <= e.high_s and e.dcn_s == pytest.approx(e.dcn_bytes / V5E.dcn_bandwidth)
+
+
+def test_links_that_are_busy_before_a_loop_are_busy_in_it():
+    """The loop's first gather waits for the one that began before; later passes find the links free."""
+    inner = LOOP.replace("LINES", "\n  ".join((START, work("a", 3), DONE)))
+    around = (
+        "%zero = s32[] constant(0)",
+        "%t = (s32[], f32[250]{0}) tuple(%zero, %p)",
+        START.replace("%start", "%before"),
+        "%w = (s32[], f32[250]{0}) while(%t), condition=%cond, body=%body",
+        DONE.replace("%done", "%after").replace("%start", "%before"),
+    )
+    e = schedule_time.estimate(program(*around, inner=inner), SLOW)
+    counter, alone = 12e-9, max(3e-6, ONE_GATHER)
+    assert e.schedule_s == pytest.approx(ONE_GATHER + 10 * alone + 10 * counter, rel=1e-3)
+
+
+def test_a_product_is_never_faster_than_the_chip():
+    fused = """
+%product (p: f32[250]) -> f32[250,250] {
+  %p = f32[250]{0} parameter(0)
+  ROOT %d = f32[250,250]{1,0} dot(%p, %p), lhs_contracting_dims={}, rhs_contracting_dims={}
+}
+"""
+    line = (
+        "%f = f32[250,250]{1,0} fusion(%p), kind=kOutput, calls=%product, "
+        'backend_config={"window_config":{"estimated_cycles":"CYCLES"}}'
+    )
+    flops = 2 * 250 * 250
+    for cycles, seconds in ((1, flops / 1e9), (1000, 1e-3)):
+        e = schedule_time.estimate(program(line.replace("CYCLES", str(cycles)), inner=fused), SLOW)
+        assert e.compute_s == pytest.approx(seconds)
