@@ -143,6 +143,7 @@ def _plot(path: Path, title: str, unit: str, series: list, resumes: list[int]) -
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary)
     os.replace(temporary, path)
+    figure.set_layout_engine("none")  # laid out already, which takes most of the time
     svg = io.BytesIO()
     FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
     return Plot(title, svg.getvalue())
