@@ -71,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def export_model(args: argparse.Namespace, source: "ModelSource", output: Path) -> None:
     """Writes all weights, with the adapter in them where there is one."""
+    import jax
+
     from mmed_jax.hf.export_folder import check_output
     from mmed_jax.hf.lora_model import LoraModel
     from mmed_jax.hf.mapping import hf_tensors
@@ -92,17 +94,18 @@ def export_model(args: argparse.Namespace, source: "ModelSource", output: Path) 
     print(f"output   {output}", flush=True)
 
     start = time.monotonic()
-    save_pretrained(
-        output,
-        source.stream(None if dtype == "source" else dtype),
-        source.cfg,
-        source.tokenizer,
-        source_generation=source.generation,
-        info=lambda: export_info(source, "mmed_jax.export"),
-        overwrite=args.overwrite,
-        progress=_ByteBar("writing"),
-        checking=_ByteBar("checking"),
-    )
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        save_pretrained(
+            output,
+            source.stream(None if dtype == "source" else dtype),
+            source.cfg,
+            source.tokenizer,
+            source_generation=source.generation,
+            info=lambda: export_info(source, "mmed_jax.export"),
+            overwrite=args.overwrite,
+            progress=_ByteBar("writing"),
+            checking=_ByteBar("checking"),
+        )
     if source.step is not None:
         print(f"step     {source.step}", flush=True)
     if isinstance(source, LoraModel):

@@ -5,7 +5,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --exclusive
-# SIGTERM two minutes before the end: the run saves, exits 0, and the next job of the same command continues.
+# SIGTERM two minutes before the end: the run saves and exits 75, and the next job of the same command continues.
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmed_jax.hf.mapping import HFTensor, hf_tensors
-from mmed_jax.hf.weight_stream import TreeStream, WeightStream
+from mmed_jax.hf.weight_stream import Kinds, TreeStream, Weight
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
 
@@ -69,19 +70,14 @@ def prompt_logits(params: dict[str, Any], cfg: LlamaConfig, dtype: Any = None) -
     Args:
       dtype: round the parameters to this first; None leaves them.
     """
-    return stream_logits(TreeStream(params, cfg, dtype))
 
-
-def stream_logits(stream: WeightStream) -> np.ndarray:
-    """PromptLogits of weights that come in order."""
-
-    def consume(kinds: Any, weights: Any) -> np.ndarray:
-        logits = PromptLogits(stream.cfg)
-        for t, array, _ in weights:
-            logits.add(t, array)
+    def consume(_: Kinds, weights: Iterator[Weight]) -> np.ndarray:
+        logits = PromptLogits(cfg)
+        for weight in weights:
+            logits.add(weight.tensor, weight.array)
         return logits.result()
 
-    return stream.read(consume)
+    return TreeStream(params, cfg, dtype).read(consume)
 
 
 @functools.lru_cache(maxsize=8)

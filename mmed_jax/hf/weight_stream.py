@@ -140,7 +140,7 @@ class RunStream:
     def _weights(self, folder: Path, saved: Described, kinds: Kinds, merger: Merger | None) -> Iterator[Weight]:
         from mmed_jax.checkpoints.restore import read_item
 
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         by_leaf: dict[LeafPath, list[HFTensor]] = {}
         for t in hf_tensors(self.cfg):
             by_leaf.setdefault(t.path, []).append(t)

@@ -305,13 +305,9 @@ class _Walk:
 
     def _enter(self, computation: Computation, clock: _Clock, trips: int = 1) -> None:
         """Runs a computation `trips` times; its transfers wait for those that were on the links before."""
-        left = trips if self.transfers(computation) else 0
-        while left:
+        while trips and self.transfers(computation) and max(clock.free.values()) > clock.core:
             busy = {network: free - clock.core for network, free in clock.free.items()}
-            if max(busy.values()) <= 0:
-                break
             clock.core += self._pass(computation, _Clock(free=busy))
-            left -= 1
             trips -= 1
         clock.core += trips * self.duration(computation)
 

@@ -1,1 +1,1 @@
-"""Google Cloud Storage: objects, a lease, and files that are written here and uploaded."""
+"""Google Cloud Storage: the objects of a bucket."""

@@ -85,7 +85,7 @@ class Bucket:
     def stat(self, name: str) -> Stored | None:
         """What is known of an object; None when there is none."""
         blob = self._bucket.blob(name)
-        with self._told(name) as limits:
+        with self._limits(name) as limits:
             try:
                 blob.reload(**limits)
             except _not_found():
@@ -94,7 +94,7 @@ class Bucket:
 
     def list(self, prefix: str = "") -> Objects:
         """All objects whose name begins with `prefix`, in order of their names (UTF-8)."""
-        with self._told(prefix) as limits:
+        with self._limits(prefix) as limits:
             return [_stored(b) for b in self._bucket.list_blobs(prefix=prefix, **limits)]
 
     def list_folder(self, folder: str) -> tuple[Names, Objects]:
@@ -104,7 +104,7 @@ class Bucket:
           folder: a key without slash at its end; "" is the whole bucket.
         """
         prefix = f"{folder}/" if folder else ""
-        with self._told(prefix) as limits:
+        with self._limits(prefix) as limits:
             found = self._bucket.list_blobs(prefix=prefix, delimiter="/", **limits)
             objects = [_stored(b) for b in found if b.name != prefix]
             return sorted(p[len(prefix) :].rstrip("/") for p in found.prefixes), objects
@@ -122,7 +122,7 @@ class Bucket:
             return b""
         blob = self._bucket.blob(name, generation=generation)
         last = None if end is None else end - 1
-        with self._told(name) as limits:
+        with self._limits(name) as limits:
             try:
                 # The range is not what the stored checksum is of.
                 whole = begin == 0 and end is None
@@ -137,7 +137,7 @@ class Bucket:
     def download(self, name: str, file: Path, generation: int | None = None) -> None:
         """Writes an object to a file, compared with its checksum. Raises FileNotFoundError, OSError."""
         blob = self._bucket.blob(name, generation=generation)
-        with self._told(name, deadline_s=None) as limits:
+        with self._limits(name, deadline_s=None) as limits:
             try:
                 blob.download_to_filename(str(file), checksum="crc32c", **limits)
             except _not_found() as e:
@@ -160,7 +160,7 @@ class Bucket:
         if size > _WHOLE:
             blob.chunk_size = _PART
         with (
-            self._told(name, deadline_s=None if size > _WHOLE else self.deadline_s) as limits,
+            self._limits(name, deadline_s=None if size > _WHOLE else self.deadline_s) as limits,
             open(data, "rb") if isinstance(data, Path) else io.BytesIO(data) as f,
         ):
             try:
@@ -175,7 +175,7 @@ class Bucket:
     def delete(self, name: str, if_generation: int | None = None) -> None:
         """Removes an object; one that is not there is none. Raises PreconditionFailed."""
         conditions = {} if if_generation is None else {"if_generation_match": if_generation}
-        with self._told(name) as limits:
+        with self._limits(name) as limits:
             try:
                 self._bucket.blob(name).delete(**conditions, **limits)
             except _not_found():
@@ -184,7 +184,7 @@ class Bucket:
                 raise PreconditionFailed(f"{self.address(name)}: was changed by another process") from e
 
     @contextlib.contextmanager
-    def _told(self, name: str, deadline_s: float | None = 0.0) -> Iterator[dict[str, Any]]:
+    def _limits(self, name: str, deadline_s: float | None = 0.0) -> Iterator[dict[str, Any]]:
         """Yields the limits of a call, and says its failures in the words of this program.
 
         deadline_s: None = of each request of a transfer of many.
