@@ -36,8 +36,17 @@ if ! have "$extra" && ! { [ "$extra" = run ] && have test; }; then
   fi
   packages=(-r requirements.txt)
   if [ "$extra" = test ]; then
-    packages+=(pytest pytest-xdist hypothesis ruff mypy tiktoken torch peft nltk jieba janome sacrebleu rouge)
-    packages+=(datatrove ahocorasick_rs lxml_html_clean orjson pypdfium2 trafilatura warcio zstandard)
+    # What the extra [test] of pyproject.toml names, and the extras that it names itself: one list.
+    packages+=($("$venv/bin/python" -c '
+import re, tomllib
+
+extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+waiting = ["test"]
+for extra in waiting:
+    for requirement in extras[extra]:
+        own = re.fullmatch(r"mmed_jax\[(.*)\]", requirement)
+        waiting.extend(own.group(1).split(",")) if own else print(requirement)
+'))
     # The TPU compiler, for the tests of mmed_jax.plan; there are wheels for Linux on x86-64 only.
     [ "$(uname -sm)" = "Linux x86_64" ] && packages+=("jax[tpu]")
   fi
