@@ -17,9 +17,11 @@ import argparse
 from types import ModuleType
 from typing import Any
 
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.common.output_files import check_folder, write_text
+from mmed_jax.common.place_flags import InputPlace, OutputPlace
 from mmed_jax.evaluation.comparison import perplexity_tables, render
 from mmed_jax.evaluation.comparison.compare_runs import compare_runs
 from mmed_jax.evaluation.comparison.mmedbench_submission import write_submission
@@ -29,11 +31,11 @@ from mmed_jax.evaluation.comparison.runs import read_runs
 
 def main(argv: list[str] | None = None) -> None:
     """The compare command; see the module's docstring and `--help`."""
-    args = parse_arguments(argv)
-    if args.submission:
-        print_submission(args)
-    else:
-        print_comparison(args)
+    with local_places(parse_arguments(argv)) as args:
+        if args.submission:
+            print_submission(args)
+        else:
+            print_comparison(args)
 
 
 def print_submission(args: argparse.Namespace) -> None:
@@ -93,10 +95,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folders of evaluations, or NAME=FOLDER; the first is compared with")
-    add("--output", metavar="DIR", help="where the tables are written as well")
+    add(
+        "runs",
+        nargs="+",
+        type=InputPlace,
+        metavar="RUN",
+        help="folders of evaluations, or NAME=FOLDER; the first is compared with",
+    )
+    add("--output", type=OutputPlace, metavar="DIR", help="where the tables are written as well")
     add("--published", metavar="all|none|NAME,..", help="published rows (default: all); NAME: whose names hold it")
-    add("--submission", metavar="DIR", help="write the files of a submission to MMedBench instead")
+    add("--submission", type=OutputPlace, metavar="DIR", help="write the files of a submission to MMedBench instead")
     add("--allow_count_mismatch", action="store_true", help="--submission: also when the test set is not whole")
     return parser.parse_args(argv)
 

@@ -31,11 +31,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmed_jax.common import console
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.common.journal import Journal
 from mmed_jax.common.output_files import write_json, write_text
 from mmed_jax.common.paths import expand_home
+from mmed_jax.common.place_flags import InputPlace
 from mmed_jax.common.progress import Progress
 from mmed_jax.data.records.reading import load_files
 from mmed_jax.evaluation import scoring
@@ -64,11 +66,15 @@ def main(argv: list[str] | None = None) -> None:
     if argv[:1] == ["list"]:
         print_benchmarks(argv[1:])
         return
-    args = parse_arguments(argv, __doc__)
-    if args.perplexity is not None:
-        score_texts(args)
-        return
+    with local_places(parse_arguments(argv, __doc__)) as args:
+        if args.perplexity is not None:
+            score_texts(args)
+        else:
+            answer_questions(args)
 
+
+def answer_questions(args: argparse.Namespace) -> None:
+    """evaluate --benchmark, or --data: a question is a line of predictions.jsonl as soon as it is answered."""
     # ---- Choose: which questions, in which prompts, for which model; no device is touched yet, and nothing sent -----
     benchmarks = choose_benchmarks(args)
     kind = common_kind(benchmarks, args.kind)
@@ -362,12 +368,12 @@ def score_texts(args: argparse.Namespace) -> None:
 def print_benchmarks(argv: list[str]) -> None:
     """evaluate list [--data_dir=DIR]"""
     parser = Parser(prog="python -m mmed_jax.evaluate list", description="Benchmarks by name.", allow_abbrev=False)
-    parser.add_argument("--data_dir", metavar="DIR", help="also show which of them lie there")
-    args = parser.parse_args(argv)
-    in_folder = list_folder(args.data_dir) if args.data_dir else ""
-    print(list_registered())
-    if in_folder:
-        print(f"\nin {args.data_dir}\n{in_folder}")
+    parser.add_argument("--data_dir", type=InputPlace, metavar="DIR", help="also show which of them lie there")
+    with local_places(parser.parse_args(argv)) as args:
+        in_folder = list_folder(args.data_dir) if args.data_dir else ""
+        print(list_registered())
+        if in_folder:
+            print(f"\nin {args.data_dir}\n{in_folder}")
 
 
 if __name__ == "__main__":

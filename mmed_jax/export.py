@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from mmed_jax.common import console
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command, warn
 from mmed_jax.common.paths import expand_home
+from mmed_jax.common.place_flags import ModelPlace, OutputPlace, as_given
 from mmed_jax.common.progress import counting_bar
 from mmed_jax.inference.load import add_base, add_ignore_keys
 
@@ -45,6 +47,12 @@ def main(argv: list[str] | None = None) -> None:
     """The export command; see the module's docstring and `--help`."""
     args = _arguments(argv)
     console.outlive()
+    with local_places(args) as places:
+        export(places)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Opens the model and writes the folder. Raises UserError, WorkError."""
     import jax
 
     if not os.environ.get("JAX_PLATFORMS"):
@@ -113,7 +121,7 @@ def export_model(args: argparse.Namespace, source: "ModelSource", output: Path) 
     print("checked  config, tokenizer, names, shapes, dtypes, bytes and logits of the folder as read back")
     _print_done(output, start)
     raw = "" if chat else " --raw"
-    print(f"next     python -m mmed_jax.generate --model={args.output}{raw} --prompt=TEXT")
+    print(f"next     python -m mmed_jax.generate --model={as_given(args.output)}{raw} --prompt=TEXT")
 
 
 def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path) -> None:
@@ -157,7 +165,7 @@ def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path
         print(f"folded   {line}")
     print("checked  config, names, shapes and values of the folder as read back")
     _print_done(output, start)
-    print(f"next     python -m mmed_jax.generate --model=BASE --adapter={args.output} --prompt=TEXT")
+    print(f"next     python -m mmed_jax.generate --model=BASE --adapter={as_given(args.output)} --prompt=TEXT")
 
 
 def _base_name(args: argparse.Namespace, source: "LoraModel") -> str:
@@ -228,8 +236,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, metavar="DIR", help="run directory, Hugging Face or PEFT folder")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--model", required=True, type=ModelPlace, metavar="DIR", help="run directory, Hugging Face or PEFT folder"
+    )
+    parser.add_argument("--output", required=True, type=OutputPlace, metavar="DIR", help="the folder to write")
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
     add_ignore_keys(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16; an HF folder's own)")
@@ -239,6 +249,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="?",
         const=WRITE,
         default="",
+        type=ModelPlace,
         metavar="DIR",
         help="alone: write the model's adapter as a PEFT folder; with DIR: merge that PEFT folder into --model",
     )

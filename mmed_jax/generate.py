@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmed_jax.common import console, jsonl
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, printable, run_command
 from mmed_jax.common.journal import Journal
 from mmed_jax.common.paths import expand_home
+from mmed_jax.common.place_flags import FreeText, InputPlace, ResumedOutput
 from mmed_jax.common.progress import Progress
 from mmed_jax.data.multiple_choice import FAMILIES, MODES
 from mmed_jax.data.plain_text import decode_after, joins_plainly
@@ -77,6 +79,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.output:
         console.outlive()
+    with local_places(args) as places:
+        generate(places)
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Answers --prompt, or the prompts of --input. Raises UserError, WorkError."""
     from mmed_jax.hf.open_model import open_model
     from mmed_jax.inference.engine import check_prompts
     from mmed_jax.inference.sampling import Sampling, check_seed
@@ -210,12 +218,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    parser.add_argument("--prompt", metavar="TEXT", help="one question; the answer is written as it comes")
-    parser.add_argument("--input", metavar="FILE", help=".txt, .jsonl or .jsonl.gz of prompts")
-    parser.add_argument("--output", metavar="FILE.jsonl", help="answers to --input (default: the terminal)")
+    parser.add_argument(
+        "--prompt", type=FreeText, metavar="TEXT", help="one question; the answer is written as it comes"
+    )
+    parser.add_argument("--input", type=InputPlace, metavar="FILE", help=".txt, .jsonl or .jsonl.gz of prompts")
+    parser.add_argument(
+        "--output", type=ResumedOutput, metavar="FILE.jsonl", help="answers to --input (default: the terminal)"
+    )
     parser.add_argument("--limit", type=int, default=0, help="only the first N prompts of --input")
     parser.add_argument("--raw", action="store_true", help="no chat template: continue the text")
-    parser.add_argument("--system", metavar="TEXT", help="system message (default: as the run was trained, else none)")
+    parser.add_argument(
+        "--system", type=FreeText, metavar="TEXT", help="system message (default: as the run was trained, else none)"
+    )
     parser.add_argument("--mode", choices=MODES, default="rationale", help="how multiple choice is asked")
     parser.add_argument("--prompt_family", choices=FAMILIES, help="default: as the run was trained, else llama3")
     parser.add_argument("--max_new_tokens", type=int, default=512)

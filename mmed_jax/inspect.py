@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command, warn
 from mmed_jax.common.paths import expand_home
+from mmed_jax.common.place_flags import InputPlace, ModelPlace
 from mmed_jax.common.progress import counting_bar
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.data.packed_table import Table
@@ -117,27 +119,30 @@ def _tokenizer(config):
 def show_table(argv: list[str]) -> None:
     """Prints the groups of a packed table; --check compares all of it. Raises UserError, and WorkError for damage."""
     parser = Parser(prog="python -m mmed_jax.inspect", allow_abbrev=False)
-    parser.add_argument("--table", required=True, metavar="DIR", help="a packed table, of documents or of records")
+    parser.add_argument(
+        "--table", required=True, type=InputPlace, metavar="DIR", help="a packed table, of documents or of records"
+    )
     parser.add_argument("--check", action="store_true", help="read every shard and compare its checksum")
-    args = parser.parse_args(argv)
-    folder = expand_home(args.table)
-    info = open_table(folder, "--table")
-    tokenizer = str(info["inputs"].get("tokenizer", ""))[:12] or "not known"
-    print(f"table {folder}: kind {info['kind']}, rows of {info['seq_len']:,}, key {info['key']}, tokenizer {tokenizer}")
-    for line in group_lines(info):
-        print(line)
-    if args.check:
-        shards = [shard for part in info["splits"].values() for shard in part["shards"]]
-        total = sum(shard["size"] for shard in shards)
-        with counting_bar("reading", total, unit="B", unit_scale=True, in_logs=True) as bar:
-            check_table(folder, info, bar.update)
-        print(f"all {len(shards):,} shards are as they were written ({total:,} bytes read)")
+    with local_places(parser.parse_args(argv)) as args:
+        folder = expand_home(args.table)
+        info = open_table(folder, "--table")
+        tokenizer = str(info["inputs"].get("tokenizer", ""))[:12] or "not known"
+        kind = f"kind {info['kind']}, rows of {info['seq_len']:,}, key {info['key']}"
+        print(f"table {folder}: {kind}, tokenizer {tokenizer}")
+        for line in group_lines(info):
+            print(line)
+        if args.check:
+            shards = [shard for part in info["splits"].values() for shard in part["shards"]]
+            total = sum(shard["size"] for shard in shards)
+            with counting_bar("reading", total, unit="B", unit_scale=True, in_logs=True) as bar:
+                check_table(folder, info, bar.update)
+            print(f"all {len(shards):,} shards are as they were written ({total:,} bytes read)")
 
 
 def show_adapter(argv: list[str]) -> None:
     """Prints what the adapter of a LoRA run or of a PEFT folder is. Raises UserError for one that is refused."""
     parser = Parser(prog="python -m mmed_jax.inspect", allow_abbrev=False)
-    parser.add_argument("--adapter", required=True, metavar="DIR", help="a LoRA run or a PEFT folder")
+    parser.add_argument("--adapter", required=True, type=ModelPlace, metavar="DIR", help="a LoRA run or a PEFT folder")
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
     add_base(parser)
     args = parser.parse_args(argv)

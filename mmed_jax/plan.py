@@ -34,9 +34,13 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 from ml_collections import ConfigDict
 
 from mmed_jax.common import console
+from mmed_jax.common.buckets.download import look
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.errors import UserError, WorkError, nearest, one_line, run_command
 from mmed_jax.common.output_files import check_file, write_text
 from mmed_jax.common.paths import resolve_path
+from mmed_jax.common.place_flags import OutputPlace
+from mmed_jax.common.places import is_bucket
 from mmed_jax.config.defaults import KEYS
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.config.recipes import CONFIG_DIR, load_module
@@ -51,7 +55,7 @@ from mmed_jax.training import setup
 
 FLAGS = {
     "topology": ("", "slice by its cloud name: v5p-128, v6e-64, 2xv5e-256, gpu:8xh100-80g"),
-    "json": ("", "also write the plan to this file"),
+    "json": (OutputPlace(), "also write the plan to this file"),
     "price": (0.0, "of one chip and hour: adds the cost of the run"),
     "tokens": (0.0, "tokens of one epoch, padding included; without, the record files are packed and counted if there"),
     "no_verify": (False, "advice for a configuration that does not fit: by arithmetic only"),
@@ -67,7 +71,12 @@ FLAGS = {
 def main(argv: list[str] | None = None) -> None:
     """Plans what the command line describes; see the module's docstring and --help."""
     config, flags = parse_args(argv, description=__doc__, extra=FLAGS)
+    with local_places(flags) as places:
+        plan_config(config, places)
 
+
+def plan_config(config: ConfigDict, flags: SimpleNamespace) -> None:
+    """Plans one configuration, or searches; errors as of `main`."""
     # ---- What to plan: everything that can be refused is, before anything is compiled -----------------------------
     check_flags(flags)
     batches, bases = parse_batches(flags.batches), parse_bases(flags.bases, config)
@@ -200,7 +209,7 @@ def architecture(config: ConfigDict) -> tuple[LlamaConfig, str]:
     Raises:
       UserError: neither is known.
     """
-    if config.init_from and resolve_path(config.init_from).exists():
+    if config.init_from and _is_there(config.init_from):
         return setup.open_init(config).cfg, ""
     if not config.init_from:
         return setup.preset_config(config.model.preset, config.model), ""
@@ -216,6 +225,17 @@ def architecture(config: ConfigDict) -> tuple[LlamaConfig, str]:
     return cfg, f"config.init_from={config.init_from} is not there: the architecture of {preset} is assumed"
 
 
+def _is_there(text: str) -> bool:
+    """Whether a path or an address of the config names something that can be had from here."""
+    if not is_bucket(text):
+        return resolve_path(text).exists()
+    try:
+        look(text)
+    except (UserError, WorkError):
+        return False
+    return True
+
+
 def run_tokens(config: ConfigDict, epoch_tokens: float) -> tuple[float | None, str]:
     """Tokens of rows, padding included, that the whole run shows the model; None when nothing tells.
 
@@ -229,7 +249,7 @@ def run_tokens(config: ConfigDict, epoch_tokens: float) -> tuple[float | None, s
     if epoch_tokens:
         return config.epochs * epoch_tokens, ""
     for path in config.data.train:
-        if not resolve_path(path).exists():
+        if not _is_there(path):
             return None, f"the run's length is not known: config.data.train: {path} is not there"
     try:
         # Weights need not be there when the config names a tokenizer.

@@ -16,10 +16,12 @@ import sys
 from pathlib import Path
 
 from mmed_jax.common import console, jsonl
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
 from mmed_jax.common.output_files import check_folder, write_json, write_text
 from mmed_jax.common.paths import expand_home
+from mmed_jax.common.place_flags import InputPlace, OutputPlace, SheetPlace
 from mmed_jax.evaluation.metrics.text_similarity import BERTSCORE, all_metrics, default_metrics, score_rationales
 from mmed_jax.evaluation.ratings.correlation import (
     RESAMPLES,
@@ -51,18 +53,18 @@ def write_rating_sheet(argv: list[str]) -> None:
     """rate sheet: a blind sheet for people, and its key. Raises UserError."""
     parser = _parser("sheet", "Writes a blind rating sheet.")
     _add_runs(parser)
-    parser.add_argument("--output", required=True, metavar="FILE", help="the sheet: .xlsx or .csv")
+    parser.add_argument("--output", required=True, type=OutputPlace, metavar="FILE", help="the sheet: .xlsx or .csv")
     parser.add_argument("--scale", type=int, default=5, metavar="N", help="numbers from 1 to N (%(default)s)")
     parser.add_argument("--criteria", default=",".join(CRITERIA), metavar="A,B", help="columns (%(default)s; overall)")
-    args = parser.parse_args(argv)
-    if Path(args.output).exists():
-        raise UserError(f"--output={args.output}: is there already, perhaps filled in; name another file")
-    check_folder(Path(args.output).parent, "--output")
-    explanations = choose_explanations(args)
-    criteria = [c.strip() for c in args.criteria.split(",") if c.strip()]
-    key = write_sheet(args.output, explanations, seed=args.seed, scale=args.scale, criteria=criteria)
-    print(f"{len(explanations):,} explanations of {len({e.key[1:] for e in explanations}):,} items")
-    print(f"written: {args.output} for the rater, {key} (who wrote what; keep it, it is needed to read the sheet)")
+    with local_places(parser.parse_args(argv)) as args:
+        if Path(args.output).exists():
+            raise UserError(f"--output={args.output}: is there already, perhaps filled in; name another file")
+        check_folder(Path(args.output).parent, "--output")
+        explanations = choose_explanations(args)
+        criteria = [c.strip() for c in args.criteria.split(",") if c.strip()]
+        key = write_sheet(args.output, explanations, seed=args.seed, scale=args.scale, criteria=criteria)
+        print(f"{len(explanations):,} explanations of {len({e.key[1:] for e in explanations}):,} items")
+        print(f"written: {args.output} for the rater, {key} (who wrote what; keep it, it is needed to read the sheet)")
 
 
 # ---- rate judge -----------------------------------------------------------------------------------------------------
@@ -74,30 +76,32 @@ def judge_explanations(argv: list[str]) -> None:
 
     parser = _parser("judge", "Asks a model for grades.")
     _add_runs(parser)
-    parser.add_argument("--output", required=True, metavar="FILE", help="grades to write: a name ending in .jsonl")
+    parser.add_argument(
+        "--output", required=True, type=OutputPlace, metavar="FILE", help="grades to write: a name ending in .jsonl"
+    )
     parser.add_argument("--no_schema", action="store_true", help="for endpoints without structured output")
     parser.add_argument("--redraws", metavar="N", type=int, default=1, help="ask again N times for unusable answers")
     add_run_flags(parser)
-    args = parser.parse_args(argv)
-    if not args.output.endswith(".jsonl"):
-        raise UserError(f"--output={args.output}: must end in .jsonl")
-    check_folder(Path(args.output).parent, "--output")
-    console.outlive()
-    from mmed_jax.evaluation.ratings.rationale_judge import judge
+    with local_places(parser.parse_args(argv)) as args:
+        if not args.output.endswith(".jsonl"):
+            raise UserError(f"--output={args.output}: must end in .jsonl")
+        check_folder(Path(args.output).parent, "--output")
+        console.outlive()
+        from mmed_jax.evaluation.ratings.rationale_judge import judge
 
-    explanations, settings = choose_explanations(args), settings_from(args)
-    judged = judge(explanations, settings, structured=not args.no_schema, redraws=args.redraws)
-    jsonl.write_lines(args.output, dump_ratings(judged.scores, model=settings.model, prompt=judged.prompt))
-    count = f"{len(judged.scores):,} of {len(explanations):,}"
-    print(f"{count} explanations graded by {settings.model}, prompt {judged.prompt}")
-    _print_means({"judge": _one_number(judged.scores, "")})
-    print(f"written: {args.output}")
-    if judged.ungraded:
-        (run, benchmark, name), state, reason = judged.ungraded[0]
-        first = f"{run} {benchmark} {name}: {state} {reason}".rstrip()
-        raise WorkError(
-            f"{len(judged.ungraded)} explanations got no grade, the first {first}; the same command goes on"
-        )
+        explanations, settings = choose_explanations(args), settings_from(args)
+        judged = judge(explanations, settings, structured=not args.no_schema, redraws=args.redraws)
+        jsonl.write_lines(args.output, dump_ratings(judged.scores, model=settings.model, prompt=judged.prompt))
+        count = f"{len(judged.scores):,} of {len(explanations):,}"
+        print(f"{count} explanations graded by {settings.model}, prompt {judged.prompt}")
+        _print_means({"judge": _one_number(judged.scores, "")})
+        print(f"written: {args.output}")
+        if judged.ungraded:
+            (run, benchmark, name), state, reason = judged.ungraded[0]
+            first = f"{run} {benchmark} {name}: {state} {reason}".rstrip()
+            raise WorkError(
+                f"{len(judged.ungraded)} explanations got no grade, the first {first}; the same command goes on"
+            )
 
 
 # ---- rate correlate -------------------------------------------------------------------------------------------------
@@ -105,39 +109,45 @@ def judge_explanations(argv: list[str]) -> None:
 
 def correlate_ratings(argv: list[str]) -> None:
     """rate correlate: how far ratings, and the metrics of --runs, agree. Raises UserError."""
-    args = _parse_correlate(argv)
-    output = expand_home(args.output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output={args.output}: is a file; name a folder")
-    ratings = _load_ratings(args)
-    rows = correlate(ratings, resamples=args.resamples, seed=args.seed)
-    if not any(r["count"] for r in rows):
-        raise UserError("--ratings: no explanation was rated twice; are the runs named alike in all of them?")
-    output = check_folder(output, "--output")
-    description = {
-        "statistic": "Kendall's tau-b; slope of b on a through the runs' mean places",
-        "interval": "95 % percentile bootstrap over questions",
-        "seed": args.seed,
-        "resamples": args.resamples,
-        "criterion": args.criterion or "mean of all",
-    }
-    write_json(output / "correlation.json", {**description, "pairs": rows, "means": mean_ratings(ratings)})
-    write_text(output / "correlation.csv", correlation_csv(rows))
-    print(correlation_table(rows) + "\n")
-    _print_means(ratings)
-    print(f"written: {output}/correlation.json, correlation.csv")
+    with local_places(_parse_correlate(argv)) as args:
+        output = expand_home(args.output)
+        if output.exists() and not output.is_dir():
+            raise UserError(f"--output={args.output}: is a file; name a folder")
+        ratings = _load_ratings(args)
+        rows = correlate(ratings, resamples=args.resamples, seed=args.seed)
+        if not any(r["count"] for r in rows):
+            raise UserError("--ratings: no explanation was rated twice; are the runs named alike in all of them?")
+        output = check_folder(output, "--output")
+        description = {
+            "statistic": "Kendall's tau-b; slope of b on a through the runs' mean places",
+            "interval": "95 % percentile bootstrap over questions",
+            "seed": args.seed,
+            "resamples": args.resamples,
+            "criterion": args.criterion or "mean of all",
+        }
+        write_json(output / "correlation.json", {**description, "pairs": rows, "means": mean_ratings(ratings)})
+        write_text(output / "correlation.csv", correlation_csv(rows))
+        print(correlation_table(rows) + "\n")
+        _print_means(ratings)
+        print(f"written: {output}/correlation.json, correlation.csv")
 
 
 def _parse_correlate(argv: list[str]) -> argparse.Namespace:
     parser = _parser("correlate", "Kendall's tau-b of any two ratings.")
-    parser.add_argument("--ratings", required=True, metavar="NAME=FILE[+FILE],..", help="sheets, judges' .jsonl files")
-    parser.add_argument("--runs", metavar="NAME=DIR,..", help="the rated runs, for the metrics")
+    parser.add_argument(
+        "--ratings", required=True, type=SheetPlace, metavar="NAME=FILE[+FILE],..", help="sheets, judges' .jsonl files"
+    )
+    parser.add_argument("--runs", type=InputPlace, metavar="NAME=DIR,..", help="the rated runs, for the metrics")
     parser.add_argument("--metrics", default=",".join(default_metrics()), metavar="A,B", help="%(default)s")
-    parser.add_argument("--bertscore_model", metavar="DIR", help="adds BERTScore, with the model in this folder")
+    parser.add_argument(
+        "--bertscore_model", type=InputPlace, metavar="DIR", help="adds BERTScore, with the model in this folder"
+    )
     parser.add_argument("--criterion", default="", metavar="NAME", help="one criterion (default: the mean of all)")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
-    parser.add_argument("--output", required=True, metavar="DIR", help="where correlation.json and .csv go")
+    parser.add_argument(
+        "--output", required=True, type=OutputPlace, metavar="DIR", help="where correlation.json and .csv go"
+    )
     args = parser.parse_args(argv)
     if args.resamples < 100:
         raise UserError(f"--resamples={args.resamples}: must be 100 or more")
@@ -222,7 +232,9 @@ def _parser(command: str, text: str) -> Parser:
 
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", required=True, metavar="NAME=DIR,..", help="evaluations in rationale mode")
+    parser.add_argument(
+        "--runs", required=True, type=InputPlace, metavar="NAME=DIR,..", help="evaluations in rationale mode"
+    )
     parser.add_argument("--items", type=int, default=0, metavar="N", help="at most N items a language (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="draws items, codes and order (%(default)s)")
     parser.add_argument("--languages", default="", metavar="en,zh,..", help="only these")

@@ -23,6 +23,7 @@ from mmed_jax.checkpoints.run_directory import guard_run_dir
 from mmed_jax.common import console
 from mmed_jax.common.checksums import shorten
 from mmed_jax.common.errors import UNFINISHED, UserError, run_command
+from mmed_jax.common.place_flags import ModelPlace
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.config.values import batch_rows, with_grad_accum
 from mmed_jax.parallel import peers
@@ -32,7 +33,7 @@ from mmed_jax.training.profiling import FOLDER, Profiler, parse_steps
 
 FLAGS = {
     "profile": ("", "START:STOP, steps to profile"),
-    "base": ("", "DIR, where the frozen weights of an adapter lie now, if they were moved"),
+    "base": (ModelPlace(), "DIR, where the frozen weights of an adapter lie now, if they were moved"),
     "plan_only": (False, "compile the step for the devices here, print what it needs and stop"),
 }
 

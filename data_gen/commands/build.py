@@ -11,6 +11,7 @@ recipe.json, rejects.jsonl, contaminated.jsonl. Of a benchmark (docs/mmedbench.m
 them.
 """
 
+import argparse
 import contextlib
 import errno
 import json
@@ -34,8 +35,10 @@ from data_gen.sets.select import KEPT, TEST, VALIDATION, Selection, Selector
 from data_gen.sets.set_report import page
 from data_gen.sets.statistics import Facts, gather, loss_rows
 from mmed_jax.common import console, jsonl
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
+from mmed_jax.common.place_flags import InputPlace, OutputPlace, as_given
 from mmed_jax.common.progress import counting_bar
 from mmed_jax.config.overrides import split_overrides
 from mmed_jax.llm_api.cost_estimate import sum_estimates
@@ -322,9 +325,13 @@ def _parser() -> Parser:
         epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/sets/recipes.py explains each.",
     )
     parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmed_ift, mmed_ift_mc, mmedbench, or a .py file")
-    parser.add_argument("--data_dir", metavar="DIR", default=".", help="where the published sources lie")
-    parser.add_argument("--output", metavar="DIR", help="folder of the set")
-    parser.add_argument("--benchmarks", metavar="DIR", default="", help="test sets that no row may give away")
+    parser.add_argument(
+        "--data_dir", type=InputPlace, metavar="DIR", default=".", help="where the published sources lie"
+    )
+    parser.add_argument("--output", type=OutputPlace, metavar="DIR", help="folder of the set")
+    parser.add_argument(
+        "--benchmarks", type=InputPlace, metavar="DIR", default="", help="test sets that no row may give away"
+    )
     parser.add_argument("--licenses", metavar="|".join(FILTERS), default="open", help="which licences to let in")
     parser.add_argument(
         "--extra",
@@ -339,8 +346,6 @@ def _parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     """The command; raises UserError for wrong flags, recipe or input, WorkError when work is left."""
-    from mmed_jax.llm_api.runner import run, settings_from
-
     flags, overrides = split_overrides(sys.argv[1:] if argv is None else argv, "--recipe")
     args = _parser().parse_args(flags)
     for name in ("recipe", "output"):
@@ -348,6 +353,14 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"build: --{name} is missing (--help shows the flags)")
     if not args.dry_run:
         console.outlive()
+    with local_places(args) as places:
+        build_set(places, overrides)
+
+
+def build_set(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """Builds the set of --recipe and prints its counts; errors as of `main`."""
+    from mmed_jax.llm_api.runner import run, settings_from
+
     recipe = load_recipe(args.recipe, overrides | ({"extra": args.extra} if args.extra else {}))
     build = Build(
         recipe,
@@ -362,7 +375,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     facts = build()
     if facts is not None:
-        _print_set(build, facts, args.output)
+        _print_set(build, facts, as_given(args.output))
         _check_steps(build)
 
 

@@ -8,10 +8,12 @@ import sys
 from typing import Any
 
 from data_gen.sets.compare_questions import OUTCOMES, compare_questions, read_copy
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.common.output_files import check_file, write_json
 from mmed_jax.common.paths import expand_home
+from mmed_jax.common.place_flags import InputPlace, OutputPlace
 
 SUMMARY = "a built benchmark beside a copy of MMedBench"
 
@@ -25,25 +27,27 @@ def main(argv: list[str] | None = None) -> None:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ours", metavar="DIR", help="what `data_gen build --recipe=mmedbench` wrote")
-    parser.add_argument("--theirs", metavar="ZIP_OR_DIR", help="MMedBench.zip, or a folder with Train/ and Test/")
-    parser.add_argument("--output", metavar="FILE", default="", help="counts and examples, as JSON")
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    for name in ("ours", "theirs"):
-        if not getattr(args, name):
-            raise UserError(f"compare-mmedbench: --{name} is missing (--help shows the flags)")
-    if args.output:
-        check_file(args.output, "--output")
-    ours, our_drops = read_copy(expand_home(args.ours), "--ours")
-    theirs, their_drops = read_copy(expand_home(args.theirs), "--theirs")
-    found = compare_questions(ours, theirs) | {"unreadable": {"ours": our_drops, "theirs": their_drops}}
-    _print_table(found["counts"])
-    for side, drops in found["unreadable"].items():
-        for reason, n in drops.items():
-            print(f"{side}: {n:,} rows are no usable question: {reason}")
-    if args.output:
-        write_json(expand_home(args.output), found)
-        print(f"written: {args.output}")
+    parser.add_argument("--ours", type=InputPlace, metavar="DIR", help="what `data_gen build --recipe=mmedbench` wrote")
+    parser.add_argument(
+        "--theirs", type=InputPlace, metavar="ZIP_OR_DIR", help="MMedBench.zip, or a folder with Train/ and Test/"
+    )
+    parser.add_argument("--output", type=OutputPlace, metavar="FILE", default="", help="counts and examples, as JSON")
+    with local_places(parser.parse_args(sys.argv[1:] if argv is None else argv)) as args:
+        for name in ("ours", "theirs"):
+            if not getattr(args, name):
+                raise UserError(f"compare-mmedbench: --{name} is missing (--help shows the flags)")
+        if args.output:
+            check_file(args.output, "--output")
+        ours, our_drops = read_copy(expand_home(args.ours), "--ours")
+        theirs, their_drops = read_copy(expand_home(args.theirs), "--theirs")
+        found = compare_questions(ours, theirs) | {"unreadable": {"ours": our_drops, "theirs": their_drops}}
+        _print_table(found["counts"])
+        for side, drops in found["unreadable"].items():
+            for reason, n in drops.items():
+                print(f"{side}: {n:,} rows are no usable question: {reason}")
+        if args.output:
+            write_json(expand_home(args.output), found)
+            print(f"written: {args.output}")
 
 
 def _print_table(counts: list[dict[str, Any]]) -> None:

@@ -14,8 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmed_jax.common import console, jsonl
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
+from mmed_jax.common.place_flags import InputPlace, OutputPlace, as_given
 from mmed_jax.data.records.schema import KINDS, LANGUAGES
 from mmed_jax.data.sources import SOURCES, Conversion, Report, get_source
 
@@ -33,8 +35,12 @@ def _parser() -> Parser:
     )
     parser.add_argument("--list", action="store_true", help="list the sources with kinds, languages and licence")
     parser.add_argument("--source", metavar="NAME", help="which data set the input is")
-    parser.add_argument("--input", metavar="PATH", help="file, folder or zip as published, or hub[:REPO_ID[@REVISION]]")
-    parser.add_argument("--output", metavar="FILE", help="records to write: a name ending in .jsonl or .jsonl.gz")
+    parser.add_argument(
+        "--input", type=InputPlace, metavar="PATH", help="file, folder or zip as published, or hub[:REPO_ID[@REVISION]]"
+    )
+    parser.add_argument(
+        "--output", type=OutputPlace, metavar="FILE", help="records to write: a name ending in .jsonl or .jsonl.gz"
+    )
     parser.add_argument("--kind", metavar="KIND", help="mcq or instruction, where the set gives both")
     parser.add_argument("--split", metavar="NAME", help="keep this split; files that name none are all of this split")
     parser.add_argument("--language", metavar="CODES", help=f"keep these, with commas: {','.join(LANGUAGES)}")
@@ -106,6 +112,12 @@ def main(argv: list[str] | None = None) -> None:
         get_source(args.source)
     _check_flags(args)
     console.outlive()
+    with local_places(args) as places:
+        convert(places)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Converts --input to --output and prints what became of the rows. Raises UserError, WorkError."""
     conversion = Conversion(
         get_source(args.source),
         args.input,
@@ -124,8 +136,8 @@ def main(argv: list[str] | None = None) -> None:
         copies = f"{conversion.report.test_copies:,} of the rows left out are duplicates within a test split"
         print(f"note: {copies}; published counts include them: for a benchmark file add --keep_duplicates")
     stage = "stage1" if conversion.kind == "instruction" else "stage2"
-    print(f"written: {args.output}")
-    print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={args.output}")
+    print(f"written: {as_given(args.output)}")
+    print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={as_given(args.output)}")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ import unicodedata
 from pathlib import Path
 
 from mmed_jax.common import jsonl
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.common.input_files import open_unpacked, suffix
+from mmed_jax.common.place_flags import InputPlace, OutputPlace
 from mmed_jax.data.records.reading import load_files
 from mmed_jax.data.records.schema import KINDS, LANGUAGES, kind_of, wording_key
 
@@ -140,24 +142,28 @@ def main(argv: list[str] | None = None) -> None:
         names_itself=True,
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--input", metavar="PATH", default=str(FOLDER), help="folder of .jsonl files, or one file")
-    parser.add_argument("--output", metavar="FILE", help="write the checked records: a .jsonl or .jsonl.gz name")
+    parser.add_argument(
+        "--input", type=InputPlace, metavar="PATH", default=str(FOLDER), help="folder of .jsonl files, or one file"
+    )
+    parser.add_argument(
+        "--output", type=OutputPlace, metavar="FILE", help="write the checked records: a .jsonl or .jsonl.gz name"
+    )
     parser.add_argument("--kind", metavar="KIND", help=f"only these: {' or '.join(KINDS)}")
-    args = parser.parse_args(argv)
-    if args.kind is not None and args.kind not in KINDS:
-        raise UserError(f"--kind={args.kind}: unknown{nearest(args.kind, KINDS)}")
-    if args.output and not args.output.endswith(jsonl.SUFFIXES):
-        raise UserError(f"--output={args.output}: must end in {' or '.join(jsonl.SUFFIXES)}")
-    records = [r for r in read(Path(args.input)) if args.kind in (None, kind_of(r))]
-    print(table(records))
-    faults = problems(records)
-    if faults:
-        print("\n".join(faults))
-        raise UserError(f"{args.input}: {len(faults)} problems in {len(records)} records, first: {faults[0]}")
-    print(f"{len(records)} records, no problems")
-    if args.output:
-        jsonl.write_lines(args.output, map(jsonl.dump_line, records))
-        print(f"written: {args.output}")
+    with local_places(parser.parse_args(argv)) as args:
+        if args.kind is not None and args.kind not in KINDS:
+            raise UserError(f"--kind={args.kind}: unknown{nearest(args.kind, KINDS)}")
+        if args.output and not args.output.endswith(jsonl.SUFFIXES):
+            raise UserError(f"--output={args.output}: must end in {' or '.join(jsonl.SUFFIXES)}")
+        records = [r for r in read(Path(args.input)) if args.kind in (None, kind_of(r))]
+        print(table(records))
+        faults = problems(records)
+        if faults:
+            print("\n".join(faults))
+            raise UserError(f"{args.input}: {len(faults)} problems in {len(records)} records, first: {faults[0]}")
+        print(f"{len(records)} records, no problems")
+        if args.output:
+            jsonl.write_lines(args.output, map(jsonl.dump_line, records))
+            print(f"written: {args.output}")
 
 
 if __name__ == "__main__":

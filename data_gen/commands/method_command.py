@@ -14,9 +14,11 @@ from data_gen.methods import METHODS, default_gates, make_method
 from data_gen.methods.flags import codes
 from data_gen.methods.method import GenerationMethod
 from mmed_jax.common import console, jsonl
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest
 from mmed_jax.common.output_files import check_file, check_folder
+from mmed_jax.common.place_flags import InputPlace, OutputPlace
 from mmed_jax.common.row_buffer import remove_temporaries
 from mmed_jax.data.records.reading import read_records
 from mmed_jax.data.records.schema import LANGUAGES
@@ -33,7 +35,11 @@ class MethodCommand:
 
     def main(self, argv: list[str] | None = None) -> None:
         """The command; raises UserError for wrong flags or input, WorkError when rows are left pending."""
-        args = self.parser().parse_args(argv)
+        with local_places(self.parser().parse_args(argv)) as args:
+            self.make(args)
+
+    def make(self, args: argparse.Namespace) -> None:
+        """Makes the records that the flags ask for; errors as of `main`."""
         check(args, self.name)
         for flag in self.method.flags:
             flag.check(getattr(args, flag.name), self.name)
@@ -59,9 +65,9 @@ class MethodCommand:
             epilog=textwrap.indent(examples, "    "),
         )
         add = parser.add_argument
-        add("--input", metavar="PATHS", help="files or folders, with commas")
-        add("--output", metavar="FILE", help="records to write: a name ending in .jsonl or .jsonl.gz")
-        add("--rejects", metavar="FILE", help="rows that became no record (default: beside it)")
+        add("--input", type=InputPlace, metavar="PATHS", help="files or folders, with commas")
+        add("--output", type=OutputPlace, metavar="FILE", help="records to write: a name ending in .jsonl or .jsonl.gz")
+        add("--rejects", type=OutputPlace, metavar="FILE", help="rows that became no record (default: beside it)")
         add("--only", metavar="CODES", help=f"inputs in these languages: {','.join(LANGUAGES)}")
         add("--limit", metavar="N", type=int, help="only the first N inputs: a sample before a full run")
         add("--no_schema", action="store_true", help="for endpoints without structured output")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmed_jax.common.errors import UserError
+from mmed_jax.common.place_flags import FreeText
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ ORIGIN = (
         option="language",
         reads=True,
     ),
-    Flag("license", "of inputs that do not say theirs", metavar="TEXT", reads=True),
+    Flag("license", "of inputs that do not say theirs", type=FreeText, metavar="TEXT", reads=True),
     Flag("field", "the JSON field, or the columns of a table, with commas", metavar="NAMES", reads=True),
 )
 LONGEST_PASSAGE = Flag(

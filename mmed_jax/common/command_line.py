@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.common.place_flags import check_flags
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +27,14 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self.unrecognized(unknown)
         return parsed
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """As argparse's; an address that a flag cannot take is a UserError (place_flags)."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        check_flags(self._actions, parsed)
+        return parsed, unknown
 
     def unrecognized(self, arguments: Sequence[str]) -> NoReturn:
         """Raises the UserError for arguments that no flag takes."""

@@ -24,12 +24,6 @@ def validate(config: ConfigDict) -> None:
         parse_xla_flags(flat["xla_flags"])
     if flat["data.kind"] == "mcq" and not flat["data.modes"]:
         raise UserError("config.data.modes is empty: name rationale, direct or both")
-    for name in ("data.cache_dir", "compile_cache"):
-        # A path would fold the slashes and make a folder "gs:" on this machine's disk.
-        if re.match(r"\w+:/", flat[name]):
-            raise UserError(
-                f"config.{name}={flat[name]}: must be a folder of a file system; mount the bucket and name that"
-            )
     _check_documents(flat)
     _check_length_and_batch(config, flat)
     if flat["optim.warmup_steps"] and flat["optim.warmup_ratio"]:

@@ -7,6 +7,7 @@ Behind the default: which values are valid, `may_change` for what a run that is 
 
 from ml_collections import ConfigDict
 
+from mmed_jax.common.place_flags import InputPlace, ModelPlace, OutputPlace
 from mmed_jax.config.keys import Key, neutral
 
 
@@ -27,15 +28,15 @@ KEYS: dict[str, Key] = {
     # larger one would silently give the weights of a smaller one.
     "seed": Key(0, not_negative=True, at_most=2**32 - 1),
     # Everything the run writes goes here. Running again continues from here.
-    "run_dir": Key("", required="name a folder", may_change=True),
+    "run_dir": Key("", required="name a folder", may_change=True, place=OutputPlace),
     # A run whose metrics.jsonl says that checkpoints were saved stops when none of them is there. True = begin again at
     # step 0 then; where there are checkpoints it goes on from them as always.
     "restart": Key(False, may_change=True),
     # Weights to start from: "" = random, an HF folder, or a run folder (its newest good checkpoint; weights only,
     # step 0).
-    "init_from": Key(""),
+    "init_from": Key("", place=ModelPlace),
     # HF folder or Meta tokenizer.model; "" = the tokenizer of `init_from`; "demo" = the embedded one.
-    "tokenizer": Key(""),
+    "tokenizer": Key("", place=InputPlace),
     # The architecture; read only when init_from is "" (otherwise it comes from there). 0 = the preset's value.
     "model.preset": Key("demo"),
     "model.vocab_size": Key(0),
@@ -77,8 +78,8 @@ KEYS: dict[str, Key] = {
     "data.kind": Key("instruction", choices=("instruction", "mcq", "document")),
     # Record files: .jsonl, .jsonl.gz, MMedBench folders or zips, TFDS folders. Documents: tables of `python -m data_gen
     # corpus tokenize`, or files of documents: .jsonl, .jsonl.gz, .jsonl.zst with a key "text".
-    "data.train": Key((), required="name at least one record file, --config.data.train=FILE.jsonl"),
-    "data.validation": Key(()),
+    "data.train": Key((), required="name at least one record file, --config.data.train=FILE.jsonl", place=InputPlace),
+    "data.validation": Key((), place=InputPlace),
     # When no validation files are named: share of the questions (not rows) held out; of documents in files. Tables of
     # documents have a part of their own that was held out.
     "data.validation_fraction": Key(0.02, ratio=True),
@@ -103,13 +104,13 @@ KEYS: dict[str, Key] = {
     # Documents: languages get shares by weight x rows ^ (1 / temperature): 1 = as they are, larger = more alike.
     "data.temperature": Key(1.0, positive=True),
     # Documents: tables or files of general text that is mixed in, against forgetting, and its share of the rows.
-    "data.replay": Key(()),
+    "data.replay": Key((), place=InputPlace),
     "data.replay_share": Key(0.1, ratio=True),
     # Documents: a warning names the groups (language/source) that the run reads more often than this (arXiv 2305.16264:
     # up to four epochs are about as good as new text).
     "data.max_repeats": Key(4.0, positive=True, may_change=True),
     # Packed tables, keyed by a hash of all that went into them.
-    "data.cache_dir": Key("data/packed", required="name a folder", may_change=True),
+    "data.cache_dir": Key("data/packed", required="name a folder", may_change=True, place=str),
     # Global batch: sequences, or tokens (batch_tokens / seq_len sequences). Exactly one is not 0.
     "batch_size": Key(0, not_negative=True, compiled=True),
     "batch_tokens": Key(0, not_negative=True, compiled=True),
@@ -188,7 +189,7 @@ KEYS: dict[str, Key] = {
     # W&B project; "" = off. The key comes from the environment.
     "wandb": Key("", may_change=True),
     # XLA's persistent cache; "" = off. Several hosts: a shared folder; several processes on CPUs do without.
-    "compile_cache": Key("~/.cache/mmed_jax/compile", may_change=True),
+    "compile_cache": Key("~/.cache/mmed_jax/compile", may_change=True, place=str),
     # Several hosts. On TPU pods and under Slurm everything is found by itself.
     # The run stops unless this many processes take part; 0 = not checked.
     "distributed.expect_processes": Key(0, may_change=True),

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.common.place_flags import check_text
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Key:
     adamw_only: adafactor does not read it; with adafactor it must have its default.
     may_change: a run can be continued with another value: it changes nothing that is trained beyond rounding.
     compiled: another value compiles another step.
+    place: of a path or a list of them, what is done there (mmed_jax.common.place_flags); str: no bucket will do.
     """
 
     default: Any
@@ -33,6 +35,7 @@ class Key:
     adamw_only: bool = False
     may_change: bool = False
     compiled: bool = False
+    place: type | None = None
 
     @property
     def is_mapping(self) -> bool:
@@ -43,6 +46,9 @@ class Key:
         """Raises UserError for a value that is not valid, with the key and what is."""
         if self.required and not value:
             raise UserError(f"config.{name} is empty: {self.required}")
+        if self.place is not None:
+            for text in value if isinstance(value, tuple | list) else [value]:
+                check_text(text, f"config.{name}", self.place)
         if self.choices and isinstance(value, tuple | list):
             self._check_members(name, value)
         elif self.choices and value not in self.choices:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.common.place_flags import check_text
 from mmed_jax.config.checks import validate
 from mmed_jax.config.lora_keys import write_out
 from mmed_jax.config.recipes import load_config
@@ -51,6 +52,8 @@ def split_overrides(argv: Sequence[str], flag: str) -> tuple[list[str], dict[str
             key, eq, value = arg.removeprefix(f"{flag}.").partition("=")
             if not eq:
                 raise UserError(f"{arg}: give a value, as {flag}.{key}=VALUE")
+            if value.startswith("gs:/"):
+                check_text(value, f"{flag}.{key}")
             overrides[key] = value
         else:
             flags.append(arg)

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from mmed_jax.common.buckets.download import open_input
 from mmed_jax.common.checksums import shorten
 from mmed_jax.common.errors import UserError, WorkError, warn
 from mmed_jax.common.hashes import file_hash, json_hash
-from mmed_jax.common.paths import resolve_path
 from mmed_jax.config.values import batch_rows, planned_steps
 from mmed_jax.data.document_cache import pack_files
 from mmed_jax.data.mixture import Mixture, describe_repeats, shares_of
@@ -307,7 +307,7 @@ def _folders(
     config: ConfigDict, tok: Any, key: str, *, is_writer: bool, timeout_s: float, say: Callable[[str], None]
 ) -> tuple[list[Path], bool]:
     """(the tables of config.data.KEY, checked; one more for all files of documents among them; whether it was there)"""
-    paths = [resolve_path(name) for name in config.data[key]]
+    paths = [open_input(name, f"config.data.{key}") for name in config.data[key]]
     for name, path in zip(config.data[key], paths):
         if not path.exists():
             raise UserError(

@@ -22,8 +22,11 @@ from mmed_jax.data.records.reading import locate
 # key, nor how tables are mixed as they are read.
 ENTRIES = ("mmed_jax.data.prepare",)
 LEAVE_OUT = (
+    "mmed_jax.common.buckets",
     "mmed_jax.common.console",
     "mmed_jax.common.errors",
+    "mmed_jax.common.place_flags",
+    "mmed_jax.common.places",
     "mmed_jax.config",
     "mmed_jax.data.corpus_table",
     "mmed_jax.data.prepared",

@@ -7,8 +7,10 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
+from mmed_jax.common.buckets.download import open_input
 from mmed_jax.common.errors import UserError, warn
 from mmed_jax.common.paths import expand_home, resolve_path
+from mmed_jax.common.places import is_bucket
 from mmed_jax.data import packed_cache
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.data.corpus_table import is_table, open_tables
@@ -102,7 +104,7 @@ _PLACES = ("train", "validation", "cache_dir", "temperature", "replay", "replay_
 def _refuse_tables(data: ConfigDict) -> None:
     for key in ("train", "validation"):
         for path in data[key]:
-            if is_table(resolve_path(path)):
+            if is_table(open_input(path, f"config.data.{key}")):
                 raise UserError(
                     f"config.data.{key}: {path} is a packed table, and data.kind={data.kind} reads record files; a "
                     "table of documents is for --config=pretrain"
@@ -111,9 +113,9 @@ def _refuse_tables(data: ConfigDict) -> None:
 
 def _resolve(path: str) -> str:
     """A record path of the config, with its optional :SPLIT, relative to the checkout when it is not there as given."""
-    found = resolve_path(path)
+    found = open_input(path, "config.data")
     head, colon, split = path.rpartition(":")
-    if not found.exists() and colon and resolve_path(head).exists():
+    if not found.exists() and colon and not is_bucket(path) and resolve_path(head).exists():
         return f"{resolve_path(head)}:{split}"
     return str(found)
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError
+from mmed_jax.common.place_flags import FreeText, InputPlace, ResumedOutput
 from mmed_jax.data.multiple_choice import FAMILIES
 from mmed_jax.data.sources.encodings import known_encoding
 from mmed_jax.evaluation import scoring
@@ -100,10 +101,11 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
         add_arguments(parser)
     add = parser.add_argument
     add("--benchmark", metavar="NAME[,NAME]", help="registered names (see list), 'papers', or record files NAME.jsonl")
-    add("--data_dir", metavar="DIR|hub", help="where --benchmark names are looked up")
-    add("--data", metavar="FILE[,FILE]", help="record files, instead of --benchmark")
+    add("--data_dir", type=InputPlace, metavar="DIR|hub", help="where --benchmark names are looked up")
+    add("--data", type=InputPlace, metavar="FILE[,FILE]", help="record files, instead of --benchmark")
     add(
         "--perplexity",
+        type=InputPlace,
         metavar="FILE|DIR[,..]",
         help="score texts instead: documents (.jsonl, .gz, .zst), a folder of them, a corpus, or a table's folder",
     )
@@ -121,9 +123,14 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
         help="what log-likelihoods of texts are divided by before they are compared (default: bytes)",
     )
     add("--prompt_family", choices=FAMILIES, help="default: as the run was trained, else llama3")
-    add("--system", metavar="TEXT", help="system message (default: as the run was trained, else none)")
+    add("--system", type=FreeText, metavar="TEXT", help="system message (default: as the run was trained, else none)")
     add("--few_shot", type=int, default=0, metavar="N", help=f"examples before each question, 0 to {MAX_EXAMPLES}")
-    add("--few_shot_data", metavar="FILE", help="records to take them from (default: the benchmark's other splits)")
+    add(
+        "--few_shot_data",
+        type=InputPlace,
+        metavar="FILE",
+        help="records to take them from (default: the benchmark's other splits)",
+    )
     add("--shuffle_options", type=int, metavar="SEED", help="ask the options in an order drawn with this seed")
     add("--book", choices=("open", "closed"), help="with or without the passage (default: open where there is one)")
     add("--images", choices=("ask", "skip"), help="questions that need one (default: asked if the published count is)")
@@ -135,11 +142,11 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
         help="of --mode=rationale, against the reference (default of the bare flag: all but bertscore)",
     )
     add("--human_checked", action="store_true", help="--rationale_metrics only where people passed the reference")
-    add("--bertscore_model", metavar="DIR", help="for --rationale_metrics=..,bertscore")
+    add("--bertscore_model", type=InputPlace, metavar="DIR", help="for --rationale_metrics=..,bertscore")
     add("--languages", metavar="en,zh,..", help="only these")
     add("--limit", type=int, default=0, help="at most so many items a language (or part) and benchmark (or source)")
     add("--max_new_tokens", type=int, help=f"default: {scoring.MAX_NEW_TOKENS}")
-    add("--output", required=True, metavar="DIR", help="where results go")
+    add("--output", required=True, type=ResumedOutput, metavar="DIR", help="where results go")
     if api:
         from mmed_jax.evaluation.models.api import add_flags
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmed_jax.common.buckets.download import address_of, fetch_model
 from mmed_jax.common.errors import UserError
 from mmed_jax.data.tokenizers.tokenizer import local_path
 from mmed_jax.hf.load import read_json
@@ -29,8 +30,8 @@ def record_base(source: ModelSource, kind: str, dtype: Any) -> dict[str, Any]:
       kind: how it is held, of model.quantization.KINDS. dtype: of compute, a name or a numpy or jax dtype.
 
     Returns:
-      {"path" (absolute), "kind" ("hf" or "run"), "step", "fingerprint", "quantization", "dtype", "hub_name" ("" = not
-      known), "ignore_keys"}.
+      {"path" (absolute, or gs://), "kind" ("hf" or "run"), "step", "fingerprint", "quantization", "dtype", "hub_name"
+      ("" = not known), "ignore_keys"}.
 
     Raises:
       UserError: `source` is itself a base with an adapter.
@@ -38,7 +39,7 @@ def record_base(source: ModelSource, kind: str, dtype: Any) -> dict[str, Any]:
     if source.lora is not None or lora_record(source) is not None:
         raise UserError(f"base model: {source.path} is a base with an adapter; export it merged first")
     return {
-        "path": str(source.path.resolve()),
+        "path": address_of(source.path) or str(source.path.resolve()),
         **identity(source),
         "quantization": kind,
         "dtype": dtype if isinstance(dtype, str) else _dtype_name(dtype),
@@ -63,7 +64,7 @@ def open_base(record: Mapping[str, Any], base_dir: str = "", run_dir: str | os.P
     if not base_dir and run_dir and not Path(place).exists() and (moved := Path(run_dir) / Path(place).name).is_dir():
         place = str(moved)
     try:
-        folder = local_path(place, "base model")
+        folder = local_path(fetch_model(place, wanted.step), "base model")
     except UserError as e:
         if base_dir:
             raise

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from mmed_jax.checkpoints.run_directory import CHECKPOINTS, CONFIG_FILE, read_meta, step_folders
 from mmed_jax.common import jsonl
+from mmed_jax.common.buckets.ranged_file import file_size, read_bytes
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import check_file
 from mmed_jax.data.plain_text import adopt_roles
@@ -180,12 +181,10 @@ class ModelSource:
 def digest_files(digest: Any, folder: Path) -> None:
     """Adds name, size and the first, middle and last MiB of each safetensors file to a hash."""
     for path in sorted(p for p in folder.glob("*.safetensors") if p.is_file()):
-        size = path.stat().st_size
+        size = file_size(path)
         digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as f:
-            for start in (0, size // 2, max(0, size - _SAMPLE)):
-                f.seek(start)
-                digest.update(f.read(_SAMPLE))
+        for start in (0, size // 2, max(0, size - _SAMPLE)):
+            digest.update(read_bytes(path, start, start + _SAMPLE))
 
 
 def open_whole(path: str | os.PathLike, step: int | None = None, ignore_keys: Collection[str] = ()) -> ModelSource:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.checkpoints.run_directory import CHECKPOINTS
+from mmed_jax.common.buckets.download import fetch_model
 from mmed_jax.common.errors import UserError, warn
 from mmed_jax.common.paths import expand_home
+from mmed_jax.common.places import is_bucket
 from mmed_jax.hf.base_model import open_base
 from mmed_jax.hf.lora_model import LoraModel, adapt
 from mmed_jax.hf.model_source import ASSETS, ModelSource, identity, lora_record, open_whole, trained_prompts
@@ -31,7 +33,7 @@ def open_model(
     """Opens a run directory, a Hugging Face folder, or a PEFT folder.
 
     Args:
-      path: the folder; for a run also its checkpoints/ or one step in it.
+      path: the folder, or its gs:// address (also those below); for a run also its checkpoints/ or one step in it.
       step: checkpoint of a run; None = the newest good one.
       ignore_keys: of an HF folder's config.json, not known here, that the user vouches for (model.config.from_hf).
       adapter: PEFT folder whose adapter goes onto the model at `path`; "" = none.
@@ -47,7 +49,9 @@ def open_model(
       UserError: nothing there (with the download command for a hub name), none of these, no checkpoint or not that one,
         config.json or headers wrong; an adapter that is refused, or whose base is missing or another.
     """
+    path, base_dir = fetch_model(path, step), fetch_model(base_dir) if base_dir else ""
     if adapter:
+        adapter = fetch_model(adapter)
         base = _open_plain(path, step, ignore_keys)
         if base_dir:
             raise UserError("--base: --model names the base where --adapter is given; leave it out")
@@ -123,6 +127,8 @@ def _base_of(folder: Path, base_dir: str | os.PathLike) -> str | os.PathLike:
     if base_dir:
         return base_dir
     name = read_config_file(folder).get("base_model_name_or_path")
+    if isinstance(name, str) and is_bucket(name):
+        return fetch_model(name)
     if isinstance(name, str) and name and expand_home(name).is_dir():
         return name
     of = f" of '{name}'" if name else ""

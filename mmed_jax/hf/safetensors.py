@@ -9,7 +9,6 @@ once, and its reader keeps a whole file mapped; both would break the memory boun
 import json
 import math
 import mmap
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mmed_jax.common.buckets.ranged_file import RangedFile, file_size, open_pointer, read_bytes
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import open_file
 from mmed_jax.common.jsonl import BadJSON, loads
@@ -66,11 +66,14 @@ class StoredTensor(NamedTuple):
         """Copies `tensor[index]` (slices of step 1, one a dimension) into `out`, cast to `out`'s dtype.
 
         A block of rows at a time is mapped, and only while it is copied: of a large tensor no more than MAP_BYTES of
-        pages count as this process's memory, and of narrow columns only the pages they touch are read.
+        pages count as this process's memory, and of narrow columns only the pages they touch are read. Of a file that
+        lies in a bucket the rows are read whole, in parts of a few MB.
         """
         first, last, _ = index[0].indices(self.shape[0])
         row_bytes = (self.end - self.begin) // self.shape[0]
         step = max(1, MAP_BYTES // row_bytes)
+        if (ranged := open_pointer(self.file)) is not None:
+            return self._read_ranged(ranged, (first, last, step, row_bytes), index, out)
         with self.file.open("rb") as f:
             for row in range(first, last, step):
                 rows = min(step, last - row)
@@ -83,19 +86,30 @@ class StoredTensor(NamedTuple):
                     out[row - first : row - first + rows] = block[(slice(None), *index[1:])]
                     del flat, block  # an open view would keep the map from closing
 
+    def _read_ranged(
+        self, ranged: RangedFile, rows: tuple[int, int, int, int], index: tuple[slice, ...], out: np.ndarray
+    ) -> None:
+        """`read` of a file in a bucket; rows: first, last, rows at a time, bytes of one."""
+        first, last, step, row_bytes = rows
+        data = ranged.blocks(self.begin + first * row_bytes, self.begin + last * row_bytes)
+        held = bytearray()
+        for row in range(first, last, step):
+            count = min(step, last - row)
+            while len(held) < count * row_bytes:
+                held += next(data)
+            block = np.frombuffer(bytes(held[: count * row_bytes]), DTYPES[self.dtype]).reshape(count, *self.shape[1:])
+            out[row - first : row - first + count] = block[(slice(None), *index[1:])]
+            del held[: count * row_bytes]
+
     def same_bytes(self, other: "StoredTensor", block: int = 1 << 24) -> bool:
         """Whether both hold the same dtype, shape and bytes; compared in blocks."""
         if (self.dtype, self.shape) != (other.dtype, other.shape):
             return False
-        with self.file.open("rb") as a, other.file.open("rb") as b:
-            a.seek(self.begin)
-            b.seek(other.begin)
-            left = self.end - self.begin
-            while left:
-                n = min(block, left)
-                if a.read(n) != b.read(n):
-                    return False
-                left -= n
+        for at in range(0, self.end - self.begin, block):
+            n = min(block, self.end - self.begin - at)
+            ours, theirs = self.begin + at, other.begin + at
+            if read_bytes(self.file, ours, ours + n) != read_bytes(other.file, theirs, theirs + n):
+                return False
         return True
 
 
@@ -108,15 +122,16 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
       UserError: no regular file, a git-lfs pointer, a cut or foreign file, tensors that do not lie one after the other
         and fill the file, or entries of a wrong type; with the path.
     """
-    with open_file(path) as f:
-        size = os.fstat(f.fileno()).st_size
-        prefix = f.read(8)
-        if prefix == b"version " and size < 1024:
-            raise UserError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > MAX_HEADER or 8 + length > size:
-            raise UserError(f"{path} is not a safetensors file, or is cut short ({size} bytes); download it again")
-        raw = _parse(f.read(length), path)
+    with open_file(path):
+        pass  # a regular file, that may be read
+    size = file_size(path)
+    prefix = read_bytes(path, 0, 8)
+    if prefix == b"version " and size < 1024:
+        raise UserError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > MAX_HEADER or 8 + length > size:
+        raise UserError(f"{path} is not a safetensors file, or is cut short ({size} bytes); download it again")
+    raw = _parse(read_bytes(path, 8, 8 + length), path)
     tensors, offset = {}, 8 + length
     for name, entry in raw.items():
         try:

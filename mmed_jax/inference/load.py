@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmed_jax.common.errors import UserError, WorkError, printable
+from mmed_jax.common.place_flags import ModelPlace
 
 if TYPE_CHECKING:
     from mmed_jax.hf.open_model import ModelSource
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--model, --adapter, --base, --step, --ignore_keys, --dtype, --batch_size, --mesh_data, --mesh_tensor."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="run directory, Hugging Face or PEFT folder")
-    parser.add_argument("--adapter", metavar="DIR", default="", help="PEFT folder whose adapter goes onto --model")
+    parser.add_argument(
+        "--model", required=True, type=ModelPlace, metavar="DIR", help="run directory, Hugging Face or PEFT folder"
+    )
+    parser.add_argument(
+        "--adapter", type=ModelPlace, metavar="DIR", default="", help="PEFT folder whose adapter goes onto --model"
+    )
     add_base(parser)
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
     add_ignore_keys(parser)
@@ -32,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_base(parser: argparse.ArgumentParser) -> None:
     """--base, where the frozen model beneath an adapter lies."""
     parser.add_argument(
-        "--base", metavar="DIR", default="", help="of a LoRA run or a PEFT folder: where its base lies now, if it moved"
+        "--base",
+        type=ModelPlace,
+        metavar="DIR",
+        default="",
+        help="of a LoRA run or a PEFT folder: where its base lies now, if it moved",
     )
 
 

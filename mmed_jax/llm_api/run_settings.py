@@ -8,6 +8,7 @@ from typing import Any
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError
+from mmed_jax.common.place_flags import FreeText
 from mmed_jax.llm_api.address import check_address
 from mmed_jax.llm_api.prices import Price, no_price, no_room, price_of
 from mmed_jax.llm_api.token_counts import LIMITS
@@ -121,13 +122,18 @@ def add_run_flags(parser: argparse.ArgumentParser, model: str = "--model") -> No
     group = parser.add_argument_group("the run")
     add = group.add_argument
     add(model, metavar="NAME", default="", help="the model's name at the endpoint (Azure: the deployment's)")
-    add("--base_url", metavar="URL", help="OpenAI-compatible endpoint (default: OPENAI_BASE_URL, Azure's or OpenAI)")
+    add(
+        "--base_url",
+        type=FreeText,
+        metavar="URL",
+        help="OpenAI-compatible endpoint (default: OPENAI_BASE_URL, Azure's or OpenAI)",
+    )
     add("--ledger", metavar="FILE", default="data/ledger.sqlite", help="what was asked and paid (%(default)s)")
     add("--run", metavar="NAME", default="", help="label of the rows in the ledger (default: the model)")
     add("--temperature", metavar="T", type=float, help="sampling temperature (default: the endpoint's)")
     add("--sampling_seed", metavar="N", type=int, help="seed sent to the endpoint")
     add("--max_tokens", metavar="N", type=int, help="room for an answer (default: the method's)")
-    add("--params", metavar="JSON", help='more fields of the request body, as {"top_p": 0.9}')
+    add("--params", type=FreeText, metavar="JSON", help='more fields of the request body, as {"top_p": 0.9}')
     add("--concurrency", metavar="N", type=int, default=32, help="requests under way at most (%(default)s)")
     add("--max_usd", metavar="USD", type=float, help="stop before the ledger's cost, earlier runs included, passes it")
     add("--max_requests", metavar="N", type=int, help="stop at so many requests in the ledger, earlier runs included")

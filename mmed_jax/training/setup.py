@@ -9,8 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmed_jax.checkpoints.run_directory import CONFIG_FILE, guard_run_dir
+from mmed_jax.common.buckets.download import fetch_model, open_input
 from mmed_jax.common.errors import UserError, WorkError, nearest
 from mmed_jax.common.paths import ASSETS, resolve_path
+from mmed_jax.common.places import is_bucket
 from mmed_jax.config.values import planned_steps
 from mmed_jax.data.chat import chat_format
 from mmed_jax.data.plain_text import text_end
@@ -57,7 +59,8 @@ def open_init(config: ConfigDict, base_dir: str = "") -> "ModelSource | None":
     from mmed_jax.hf.open_model import open_model
 
     try:
-        path, ignore_keys = resolve_path(config.init_from), config.model.ignore_keys
+        path = fetch_model(config.init_from) if is_bucket(config.init_from) else resolve_path(config.init_from)
+        ignore_keys = config.model.ignore_keys
         return open_model(path, ignore_keys=ignore_keys, base_dir=base_dir)
     except UserError as e:
         with contextlib.suppress(UserError):
@@ -89,7 +92,8 @@ def open_tokenizer(config: ConfigDict, source: "ModelSource | None") -> "PreTrai
 
 def _named_tokenizer(config: ConfigDict, source: "ModelSource | None") -> "PreTrainedTokenizerFast":
     if config.tokenizer:
-        tok = load_tokenizer(ASSETS / "demo" if config.tokenizer == "demo" else resolve_path(config.tokenizer))
+        named = config.tokenizer
+        tok = load_tokenizer(ASSETS / "demo" if named == "demo" else open_input(named, "config.tokenizer"))
         if source is not None:
             _check_same_tokens(config.tokenizer, tok, source)
         return tok

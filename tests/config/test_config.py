@@ -164,8 +164,11 @@ MISTAKES = {
     "no data": ([*DEMO, "--config.data.train="], ["data.train is empty"]),
     "two lengths": ([*DEMO, "--config.steps=5"], ["config.steps", "config.epochs", "both are set"]),
     "no length": ([*DEMO, "--config.epochs=0"], ["neither is set"]),
-    "packed data in a bucket": ([*DEMO, "--config.data.cache_dir=gs://b/c"], ["data.cache_dir=gs://b/c", "mount"]),
-    "compiled programs in a bucket": ([*DEMO, "--config.compile_cache=gs:/b"], ["compile_cache=gs:/b", "file system"]),
+    "packed data in a bucket": ([*DEMO, "--config.data.cache_dir=gs:/bkt"], ["data.cache_dir=gs:/bkt", "two slashes"]),
+    "compiled programs in a bucket": (
+        [*DEMO, "--config.compile_cache=gs://bkt/x"],
+        ["compile_cache=gs://bkt/x", "path of this machine"],
+    ),
     "two batches": ([*DEMO, "--config.batch_tokens=4096"], ["batch_size", "batch_tokens", "both are set"]),
     "batch tokens": ([*DEMO, "--config.batch_size=0", "--config.batch_tokens=1000"], ["multiple of data.seq_len"]),
     "accumulation": ([*DEMO, "--config.grad_accum=3"], ["does not divide by grad_accum=3"]),

@@ -1,0 +1,253 @@
+"""A file or folder of a bucket as a path of this machine: fetched once a host, whole or not at all.
+
+What is fetched lies in ~/.cache/mmed_jax/buckets (MMED_JAX_BUCKETS names another folder), under a hash of its address
+and the generations of its objects: another version is another folder, and what is there is never asked for again. One
+process of a host fetches, the others wait for it. Every object is compared with the bucket's CRC-32C; what a killed
+process left is gone on with. Nothing is removed: the folder may be deleted whenever no command runs.
+
+Of a model's folder the large weight files are not fetched: ranged_file.py reads of them what is asked for.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmed_jax.common.buckets.bucket import Bucket, Stored, checksum_of, open_bucket
+from mmed_jax.common.buckets.ranged_file import is_ranged, write_pointer
+from mmed_jax.common.errors import UserError, WorkError, nearest
+from mmed_jax.common.output_files import write_json
+from mmed_jax.common.paths import expand_home, resolve_path
+from mmed_jax.common.place_flags import InputPlace, ModelPlace, SheetPlace
+from mmed_jax.common.places import is_bucket, parse_place
+from mmed_jax.common.progress import counting_bar
+
+FOLDER = "~/.cache/mmed_jax/buckets"
+VARIABLE = "MMED_JAX_BUCKETS"
+ADDRESS = "address.json"  # beside what was fetched: where it came from
+_THREADS = 8
+_TRIES = 3  # of an object that came with another checksum
+CHECKPOINTS, COMMITTED = "checkpoints/", "commit_success.txt"
+# Of a run what neither a model nor its report needs.
+_NOT_OF_A_MODEL = ("tensorboard/", "plots/", "profile/", "metrics/", ".lock")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What stands at an address: objects by their names below it; of a file "", and what files beside it have more."""
+
+    address: str
+    bucket: Bucket
+    key: str
+    objects: dict[str, Stored]
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is one object."""
+        return "" in self.objects
+
+    def path_of(self, place: Path, name: str) -> Path:
+        """Where an object lies, with the file or folder itself at `place`."""
+        return place.with_name(f"{place.name}{name}") if self.is_file else place / name
+
+
+def open_input(text: str | os.PathLike, flag: str = "", kind: type = InputPlace, step: int | None = None) -> Path:
+    """What a user's text names, as a path of this machine: `resolve_path` of a path, and a copy of a gs:// address.
+
+    Args:
+      text: a path or gs://BUCKET/KEY, of records with an optional :SPLIT behind it, which the result then has too.
+      flag: what it was given to, for messages. kind: ModelPlace for the folder of a model. step: of a run's checkpoint.
+
+    Raises:
+      UserError: nothing is there, the bucket refuses, no room on the disk. WorkError: the bucket does not answer.
+    """
+    place = parse_place(text, flag)
+    if not is_bucket(place):
+        return resolve_path(str(text))
+    address = str(text).rstrip("/")
+    try:
+        return fetch(look(address, flag, kind), kind, step)
+    except NotThere:
+        head, colon, split = address.rpartition(":")
+        if not colon or head in ("gs", "") or "/" in split:
+            raise
+        whole = fetch(look(head, flag), kind, step)
+        return whole.with_name(f"{whole.name}:{split}")
+
+
+def fetch_model(path: str | os.PathLike, step: int | None = None, flag: str = "") -> str | os.PathLike:
+    """The folder of a model: `path`, of a gs:// address a copy (open_input). Raises UserError, WorkError."""
+    return open_input(path, flag, ModelPlace, step) if is_bucket(str(path)) else path
+
+
+class NotThere(UserError):
+    """No object has this name, or begins with it as a folder."""
+
+
+def look(address: str, flag: str = "", kind: type = InputPlace) -> Found:
+    """What stands at a gs:// address. Raises NotThere; Refused and NoAnswer of Bucket."""
+    bucket, key = open_bucket(parse_place(address, flag))
+    start = f"{flag}={address}" if flag else address
+    if key and (stored := bucket.stat(key)) is not None:
+        beside = bucket.list(f"{key}.") if issubclass(kind, SheetPlace) else []
+        return Found(address, bucket, key, {o.name[len(key) :]: o for o in (stored, *beside)})
+    prefix = f"{key}/" if key else ""
+    objects = {o.name[len(prefix) :]: o for o in bucket.list(prefix) if not o.name.endswith("/")}
+    if not objects:
+        parent = key.rpartition("/")[0]
+        folders, files = bucket.list_folder(parent)
+        names = [*folders, *(o.name.rpartition("/")[2] for o in files)]
+        raise NotThere(f"{start}: nothing is there{nearest(key.rpartition('/')[2], names)}")
+    for name in objects:
+        if {"", ".", ".."} & set(name.split("/")):
+            raise UserError(f"{start}: holds an object that can't be a file of this machine: {name!r}")
+    return Found(address, bucket, key, objects)
+
+
+def fetch(found: Found, kind: type = InputPlace, step: int | None = None) -> Path:
+    """The copy of `found` on this machine. Raises UserError, WorkError as open_input."""
+    objects = found.objects
+    as_model = issubclass(kind, ModelPlace) and not found.is_file
+    if as_model:
+        objects = _of_model(found, step)
+    ranged = [name for name, o in objects.items() if as_model and is_ranged(name, o.size)]
+    listed = [[name, o.generation, name in ranged] for name, o in sorted(objects.items())]
+    digest = hashlib.sha256(json.dumps([found.address, listed]).encode()).hexdigest()[:20]
+    parts = [found.bucket.name, *filter(None, found.key.split("/"))]
+    folder = cache_folder() / found.bucket.name / digest
+    # Language, split and cache key come from the names of a file and of its folder: both stay.
+    place = folder.joinpath(parts[-2] if len(parts) > 1 else "bucket", parts[-1])
+    if folder.is_dir():
+        return place
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder, found.address):
+            if not folder.is_dir():
+                part = folder.with_name(f"{digest}.part")
+                _fill(part / place.relative_to(folder), found, objects, ranged)
+                write_json(part / ADDRESS, {"address": found.address, "step": step})
+                part.rename(folder)
+    except OSError as e:
+        raise UserError(
+            f"{found.address}: cannot be fetched to {folder.parent} ({e.strerror or e}); {VARIABLE} names another "
+            "folder"
+        ) from e
+    return place
+
+
+def cache_folder() -> Path:
+    """The folder of all that was fetched, and of what is to be uploaded."""
+    return expand_home(os.environ.get(VARIABLE) or FOLDER).absolute()
+
+
+def address_of(path: Path) -> str:
+    """The gs:// address that `path` is the copy of; "" for any other path."""
+    root, real = cache_folder(), path.absolute()
+    if not real.is_relative_to(root) or len(real.relative_to(root).parts) != 4:
+        return ""
+    try:
+        return str(json.loads((real.parents[1] / ADDRESS).read_bytes())["address"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+class _alone:
+    """Held by one process of this host while it fetches; a context manager. Raises OSError."""
+
+    def __init__(self, folder: Path, address: str):
+        self._path, self._address = folder.with_name(f"{folder.name}.lock"), address
+
+    def __enter__(self) -> None:
+        self._file = open(self._path, "w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process of this host that fetches {self._address}", file=sys.stderr, flush=True)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _fill(place: Path, found: Found, objects: dict[str, Stored], ranged: Sequence[str]) -> None:
+    """Fetches what is not there yet. Raises OSError, UserError, WorkError."""
+    wanted = {name: o for name, o in objects.items() if not found.path_of(place, name).is_file()}
+    fetched = {name: o for name, o in wanted.items() if name not in ranged}
+    place.parent.mkdir(parents=True, exist_ok=True)
+    total, free = sum(o.size for o in fetched.values()), shutil.disk_usage(place.parent).free
+    if total > free:
+        raise UserError(
+            f"{found.address}: is {total / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {cache_folder()}; "
+            f"{VARIABLE} names another folder"
+        )
+    for name in ranged:
+        file = found.path_of(place, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_pointer(file, found.bucket.name, objects[name])
+    label = f"fetching {found.address}"
+    with (
+        counting_bar(label, total, unit="B", unit_scale=True, in_logs=True, delay=2) as bar,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
+
+        def one(name: str) -> None:
+            _fetch_object(found.bucket, fetched[name], found.path_of(place, name))
+            bar.update(fetched[name].size)
+
+        _first_failure(pool, [pool.submit(one, name) for name in fetched])
+
+
+def _first_failure(pool: ThreadPoolExecutor, futures: Iterable) -> None:
+    """Waits for all; the first failure, or Ctrl-C, lets the others that have not begun be."""
+    try:
+        for future in futures:
+            future.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _fetch_object(bucket: Bucket, stored: Stored, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.fetched")
+    try:
+        for _ in range(_TRIES):
+            try:
+                bucket.download(stored.name, temporary, stored.generation)
+            except FileNotFoundError as e:
+                raise WorkError(
+                    f"{bucket.address(stored.name)}: was changed or removed while it was fetched; run the command again"
+                ) from e
+            if (temporary.stat().st_size, checksum_of(temporary)) == (stored.size, stored.crc32c):
+                temporary.replace(file)
+                return
+    finally:
+        temporary.unlink(missing_ok=True)
+    raise WorkError(f"{bucket.address(stored.name)}: came {_TRIES} times with another checksum than the bucket says")
+
+
+def _of_model(found: Found, step: int | None) -> dict[str, Stored]:
+    """Of a run one finished checkpoint and what lies beside; of any other folder all."""
+    saved: dict[int, bool] = {}
+    for name in found.objects:
+        number, _, rest = name.removeprefix(CHECKPOINTS).partition("/")
+        if name.startswith(CHECKPOINTS) and number.isdigit():
+            saved[int(number)] = saved.get(int(number), False) or rest == COMMITTED
+    whole = [n for n, finished in saved.items() if finished]
+    if not whole:
+        return found.objects
+    if step is not None and step not in whole:
+        there = ", ".join(map(str, sorted(whole)))
+        raise UserError(f"{found.address}: has no checkpoint of step {step}; there are {there}")
+    kept = f"{CHECKPOINTS}{step if step is not None else max(whole)}/"
+    return {
+        name: o
+        for name, o in found.objects.items()
+        if (name.startswith(kept) if name.startswith(CHECKPOINTS) else not name.startswith(_NOT_OF_A_MODEL))
+    }

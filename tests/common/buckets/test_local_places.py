@@ -1,0 +1,163 @@
+"""Flags with gs:// addresses: what is read is fetched once and compared, what is written goes up whole."""
+
+import argparse
+import json
+
+import pytest
+
+from mmed_jax.common.buckets import upload
+from mmed_jax.common.buckets.download import address_of, open_input
+from mmed_jax.common.buckets.local_places import local_places
+from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.place_flags import InputPlace, OutputPlace, ResumedOutput, SheetPlace
+
+
+@pytest.fixture(autouse=True)
+def cache(cloud, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMED_JAX_BUCKETS", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def media(cloud) -> int:
+    return cloud.requests["GET media"]
+
+
+def test_a_file_and_a_folder_are_fetched_once(cloud, cache):
+    cloud.write("bucket", "in/train/a.jsonl", b"first\n")
+    cloud.write("bucket", "in/train/sub/b.jsonl", b"second\n")
+    before = media(cloud)
+    file, folder = open_input("gs://bucket/in/train/a.jsonl"), open_input("gs://bucket/in/train/")
+    assert file.read_bytes() == b"first\n" and (folder / "sub/b.jsonl").read_bytes() == b"second\n"
+    # The split and the name of a cached table come from a file's name and that of its folder.
+    assert (file.parent.name, file.name, folder.name) == ("train", "a.jsonl", "train")
+    assert address_of(folder) == "gs://bucket/in/train" and address_of(cache) == ""
+    assert media(cloud) - before == 3
+    assert open_input("gs://bucket/in/train/a.jsonl") == file and open_input("gs://bucket/in/train") == folder
+    assert media(cloud) - before == 3
+    # Another generation is another copy; the old one stays for whom has it open.
+    cloud.write("bucket", "in/train/a.jsonl", b"third\n")
+    assert open_input("gs://bucket/in/train/a.jsonl").read_bytes() == b"third\n" and file.read_bytes() == b"first\n"
+    assert open_input("gs://bucket/in/train/a.jsonl:dev").name == "a.jsonl:dev"
+
+
+def test_what_is_not_there_is_one_line(cloud, cache):
+    cloud.write("bucket", "near/questions.jsonl", b"1")
+    with pytest.raises(UserError, match="^--data=gs://bucket/near/question.jsonl: nothing is there, did you mean 'q"):
+        open_input("gs://bucket/near/question.jsonl", "--data")
+    with pytest.raises(UserError, match="gs://nowhere does not exist, or may not be seen"):
+        open_input("gs://nowhere/x", "--data")
+    assert not cache.exists()
+
+
+def test_faults_while_fetching_are_not_seen(cloud):
+    for n in range(6):
+        cloud.write("bucket", f"faulty/{n}", bytes([n]) * 50_000)
+    for fault in ({"status": 503}, {"status": 429}, {"drop": "before"}, {"drop": "after"}):
+        cloud.fault("faulty", probability=0.12, **fault)
+    folder = open_input("gs://bucket/faulty")
+    assert [(folder / str(n)).read_bytes() for n in range(6)] == [bytes([n]) * 50_000 for n in range(6)]
+
+
+def run(work, **flags):
+    with local_places(argparse.Namespace(**flags)) as args:
+        return work(args)
+
+
+def test_inputs_in_lists_and_paths_of_this_machine(cloud, tmp_path):
+    cloud.write("bucket", "list/a.csv", b"a")
+    cloud.write("bucket", "list/a.csv.key.json", b"key")
+    cloud.write("bucket", "list/run/results.json", b"{}")
+    flags = dict(ratings=SheetPlace("me=gs://bucket/list/a.csv,you=/x"), runs=[InputPlace("A=gs://bucket/list/run")])
+    flags |= dict(plain="gs", number=3, local=InputPlace("data/x.jsonl"))
+    args = run(lambda args: args, **flags)
+    sheet = args.ratings.removeprefix("me=").removesuffix(",you=/x")
+    assert open(sheet).read() == "a" and open(f"{sheet}.key.json").read() == "key"
+    assert open(args.runs[0].removeprefix("A=") + "/results.json").read() == "{}"
+    assert (args.plain, args.number, args.local) == ("gs", 3, "data/x.jsonl")
+    flags = argparse.Namespace(output=OutputPlace("x"))
+    with local_places(flags) as args:
+        assert args is flags
+
+
+def test_an_output_goes_up_with_its_last_file_last_and_is_replaced_whole(cloud, cache):
+    def write(args):
+        folder = upload.Path(args.output)
+        assert args.output.address == "gs://bucket/out/model"
+        folder.mkdir(exist_ok=True)
+        for old in folder.iterdir():
+            old.unlink()
+        for name in files:
+            (folder / name).write_text(f"{name} {version}")
+        (folder / ".x.7.tmp").write_text("")
+
+    for version, files in enumerate((["config.json", "w-1", "w-2", "mmed_jax_export.json"], ["w-1", "config.json"])):
+        start = len(cloud.log)
+        run(write, output=OutputPlace("gs://bucket/out/model"))
+        assert {n: cloud.read("bucket", n).decode() for n in cloud.names("bucket", "out/model")} == {
+            f"out/model/{name}": f"{name} {version}" for name in files
+        }
+        writes = [line for line in cloud.log[start:] if not line.startswith("GET") and "write_test" not in line]
+        if version:
+            assert writes[1].startswith("DELETE") and "config.json" in writes[1]  # behind the probe
+    # The last object of all to be written is config.json.
+    assert cloud._objects["bucket", "out/model/config.json"].generation == cloud._generation
+    assert list((cache / "outputs").iterdir()) == []
+
+
+def test_what_fails_is_not_uploaded_and_names_the_address(cloud, cache):
+    def fail(args):
+        upload.Path(args.output).write_text("half")
+        raise UserError(f"--output={args.output}: is wrong")
+
+    with pytest.raises(UserError, match="^--output=gs://bucket/failed.json: is wrong$"):
+        run(fail, output=OutputPlace("gs://bucket/failed.json"))
+    assert cloud.names("bucket", "failed") == [] and list((cache / "outputs").iterdir()) == []
+    with pytest.raises(UserError, match="^gs://nowhere/.*does not exist"):
+        run(fail, output=OutputPlace("gs://nowhere/x"))
+
+    # The bucket refuses the result: it is not lost.
+    def write(args):
+        upload.Path(args.output).write_text("whole")
+        cloud.fault("POST ", status=403)
+
+    with pytest.raises(WorkError, match="gs://bucket/refused.json: could not be uploaded .*it lies in ") as e:
+        run(write, output=OutputPlace("gs://bucket/refused.json"))
+    kept = str(e.value).partition("it lies in ")[2].partition(":")[0]
+    assert open(kept).read() == "whole"
+
+
+def test_a_journal_goes_up_as_it_grows_and_is_continued(cloud, monkeypatch):
+    monkeypatch.setattr(upload, "EVERY_S", 0.05)
+    seen = []
+
+    def append(args):
+        file = upload.Path(args.output)
+        seen.append(file.read_text() if file.exists() else None)
+        with file.open("a") as f:
+            for n in range(2):
+                f.write(json.dumps({"n": n}) + "\n")
+                f.flush()
+            f.write('{"torn"')
+            f.flush()
+            deadline = upload.threading.Event()
+            for _ in range(200):
+                if cloud.names("bucket", "journal.jsonl"):
+                    break
+                deadline.wait(0.05)
+        seen.append(cloud.read("bucket", "journal.jsonl").decode())
+        raise KeyboardInterrupt
+
+    flags = dict(output=ResumedOutput("gs://bucket/journal.jsonl"))
+    with pytest.raises(KeyboardInterrupt):
+        run(append, **flags)
+    whole = '{"n": 0}\n{"n": 1}\n'
+    assert seen == [None, whole] and cloud.read("bucket", "journal.jsonl").decode() == whole
+    run(lambda args: seen.append(upload.Path(args.output).read_text()), **flags)
+    assert seen[-1] == whole
+
+    def other(args):
+        cloud.write("bucket", "journal.jsonl", b"of another process")
+        upload.Path(args.output).write_text("mine")
+
+    with pytest.raises(WorkError, match="journal.jsonl: another process writes there as well"):
+        run(other, **flags)
