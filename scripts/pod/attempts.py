@@ -1,0 +1,242 @@
+"""One start of a command on all workers: begun together, waited for, ended; which worker failed first, and how."""
+
+import base64
+import secrets
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mmed_jax.common.errors import UNFINISHED, UserError, WorkError, warn
+from scripts.pod.follow import Follower
+from scripts.pod.gcloud import GcloudFailed
+from scripts.pod.resources import Pod
+from scripts.pod.workers import Answer, Worker, Workers, first_problem
+
+OPEN_FILES = 65536
+LAST_LINES = 20
+
+
+# Where no worker at all is reached, so many times longer is waited before that is an error.
+ALL_SILENT = 6
+
+
+class Unreachable(WorkError):
+    """Some workers are not reached for long, others are: the cloud says nothing, and the run cannot go on."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run had come when an attempt began: the newest checkpoint ("none"), and which attempt at it this is."""
+
+    step: str = "none"
+    tries: int = 1
+
+
+@dataclass
+class Outcome:
+    """How an attempt ended.
+
+    code: 0 finished; 75 (UNFINISHED) stopped and to be started again; else that of the first worker that failed.
+    lost: why workers are gone, in words; "" when all were there to the end.
+    lines: the last ones of the first worker that failed.
+    """
+
+    code: int
+    worker: Worker | None = None
+    lines: list[str] = field(default_factory=list)
+    lost: str = ""
+
+    def describe(self) -> str:
+        """In a line."""
+        if self.lost:
+            return f"workers are gone: {self.lost}"
+        if self.code == 0:
+            return "finished: exit code 0 on all workers"
+        if self.code == UNFINISHED:
+            return f"stopped before its end, saved: exit code {UNFINISHED}; the same command goes on"
+        return f"{self.worker} failed first, with exit code {self.code}"
+
+
+def name_attempt() -> str:
+    """A name of an attempt; names sort by time."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def full_command(command: Sequence[str], workers: int) -> list[str]:
+    """The command as it is started: train is told how many processes there have to be."""
+    if "mmed_jax.train" in command and not any("distributed.expect_processes" in c for c in command):
+        return [*command, f"--config.distributed.expect_processes={workers}"]
+    return list(command)
+
+
+def start(workers: Workers, command: Sequence[str], progress: Progress, open_files: int = OPEN_FILES) -> str:
+    """Starts the command on all workers and returns the attempt's name. All run it, or none does.
+
+    Raises:
+      WorkError: it did not start on a worker, which is named; it was ended where it had started.
+    """
+    attempt = name_attempt()
+    words = full_command(command, len(workers.all))
+    arguments = (attempt, str(open_files), progress.step, str(progress.tries), *words)
+    if not workers.gcloud.dry_run:
+        print(f"attempt {attempt} on {len(workers.all)} workers: {shlex.join(words)}", flush=True)
+    try:
+        answers = workers.ask("start", *arguments)
+    except BaseException:  # Ctrl-C: what has started would wait for the others
+        end(workers, attempt, workers.all)
+        raise
+    if problem := first_problem(answers):
+        # One that was not reached may have started all the same.
+        begun = [w for w, a in answers.items() if not a.problem or not a.reached]
+        end(workers, attempt, begun)
+        raise WorkError(f"not started: {problem}; ended on the {sum(not a.problem for a in answers.values())} others")
+    return attempt
+
+
+def end(workers: Workers, attempt: str, where: Sequence[Worker]) -> list[Worker]:
+    """SIGTERM, and SIGKILL where that does not help within the grace; returns the workers where it still runs."""
+    pace = workers.gcloud.pace
+    for signal in ("TERM", "KILL"):
+        workers.ask("signal", attempt, signal, only=where)
+        since = time.monotonic()
+        while time.monotonic() - since < pace.grace:
+            states = workers.ask("state", attempt, only=where)
+            where = [w for w, a in states.items() if a["status"] == "running"]
+            if not where:
+                return []
+            pace.sleep(min(pace.poll, 5))
+    return list(where)
+
+
+def stop(pod: Pod, workers: Workers, attempt: str, limit: float) -> int:
+    """SIGTERM to the run on every worker, then waits until it has ended there, `limit` seconds at most.
+
+    Prints what the logs say of the end. Returns 0 when it has ended everywhere, 1 when not.
+    """
+    told = workers.ask("signal", attempt, "TERM")
+    if problem := first_problem(told):
+        raise WorkError(problem)
+    since, running = time.monotonic(), workers.all
+    while time.monotonic() - since < limit:
+        states = workers.ask("state", attempt)
+        running = [w for w, a in states.items() if a["status"] == "running" or not a.reached]
+        if not running:
+            for worker, answer in workers.ask("tail", attempt, "5").items():
+                code = states[worker]["code"] or "none: it was killed"
+                print(f"[{worker.label}] exit code {code}: {' '.join(answer.lines[-2:-1])}", flush=True)
+            return 0
+        pod.gcloud.pace.sleep(min(pod.gcloud.pace.poll, 5))
+    print(f"still running after {limit:.0f} s on: {', '.join(str(w) for w in running)}", flush=True)
+    return 1
+
+
+def newest(workers: Workers) -> dict[Worker, Answer]:
+    """The newest attempt's state on every worker.
+
+    Raises:
+      WorkError: a worker is not reached.
+    """
+    states = workers.ask("state")
+    if problem := first_problem(states):
+        raise WorkError(problem)
+    return states
+
+
+def command_of(state: Answer) -> list[str]:
+    """The command of an attempt's state."""
+    return shlex.split(base64.b64decode(state["command"]).decode())
+
+
+def progress_of(state: Answer) -> Progress:
+    """The progress with which an attempt began."""
+    return Progress(state["step"] or "none", int(state["tries"] or 1))
+
+
+def refuse_second(states: dict[Worker, Answer]) -> None:
+    """Raises a UserError where a run is going on."""
+    for worker, state in states.items():
+        if state["status"] == "running":
+            raise UserError(
+                f"{worker}: attempt {state['attempt']} is going on ({shlex.join(command_of(state))}); "
+                "`logs` follows it, `stop` ends it"
+            )
+
+
+def wait(pod: Pod, workers: Workers, attempt: str, shown: int) -> Outcome:
+    """Shows the logs of the first `shown` workers until the attempt has ended on all, or workers are gone."""
+    with Follower(workers, attempt, workers.all[:shown]):
+        states, lost = _wait_for_end(pod, workers, attempt)
+    if lost:
+        return Outcome(1, lost=lost)
+    return _outcome(workers, attempt, states)
+
+
+def _wait_for_end(pod: Pod, workers: Workers, attempt: str) -> tuple[dict[Worker, Answer], str]:
+    """The last state of each worker, and why workers are gone."""
+    pace = workers.gcloud.pace
+    reached = dict.fromkeys(workers.all, time.monotonic())
+    failed_at: float | None = None
+    while True:
+        began = time.monotonic()
+        states = workers.ask("state", attempt)
+        now = time.monotonic()
+        reached.update({w: now for w, a in states.items() if a.reached})
+        if silent := [w for w, a in states.items() if not a.reached]:
+            longest = now - min(reached[w] for w in silent)
+            if lost := _why_lost(pod, last_try=longest > pace.unreachable):
+                return states, lost
+            about = f"for {longest:.0f} s, though the cloud calls all READY: {silent[0]}: {states[silent[0]].problem}"
+            if len(silent) < len(workers.all) and longest > pace.unreachable:
+                raise Unreachable(f"{silent[0]} is not reached {about}")
+            if longest > ALL_SILENT * pace.unreachable:  # more likely our own ssh than all of them
+                raise WorkError(f"no worker is reached {about}")
+        vanished = [w for w, a in states.items() if a.reached and a["status"] == "none"]
+        if vanished:  # the disk is another: the machine was made anew
+            return states, f"{vanished[0]} knows nothing of attempt {attempt}"
+        running = [w for w, a in states.items() if a["status"] == "running"]
+        if not running and not silent:
+            return states, ""
+        if any(_failed(a) for a in states.values()):
+            failed_at = failed_at or now
+            if now - failed_at > pace.grace:
+                print(f"a worker has failed and {len(running)} still run: they are ended", flush=True)
+                end(workers, attempt, running)
+        # With many workers a look takes long and costs processor time here: look half of the time at most.
+        pace.sleep(max(pace.poll, time.monotonic() - began))
+
+
+def _why_lost(pod: Pod, last_try: bool) -> str:
+    try:
+        return pod.lost()
+    except GcloudFailed as e:  # the network here, perhaps: the run needs neither it nor us
+        if last_try:
+            raise
+        warn(str(e))
+        return ""
+
+
+def _failed(state: Answer) -> bool:
+    return state["status"] == "killed" or (state["status"] == "ended" and int(state["code"]) not in (0, UNFINISHED))
+
+
+def _outcome(workers: Workers, attempt: str, states: dict[Worker, Answer]) -> Outcome:
+    failed = sorted((int(a["at"] or 0), w) for w, a in states.items() if _failed(a) and a["status"] == "ended")
+    killed = [w for w, a in states.items() if a["status"] == "killed"]
+    if failed:
+        worker, code = failed[0][1], int(states[failed[0][1]]["code"])
+    elif killed:
+        worker, code = killed[0], 1
+    else:
+        codes = {int(a["code"]) for a in states.values()}
+        return Outcome(UNFINISHED if UNFINISHED in codes else 0)
+    return Outcome(code, worker, workers.ask_one(worker, "tail", attempt, str(LAST_LINES)).lines)
+
+
+def show(outcome: Outcome) -> None:
+    """Prints how it ended, with the last lines of the worker that failed first."""
+    if outcome.worker is not None:
+        print(f"---- the last lines of {outcome.worker}", flush=True)
+        print("\n".join(outcome.lines).rstrip(), flush=True)
+        print("----", flush=True)
+    print(outcome.describe(), flush=True)
