@@ -253,9 +253,8 @@ def status(pod: Pod, args: argparse.Namespace) -> int:
     last: list[str] = []
     for worker, state in workers.ask("state").items():
         known = {"ended": f"ended with exit code {state['code']}", "none": "nothing started"}
-        print(
-            f"{worker}: {state.problem or known.get(state['status'], state['status'])} {state['attempt']}", flush=True
-        )
+        shown = state.problem or known.get(state["status"], state["status"])
+        print(f"{worker}: {shown} {state['attempt']}".rstrip(), flush=True)
         last = attempts.command_of(state) if state["command"] else last
     if last:
         print(f"command: {shlex.join(last)}", flush=True)

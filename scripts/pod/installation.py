@@ -52,5 +52,7 @@ def install(workers: Workers, checkout: Checkout, extras: str = EXTRAS) -> None:
         answers = workers.each(bring, old)
     if problem := first_problem(answers):
         raise WorkError(problem)
+    if workers.gcloud.dry_run:
+        return
     packages = sum(a["installed"] == "packages" for a in answers.values())
     print(f"installed: packages on {packages}, source alone on {len(answers) - packages} workers", flush=True)

@@ -2,7 +2,7 @@
 # The last line that it prints begins with @mmed_jax_pod and is the answer: words KEY=VALUE, or `error TEXT`.
 #
 # ~/mmed_jax_pod/source     the checkout; `.commit` in it says which
-# ~/mmed_jax_pod/venv       its environment; `requirements` beside it the hash of what was installed
+# ~/mmed_jax_pod/venv       its environment; `requirements` in it the hash of what was installed
 # ~/mmed_jax_pod/attempts/  a folder for each start: command, commit, step, tries, pid, log, exit (code and time)
 # ~/mmed_jax_pod/running    locked as long as a run is going on
 home=$HOME/mmed_jax_pod
@@ -21,7 +21,7 @@ lock_running() {
 pod_installed() {
   local commit requirements
   commit=$(tr '\n' ' ' < "$home/source/.commit" 2> /dev/null)
-  requirements=$(cat "$home/requirements" 2> /dev/null)
+  requirements=$(cat "$home/venv/requirements" 2> /dev/null)
   is_running && running=yes || running=no
   answer "running=$running requirements=${requirements:-none} free_mib=$(df -Pm "$HOME" | awk 'NR == 2 {print $4}') commit=$(echo ${commit:-none} | tr ' ' '+')"
 }
@@ -56,11 +56,11 @@ pod_install() { # archive, hash of the requirements, extras
   [ ! -e "$home/files" ] || (cd "$home/source" && grep -v '/$' "$home/files" | tr '\n' '\0' | xargs -0 rm -f --)
   tar xzf "$archive" -C "$home/source" || fail "cannot unpack $archive into $home/source: $(df -Ph "$HOME" | awk 'NR == 2 {print $4}') free"
   mv "$home/files.new" "$home/files" && rm -f "$archive"
-  if [ "$(cat "$home/requirements" 2> /dev/null)" != "$requirements" ]; then
+  if [ "$(cat "$home/venv/requirements" 2> /dev/null)" != "$requirements" ]; then
     [ -x "$home/venv/bin/python" ] || make_venv
     (cd "$home/source" && "$home/venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$extras]") > "$home/install.log" 2>&1 \
       || fail "pip: $(grep -v '^ *$' "$home/install.log" | tail -n 1 | cut -c 1-300) (all of it: $home/install.log)"
-    echo "$requirements" > "$home/requirements"
+    echo "$requirements" > "$home/venv/requirements"
     answer installed=packages
   fi
   answer installed=source

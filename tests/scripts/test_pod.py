@@ -20,8 +20,10 @@ TRAIN = r"""
 run=$1
 mkdir -p "$run/checkpoints"
 echo "started with $*"
+[ ! -e "$HOME/code" ] || { echo "this host is broken"; exit "$(cat "$HOME/code")"; }
 trap 'echo "saved at step 7"; exit 75' TERM
 [ ! -e "$run/sleep" ] || { sleep 30 & wait $!; }
+[ "${HOME##*/}" = 0 ] || exit 0
 step=$(( $(ls "$run/checkpoints" | sort -n | tail -n 1) + 1 ))
 [ -e "$run/no_progress" ] || { mkdir -p "$run/checkpoints/$step" && touch "$run/checkpoints/$step/commit_success.txt"; }
 code=$(sed -n "${step}p" "$run/codes" 2> /dev/null)
@@ -160,5 +162,295 @@ def test_a_wrong_order_is_one_line_before_anything_is_asked(cloud, repo, argumen
 def test_a_dry_run_prints_the_commands(cloud, repo, capfd, flags, words):
     assert pod("up", "--dry_run", *flags) == 0
     printed = capfd.readouterr().out
-    assert words in printed and "tpu-vm scp" in printed and "--command='bash -c SCRIPT on_worker install" in printed
+    assert words in printed and "tpu-vm scp" in printed and "bash -c SCRIPT on_worker install" in printed
     assert cloud.calls() == []
+
+
+# -- the slice and what is installed on it
+
+
+def test_up_waits_installs_and_does_nothing_twice(cloud, repo, capfd):
+    cloud.states("mmed", ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
+    assert pod("up") == 0
+    printed = capfd.readouterr().out
+    assert re.findall(r"mmed: ([A-Z_]+)", printed) == ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    home = cloud.worker("mmed", 1)
+    pip = (home / "pip.txt").read_text()
+    assert "-c constraints.txt -e .[tpu,gcs]" in pip and (home / "mmed_jax_pod/source/scripts/train.sh").exists()
+    before = len(cloud.calls())
+    assert pod("up") == 0
+    assert not [c for c in cloud.calls()[before:] if re.search("scp|create|install ", c)]
+
+    (home / "mmed_jax_pod/source/runs").mkdir()
+    (repo / "added.py").write_text("")
+    git(repo, "rm", "-q", "scripts/train.sh")
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "second")
+    assert pod("up") == 0  # another commit, the same requirements: no pip; what a run wrote stays
+    source = home / "mmed_jax_pod/source"
+    assert (source / "added.py").exists() and (source / "runs").exists() and not (source / "scripts/train.sh").exists()
+    assert (home / "pip.txt").read_text() == pip
+    (repo / "constraints.txt").write_text("jax==0.11\n")
+    git(repo, "commit", "-qam", "third")
+    assert pod("up") == 0
+    assert len((home / "pip.txt").read_text().splitlines()) == 2 * len(pip.splitlines())
+
+
+def test_what_cannot_be_set_up_is_named(cloud, repo, monkeypatch):
+    pod("up")
+    (cloud.worker("mmed", 1) / "no_index").touch()
+    (repo / "constraints.txt").write_text("jax==0.11\n")
+    git(repo, "commit", "-qam", "second")
+    with pytest.raises(WorkError, match="worker 1: pip: ERROR: no matching distribution"):
+        main(["up"], QUICK)
+    monkeypatch.setattr(installation, "LEAST_FREE_MIB", 2**40)
+    with pytest.raises(UserError, match=r"worker 1: only [\d.]+ GiB free"):
+        main(["up"], QUICK)
+    with pytest.raises(UserError, match="mmed is there as 1 x v5litepod-8"):
+        main(["up", "--tpu=v5e-16"], QUICK)
+
+
+@pytest.mark.parametrize(
+    "arrange, message, asked",
+    [
+        (lambda c: c.fail("describe", times=-1), "UNAVAILABLE (asked 3 times)", 3),
+        (lambda c: c.states("mmed", ["PROVISIONING", ""]), "the state ''", 5),
+        (lambda c: c.states("mmed", ["SUSPENDING"]), "mmed is SUSPENDING", 2),
+        (lambda c: c.states("mmed", ["CREATING", "FAILED"]), "mmed is FAILED", 3),
+    ],
+)
+def test_no_endless_wait_for_a_slice(cloud, repo, arrange, message, asked):
+    arrange(cloud)
+    with pytest.raises(WorkError, match=re.escape(message)):
+        main(["up"], QUICK)
+    assert len(cloud.calls("queued-resources describe")) == asked
+
+
+def test_a_slice_without_workers_and_one_that_is_not_there(cloud, repo):
+    with pytest.raises(UserError, match="there is no queued resource mmed in us-east5-a"):
+        main(["run", "--", "true"], QUICK)
+    pod("up")
+    cloud.set_state("mmed", "ACTIVE", no_endpoints=True)
+    with pytest.raises(UserError, match="names no workers"):
+        main(["run", "--", "true"], QUICK)
+    cloud.set_state("mmed", "ACTIVE", node="PREEMPTED")
+    with pytest.raises(WorkError, match="mmed is PREEMPTED"):
+        main(["run", "--", "true"], QUICK)
+    assert pod("down") == pod("down") == 0 and not cloud.worker("mmed").exists()
+
+
+def test_local_changes_are_refused_or_carried(cloud, repo, run_dir):
+    cloud.size("mmed", 1)
+    pod("up")
+    (repo / "notes.txt").write_text("no code: stays here\n")
+    (repo / "scripts/train.sh").write_text("echo changed\n")
+    (repo / "scripts/new.py").write_text("")
+    with pytest.raises(UserError, match="scripts/new.py, scripts/train.sh.*--carry_changes"):
+        main(["run", *train(run_dir)], QUICK)
+    assert pod("run", "--carry_changes", *train(run_dir)) == 0
+    (attempt,) = cloud.attempts("mmed")
+    assert (attempt / "log").read_text() == "changed\n"
+    commit, changes = (attempt / "commit").read_text().splitlines()
+    assert re.fullmatch("[0-9a-f]{40}", commit) and re.fullmatch("changes [0-9a-f]{12}", changes)
+    source = cloud.worker("mmed") / "mmed_jax_pod/source"
+    assert (source / "scripts/new.py").exists() and not (source / "notes.txt").exists()
+
+
+# -- a run
+
+
+def test_a_run_on_two_slices_ends_with_its_exit_code(cloud, repo, run_dir, capfd):
+    assert pod("up", "--tpu=2xv5e-8") == 0
+    (run_dir / "codes").write_text("75\n0\n")
+    assert pod("run", *train(run_dir)) == 75
+    printed = capfd.readouterr().out
+    assert (
+        "[0/0] step 1\n" in printed and "[1/1] started with" in printed and "exit code 75; the same command" in printed
+    )
+    assert pod("run", *train(run_dir)) == 0
+    for node in ("mmed-0", "mmed-1"):
+        for index in (0, 1):
+            first, second = cloud.attempts(node, index)
+            assert {p.name for p in second.iterdir()} == {"command", "commit", "step", "tries", "pid", "log", "exit"}
+            assert "started with" in (first / "log").read_text()  # each attempt has its own log
+    assert (cloud.attempts("mmed-0")[0] / "exit").read_text().startswith("75 ")
+    assert "bash scripts/train.sh" in (second / "command").read_text()
+    assert pod("logs") == 0 and "step 2" in capfd.readouterr().out
+    assert pod("status") == 0
+    shown = capfd.readouterr().out
+    assert "mmed: ACTIVE, 2 x v5litepod-8" in shown and "worker 1/1: ended with exit code 0" in shown
+    assert "newest checkpoint: 2" in shown
+
+
+def test_the_first_worker_that_fails_is_named_and_the_others_are_ended(cloud, repo, run_dir, capfd):
+    pod("up")
+    (run_dir / "sleep").touch()
+    (cloud.worker("mmed", 1) / "code").write_text("3")
+    assert pod("run", *train(run_dir)) == 3
+    printed = capfd.readouterr().out
+    assert "worker 1 failed first, with exit code 3" in printed
+    assert "this host is broken" in printed.partition("the last lines of worker 1")[2]
+    assert (cloud.attempts("mmed", 0)[0] / "exit").read_text().startswith("75 ")
+
+
+def test_a_killed_run_is_no_success(cloud, repo, run_dir, capfd):
+    cloud.size("mmed", 1)
+    pod("up")
+    (run_dir / "sleep").touch()
+    thread, codes = in_background("run", *train(run_dir))
+    eventually(lambda: any((a / "pid").exists() for a in cloud.attempts("mmed")))
+    cloud.kill("mmed")
+    thread.join(20)
+    assert codes == [1] and "worker 0 failed first" in capfd.readouterr().out
+
+
+def test_a_second_run_is_refused_and_stop_ends_the_run_alone(cloud, repo, run_dir, capfd):
+    pod("up")
+    (run_dir / "sleep").touch()
+    decoy = subprocess.Popen(["bash", "-c", "exec -a mmed_jax.doctor sleep 60"])
+    thread, codes = in_background("run", *train(run_dir))
+    eventually(
+        lambda: (
+            all((a / "log").read_text() for i in (0, 1) for a in cloud.attempts("mmed", i))
+            and cloud.attempts("mmed", 1)
+        )
+    )
+    with pytest.raises(UserError, match=r"worker 0: attempt \S+ is going on \(bash scripts/train.sh"):
+        main(["run", *train(run_dir)], QUICK)
+    (repo / "added.py").write_text("")
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "second")
+    with pytest.raises(UserError, match="a run of another commit is going on there"):
+        main(["up"], QUICK)
+    assert pod("stop") == 0
+    thread.join(20)
+    assert codes == [75] and decoy.poll() is None
+    decoy.kill()
+    decoy.wait()
+    printed = capfd.readouterr().out
+    assert "[0] exit code 75: saved at step 7" in printed and "[1] exit code 75" in printed
+    assert [len(cloud.attempts("mmed", i)) for i in (0, 1)] == [1, 1]
+    assert pod("stop") == 0 and "nothing is going on" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["ulimit", "folder", "ssh"])
+def test_what_does_not_start_on_one_worker_starts_on_none(cloud, repo, run_dir, fault):
+    pod("up")
+    (run_dir / "sleep").touch()
+    flags = []
+    if fault == "ulimit":
+        flags, message = ["--open_files=4000000000"], "worker 0: ulimit -n 4000000000: the hard limit of open files is"
+    elif fault == "folder":
+        attempts = cloud.worker("mmed", 1) / "mmed_jax_pod" / "attempts"
+        attempts.rmdir()
+        attempts.write_text("")
+        message = "not started: worker 1: cannot write in"
+    else:
+        cloud.fail("--worker=1 --command=start", code=255, stderr="ssh: connect to host: Connection refused")
+        message = "not started: worker 1: ssh: ssh: connect to host: Connection refused"
+    with pytest.raises(WorkError, match=re.escape(message)):
+        main(["run", *flags, *train(run_dir)], QUICK)
+    for attempt in cloud.attempts("mmed", 0):
+        assert (attempt / "exit").read_text().startswith("75 ")
+
+
+def test_a_stale_libtpu_lock_goes_and_one_that_is_held_stays(cloud, repo, run_dir):
+    cloud.size("mmed", 1)
+    pod("up")
+    lock = cloud.worker("mmed") / "libtpu_lockfile"
+    lock.touch()
+    assert pod("run", *train(run_dir)) == 0 and not lock.exists()
+    with open(lock, "w"):
+        with pytest.raises(WorkError, match=r"the TPU is in use: process \d+ \("):
+            main(["run", *train(run_dir)], QUICK)
+    assert lock.exists()
+
+
+# -- watch
+
+
+def watch(run_dir, *flags):
+    return ["watch", *flags, *train(run_dir)]
+
+
+def test_watch_goes_on_after_preemption_in_mid_run_until_the_run_is_finished(cloud, repo, run_dir, capfd):
+    cloud.states("mmed", ["ACTIVE"], ["WAITING_FOR_RESOURCES", "ACTIVE"])
+    (run_dir / "codes").write_text("75\n75\n0\n")
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "sleep").touch()
+    thread, codes = in_background(*watch(run_dir, "--spot"))
+    eventually(lambda: any((a / "log").read_text() for a in cloud.attempts("mmed", 1) if (a / "log").exists()))
+    (run_dir / "sleep").unlink()
+    cloud.preempt("mmed")
+    thread.join(30)
+    assert codes == [0]
+    printed = capfd.readouterr().out
+    assert "workers are gone: mmed is SUSPENDED" in printed and "deleted and asked for again" in printed
+    create = cloud.calls("queued-resources create")
+    assert len(create) == 2 and "--spot" in create[1] and "--labels=mmed_jax_step=none,mmed_jax_tries=2" in create[1]
+    assert len(cloud.attempts("mmed")) == 3  # 75, 75, 0 on the new slice
+    assert [(a / "tries").read_text().strip() for a in cloud.attempts("mmed")] == ["2", "1", "1"]
+
+
+def test_watch_gives_up_after_three_attempts_without_a_checkpoint(cloud, repo, run_dir):
+    cloud.size("mmed", 1)
+    (run_dir / "no_progress").touch()
+    (run_dir / "codes").write_text("1\n")
+    with pytest.raises(WorkError, match="3 attempts have brought no checkpoint at all in"):
+        main(watch(run_dir), QUICK)
+    assert len(cloud.attempts("mmed")) == 3
+    # Another watch knows of them from the workers, and of those on a slice that is gone from its labels.
+    with pytest.raises(WorkError, match="3 attempts have brought"):
+        main(watch(run_dir), QUICK)
+    assert len(cloud.attempts("mmed")) == 3 and len(cloud.calls("queued-resources create")) == 1
+
+
+def test_watch_survives_its_own_end(cloud, repo, run_dir, capfd):
+    cloud.size("mmed", 1)
+    (run_dir / "sleep").touch()
+    looks = []
+
+    class Interrupted(Pace):
+        def sleep(self, seconds):
+            looks.append(seconds)
+            if cloud.attempts("mmed") and len(looks) > 3:
+                raise KeyboardInterrupt
+            time.sleep(seconds)
+
+    with pytest.raises(KeyboardInterrupt):
+        main(watch(run_dir), Interrupted(**vars(QUICK)))
+    thread, codes = in_background(*watch(run_dir))
+    eventually(lambda: "is going on" in capfd.readouterr().out)
+    with pytest.raises(UserError, match="another command is going on there"):
+        main(["watch", *train(run_dir), "--more"], QUICK)
+    (run_dir / "sleep").unlink()
+    subprocess.run(["pkill", "-g", (cloud.attempts("mmed")[0] / "pid").read_text().strip(), "sleep"])
+    thread.join(20)
+    assert codes == [0] and len(cloud.attempts("mmed")) == 1
+    assert pod(*watch(run_dir)) == 0  # finished while nobody watched
+    assert len(cloud.attempts("mmed")) == 1
+
+
+def test_watch_ends_on_wrong_input_and_without_a_run_dir(cloud, repo, run_dir):
+    cloud.size("mmed", 1)
+    (run_dir / "codes").write_text("2\n")
+    assert pod(*watch(run_dir)) == 2 and len(cloud.attempts("mmed")) == 1
+    with pytest.raises(UserError, match="--config.run_dir=gs://BUCKET/FOLDER"):
+        main(["watch", "--", "bash", "scripts/train.sh"], QUICK)
+
+
+def test_watch_reads_checkpoints_from_the_bucket(cloud, repo):
+    """Only a step with its last file counts; a bucket that cannot be read is no run without checkpoints."""
+    cloud.size("mmed", 1)
+    place = cloud.bucket("b") / "run" / "checkpoints"
+    (place / "9").mkdir(parents=True)
+    (place / "4").mkdir()
+    (place / "4" / "commit_success.txt").touch()
+    command = ["--", "bash", "-c", "exit 1", "--config.run_dir=gs://b/run"]
+    with pytest.raises(WorkError, match="no checkpoint after step 4 in gs://b/run"):
+        main(["watch", *command], QUICK)
+    assert (cloud.attempts("mmed")[0] / "step").read_text() == "4\n"
+    cloud.fail("storage ls", times=-1, stderr="ERROR: HTTPError 403")
+    with pytest.raises(WorkError, match="HTTPError 403"):
+        main(["watch", *command], QUICK)
+    assert len(cloud.attempts("mmed")) == 3
