@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from mmed_jax.common.errors import UserError
+from mmed_jax.common.errors import UserError, WorkError
 from scripts.pod import checkout as checkout_module
+from scripts.pod import installation
 from scripts.pod.__main__ import main
 from scripts.pod.pace import Pace
 from scripts.pod.slice_names import parse_slice

@@ -175,7 +175,8 @@ class FakeCloud:
         (folder / "worker_bin").mkdir()
         (folder / "workers").mkdir()
         self._program(folder / "bin" / "gcloud", f"#!{sys.executable} -IS\n{_GCLOUD}")
-        self._program(folder / "worker_bin" / "python3", _PYTHON3.replace("PYTHON", sys.executable))
+        for name in ("python3", "python3.12"):  # the launcher takes the newest
+            self._program(folder / "worker_bin" / name, _PYTHON3.replace("PYTHON", sys.executable))
 
     @staticmethod
     def _program(path: Path, text: str) -> None:
