@@ -3,7 +3,7 @@
     python -m scripts.pod up --tpu=v5e-64 --name=mmed --zone=us-east5-a [--spot]
     python -m scripts.pod run -- python -m mmed_jax.train --config=stage1:8b --config.run_dir=gs://BUCKET/stage1-8b
     python -m scripts.pod watch --tpu=v5e-64 --spot -- python -m mmed_jax.train ..
-    python -m scripts.pod status | logs | stop | down
+    python -m scripts.pod logs | stop | down
     python -m scripts.pod up --gke --tpu=tpu7x-128 --image=IMAGE --output=pod.yaml -- python -m mmed_jax.train ..
 
 --name, --zone, --project and --tpu default to TPU_NAME, ZONE, PROJECT and TPU_TYPE of the environment.
@@ -18,17 +18,13 @@ from pathlib import Path
 
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, run_command
-from scripts.pod import attempts, jobset
-from scripts.pod.checkout import read_checkout
-from scripts.pod.follow import show_tail
-from scripts.pod.gcloud import Gcloud
-from scripts.pod.installation import EXTRAS, install
-from scripts.pod.newest_step import newest_step, run_dir_of
-from scripts.pod.pace import Pace
-from scripts.pod.resources import OVER, Node, Order, Pod, check_type
-from scripts.pod.slice_names import parse_slice
+from scripts.pod import attempts
+from scripts.pod.checkout import install, read_checkout
+from scripts.pod.gcloud import Gcloud, Pace
+from scripts.pod.jobset import make_manifest
+from scripts.pod.resources import OVER, Order, Pod, check_type, parse_slice
 from scripts.pod.watch import Watch
-from scripts.pod.workers import Workers, find_workers
+from scripts.pod.workers import Answer, Worker, Workers, find_workers, show_tail
 
 ACTIONS = {
     "up": "asks for the slices, waits until they are there, installs this checkout; --gke: writes a manifest instead",
@@ -37,7 +33,6 @@ ACTIONS = {
     "logs": "follows the run that is going on, or shows how the last one ended; ends with its exit code",
     "stop": "SIGTERM to the run, and waits until it has saved and ended",
     "down": "deletes the slices",
-    "status": "the queued resource, its slices, the newest attempt on each worker",
 }
 
 
@@ -50,7 +45,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--zone", default=environment("ZONE", ""), help="for example us-east5-a (ZONE)")
     parser.add_argument("--project", default=environment("PROJECT", ""), help="default: gcloud's (PROJECT)")
     parser.add_argument("--tpu", default=environment("TPU_TYPE", ""), help="v5e-64, v6e-256, 2xv5p-128, .. (TPU_TYPE)")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands instead of running them")
     order = parser.add_argument_group("up, watch")
     order.add_argument("--runtime", default="", help="software version of the machines, where another is wanted")
     order.add_argument("--spot", action="store_true", help="cheaper, may be taken away at any time")
@@ -58,20 +52,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     order.add_argument("--max_run_duration", default="", metavar="DURATION", help="12h, 7d: at most seven days")
     order.add_argument("--reserved", action="store_true", help="from a reservation")
     order.add_argument("--network", default="", help="where it is not the default one")
-    order.add_argument(
-        "--extras", default=EXTRAS, help="of the package, installed on the workers (default: %(default)s)"
-    )
-    runs = parser.add_argument_group("run, watch, logs, stop")
+    order.add_argument("--dry_run", action="store_true", help="up: print the request instead of making it")
+    runs = parser.add_argument_group("up, run, watch, logs")
     runs.add_argument("--carry_changes", action="store_true", help="local changes go to the workers as well")
     runs.add_argument("--follow", type=int, default=8, metavar="N", help="show the logs of N workers (default: 8)")
-    runs.add_argument("--open_files", type=int, default=attempts.OPEN_FILES, metavar="N", help="ulimit -n")
-    runs.add_argument("--limit", type=float, default=0.0, metavar="SECONDS", help="how long stop waits (default: 900)")
     gke = parser.add_argument_group("up --gke")
     gke.add_argument("--gke", action="store_true", help="write the manifest of a JobSet; nothing is created")
     gke.add_argument("--image", default="", help="of the containers")
     gke.add_argument("--output", default="", metavar="FILE", help="default: stdout")
     gke.add_argument("--max_restarts", type=int, default=10, metavar="N", help="after failures (default: 10)")
-    gke.add_argument("--service_account", default="", help="of Kubernetes, that may write into the bucket")
+    gke.add_argument("--service_account", default="default", help="of Kubernetes, that may write into the bucket")
     own, dashes, command = _split(argv)
     args = parser.parse_args(own)
     if dashes and args.action not in ("run", "watch") and not args.gke:
@@ -104,14 +94,8 @@ def _order(args: argparse.Namespace) -> Order:
     return order
 
 
-def _workers(pod: Pod, order: Order) -> Workers:
-    """The workers that are there; of a dry run those that there would be."""
-    if pod.gcloud.dry_run:
-        slices = order.slices
-        several = slices is not None and slices.slices > 1
-        names = [f"{pod.name}-{i}" for i in range(slices.slices)] if slices and several else [pod.name]
-        nodes = [Node(n, "READY", slices.workers if slices else 1) for n in names]
-        return Workers(pod.gcloud, find_workers(nodes))
+def _workers(pod: Pod) -> Workers:
+    """The workers that are there."""
     resource = pod.describe()
     if resource is None:
         raise UserError(f"there is no queued resource {pod.name} in {pod.gcloud.zone}: `up` asks for one")
@@ -123,6 +107,9 @@ def _workers(pod: Pod, order: Order) -> Workers:
 def up(pod: Pod, args: argparse.Namespace) -> int:
     """Slices that are there, with this checkout on all workers; what is done already is not done again."""
     order = _order(args)
+    if args.dry_run:
+        print(shlex.join(["gcloud", *pod.create_arguments(order, {})]))
+        return 0
     checkout = read_checkout(args.carry_changes)
     resource = pod.describe()
     if resource is None:
@@ -131,12 +118,10 @@ def up(pod: Pod, args: argparse.Namespace) -> int:
         check_type(resource, order, pod.name)
         if resource.state in OVER:
             raise WorkError(f"{pod.name} is {resource.state}{resource.why}: `down` first, or let `watch` do it")
-    if not pod.gcloud.dry_run:
-        pod.wait_until_active()
-    workers = _workers(pod, order)
-    install(workers, checkout, args.extras)
-    if not pod.gcloud.dry_run:
-        print(f"{pod.name}: {len(workers.all)} workers; they cost money until `down`", flush=True)
+    pod.wait_until_active()
+    workers = _workers(pod)
+    install(workers, checkout)
+    print(f"{pod.name}: {len(workers.all)} workers; they cost money until `down`", flush=True)
     return 0
 
 
@@ -144,16 +129,15 @@ def write_manifest(args: argparse.Namespace) -> int:
     """The JobSet's manifest, to a file or stdout."""
     if not args.tpu:
         raise UserError("--tpu=NAME, for example --tpu=tpu7x-128")
-    manifest = jobset.make_jobset(
+    text = make_manifest(
         args.name or "mmed",
         parse_slice(args.tpu),
         args.image,
         args.command,
-        spot=args.spot,
-        max_restarts=args.max_restarts,
-        service_account=args.service_account,
+        args.spot,
+        args.max_restarts,
+        args.service_account,
     )
-    text = jobset.to_yaml(manifest) + "\n"
     if args.output:
         Path(args.output).write_text(text, encoding="utf-8")
         print(f"kubectl apply -f {shlex.quote(args.output)}")
@@ -165,101 +149,58 @@ def write_manifest(args: argparse.Namespace) -> int:
 def run(pod: Pod, args: argparse.Namespace) -> int:
     """Starts the command and waits for its end."""
     checkout = read_checkout(args.carry_changes)
-    workers = _workers(pod, _order(args))
-    if not pod.gcloud.dry_run:
-        attempts.refuse_second(attempts.newest(workers))
-    install(workers, checkout, args.extras)
-    attempt = attempts.start(workers, args.command, attempts.Progress(), args.open_files)
-    return 0 if pod.gcloud.dry_run else _wait(pod, workers, attempt, args.follow)
+    workers = _workers(pod)
+    attempts.refuse_second(attempts.newest(workers))
+    install(workers, checkout)
+    attempt = attempts.start(workers, args.command, attempts.Progress())
+    return _wait(pod, workers, attempt, args.follow)
 
 
 def watch(pod: Pod, args: argparse.Namespace) -> int:
     """Looks after the run until it is finished."""
-    order, checkout = _order(args), read_checkout(args.carry_changes)
-    if pod.gcloud.dry_run:
-        run_dir_of(args.command)
-        pod.create(order, {})
-        workers = _workers(pod, order)
-        install(workers, checkout, args.extras)
-        attempts.start(workers, args.command, attempts.Progress(), args.open_files)
-        return 0
-    watched = Watch(pod, order, checkout, args.command, args.follow, args.open_files, args.extras)
+    watched = Watch(pod, _order(args), read_checkout(args.carry_changes), args.command, args.follow)
     outcome = watched.run()
     print(f"{pod.name} is still there and costs money: `down` deletes it", flush=True)
     return outcome.code
 
 
 def _wait(pod: Pod, workers: Workers, attempt: str, shown: int) -> int:
-    try:
-        outcome = attempts.wait(pod, workers, attempt, shown)
-    except KeyboardInterrupt:
-        print("\nthe run goes on: `logs` follows it, `stop` ends it", file=sys.stderr)
-        raise
+    outcome = attempts.wait(pod, workers, attempt, shown)
     attempts.show(outcome)
     return outcome.code
 
 
 def logs(pod: Pod, args: argparse.Namespace) -> int:
     """Follows the newest attempt, or shows its end."""
-    workers = _workers(pod, _order(args))
+    workers = _workers(pod)
     states = attempts.newest(workers)
-    names = [s["attempt"] for s in states.values() if s["attempt"]]
-    if not names:
+    attempt = max(s["attempt"] for s in states.values())
+    if not attempt:
         raise UserError(f"nothing was started on {pod.name} yet")
-    attempt = max(names)
     if _is_running(states):
         return _wait(pod, workers, attempt, args.follow)
     show_tail(workers, attempt, 200, workers.all[: args.follow])
     return _wait(pod, workers, attempt, 0)
 
 
-def _is_running(states: dict) -> bool:
+def _is_running(states: dict[Worker, Answer]) -> bool:
     return any(s["status"] == "running" for s in states.values())
 
 
 def stop(pod: Pod, args: argparse.Namespace) -> int:
     """Ends the run that is going on, and no other process; says what each worker's log says of it."""
-    workers = _workers(pod, _order(args))
+    workers = _workers(pod)
     states = attempts.newest(workers)
     if not _is_running(states):
         print(f"nothing is going on on {pod.name}", flush=True)
         return 0
-    attempt = max(s["attempt"] for s in states.values() if s["status"] == "running")
-    return attempts.stop(pod, workers, attempt, args.limit or pod.gcloud.pace.stop)
+    return attempts.stop(workers, max(s["attempt"] for s in states.values() if s["status"] == "running"))
 
 
 def down(pod: Pod, args: argparse.Namespace) -> int:
     """Deletes the slices; a run on them is lost back to its newest checkpoint."""
     pod.delete()
     print(f"{pod.name}: deleted", flush=True)
-    return 0
-
-
-def status(pod: Pod, args: argparse.Namespace) -> int:
-    """What is there and what it does."""
-    resource = pod.describe()
-    if resource is None:
-        print(f"{pod.name}: there is no such queued resource", flush=True)
-        return 0
-    print(
-        f"{pod.name}: {resource.state}{resource.why}, {len(resource.nodes)} x {resource.accelerator_type}", flush=True
-    )
-    nodes = pod.nodes(resource)
-    for node in nodes:
-        print(f"{node.name}: {node.state}, {node.workers} workers", flush=True)
-    if resource.state != "ACTIVE" or any(n.state != "READY" for n in nodes):
-        return 0
-    workers = Workers(pod.gcloud, find_workers(nodes))
-    last: list[str] = []
-    for worker, state in workers.ask("state").items():
-        known = {"ended": f"ended with exit code {state['code']}", "none": "nothing started"}
-        shown = state.problem or known.get(state["status"], state["status"])
-        print(f"{worker}: {shown} {state['attempt']}".rstrip(), flush=True)
-        last = attempts.command_of(state) if state["command"] else last
-    if last:
-        print(f"command: {shlex.join(last)}", flush=True)
-        if any("run_dir" in word for word in last):
-            print(f"newest checkpoint: {newest_step(pod.gcloud, run_dir_of(last), workers)}", flush=True)
     return 0
 
 
@@ -273,9 +214,15 @@ def main(argv: Sequence[str] | None = None, pace: Pace | None = None) -> None:
     for flag, variable in (("name", "TPU_NAME"), ("zone", "ZONE")):
         if not getattr(args, flag):
             raise UserError(f"--{flag} is missing, or {variable} in the environment")
-    pod = Pod(Gcloud(args.project, args.zone, pace or Pace(), args.dry_run), args.name)
-    actions = {"up": up, "run": run, "watch": watch, "logs": logs, "stop": stop, "down": down, "status": status}
-    sys.exit(actions[args.action](pod, args))
+    pod = Pod(Gcloud(args.project, args.zone, pace or Pace()), args.name)
+    actions = {"up": up, "run": run, "watch": watch, "logs": logs, "stop": stop, "down": down}
+    try:
+        code = actions[args.action](pod, args)
+    except KeyboardInterrupt:
+        if args.action in ("run", "watch", "logs"):
+            print("\na run that has begun goes on: `logs` follows it, `stop` ends it", file=sys.stderr)
+        raise
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,18 @@
 """One start of a command on all workers: begun together, waited for, ended; which worker failed first, and how."""
 
 import base64
-import secrets
 import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from mmed_jax.common.errors import UNFINISHED, UserError, WorkError, warn
-from scripts.pod.follow import Follower
 from scripts.pod.gcloud import GcloudFailed
 from scripts.pod.resources import Pod
-from scripts.pod.workers import Answer, Worker, Workers, first_problem
+from scripts.pod.workers import Answer, Follower, Worker, Workers, first_problem
 
-OPEN_FILES = 65536
 LAST_LINES = 20
-
-
 # Where no worker at all is reached, so many times longer is waited before that is an error.
 ALL_SILENT = 6
 
@@ -60,7 +56,7 @@ class Outcome:
 
 def name_attempt() -> str:
     """A name of an attempt; names sort by time."""
-    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
 
 
 def full_command(command: Sequence[str], workers: int) -> list[str]:
@@ -70,7 +66,7 @@ def full_command(command: Sequence[str], workers: int) -> list[str]:
     return list(command)
 
 
-def start(workers: Workers, command: Sequence[str], progress: Progress, open_files: int = OPEN_FILES) -> str:
+def start(workers: Workers, command: Sequence[str], progress: Progress) -> str:
     """Starts the command on all workers and returns the attempt's name. All run it, or none does.
 
     Raises:
@@ -78,9 +74,8 @@ def start(workers: Workers, command: Sequence[str], progress: Progress, open_fil
     """
     attempt = name_attempt()
     words = full_command(command, len(workers.all))
-    arguments = (attempt, str(open_files), progress.step, str(progress.tries), *words)
-    if not workers.gcloud.dry_run:
-        print(f"attempt {attempt} on {len(workers.all)} workers: {shlex.join(words)}", flush=True)
+    arguments = (attempt, progress.step, str(progress.tries), *words)
+    print(f"attempt {attempt} on {len(workers.all)} workers: {shlex.join(words)}", flush=True)
     try:
         answers = workers.ask("start", *arguments)
     except BaseException:  # Ctrl-C: what has started would wait for the others
@@ -109,25 +104,26 @@ def end(workers: Workers, attempt: str, where: Sequence[Worker]) -> list[Worker]
     return list(where)
 
 
-def stop(pod: Pod, workers: Workers, attempt: str, limit: float) -> int:
-    """SIGTERM to the run on every worker, then waits until it has ended there, `limit` seconds at most.
+def stop(workers: Workers, attempt: str) -> int:
+    """SIGTERM to the run on every worker, then waits until it has saved and ended there.
 
-    Prints what the logs say of the end. Returns 0 when it has ended everywhere, 1 when not.
+    Prints each worker's exit code and last line. Returns 0 when all ended with 0 or 75, 1 when one did not, or still
+    runs after `pace.stop` seconds.
     """
-    told = workers.ask("signal", attempt, "TERM")
-    if problem := first_problem(told):
+    if problem := first_problem(workers.ask("signal", attempt, "TERM")):
         raise WorkError(problem)
-    since, running = time.monotonic(), workers.all
-    while time.monotonic() - since < limit:
+    pace, since, running = workers.gcloud.pace, time.monotonic(), workers.all
+    while time.monotonic() - since < pace.stop:
         states = workers.ask("state", attempt)
         running = [w for w, a in states.items() if a["status"] == "running" or not a.reached]
         if not running:
             for worker, answer in workers.ask("tail", attempt, "5").items():
                 code = states[worker]["code"] or "none: it was killed"
-                print(f"[{worker.label}] exit code {code}: {' '.join(answer.lines[-2:-1])}", flush=True)
-            return 0
-        pod.gcloud.pace.sleep(min(pod.gcloud.pace.poll, 5))
-    print(f"still running after {limit:.0f} s on: {', '.join(str(w) for w in running)}", flush=True)
+                last = [line for line in answer.lines if line.strip()][-1:]
+                print(f"[{worker.label}] exit code {code}: {' '.join(last)}", flush=True)
+            return int(any(a["code"] not in ("0", str(UNFINISHED)) for a in states.values()))
+        pace.sleep(min(pace.poll, 5))
+    print(f"still running after {pace.stop:.0f} s on: {', '.join(str(w) for w in running)}", flush=True)
     return 1
 
 

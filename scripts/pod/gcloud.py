@@ -1,15 +1,41 @@
-"""The one place that calls gcloud."""
+"""The one place that calls gcloud, and how long the launcher waits for what."""
 
 import json
-import shlex
-import shutil
 import subprocess
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mmed_jax.common.errors import UserError, WorkError
-from scripts.pod.pace import Pace
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds, and numbers of tries.
+
+    poll: between two looks at the workers, at least; with many workers a look takes longer, and so is the pause.
+    state: between two looks at a queued resource that is not there yet.
+    retry: before a failed question to the cloud is asked again; `tries` times in all.
+    grace: for the other workers to end by themselves after one has failed.
+    unreachable: until a worker that ssh does not reach counts as gone, though the cloud calls it READY.
+    stop: for a run that was told to end, to save and end.
+    command: for a short command on a worker; install: for the installation on one.
+    """
+
+    poll: float = 15.0
+    state: float = 20.0
+    retry: float = 10.0
+    tries: int = 4
+    grace: float = 180.0
+    unreachable: float = 600.0
+    stop: float = 900.0
+    command: float = 120.0
+    install: float = 3600.0
+
+    def sleep(self, seconds: float) -> None:
+        """Waits; the one place that does."""
+        time.sleep(seconds)
 
 
 class GcloudFailed(WorkError):
@@ -26,21 +52,11 @@ class GcloudFailed(WorkError):
 
 @dataclass
 class Gcloud:
-    """gcloud in a project ("" = its default) and a zone.
-
-    dry_run: commands are printed instead of run; every answer is empty.
-    """
+    """gcloud in a project ("" = its default) and a zone."""
 
     project: str
     zone: str
     pace: Pace
-    dry_run: bool = False
-    program: str = field(default="", init=False)
-
-    def __post_init__(self) -> None:
-        self.program = shutil.which("gcloud") or "gcloud"
-        if not self.dry_run and not shutil.which("gcloud"):
-            raise UserError("gcloud is not installed: https://cloud.google.com/sdk/docs/install")
 
     def tpu(self, *arguments: str) -> list[str]:
         """The words of a `gcloud compute tpus` command in this project and zone."""
@@ -63,15 +79,14 @@ class Gcloud:
 
     def attempt(self, arguments: Sequence[str], timeout: float | None = None) -> tuple[int, str, str]:
         """Runs it once: (exit code, stdout, stderr); 124 when it did not end within `timeout` seconds."""
-        if self.dry_run:
-            print(shlex.join(["gcloud", *arguments]))
-            return 0, "", ""
         try:
             done = subprocess.run(
-                [self.program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout
+                ["gcloud", *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout
             )
         except subprocess.TimeoutExpired:
             return 124, "", f"no answer within {timeout:.0f} s"
+        except FileNotFoundError:
+            raise UserError("gcloud is not installed: https://cloud.google.com/sdk/docs/install") from None
         return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
 
     def ask(self, arguments: Sequence[str]) -> Any:
@@ -86,8 +101,6 @@ class Gcloud:
                 self.pace.sleep(self.pace.retry)
             try:
                 text = self.call([*arguments, "--format=json"], self.pace.command)
-                if self.dry_run:
-                    return None
                 return json.loads(text)
             except GcloudFailed as e:
                 if e.not_found:
@@ -100,7 +113,7 @@ class Gcloud:
     def stream(self, arguments: Sequence[str]) -> subprocess.Popen:
         """Starts it with its stdout as a pipe of bytes; stderr is thrown away."""
         return subprocess.Popen(
-            [self.program, *arguments],
+            ["gcloud", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -89,12 +89,12 @@ code=$?
 echo "$code $(date +%s)" > "$folder/exit.new" && mv "$folder/exit.new" "$folder/exit"
 '
 
-pod_start() { # attempt, open files, newest step, tries, command..
-  local attempt=$1 open_files=$2 step=$3 tries=$4 folder
-  shift 4
+pod_start() { # attempt, newest step, tries, command..
+  local attempt=$1 step=$2 tries=$3 folder
+  shift 3
   cd "$home/source" 2> /dev/null || fail "there is no $home/source: \`up\` or \`run\` installs it"
   [ -x "$home/venv/bin/python" ] || fail "there is no environment in $home/venv"
-  ulimit -n "$open_files" 2> /dev/null || fail "ulimit -n $open_files: the hard limit of open files is $(ulimit -Hn); raise it in /etc/security/limits.conf"
+  ulimit -n 65536 2> /dev/null || ulimit -n "$(ulimit -Hn)" # grain and checkpoints open many files; as many as may be
   lock_running
   free_libtpu_lock
   folder=$home/attempts/$attempt

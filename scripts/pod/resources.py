@@ -1,18 +1,92 @@
-"""Queued resources: the request for one or several slices, its states, its nodes (one a slice)."""
+"""Queued resources: one or several slices, asked for by the planner's names; their states and nodes (one a slice)."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
-from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.errors import UserError, WorkError, nearest
+from mmed_jax.planning import topology
 from scripts.pod.gcloud import Gcloud, GcloudFailed
-from scripts.pod.slice_names import CloudSlice
 
 # docs.cloud.google.com/tpu/docs/queued-resources
 COMING = ("CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES")
 OVER = ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING")
 NODE_COMING = ("CREATING", "STARTING", "RESTARTING", "REPAIRING")
+
+
+@dataclass(frozen=True)
+class CloudChip:
+    """A TPU generation in Google's APIs.
+
+    type: beginning of --accelerator-type; "" where the Cloud TPU API does not have it.
+    runtime: --runtime-version. gke: the label cloud.google.com/gke-tpu-accelerator. one_vm: chips of the largest
+    slice that is one virtual machine; larger ones have four chips a machine.
+    """
+
+    type: str
+    runtime: str
+    gke: str
+    one_vm: int = 4
+
+
+# Runtimes: docs.cloud.google.com/tpu/docs/runtimes. GKE's labels and chips of a machine:
+# docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus.
+CLOUD_CHIPS = {
+    "v4": CloudChip("v4", "tpu-ubuntu2204-base", "tpu-v4-podslice"),
+    "v5e": CloudChip("v5litepod", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", one_vm=8),
+    "v5p": CloudChip("v5p", "v2-alpha-tpuv5", "tpu-v5p-slice"),
+    "v6e": CloudChip("v6e", "v2-alpha-tpuv6e", "tpu-v6e-slice", one_vm=8),
+    "tpu7x": CloudChip("", "", "tpu7x"),
+}
+
+
+@dataclass(frozen=True)
+class CloudSlice:
+    """Equal slices. `shape` in chips, `workers` = virtual machines, both of one slice."""
+
+    name: str
+    chip: str
+    size: int
+    slices: int
+    shape: tuple[int, ...]
+    cloud: CloudChip
+
+    @property
+    def chips(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def workers(self) -> int:
+        return 1 if self.chips <= self.cloud.one_vm else self.chips // 4
+
+    @property
+    def accelerator_type(self) -> str:
+        return f"{self.cloud.type}-{self.size}"
+
+    @property
+    def chips_a_vm(self) -> int:
+        return self.chips // self.workers
+
+
+def parse_slice(text: str) -> CloudSlice:
+    """The slices of a planner's name, or of the cloud's own (v5litepod-64).
+
+    Raises:
+      UserError: no such name, with the nearest; a GPU's; a chip that the launcher knows nothing of.
+    """
+    name = text.strip().lower().replace("v5litepod-", "v5e-")
+    match = re.fullmatch(r"(?:(\d+)x)?(.*)", name)
+    number, one = match.groups() if match else ("", name)
+    known = [n for n in topology.names() if not n.startswith("gpu:")]
+    if one not in known or int(number or 1) < 1:
+        raise UserError(f"--tpu={text}: no such slice{nearest(one, known)}")
+    slices = topology.parse(one)
+    chip, _, size = one.rpartition("-")
+    if chip not in CLOUD_CHIPS:
+        raise UserError(f"--tpu={text}: {chip} has no row in CLOUD_CHIPS of scripts/pod/resources.py")
+    return CloudSlice(name, chip, int(size), int(number or 1), slices.shape, CLOUD_CHIPS[chip])
 
 
 @dataclass(frozen=True)
@@ -92,7 +166,8 @@ class Pod:
             flags += ["--provisioning-model=flex-start", f"--max-run-duration={order.max_run_duration}"]
         flags += [f"--network={order.network}"] if order.network else []
         flags += [f"--labels={','.join(f'{k}={v}' for k, v in labels.items())}"] if labels else []
-        return self.gcloud.tpu("queued-resources", "create", self.name, *flags)
+        words = self.gcloud.tpu("queued-resources", "create", self.name, *flags)
+        return ["alpha", *words] if order.flex_start else words  # the other tracks do not have these flags
 
     def create(self, order: Order, labels: Mapping[str, str]) -> None:
         """Asks for it; it is there when its state is ACTIVE."""
@@ -135,7 +210,7 @@ class Pod:
                     return
                 if number == self.gcloud.pace.tries - 1:
                     raise
-            if self.gcloud.dry_run or self.describe() is None:
+            if self.describe() is None:
                 return
             self.gcloud.pace.sleep(self.gcloud.pace.state)
         raise WorkError(f"{self.name} is still there after it was deleted {self.gcloud.pace.tries} times")

@@ -5,21 +5,22 @@ attempt on the workers, the newest checkpoint. How many attempts a checkpoint ha
 and, for slices that are made anew, in their labels.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mmed_jax.common.errors import UserError, WorkError, warn
 from scripts.pod import attempts
 from scripts.pod.attempts import Outcome, Progress
-from scripts.pod.checkout import Checkout
-from scripts.pod.installation import install
-from scripts.pod.newest_step import NONE, is_later, newest_step, run_dir_of
+from scripts.pod.checkout import Checkout, install
+from scripts.pod.gcloud import Gcloud, GcloudFailed
 from scripts.pod.resources import OVER, Order, Pod, Resource, check_type
 from scripts.pod.workers import Answer, Worker, Workers, find_workers
 
 STEP_LABEL, TRIES_LABEL = "mmed_jax_step", "mmed_jax_tries"
 MOST_TRIES = 3
 WRONG_INPUT = 2
+NONE = "none"
 
 
 class GaveUp(WorkError):
@@ -38,8 +39,6 @@ class Watch:
     checkout: Checkout
     command: Sequence[str]
     shown: int
-    open_files: int
-    extras: str
     # The progress of the last attempt that began; None while this watch knows of none.
     _last: Progress | None = field(default=None, init=False)
 
@@ -121,9 +120,9 @@ class Watch:
                 return self._join(workers, began)
             if _finished(states) and attempts.command_of(last) == self._full_command(workers):
                 return Outcome(0)
-        install(workers, self.checkout, self.extras)
+        install(workers, self.checkout)
         progress = self._next_progress(workers)
-        attempt = attempts.start(workers, self.command, progress, self.open_files)
+        attempt = attempts.start(workers, self.command, progress)
         self._last = progress
         return attempts.wait(self.pod, workers, attempt, self.shown)
 
@@ -168,3 +167,55 @@ def _progress_in(resource: Resource) -> Progress | None:
     if TRIES_LABEL not in labels:
         return None
     return Progress(labels.get(STEP_LABEL, NONE), int(labels[TRIES_LABEL]))
+
+
+def run_dir_of(command: Sequence[str]) -> str:
+    """The run directory that a command of train names.
+
+    Raises:
+      UserError: none; a run that has to survive its machines needs one.
+    """
+    for before, word in zip(["", *command], command):
+        if word.startswith("--config.run_dir="):
+            return word.partition("=")[2].rstrip("/")
+        if before == "--config.run_dir":
+            return word.rstrip("/")
+    raise UserError("watch: the command has no --config.run_dir=gs://BUCKET/FOLDER, so no checkpoint can be looked for")
+
+
+def newest_step(gcloud: Gcloud, run_dir: str, workers: Workers | None) -> str:
+    """The step of the newest finished checkpoint; "none" where there is none yet.
+
+    Raises:
+      WorkError: the place cannot be read, which says nothing about checkpoints.
+    """
+    if run_dir.startswith("gs://"):
+        return _in_bucket(gcloud, run_dir)
+    if workers is None:
+        return NONE
+    answer = workers.ask_one(workers.all[0], "steps", run_dir)
+    if answer.problem:
+        raise WorkError(f"{workers.all[0]}: {answer.problem}")
+    return answer["step"]
+
+
+def _in_bucket(gcloud: Gcloud, run_dir: str) -> str:
+    # The file that is written last; a step without it is unfinished.
+    pattern = f"{run_dir}/checkpoints/*/commit_success.txt"
+    for left in reversed(range(gcloud.pace.tries)):
+        try:
+            listed = gcloud.call(["storage", "ls", pattern], gcloud.pace.command)
+            break
+        except GcloudFailed as e:
+            if e.not_found:
+                return NONE
+            if not left:
+                raise
+            gcloud.pace.sleep(gcloud.pace.retry)
+    steps = [int(n) for n in re.findall(r"/checkpoints/(\d+)/commit_success\.txt", listed)]
+    return str(max(steps)) if steps else NONE
+
+
+def is_later(step: str, other: str) -> bool:
+    """Whether a step lies behind another; "none" is before all."""
+    return step != NONE and (other == NONE or int(step) > int(other))

@@ -9,13 +9,12 @@ import pytest
 
 from mmed_jax.common.errors import UserError, WorkError
 from scripts.pod import checkout as checkout_module
-from scripts.pod import installation
 from scripts.pod.__main__ import main
-from scripts.pod.pace import Pace
-from scripts.pod.slice_names import parse_slice
+from scripts.pod.gcloud import Pace
+from scripts.pod.resources import parse_slice
 from tests.support.fake_gcloud import fake_gcloud
 
-QUICK = Pace(poll=0.1, state=0.01, retry=0.01, tries=3, grace=1.0, unreachable=1.0, stop=10.0, command=30.0)
+QUICK = Pace(poll=0.25, state=0.01, retry=0.1, tries=3, grace=1.0, unreachable=1.0, stop=10.0, command=30.0)
 # What a run does, by the files of its run directory: a checkpoint, then the exit code that `codes` has for it.
 TRAIN = r"""
 run=$1
@@ -24,7 +23,7 @@ echo "started with $*"
 [ ! -e "$HOME/code" ] || { echo "this host is broken"; exit "$(cat "$HOME/code")"; }
 trap 'echo "saved at step 7"; exit 75' TERM
 [ ! -e "$run/sleep" ] || { sleep 30 & wait $!; }
-[ "${HOME##*/}" = 0 ] || exit 0
+[[ $HOME =~ /mmed(-0)?/0$ ]] || exit 0 # one worker writes
 step=$(( $(ls "$run/checkpoints" | sort -n | tail -n 1) + 1 ))
 [ -e "$run/no_progress" ] || { mkdir -p "$run/checkpoints/$step" && touch "$run/checkpoints/$step/commit_success.txt"; }
 code=$(sed -n "${step}p" "$run/codes" 2> /dev/null)
@@ -156,14 +155,15 @@ def test_a_wrong_order_is_one_line_before_anything_is_asked(cloud, repo, argumen
         ),
         (
             ["--tpu=v6e-8", "--flex_start", "--max_run_duration=12h"],
+            "gcloud alpha compute tpus queued-resources create mmed --node-id=mmed --accelerator-type=v6e-8 "
             "--runtime-version=v2-alpha-tpuv6e --provisioning-model=flex-start --max-run-duration=12h",
         ),
     ],
 )
-def test_a_dry_run_prints_the_commands(cloud, repo, capfd, flags, words):
+def test_a_dry_run_prints_the_request(cloud, repo, capfd, flags, words):
     assert pod("up", "--dry_run", *flags) == 0
     printed = capfd.readouterr().out
-    assert words in printed and "tpu-vm scp" in printed and "bash -c SCRIPT on_worker install" in printed
+    assert words in printed
     assert cloud.calls() == []
 
 
@@ -204,10 +204,10 @@ def test_what_cannot_be_set_up_is_named(cloud, repo, monkeypatch):
     git(repo, "commit", "-qam", "second")
     with pytest.raises(WorkError, match="worker 1: pip: ERROR: no matching distribution"):
         main(["up"], QUICK)
-    monkeypatch.setattr(installation, "LEAST_FREE_MIB", 2**40)
+    monkeypatch.setattr(checkout_module, "LEAST_FREE_MIB", 2**40)
     with pytest.raises(UserError, match=r"worker 1: only [\d.]+ GiB free"):
         main(["up"], QUICK)
-    with pytest.raises(UserError, match="mmed is there as 1 x v5litepod-8"):
+    with pytest.raises(UserError, match="mmed is there already as 1 x v5litepod-8"):
         main(["up", "--tpu=v5e-16"], QUICK)
 
 
@@ -277,10 +277,6 @@ def test_a_run_on_two_slices_ends_with_its_exit_code(cloud, repo, run_dir, capfd
     assert (cloud.attempts("mmed-0")[0] / "exit").read_text().startswith("75 ")
     assert "bash scripts/train.sh" in (second / "command").read_text()
     assert pod("logs") == 0 and "step 2" in capfd.readouterr().out
-    assert pod("status") == 0
-    shown = capfd.readouterr().out
-    assert "mmed: ACTIVE, 2 x v5litepod-8" in shown and "worker 1/1: ended with exit code 0" in shown
-    assert "newest checkpoint: 2" in shown
 
 
 def test_the_first_worker_that_fails_is_named_and_the_others_are_ended(cloud, repo, run_dir, capfd):
@@ -334,14 +330,11 @@ def test_a_second_run_is_refused_and_stop_ends_the_run_alone(cloud, repo, run_di
     assert pod("stop") == 0 and "nothing is going on" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("fault", ["ulimit", "folder", "ssh"])
+@pytest.mark.parametrize("fault", ["folder", "ssh"])
 def test_what_does_not_start_on_one_worker_starts_on_none(cloud, repo, run_dir, fault):
     pod("up")
     (run_dir / "sleep").touch()
-    flags = []
-    if fault == "ulimit":
-        flags, message = ["--open_files=4000000000"], "worker 0: ulimit -n 4000000000: the hard limit of open files is"
-    elif fault == "folder":
+    if fault == "folder":
         attempts = cloud.worker("mmed", 1) / "mmed_jax_pod" / "attempts"
         attempts.rmdir()
         attempts.write_text("")
@@ -350,7 +343,7 @@ def test_what_does_not_start_on_one_worker_starts_on_none(cloud, repo, run_dir, 
         cloud.fail("--worker=1 --command=start", code=255, stderr="ssh: connect to host: Connection refused")
         message = "not started: worker 1: ssh: ssh: connect to host: Connection refused"
     with pytest.raises(WorkError, match=re.escape(message)):
-        main(["run", *flags, *train(run_dir)], QUICK)
+        main(["run", *train(run_dir)], QUICK)
     for attempt in cloud.attempts("mmed", 0):
         assert (attempt / "exit").read_text().startswith("75 ")
 

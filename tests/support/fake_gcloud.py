@@ -24,8 +24,8 @@ from pathlib import Path
 _GCLOUD = r"""
 import json, os, re, shutil, subprocess, sys, time, fcntl
 home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-arguments = sys.argv[1:]
-line = " ".join("--command=" + a.partition(" on_worker ")[2] if a.startswith("--command=") else a for a in arguments)
+arguments = sys.argv[2:] if sys.argv[1] == "alpha" else sys.argv[1:]
+line = " ".join("--command=" + a.rpartition(" on_worker ")[2] if a.startswith("--command=") else a for a in arguments)
 lock = open(home + "/lock", "a")
 fcntl.flock(lock, fcntl.LOCK_EX)
 with open(home + "/calls.txt", "a") as f:
