@@ -244,7 +244,8 @@ class Pod:
 def _resource(answer: Any, name: str) -> Resource:
     state = answer.get("state") or {}
     text = state.get("state", "") if isinstance(state, dict) else str(state)
-    nodes, kind, labels = [], "", {}
+    nodes: list[str] = []
+    kind, labels = "", dict[str, str]()
     for spec in (answer.get("tpu") or {}).get("nodeSpec") or ():
         node = spec.get("node") or {}
         kind = kind or str(node.get("acceleratorType", "")).rpartition("/")[2]
