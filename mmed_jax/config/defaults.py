@@ -110,7 +110,7 @@ KEYS: dict[str, Key] = {
     # up to four epochs are about as good as new text).
     "data.max_repeats": Key(4.0, positive=True, may_change=True),
     # Packed tables, keyed by a hash of all that went into them.
-    "data.cache_dir": Key("data/packed", required="name a folder", may_change=True, place=str),
+    "data.cache_dir": Key("data/packed", required="name a folder", may_change=True, place=OutputPlace),
     # Global batch: sequences, or tokens (batch_tokens / seq_len sequences). Exactly one is not 0.
     "batch_size": Key(0, not_negative=True, compiled=True),
     "batch_tokens": Key(0, not_negative=True, compiled=True),

@@ -18,7 +18,7 @@ from mmed_jax.common import jsonl
 from mmed_jax.common.code_hash import code_hash
 from mmed_jax.common.errors import UserError, warn
 from mmed_jax.common.input_files import open_unpacked, stem, suffix
-from mmed_jax.common.paths import expand_home
+from mmed_jax.common.places import parse_place
 from mmed_jax.data import packed_cache
 from mmed_jax.data.documents import Packed, RowSettings, pack_documents
 from mmed_jax.data.languages.identify import language_of
@@ -154,7 +154,7 @@ def pack_files(
         return table_info(data.seq_len, "document", inputs, splits)
 
     return packed_cache.obtain(
-        expand_home(data.cache_dir),
+        parse_place(data.cache_dir, "config.data.cache_dir"),
         packed_cache.key_of(inputs),
         build,
         is_writer=is_writer,

@@ -1,5 +1,9 @@
-"""The cache of packed tables: folders named by a hash of everything that went into them."""
+"""The cache of packed tables: folders named by a hash of everything that went into them.
 
+In a bucket a table is whole when its manifest is there, which is written last and only where there is none.
+"""
+
+import contextlib
 import functools
 import os
 import shutil
@@ -7,14 +11,18 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mmed_jax.common import jsonl
+from mmed_jax.common.buckets.bucket import Bucket, PreconditionFailed, open_bucket
+from mmed_jax.common.buckets.download import cache_folder, open_input
 from mmed_jax.common.checksums import MANIFEST, CannotRead, verify_manifest, write_manifest
 from mmed_jax.common.code_hash import code_hash
-from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.errors import UserError, WorkError, warn
 from mmed_jax.common.hashes import file_hash, json_hash
 from mmed_jax.common.output_files import write_json
+from mmed_jax.common.places import Place, is_bucket
 from mmed_jax.data.packed_table import TABLE
 from mmed_jax.data.records.reading import locate
 
@@ -31,6 +39,8 @@ LEAVE_OUT = (
     "mmed_jax.data.corpus_table",
     "mmed_jax.data.prepared",
 )
+_THREADS = 8
+_POLL_S = 5.0  # between looks into a bucket for a table that another process makes
 _ABANDONED_AFTER_S = 24 * 3600
 
 
@@ -80,7 +90,7 @@ def problem_of(folder: Path, key: str) -> str | None:
 
 
 def obtain(
-    cache_dir: Path,
+    cache_dir: Place,
     key: str,
     build: Callable[[Path], dict],
     *,
@@ -91,6 +101,8 @@ def obtain(
     """The folder of a whole table for `key`: found, or built, or waited for.
 
     Args:
+        cache_dir: a folder, or an address in a bucket; then the folder returned is one of this machine, to which the
+            table is fetched once a host.
         build: writes the files into an empty folder and returns the contents of table.json.
         is_writer: builds what is missing; otherwise another process does and this one waits up to `timeout_s` seconds.
             Several writers at once are harmless: each builds under a name of its own and the first to finish counts.
@@ -101,6 +113,8 @@ def obtain(
     Raises:
         UserError: cache_dir cannot be written. WorkError: waited in vain. Whatever `build` raises.
     """
+    if is_bucket(cache_dir):
+        return _obtain_in_bucket(cache_dir, key, build, is_writer=is_writer, timeout_s=timeout_s, say=say)
     folder = cache_dir / key
     problem = problem_of(folder, key)
     if problem is None:
@@ -121,6 +135,56 @@ def obtain(
         time.sleep(min(1.0, timeout_s / 10))
         problem = problem_of(folder, key)
     return folder, True
+
+
+def _obtain_in_bucket(
+    cache_dir: Place,
+    key: str,
+    build: Callable[[Path], dict],
+    *,
+    is_writer: bool,
+    timeout_s: float,
+    say: Callable[[str], None],
+) -> tuple[Path, bool]:
+    """`obtain` where cache_dir is an address in a bucket."""
+    address, here = f"{cache_dir}/{key}", cache_folder() / "packed"
+    bucket, prefix = open_bucket(address)
+    waiting_since = None
+    while True:
+        problem = "is not there"
+        if bucket.stat(f"{prefix}/{MANIFEST}") is not None:
+            if problem_of(here / key, key) is None:  # made by this machine
+                return here / key, True
+            folder = open_input(address, "config.data.cache_dir")
+            problem = problem_of(folder, key)
+            if problem is None:
+                return folder, True
+        if is_writer:
+            break
+        if waiting_since is None:
+            waiting_since = time.monotonic()
+            say(f"waiting for the first process to make the packed table {address}")
+        if time.monotonic() - waiting_since > timeout_s:
+            raise WorkError(
+                f"packed table {address}: {problem}, after {timeout_s:.0f} s of waiting; did the first process fail?"
+            )
+        time.sleep(min(_POLL_S, timeout_s / 10))
+    if problem != "is not there":
+        warn(f"packed table {address}: {problem}; made anew")
+        bucket.delete(f"{prefix}/{MANIFEST}")
+    folder, _ = obtain(here, key, build, is_writer=True, timeout_s=timeout_s, say=say)
+    _upload(folder, bucket, prefix)
+    return folder, False
+
+
+def _upload(folder: Path, bucket: Bucket, prefix: str) -> None:
+    """Puts a table into a bucket, its manifest last. Raises UserError, WorkError: the bucket refuses or is silent."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(lambda p: bucket.put(f"{prefix}/{p.relative_to(folder).as_posix()}", p), files))
+    # The same inputs make the same bytes: whoever was faster has put up this very table.
+    with contextlib.suppress(PreconditionFailed):
+        bucket.put(f"{prefix}/{MANIFEST}", folder / MANIFEST, if_generation=0)
 
 
 def _build(folder: Path, key: str, build: Callable[[Path], dict]) -> None:

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from mmed_jax.common.buckets.download import open_input
 from mmed_jax.common.errors import UserError, warn
-from mmed_jax.common.paths import expand_home, resolve_path
-from mmed_jax.common.places import is_bucket
+from mmed_jax.common.paths import resolve_path
+from mmed_jax.common.places import is_bucket, parse_place
 from mmed_jax.data import packed_cache
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.data.corpus_table import is_table, open_tables
@@ -83,7 +83,7 @@ def prepare(
             splits.pop("validation")
         return table_info(data.seq_len, data.kind, inputs, splits, records=records)
 
-    cache_dir = expand_home(data.cache_dir)
+    cache_dir = parse_place(data.cache_dir, "config.data.cache_dir")
     folder, cached = packed_cache.obtain(cache_dir, key, build, is_writer=is_writer, timeout_s=timeout_s, say=say)
     info = read_info(folder)
     tables = {split: Table(folder, split) for split in info["splits"]}
