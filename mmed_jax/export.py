@@ -29,7 +29,7 @@ from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command, warn
 from mmed_jax.common.paths import expand_home
-from mmed_jax.common.place_flags import ModelPlace, OutputPlace, as_given
+from mmed_jax.common.place_flags import ModelPlace, OutputPlace
 from mmed_jax.common.progress import counting_bar
 from mmed_jax.inference.load import add_base, add_ignore_keys
 
@@ -121,7 +121,7 @@ def export_model(args: argparse.Namespace, source: "ModelSource", output: Path) 
     print("checked  config, tokenizer, names, shapes, dtypes, bytes and logits of the folder as read back")
     _print_done(output, start)
     raw = "" if chat else " --raw"
-    print(f"next     python -m mmed_jax.generate --model={as_given(args.output)}{raw} --prompt=TEXT")
+    print(f"next     python -m mmed_jax.generate --model={args.output}{raw} --prompt=TEXT")
 
 
 def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path) -> None:
@@ -165,7 +165,7 @@ def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path
         print(f"folded   {line}")
     print("checked  config, names, shapes and values of the folder as read back")
     _print_done(output, start)
-    print(f"next     python -m mmed_jax.generate --model=BASE --adapter={as_given(args.output)} --prompt=TEXT")
+    print(f"next     python -m mmed_jax.generate --model=BASE --adapter={args.output} --prompt=TEXT")
 
 
 def _base_name(args: argparse.Namespace, source: "LoraModel") -> str:

@@ -38,7 +38,7 @@ from mmed_jax.common import console, jsonl
 from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
-from mmed_jax.common.place_flags import InputPlace, OutputPlace, as_given
+from mmed_jax.common.place_flags import InputPlace, OutputPlace
 from mmed_jax.common.progress import counting_bar
 from mmed_jax.config.overrides import split_overrides
 from mmed_jax.llm_api.cost_estimate import sum_estimates
@@ -375,7 +375,7 @@ def build_set(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     )
     facts = build()
     if facts is not None:
-        _print_set(build, facts, as_given(args.output))
+        _print_set(build, facts, args.output)
         _check_steps(build)
 
 

@@ -17,7 +17,7 @@ from mmed_jax.common import console, jsonl
 from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
-from mmed_jax.common.place_flags import InputPlace, OutputPlace, as_given
+from mmed_jax.common.place_flags import InputPlace, OutputPlace
 from mmed_jax.data.records.schema import KINDS, LANGUAGES
 from mmed_jax.data.sources import SOURCES, Conversion, Report, get_source
 
@@ -136,8 +136,8 @@ def convert(args: argparse.Namespace) -> None:
         copies = f"{conversion.report.test_copies:,} of the rows left out are duplicates within a test split"
         print(f"note: {copies}; published counts include them: for a benchmark file add --keep_duplicates")
     stage = "stage1" if conversion.kind == "instruction" else "stage2"
-    print(f"written: {as_given(args.output)}")
-    print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={as_given(args.output)}")
+    print(f"written: {args.output}")
+    print(f"next: python -m mmed_jax.train --config={stage} --config.data.train={args.output}")
 
 
 if __name__ == "__main__":

@@ -27,13 +27,7 @@ class ModelPlace(InputPlace):
 
 
 class OutputPlace(str):
-    """A file or folder that is written anew, files beside it whose names begin alike included.
-
-    Attributes:
-      address: where it will be uploaded, of a path of this machine that stands for it; else "".
-    """
-
-    address = ""
+    """A file or folder that is written anew, files beside it whose names begin alike included."""
 
 
 class ResumedOutput(OutputPlace):
@@ -42,11 +36,6 @@ class ResumedOutput(OutputPlace):
 
 class FreeText(str):
     """Words, an address of a service, anything that is no path."""
-
-
-def as_given(text: str) -> str:
-    """The text of a flag as a user knows it: the address that a path of this machine stands for."""
-    return getattr(text, "address", "") or text
 
 
 # An address where a place may begin: at the start, or behind the comma, plus or equals sign of a list.

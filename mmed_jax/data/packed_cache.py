@@ -151,7 +151,7 @@ def _obtain_in_bucket(
     bucket, prefix = open_bucket(address)
     waiting_since = None
     while True:
-        problem = "is not there"
+        problem: str | None = "is not there"
         if bucket.stat(f"{prefix}/{MANIFEST}") is not None:
             if problem_of(here / key, key) is None:  # made by this machine
                 return here / key, True

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmed_jax.common.buckets.download import address_of
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.plain_text import adopt_roles
 from mmed_jax.data.tokenizers.tokenizer import check_vocab, load_tokenizer
@@ -86,7 +87,9 @@ class LoraModel(ModelSource):
     @property
     def base_path(self) -> str:
         """Where the base lies, as far as it is known."""
-        return str(self.base.path.resolve() if self.base else self.record.get("path", ""))
+        if self.base:
+            return address_of(self.base.path) or str(self.base.path.resolve())
+        return str(self.record.get("path", ""))
 
     @property
     def description(self) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from mmed_jax.checkpoints.run_directory import CONFIG_FILE
 from mmed_jax.common import jsonl
+from mmed_jax.common.buckets.download import address_of
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.hf.base_model import hub_name
 from mmed_jax.hf.export_folder import MARKER
@@ -63,7 +64,7 @@ def tuning_of(source: ModelSource) -> dict[str, Any]:
         "method": "none",
         "text": "none",
         "trained_parameters": 0,
-        "base": hub_name(source) or str(source.path.resolve()),
+        "base": hub_name(source) or address_of(source.path) or str(source.path.resolve()),
     }
 
 

@@ -146,14 +146,16 @@ def cache_folder() -> Path:
     return expand_home(os.environ.get(VARIABLE) or FOLDER).absolute()
 
 
-def address_of(path: Path) -> str:
-    """The gs:// address that `path` is the copy of; "" for any other path."""
-    root, real = cache_folder(), path.absolute()
-    if not real.is_relative_to(root) or len(real.relative_to(root).parts) != 4:
-        return ""
+def address_of(path: str | os.PathLike) -> str:
+    """The gs:// address that `path` is the copy of, or lies in the copy of; "" for any other path."""
     try:
-        return str(json.loads((real.parents[1] / ADDRESS).read_bytes())["address"])
-    except (OSError, ValueError, KeyError):
+        root, real = cache_folder(), Path(path).absolute()
+        parts = real.relative_to(root).parts if real.is_relative_to(root) else ()
+        if len(parts) < 4:
+            return ""
+        address = json.loads(root.joinpath(*parts[:2], ADDRESS).read_bytes())["address"]
+        return "/".join((address, *parts[4:]))
+    except (OSError, ValueError, KeyError, UserError):  # no cache folder is known where no home is
         return ""
 
 

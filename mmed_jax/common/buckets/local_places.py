@@ -2,16 +2,17 @@
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from mmed_jax.common.errors import ReportedError, WorkError
 from mmed_jax.common.place_flags import InputPlace, ModelPlace, OutputPlace, addresses
 from mmed_jax.common.places import GS
 
 if TYPE_CHECKING:
-    from mmed_jax.common.buckets.upload import Upload
+    pass
 
 Flags = TypeVar("Flags", argparse.Namespace, SimpleNamespace)
 
@@ -23,7 +24,8 @@ def local_places(args: Flags) -> Iterator[Flags]:
     Models stay as they are written: hf.open_model opens them, and results name them so.
 
     What is read is fetched first. What is written is uploaded when the block ends well or with a WorkError (what a
-    command writes before it says that work is left is whole); an output that is continued, however it ends.
+    command writes before it says that work is left is whole); an output that is continued, however it ends. What is
+    printed and raised in between names the addresses.
 
     Raises:
       UserError: nothing is at an address, or the bucket refuses. WorkError: it does not answer, or not to the end.
@@ -34,21 +36,24 @@ def local_places(args: Flags) -> Iterator[Flags]:
         return
     from mmed_jax.common.buckets.upload import Upload
 
-    replaced = {name: _fetched(name, value) for name, value in values.items()}
+    names: dict[str, str] = {}  # {path of this machine: address}
+    replaced = {name: _fetched(name, value, names) for name, value in values.items()}
     opened: list[Upload] = []
     failed = True
+    out, err = _Named(sys.stdout, names), _Named(sys.stderr, names)
     try:
         for name, value in values.items():
             if isinstance(value, OutputPlace) and addresses(value, OutputPlace):
                 upload = Upload(value, f"--{name}", type(value))
                 replaced[name] = type(value)(upload.open())
-                replaced[name].address = upload.address
+                names[str(upload.path)] = upload.address
                 opened.append(upload)
-        yield type(args)(**replaced)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
+            yield type(args)(**replaced)
         failed = False
     except ReportedError as e:
         failed = not isinstance(e, WorkError)
-        e.problem, e.place = (_named(text, opened) for text in (e.problem, e.place))
+        e.problem, e.place = out.named(e.problem), out.named(e.place)
         raise e.at(e.place) from e.__cause__
     finally:
         for upload in opened:
@@ -57,11 +62,22 @@ def local_places(args: Flags) -> Iterator[Flags]:
         print(f"uploaded   {upload.address}", flush=True)
 
 
-def _named(text: str, uploads: "list[Upload]") -> str:
-    """A message with the addresses that paths of this machine stand for."""
-    for upload in uploads:
-        text = text.replace(str(upload.path), upload.address)
-    return text
+class _Named:
+    """A stream that is written to with addresses in the place of the paths that stand for them."""
+
+    def __init__(self, stream: TextIO, names: dict[str, str]):
+        self._stream, self._names = stream, names
+
+    def named(self, text: str) -> str:
+        for path, address in self._names.items():
+            text = text.replace(path, address)
+        return text
+
+    def write(self, text: str) -> int:
+        return self._stream.write(self.named(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _texts(values: dict[str, Any]) -> Iterator[str]:
@@ -71,15 +87,17 @@ def _texts(values: dict[str, Any]) -> Iterator[str]:
                 yield text
 
 
-def _fetched(name: str, value: Any) -> Any:
-    """The value of a flag with copies for the addresses in it."""
+def _fetched(name: str, value: Any, names: dict[str, str]) -> Any:
+    """The value of a flag with copies for the addresses in it, which go into `names`."""
     if isinstance(value, list):
-        return [_fetched(name, part) for part in value]
+        return [_fetched(name, part, names) for part in value]
     if not isinstance(value, InputPlace) or isinstance(value, ModelPlace):
         return value
     from mmed_jax.common.buckets.download import open_input
 
     text = str(value)
     for address in addresses(text):
-        text = text.replace(address, str(open_input(address, f"--{name}", type(value))), 1)
+        path = str(open_input(address, f"--{name}", type(value)))
+        names[path] = address.rstrip("/")
+        text = text.replace(address, path, 1)
     return type(value)(text)

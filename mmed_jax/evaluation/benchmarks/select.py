@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 
+from mmed_jax.common.buckets.download import address_of
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.data.records.reading import SPLIT_NAMES, load_files, locate, read_records
 from mmed_jax.data.records.schema import KINDS, kind_of, question_key
@@ -109,7 +110,8 @@ def load_benchmark(
     if not kept:
         raise UserError(f"{benchmark.path}: every record needs an image; nothing is left to ask")
     asked_images = sum(bool(r.get("needs_image")) for r in kept)
-    counts = {"asked": len(kept), "needs_image": left, "needs_image_asked": asked_images, "path": benchmark.path}
+    path = address_of(benchmark.path) or benchmark.path
+    counts = {"asked": len(kept), "needs_image": left, "needs_image_asked": asked_images, "path": path}
     counts |= {"duplicates": _count_repeated(kept)}
     return Selection(kept, others, {**info, **counts})
 

@@ -1,0 +1,186 @@
+"""Commands whose inputs, models and outputs lie in a bucket: the same results as with paths of this machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_gen.__main__ import main as data_gen
+from mmed_jax import compare, evaluate, export, generate, inspect, plan, rate
+from mmed_jax.common.buckets import ranged_file
+from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.output_files import write_text
+from mmed_jax.data.records.schema import write_records
+from mmed_jax.evaluation.models import local
+from mmed_jax.hf.open_model import open_model
+from tests.support.fake_gcs import fake_gcs
+from tests.support.hf_folders import hf_folder, raw_tensors
+from tests.support.inference import TableEngine
+from tests.support.ratings import make_runs
+
+B = "gs://bucket"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return hf_folder(tmp_path_factory.mktemp("places") / "model", max_position_embeddings=2048, max_shard_size="60KB")
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    with fake_gcs() as server:
+        for file in model.iterdir():
+            server.write("bucket", f"model/{file.name}", file.read_bytes())
+        yield server
+
+
+@pytest.fixture
+def cloud(server, tmp_path, monkeypatch):
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MMED_JAX_BUCKETS", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield server
+    server.heal()
+    assert not (tmp_path / "gs:").exists()
+
+
+def put(cloud, folder, name):
+    """Uploads a file or folder of this machine by hand."""
+    for file in [folder] if folder.is_file() else filter(Path.is_file, folder.rglob("*")):
+        key = name if folder.is_file() else f"{name}/{file.relative_to(folder).as_posix()}"
+        cloud.write("bucket", key, file.read_bytes())
+
+
+def objects(cloud, prefix):
+    return {n.removeprefix(f"{prefix}/"): cloud.read("bucket", n) for n in cloud.names("bucket", f"{prefix}/")}
+
+
+@pytest.fixture
+def engine(model, monkeypatch):
+    def with_answers(answer, stop_after=None):
+        made = TableEngine(open_model(model).tokenizer, answer, stop_after)
+        monkeypatch.setattr(generate, "load_engine", lambda *_: made)
+        monkeypatch.setattr(local, "load_engine", lambda *_: made)
+        return made
+
+    return with_answers
+
+
+def test_export_of_a_model_in_a_bucket_into_a_bucket(cloud, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ranged_file, "LEAST", 1000)
+    export.main([f"--model={B}/model", f"--output={B}/out"])
+    out = capsys.readouterr().out
+    assert f"uploaded   {B}/out" in out and f"--model={B}/out " in out
+    put_up = objects(cloud, "out")
+    assert {"config.json", "tokenizer.json", "mmed_jax_export.json"} <= put_up.keys()
+    for name, data in put_up.items():
+        (tmp_path / "back" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "back" / name).write_bytes(data)
+    assert raw_tensors(tmp_path / "back") == raw_tensors(model)
+    newest = max((stored.generation, name) for (_, name), stored in cloud._objects.items())
+    assert newest[1] == "out/config.json"
+
+    with pytest.raises(UserError, match=f"^--output={B}/out: holds an earlier export; add --overwrite"):
+        export.main([f"--model={B}/model", f"--output={B}/out"])
+    # An upload that was cut leaves no config.json, and can be begun again.
+    cloud.remove("bucket", "out/config.json")
+    with pytest.raises(UserError):
+        open_model(f"{B}/out")
+    export.main([f"--model={B}/model", f"--output={B}/out", "--overwrite", "--dtype=bfloat16"])
+    again = objects(cloud, "out")
+    assert again.keys() == put_up.keys() and again["config.json"] != put_up["config.json"]
+
+
+def test_generate_is_stopped_and_continued(cloud, engine, model):
+    cloud.write("bucket", "prompts.txt", b"one\ntwo\nthree\n")
+    flags = [f"--model={B}/model", f"--input={B}/prompts.txt", f"--output={B}/answers.jsonl", "--raw"]
+    engine(lambda text: f"{len(text)}", stop_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        generate.main(flags)
+    assert len(cloud.read("bucket", "answers.jsonl").splitlines()) == 1
+    second = engine(lambda text: f"{len(text)}")
+    generate.main(flags)
+    rows = [json.loads(line) for line in cloud.read("bucket", "answers.jsonl").splitlines()]
+    assert [r["prompt"].rpartition(">")[2] for r in rows] == ["one", "two", "three"] and len(second.asked) == 2
+    assert cloud.names("bucket", "answers.") == ["answers.jsonl", "answers.settings.json"]
+
+
+def test_evaluations_are_made_compared_and_rated(cloud, engine, tmp_path, capsys):
+    options = {"A": "aspirin", "B": "warfarin"}
+    made = [
+        {"id": f"q{n}", "language": "en", "question": f"{n}?", "options": options, "answer_idx": "A", "rationale": "so"}
+        for n in range(3)
+    ]
+    write_records(tmp_path / "quiz.jsonl", made)
+    put(cloud, tmp_path / "quiz.jsonl", "data/quiz.jsonl")
+    engine(lambda prompt: "Answer: A")
+    flags = [f"--model={B}/model", "--mode=direct"]
+    evaluate.main([*flags, f"--data={B}/data/quiz.jsonl", f"--output={B}/eval/one"])
+    evaluate.main([*flags, f"--data={tmp_path}/quiz.jsonl", "--output=two"])
+    names = {"results.json", "predictions.jsonl", "predictions.settings.json", "report.html"}
+    assert objects(cloud, "eval/one").keys() == names
+    for name in ("predictions.jsonl", "predictions.settings.json"):
+        assert objects(cloud, "eval/one")[name] == Path("two", name).read_bytes()
+    assert f"written    {B}/eval/one/results.json" in capsys.readouterr().out
+    ours, theirs = (
+        json.loads(objects(cloud, "eval/one")["results.json"]),
+        json.loads(Path("two/results.json").read_text()),
+    )
+    assert ours["data"]["quiz"].pop("path") == f"{B}/data/quiz.jsonl"
+    assert theirs["data"]["quiz"].pop("path") == f"{tmp_path}/quiz.jsonl"
+    assert ours["model"] == theirs["model"] and ours["overall"] == theirs["overall"] and ours["data"] == theirs["data"]
+    assert ours["model"]["path"] == ours["model"]["tuning"]["base"] == f"{B}/model"
+
+    capsys.readouterr()
+    compare.main([f"one={B}/eval/one", "two=two", f"--output={B}/tables", "--published=none"])
+    assert objects(cloud, "tables").keys() == {"compare.txt", "compare.csv", "differences.csv", "compare.html"}
+    assert objects(cloud, "tables")["compare.txt"].decode().strip() in capsys.readouterr().out
+
+    (tmp_path / "rated").mkdir()
+    make_runs(tmp_path / "rated")
+    for run in (tmp_path / "rated").iterdir():
+        put(cloud, run, f"rated/{run.name}")
+    names = sorted(run.name for run in (tmp_path / "rated").iterdir() if run.is_dir())
+    runs = ",".join(f"{n}={B}/rated/{n}" for n in names)
+    rate.main(["sheet", f"--runs={runs}", f"--output={B}/sheets/a.csv"])
+    assert objects(cloud, "sheets").keys() == {"a.csv", "a.csv.key.json"}
+    with pytest.raises(UserError, match=f"^--output={B}/sheets/a.csv: is there already"):
+        rate.main(["sheet", f"--runs={runs}", f"--output={B}/sheets/a.csv"])
+    lines = cloud.read("bucket", "sheets/a.csv").decode()
+    assert lines.count("\n") > 3
+
+
+def test_plan_writes_its_file_into_a_bucket(cloud, monkeypatch):
+    monkeypatch.setattr(plan, "plan_config", lambda config, flags: write_text(flags.json, "{}"))
+    plan.main(["--config=stage1", f"--json={B}/plans/plan.json"])
+    assert objects(cloud, "plans") == {"plan.json": b"{}"}
+
+
+def test_data_gen_reads_and_writes_records(cloud):
+    data_gen(["handcraft", f"--output={B}/made/hand.jsonl", "--kind=mcq"])
+    data_gen(["handcraft", "--output=hand.jsonl", "--kind=mcq"])
+    assert objects(cloud, "made") == {"hand.jsonl": Path("hand.jsonl").read_bytes()}
+    data_gen(["handcraft", f"--input={B}/made/hand.jsonl", f"--output={B}/made/again.jsonl.gz", "--kind=mcq"])
+    assert objects(cloud, "made").keys() == {"hand.jsonl", "again.jsonl.gz"}
+    with pytest.raises(UserError, match=f"^--input={B}/made/hands.jsonl: nothing is there, did you mean 'hand.jsonl'"):
+        data_gen(["handcraft", f"--input={B}/made/hands.jsonl"])
+
+
+def test_a_table_in_a_bucket_is_inspected(cloud, tmp_path):
+    with pytest.raises(UserError, match="nothing is there"):
+        inspect.main([f"--table={B}/tables-of-documents/one"])
+
+
+def test_a_bucket_that_refuses_keeps_the_work(cloud, engine):
+    cloud.write("bucket", "few.txt", b"one\n")
+    engine(lambda text: "1")
+    made = generate.write_answers
+
+    def refuse(*args):
+        cloud.fault("POST ", status=403)
+        return made(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(WorkError, match="it lies in .*: copy it from there"):
+        patch.setattr(generate, "write_answers", refuse)
+        generate.main([f"--model={B}/model", f"--input={B}/few.txt", f"--output={B}/kept.jsonl", "--raw"])
