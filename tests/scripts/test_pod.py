@@ -17,11 +17,11 @@ from tests.support.fake_gcloud import fake_gcloud
 QUICK = Pace(poll=0.25, state=0.01, retry=0.1, tries=3, grace=1.0, unreachable=1.0, stop=10.0, command=30.0)
 # What a run does, by the files of its run directory: a checkpoint, then the exit code that `codes` has for it.
 TRAIN = r"""
+trap 'echo "saved at step 7"; exit 75' TERM
 run=$1
 mkdir -p "$run/checkpoints"
 echo "started with $*"
 [ ! -e "$HOME/code" ] || { echo "this host is broken"; exit "$(cat "$HOME/code")"; }
-trap 'echo "saved at step 7"; exit 75' TERM
 [ ! -e "$run/sleep" ] || { sleep 30 & wait $!; }
 [[ $HOME =~ /mmed(-0)?/0$ ]] || exit 0 # one worker writes
 step=$(( $(ls "$run/checkpoints" | sort -n | tail -n 1) + 1 ))
@@ -81,6 +81,11 @@ def eventually(condition, seconds=20.0):
     while not condition():
         assert time.monotonic() < end, "did not happen"
         time.sleep(0.02)
+
+
+def has_begun(cloud, index=0):
+    """Whether the command has written something on a worker."""
+    return any((a / "log").exists() and (a / "log").read_text() for a in cloud.attempts("mmed", index))
 
 
 def in_background(*arguments):
@@ -295,7 +300,7 @@ def test_a_killed_run_is_no_success(cloud, repo, run_dir, capfd):
     pod("up")
     (run_dir / "sleep").touch()
     thread, codes = in_background("run", *train(run_dir))
-    eventually(lambda: any((a / "pid").exists() for a in cloud.attempts("mmed")))
+    eventually(lambda: has_begun(cloud))
     cloud.kill("mmed")
     thread.join(20)
     assert codes == [1] and "worker 0 failed first" in capfd.readouterr().out
@@ -306,12 +311,7 @@ def test_a_second_run_is_refused_and_stop_ends_the_run_alone(cloud, repo, run_di
     (run_dir / "sleep").touch()
     decoy = subprocess.Popen(["bash", "-c", "exec -a mmed_jax.doctor sleep 60"])
     thread, codes = in_background("run", *train(run_dir))
-    eventually(
-        lambda: (
-            all((a / "log").read_text() for i in (0, 1) for a in cloud.attempts("mmed", i))
-            and cloud.attempts("mmed", 1)
-        )
-    )
+    eventually(lambda: all(has_begun(cloud, i) for i in (0, 1)))
     with pytest.raises(UserError, match=r"worker 0: attempt \S+ is going on \(bash scripts/train.sh"):
         main(["run", *train(run_dir)], QUICK)
     (repo / "added.py").write_text("")
@@ -373,9 +373,9 @@ def test_watch_goes_on_after_preemption_in_mid_run_until_the_run_is_finished(clo
     (run_dir / "checkpoints").mkdir()
     (run_dir / "sleep").touch()
     thread, codes = in_background(*watch(run_dir, "--spot"))
-    eventually(lambda: any((a / "log").read_text() for a in cloud.attempts("mmed", 1) if (a / "log").exists()))
-    (run_dir / "sleep").unlink()
+    eventually(lambda: all(has_begun(cloud, i) for i in (0, 1)))
     cloud.preempt("mmed")
+    (run_dir / "sleep").unlink()
     thread.join(30)
     assert codes == [0]
     printed = capfd.readouterr().out
