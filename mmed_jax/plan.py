@@ -3,9 +3,9 @@
     python -m mmed_jax.plan --config=stage1:8b --topology=v5p-128 [--config.KEY=VALUE ...]
     python -m mmed_jax.plan --config=stage1:8b --topology=v6e-64 --price=2.7 --json=plan.json
 
-TPU slices by their cloud names (v4-32, v5p-128, v5e-64, v6e-256, 2xv5p-128) are compiled by the real TPU compiler,
-which needs no TPU (extra `plan`: libtpu, Linux x86-64). GPUs (gpu:8xh100-80g) are planned by arithmetic. Weights,
-tokenizer and records need not be there. Exit code 1: it does not fit; the last lines say what to change.
+TPU slices by their cloud names (v4-32, v5p-128, v5e-64, v6e-256, tpu7x-128, 2xv5p-128) are compiled by the real TPU
+compiler, which needs no TPU (extra `plan`: libtpu, Linux x86-64). GPUs (gpu:8xh100-80g) are planned by arithmetic.
+Weights, tokenizer and records need not be there. Exit code 1: it does not fit; the last lines say what to change.
 
     python -m mmed_jax.plan --config=stage1:8b-lora --topology=v5e-8        or gpu:1xh100-80g
 
@@ -140,7 +140,7 @@ def fail_with_advice(
     largest = result.terms[0]
     verdict = WorkError(
         f"{config.name}:{config.variant} does not fit on {target.name}: most goes to {largest['name']} "
-        f"({largest['bytes'] / GIB:.1f} GiB a chip by arithmetic)"
+        f"({largest['bytes'] / GIB:.1f} GiB a {result.unit} by arithmetic)"
     )
     # That it does not fit is known, and said, whatever becomes of the advice.
     try:

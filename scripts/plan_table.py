@@ -144,7 +144,7 @@ def smallest(
     """The first slice that holds a config by arithmetic, the config in as few micro-batches as fit there, its mesh."""
     for name in names:
         topology = parse(name)
-        rows = batch_rows(config) // topology.chips
+        rows = batch_rows(config) // topology.device_count
         for accumulation in (n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= rows):
             kernel = "triton" if topology.kind == "gpu" else "splash"
             tried = with_values(config, {"grad_accum": accumulation, "remat": "full", "attention": kernel})

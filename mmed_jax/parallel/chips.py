@@ -11,12 +11,13 @@ GPUS_A_NODE = 8
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip, which is one jax device.
+    """One jax device: a chip, or a part of one.
 
     hbm_bytes, peak_flops (dense bfloat16, per second), hbm_bandwidth (bytes/s), link_bandwidth (bytes/s of one link in
     one direction), dcn_bandwidth (bytes/s of a chip to other slices or nodes), clock_hz (0 = not used).
     kinds: jax.Device.device_kind in lower case; of a GPU its beginning.
     shapes: {number in a slice's name: chips along each axis}; of TPUs. compiler_name: what libtpu calls the chip.
+    devices_a_chip: jax devices that share a chip, its links and its network; every rate is one device's share.
     variants: {beginning of device_kind: FLOP/s} of boards with the same chip that run it slower.
     """
 
@@ -29,6 +30,7 @@ class Chip:
     kinds: tuple[str, ...]
     shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     compiler_name: str = ""
+    devices_a_chip: int = 1
     variants: dict[str, float] = field(default_factory=dict)
 
 
@@ -57,15 +59,20 @@ _SQUARES: dict[int, tuple[int, ...]] = {
     256: (16, 16),
 }
 
+# Each TensorCore is a device of its own there.
+_CORES = {2: (1, 1, 1), **_CUBES}
+
 # HBM, its bandwidth, FLOP/s and the interconnect of a chip: cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e; a link
 # is that divided by both directions of the links of a chip (6 in a 3-D torus, 4 in a 2-D one). Clock: FLOP/s divided by
 # the multiply-adds of the matrix units. DCN of a chip: jax-ml.github.io/scaling-book (its host's network cards,
-# shared).
+# shared). TPU7x: page tpu7x for FLOP/s and memory; 7.37 TB/s of HBM and 1.2 TB/s of links a chip from its announcement;
+# its network is taken to be v6e's. All halved, for a chip has two devices.
 TPUS: dict[str, Chip] = {
     "v4": Chip(32 * GIB, 275e12, 1228e9, 50e9, 6.25e9, 1.05e9, ("tpu v4",), _CUBES, "v4"),
     "v5p": Chip(95 * GIB, 459e12, 2765e9, 100e9, 6.25e9, 1.75e9, ("tpu v5", "tpu v5p"), _CUBES, "v5"),
     "v5e": Chip(16 * GIB, 197e12, 819e9, 50e9, 3.125e9, 1.5e9, ("tpu v5 lite", "tpu v5e"), _SQUARES, "v5e"),
     "v6e": Chip(32 * GIB, 918e12, 1640e9, 100e9, 12.5e9, 1.75e9, ("tpu v6 lite", "tpu v6e"), _SQUARES, "v6e"),
+    "tpu7x": Chip(96 * GIB, 1153.5e12, 3685e9, 50e9, 6.25e9, 2.2e9, ("tpu7x",), _CORES, "tpu7x", devices_a_chip=2),
 }
 # NVIDIA data sheets, without sparsity: memory, FLOP/s, memory bandwidth, NVLink one way; one 400 Gb/s network card a
 # GPU between nodes (200 Gb/s for A100).

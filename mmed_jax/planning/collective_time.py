@@ -1,7 +1,6 @@
 """How long a collective takes on the links of a slice (ICI) and between slices (DCN), by ring arithmetic."""
 
 from dataclasses import dataclass
-from math import prod
 
 from mmed_jax.planning.hlo.collectives import Collective, ring_bytes
 from mmed_jax.planning.topology import Topology
@@ -18,7 +17,8 @@ def link_rate(topology: Topology, group_size: int, axes: int = 0) -> float:
     """
     if topology.kind == "gpu":
         return topology.link_bandwidth * ICI_EFFICIENCY
-    directions, left = 0, group_size
+    # The devices of a chip send over the same links, each its share.
+    directions, left = 0, -(-group_size // topology.devices_a_chip)
     for used, (size, wrap) in enumerate(_axes(topology)):
         if used and (used >= axes if axes else left <= 1):
             break
@@ -29,7 +29,7 @@ def link_rate(topology: Topology, group_size: int, axes: int = 0) -> float:
 
 def mean_hops(topology: Topology, group_size: int) -> float:
     """Mean distance in links between two devices of a group, for all-to-all: what it loads the links with."""
-    hops, left = 0.0, group_size
+    hops, left = 0.0, -(-group_size // topology.devices_a_chip)
     for size, wrap in _axes(topology):
         span = min(size, left)
         if span > 1:
@@ -62,7 +62,7 @@ def transfer(c: Collective, topology: Topology) -> Transfer:
     """
     if c.dcn:
         return Transfer(dcn_s=c.wire_bytes / topology.dcn_bandwidth, dcn_bytes=c.wire_bytes)
-    per_slice = prod(topology.shape)
+    per_slice = topology.devices_a_slice
     spanned = max((len({d // per_slice for d in g}) for g in c.groups), default=1)
     within = max(1, c.group_size // spanned)
     between = 0.0

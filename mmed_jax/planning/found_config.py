@@ -59,7 +59,7 @@ def write_override(output: str, recipe: str, config: ConfigDict, mesh: dict[str,
     lines = [
         f"{MARK}: {recipe} on {r.topology['text']}.",
         "",
-        f"{r.needed_bytes / GIB:.2f} of {r.capacity_bytes / GIB:.1f} GiB a chip ({r.method}); estimated step "
+        f"{r.needed_bytes / GIB:.2f} of {r.capacity_bytes / GIB:.1f} GiB a {r.unit} ({r.method}); estimated step "
         f"{r.schedule_s * 1e3:,.0f} ms ({r.low_s * 1e3:,.0f} to {r.high_s * 1e3:,.0f}), MFU "
         f"{r.mfu(r.schedule_s):.0%}, {r.tokens_per_second_chip(r.schedule_s):,.0f} tokens/s a chip",
         f"with mesh {' '.join(f'{a}={n}' for a, n in mesh.items())}. {datetime.date.today()}, {versions}.",

@@ -123,7 +123,7 @@ def _memory(r: PlanResult, biggest: int = 6) -> list[str]:
         detail = f"state {size(r.argument_bytes)}, while stepping {size(r.needed_bytes - r.argument_bytes)}"
         if r.summed_bytes > 1.01 * r.needed_bytes:
             detail += f"; {size(r.summed_bytes)} if nothing shared its place"
-    lines = [f"memory     {size(r.needed_bytes)}{room} a chip: {verdict} ({detail}; {r.method})"]
+    lines = [f"memory     {size(r.needed_bytes)}{room} a {r.unit}: {verdict} ({detail}; {r.method})"]
     shown = [t for i, t in enumerate(r.terms) if i < biggest or t["name"] in (FROZEN, ADAPTER)]
     lines += [f"           {size(term['bytes']):>12}  {term['name']} (arithmetic)" for term in shown]
     return lines
@@ -141,9 +141,9 @@ def _speed(r: PlanResult) -> list[str]:
     formula = "4N + causal attention + 6 x adapter" if r.settings["lora.rank"] else "6N + causal attention"
     network = "slices" if r.topology["kind"] == "tpu" else "nodes"
     return [
-        f"FLOPs      {r.hlo_flops:.3e} a chip, {r.hlo_flops / r.model_flops:.3f} x the model's ({formula})",
+        f"FLOPs      {r.hlo_flops:.3e} a {r.unit}, {r.hlo_flops / r.model_flops:.3f} x the model's ({formula})",
         f"estimate   computing {_ms(r.compute_s)} ms, interconnect {_ms(r.ici_s)} ms, between {network} "
-        f"{_ms(r.dcn_s)} ms (a chip sends {sent or 'nothing'}{hidden})",
+        f"{_ms(r.dcn_s)} ms (a {r.unit} sends {sent or 'nothing'}{hidden})",
         f"step time  {_ms(r.low_s)} to {_ms(r.high_s)} ms, {middle} {_ms(r.schedule_s)} ms; "
         f"MFU {r.mfu(r.high_s):.0%} to {r.mfu(r.low_s):.0%}, {middle} {r.mfu(r.schedule_s):.0%}",
         f"speed      {r.tokens_per_second_chip(r.schedule_s):,.0f} tokens/s a chip "

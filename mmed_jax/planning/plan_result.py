@@ -46,6 +46,11 @@ class PlanResult:
     def chips(self) -> int:
         return self.topology["chips"]
 
+    @property
+    def unit(self) -> str:
+        """What has the memory and does the FLOPs: a chip, or where a chip is several jax devices, one of them."""
+        return "chip" if self.topology.get("devices_a_chip", 1) == 1 else "device"
+
     def mfu(self, seconds: float) -> float:
         """Model FLOPs utilisation (0..1) of a step of so many seconds."""
         return self.model_flops / (seconds * self.topology["peak_flops"]) if seconds else 0.0

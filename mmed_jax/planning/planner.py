@@ -64,15 +64,16 @@ def _mesh_shape(config: ConfigDict, topology: Topology) -> dict[str, int]:
     """The mesh, of which nothing but the number of chips is checked."""
     from mmed_jax.parallel import sharding
 
-    if config.mesh.devices not in (0, topology.chips):
+    if config.mesh.devices not in (0, topology.device_count):
+        there = count(topology.device_count, "chip" if topology.devices_a_chip == 1 else "device")
         raise UserError(
-            f"config.mesh.devices={config.mesh.devices} but {topology.name} has {count(topology.chips, 'chip')}: set "
+            f"config.mesh.devices={config.mesh.devices} but {topology.name} has {there}: set "
             "--config.mesh.devices=0 to use them all, or name a smaller slice"
         )
     sizes = {a: config.mesh[a] for a in sharding.MESH_AXES}
     if topology.kind == "tpu":
         sizes["data"] = sharding.over_slices(sizes["data"], topology.slices)
-    return dict(zip(sharding.MESH_AXES, sharding.mesh_shape(sizes, topology.chips), strict=True))
+    return dict(zip(sharding.MESH_AXES, sharding.mesh_shape(sizes, topology.device_count), strict=True))
 
 
 def with_parts(config: ConfigDict, topology: Topology) -> ConfigDict:
@@ -134,6 +135,7 @@ def _begin(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], topology:
     from mmed_jax.model.lora import lora_spec, num_adapter_params
 
     tokens, spec = batch_rows(config) * config.data.seq_len, lora_spec(config.lora, cfg)
+    devices = topology["chips"] * topology.get("devices_a_chip", 1)
     return PlanResult(
         topology=topology,
         mesh=mesh,
@@ -145,7 +147,7 @@ def _begin(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], topology:
         fits=True,
         capacity_bytes=0,
         terms=[dataclasses.asdict(t) for t in memory_terms(config, cfg, mesh)],
-        model_flops=train_flops_per_token(cfg, config.data.seq_len, spec) * tokens / topology["chips"],
+        model_flops=train_flops_per_token(cfg, config.data.seq_len, spec) * tokens / devices,
     )
 
 

@@ -214,7 +214,7 @@ def proposals(
         seen.add(_key(first))
         yield first
     # Frozen weights may lie whole on every chip: nothing is gathered then, and only an adapter's gradient is summed.
-    whole = {topology.chips} if config.lora.rank else set()
+    whole = {topology.device_count} if config.lora.rank else set()
     meshes = [
         {"mesh.data": data, "mesh.fsdp": -1, "mesh.tensor": tensor}
         for data, tensor in itertools.product(

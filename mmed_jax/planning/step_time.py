@@ -6,7 +6,6 @@ Transfers: what a device sends under FSDP (arXiv 1910.02054) and tensor parallel
 """
 
 from dataclasses import dataclass
-from math import prod
 
 from ml_collections import ConfigDict
 
@@ -49,7 +48,7 @@ def speed(config: ConfigDict, cfg: LlamaConfig, topology: Topology, mesh: dict[s
     tokens = batch_rows(config) * config.data.seq_len
     frozen = frozen_weights(config, cfg, mesh)
     flops = (_model_flops(config, cfg) + RECOMPUTED[config.remat] * _unfrozen_flops(config, cfg)) * tokens
-    flops /= topology.chips
+    flops /= topology.device_count
     own = tokens / (mesh["data"] * mesh["fsdp"] * mesh["context"])
     if frozen is None:
         # Every chunk of the loss reads and writes the head's gradient, float32.
@@ -116,7 +115,7 @@ def _transfers(
     weights = frozen.gathered_weights if frozen else num_params(cfg) / mesh["tensor"] * width
     trained = frozen.whole_adapter * width if frozen else weights
     shards, tensor = mesh["fsdp"] * mesh["context"], mesh["tensor"]
-    per_slice = prod(topology.shape)
+    per_slice = topology.devices_a_slice
     sent: dict[str, float] = {}
     # Weights are gathered for the forward and the backward pass of every micro-batch. Gradients are reduce-scattered on
     # GPUs and, with our flags, on v5p and v6e; elsewhere the TPU compiler all-reduces them (docs/collectives.md, 2 and

@@ -4,7 +4,7 @@
     parse("2xv5e-256")      two slices of 16 x 16
     parse("gpu:8xh100-80g") by arithmetic only: no compiler target exists without the card
 
-v4-N and v5p-N count TensorCores (two a chip), v5e-N (also v5litepod-N) and v6e-N count chips.
+v4-N, v5p-N and tpu7x-N count TensorCores (two a chip), v5e-N (also v5litepod-N) and v6e-N count chips.
 """
 
 import contextlib
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Topology:
-    """One or more equal slices (nodes of GPUs). `shape` and `wrap` are those of one slice, rates those of one chip."""
+    """One or more equal slices (nodes of GPUs).
+
+    `shape` (in chips) and `wrap` are those of one slice, rates those of one jax device, of which a chip has
+    `devices_a_chip`.
+    """
 
     name: str
     kind: str  # "tpu" or "gpu"
@@ -39,6 +43,17 @@ class Topology:
     link_bandwidth: float
     dcn_bandwidth: float
     clock_hz: float
+    devices_a_chip: int = 1
+
+    @property
+    def device_count(self) -> int:
+        """jax devices of all slices."""
+        return self.chips * self.devices_a_chip
+
+    @property
+    def devices_a_slice(self) -> int:
+        """jax devices of one slice (node)."""
+        return prod(self.shape) * self.devices_a_chip
 
     def describe(self) -> str:
         """The topology in a line."""
@@ -48,7 +63,8 @@ class Topology:
             return f"{self.name}: {count(self.chips, 'GPU')} {self.chip}, {nodes}; arithmetic, no compiler"
         wrap = "torus" if all(self.wrap) else "wraps on some axes" if any(self.wrap) else "no wrap"
         each = f"{self.slices} slices of " if self.slices > 1 else ""
-        return f"{self.name}: {count(self.chips, 'chip')} {self.chip}, {each}{shape} ({wrap})"
+        devices = f" of {self.devices_a_chip} devices each" if self.devices_a_chip > 1 else ""
+        return f"{self.name}: {count(self.chips, 'chip')} {self.chip}{devices}, {each}{shape} ({wrap})"
 
 
 def count(number: int, what: str) -> str:
@@ -122,9 +138,8 @@ def torus_axes(shape: tuple[int, ...]) -> tuple[bool, ...]:
 def _topology(
     name: str, kind: str, chip: str, rates: Chip, slices: int, shape: tuple[int, ...], wrap: tuple[bool, ...]
 ) -> Topology:
-    return Topology(
-        name, kind, chip, prod(shape) * slices, slices, shape, wrap, **{r: getattr(rates, r) for r in RATES}
-    )
+    figures = {name: getattr(rates, name) for name in (*RATES, "devices_a_chip")}
+    return Topology(name, kind, chip, prod(shape) * slices, slices, shape, wrap, **figures)
 
 
 def devices(topology: Topology) -> "list[jax.Device]":
@@ -146,7 +161,9 @@ def devices(topology: Topology) -> "list[jax.Device]":
 
     # Always three axes; one chip is a host of its own, larger slices have four chips a host.
     single = prod(topology.shape) == 1
-    extra: dict[str, Any] = {"chip_config_name": "megacore"} if len(topology.shape) == 3 else {}
+    # The two cores of a chip are one device on v4 and v5p.
+    joined = len(topology.shape) == 3 and topology.devices_a_chip == 1
+    extra: dict[str, Any] = {"chip_config_name": "megacore"} if joined else {}
     with quiet_stderr():
         return list(
             topologies.get_topology_desc(
@@ -191,7 +208,8 @@ def of_devices(here: "list[jax.Device]") -> Topology | None:
         coords = [d.coords for d in here]
         axes = len(next(iter(TPUS[tpu].shapes.values())))
         shape = tuple(max(c[i] for c in coords) - min(c[i] for c in coords) + 1 for i in range(axes))
-        return _topology(f"{tpu}, {len(here)} chips here", "tpu", tpu, TPUS[tpu], slices, shape, torus_axes(shape))
+        chips = len(here) // TPUS[tpu].devices_a_chip
+        return _topology(f"{tpu}, {chips} chips here", "tpu", tpu, TPUS[tpu], slices, shape, torus_axes(shape))
     kind = first.device_kind.lower()
     gpu = next((g for g in sorted(GPUS, reverse=True) if first.platform == "gpu" and g.split("-")[0] in kind), None)
     if gpu is None:

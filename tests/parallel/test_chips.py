@@ -1,5 +1,6 @@
 """The table of chips: a new TPU is one row, and everything that asks for a chip finds it."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +37,35 @@ def test_a_new_tpu_is_one_row(new_chip, tmp_path):
     ]
     assert topology.of_devices(devices).shape == (2, 2, 1)
     assert compiler_options(chips.tpu_of("TPU v9x")) == {}
+
+
+def test_two_devices_a_chip(tmp_path):
+    t = topology.parse("2xtpu7x-128")
+    assert (t.chips, t.device_count, t.devices_a_slice) == (128, 256, 128)
+    with arithmetic_compiler():
+        outcome = run_plan(
+            "2xtpu7x-128",
+            f"--json={tmp_path / 'plan.json'}",
+            cache=tmp_path / "cache",
+            config="stage1:8b",
+            batch_size=256,
+        )
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert "128 chips tpu7x of 2 devices each, 2 slices of 4x4x4 (torus)" in outcome.out
+    # A device has half of the chip's 192 GiB and half of its rows; speed is of the whole chip.
+    assert "of 96.00 GiB a device: fits" in outcome.out and "(4,096 a chip)" in outcome.out
+    assert plan["mesh"] == {"data": 2, "fsdp": 128, "tensor": 1, "context": 1}
+    seconds = plan["schedule_s"]
+    assert plan["tokens_per_second_chip"]["schedule"] == pytest.approx(256 * 2048 / seconds / 128)
+    whole_chip = plan["model_flops"] * 2 / seconds / 2307e12
+    assert plan["mfu"]["schedule"] == pytest.approx(whole_chip)
+    devices = [
+        SimpleNamespace(platform="tpu", device_kind="TPU7x", coords=(x, 0, 0), slice_index=0)
+        for x in (0, 1)
+        for _ in range(2)
+    ]
+    assert topology.of_devices(devices).device_count == 4
+    assert mfu(2000, 5e11, "TPU7x", 1) == pytest.approx(1e15 / 1153.5e12)
 
 
 def test_rows_are_complete():

@@ -19,6 +19,8 @@ from mmed_jax.planning import topology
         ("v5litepod-16", "v5e", 16, (4, 4), (False,) * 2),
         ("2xv5litepod-256", "v5e", 512, (16, 16), (True,) * 2),
         ("2xv5p-128", "v5p", 128, (4, 4, 4), (True,) * 3),
+        ("tpu7x-128", "tpu7x", 64, (4, 4, 4), (True,) * 3),
+        ("2xTPU7x-2", "tpu7x", 2, (1, 1, 1), (False,) * 3),
         ("gpu:8xh100-80g", "h100-80g", 8, (8,), (False,)),
         ("gpu:16xh200", "h200", 16, (8,), (False,)),
         ("gpu:h200", "h200", 1, (1,), (False,)),
@@ -62,11 +64,11 @@ def test_wrong_names_say_the_nearest(name, message):
         topology.parse(name)
 
 
-@pytest.mark.parametrize("name", ["v4-8", "v5p-128", "2xv5p-16", "v5e-1", "v5e-8", "v6e-128", "2xv6e-16"])
+@pytest.mark.parametrize("name", ["v4-8", "v5p-128", "2xv5p-16", "v5e-1", "v5e-8", "v6e-128", "2xv6e-16", "tpu7x-16"])
 def test_the_compiler_knows_the_devices(name):
     t = topology.parse(name)
     found = topology.devices(t)
-    assert len(found) == t.chips
+    assert len(found) == t.device_count
     coords = {(getattr(d, "slice_index", 0) or 0, *d.coords) for d in found}
     assert len(coords) == t.chips
     for axis, size in enumerate(t.shape):
