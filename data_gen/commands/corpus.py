@@ -18,8 +18,10 @@ from data_gen.commands.corpus_executor import CLUSTER_FLAGS, add_executor, make_
 from data_gen.commands.corpus_tokenize import tokenize_corpus
 from data_gen.corpus.requirements import check_extra
 from mmed_jax.common import console
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
+from mmed_jax.common.place_flags import InputPlace
 from mmed_jax.config.overrides import split_overrides
 
 SUMMARY = "a corpus for continued pretraining: build, tokenize"
@@ -36,10 +38,14 @@ def _parser() -> Parser:
         + CLUSTER_FLAGS,
     )
     parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmedc, or a .py file")
-    parser.add_argument("--data_dir", metavar="DIR", default=".", help="where the inputs lie")
+    parser.add_argument("--data_dir", type=InputPlace, metavar="DIR", default=".", help="where the inputs lie")
     parser.add_argument("--output", metavar="DIR", help="folder of the corpus")
-    parser.add_argument("--benchmarks", metavar="DIR", default="", help="test sets that no document may give away")
-    parser.add_argument("--earlier", metavar="DIR,..", default="", help="finished corpora whose documents are left out")
+    parser.add_argument(
+        "--benchmarks", type=InputPlace, metavar="DIR", default="", help="test sets that no document may give away"
+    )
+    parser.add_argument(
+        "--earlier", type=InputPlace, metavar="DIR,..", default="", help="finished corpora whose documents are left out"
+    )
     parser.add_argument("--licenses", metavar="NAME", default="", help="which to let in: open (default), research, all")
     parser.add_argument("--format", metavar="NAME", default="", help="of the finished files: jsonl (default), parquet")
     add_executor(parser)
@@ -68,6 +74,12 @@ def build_corpus(argv: list[str]) -> None:
     executor = make_executor(args, clusters)
     check_extra()
     console.outlive()
+    with local_places(args) as places:
+        write_corpus(places, executor, overrides)
+
+
+def write_corpus(args: argparse.Namespace, executor: Any, overrides: dict[str, str]) -> None:
+    """Builds the corpus of --recipe and prints its counts; errors as of `main`."""
     from data_gen.corpus.corpus_build import CorpusBuild
     from data_gen.corpus.corpus_recipe import load_recipe
 

@@ -9,8 +9,10 @@ from typing import Any
 from data_gen.commands.corpus_executor import CLUSTER_FLAGS, add_executor, make_executor, say, split_clusters
 from data_gen.corpus.requirements import check_extra
 from mmed_jax.common import console
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError
+from mmed_jax.common.place_flags import InputPlace
 
 # What workers would load for themselves, at seconds each.
 _PRELOAD = ("data_gen.corpus.tokenize_stage", "data_gen.corpus.run_task", "transformers", "array_record.python")
@@ -25,8 +27,12 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=CLUSTER_FLAGS,
     )
-    parser.add_argument("--input", metavar="DIR|FILE", help="a finished corpus, or documents as JSONL, Parquet, text")
-    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer of the model that will be trained")
+    parser.add_argument(
+        "--input", type=InputPlace, metavar="DIR|FILE", help="a finished corpus, or documents as JSONL, Parquet, text"
+    )
+    parser.add_argument(
+        "--tokenizer", type=InputPlace, metavar="DIR", help="tokenizer of the model that will be trained"
+    )
     parser.add_argument("--seq_len", type=int, default=8192, help="slots of a row (default 8192)")
     parser.add_argument("--output", metavar="DIR", help="folder of the table")
     parser.add_argument("--overlap", type=float, default=0.0, help="share that pieces of a document have in common (0)")
@@ -49,6 +55,12 @@ def tokenize_corpus(argv: list[str]) -> None:
     executor = make_executor(args, clusters, _PRELOAD)
     check_extra()
     console.outlive()
+    with local_places(args) as places:
+        write_table(places, executor)
+
+
+def write_table(args: argparse.Namespace, executor: Any) -> None:
+    """Writes the table of --input and prints its counts; errors as of `tokenize_corpus`."""
     from data_gen.corpus.tokenize_build import TableBuild, find_corpus
     from data_gen.corpus.tokenize_stage import check_language
     from mmed_jax.data.documents import RowSettings

@@ -10,13 +10,17 @@ from mmed_jax import compare, evaluate, export, generate, inspect, plan, rate
 from mmed_jax.common.buckets import ranged_file
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.output_files import write_text
+from mmed_jax.config.overrides import parse_args
+from mmed_jax.data.prepare import prepare
 from mmed_jax.data.records.schema import write_records
+from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from mmed_jax.evaluation.models import local
 from mmed_jax.hf.open_model import open_model
 from tests.support.fake_gcs import fake_gcs
 from tests.support.hf_folders import hf_folder, raw_tensors
 from tests.support.inference import TableEngine
 from tests.support.ratings import make_runs
+from tests.support.training import MODEL, bench, losses, unseen  # noqa: F401
 
 B = "gs://bucket"
 
@@ -90,6 +94,27 @@ def test_export_of_a_model_in_a_bucket_into_a_bucket(cloud, model, tmp_path, mon
     export.main([f"--model={B}/model", f"--output={B}/out", "--overwrite", "--dtype=bfloat16"])
     again = objects(cloud, "out")
     assert again.keys() == put_up.keys() and again["config.json"] != put_up["config.json"]
+
+
+def test_train_reads_everything_from_a_bucket(cloud, bench, tmp_path, monkeypatch):  # noqa: F811
+    """Weights, tokenizer, records and packed tables; the losses are those of a disk."""
+    monkeypatch.setattr(ranged_file, "LEAST", 1000)
+    held_out = unseen(tmp_path / "held_out.jsonl")
+    places = {"init_from": tmp_path / "start", "tokenizer": bench.tokenizer, "data__train": bench.records}
+    places |= {"data__validation": held_out, "data__cache_dir": tmp_path / "packed"}
+    start = hf_folder(tmp_path / "start", num_hidden_layers=1, vocab_size=400, max_position_embeddings=256)
+    for name, path in {"start": start, "tok": bench.tokenizer, "a.jsonl": bench.records, "b.jsonl": held_out}.items():
+        put(cloud, Path(path), f"train/{name}")
+    names = ("start", "tok", "a.jsonl", "b.jsonl", "packed")
+    in_bucket = {key: f"{B}/train/{name}" for key, name in zip(places, names, strict=True)}
+    sizes = {f"model__{k.partition('.')[2]}": None for k in MODEL}
+    for run, given in {"here": places, "there": in_bucket}.items():
+        outcome = bench.train(tmp_path / run, steps=2, checkpoint__every_steps=0, **sizes, **given)
+        assert outcome.code == 0, outcome.err
+    assert losses(tmp_path / "there") == losses(tmp_path / "here")
+    assert any(n.endswith("/manifest.json") for n in cloud.names("bucket", "train/packed/"))
+    config = json.loads((tmp_path / "there/config.json").read_text())
+    assert config["init_from"] == f"{B}/train/start" and config["data"]["train"] == [f"{B}/train/a.jsonl"]
 
 
 def test_generate_is_stopped_and_continued(cloud, engine, model):
@@ -167,9 +192,24 @@ def test_data_gen_reads_and_writes_records(cloud):
         data_gen(["handcraft", f"--input={B}/made/hands.jsonl"])
 
 
-def test_a_table_in_a_bucket_is_inspected(cloud, tmp_path):
-    with pytest.raises(UserError, match="nothing is there"):
-        inspect.main([f"--table={B}/tables-of-documents/one"])
+def test_documents_become_a_table_that_is_read(cloud, bench, tmp_path, capsys):  # noqa: F811
+    put(cloud, Path(bench.tokenizer), "corpus/tok")
+    texts = [{"id": f"d{n}", "text": f"The liver, part {n}. " * 9, "language": "en"} for n in range(30)]
+    cloud.write("bucket", "corpus/leaflets.jsonl", "".join(json.dumps(t) + "\n" for t in texts).encode())
+    flags = [f"--input={B}/corpus/leaflets.jsonl", f"--tokenizer={B}/corpus/tok", "--seq_len=64", "--output=table"]
+    flags.append("--validation_fraction=0")
+    data_gen(["corpus", "tokenize", *flags, "--workers=1"])
+    assert "en/leaflets" in capsys.readouterr().out
+    put(cloud, Path("table"), "corpus/table")
+    inspect.main([f"--table={B}/corpus/table", "--check"])
+    assert f"table {B}/corpus/table: kind document" in capsys.readouterr().out
+    keys = {"data.train": f"{B}/corpus/table", "data.seq_len": 64, "tokenizer": bench.tokenizer}
+    config, _ = parse_args(["--config=pretrain", *(f"--config.{k}={v}" for k, v in keys.items())])
+    prepared = prepare(config, load_tokenizer(bench.tokenizer), say=lambda line: None)
+    rows = {name.partition("#")[0] for row in range(len(prepared.train)) for name in prepared.train.describe_row(row)}
+    assert rows == {t["id"] for t in texts}
+    with pytest.raises(UserError, match=f"^--output={B}/corpus/other: is no place in a bucket"):
+        data_gen(["corpus", "tokenize", *flags[:3], f"--output={B}/corpus/other"])
 
 
 def test_a_bucket_that_refuses_keeps_the_work(cloud, engine):
