@@ -33,6 +33,7 @@ def main() -> None:
         folder = Path(name)
         write_inputs(folder / "raw", args.documents)
         finish(folder / "raw", folder / "local")
+        folder.chmod(0o755)
         (folder / "cluster").mkdir()
         with cluster(folder / "cluster"):
             flags = ["--executor=slurm", "--slurm.partition=cpu", "--slurm.mem_gb=1", "--slurm.poll_s=0.5"]

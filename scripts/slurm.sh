@@ -15,7 +15,7 @@
 #   python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e '.[cuda]'
 # submit:
 #   sbatch scripts/slurm.sh python -m mmed_jax.train --config=stage1:8b --config.run_dir=/shared/runs/stage1-8b
-# What sbatch is given overrides the lines above. `scancel JOB` saves and ends it for good. More: docs/pods.md.
+# What sbatch is given overrides the lines above. Stopping a job for good, and more: docs/pods.md.
 set -uo pipefail
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -36,8 +36,8 @@ done
 signalled=
 trap 'signalled=1; scancel --signal=TERM "$job"' TERM
 
-# Not --kill-on-bad-exit: the first process that ends with 75 would have the others killed, which are about to. A process that fails
-# ends the others by itself; what is left then after two minutes is ended here.
+# Not --kill-on-bad-exit: the first process that ends with 75 would have the others killed after KillWait, which may still save or
+# write the report. A process that fails ends the others by itself; what is left then after two minutes is ended here.
 srun --label --kill-on-bad-exit=0 --wait=120 "$@" "--config.distributed.expect_processes=$SLURM_NNODES" &
 step=$!
 code=127
@@ -49,6 +49,8 @@ while :; do
   [ "$last" -eq 127 ] || code=$last
   [ -n "$signalled" ] && [ "$last" -gt 128 ] || break
 done
+
+trap '' TERM  # no step is left to pass it on to
 
 # 75: stopped and saved, at least one step further than before. 143: SIGTERM came before the first step; a job that never comes further
 # is not queued again for ever. The count lies beside the job's output.

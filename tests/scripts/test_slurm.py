@@ -72,7 +72,8 @@ class Job:
         self.wait(lambda: self.fact("JobState") in states, f"{states}")
 
     def start_now(self) -> None:
-        """Slurm lets a job that it took back wait for two minutes."""
+        """Slurm lets a job that it took back wait for two minutes, so that its last start is surely over."""
+        time.sleep(2)
         subprocess.run(["scontrol", "update", f"JobId={self.number}", "StartTime=now"], check=True)
 
 
@@ -119,8 +120,9 @@ def test_ends_are_passed_on_and_only_an_unfinished_job_is_put_back(cluster, tmp_
     failed.wait_for_state("FAILED")
     assert failed.fact("ExitCode") == "3:0" and failed.fact("Restarts") == "0", failed.output()
 
-    # One process ends at once, the other takes two seconds to save: it is left to it.
-    save = "trap 'sleep $((SLURM_PROCID * 2)); echo saved; exit 75' TERM; echo started; while :; do sleep 0.1; done"
+    # One process ends at once, the other takes longer than KillWait to save: it is left to it.
+    pause = "sleep $((SLURM_RESTART_COUNT ? 0 : SLURM_PROCID * 6))"
+    save = f"trap '{pause}; echo saved; exit 75' TERM; echo started; while :; do sleep 0.1; done"
     job = Job(tmp_path / "saves", "bash", "-c", save)
     job.wait(lambda: job.output().count("started") == 2, "started")
     subprocess.run(["scancel", "--signal=TERM", job.number], check=True)  # as --signal=TERM@120 and a preemption do
@@ -132,6 +134,14 @@ def test_ends_are_passed_on_and_only_an_unfinished_job_is_put_back(cluster, tmp_
     job.wait(lambda: "not put back" in job.output(), "not put back")
     job.wait_for_state("CANCELLED")
     assert job.output().count("1: saved") == 2 and job.fact("Restarts") == "1"
+
+    # For good, with all the time that it takes to save.
+    last = Job(tmp_path / "last", "bash", "-c", save)
+    last.wait(lambda: last.output().count("started") == 2, "started")
+    subprocess.run(["scontrol", "update", f"JobId={last.number}", "Requeue=0"], check=True)
+    subprocess.run(["scancel", "--signal=TERM", last.number], check=True)
+    last.wait_for_state("FAILED")
+    assert last.fact("ExitCode") == "75:0" and "1: saved" in last.output() and "submit it again" in last.output()
 
     # The signal comes before the first step each time.
     early = Job(tmp_path / "early", "bash", "-c", "echo started; while :; do sleep 0.1; done")

@@ -36,7 +36,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 SlurmUser=root
 ReturnToService=2
-KillWait=10
+KillWait=2
 MpiDefault=none
 SwitchType=switch/none
 """
