@@ -60,16 +60,17 @@ def main(argv: list[str] | None = None) -> int:
     run_dir = None if flags.plan_only else guard_run_dir(config.run_dir, config, write=False)
 
     # ---- Processes and data ----------------------------------------------------------------------------------------
-    from mmed_jax.data.prepare import prepare
     from mmed_jax.data.token_report import print_report
     from mmed_jax.parallel import distributed
+    from mmed_jax.training import host_agreement
 
-    process, processes = distributed.initialize(config)
+    # Hosts that do not mean the same run end here, before one of them takes a step.
+    decisive = {"plan_only": flags.plan_only, "profile": flags.profile}
+    check_run = functools.partial(host_agreement.check_run, config, run_dir, decisive)
+    process, processes = distributed.initialize(config, check_run)
     main_process = process == 0
     say = print if main_process else _silent
-    prepared = distributed.first_process_first(
-        lambda: prepare(config, tok, is_writer=main_process, timeout_s=120, say=say)
-    )
+    prepared = host_agreement.prepare_on_hosts(config, tok, distributed.coordinator, main=main_process, say=say)
     if main_process:
         print_report(prepared.report)
     steps = setup.total_steps(config, len(prepared.train))

@@ -39,6 +39,11 @@ class ReportedError(Exception):
     def _line(self) -> str:
         return f"{self.place}: {self.problem}{self.hint}" if self.place else f"{self.problem}{self.hint}"
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What a command prints of it; of several failures at once, a line each."""
+        return (one_line(self),)
+
     def at(self, place: object) -> Self:
         """The same failure at another place."""
         return self._changed(place=str(place))
@@ -154,10 +159,11 @@ def _report(error: Exception, code: int) -> None:
     global failed_with
     if os.environ.get("MMED_JAX_TRACEBACK"):
         sys.stderr.write(printable("".join(traceback.format_exception(error))))
-    text = printable(_without_passwords(one_line(error)))
-    cut = text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + " ..."
+    lines = error.lines if isinstance(error, ReportedError) else (one_line(error),)
+    texts = [printable(_without_passwords(line)) for line in lines]
+    cut = [text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + " ..." for text in texts]
     with last_word:
-        print(f"error: {cut}", file=sys.stderr, flush=True)
+        print("\n".join(f"error: {text}" for text in cut), file=sys.stderr, flush=True)
         failed_with = code
     before_failing(code)
     sys.exit(code)

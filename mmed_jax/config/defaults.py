@@ -1,8 +1,8 @@
 """Every key of a training config, with its meaning. Stages and variants change values, never add keys.
 
 A key can be set on the command line: --config.optim.lr=1e-5, lists as a,b,c, mappings as name=value,name=value.
-Behind the default: which values are valid, `may_change` for what a run that is continued may have otherwise, and
-`compiled` for what decides the compiled step (mmed_jax/config/keys.py).
+Behind the default: which values are valid, `may_change` for what a run that is continued may have otherwise, `compiled`
+for what decides the compiled step, `per_host` for what hosts of one run may have otherwise (mmed_jax/config/keys.py).
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ KEYS: dict[str, Key] = {
     # larger one would silently give the weights of a smaller one.
     "seed": Key(0, not_negative=True, at_most=2**32 - 1),
     # Everything the run writes goes here. Running again continues from here.
-    "run_dir": Key("", required="name a folder", may_change=True, place=OutputPlace),
+    "run_dir": Key("", required="name a folder", may_change=True, place=OutputPlace, per_host=True),
     # A run whose metrics.jsonl says that checkpoints were saved stops when none of them is there. True = begin again at
     # step 0 then; where there are checkpoints it goes on from them as always.
     "restart": Key(False, may_change=True),
@@ -110,7 +110,7 @@ KEYS: dict[str, Key] = {
     # up to four epochs are about as good as new text).
     "data.max_repeats": Key(4.0, positive=True, may_change=True),
     # Packed tables, keyed by a hash of all that went into them.
-    "data.cache_dir": Key("data/packed", required="name a folder", may_change=True, place=OutputPlace),
+    "data.cache_dir": Key("data/packed", required="name a folder", may_change=True, place=OutputPlace, per_host=True),
     # Global batch: sequences, or tokens (batch_tokens / seq_len sequences). Exactly one is not 0.
     "batch_size": Key(0, not_negative=True, compiled=True),
     "batch_tokens": Key(0, not_negative=True, compiled=True),
@@ -189,13 +189,13 @@ KEYS: dict[str, Key] = {
     # W&B project; "" = off. The key comes from the environment.
     "wandb": Key("", may_change=True),
     # XLA's persistent cache; "" = off. Several hosts: a shared folder; several processes on CPUs do without.
-    "compile_cache": Key("~/.cache/mmed_jax/compile", may_change=True, place=str),
+    "compile_cache": Key("~/.cache/mmed_jax/compile", may_change=True, place=str, per_host=True),
     # Several hosts. On TPU pods and under Slurm everything is found by itself.
     # The run stops unless this many processes take part; 0 = not checked.
     "distributed.expect_processes": Key(0, may_change=True),
     # host:port of process 0 with process count and index, where no scheduler tells.
-    "distributed.coordinator": Key("", may_change=True),
+    "distributed.coordinator": Key("", may_change=True, per_host=True),
     "distributed.num_processes": Key(0, may_change=True),
-    "distributed.process_id": Key(-1, may_change=True),
-    "distributed.timeout_seconds": Key(300, positive=True, may_change=True),
+    "distributed.process_id": Key(-1, may_change=True, per_host=True),
+    "distributed.timeout_seconds": Key(300, positive=True, may_change=True, per_host=True),
 }

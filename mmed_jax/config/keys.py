@@ -23,6 +23,7 @@ class Key:
     may_change: a run can be continued with another value: it changes nothing that is trained beyond rounding.
     compiled: another value compiles another step.
     place: of a path or a list of them, what is done there (mmed_jax.common.place_flags); str: no bucket will do.
+    per_host: a place or a number of one host; every other key has one value on all hosts of a run.
     """
 
     default: Any
@@ -36,6 +37,7 @@ class Key:
     may_change: bool = False
     compiled: bool = False
     place: type | None = None
+    per_host: bool = False
 
     @property
     def is_mapping(self) -> bool:

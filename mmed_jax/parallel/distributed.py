@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,29 +11,37 @@ import jax
 from ml_collections import ConfigDict
 
 from mmed_jax.common import errors
-from mmed_jax.common.errors import UserError, WorkError, one_line
-from mmed_jax.parallel import peers
+from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.parallel import meeting, peers
+from mmed_jax.parallel.coordinator import Coordinator
+from mmed_jax.parallel.host_comparison import agree as agree_on
 from mmed_jax.parallel.peers import several_processes
 
 # How long processes that fail together may lie apart.
 _LEAVE_SECONDS = 10
-# After so long without a sign of a process jax counts it as gone and ends the others.
-HEARTBEAT_SECONDS = 100
+# After so long without a sign of a process jax counts it as gone and ends the others, which takes it some seconds more.
+HEARTBEAT_SECONDS = 40
 
 
-def initialize(config: ConfigDict) -> tuple[int, int]:
+def initialize(config: ConfigDict, agree: Callable[[Coordinator], object] | None = None) -> tuple[int, int]:
     """Joins the other processes of this run, if there are any, before the first device is touched.
 
     Order: config.distributed.coordinator; Slurm, Open MPI or a TPU pod when their environment says that there are
     several processes; else a single process.
 
+    Args:
+      agree: called as soon as all have joined and still before a device is touched; a run that is not the same on all
+        hosts is refused here.
+
     Returns:
       (index of this process, number of processes). A single process touches no device here.
 
     Raises:
-      UserError: coordinator given without process count and index, or fewer processes than expect_processes.
+      UserError: coordinator given without process count and index, or its host is not known; fewer processes than
+        expect_processes; hosts with other devices.
       WorkError: the others did not come within config.distributed.timeout_seconds.
     """
+    global coordinator
     d = config.distributed
     arguments: dict = {}
     if d.coordinator:
@@ -49,53 +56,42 @@ def initialize(config: ConfigDict) -> tuple[int, int]:
         return 0, 1
     if "cpu" in os.environ.get("JAX_PLATFORMS", ""):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    late = (
-        f"{socket.gethostname()}: the other processes did not answer within {d.timeout_seconds} s: start the same "
-        "command on every host, or raise --config.distributed.timeout_seconds"
-    )
+    place = meeting.find(d)
+    print(meeting.announce(place, d.timeout_seconds), flush=True)
+    meeting.check_address(place)
     try:
         # jax aborts the process when its own time is up, with a stack of C++ calls for a message.
-        with _deadline(d.timeout_seconds, late), peers.own_end():
+        with _deadline(d.timeout_seconds, lambda: meeting.nobody(place, d.timeout_seconds)), peers.own_end():
             jax.distributed.initialize(
                 initialization_timeout=d.timeout_seconds + 60, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **arguments
             )
     except (RuntimeError, ValueError) as e:
-        raise WorkError(f"{late} ({e})") from e
+        raise WorkError(f"{meeting.nobody(place, d.timeout_seconds)} ({e})") from e
     errors.before_failing = _leave_together
-    _expect(d.expect_processes, jax.process_count())
-    if jax.process_count() > 1:
-        from jax._src import distributed
+    from jax._src import distributed
 
-        state = distributed.global_state
-        peers.follow(state.client, jax.process_index(), jax.process_count(), state.coordinator_address)
+    state = distributed.global_state
+    _expect(d.expect_processes, state.num_processes)
+    if state.num_processes > 1:
+        peers.follow(state.client, state.process_id, state.num_processes, state.coordinator_address)
+        coordinator = Coordinator(state.client, state.process_id, state.num_processes, d.timeout_seconds)
+        if agree is not None:
+            agree(coordinator)
+        compare_devices(coordinator)
     return jax.process_index(), jax.process_count()
 
 
-def first_process_first(work: Callable[[], Any], timeout_seconds: int = 24 * 3600) -> Any:
-    """Runs `work` on process 0 and then on the others; when process 0 fails, all do, with its error.
+# Of this run, once it was joined; None in a single process.
+coordinator: Coordinator | None = None
 
-    The others wait at the coordinator; a collective would time out. Every process calls it, once a run.
 
-    Returns:
-      What `work` returned on this process.
-    """
-    client = _client()
-    if client is None or jax.process_count() == 1:
-        return work()
-    key = "mmed_jax/first_process_first"
-    if jax.process_index() > 0:
-        said = client.blocking_key_value_get(key, timeout_seconds * 1000)
-        if said != "done":
-            raise (UserError if said[0] == "u" else WorkError)(said[1:])
-        return work()
-    said = "done"
-    try:
-        return work()
-    except BaseException as e:
-        said = ("u" if isinstance(e, UserError) else "w") + one_line(e)
-        raise
-    finally:
-        client.key_value_set(key, said)
+def compare_devices(coordinator: Coordinator) -> None:
+    """Refuses hosts with other devices. The first to touch a device, for which jax lets the processes wait."""
+    # Started apart they would wait in C++, which names nobody.
+    coordinator.meet("devices")
+    local = jax.local_devices()
+    kinds = sorted({f"{device.platform} {device.device_kind}" for device in local})
+    agree_on(coordinator, "devices compared", {"kind of devices": ", ".join(kinds), "devices of a process": len(local)})
 
 
 def _client() -> Any:
@@ -118,11 +114,11 @@ def _leave_together(code: int) -> None:
 
 
 @contextlib.contextmanager
-def _deadline(seconds: float, message: str) -> Iterator[None]:
-    """Ends the process with `message` and exit code 1 unless the block is done within `seconds`."""
+def _deadline(seconds: float, message: Callable[[], str]) -> Iterator[None]:
+    """Ends the process with `message()` and exit code 1 unless the block is done within `seconds`."""
 
     def end() -> None:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {message()}", file=sys.stderr, flush=True)
         os._exit(1)
 
     timer = threading.Timer(seconds, end)

@@ -46,6 +46,8 @@ def test_the_others_say_in_one_line_who_is_gone(killed):
     processes = [subprocess.Popen([*command, str(i)], env=env, **pipes) for i in range(3)]
     try:
         for process in processes:
+            joining = process.stdout.readline()
+            assert joining.startswith("joining    process ") and f"coordinator {address}, for at most" in joining
             assert process.stdout.readline() == "ready\n", process.communicate()
         time.sleep(3)  # until they have heard of each other
         processes.pop(killed).kill()

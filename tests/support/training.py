@@ -231,14 +231,17 @@ class Bench:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*command, *self.argv(run_dir, stage, **changes)], cwd=self.folder, env=env, **pipes)
 
-    def start_two(self, run_dir: Path, *, devices: int = 4, **changes: object) -> list[subprocess.Popen]:
-        """A run of two processes with so many simulated devices each, joined over gloo."""
+    def start_two(
+        self, run_dir: Path, *, second: dict[str, object] | None = None, **changes: object
+    ) -> list[subprocess.Popen]:
+        """A run of two processes with four simulated devices each, joined over gloo; `second`: its own changes."""
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         joined = {"mesh__devices": 0, "distributed__coordinator": f"127.0.0.1:{port}", "distributed__num_processes": 2}
         joined |= {"distributed__expect_processes": 2, "distributed__timeout_seconds": WAIT}
-        return [self.start(run_dir, devices=devices, **joined | changes, distributed__process_id=i) for i in (0, 1)]
+        first = {"devices": 4, "run_dir": run_dir, **joined, **changes, "distributed__process_id": 0}
+        return [self.start(**first), self.start(**first | {"distributed__process_id": 1} | (second or {}))]
 
     @functools.cached_property
     def reference(self) -> Path:

@@ -1,0 +1,141 @@
+"""Where the processes of a run meet: said before it is waited for, and who came when not all did."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmed_jax.common.errors import UserError
+
+_CONNECTED = "01"  # a state of proc_net_tcp(5)
+
+
+@dataclass(frozen=True)
+class MeetingPoint:
+    """The coordinator's host and port ("" and 0 when jax finds them), and this process among how many (-1: unknown)."""
+
+    host: str
+    port: int
+    process: int
+    count: int
+    source: str
+
+
+def find(distributed: Any) -> MeetingPoint:
+    """Where the processes meet, from config.distributed, else as far as the environment tells without waiting.
+
+    Raises:
+      UserError: an address without a port.
+    """
+    if distributed.coordinator:
+        host, port = _parse(distributed.coordinator)
+        return MeetingPoint(
+            host, port, distributed.process_id, distributed.num_processes, "config.distributed.coordinator"
+        )
+    return _of_scheduler() or MeetingPoint("", 0, -1, -1, "")
+
+
+def _parse(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(f"config.distributed.coordinator={address}: write HOST:PORT")
+    return host, int(port)
+
+
+def _of_scheduler() -> MeetingPoint | None:
+    """As jax reads Slurm's or Open MPI's environment; None where jax asks others, or is not as expected."""
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        for env in ClusterEnv._cluster_types:
+            if env.opt_in_only_method or not env.is_env_present():
+                continue
+            if not any(name in env.__name__.lower() for name in ("slurm", "ompi")):
+                return None
+            port = os.environ.get("JAX_COORDINATOR_PORT")
+            host, _, number = env.get_coordinator_address(5, port).rpartition(":")
+            source = "Slurm" if "slurm" in env.__name__.lower() else "Open MPI"
+            return MeetingPoint(host.strip("[]"), int(number), env.get_process_id(), env.get_process_count(), source)
+    except Exception:
+        return None
+    return None
+
+
+def announce(place: MeetingPoint, seconds: float) -> str:
+    """The line before connecting: who waits for whom, and how long."""
+    own = f"process {place.process} of {place.count} on {socket.gethostname()}" if place.count > 0 else _here()
+    where = f"coordinator {place.host}:{place.port}" if place.host else "a coordinator that jax finds"
+    return f"joining    {own}, {where}, for at most {seconds:g} s"
+
+
+def _here() -> str:
+    return f"a process on {socket.gethostname()}"
+
+
+def check_address(place: MeetingPoint) -> None:
+    """Raises UserError at once when the coordinator's name is unknown on this host, instead of waiting for it."""
+    if not place.host:
+        return
+    try:
+        socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+    except socket.gaierror as e:
+        if e.errno == socket.EAI_AGAIN:  # the name server does not answer now; jax tries again until its time is up
+            return
+        raise UserError(
+            f"{place.source}: the coordinator's host {place.host} is not known on {socket.gethostname()} "
+            f"({e.strerror}); name one by its address with --config.distributed.coordinator=ADDRESS:{place.port}"
+        ) from e
+
+
+def nobody(place: MeetingPoint, seconds: float) -> str:
+    """Why joining has failed: the coordinator is not there, or some have not come; and who has."""
+    start = "start the same command on every host, or raise --config.distributed.timeout_seconds"
+    who = f"{socket.gethostname()}: the other processes did not answer within {seconds:g} s"
+    if not place.host:
+        return f"{who}: {start}"
+    if place.process == 0:
+        came = connected(place.port)
+        # This process is connected to itself as well.
+        return f"{who}: {max(0, len(came) - 1)} of {place.count - 1} have connected{_from(came)}: {start}"
+    if not answers(place.host, place.port):
+        return f"{who}: nothing answers at the coordinator {place.host}:{place.port} (process 0): {start}"
+    return f"{who}: the coordinator {place.host}:{place.port} does, its own message says who is missing: {start}"
+
+
+def _from(addresses: list[str]) -> str:
+    listed = list(dict.fromkeys(addresses))
+    return f" (from {', '.join(listed[:16])}{', ...' if len(listed) > 16 else ''})" if listed else ""
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether something takes connections there."""
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def connected(port: int) -> list[str]:
+    """Addresses of those that are connected to `port` of this host, one for each connection; [] without /proc."""
+    found = []
+    for name in ("tcp", "tcp6"):
+        try:
+            rows = Path(f"/proc/net/{name}").read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            _, local, remote, state = row.split()[:4]
+            if state == _CONNECTED and int(local.rpartition(":")[2], 16) == port:
+                found.append(_address(remote.rpartition(":")[0]))
+    return sorted(found)
+
+
+def _address(text: str) -> str:
+    """An address of proc_net_tcp(5): 32-bit words in the machine's order."""
+    words = b"".join(bytes.fromhex(text[i : i + 8])[::-1] for i in range(0, len(text), 8))
+    if len(words) == 16 and words.startswith(b"\0" * 10 + b"\xff\xff"):
+        words = words[12:]
+    return socket.inet_ntop(socket.AF_INET if len(words) == 4 else socket.AF_INET6, words)

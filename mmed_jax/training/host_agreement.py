@@ -1,0 +1,70 @@
+"""What `train` compares between hosts: before the first device is touched, and again when the data is there."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmed_jax.checkpoints.run_view import view_run_dir
+from mmed_jax.common.places import Place, parse_place
+from mmed_jax.data.prepare import prepare
+from mmed_jax.data.prepared import Prepared
+from mmed_jax.parallel.coordinator import Coordinator
+from mmed_jax.parallel.host_comparison import agree
+from mmed_jax.parallel.host_facts import host_facts
+from mmed_jax.parallel.shared_work import make_once_a_storage, sees_mark
+
+# A table that another host has just written may be seen late on a network file system.
+_SEEN_SECONDS = 120
+
+
+def check_run(
+    config: ConfigDict, run_dir: Place | None, flags: dict[str, Any], coordinator: Coordinator, say: Callable = print
+) -> None:
+    """Every process is about to do the same in the same folder. Called by all of them, before devices are touched.
+
+    Args:
+      run_dir: None when nothing is written.
+      flags: of the command line, those that decide what is done.
+
+    Raises:
+      HostsDiffer, WorkError: as host_comparison.agree.
+    """
+    coordinator.meet("start")
+    more = {f"--{name}": value for name, value in flags.items()}
+    folders = {"config.data.cache_dir": parse_place(config.data.cache_dir)}
+    if run_dir is not None:
+        more |= view_run_dir(run_dir, shared=sees_mark(coordinator, run_dir, "run_dir"))
+        folders["config.run_dir"] = run_dir
+    agree(coordinator, "run", host_facts(config, more, folders), say=say)
+
+
+def prepare_on_hosts(
+    config: ConfigDict, tok: Any, coordinator: Coordinator | None, *, main: bool, say: Callable = print
+) -> Prepared:
+    """The packed tables of the run on every host, made once where hosts share the cache, and equal everywhere.
+
+    Args:
+      coordinator: None in a single process. main: whether this is the process that speaks for the run.
+
+    Raises:
+      HostsDiffer: hosts have other rows. Whatever `prepare` raised on any of them.
+    """
+    work = functools.partial(_prepare, config, tok, main, say)
+    folder = parse_place(config.data.cache_dir)
+    return make_once_a_storage(coordinator, folder, work, data_facts, name="the packed table", say=say)
+
+
+def _prepare(config: ConfigDict, tok: Any, main: bool, say: Callable, is_writer: bool) -> Prepared:
+    return prepare(config, tok, is_writer=is_writer, timeout_s=_SEEN_SECONDS, say=say if main else _silent)
+
+
+def data_facts(prepared: Prepared) -> dict[str, str]:
+    """What must be equal of the data: rows and fingerprint of every split."""
+    tables = {"train": prepared.train, **prepared.validation}
+    return {f"data ({split})": f"{len(table):,} rows, {table.fingerprint[:16]}" for split, table in tables.items()}
+
+
+def _silent(*_: object, **__: object) -> None:
+    """Other processes than the first say nothing."""
