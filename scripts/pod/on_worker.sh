@@ -86,6 +86,7 @@ trap : TERM INT HUP
 echo $$ > "$folder/pid.new" && mv "$folder/pid.new" "$folder/pid"
 "$@" < /dev/null >> "$folder/log" 2>&1
 code=$?
+kill -TERM -- -$$ 2> /dev/null # what it has left behind would hold the lock of `running`
 echo "$code $(date +%s)" > "$folder/exit.new" && mv "$folder/exit.new" "$folder/exit"
 '
 

@@ -1,18 +1,22 @@
 """The launcher for TPU VMs against a gcloud that is this machine: every command really runs, in folders as workers."""
 
+import os
 import re
 import subprocess
 import threading
 import time
 
 import pytest
+import yaml
 
 from mmed_jax.common.errors import UserError, WorkError
 from scripts.pod import checkout as checkout_module
 from scripts.pod.__main__ import main
 from scripts.pod.gcloud import Pace
-from scripts.pod.resources import parse_slice
+from scripts.pod.jobset import make_manifest
+from scripts.pod.resources import CLOUD_CHIPS, CloudSlice, Order, parse_slice
 from tests.support.fake_gcloud import fake_gcloud
+from tests.support.training import REPO, SLOWLY, STEPS, bench, last_step, reproduced, saved  # noqa: F401
 
 QUICK = Pace(poll=0.25, state=0.01, retry=0.1, tries=3, grace=1.0, unreachable=1.0, stop=10.0, command=30.0)
 # What a run does, by the files of its run directory: a checkpoint, then the exit code that `codes` has for it.
@@ -170,6 +174,68 @@ def test_a_dry_run_prints_the_request(cloud, repo, capfd, flags, words):
     printed = capfd.readouterr().out
     assert words in printed
     assert cloud.calls() == []
+
+
+# -- Kubernetes
+
+
+def test_the_manifest_of_a_jobset(tmp_path, capfd):
+    """What the YAML says, for two slices of spot machines and for TPU7x, which there is no queued resource of."""
+    out = tmp_path / "pod.yaml"
+    command = ["python", "-m", "mmed_jax.train", "--config=stage1:8b", "--config.run_dir=gs://b/it's $HOME: {x}"]
+    flags = ["--gke", "--name=mmed", "--image=eu/i:1", "--service_account=trainer", "--max_restarts=4"]
+    assert pod("up", *flags, "--tpu=2xv5p-128", "--spot", f"--output={out}", "--", *command) == 0
+    assert capfd.readouterr().out == f"kubectl apply -f {out}\n"
+    manifest = yaml.safe_load(out.read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert manifest["metadata"]["name"] == "mmed"
+    spec = manifest["spec"]
+    (slices,) = spec["replicatedJobs"]
+    job = slices["template"]["spec"]
+    assert (slices["replicas"], job["parallelism"], job["completions"], job["backoffLimit"]) == (2, 16, 16, 0)
+    stopped, disrupted = job["podFailurePolicy"]["rules"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert stopped["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [75]}
+    assert disrupted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    (restart,) = spec["failurePolicy"]["rules"]
+    assert spec["failurePolicy"]["maxRestarts"] == 4
+    assert restart["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+    assert restart["onJobFailureReasons"] == ["PodFailurePolicy"]
+    machine = job["template"]["spec"]
+    assert machine["serviceAccountName"] == "trainer" and machine["restartPolicy"] == "Never"
+    assert machine["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
+        "cloud.google.com/gke-tpu-topology": "4x4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    assert container["command"] == [*command, "--config.distributed.expect_processes=32"]
+    assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
+
+    newest = CloudSlice("tpu7x-128", "tpu7x", 128, 1, (4, 4, 4), CLOUD_CHIPS["tpu7x"])
+    job = yaml.safe_load(make_manifest("mmed", newest, "i", command))["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["completions"] == 16
+    assert job["template"]["spec"]["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu7x",
+        "cloud.google.com/gke-tpu-topology": "4x4x4",
+    }
+    with pytest.raises(UserError, match="the Cloud TPU API does not serve tpu7x; `up --gke`"):
+        Order(newest).check()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["up", "--gke", "--tpu=v6e-8"], "--image"),
+        (["up", "--gke", "--tpu=v6e-8", "--image=i"], "needs the command"),
+        (["up", "--gke", "--tpu=", "--image=i", "--", "x"], "--tpu=NAME"),
+        (["up", "--gke", "--tpu=v6e-8", "--image=i", "--", "x", "--config.run_dir=/mnt/r"], "a pod's disk goes"),
+        (["up", "--gke", "--tpu=v6e-8", "--image=i", "--name=A_b", "--", "x"], "--name=A_b"),
+        (["watch", "--gke", "--", "x"], "--gke goes with up"),
+    ],
+)
+def test_a_manifest_that_would_not_work_is_refused(arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        main(arguments, QUICK)
 
 
 # -- the slice and what is installed on it
@@ -361,6 +427,22 @@ def test_a_stale_libtpu_lock_goes_and_one_that_is_held_stays(cloud, repo, run_di
 
 
 # -- watch
+
+
+def test_training_that_is_preempted_in_mid_run_ends_with_the_losses_of_one_that_was_not(bench, cloud, repo, run_dir):  # noqa: F811
+    """The real train: killed after its first checkpoint with the machine, it goes on from there on a new slice."""
+    cloud.size("mmed", 1)
+    flags = {name: os.environ[name] for name in ("JAX_PLATFORMS", "XLA_FLAGS", "HF_HUB_OFFLINE")}
+    cloud.environment(PYTHONPATH=str(REPO), **flags)
+    thread, codes = in_background("watch", "--spot", "--", "python", *SLOWLY[1:], *bench.argv(run_dir))
+    eventually(lambda: run_dir.is_dir() and saved(run_dir), 120)
+    cloud.preempt("mmed")
+    assert last_step(run_dir) < STEPS
+    thread.join(120)
+    assert codes == [0] and len(cloud.calls("queued-resources create")) == 2
+    (second,) = cloud.attempts("mmed")
+    assert f"of {STEPS}" in (second / "log").read_text().partition("resumed    step ")[2].splitlines()[0]
+    assert reproduced(run_dir) == reproduced(bench.reference)
 
 
 def watch(run_dir, *flags):
