@@ -49,7 +49,8 @@ def make_manifest(
     values = {
         "name": name,
         "image": image,
-        "command": full_command(command, slices.slices * slices.workers),
+        # Kubernetes would put variables of the container in the place of $(NAME).
+        "command": [word.replace("$(", "$$(") for word in full_command(command, slices.slices * slices.workers)],
         "selector": selector,
         "slices": slices.slices,
         "workers": slices.workers,
