@@ -34,7 +34,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 from ml_collections import ConfigDict
 
 from mmed_jax.common import console
-from mmed_jax.common.buckets.download import look
+from mmed_jax.common.buckets.download import NotThere, look
 from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.errors import UserError, WorkError, nearest, one_line, run_command
 from mmed_jax.common.output_files import check_file, write_text
@@ -226,12 +226,12 @@ def architecture(config: ConfigDict) -> tuple[LlamaConfig, str]:
 
 
 def _is_there(text: str) -> bool:
-    """Whether a path or an address of the config names something that can be had from here."""
+    """Whether a path or an address of the config names something. Raises UserError, WorkError: the bucket refuses."""
     if not is_bucket(text):
         return resolve_path(text).exists()
     try:
         look(text)
-    except (UserError, WorkError):
+    except NotThere:
         return False
     return True
 

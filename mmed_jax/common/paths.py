@@ -14,8 +14,11 @@ def expand_home(path: str | os.PathLike) -> Path:
     """`path` with a leading ~ or ~NAME replaced by that home directory.
 
     Raises:
-      UserError: it begins with one, and no such home is known (containers with a user id of their own, no HOME).
+      UserError: it begins with one, and no such home is known (containers with a user id of their own, no HOME); or it
+        is an address in a bucket, of which a path would make a folder "gs:" here.
     """
+    if os.fspath(path).startswith("gs:/"):
+        raise UserError(f"{os.fspath(path)}: is no place in a bucket: name a path of this machine (docs/pods.md)")
     try:
         return Path(path).expanduser()
     except RuntimeError as e:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmed_jax.common.errors import UserError
+from mmed_jax.common.paths import expand_home
 from mmed_jax.common.places import is_bucket, parse_place, split_bucket
 
 
@@ -22,7 +23,6 @@ def test_paths_stay_what_they_were(monkeypatch):
     }.items():
         place = parse_place(text)
         assert place == path and type(place) is type(Path()) and not is_bucket(place)
-    assert parse_place(Path("gs:/b")) == Path("gs:/b")
 
 
 def test_a_bucket_keeps_both_slashes():
@@ -75,3 +75,9 @@ except Exception as e:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     line = "--model=gs://bucket/a: needs the libraries of Google Cloud Storage: pip install 'mmed_jax[gcs]'"
     assert done.stdout.startswith(f"[] {line}")
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/x", "gs:/bucket/x", Path("gs://bucket/x")])
+def test_a_path_never_makes_a_folder_of_an_address(path):
+    with pytest.raises(UserError, match="^gs:/+bucket/x: is no place in a bucket"):
+        expand_home(path)

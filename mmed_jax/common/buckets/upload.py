@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mmed_jax.common.buckets.bucket import PreconditionFailed, Stored, checksum_of, open_bucket
-from mmed_jax.common.buckets.download import cache_folder
+from mmed_jax.common.buckets.download import VARIABLE, cache_folder
 from mmed_jax.common.errors import ReportedError, UserError, WorkError, one_line, warn
 from mmed_jax.common.place_flags import OutputPlace, ResumedOutput
 from mmed_jax.common.places import parse_place
@@ -56,7 +56,7 @@ class Upload:
     """
 
     def __init__(self, address: str, flag: str, kind: type = OutputPlace):
-        self.address, self._flag = address.rstrip("/"), flag
+        self.address = address.rstrip("/")
         self._bucket, self._key = open_bucket(parse_place(address, flag))
         if not self._key:
             raise UserError(f"{flag}={address}: name something in the bucket, gs://BUCKET/NAME")
@@ -68,7 +68,8 @@ class Upload:
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
-        self._spool = self.path = Path()
+        self._spool: Path  # these two from `open` on
+        self.path: Path
 
     def open(self) -> Path:
         """Shows what the bucket holds and returns `path`; of a continued output a thread uploads from now on.
@@ -80,7 +81,10 @@ class Upload:
             outputs = cache_folder() / "outputs"
             outputs.mkdir(parents=True, exist_ok=True)
             self._spool = Path(tempfile.mkdtemp(prefix=f"{self._name}.", dir=outputs))
-            self.path = self._spool / self._name
+        except OSError as e:
+            raise UserError(f"{cache_folder()}: cannot be written ({e.strerror or e}); {VARIABLE} names another") from e
+        self.path = self._spool / self._name
+        try:
             self._list()
             # As the probe of a folder does: rights are known before the work.
             probe = f"{self._key}.write_test.{os.getpid()}"
@@ -88,11 +92,10 @@ class Upload:
             self._bucket.delete(probe)
             for name, stored in self._uploaded.items():
                 self._show(self._spool / name, stored)
-        except OSError as e:
-            raise UserError(
-                f"{self._flag}={self.address}: {cache_folder()} cannot be written ({e.strerror or e})"
-            ) from e
-        self._before = self._state()
+            self._before = self._state()
+        except BaseException:
+            shutil.rmtree(self._spool, ignore_errors=True)
+            raise
         if self._resumed:
             self._thread = threading.Thread(target=self._upload_regularly, name="upload", daemon=True)
             self._thread.start()

@@ -91,11 +91,15 @@ def test_an_output_goes_up_with_its_last_file_last_and_is_replaced_whole(cloud, 
 
     for version, files in enumerate((["config.json", "w-1", "w-2", "mmed_jax_export.json"], ["w-1", "config.json"])):
         start = len(cloud.log)
+        if version == 0:
+            cloud.fault("upload", status=503, probability=0.3)
+            cloud.fault("upload", drop="after", probability=0.3)
         run(write, output=OutputPlace("gs://bucket/out/model"))
         assert {n: cloud.read("bucket", n).decode() for n in cloud.names("bucket", "out/model")} == {
             f"out/model/{name}": f"{name} {version}" for name in files
         }
         writes = [line for line in cloud.log[start:] if not line.startswith("GET") and "write_test" not in line]
+        cloud.heal()
         if version:
             assert writes[1].startswith("DELETE") and "config.json" in writes[1]  # behind the probe
     # The last object of all to be written is config.json.
@@ -113,6 +117,7 @@ def test_what_fails_is_not_uploaded_and_names_the_address(cloud, cache):
     assert cloud.names("bucket", "failed") == [] and list((cache / "outputs").iterdir()) == []
     with pytest.raises(UserError, match="^gs://nowhere/.*does not exist"):
         run(fail, output=OutputPlace("gs://nowhere/x"))
+    assert list((cache / "outputs").iterdir()) == []
 
     # The bucket refuses the result: it is not lost.
     def write(args):
