@@ -30,6 +30,7 @@ from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command, warn
 from mmed_jax.common.paths import expand_home
 from mmed_jax.common.place_flags import ModelPlace, OutputPlace
+from mmed_jax.common.places import is_bucket
 from mmed_jax.common.progress import counting_bar
 from mmed_jax.inference.load import add_base, add_ignore_keys
 
@@ -189,7 +190,7 @@ def _base_name(args: argparse.Namespace, source: "LoraModel") -> str:
 def _check_place(args: argparse.Namespace, output: Path, source: "ModelSource") -> None:
     """Refuses an output that holds, or is, what it is made from."""
     given = [source.path, args.model, args.base, "" if args.adapter == WRITE else args.adapter]
-    for inside in [expand_home(p).resolve() for p in given if p]:
+    for inside in [expand_home(p).resolve() for p in given if p and not is_bucket(p)]:
         if output == inside or output in inside.parents:
             raise UserError(f"--output={args.output}: would replace the model it is made from; name another folder")
 

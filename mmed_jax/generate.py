@@ -89,6 +89,8 @@ def generate(args: argparse.Namespace) -> None:
     from mmed_jax.inference.engine import check_prompts
     from mmed_jax.inference.sampling import Sampling, check_seed
 
+    if args.output and expand_home(args.output).is_dir():
+        raise UserError(f"--output={args.output}: is a folder; name a file")
     Sampling(args.temperature, args.top_p, args.top_k)
     check_seed(args.seed)
     rows = [("--prompt", "1", {"prompt": args.prompt})] if args.prompt is not None else list(read_prompts(args.input))
@@ -246,8 +248,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("--system: has no place in --raw text; write it into the prompt")
     if args.output and not args.output.endswith(".jsonl"):
         raise UserError(f"--output={args.output}: must end in .jsonl")
-    if args.output and expand_home(args.output).is_dir():
-        raise UserError(f"--output={args.output}: is a folder; name a file")
     if args.limit < 0:
         raise UserError(f"--limit={args.limit}: must be 0 (all) or more")
     return args

@@ -61,10 +61,6 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError(f"--kind={args.kind}: unknown{nearest(args.kind, KINDS)}")
     if args.answer_base not in (None, "0", "1"):
         raise UserError(f"--answer_base={args.answer_base}: must be 0 or 1")
-    if Path(args.output).is_dir():
-        raise UserError(f"--output={args.output}: is a folder; name a file in it")
-    if Path(args.input).is_file() and Path(args.input).resolve() == Path(args.output).resolve():
-        raise UserError(f"--output={args.output}: is the input itself")
 
 
 def _progress(records: Iterable[dict], conversion: Conversion) -> Iterator[dict]:
@@ -118,6 +114,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Converts --input to --output and prints what became of the rows. Raises UserError, WorkError."""
+    if Path(args.output).is_dir():
+        raise UserError(f"--output={args.output}: is a folder; name a file in it")
+    if Path(args.input).is_file() and Path(args.input).resolve() == Path(args.output).resolve():
+        raise UserError(f"--output={args.output}: is the input itself")
     conversion = Conversion(
         get_source(args.source),
         args.input,

@@ -188,6 +188,8 @@ def test_data_gen_reads_and_writes_records(cloud):
     assert objects(cloud, "made") == {"hand.jsonl": Path("hand.jsonl").read_bytes()}
     data_gen(["handcraft", f"--input={B}/made/hand.jsonl", f"--output={B}/made/again.jsonl.gz", "--kind=mcq"])
     assert objects(cloud, "made").keys() == {"hand.jsonl", "again.jsonl.gz"}
+    with pytest.raises(UserError, match=f"^--output={B}/made/hand.jsonl: is named by another flag as well"):
+        data_gen(["handcraft", f"--input={B}/made/hand.jsonl", f"--output={B}/made/hand.jsonl"])
     with pytest.raises(UserError, match=f"^--input={B}/made/hands.jsonl: nothing is there, did you mean 'hand.jsonl'"):
         data_gen(["handcraft", f"--input={B}/made/hands.jsonl"])
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from mmed_jax.common.errors import ReportedError, WorkError
+from mmed_jax.common.errors import ReportedError, UserError, WorkError
 from mmed_jax.common.place_flags import InputPlace, ModelPlace, OutputPlace, addresses
 from mmed_jax.common.places import GS
 
@@ -36,6 +36,7 @@ def local_places(args: Flags) -> Iterator[Flags]:
         return
     from mmed_jax.common.buckets.upload import Upload
 
+    _check_apart(values)
     names: dict[str, str] = {}  # {path of this machine: address}
     replaced = {name: _fetched(name, value, names) for name, value in values.items()}
     opened: list[Upload] = []
@@ -78,6 +79,21 @@ class _Named:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _check_apart(values: dict[str, Any]) -> None:
+    """Refuses an output that is an input, or another output. Raises UserError."""
+    seen: set[str] = set()
+    outputs = [(name, value) for name, value in values.items() if isinstance(value, OutputPlace)]
+    for value in values.values():
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, InputPlace):
+                seen.update(address.rstrip("/") for address in addresses(text))
+    for name, value in outputs:
+        for address in addresses(value, OutputPlace):
+            if address.rstrip("/") in seen:
+                raise UserError(f"--{name}={value}: is named by another flag as well; name another place")
+            seen.add(address.rstrip("/"))
 
 
 def _texts(values: dict[str, Any]) -> Iterator[str]:
