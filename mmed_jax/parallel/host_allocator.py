@@ -3,7 +3,7 @@
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8  # malloc.h of glibc
 
 
 def keep_freed_memory() -> bool:
@@ -11,8 +11,11 @@ def keep_freed_memory() -> bool:
 
     XLA's CPU backend allocates its temporary buffers anew in every step. By default glibc maps and unmaps each large
     one, and every page of it is then faulted in and zeroed again (250 steps of the demo: 7.7 s of system time, 0.7 s
-    with this). Call it before the first computation, and only where the computation runs on the host: the process keeps
-    its peak size.
+    with this). All threads that come to allocate from now on share one arena: arenas of their own consist of pieces of
+    64 MiB, so that what is larger is mapped all the same, and an empty piece is unmapped whatever the settings. (A LoRA
+    step of 62 M parameters, 512 tokens: 92,000 page faults before, at most 22,000 with one arena; with all weights
+    165,000 and 33,000, and an eighth less processor time.) Call it before the first computation, and only where the
+    computation runs on the host: the process keeps its peak size.
 
     Returns:
       Whether the C library took the settings (False with musl, macOS, Windows).
@@ -23,7 +26,12 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     most = 2**31 - 1
-    settings = ((_M_MMAP_THRESHOLD, most), (_M_TRIM_THRESHOLD, most), (_M_TOP_PAD, 64 * 2**20))
+    settings = (
+        (_M_ARENA_MAX, 1),
+        (_M_MMAP_THRESHOLD, most),
+        (_M_TRIM_THRESHOLD, most),
+        (_M_TOP_PAD, 64 * 2**20),
+    )
     return all([mallopt(name, value) == 1 for name, value in settings])
 
 
@@ -31,8 +39,8 @@ def give_back_freed_memory() -> bool:
     """Hands pages that are free in every arena of glibc back to the kernel; the settings above stay.
 
     For after work that needs much memory once, as a checkpoint: its copy of the state is allocated and freed by other
-    threads, each in an arena of its own, where the next step's buffers never find it, and the next save takes other
-    threads. Costs the next step the faults of its own freed pages, once.
+    threads. Those that were there before the settings have arenas of their own, where the next step's buffers never
+    find it. Costs the next step the faults of its own freed pages, once.
 
     Returns:
       Whether there was anything to give back (False with musl, macOS, Windows).
