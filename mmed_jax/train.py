@@ -19,10 +19,11 @@ import numpy as np
 # XLA's C++ log lines are no news for a user; errors still come.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from mmed_jax.checkpoints.run_directory import guard_run_dir
+from mmed_jax.checkpoints.run_directory import guard_run_dir, run_storage
 from mmed_jax.common import console
 from mmed_jax.common.checksums import shorten
 from mmed_jax.common.errors import UNFINISHED, UserError, run_command
+from mmed_jax.common.place_files import is_there
 from mmed_jax.common.place_flags import ModelPlace
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.config.values import batch_rows, with_grad_accum
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     from mmed_jax.training.flops import train_flops_per_token
     from mmed_jax.training.metric_log import DelayedMetrics, MetricsLogger
     from mmed_jax.training.program import attention_backend, train_program
-    from mmed_jax.training.run_page import try_report
+    from mmed_jax.training.run_page import PAGE, try_report
     from mmed_jax.training.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
     from mmed_jax.training.validation import by_language, describe_losses, validation_losses
 
@@ -143,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     if first >= steps:
         say(f"complete   step {first:,} of {steps:,} was reached before, nothing is left to do")
         setup.write_run_files(run_dir, config, cfg, tok, source, finished=True)
-        if main_process and not (run_dir / "report.html").exists():
+        if main_process and not is_there(run_dir / PAGE):
             try_report(run_dir)
         checkpointer.close()
         return 0
@@ -188,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
             run_dir, tensorboard=config.tensorboard, wandb=config.wandb, is_main=main_process, config=config.to_dict()
         ) as log,
         Progress(steps, start=first, every=config.log_every, label=config.name, is_main=main_process) as progress,
-        Profiler(run_dir / FOLDER, profiled) as profiler,
+        Profiler(run_storage(run_dir).growing / FOLDER, profiled) as profiler,
         PreemptionGuard() as guard,
     ):
         log.start(

@@ -7,14 +7,13 @@
                                  manifest.json sizes and checksums of all of these
 
 A checkpoint is written under a temporary name and renamed when whole. `<step>.corrupt` is one that could not be read:
-it is kept for inspection and never used.
+it is kept for inspection and never used. (Without renaming, in a bucket: bucket_run.py.)
 """
 
 import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,20 +35,18 @@ from mmed_jax.checkpoints.restore import (
 )
 from mmed_jax.checkpoints.retention import Keep, space_problem
 from mmed_jax.checkpoints.run_directory import (
-    CHECKPOINTS,
     META_FILE,
     META_ITEM,
     guard_run_dir,
-    lock_run_dir,
-    make_folder,
     read_meta,
-    unlock_run_dir,
+    run_storage,
 )
+from mmed_jax.checkpoints.save_deadline import Deadline
 from mmed_jax.checkpoints.stored_arrays import plain_path, stored_problems
 from mmed_jax.checkpoints.tree import compare, describe, from_dict, package_versions, to_dict
 from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone, shorten, write_manifest
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.common.paths import expand_home
+from mmed_jax.common.places import Place, is_bucket
 from mmed_jax.config.resume import plain_config, training_hash
 from mmed_jax.parallel.barriers import agree_on, any_text, on_main, same_storage
 from mmed_jax.parallel.host_allocator import give_back_freed_memory
@@ -74,6 +71,8 @@ class Checkpointer:
         clock of process 0 counts, asked every `sync_every` steps.
       keep_last: newest checkpoints kept. keep_best: kept as well, those with the lowest `best_metric`.
       best_metric: key in `metrics` of `maybe_save`; a checkpoint saved without it is never best.
+      deadline_minutes: of a run in a bucket, after which a checkpoint that is not written or read ends this process
+        with one line and exit code 1; 0 = never.
       async_: write in the background; the call returns when the arrays have left the devices.
 
     Raises:
@@ -82,28 +81,33 @@ class Checkpointer:
 
     def __init__(
         self,
-        run_dir: str | Path,
+        run_dir: str | Place,
         *,
         every_steps: int,
         every_minutes: float,
         keep_last: int,
         keep_best: int,
         best_metric: str = "validation/loss",
+        deadline_minutes: float = 60.0,
         async_: bool = True,
         sync_every: int = 10,
     ):
-        self.run_dir = expand_home(run_dir).resolve()
+        self._storage = run_storage(run_dir)
+        self.run_dir = self._storage.place
         self.every_steps, self.every_seconds = every_steps, every_minutes * 60
         self.best_metric, self._sync_every = best_metric, sync_every
-        self._folder = self.run_dir / CHECKPOINTS
-        on_main(lambda: (make_folder(self._folder), lock_run_dir(self.run_dir)))
+        self._folder = self._storage.checkpoints
+        on_main(self._storage.lock)
         same_storage(self.run_dir)
         recorded = self._metrics()
         self._best = {step: value for step, value in recorded.items() if value is not None}
         self._keep = Keep(max(1, keep_last), keep_best, self._best)
+        self._keep.aside.update(agree_on(self._storage.aside_in_place()))
         self._async = async_
         self._names = contextlib.ExitStack()
-        self._manager = self._make_manager()
+        self._deadline = Deadline(deadline_minutes * 60 if is_bucket(self.run_dir) else 0)
+        with self._deadline.around(lambda s: f"{self._folder}: was not listed in {s:,.0f} s"):
+            self._manager = self._make_manager()
         self._pending: int | None = None  # the step being written
         self._leaves: dict[str, Any] = {}  # what its stores must hold
         self.newest: int | None = None  # the newest step that is known to be whole
@@ -167,10 +171,11 @@ class Checkpointer:
         Raises:
           WorkError: this or an earlier save in the background failed (disk full, ...).
         """
+        self._storage.check_lock()
         if self._pending is not None and not self._manager.is_saving_in_progress():
             self.wait()  # returns at once; raises what went wrong in the background
         due = force or (self.every_steps > 0 and step % self.every_steps == 0) or self._time_is_up(step)
-        if not due or step in self._manager.all_steps():
+        if not due or step in self._saved_steps():
             return False
         if before is not None:
             before()
@@ -204,12 +209,26 @@ class Checkpointer:
             **{META_ITEM: ocp.args.JsonSave(json.loads(json.dumps(meta, default=list)))},
         )
         self._pending = step
+        self._deadline.begin(self._late)
         with self._as_work_error():
+            self._clear(step)
             self._manager.save(step, args=items, force=True)
+        self._deadline.begin(self._late, is_over=lambda: not self._manager.is_saving_in_progress())
         self._last_saved = time.monotonic()
         if not self._async:
             self.wait()
         return True
+
+    def _late(self, seconds: float) -> str:
+        kept = f"step {self.newest} is the newest whole checkpoint" if self.newest is not None else "none is whole yet"
+        return (
+            f"checkpoint of step {self._pending} in {self._folder} was not written in {seconds:,.0f} s: the bucket "
+            f"does not answer, or --config.checkpoint.deadline_minutes is too short; {kept}"
+        )
+
+    def _saved_steps(self) -> set[int]:
+        """The steps that need not be saved."""
+        return set(self._manager.all_steps()) - self._keep.aside
 
     def _time_is_up(self, step: int) -> bool:
         if self.every_seconds <= 0:
@@ -221,17 +240,25 @@ class Checkpointer:
         mine = time.monotonic() - self._last_saved >= self.every_seconds
         return bool(multihost_utils.broadcast_one_to_all(np.int32(mine)))
 
+    def _clear(self, step: int) -> None:
+        """Removes a damaged checkpoint that stands where a new one is about to be written; all processes call this."""
+        if step in self._keep.aside:
+            self._manager.delete(step)
+            on_main(lambda: self._storage.forget_aside(step))
+            self._keep.aside.discard(step)
+
     def _seal(self) -> None:
         """Reads back what was written and writes its manifest; raises when a leaf is not there.
 
         A checkpoint that is not what it should be never gets its name, and those before it stay.
         """
-        for folder in self._folder.glob(f"{self._pending}.orbax-checkpoint-tmp*"):
-            if problems := stored_problems(folder, self._leaves):
-                raise WorkError(f"{len(problems)} leaves did not arrive in the store: {shorten(problems)}")
-            write_manifest(folder)
-            return
-        raise WorkError(f"nothing was written as {self._folder / str(self._pending)}.orbax-checkpoint-tmp*")
+        folder = self._storage.being_written(self._pending)
+        if folder is None:
+            raise WorkError(f"nothing was written for {self._folder / str(self._pending)}")
+        if problems := stored_problems(folder, self._leaves):
+            raise WorkError(f"{len(problems)} leaves did not arrive in the store: {shorten(problems)}")
+        self._storage.before_commit()
+        write_manifest(folder)
 
     def wait(self) -> None:
         """Waits until the save in the background is whole. Raises WorkError when it failed."""
@@ -239,6 +266,7 @@ class Checkpointer:
             return
         with self._as_work_error():
             self._manager.wait_until_finished()
+        self._deadline.end()
         self.newest, self._pending = self._pending, None
         # The copy of the state that was written lies freed in the allocator's arenas, a new one each time.
         give_back_freed_memory()
@@ -251,7 +279,7 @@ class Checkpointer:
             with contextlib.suppress(Exception):  # what a failed save left behind was reported by wait()
                 self._manager.close()
             self._names.close()
-            unlock_run_dir(self.run_dir)
+            self._storage.unlock()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -315,7 +343,7 @@ class Checkpointer:
                 return state, meta
             damaged[step] = problem
             say(f"checkpoint {self._folder / str(step)} is damaged and is not used: {problem}")
-        aside = sorted(p.name for p in self._folder.glob("*.corrupt*"))
+        aside = self._storage.all_set_aside()
         if damaged or agree_on([len(aside)])[0]:
             what = shorten([f"step {s}: {p}" for s, p in damaged.items()] or [f"set aside earlier: {', '.join(aside)}"])
             raise WorkError(
@@ -339,7 +367,8 @@ class Checkpointer:
             optimizer, params = _optimizer_item(abstract_state), to_dict(abstract_state["params"])
             compare(params, meta["leaves"]["params"], f"parameters of step {step} in {self._folder}")
             compare(optimizer, meta["leaves"]["opt_state"], f"optimizer state of step {step} in {self._folder}")
-            read = read_item(folder / "params", params), read_item(folder / "opt_state", optimizer)
+            with self._deadline.around(lambda s: f"checkpoint {folder}: was not read in {s:,.0f} s"):
+                read = read_item(folder / "params", params), read_item(folder / "opt_state", optimizer)
             state = {
                 "params": from_dict(abstract_state["params"], read[0]),
                 "opt_state": from_dict(abstract_state["opt_state"], read[1].get("opt_state", {})),
@@ -361,19 +390,15 @@ class Checkpointer:
         return state, meta, ""
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
-        def rename() -> None:
+        def mark() -> None:
             for step in damaged:
-                target, n = self._folder / f"{step}.corrupt", 1
-                while target.exists():
-                    n += 1
-                    target = self._folder / f"{step}.corrupt-{n}"
-                (self._folder / str(step)).rename(target)
-                say(f"checkpoint of step {step} renamed to {target.name}")
+                say(f"checkpoint of step {step} {self._storage.set_aside(step)}")
 
         if damaged:
-            on_main(rename)
+            on_main(mark)
             for step in damaged:
                 self._best.pop(step, None)
+            self._keep.aside.update(agree_on(self._storage.aside_in_place()))
             self._manager.reload()
 
     def _metrics(self) -> dict[int, float | None]:
@@ -391,7 +416,7 @@ class Checkpointer:
                 found[step] = None
             except OSError as e:
                 found[step] = None
-                unreadable = unreadable or ("" if is_gone(e) else str(cannot_read(Path(e.filename or self._folder), e)))
+                unreadable = unreadable or ("" if is_gone(e) else str(cannot_read(e.filename or self._folder, e)))
         if unreadable := any_text(unreadable):
             raise CannotRead(unreadable)
         return found

@@ -1,18 +1,18 @@
 """Checkpoints that a run had and that are not there: an unmounted volume, a clean-up script, a link to nothing."""
 
-from pathlib import Path
-
 from mmed_jax.checkpoints.metrics_file import METRICS_FILE, Records, read_metrics
 from mmed_jax.checkpoints.restore import available_steps, say
 from mmed_jax.checkpoints.run_directory import CHECKPOINTS, CONFIG_FILE, odd_steps
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.jsonl import loads
+from mmed_jax.common.place_files import read_bytes
+from mmed_jax.common.places import Place
 
 # In every record of a training step: the newest checkpoint that was whole by then.
 SAVED_KEY = "checkpoint_step"
 
 
-def check_lost(run_dir: Path) -> None:
+def check_lost(run_dir: Place) -> None:
     """Refuses to start at step 0 where the run's own numbers say that a checkpoint had been saved.
 
     A run that was killed before its first checkpoint has nothing to lose and starts again.
@@ -31,7 +31,7 @@ def check_lost(run_dir: Path) -> None:
         )
 
 
-def say_older(run_dir: Path, step: int) -> None:
+def say_older(run_dir: Place, step: int) -> None:
     """Says that the newest checkpoint, of `step`, is older than one that the run's own numbers know of."""
     saved = _last_saved(read_metrics(run_dir), 0)
     if saved is not None and saved > step:
@@ -59,15 +59,15 @@ def _last_saved(records: Records, every_steps: int) -> int | None:
     return max(steps, default=None)
 
 
-def _every_steps(run_dir: Path) -> int:
+def _every_steps(run_dir: Place) -> int:
     try:
-        value = loads((run_dir / CONFIG_FILE).read_bytes(), dict)["checkpoint"]["every_steps"]
+        value = loads(read_bytes(run_dir / CONFIG_FILE), dict)["checkpoint"]["every_steps"]
         return value if isinstance(value, int) and value > 0 else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 
 
-def say_odd_steps(run_dir: Path) -> None:
+def say_odd_steps(run_dir: Place) -> None:
     """Says what has a checkpoint's name and is no folder; stops where it is the newest.
 
     Raises:

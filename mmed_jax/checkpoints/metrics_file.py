@@ -8,16 +8,20 @@ NaN and infinities are the strings "NaN", "Infinity", "-Infinity", so that every
 
 A resumed run writes {"event": "start", "step": s} and goes on from s. Readers let the last record of a step win and
 leave out what an interrupted run had written beyond s. The writer is training/metric_log.py.
+
+In a bucket the file is the segments of common/buckets/spool.py, one after the other.
 """
 
+import errno
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import check_file
 from mmed_jax.common.jsonl import loads
+from mmed_jax.common.place_files import as_os_error
+from mmed_jax.common.places import Place, is_bucket, parse_place
 
 METRICS_FILE = "metrics.jsonl"
 _NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -38,15 +42,14 @@ class Records:
         return [s for s, _ in found], [float(v) for _, v in found]
 
 
-def read_metrics(path: str | Path) -> Records:
+def read_metrics(path: str | Place) -> Records:
     """Reads metrics.jsonl (or that of a run directory); of a missing or damaged file what is there, with notes."""
-    path = Path(path)
-    path = path / METRICS_FILE if path.is_dir() else path
+    path = parse_place(path)
+    path = path / METRICS_FILE if is_bucket(path) or path.is_dir() else path
     out = Records()
     by_kind: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}}
     try:
-        check_file(path)
-        lines = path.read_bytes().split(b"\n")
+        lines = _read_lines(path)
     except (OSError, UserError) as e:
         out.notes.append(f"{path.name}: not readable ({getattr(e, 'strerror', None) or e})")
         return out
@@ -71,6 +74,20 @@ def read_metrics(path: str | Path) -> Records:
     out.train = [by_kind["train"][s] for s in sorted(by_kind["train"])]
     out.evals = [by_kind["eval"][s] for s in sorted(by_kind["eval"])]
     return out
+
+
+def _read_lines(path: Place) -> list[bytes]:
+    """Raises OSError; UserError where it is no file."""
+    if is_bucket(path):
+        from mmed_jax.common.buckets.spool import read_segments
+
+        with as_os_error(path):
+            data = read_segments(path.parent, path.name)
+        if not data:
+            raise FileNotFoundError(errno.ENOENT, "there is none", str(path))
+        return data.split(b"\n")
+    check_file(path)
+    return path.read_bytes().split(b"\n")
 
 
 def _record(line: bytes) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from mmed_jax.checkpoints.stored_arrays import plain_path, without_alias
 from mmed_jax.checkpoints.tree import Described, compare, flatten, targets, to_dict, unflatten
 from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone, shorten, verify_manifest
 from mmed_jax.common.errors import UserError, WorkError, one_line
+from mmed_jax.common.place_files import is_there
+from mmed_jax.common.places import Place, parse_place
 from mmed_jax.parallel.barriers import agree_on, any_text
 
 IN_FLIGHT_BYTES = 2**30
@@ -64,15 +66,15 @@ def passing(e: BaseException) -> bool:
     return any(text in str(e) for text in _PASSING)
 
 
-def has_manifest(folder: Path) -> bool:
+def has_manifest(folder: Place) -> bool:
     """Whether a checkpoint is sealed; one that cannot be looked at counts as sealed, and reading it says why."""
     try:
-        return (folder / MANIFEST).exists()
+        return is_there(folder / MANIFEST)
     except OSError:
         return True
 
 
-def check_files(folder: Path, under: str | tuple[str, ...] = "") -> tuple[str, str, bool]:
+def check_files(folder: Place, under: str | tuple[str, ...] = "") -> tuple[str, str, bool]:
     """Compares a checkpoint's files with its manifest; the processes share the reading and get the same answer.
 
     Args:
@@ -119,13 +121,14 @@ def read_params_by(
       read: called with the folder of the item "params" and what it holds, after the checksums are compared. When it
         fails because the bytes are damaged, it is called again for the checkpoint before.
     """
-    folders = {s: Path(run_dir) / CHECKPOINTS / str(s) for s in agree_on(available_steps(run_dir))}
+    checkpoints = parse_place(run_dir) / CHECKPOINTS
+    folders = {s: checkpoints / str(s) for s in agree_on(available_steps(run_dir))}
     if not folders:
-        raise UserError(f"{run_dir}: no checkpoint there (looked in {Path(run_dir) / CHECKPOINTS})")
+        raise UserError(f"{run_dir}: no checkpoint there (looked in {checkpoints})")
     if step is not None and step not in folders:
         raise UserError(f"{run_dir}: no checkpoint of step {step}; there are {', '.join(map(str, folders))}")
     for s, what in odd_steps(run_dir).items():
-        say(f"warning: checkpoint {Path(run_dir) / CHECKPOINTS / str(s)} is {what}; it is not used")
+        say(f"warning: checkpoint {checkpoints / str(s)} is {what}; it is not used")
     damaged = []
     for s in in_order(folders) if step is None else [step]:
         problem, unreadable, _ = check_files(folders[s], ("params/", "meta/"))
@@ -151,7 +154,7 @@ def read_params_by(
     raise WorkError(f"no checkpoint in {run_dir} can be read ({shorten(damaged)})")
 
 
-def in_order(folders: Mapping[int, Path]) -> list[int]:
+def in_order(folders: Mapping[int, Place]) -> list[int]:
     """Steps in the order in which their checkpoints are tried: the newest first, those without a manifest last.
 
     This program never leaves a checkpoint without one, so that it is gone says that something happened to the folder.
@@ -160,7 +163,7 @@ def in_order(folders: Mapping[int, Path]) -> list[int]:
     return sorted(folders, key=lambda s: (s in sealed, s), reverse=True)
 
 
-def _read_params(folder: Path, saved: Described, shardings: Any, dtype: Any) -> dict[str, Any]:
+def _read_params(folder: Place, saved: Described, shardings: Any, dtype: Any) -> dict[str, Any]:
     wanted = {path: jax.ShapeDtypeStruct(shape, dtype or saved_dtype) for path, (shape, saved_dtype) in saved.items()}
     if isinstance(shardings, jax.sharding.Sharding):
         wanted = {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings) for p, x in wanted.items()}
@@ -172,7 +175,7 @@ def _read_params(folder: Path, saved: Described, shardings: Any, dtype: Any) -> 
     return read_item(folder, unflatten(wanted))
 
 
-def read_item(folder: Path, wanted: Mapping[str, Any], *, partial: bool = False) -> dict[str, Any]:
+def read_item(folder: Place, wanted: Mapping[str, Any], *, partial: bool = False) -> dict[str, Any]:
     """The arrays of one item of a checkpoint, placed as `wanted` says (a nested dict; see `targets`).
 
     Unless `partial`, all of them must be wanted.

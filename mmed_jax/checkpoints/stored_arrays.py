@@ -13,14 +13,15 @@ import tensorstore as ts
 from mmed_jax.checkpoints.tree import Described
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.jsonl import BadJSON, loads
+from mmed_jax.common.places import Place, is_bucket, split_bucket
 
 # Letters and digits of any script, and signs that mean nothing to glob, TensorStore's paths or a URL.
-_HARMLESS = re.compile(r"[\w ./+=,@~-]*")
+_HARMLESS = re.compile(r"(?:gs://)?[\w ./+=,@~-]*")
 _ALIAS = re.compile(r"/proc/self/fd/\d+/?")
 
 
 @contextlib.contextmanager
-def plain_path(folder: Path) -> Iterator[Path]:
+def plain_path(folder: Place) -> Iterator[Place]:
     """A name for an existing folder in which no character has a meaning, good until the block ends.
 
     Orbax looks for its own files with glob, where "lr=[1e-5]" is a set of characters, and TensorStore takes a backslash
@@ -30,22 +31,28 @@ def plain_path(folder: Path) -> Iterator[Path]:
     Raises:
       UserError: the name has such characters, and this system has no other name for a folder.
     """
-    folder = folder.resolve()
+    folder = folder if is_bucket(folder) else folder.resolve()
     if _HARMLESS.fullmatch(str(folder)):
         yield folder
         return
+    if is_bucket(folder):
+        raise _odd_name(folder)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         alias = Path(f"/proc/self/fd/{descriptor}")
         if not alias.is_dir() or not alias.samefile(folder):
-            odd = sorted(set(_HARMLESS.sub("", str(folder))))
-            raise UserError(
-                f"{folder}: checkpoints cannot lie in a folder whose path holds {' '.join(map(repr, odd))}; "
-                "use another --config.run_dir"
-            )
+            raise _odd_name(folder)
         yield alias
     finally:
         os.close(descriptor)
+
+
+def _odd_name(folder: Place) -> UserError:
+    odd = sorted(set(_HARMLESS.sub("", str(folder))))
+    return UserError(
+        f"{folder}: checkpoints cannot lie in a folder whose path holds {' '.join(map(repr, odd))}; "
+        "use another --config.run_dir"
+    )
 
 
 def without_alias(text: str) -> str:
@@ -53,7 +60,7 @@ def without_alias(text: str) -> str:
     return _ALIAS.sub("", text)
 
 
-def stored_problems(folder: Path, leaves: Mapping[str, Described]) -> list[str]:
+def stored_problems(folder: Place, leaves: Mapping[str, Described]) -> list[str]:
     """Compares what was written with what a checkpoint of this state holds, without reading an array.
 
     Every leaf must be in its item's store with its shape and dtype, and with all its chunks: each process writes its
@@ -68,8 +75,7 @@ def stored_problems(folder: Path, leaves: Mapping[str, Described]) -> list[str]:
     problems = []
     for item, described in leaves.items():
         with plain_path(folder / item) as path:
-            base = {"driver": "file", "path": f"{path}/"}
-            store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+            store = ts.KvStore.open({"driver": "ocdbt", "base": _kvstore(path)}).result()
             keys = {bytes(k).decode() for k in store.list().result()}
             heads = {p: f"{p.replace('/', '.')}/.zarray" for p in described}
             found = {p: store.read(key) for p, key in heads.items() if key in keys}
@@ -82,6 +88,14 @@ def stored_problems(folder: Path, leaves: Mapping[str, Described]) -> list[str]:
                 wrong = _problem(head, chunks.get(leaf.replace("/", "."), 0), wanted)
                 problems += [f"{item}/{leaf} {wrong}"] if wrong else []
     return problems
+
+
+def _kvstore(folder: Place) -> dict[str, str]:
+    """A folder as TensorStore names it."""
+    if is_bucket(folder):
+        bucket, key = split_bucket(folder)
+        return {"driver": "gcs", "bucket": bucket, "path": f"{key}/"}
+    return {"driver": "file", "path": f"{folder}/"}
 
 
 def _problem(head: bytes | None, chunks: int, wanted: list) -> str:

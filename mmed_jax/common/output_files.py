@@ -15,6 +15,8 @@ from pathlib import Path
 
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.paths import expand_home
+from mmed_jax.common.place_files import write_bytes
+from mmed_jax.common.places import Place, is_bucket
 
 
 def check_file(path: str | os.PathLike, flag: str) -> Path:
@@ -90,13 +92,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: object) -> None:
-    """Writes `value` as JSON to `path` whole or not at all, and on to the disk.
+def write_json(path: Place, value: object) -> None:
+    """Writes `value` as JSON to `path`, of a disk or a bucket, whole or not at all, and on to the disk.
 
     Raises:
       WorkError: it cannot be written, with the file and the reason.
     """
     try:
+        if is_bucket(path):
+            write_bytes(path, json.dumps(value, ensure_ascii=False, indent=1).encode())
+            return
         with put_file(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
             json.dump(value, f, ensure_ascii=False, indent=1)
             f.flush()

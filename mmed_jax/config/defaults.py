@@ -184,6 +184,8 @@ KEYS: dict[str, Key] = {
     "checkpoint.every_minutes": Key(30.0, not_negative=True, may_change=True),
     "checkpoint.keep_last": Key(2, positive=True, may_change=True),
     "checkpoint.keep_best": Key(1, not_negative=True, may_change=True),
+    # In a bucket: a checkpoint that is not written or read after so long ends the run; 0 = waits without end.
+    "checkpoint.deadline_minutes": Key(60.0, not_negative=True, may_change=True),
     # Also write event files to run_dir/tensorboard.
     "tensorboard": Key(True, may_change=True),
     # W&B project; "" = off. The key comes from the environment.

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from mmed_jax.checkpoints.run_directory import read_meta, step_folders
 from mmed_jax.common.errors import UserError, warn
-from mmed_jax.common.paths import expand_home
+from mmed_jax.common.places import is_bucket, parse_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,7 +23,7 @@ BASE = "base"
 
 def saved_adapter(run_dir: str | Path) -> dict[str, Any] | None:
     """{"spec", "base"} of the newest readable checkpoint of a run; None where there is no checkpoint or no adapter."""
-    path = expand_home(run_dir)
+    path = parse_place(run_dir, "config.run_dir")
     for step in sorted(step_folders(path), reverse=True):
         try:
             return read_meta(path, step).get("lora")
@@ -55,7 +55,7 @@ def open_frozen(config: ConfigDict, source: "ModelSource | None", base_dir: str 
     from mmed_jax.hf.base_model import open_base
 
     if saved := saved_adapter(config.run_dir):
-        return open_base(saved["base"], base_dir, expand_home(config.run_dir))
+        return open_base(saved["base"], base_dir, parse_place(config.run_dir))
     if source is not None and source.lora is not None:
         return source.base
     if base_dir:
@@ -78,7 +78,7 @@ def run_spec(config: ConfigDict, cfg: "LlamaConfig", source: "ModelSource | None
         from mmed_jax.model.lora import lora_spec
 
         spec = lora_spec(config.lora, cfg)
-    if source is not None and source.lora is not None and not step_folders(expand_home(config.run_dir)):
+    if source is not None and source.lora is not None and not step_folders(config.run_dir):
         _check_start(config, source, spec)
     return spec
 
@@ -156,7 +156,13 @@ def write_random_base(
     from mmed_jax.training.state import random_params
 
     abstract = {"params": quantized_base.abstract_base(cfg, "compute", jnp.float32, mesh)}
-    folder = expand_home(config.run_dir).resolve() / BASE
+    run_dir = parse_place(config.run_dir)
+    if is_bucket(run_dir):
+        raise UserError(
+            f"config.run_dir={run_dir}: random weights beneath an adapter are written to a folder of a file system "
+            "only; name one, or weights with --config.init_from"
+        )
+    folder = run_dir.resolve() / BASE
     info = {"what": "random weights beneath an adapter", "seed": config.seed}
     with jax.set_mesh(mesh):
         save_pretrained(

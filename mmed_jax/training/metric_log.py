@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.checkpoints.metrics_file import METRICS_FILE
+from mmed_jax.checkpoints.run_directory import run_storage
+from mmed_jax.checkpoints.run_storage import RunStorage
 from mmed_jax.common import console
 from mmed_jax.common.errors import UserError, WorkError, one_line, warn
+from mmed_jax.common.place_files import read_bytes
+from mmed_jax.common.places import Place
 
 WANDB_ID_FILE = "wandb_id.txt"
 
@@ -48,7 +52,7 @@ class MetricsLogger:
 
     def __init__(
         self,
-        run_dir: str | Path,
+        run_dir: str | Place,
         *,
         tensorboard: bool = True,
         wandb: str | Mapping[str, Any] | None = None,
@@ -60,8 +64,9 @@ class MetricsLogger:
         self._wandb: Any = None
         if not is_main:
             return
-        run_dir = Path(run_dir)
-        self._path = run_dir / METRICS_FILE
+        self._storage = run_storage(run_dir)
+        folder = self._storage.growing
+        self._path = folder / METRICS_FILE
         try:
             self._file = open(self._path, "ab", buffering=0)
             if self._path.stat().st_size and not _ends_with_newline(self._path):
@@ -69,9 +74,11 @@ class MetricsLogger:
         except OSError as e:
             raise WorkError(f"{self._path}: cannot be written ({e.strerror or e})") from e
         if tensorboard:
-            self._board = _Board(run_dir / "tensorboard")
+            self._board = _Board(folder / "tensorboard")
         if wandb:
-            self._wandb = _start_wandb(run_dir, {"project": wandb} if isinstance(wandb, str) else dict(wandb), config)
+            self._wandb = _start_wandb(
+                self._storage, {"project": wandb} if isinstance(wandb, str) else dict(wandb), config
+            )
 
     def start(self, step: int, **info: Any) -> None:
         """Marks that training starts or resumes after `step` updates."""
@@ -96,6 +103,8 @@ class MetricsLogger:
         for writer in (self._board, self._wandb, self._file):
             if writer is not None:
                 writer.finish() if hasattr(writer, "finish") else writer.close()
+        if self._file is not None:
+            self._storage.flush()
         self._file = self._board = self._wandb = None
 
     def __enter__(self) -> "MetricsLogger":
@@ -174,14 +183,17 @@ class _Board:
         self._writer.close()
 
 
-def _start_wandb(run_dir: Path, settings: dict[str, Any], config: Mapping[str, Any] | None) -> Any:
+def _start_wandb(storage: RunStorage, settings: dict[str, Any], config: Mapping[str, Any] | None) -> Any:
     try:
         import wandb
     except ImportError as e:
         raise UserError("config.wandb is set but wandb is missing: pip install wandb, or --config.wandb=''") from e
-    id_file = run_dir / WANDB_ID_FILE
-    run_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else uuid.uuid4().hex[:12]
-    arguments = {"id": run_id, "resume": "allow", "dir": str(run_dir), "name": run_dir.name} | settings
+    try:
+        run_id = read_bytes(storage.place / WANDB_ID_FILE).decode().strip()
+    except FileNotFoundError:
+        run_id = uuid.uuid4().hex[:12]
+    folder = storage.growing
+    arguments = {"id": run_id, "resume": "allow", "dir": str(folder), "name": storage.place.name} | settings
     try:
         run = wandb.init(config=json_value(config or {}), **arguments)
         run.define_metric("step")
@@ -189,7 +201,7 @@ def _start_wandb(run_dir: Path, settings: dict[str, Any], config: Mapping[str, A
     except Exception as e:
         hint = "log in, set WANDB_MODE=offline, or --config.wandb=''"
         raise UserError(f"wandb did not start ({one_line(e)}); {hint}") from e
-    id_file.write_text(arguments["id"] + "\n", encoding="utf-8")
+    (folder / WANDB_ID_FILE).write_text(arguments["id"] + "\n", encoding="utf-8")
     return run
 
 

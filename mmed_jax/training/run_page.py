@@ -14,19 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.checkpoints.metrics_file import Records, read_metrics
-from mmed_jax.checkpoints.run_directory import CONFIG_FILE, read_meta, step_folders
-from mmed_jax.common.errors import UserError, one_line, warn
+from mmed_jax.checkpoints.run_directory import CONFIG_FILE, read_meta, run_storage, step_folders
+from mmed_jax.common.errors import UserError, WorkError, one_line, warn
 from mmed_jax.common.html_page import Cell, render
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.common.output_files import write_text
+from mmed_jax.common.place_files import read_bytes
+from mmed_jax.common.places import Place, parse_place
 from mmed_jax.common.progress import clock
 from mmed_jax.config.resume import training_keys
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 
+PAGE = "report.html"
 _COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cc2", "#c77d17", "#3a3a3a", "#0f9aa8")
 
 
-def make_report(run_dir: str | Path) -> Path:
+def make_report(run_dir: str | Place) -> Place:
     """Writes plots and report.html of a run directory; returns the path of the page.
 
     Any number of points will do, also none, as will NaN, a torn last line, or a missing config: what is wrong with the
@@ -35,8 +38,9 @@ def make_report(run_dir: str | Path) -> Path:
     Raises:
       UserError: no such directory, or it holds neither metrics nor a config; or it cannot be written.
     """
-    run_dir = Path(run_dir)
-    if not run_dir.is_dir():
+    run_dir = parse_place(run_dir, "--run")
+    storage = run_storage(run_dir)
+    if not storage.exists():
         raise UserError(f"--run={run_dir}: no such folder")
     records, notes = read_metrics(run_dir), []
     config = _read_config(run_dir, notes)
@@ -44,19 +48,19 @@ def make_report(run_dir: str | Path) -> Path:
         raise UserError(f"--run={run_dir}: holds neither metrics nor a run's config.json; is it a run directory?")
     notes = [*records.notes, *notes]
     try:
-        plots = write_plots(run_dir / "plots", records)
-        page = run_dir / "report.html"
-        write_text(page, _page(run_dir, records, config, plots, notes))
+        with storage.put_files() as folder:
+            plots = write_plots(folder / "plots", records)
+            write_text(folder / PAGE, _page(run_dir, records, config, plots, notes))
     except OSError as e:
         raise UserError(f"--run={run_dir}: the report cannot be written there ({e.strerror or e})") from e
-    return page
+    return run_dir / PAGE
 
 
-def try_report(run_dir: Path) -> None:
+def try_report(run_dir: Place) -> None:
     """As make_report; where the page cannot be written that is a warning, for all that it shows is saved."""
     try:
         make_report(run_dir)
-    except (UserError, OSError) as e:
+    except (UserError, WorkError, OSError) as e:
         warn(f"no report: {one_line(e)}; python -m mmed_jax.report --run={run_dir} makes it")
 
 
@@ -195,10 +199,10 @@ def _rolling_median(xs: list[int], ys: list[float]) -> tuple[list[int], list[flo
 # Page
 
 
-def _page(run_dir: Path, records: Records, config: dict | None, plots: list[Plot], notes: list[str]) -> str:
+def _page(run_dir: Place, records: Records, config: dict | None, plots: list[Plot], notes: list[str]) -> str:
     return render(
         "training_report.html",
-        title=run_dir.resolve().name,
+        title=run_storage(run_dir).place.name,
         recipe=f"{config.get('name', '')}:{config.get('variant', '')}" if config else "",
         now=_now(),
         notes=notes,
@@ -211,7 +215,7 @@ def _page(run_dir: Path, records: Records, config: dict | None, plots: list[Plot
     )
 
 
-def _final_numbers(run_dir: Path, records: Records) -> list[tuple[str, str]]:
+def _final_numbers(run_dir: Place, records: Records) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     start = next((e for e in reversed(records.events) if e.get("event") == "start"), {})
     last = records.train[-1] if records.train else {}
@@ -273,7 +277,7 @@ def _last_and_best(text: str, steps: list[int], values: list[float]) -> list[tup
     return rows
 
 
-def _best_mark(run_dir: Path, step: int) -> str:
+def _best_mark(run_dir: Place, step: int) -> str:
     try:
         value = read_meta(run_dir, step).get("best_metric")
     except (OSError, ValueError):
@@ -310,9 +314,9 @@ def _resumes(records: Records) -> list[int]:
     return sorted({e["step"] for e in records.events if e.get("event") == "start" and e["step"] > 0})
 
 
-def _read_config(run_dir: Path, notes: list[str]) -> dict[str, Any] | None:
+def _read_config(run_dir: Place, notes: list[str]) -> dict[str, Any] | None:
     try:
-        config = loads((run_dir / CONFIG_FILE).read_bytes())
+        config = loads(read_bytes(run_dir / CONFIG_FILE))
         if isinstance(config, dict) and "model_type" not in config:
             training_keys(config, not_compared=())  # as the page will
             return config

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmed_jax.checkpoints.run_directory import CONFIG_FILE, guard_run_dir
+from mmed_jax.checkpoints.run_directory import CONFIG_FILE, guard_run_dir, run_storage
 from mmed_jax.common.buckets.download import fetch_model, open_input
 from mmed_jax.common.errors import UserError, WorkError, nearest
 from mmed_jax.common.paths import ASSETS, resolve_path
-from mmed_jax.common.places import is_bucket
+from mmed_jax.common.place_files import is_there
+from mmed_jax.common.places import Place, is_bucket
 from mmed_jax.config.values import planned_steps
 from mmed_jax.data.chat import chat_format
 from mmed_jax.data.plain_text import text_end
@@ -201,7 +202,7 @@ def total_steps(config: ConfigDict, rows: int) -> int:
 
 
 def write_run_files(
-    run_dir: Path,
+    run_dir: Place,
     config: ConfigDict,
     cfg: LlamaConfig,
     tok: "PreTrainedTokenizerFast",
@@ -218,22 +219,20 @@ def write_run_files(
       UserError: meanwhile another run has saved checkpoints there.
       WorkError: they cannot be written.
     """
-    from mmed_jax.common.output_files import put_folder
     from mmed_jax.hf.open_model import ASSETS
     from mmed_jax.hf.save import write_assets
     from mmed_jax.parallel.barriers import on_main
 
     def write() -> None:
-        guard_run_dir(run_dir, config, write=not finished or not (run_dir / CONFIG_FILE).is_file())
+        guard_run_dir(run_dir, config, write=not finished or not is_there(run_dir / CONFIG_FILE))
         generation = source.generation if source else None
-        folder = run_dir / ASSETS
-        with put_folder(folder) as stage:
+        with run_storage(run_dir).put_folder(ASSETS) as stage:
             write_assets(stage, cfg, tok, dtype="float32", source_generation=generation)
 
     on_main(write)
 
 
-def check_data_state(meta: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
+def check_data_state(meta: dict[str, Any], now: dict[str, Any], run_dir: Place) -> None:
     """Refuses to go on with other rows than before: the order of the data would no longer be what it was.
 
     Args:

@@ -53,7 +53,10 @@ def test_a_key_that_is_newer_than_the_run_counts_as_its_neutral_value(tmp_path):
         guard_run_dir(tmp_path, now)
 
 
-@pytest.mark.parametrize("where, text", [("file", "is a file"), ("file/in", "cannot be"), ("gs://b/run", "mount")])
+@pytest.mark.parametrize(
+    "where, text",
+    [("file", "is a file"), ("file/in", "cannot be"), ("s3://b/run", "places of s3:// are not")],
+)
 def test_guard_run_dir_refuses(tmp_path, monkeypatch, where, text):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("x")

@@ -341,7 +341,7 @@ def state_of(run_dir: Path, step: int) -> dict[str, np.ndarray]:
                 node = node.setdefault(name, {})
             node[names[-1]] = jax.ShapeDtypeStruct(shape, dtype, sharding=first)
         with ocp.StandardCheckpointer() as reader:
-            found = reader.restore(step_folders(run_dir)[step].resolve() / item, wanted)
+            found = reader.restore(step_folders(run_dir)[step] / item, wanted)
         out |= {f"{item}/{path}": np.asarray(x) for path, x in flatten(found).items()}
     return out
 

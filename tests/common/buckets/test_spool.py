@@ -1,0 +1,76 @@
+"""A log that grows reaches the bucket as whole lines, each once, whatever is lost on the way."""
+
+import json
+import random
+import time
+
+import pytest
+
+from mmed_jax.common.buckets import bucket as bucket_module
+from mmed_jax.common.buckets.spool import Spool, read_segments
+from mmed_jax.common.errors import WorkError
+from mmed_jax.common.places import parse_place
+from tests.support.fake_gcs import fake_gcs
+
+
+@pytest.fixture
+def cloud(monkeypatch):
+    with fake_gcs("bucket") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def append(spool, *lines, end="\n"):
+    with open(spool.folder / "metrics.jsonl", "a") as f:
+        f.write("\n".join(lines) + end)
+
+
+@pytest.mark.parametrize("run", ["gs://bucket/run", "gs://bucket"])
+def test_every_line_arrives_once_in_order_in_spite_of_faults(cloud, run):
+    place = parse_place(run)
+    assert read_segments(place, "metrics.jsonl") == b""
+    cloud.fault("POST .*upload", drop="after", probability=0.3)
+    cloud.fault("POST .*upload", status=503, probability=0.3)
+    draw, said = random.Random(3), []
+    for start in range(2):
+        spool = Spool(place, "metrics.jsonl", interval_s=0.02)
+        for step in range(8):
+            said.append(json.dumps({"start": start, "step": step}))
+            append(spool, said[-1])
+            if draw.random() < 0.5:
+                spool.flush()
+        (spool.folder / "tensorboard").mkdir()
+        (spool.folder / "tensorboard" / f"events.{start}").write_text("x" * start)
+        append(spool, '{"torn', end="")  # as a kill leaves it: no segment has half a line
+        spool.close()
+        assert not spool.folder.exists()
+    assert read_segments(place, "metrics.jsonl").decode().splitlines() == said
+    prefix = run.removeprefix("gs://bucket").lstrip("/")
+    names = cloud.names("bucket", f"{prefix}/tensorboard" if prefix else "tensorboard")
+    assert [n.rpartition(".")[2] for n in names] == ["0", "1"]
+
+
+def test_what_could_not_be_sent_goes_later_with_the_same_bytes(cloud, monkeypatch, capfd):
+    monkeypatch.setattr(bucket_module.open_bucket, "__defaults__", (1.0,))
+    place = parse_place("gs://bucket/run")
+    spool = Spool(place, "metrics.jsonl", interval_s=0.05)
+    # All is stored, no answer comes back.
+    cloud.fault("POST .*upload", drop="after")
+    append(spool, "one")
+    with pytest.raises(WorkError, match="no usable answer"):
+        spool.flush()
+    append(spool, "two")
+    with pytest.raises(WorkError, match="what was not uploaded lies in"):
+        spool.close()
+    cloud.heal()
+    spool.close()
+    assert read_segments(place, "metrics.jsonl") == b"one\ntwo\n"
+    # Of itself, after its interval.
+    spool = Spool(place, "metrics.jsonl", interval_s=0.05)
+    append(spool, "three")
+    end = time.monotonic() + 10
+    while not read_segments(place, "metrics.jsonl").endswith(b"three\n") and time.monotonic() < end:
+        time.sleep(0.05)
+    assert read_segments(place, "metrics.jsonl") == b"one\ntwo\nthree\n"
+    spool.close()
