@@ -25,9 +25,11 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from mmed_jax.common import jsonl
 from mmed_jax.common.command_line import Parser
-from mmed_jax.common.errors import WorkError, run_command
+from mmed_jax.common.errors import UserError, WorkError, one_line, run_command
 from mmed_jax.common.output_files import check_writable
 from mmed_jax.common.paths import REPO
+from mmed_jax.common.place_flags import OutputPlace
+from mmed_jax.common.places import Place, is_bucket, parse_place
 
 LOCKFILE = "/tmp/libtpu_lockfile"
 # On one worker of a TPU pod jax waits for the others; a healthy start takes well under this.
@@ -144,9 +146,22 @@ def check_environment(out: Findings, environment: Mapping[str, str]) -> None:
     out.add("environment", "\n".join(rows) or "nothing special")
 
 
-def check_storage(out: Findings, run_dir: Path, compile_cache: Path) -> None:
+def check_bucket(out: Findings, run_dir: Place) -> None:
+    """Whether objects can be written, read and removed where runs will lie, and how long that takes."""
+    from mmed_jax.checkpoints.run_directory import run_storage
+
+    start = time.perf_counter()
+    try:
+        run_storage(run_dir).check(())
+        out.add("run dir", f"{run_dir}: writable, three requests in {time.perf_counter() - start:.2f} s")
+    except (UserError, WorkError) as e:
+        out.add("run dir", f"{run_dir}: cannot be used ({one_line(e)})")
+        out.problems.append(f"run dir {run_dir} cannot be used")
+
+
+def check_storage(out: Findings, folders: dict[str, Path]) -> None:
     """Whether the run directory and the compile cache can be written, how fast, and what is free."""
-    for name, folder in (("run dir", run_dir), ("compile cache", compile_cache)):
+    for name, folder in folders.items():
         existing = next(p for p in (folder, *folder.parents) if p.exists())
         try:
             if not existing.is_dir():
@@ -300,7 +315,9 @@ def _read(path: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Command line: see the module."""
     parser = Parser(prog="python -m mmed_jax.doctor", description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--run_dir", default="runs", metavar="DIR", help="where runs will be written (default: runs)")
+    parser.add_argument(
+        "--run_dir", default="runs", type=OutputPlace, metavar="DIR", help="where runs will be written (default: runs)"
+    )
     parser.add_argument("--probe", action="store_true", help="only what jax finds, as one line of JSON")
     args = parser.parse_args(argv)
     if args.probe:
@@ -314,8 +331,13 @@ def main(argv: list[str] | None = None) -> None:
     check_host(out)
     check_tpu_lock(out)
     check_jax(out, find_accelerators())
-    run_dir, cache = (Path(os.path.expanduser(p)).absolute() for p in (args.run_dir, base().compile_cache))
-    check_storage(out, run_dir, cache)
+    folders = {"compile cache": parse_place(base().compile_cache).absolute()}
+    run_dir = parse_place(args.run_dir, "--run_dir")
+    if is_bucket(run_dir):
+        check_bucket(out, run_dir)
+    else:
+        folders = {"run dir": run_dir.absolute(), **folders}
+    check_storage(out, folders)
     check_environment(out, os.environ)
     print(out.block())
     if out.problems:

@@ -10,13 +10,14 @@ prints the most expensive operations of the steps that `train --profile=START:ST
 
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import run_command
+from mmed_jax.common.place_flags import InputPlace
 from mmed_jax.training.run_page import make_report
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: see the module."""
     parser = Parser(prog="python -m mmed_jax.report", description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--run", required=True, metavar="RUN_DIR", help="a run directory (config.json, metrics.jsonl)")
+    parser.add_argument("--run", required=True, type=InputPlace, metavar="RUN_DIR", help="a run directory")
     parser.add_argument("--profile", action="store_true", help="print the ten most expensive operations of its profile")
     args = parser.parse_args(argv)
     if args.profile:

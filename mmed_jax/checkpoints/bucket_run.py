@@ -19,14 +19,12 @@ from pathlib import Path
 from mmed_jax.checkpoints.metrics_file import METRICS_FILE
 from mmed_jax.checkpoints.run_storage import CHECKPOINTS, LOCK_FILE, STEP, RunStorage
 from mmed_jax.common.buckets.bucket import Bucket, open_bucket
+from mmed_jax.common.buckets.download import COMMITTED, SET_ASIDE
 from mmed_jax.common.buckets.lease import Lease
 from mmed_jax.common.buckets.spool import Spool, upload_folder
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.output_files import write_json
 from mmed_jax.common.places import Place
-
-COMMITTED = "commit_success.txt"
-_ASIDE = ".corrupt.json"
 
 
 class BucketRun(RunStorage):
@@ -58,7 +56,7 @@ class BucketRun(RunStorage):
 
     def named_steps(self) -> dict[int, tuple[Place, str]]:
         bucket, folder = self._open(CHECKPOINTS)
-        aside = {name.removesuffix(_ASIDE) for name in self.all_set_aside()}
+        aside = {name.removesuffix(SET_ASIDE) for name in self.all_set_aside()}
         steps = [int(name) for name in bucket.list_folder(folder)[0] if STEP.fullmatch(name) and name not in aside]
         finished = [s for s in sorted(steps) if bucket.stat(f"{folder}/{s}/{COMMITTED}") is not None]
         return {s: (self.checkpoints / str(s), "") for s in finished}
@@ -96,7 +94,7 @@ class BucketRun(RunStorage):
             self._lease.renew()
 
     def set_aside(self, step: int) -> str:
-        name = f"{step}{_ASIDE}"
+        name = f"{step}{SET_ASIDE}"
         what = "could not be read; it is kept until this step is saved again, and not used"
         write_json(self.checkpoints / name, {"step": step, "why": what})
         return f"marked by {name}"
@@ -104,14 +102,14 @@ class BucketRun(RunStorage):
     def all_set_aside(self) -> list[str]:
         bucket, folder = self._open(CHECKPOINTS)
         names = (o.name.rpartition("/")[2] for o in bucket.list_folder(folder)[1])
-        return sorted(name for name in names if name.endswith(_ASIDE))
+        return sorted(name for name in names if name.endswith(SET_ASIDE))
 
     def aside_in_place(self) -> list[int]:
-        names = (name.removesuffix(_ASIDE) for name in self.all_set_aside())
+        names = (name.removesuffix(SET_ASIDE) for name in self.all_set_aside())
         return sorted(int(name) for name in names if STEP.fullmatch(name))
 
     def forget_aside(self, step: int) -> None:
-        bucket, name = self._open(CHECKPOINTS, f"{step}{_ASIDE}")
+        bucket, name = self._open(CHECKPOINTS, f"{step}{SET_ASIDE}")
         bucket.delete(name)
 
     @contextlib.contextmanager

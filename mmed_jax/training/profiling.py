@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmed_jax.common.errors import UserError
+from mmed_jax.common.places import is_bucket, parse_place
 
 FOLDER = "profile"  # below the run directory
 # These contain the operations that stand beside them in the profile.
@@ -127,13 +128,26 @@ def _events(profile: Any) -> Iterator[tuple[str, str, float]]:
                 yield name, path.rstrip(":"), event.duration_ns / 1e9
 
 
+def _profile_folder(run_dir: str | Path) -> Path:
+    """The profiles of a run, of one in a bucket a copy; a path that is not there where it has none."""
+    folder = parse_place(run_dir, "--run") / FOLDER
+    if not is_bucket(folder):
+        return folder
+    from mmed_jax.common.buckets.download import NotThere, open_input
+
+    try:
+        return open_input(str(folder), "--run")
+    except NotThere:
+        return Path(FOLDER, "none")
+
+
 def top_operations(run_dir: str | Path, count: int = 10) -> str:
     """A table of the most expensive operations in the newest profile of a run.
 
     Raises:
       UserError: the run has no profile, or it cannot be read.
     """
-    files = sorted((Path(run_dir) / FOLDER).glob("plugins/profile/*/*.xplane.pb"), key=lambda p: p.stat().st_mtime)
+    files = sorted(_profile_folder(run_dir).glob("plugins/profile/*/*.xplane.pb"), key=lambda p: p.stat().st_mtime)
     if not files:
         raise UserError(f"--run={run_dir}: no profile there; train with --profile=START:STOP, for example 10:12")
     session = files[-1].parent

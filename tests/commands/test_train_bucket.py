@@ -7,10 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from mmed_jax import report
+from mmed_jax import doctor, report
 from mmed_jax.checkpoints.metrics_file import read_metrics
 from mmed_jax.common.buckets import lease
 from mmed_jax.common.buckets.bucket import Bucket
+from mmed_jax.common.places import parse_place
 from tests.support.fake_gcs import fake_gcs
 from tests.support.training import (  # noqa: F401
     SLOWLY,
@@ -78,10 +79,11 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bench, cloud, finished):  # noqa
     assert tops == {"checkpoints", "config.json", "hf_assets", "metrics", "plots", "report.html", "tensorboard"}
     manifest = json.loads(cloud.read("bucket", "runs/one/checkpoints/24/manifest.json"))
     assert manifest["checksum"] == "crc32c" and not any(n.endswith("manifest.json") for n in manifest["files"])
-    # Nothing of the run was read back to seal it: each step's arrays are stored once and asked for by a listing.
     outcome = call(report.main, "--run", finished)
     assert outcome.code == 0 and "gs://bucket/runs/one/report.html" in outcome.out, outcome.err
     assert b"last step" in cloud.read("bucket", "runs/one/report.html")
+    outcome = call(report.main, "--run", finished, "--profile")
+    assert outcome.code == 2 and "gs://bucket/runs/one: no profile there" in outcome.error
     # Again: complete, and nothing changes but the lock, which comes and goes.
     before = names(cloud, finished)
     outcome = bench.train(finished, **KEEP)
@@ -121,6 +123,9 @@ def test_what_a_bucket_refuses_and_who_holds_the_run_is_one_line(bench, cloud, f
     monkeypatch.setattr(lease.Lease.__init__, "__defaults__", (0.2, print))
     holder = lease.Lease(Bucket("bucket"), "runs/one/.lock", "run_dir=gs://bucket/runs/one", 0.1)
     holder.take()
+    found = doctor.Findings()
+    doctor.check_bucket(found, parse_place(finished))
+    assert not found.problems and "writable, three requests" in found.block()
     busy = bench.train(finished, **KEEP)
     assert busy.code == 2 and "is in use by another process" in busy.error
     holder.release()
@@ -169,3 +174,13 @@ def test_two_processes_go_on_with_a_run_of_one(bench, cloud, finished):  # noqa:
     np.testing.assert_allclose(losses(run), losses(bench.reference), rtol=1e-4)
     ours, theirs = state_of(run, STEPS), state_of(bench.reference, STEPS)
     assert ours.keys() == theirs.keys()
+
+
+def test_the_next_stage_starts_from_a_run_in_a_bucket(bench, cloud, finished, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("MMED_JAX_BUCKETS", str(tmp_path / "fetched"))
+    here, there = (
+        bench.train(tmp_path / name, "stage2", init_from=start, steps=2, epochs=0, data__seq_len=256)
+        for name, start in (("here", bench.reference), ("there", finished))
+    )
+    assert here.code == there.code == 0, there.err
+    assert reproduced(tmp_path / "here") == reproduced(tmp_path / "there")

@@ -33,7 +33,8 @@ VARIABLE = "MMED_JAX_BUCKETS"
 ADDRESS = "address.json"  # beside what was fetched: where it came from
 _THREADS = 8
 _TRIES = 3  # of an object that came with another checksum
-CHECKPOINTS, COMMITTED = "checkpoints/", "commit_success.txt"
+# Of a run: a step that is finished, and what marks one that could not be read (checkpoints/bucket_run.py).
+CHECKPOINTS, COMMITTED, SET_ASIDE = "checkpoints/", "commit_success.txt", ".corrupt.json"
 # Of a run what neither a model nor its report needs.
 _NOT_OF_A_MODEL = ("tensorboard/", "plots/", "profile/", "metrics/", ".lock")
 
@@ -241,7 +242,7 @@ def _of_model(found: Found, step: int | None) -> dict[str, Stored]:
         number, _, rest = name.removeprefix(CHECKPOINTS).partition("/")
         if name.startswith(CHECKPOINTS) and number.isdigit():
             saved[int(number)] = saved.get(int(number), False) or rest == COMMITTED
-    whole = [n for n, finished in saved.items() if finished]
+    whole = [n for n, finished in saved.items() if finished and f"{CHECKPOINTS}{n}{SET_ASIDE}" not in found.objects]
     if not whole:
         return found.objects
     if step is not None and step not in whole:
