@@ -4,7 +4,8 @@ from typing import Any
 
 from mmed_jax.checkpoints.run_directory import CONFIG_FILE, step_folders
 from mmed_jax.common.jsonl import loads
-from mmed_jax.common.places import Place
+from mmed_jax.common.place_files import read_bytes
+from mmed_jax.common.places import Place, is_bucket
 from mmed_jax.config.resume import training_hash
 
 
@@ -17,7 +18,7 @@ def view_run_dir(run_dir: Place, *, shared: bool) -> dict[str, Any]:
       shared: whether this process sees there what process 0 has written.
     """
     try:
-        text = (run_dir / CONFIG_FILE).read_bytes()
+        text = read_bytes(run_dir / CONFIG_FILE)
         config = training_hash(loads(text, dict))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         config = None  # not there, or damaged: run_directory.py judges it
@@ -30,6 +31,6 @@ def view_run_dir(run_dir: Place, *, shared: bool) -> dict[str, Any]:
 
 def _inode(path: Place) -> str:
     try:
-        return f" with inode {path.stat().st_ino}"
+        return "" if is_bucket(path) else f" with inode {path.stat().st_ino}"
     except (OSError, AttributeError):
         return ""
