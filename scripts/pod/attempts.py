@@ -36,12 +36,14 @@ class Outcome:
     code: 0 finished; 75 (UNFINISHED) stopped and to be started again; else that of the first worker that failed.
     lost: why workers are gone, in words; "" when all were there to the end.
     lines: the last ones of the first worker that failed.
+    stopped: somebody has asked for its end by `stop`.
     """
 
     code: int
     worker: Worker | None = None
     lines: list[str] = field(default_factory=list)
     lost: str = ""
+    stopped: bool = False
 
     def describe(self) -> str:
         """In a line."""
@@ -110,7 +112,7 @@ def stop(workers: Workers, attempt: str) -> int:
     Prints each worker's exit code and last line. Returns 0 when all ended with 0 or 75, 1 when one did not, or still
     runs after `pace.stop` seconds.
     """
-    if problem := first_problem(workers.ask("signal", attempt, "TERM")):
+    if problem := first_problem(workers.ask("signal", attempt, "TERM", "stop")):
         raise WorkError(problem)
     pace, since, running = workers.gcloud.pace, time.monotonic(), workers.all
     while time.monotonic() - since < pace.stop:
@@ -162,17 +164,18 @@ def refuse_second(states: dict[Worker, Answer]) -> None:
 def wait(pod: Pod, workers: Workers, attempt: str, shown: int) -> Outcome:
     """Shows the logs of the first `shown` workers until the attempt has ended on all, or workers are gone."""
     with Follower(workers, attempt, workers.all[:shown]):
-        states, lost = _wait_for_end(pod, workers, attempt)
+        states, failed, lost = _wait_for_end(pod, workers, attempt)
     if lost:
         return Outcome(1, lost=lost)
-    return _outcome(workers, attempt, states)
+    return _outcome(workers, attempt, states, failed)
 
 
-def _wait_for_end(pod: Pod, workers: Workers, attempt: str) -> tuple[dict[Worker, Answer], str]:
-    """The last state of each worker, and why workers are gone."""
+def _wait_for_end(pod: Pod, workers: Workers, attempt: str) -> tuple[dict[Worker, Answer], list[Worker], str]:
+    """The last state of each worker, those that had failed when the first failure was seen, why workers are gone."""
     pace = workers.gcloud.pace
     reached = dict.fromkeys(workers.all, time.monotonic())
-    failed_at: float | None = None
+    failed: list[Worker] = []
+    failed_at = 0.0
     while True:
         began = time.monotonic()
         states = workers.ask("state", attempt)
@@ -181,23 +184,23 @@ def _wait_for_end(pod: Pod, workers: Workers, attempt: str) -> tuple[dict[Worker
         if silent := [w for w, a in states.items() if not a.reached]:
             longest = now - min(reached[w] for w in silent)
             if lost := _why_lost(pod, last_try=longest > pace.unreachable):
-                return states, lost
-            about = f"for {longest:.0f} s, though the cloud calls all READY: {silent[0]}: {states[silent[0]].problem}"
+                return states, failed, lost
+            about = f"for {longest:.0f} s, though the cloud does not call it gone: {states[silent[0]].problem}"
             if len(silent) < len(workers.all) and longest > pace.unreachable:
                 raise Unreachable(f"{silent[0]} is not reached {about}")
             if longest > ALL_SILENT * pace.unreachable:  # more likely our own ssh than all of them
                 raise WorkError(f"no worker is reached {about}")
         vanished = [w for w, a in states.items() if a.reached and a["status"] == "none"]
         if vanished:  # the disk is another: the machine was made anew
-            return states, f"{vanished[0]} knows nothing of attempt {attempt}"
+            return states, failed, f"{vanished[0]} knows nothing of attempt {attempt}"
         running = [w for w, a in states.items() if a["status"] == "running"]
+        if not failed:
+            failed, failed_at = [w for w, a in states.items() if _failed(a)], now
         if not running and not silent:
-            return states, ""
-        if any(_failed(a) for a in states.values()):
-            failed_at = failed_at or now
-            if now - failed_at > pace.grace:
-                print(f"a worker has failed and {len(running)} still run: they are ended", flush=True)
-                end(workers, attempt, running)
+            return states, failed, ""
+        if failed and now - failed_at > pace.grace:
+            print(f"{failed[0]} has failed and {len(running)} others still run: they are ended", flush=True)
+            end(workers, attempt, running)
         # With many workers a look takes long and costs processor time here: look half of the time at most.
         pace.sleep(max(pace.poll, time.monotonic() - began))
 
@@ -216,17 +219,15 @@ def _failed(state: Answer) -> bool:
     return state["status"] == "killed" or (state["status"] == "ended" and int(state["code"]) not in (0, UNFINISHED))
 
 
-def _outcome(workers: Workers, attempt: str, states: dict[Worker, Answer]) -> Outcome:
-    failed = sorted((int(a["at"] or 0), w) for w, a in states.items() if _failed(a) and a["status"] == "ended")
-    killed = [w for w, a in states.items() if a["status"] == "killed"]
-    if failed:
-        worker, code = failed[0][1], int(states[failed[0][1]]["code"])
-    elif killed:
-        worker, code = killed[0], 1
-    else:
-        codes = {int(a["code"]) for a in states.values()}
-        return Outcome(UNFINISHED if UNFINISHED in codes else 0)
-    return Outcome(code, worker, workers.ask_one(worker, "tail", attempt, str(LAST_LINES)).lines)
+def _outcome(workers: Workers, attempt: str, states: dict[Worker, Answer], failed: Sequence[Worker]) -> Outcome:
+    stopped = any(a["stopped"] for a in states.values())
+    if not failed:
+        codes = {a["code"] for a in states.values()}
+        return Outcome(UNFINISHED if str(UNFINISHED) in codes else 0, stopped=stopped)
+    # One that was killed with its machine left no time; the others failed for want of it.
+    first = min(failed, key=lambda w: (int(states[w]["at"] or 0), w))
+    lines = workers.ask_one(first, "tail", attempt, str(LAST_LINES)).lines
+    return Outcome(int(states[first]["code"] or 1), first, lines, stopped=stopped)
 
 
 def show(outcome: Outcome) -> None:

@@ -3,7 +3,7 @@
 #
 # ~/mmed_jax_pod/source     the checkout; `.commit` in it says which
 # ~/mmed_jax_pod/venv       its environment; `requirements` in it the hash of what was installed
-# ~/mmed_jax_pod/attempts/  a folder for each start: command, commit, step, tries, pid, log, exit (code and time)
+# ~/mmed_jax_pod/attempts/  a folder for each start: command, commit, step, tries, pid, log, exit (code, time in ns), stopped
 # ~/mmed_jax_pod/running    locked as long as a run is going on
 home=$HOME/mmed_jax_pod
 answer() { echo "@mmed_jax_pod $*"; exit 0; }
@@ -87,7 +87,7 @@ echo $$ > "$folder/pid.new" && mv "$folder/pid.new" "$folder/pid"
 "$@" < /dev/null >> "$folder/log" 2>&1
 code=$?
 kill -TERM -- -$$ 2> /dev/null # what it has left behind would hold the lock of `running`
-echo "$code $(date +%s)" > "$folder/exit.new" && mv "$folder/exit.new" "$folder/exit"
+echo "$code $(date +%s%N)" > "$folder/exit.new" && mv "$folder/exit.new" "$folder/exit"
 '
 
 pod_start() { # attempt, newest step, tries, command..
@@ -127,7 +127,7 @@ pod_state() { # attempt, or "" for the newest
   else
     status=killed
   fi
-  answer "status=$status attempt=$attempt pid=$(cat "$folder/pid" 2> /dev/null) step=$(cat "$folder/step" 2> /dev/null) tries=$(cat "$folder/tries" 2> /dev/null) command=$(base64 -w 0 "$folder/command" 2> /dev/null)"
+  answer "status=$status attempt=$attempt pid=$(cat "$folder/pid" 2> /dev/null) step=$(cat "$folder/step" 2> /dev/null) tries=$(cat "$folder/tries" 2> /dev/null) stopped=$([ -e "$folder/stopped" ] && echo yes) command=$(base64 -w 0 "$folder/command" 2> /dev/null)"
 }
 
 pod_follow() { # attempt, bytes already seen: the log until its process has ended
@@ -141,12 +141,13 @@ pod_tail() { # attempt, lines
   answer done=yes
 }
 
-pod_signal() { # attempt, signal: to the process group of the run and to nothing else
+pod_signal() { # attempt, signal, "stop" where a person asks for it: to the process group of the run and to nothing else
   local folder=$home/attempts/$1 pid
   pid=$(cat "$folder/pid" 2> /dev/null)
   [ -n "$pid" ] && [ ! -e "$folder/exit" ] || answer signalled=no
   # A process id may be another's after a restart of the machine; a running attempt holds the lock.
   is_running && grep -qs "$folder" "/proc/$pid/cmdline" || answer signalled=no
+  [ -z "$3" ] || touch "$folder/stopped"
   kill "-$2" -- "-$pid" 2> /dev/null || answer signalled=no
   answer signalled=yes
 }

@@ -196,7 +196,8 @@ class Pod:
             return f"{self.name} does not exist any more"
         if resource.state != "ACTIVE":
             return f"{self.name} is {resource.state}{resource.why}"
-        gone = [f"{n.name} is {n.state}" for n in self.nodes(resource) if n.state != "READY"]
+        # A machine that is repaired or restarts comes back, and the slice may be hard to get again.
+        gone = [f"{n.name} is {n.state}" for n in self.nodes(resource) if n.state not in ("READY", *NODE_COMING)]
         return ", ".join(gone)
 
     def delete(self) -> None:

@@ -6,6 +6,7 @@ and, for slices that are made anew, in their labels.
 """
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -43,7 +44,7 @@ class Watch:
     _last: Progress | None = field(default=None, init=False)
 
     def run(self) -> Outcome:
-        """Returns when the run is finished, or has said that its input is wrong.
+        """Returns when the run is finished, was ended by `stop`, or has said that its input is wrong.
 
         Raises:
           UserError: wrong input of the launcher; another command is going on there.
@@ -72,7 +73,7 @@ class Watch:
                 self.pod.gcloud.pace.sleep(self.pod.gcloud.pace.retry)
                 continue
             attempts.show(outcome)
-            if not outcome.lost and outcome.code in (0, WRONG_INPUT):
+            if not outcome.lost and (outcome.stopped or outcome.code in (0, WRONG_INPUT)):
                 return outcome
 
     def _was_suspended(self) -> bool:
@@ -115,10 +116,12 @@ class Watch:
         began = [(w, s) for w, s in states.items() if s["status"] != "none"]
         if began:
             _, last = max(began, key=lambda pair: pair[1]["attempt"])
-            self._last = attempts.progress_of(last)
+            ours = attempts.command_of(last) == attempts.full_command(self.command, len(workers.all))
+            if ours:
+                self._last = attempts.progress_of(last)
             if any(s["status"] == "running" for _, s in began):
-                return self._join(workers, began)
-            if _finished(states) and attempts.command_of(last) == self._full_command(workers):
+                return self._join(workers, last, ours)
+            if ours and _finished(states):
                 return Outcome(0)
         install(workers, self.checkout)
         progress = self._next_progress(workers)
@@ -126,16 +129,12 @@ class Watch:
         self._last = progress
         return attempts.wait(self.pod, workers, attempt, self.shown)
 
-    def _join(self, workers: Workers, began: Sequence[tuple[Worker, Answer]]) -> Outcome:
-        _, state = next(pair for pair in began if pair[1]["status"] == "running")
-        command = attempts.command_of(state)
-        if command != self._full_command(workers):
-            raise UserError(f"another command is going on there ({' '.join(command)}); `stop` ends it")
+    def _join(self, workers: Workers, state: Answer, ours: bool) -> Outcome:
+        if not ours:
+            command = shlex.join(attempts.command_of(state))
+            raise UserError(f"another command is going on there ({command}); `stop` ends it")
         print(f"watch: attempt {state['attempt']} is going on", flush=True)
         return attempts.wait(self.pod, workers, state["attempt"], self.shown)
-
-    def _full_command(self, workers: Workers) -> list[str]:
-        return attempts.full_command(self.command, len(workers.all))
 
     def _next_progress(self, workers: Workers | None) -> Progress:
         """Where the next attempt begins, and which one it is there.
