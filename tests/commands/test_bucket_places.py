@@ -1,12 +1,17 @@
 """Commands whose inputs, models and outputs lie in a bucket: the same results as with paths of this machine."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from data_gen.__main__ import main as data_gen
 from mmed_jax import compare, evaluate, export, generate, inspect, plan, rate
+from mmed_jax.checkpoints.checkpointer import Checkpointer
 from mmed_jax.common.buckets import ranged_file
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.output_files import write_text
@@ -16,8 +21,10 @@ from mmed_jax.data.records.schema import write_records
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
 from mmed_jax.evaluation.models import local
 from mmed_jax.hf.open_model import open_model
+from mmed_jax.hf.save import write_assets
+from mmed_jax.model.config import PRESETS
 from tests.support.fake_gcs import fake_gcs
-from tests.support.hf_folders import hf_folder, raw_tensors
+from tests.support.hf_folders import hf_folder, random_params, raw_tensors, tiny_tokenizer
 from tests.support.inference import TableEngine
 from tests.support.ratings import make_runs
 from tests.support.training import MODEL, bench, losses, unseen  # noqa: F401
@@ -115,6 +122,31 @@ def test_train_reads_everything_from_a_bucket(cloud, bench, tmp_path, monkeypatc
     assert any(n.endswith("/manifest.json") for n in cloud.names("bucket", "train/packed/"))
     config = json.loads((tmp_path / "there/config.json").read_text())
     assert config["init_from"] == f"{B}/train/start" and config["data"]["train"] == [f"{B}/train/a.jsonl"]
+
+
+def test_of_a_run_one_finished_checkpoint_is_fetched(cloud, tmp_path):
+    cfg = dataclasses.replace(PRESETS["demo"], vocab_size=512, hidden_size=16, intermediate_size=16, num_layers=1)
+    run, every = tmp_path / "run", {"every_steps": 1, "every_minutes": 0, "keep_last": 5, "keep_best": 0}
+    with Checkpointer(run, **every, async_=False) as checkpointer:
+        for step in (3, 7):
+            state = {"params": random_params(cfg, step), "opt_state": {}, "step": jnp.int32(step)}
+            checkpointer.maybe_save(step, state, data_state={}, config={"name": "stage1"}, metrics={})
+    (run / "config.json").write_text(json.dumps({"name": "stage1", "run_dir": str(run)}))
+    write_assets(run / "hf_assets", cfg, tiny_tokenizer(tmp_path / "ranks"), dtype="float32")
+    put(cloud, run, "runs/one")
+    for step in (3, 7):
+        cloud.write("bucket", f"runs/one/checkpoints/{step}/commit_success.txt", b"")
+    cloud.write("bucket", "runs/one/checkpoints/9/params/half", b"of a save under way")
+    before = cloud.requests["GET media"]
+    assert open_model(f"{B}/runs/one").known_step == 7
+    fetched = cloud.requests["GET media"] - before
+    assert fetched < len(cloud.names("bucket", "runs/one/")) - len(cloud.names("bucket", "runs/one/checkpoints/3/"))
+    for source in (open_model(f"{B}/runs/one/checkpoints/3"), open_model(f"{B}/runs/one", step=3)):
+        assert source.known_step == 3
+        got, want = source.load_params(), random_params(cfg, 3)
+        assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)))
+    with pytest.raises(UserError, match="has no checkpoint of step 9; there are 3, 7"):
+        open_model(f"{B}/runs/one", step=9)
 
 
 def test_generate_is_stopped_and_continued(cloud, engine, model):

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -83,8 +84,17 @@ def open_input(text: str | os.PathLike, flag: str = "", kind: type = InputPlace,
 
 
 def fetch_model(path: str | os.PathLike, step: int | None = None, flag: str = "") -> str | os.PathLike:
-    """The folder of a model: `path`, of a gs:// address a copy (open_input). Raises UserError, WorkError."""
-    return open_input(path, flag, ModelPlace, step) if is_bucket(str(path)) else path
+    """The folder of a model: `path`, of a gs:// address a copy; of a run also of its checkpoints/, or one step in it.
+
+    Raises:
+      UserError, WorkError: as open_input.
+    """
+    if not is_bucket(str(path)):
+        return path
+    run = re.fullmatch(r"(.+)/checkpoints(?:/([0-9]+))?/*", str(path))
+    if run is None:
+        return open_input(path, flag, ModelPlace, step)
+    return open_input(run[1], flag, ModelPlace, int(run[2]) if run[2] else step) / CHECKPOINTS / (run[2] or "")
 
 
 class NotThere(UserError):

@@ -5,14 +5,11 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from mmed_jax.common.errors import ReportedError, UserError, WorkError
 from mmed_jax.common.place_flags import InputPlace, ModelPlace, OutputPlace, addresses
 from mmed_jax.common.places import GS
-
-if TYPE_CHECKING:
-    pass
 
 Flags = TypeVar("Flags", argparse.Namespace, SimpleNamespace)
 
