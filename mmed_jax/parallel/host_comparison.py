@@ -12,6 +12,8 @@ from mmed_jax.parallel.host_facts import FREE, TIME, source_files
 
 # Beyond these a warning is said: a clock that is off by so many seconds, a disk with so few GiB free.
 SKEW_SECONDS, LEAST_FREE_GIB = 5.0, 5.0
+# A clock that is off by more than this forbids the run: what is timed by several hosts would be wrong.
+MOST_SKEW_SECONDS = 30.0
 # Facts that some process cannot know count only between those that can.
 _IF_KNOWN = ("git commit", "local changes")
 # A process that waits for the verdict waits a little longer than process 0 for the last of the others.
@@ -56,7 +58,8 @@ def compare(facts: Mapping[int, Mapping[str, Any]], hosts: Mapping[int, str]) ->
     named = [line for line in differences if not line.startswith("training hash ")]
     if any(line.startswith("config.") for line in named):
         differences = named
-    return differences, _clocks(facts, hosts) + _disks(facts, hosts)
+    refused, warnings = _clocks(facts, hosts)
+    return differences + refused, warnings + _disks(facts, hosts)
 
 
 def _difference(name: str, values: Mapping[int, Any], hosts: Mapping[int, str]) -> str:
@@ -77,20 +80,26 @@ def _show(text: str) -> str:
     return plain if len(plain) <= _LONGEST_VALUE else plain[:_LONGEST_VALUE] + "..."
 
 
-def _clocks(facts: Mapping[int, Mapping[str, Any]], hosts: Mapping[int, str]) -> list[str]:
+def _clocks(facts: Mapping[int, Mapping[str, Any]], hosts: Mapping[int, str]) -> tuple[list[str], list[str]]:
+    """(clocks that forbid the run, clocks that are warned of)."""
     times = {i: float(stated[TIME]) for i, stated in facts.items() if stated.get(TIME) is not None}
     if not times:
-        return []
+        return [], []
     middle = statistics.median(times.values())
     off = {i: t - middle for i, t in times.items() if abs(t - middle) > SKEW_SECONDS}
-    if not off and max(times.values()) - min(times.values()) > SKEW_SECONDS:
+    if len(times) == 2 and max(times.values()) - min(times.values()) > SKEW_SECONDS:
         last = max(times, key=lambda i: times[i])
         off = {last: times[last] - min(times.values())}
-    return [
-        f"the clock of {describe_processes([i], hosts)} is {abs(s):,.1f} s {'ahead' if s > 0 else 'behind'} (limit "
-        f"{SKEW_SECONDS:g} s): times in its files and messages are off by as much"
-        for i, s in off.items()
-    ]
+    refused: list[str] = []
+    warnings: list[str] = []
+    for process, seconds in off.items():
+        limit = MOST_SKEW_SECONDS if abs(seconds) > MOST_SKEW_SECONDS else SKEW_SECONDS
+        (refused if limit == MOST_SKEW_SECONDS else warnings).append(
+            f"the clock of {describe_processes([process], hosts)} is {abs(seconds):,.1f} s "
+            f"{'ahead' if seconds > 0 else 'behind'} (limit {limit:g} s)"
+            + (": set the clocks" if limit == MOST_SKEW_SECONDS else ": times in its files are off by as much")
+        )
+    return refused, warnings
 
 
 def _disks(facts: Mapping[int, Mapping[str, Any]], hosts: Mapping[int, str]) -> list[str]:

@@ -10,7 +10,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import time
 import zlib
 from collections.abc import Mapping
 from importlib import metadata
@@ -51,15 +50,15 @@ COMMIT_FILE = ".commit"
 TIME, FREE = "time", "free GiB"
 
 
-def host_facts(config: Any, more: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
+def host_facts(config: Any, more: Mapping[str, Any], folders: Mapping[str, Path], now: float) -> dict[str, Any]:
     """{name: JSON value}: what this process is about to run, and what it finds on its host.
 
     Args:
       config: the resolved config of the run.
       more: facts of other rooms (flags of the command, what is seen in the run directory).
       folders: {name: folder} whose disks must have space; one that is not there yet stands for the one above it.
+      now: the time (s) of this host's clock at a moment that all hosts share.
     """
-    now = time.time()  # first: all processes come here at one moment
     return {
         **config_facts(config),
         **code_facts(),

@@ -1,6 +1,7 @@
 """What `train` compares between hosts: before the first device is touched, and again when the data is there."""
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,12 +33,13 @@ def check_run(
       HostsDiffer, WorkError: as host_comparison.agree.
     """
     coordinator.meet("start")
+    now = time.time()  # all processes are here at one moment
     more = {f"--{name}": value for name, value in flags.items()}
     folders = {"config.data.cache_dir": parse_place(config.data.cache_dir)}
     if run_dir is not None:
         more |= view_run_dir(run_dir, shared=sees_mark(coordinator, run_dir, "run_dir"))
         folders["config.run_dir"] = run_dir
-    agree(coordinator, "run", host_facts(config, more, folders), say=say)
+    agree(coordinator, "run", host_facts(config, more, folders, now), say=say)
 
 
 def prepare_on_hosts(

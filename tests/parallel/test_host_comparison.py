@@ -29,7 +29,7 @@ def facts(**changed):
     with config.unlocked():
         for name, value in changed.items():
             config.update_from_flattened_dict({name.replace("__", "."): value})
-    return host_facts.host_facts(config, {"run_dir": "one folder"}, {})
+    return host_facts.host_facts(config, {"run_dir": "one folder"}, {}, time.time())
 
 
 def test_every_key_is_compared_but_those_of_a_host():
@@ -101,17 +101,28 @@ def test_commit_and_local_changes(tmp_path):
     lines, _ = compare({0: clean, 1: changed}, HOSTS)
     assert [line.partition(" differs")[0] for line in lines] == ["local changes", "code"]
 
+    # As a launcher copies it: no .git, the commit in a file.
+    (tmp_path / ".git").rename(tmp_path / "elsewhere")
+    (tmp_path / ".commit").write_text(f"{'ab' * 20}\n")
+    copied = host_facts.code_facts(tmp_path)
+    assert (copied["git commit"], copied["local changes"]) == ("ab" * 6, "none")
+    (tmp_path / ".commit").write_text(f"{'ab' * 20}\nchanges 0123456789ab\n")
+    assert host_facts.code_facts(tmp_path)["local changes"] == "0123456789ab"
 
-def test_clocks_and_disks_are_warnings_with_their_limits(three):
+
+def test_clocks_and_disks_have_limits(three):
     stated = {host_facts.TIME: time.time(), host_facts.FREE: {"config.run_dir": 100.0}}
-    late = {host_facts.TIME: stated[host_facts.TIME] - 60, host_facts.FREE: {"config.run_dir": 0.5}}
+    late = {host_facts.TIME: stated[host_facts.TIME] - 20, host_facts.FREE: {"config.run_dir": 0.5}}
     said = []
     results = three.run(lambda c: agree(c, "run", late if c.index == 1 else stated, warning=said.append))
     assert results == [None] * 3
     assert said == [
-        "the clock of process 1 (host-b) is 60.0 s behind (limit 5 s): "
-        "times in its files and messages are off by as much",
+        "the clock of process 1 (host-b) is 20.0 s behind (limit 5 s): times in its files are off by as much",
         "config.run_dir: only 0.5 GiB free on process 1 (host-b) (limit 5 GiB)",
+    ]
+    late[host_facts.TIME] -= 40
+    assert compare({0: stated, 1: late}, HOSTS)[0] == [
+        "the clock of process 0 (host-a) is 60.0 s ahead (limit 30 s): set the clocks"
     ]
 
 
