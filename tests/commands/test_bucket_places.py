@@ -147,6 +147,9 @@ def test_of_a_run_one_finished_checkpoint_is_fetched(cloud, tmp_path):
         assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)))
     with pytest.raises(UserError, match="has no checkpoint of step 9; there are 3, 7"):
         open_model(f"{B}/runs/one", step=9)
+    cloud.write("bucket", "runs/two/checkpoints/9/params/half", b"of a save under way")
+    with pytest.raises(UserError, match=f"^{B}/runs/two: has no finished checkpoint"):
+        open_model(f"{B}/runs/two")
 
 
 def test_generate_is_stopped_and_continued(cloud, engine, model):

@@ -253,8 +253,10 @@ def _of_model(found: Found, step: int | None) -> dict[str, Stored]:
         if name.startswith(CHECKPOINTS) and number.isdigit():
             saved[int(number)] = saved.get(int(number), False) or rest == COMMITTED
     whole = [n for n, finished in saved.items() if finished and f"{CHECKPOINTS}{n}{SET_ASIDE}" not in found.objects]
-    if not whole:
+    if not saved:
         return found.objects
+    if not whole:
+        raise UserError(f"{found.address}: has no finished checkpoint; one is finished by its {COMMITTED}")
     if step is not None and step not in whole:
         there = ", ".join(map(str, sorted(whole)))
         raise UserError(f"{found.address}: has no checkpoint of step {step}; there are {there}")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -56,6 +57,17 @@ def test_faults_while_fetching_are_not_seen(cloud):
         cloud.fault("faulty", probability=0.12, **fault)
     folder = open_input("gs://bucket/faulty")
     assert [(folder / str(n)).read_bytes() for n in range(6)] == [bytes([n]) * 50_000 for n in range(6)]
+
+
+def test_processes_of_a_host_fetch_once(cloud, capsys):
+    for n in range(3):
+        cloud.write("bucket", f"once/{n}", bytes([n]) * 1000)
+    cloud.fault("once.*alt=media", delay=0.3)
+    before = media(cloud)
+    with ThreadPoolExecutor(3) as pool:
+        folders = {*pool.map(open_input, ["gs://bucket/once"] * 3)}
+    assert len(folders) == 1 and media(cloud) - before == 3
+    assert "waiting for another process of this host" in capsys.readouterr().err
 
 
 def run(work, **flags):
