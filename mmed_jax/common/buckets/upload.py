@@ -154,6 +154,8 @@ class Upload:
             removed = {n for n in self._before if n not in now and n in self._uploaded}
             last = {n for n in changed | removed if _base(n) in LAST}
             if changed - last:
+                if not self._resumed:  # the same config.json over other weights has to go for that time too
+                    last |= {n for n in now if _base(n) in LAST and self._is_there(n)}
                 for name in last & self._uploaded.keys():
                     self._delete(name)
             for name in changed:
@@ -168,7 +170,7 @@ class Upload:
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
-            for name in sorted(last & changed, key=lambda n: LAST.index(_base(n))):
+            for name in sorted(last & now.keys(), key=lambda n: LAST.index(_base(n))):
                 self._put(name)
             self._before = now
 
