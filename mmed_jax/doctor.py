@@ -1,10 +1,13 @@
 """Checks the machine and prints one block to paste into a question.
 
     python -m mmed_jax.doctor [--run_dir=DIR]
+    python -m mmed_jax.doctor --all_hosts       started on every host of a pod or job: one table of all of them
 
 Exit code 0: fine, or warnings only; 1: something is broken. Names of keys and tokens are shown, never their values.
 """
 
+import argparse
+import contextlib
 import fcntl
 import glob
 import json
@@ -12,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +24,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from packaging.requirements import InvalidRequirement, Requirement
 
@@ -214,9 +219,19 @@ def check_tpu_lock(out: Findings, lockfile: str = LOCKFILE) -> None:
                 lock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         out.add("tpu lock", f"{lockfile}: nobody holds it; if the TPU seems to be in use all the same, remove the file")
     except BlockingIOError:
-        out.warnings.append(f"{lockfile} is held: another process uses the TPU")
+        out.warnings.append(f"{lockfile} is held: {find_holder(lockfile) or 'another process'} uses the TPU")
     except OSError as e:
         out.warnings.append(f"{lockfile} is somebody else's ({e.strerror}): the TPU may seem in use; remove it as root")
+
+
+def find_holder(path: str) -> str:
+    """ "process 123 (python -m ...)" that has the file open, "" when none can be seen."""
+    for link in glob.glob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.path.samefile(link, path) and (pid := link.split("/")[2]) != str(os.getpid()):
+                command = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
+                return f"process {pid} ({command[:80]})"
+    return ""
 
 
 def probe() -> dict[str, Any]:
@@ -318,11 +333,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--run_dir", default="runs", type=OutputPlace, metavar="DIR", help="where runs will be written (default: runs)"
     )
+    parser.add_argument("--all_hosts", action="store_true", help="started on every host: one table of all of them")
+    parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
+    parser.add_argument("--num_processes", default=0, type=int, metavar="N", help="where no scheduler tells")
+    parser.add_argument("--process_id", default=-1, type=int, metavar="I", help="of this host, from 0")
+    parser.add_argument("--timeout_seconds", default=300, type=int, metavar="S", help="how long hosts are waited for")
     parser.add_argument("--probe", action="store_true", help="only what jax finds, as one line of JSON")
     args = parser.parse_args(argv)
     if args.probe:
         print(json.dumps(probe()))
         return
+    run_dir = parse_place(args.run_dir, "--run_dir")
+    if args.all_hosts:
+        check_all_hosts(args, run_dir)
+    else:
+        end(check_machine(run_dir).problems)
+
+
+def check_machine(run_dir: Place) -> Findings:
+    """All checks of this host; prints their block."""
     from mmed_jax.config.defaults import base
 
     out = Findings()
@@ -332,16 +361,90 @@ def main(argv: list[str] | None = None) -> None:
     check_tpu_lock(out)
     check_jax(out, find_accelerators())
     folders = {"compile cache": parse_place(base().compile_cache).absolute()}
-    run_dir = parse_place(args.run_dir, "--run_dir")
     if is_bucket(run_dir):
         check_bucket(out, run_dir)
     else:
         folders = {"run dir": run_dir.absolute(), **folders}
     check_storage(out, folders)
     check_environment(out, os.environ)
-    print(out.block())
-    if out.problems:
-        raise WorkError(f"{len(out.problems)} broken: {out.problems[0]}")
+    print(out.block(), flush=True)
+    return out
+
+
+def end(problems: list[str]) -> None:
+    """Raises WorkError where something is broken."""
+    if problems:
+        raise WorkError(f"{len(problems)} broken: {problems[0]}")
+
+
+def check_all_hosts(args: argparse.Namespace, run_dir: Place) -> None:
+    """The checks of this host; process 0 also waits for the others and prints one table.
+
+    Raises:
+      UserError: nothing says where the processes meet. WorkError: something is broken, here or, on process 0, anywhere.
+    """
+    from mmed_jax.parallel import meeting, roll_call
+
+    point = meeting.find(args, ask=True)
+    if not point.host or not 0 <= point.process < point.count:
+        raise UserError(
+            "--all_hosts: no scheduler says which processes there are: give --coordinator=HOST:PORT, --num_processes=N "
+            "and --process_id=I (0 to N-1) on every host"
+        )
+    print(meeting.announce(point, args.timeout_seconds), flush=True)
+    meeting.check_address(point)
+    bucket = is_bucket(run_dir)
+    storage = run_dir if bucket else next(p for p in (run_dir.absolute(), *run_dir.absolute().parents) if p.exists())
+
+    def report(mark: str) -> dict[str, Any]:
+        seen = mark == str(storage) if bucket else bool(mark) and (storage / mark).exists()
+        out = check_machine(run_dir)
+        return host_report(out, "shared with process 0" if seen else "NOT SHARED with process 0", seen)
+
+    if point.process:
+        roll_call.answer_call(point, args.timeout_seconds, report, time.time)
+        print(f"reported   to process 0 on {point.host}: the table is there")
+        return
+    mark = str(storage) if bucket else write_mark(storage)
+    try:
+        with roll_call.RollCall(point.port, point.count, mark) as call:
+            out = check_machine(run_dir)
+            own = roll_call.Answer(socket.gethostname(), host_report(out, "", True))
+            call.wait(args.timeout_seconds, 2 * PROBE_SECONDS)
+    finally:
+        if mark and not bucket:
+            (storage / mark).unlink(missing_ok=True)
+    print("\n".join(["", *roll_call.host_table(own, call.answers, os.environ)]))
+    problems = roll_call.host_problems(own, call, os.environ)
+    print("\n".join(f"BROKEN  {problem}" for problem in problems) or "all hosts fine")
+    end(problems)
+
+
+def write_mark(folder: Path) -> str:
+    """The name of a new file in `folder`, by which others see whether it is the same one; "" when it is read-only."""
+    name = f".shared.{uuid4().hex}"
+    try:
+        (folder / name).write_bytes(b"")
+    except OSError:
+        return ""
+    return name
+
+
+def host_report(out: Findings, shared: str, seen: bool) -> dict[str, Any]:
+    """What a host says of itself in a roll call: columns of the table, what is broken, and what has to be equal."""
+    from mmed_jax.parallel.host_facts import code_facts, environment_facts, version_facts
+
+    lines = dict(out.lines)
+    storage = lines.get("run dir", "").rpartition(": ")[2]
+    shown = {
+        "devices": lines.get("jax", "jax does not start").partition(", started")[0],
+        "checkout": lines.get("checkout", ""),
+        "run dir": ", ".join(filter(None, (storage, shared))),
+        "tpu lock": "held" if any(LOCKFILE in w for w in out.warnings) else "",
+    }
+    facts = {**code_facts(), **version_facts(), **environment_facts(os.environ), "devices": shown["devices"]}
+    unshared = [] if seen else ["does not see in its run dir what process 0 writes there"]
+    return {"shown": shown, "problems": [*out.problems, *unshared], "facts": facts}
 
 
 if __name__ == "__main__":

@@ -22,8 +22,11 @@ class MeetingPoint:
     source: str
 
 
-def find(distributed: Any) -> MeetingPoint:
+def find(distributed: Any, ask: bool = False) -> MeetingPoint:
     """Where the processes meet, from config.distributed, else as far as the environment tells without waiting.
+
+    Args:
+      ask: a TPU pod's metadata are asked as well.
 
     Raises:
       UserError: an address without a port.
@@ -33,7 +36,7 @@ def find(distributed: Any) -> MeetingPoint:
         return MeetingPoint(
             host, port, distributed.process_id, distributed.num_processes, "config.distributed.coordinator"
         )
-    return _of_scheduler() or MeetingPoint("", 0, -1, -1, "")
+    return _of_scheduler(ask) or MeetingPoint("", 0, -1, -1, "")
 
 
 def _parse(address: str) -> tuple[str, int]:
@@ -44,7 +47,7 @@ def _parse(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _of_scheduler() -> MeetingPoint | None:
+def _of_scheduler(ask: bool) -> MeetingPoint | None:
     """As jax reads Slurm's or Open MPI's environment; None where jax asks others, or is not as expected."""
     try:
         from jax._src.clusters import ClusterEnv
@@ -52,11 +55,12 @@ def _of_scheduler() -> MeetingPoint | None:
         for env in ClusterEnv._cluster_types:
             if env.opt_in_only_method or not env.is_env_present():
                 continue
-            if not any(name in env.__name__.lower() for name in ("slurm", "ompi")):
+            kind = next((k for k in ("slurm", "ompi", *(["tpu"] if ask else [])) if k in env.__name__.lower()), "")
+            if not kind:
                 return None
             port = os.environ.get("JAX_COORDINATOR_PORT")
             host, _, number = env.get_coordinator_address(5, port).rpartition(":")
-            source = "Slurm" if "slurm" in env.__name__.lower() else "Open MPI"
+            source = {"slurm": "Slurm", "ompi": "Open MPI", "tpu": "the TPU pod"}[kind]
             return MeetingPoint(host.strip("[]"), int(number), env.get_process_id(), env.get_process_count(), source)
     except Exception:
         return None

@@ -1,16 +1,19 @@
 """The doctor finds what is broken, warns of what is odd, and gives no secret away."""
 
 import json
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 
 from mmed_jax import doctor
-from mmed_jax.common.errors import WorkError
+from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.doctor import Findings
+from mmed_jax.parallel import roll_call
 
 
 def run_doctor(monkeypatch, capsys, *args):
@@ -159,7 +162,53 @@ def test_tpu_lockfile(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         doctor.check_tpu_lock(out, path)
-    assert "is held" in out.warnings[0]
+    assert f"is held: process {holder.pid} (" in out.warnings[0]
+
+
+def test_all_hosts_in_one_table(monkeypatch, capsys, tmp_path):
+    """Three processes of which one never comes; another's clock and run directory are not those of process 0."""
+    monkeypatch.setattr(doctor, "check_jax", lambda out, accelerators: out.add("jax", "cpu: 8 x cpu, started in 1 s"))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    joined = ["--all_hosts", f"--coordinator=127.0.0.1:{port}", "--timeout_seconds=8"]
+    host = socket.gethostname()
+
+    def run(process, count, run_dir):
+        try:
+            return doctor.main([*joined, f"--num_processes={count}", f"--process_id={process}", f"--run_dir={run_dir}"])
+        except WorkError as e:
+            return e
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, (0, 1), (2, 2), (tmp_path, tmp_path))) == [None, None]
+    out = capsys.readouterr().out
+    assert "all hosts fine" in out and f"joining    process 1 of 2 on {host}, coordinator 127.0.0.1:{port}" in out
+    (row,) = [line for line in out.splitlines() if line.startswith(f"1        {host}")]
+    for text in ("cpu: 8 x cpu", "MiB/s, shared with process 0", " s ", " ms, "):
+        assert text in row, row
+    assert not list(tmp_path.iterdir())
+
+    answer_call = roll_call.answer_call
+    late = lambda point, seconds, report, clock: answer_call(point, seconds, report, lambda: clock() - 60)  # noqa: E731
+    monkeypatch.setattr(roll_call, "answer_call", late)
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "pod-a,pod-b,pod-c")
+    (tmp_path / "other").mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        error, _ = pool.map(run, (0, 1), (3, 3), (tmp_path, tmp_path / "other"))
+    out = capsys.readouterr().out
+    assert str(error).startswith("3 broken: "), error
+    assert any(line.startswith("2        pod-c") and line.endswith("NEVER ANSWERED") for line in out.splitlines()), out
+    broken = [line.removeprefix("BROKEN  ") for line in out.splitlines() if line.startswith("BROKEN  ")]
+    assert broken == [
+        f"process 1 ({host}): does not see in its run dir what process 0 writes there",
+        f"the clock of process 1 ({host}) is -60.0 s off that of process 0 (limit 5 s)",
+        "process 2 (pod-c) never answered: is the command running there?",
+    ]
+    with pytest.raises(UserError, match="give --coordinator=HOST:PORT"):
+        doctor.main(["--all_hosts"])
+    with pytest.raises(WorkError, match="nothing answers at 127.0.0.1"):
+        doctor.main([*joined[:2], "--timeout_seconds=0", "--num_processes=2", "--process_id=1"])
 
 
 @pytest.mark.parametrize("home", ["/", "", "/home/someone"])
