@@ -30,6 +30,7 @@ def argv(stage, out, **keys):
         "log_every": 100,
         "tensorboard": False,
         "mesh.devices": 1,
+        "xla_flags": "xla_backend_optimization_level=1",
     }
     return [f"--config={stage}", *(f"--config.{k}={v}" for k, v in {**shared, **keys}.items())]
 

@@ -290,6 +290,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(bench, 
 
 def test_the_loss_falls_on_the_demo_data(bench, tmp_path):  # noqa: F811
     keys = {"run_dir": tmp_path / "run", "data.cache_dir": bench.folder / "packed", "epochs": 0, "steps": 60}
+    keys |= {"xla_flags": "xla_backend_optimization_level=1"}
     keys |= {"compile_cache": bench.folder / "compiled", "tensorboard": False}
     outcome = train_here("--config=stage1", *(f"--config.{k}={v}" for k, v in keys.items()))
     assert outcome.code == 0, outcome.err

@@ -128,9 +128,8 @@ def test_dropout_is_drawn_by_seed_step_and_micro_batch_and_never_when_evaluating
     first = loss()
     assert first == loss() != float(gradient_of(adapter, params, batch)[1]["loss"])
     assert len({first, loss(at=1), loss(seed=1), loss(grad_accum=2)}) == 4
-    assert loss(remat="full") == pytest.approx(first, rel=1e-6)
-    mesh = sharding.make_mesh(fsdp=4, tensor=2)
-    np.testing.assert_allclose(gradient_of(adapter, params, batch, lora=spec, mesh=mesh)[1]["loss"], first, rtol=1e-6)
+    elsewhere = {"mesh": sharding.make_mesh(fsdp=4, tensor=2), "remat": "full"}
+    np.testing.assert_allclose(gradient_of(adapter, params, batch, lora=spec, **elsewhere)[1]["loss"], first, rtol=1e-6)
     options = [step.StepOptions(loss_chunk=64, lora=s) for s in (SPEC, spec)]
     sums = [jax.jit(step.make_eval_step(CFG, o))(adapter, batch, params)["nll"] for o in options]
     np.testing.assert_array_equal(*sums)
