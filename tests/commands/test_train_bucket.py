@@ -49,7 +49,7 @@ def cloud(server):
 @pytest.fixture(scope="module")
 def finished(bench, server) -> str:  # noqa: F811
     """A run of 24 steps in the bucket, checkpoints at 18 and 24."""
-    outcome = bench.train("gs://bucket/runs/one", **KEEP, tensorboard=True)
+    outcome = bench.train("gs://bucket/runs/one", plots=True, **KEEP, tensorboard=True)
     assert outcome.code == 0, outcome.err
     return "gs://bucket/runs/one"
 
