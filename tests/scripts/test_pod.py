@@ -15,7 +15,8 @@ from scripts.pod.__main__ import main
 from scripts.pod.gcloud import Pace
 from scripts.pod.resources import parse_slice
 from tests.support.fake_gcloud import fake_gcloud
-from tests.support.training import REPO, SLOWLY, STEPS, WAIT, bench, last_step, reproduced, saved  # noqa: F401
+from tests.support.fake_gcs import fake_gcs
+from tests.support.training import REPO, SLOWLY, STEPS, WAIT, bench, reproduced  # noqa: F401
 
 QUICK = Pace(poll=0.25, state=0.01, retry=0.1, tries=3, grace=1.0, unreachable=2.0, stop=10.0, command=30.0)
 # What a run does, by the files of its run directory: a checkpoint, then the exit code that `codes` has for it.
@@ -77,6 +78,15 @@ def train(run_dir):
 def run_dir(tmp_path):
     (tmp_path / "run").mkdir()
     return tmp_path / "run"
+
+
+@pytest.fixture
+def storage(monkeypatch):
+    """A server of buckets, here and for what runs on workers that are told of it."""
+    with fake_gcs("bucket") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
 
 
 def eventually(condition, seconds=120.0):
@@ -435,20 +445,22 @@ def test_a_stale_libtpu_lock_goes_and_one_that_is_held_stays(cloud, repo, run_di
 # -- watch
 
 
-def test_training_that_is_preempted_in_mid_run_ends_with_the_losses_of_one_that_was_not(bench, cloud, repo, run_dir):  # noqa: F811
-    """The real train: killed after its first checkpoint with the machine, it goes on from there on a new slice."""
+def test_training_that_is_preempted_in_mid_run_ends_with_the_losses_of_one_that_was_not(bench, cloud, repo, storage):  # noqa: F811
+    """The real train in a bucket: killed with its machine after a checkpoint, it goes on from there on a new slice."""
+    run = "gs://bucket/run"
     cloud.size("mmed", 1)
     flags = {name: os.environ[name] for name in ("JAX_PLATFORMS", "XLA_FLAGS", "HF_HUB_OFFLINE")}
-    cloud.environment(PYTHONPATH=str(REPO), **flags)
-    thread, codes = in_background("watch", "--spot", "--", "python", *SLOWLY[1:], *bench.argv(run_dir))
-    eventually(lambda: run_dir.is_dir() and saved(run_dir), WAIT)
+    cloud.environment(PYTHONPATH=str(REPO), **flags, **storage.environment)
+    thread, codes = in_background("watch", "--spot", "--", "python", *SLOWLY[1:], *bench.argv(run))
+    last = re.compile(r"run/checkpoints/\d+/commit_success.txt")
+    eventually(lambda: any(last.fullmatch(name) for name in storage.names("bucket", "run/checkpoints/")), WAIT)
     cloud.preempt("mmed")
-    assert last_step(run_dir) < STEPS
+    storage.advance(3600)  # the lock of the one that was killed is old
     thread.join(WAIT)
     assert codes == [0] and len(cloud.calls("queued-resources create")) == 2
     (second,) = cloud.attempts("mmed")
     assert f"of {STEPS}" in (second / "log").read_text().partition("resumed    step ")[2].splitlines()[0]
-    assert reproduced(run_dir) == reproduced(bench.reference)
+    assert reproduced(run) == reproduced(bench.reference)
 
 
 def watch(run_dir, *flags):
@@ -542,15 +554,14 @@ def test_watch_ends_on_wrong_input_and_without_a_run_dir(cloud, repo, run_dir):
         main(["watch", "--", "bash", "scripts/train.sh"], QUICK)
 
 
-def test_watch_reads_checkpoints_from_the_bucket(cloud, repo):
+def test_watch_reads_checkpoints_from_the_bucket(cloud, repo, storage):
     """Only a step with its last file counts; a bucket that cannot be read is no run without checkpoints."""
     cloud.size("mmed", 1)
-    place = cloud.bucket("b") / "run" / "checkpoints"
-    (place / "9").mkdir(parents=True)
-    (place / "4").mkdir()
-    (place / "4" / "commit_success.txt").touch()
-    command = ["--", "bash", "-c", "exit 1", "--config.run_dir=gs://b/run"]
-    with pytest.raises(WorkError, match="no checkpoint after step 4 in gs://b/run"):
+    cloud.environment(**storage.environment)
+    for name in ("9/manifest.ocdbt", "9/params/commit_success.txt", "4/commit_success.txt", "3/commit_success.txt"):
+        storage.write("bucket", f"run/checkpoints/{name}", b"")
+    command = ["--", "bash", "-c", "exit 1", "--config.run_dir=gs://bucket/run"]
+    with pytest.raises(WorkError, match="no checkpoint after step 4 in gs://bucket/run"):
         main(["watch", *command], QUICK)
     assert (cloud.attempts("mmed")[0] / "step").read_text() == "4\n"
     cloud.fail("storage ls", times=-1, stderr="ERROR: HTTPError 403")

@@ -1,4 +1,4 @@
-"""A gcloud that is this machine: queued resources with states over time, workers that are folders, a bucket.
+"""A gcloud that is this machine: queued resources with states over time, workers that are folders.
 
     with fake_gcloud(folder) as cloud: ...           `gcloud` in FOLDER/bin, which goes to the front of PATH
     cloud.states("mmed", ["PROVISIONING", "ACTIVE"]) what `describe` of it answers, one after the other; once a creation
@@ -7,7 +7,8 @@
     cloud.calls("create")                            the commands that came and match
 
 A command that comes by ssh runs with bash in the worker's home folder, FOLDER/workers/NODE/INDEX. `python3 -m venv`
-there makes an environment whose pip only notes what was asked of it (HOME/pip.txt).
+there makes an environment whose pip only notes what was asked of it (HOME/pip.txt). `gcloud storage ls` asks the
+server of fake_gcs.py that `environment` names.
 """
 
 import contextlib
@@ -60,13 +61,17 @@ there = load("resources.json", {})
 script = load("states.json", {})
 
 if words[0] == "storage":
+    import urllib.parse, urllib.request
     bucket, _, pattern = words[2].removeprefix("gs://").partition("/")
-    import glob
-    found = sorted(glob.glob(f"{home}/buckets/{bucket}/{pattern}"))
+    prefix = urllib.parse.quote(pattern.partition("*")[0], safe="")
+    server = load("environment.json", {})["STORAGE_EMULATOR_HOST"]
+    with urllib.request.urlopen(f"{server}/storage/v1/b/{bucket}/o?prefix={prefix}") as answer:
+        listed = [item["name"] for item in json.load(answer).get("items", [])]
+    found = [name for name in listed if re.fullmatch(re.escape(pattern).replace(r"\*", "[^/]*"), name)]
     if not found:
         leave("ERROR: (gcloud.storage.ls) One or more URLs matched no objects.")
-    for path in found:
-        print("gs://" + path.removeprefix(home + "/buckets/"))
+    for name in found:
+        print(f"gs://{bucket}/{name}")
     sys.exit(0)
 
 if not flags.get("zone"):
@@ -230,12 +235,6 @@ class FakeCloud:
     def attempts(self, node: str, index: int = 0) -> list[Path]:
         """The attempts on a worker, oldest first."""
         return sorted((self.worker(node, index) / "mmed_jax_pod" / "attempts").glob("*"))
-
-    def bucket(self, name: str) -> Path:
-        """A folder that `gcloud storage ls gs://NAME/..` lists."""
-        path = self.folder / "buckets" / name
-        path.mkdir(parents=True, exist_ok=True)
-        return path
 
     def kill(self, node: str, index: int = 0) -> None:
         """Ends what runs on a worker as a power cut does."""
