@@ -16,10 +16,11 @@ from mmed_jax.model import kv_cache, lora_products
 from mmed_jax.model.attention import attention as attend
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.precision import linear, precision
-from mmed_jax.model.quantization import gather_codes, weight_of
+from mmed_jax.model.quantization import LINEAR_MODULES, gather_codes, weight_of
 from mmed_jax.model.remat import rematerialise
 from mmed_jax.model.rope import apply_rope, rope_tables
 from mmed_jax.parallel.sharding import constrain
+from mmed_jax.parallel.two_step_gather import gather_weight, in_two_steps
 
 Params = dict[str, Any]
 
@@ -115,6 +116,8 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
     """One decoder layer; `mix(q, k, v) -> (context, extra)` is attention with or without a cache."""
     b, t, _ = x_btd.shape
     p = gather_codes(p, logical_axes(cfg)["layers"])
+    if in_two_steps():
+        p = _gather_weights(p, cfg, x_btd.dtype)
     x_btd = checkpoint_name(constrain(x_btd, "batch", "length", "act_embed"), "layer_input")
     with jax.named_scope("attention"):
         y = _rms_norm(x_btd, p["attn_norm"]["weight"], cfg.rms_norm_eps)
@@ -138,6 +141,17 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
         up = checkpoint_name(constrain(up, "batch", "length", "act_mlp"), "mlp")
         down = _linear(jax.nn.silu(gate) * up, p["down"])
     return constrain(x_btd + down, "batch", "length", "act_embed"), extra
+
+
+def _gather_weights(layer: Params, cfg: LlamaConfig, dtype: Any) -> Params:
+    """A layer whose weights, in `dtype`, are whole on every device; codes of quantised ones are as they were."""
+    axes = logical_axes(cfg)["layers"]
+    whole = {
+        name: {**layer[name], "weight": gather_weight(layer[name]["weight"].astype(dtype), axes[name]["weight"][1:])}
+        for name in LINEAR_MODULES
+        if "weight" in layer[name]
+    }
+    return {**layer, **whole}
 
 
 def _embed(p: Params, tokens_bt: jax.Array, dtype: Any) -> jax.Array:

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from mmed_jax.model.lora_products import HeadAdapter
 from mmed_jax.model.precision import precision, sum_product
+from mmed_jax.parallel import two_step_gather
 from mmed_jax.parallel.sharding import ACTIVATION_RULES, PARAM_RULES
 
 
@@ -103,7 +104,10 @@ def _over_devices(trained, head, targets, weights, how: _How, *, gradients: bool
 
     def local(hidden, head, adapter, targets, weights):
         # [D, V]: gathered and scattered along the first axis. Along the last one devices hold two copies at a time.
-        head = jax.lax.all_gather(head.T, shards, axis=0, tiled=True)
+        if two_step_gather.in_two_steps():
+            head = two_step_gather.all_gather(head.T, 0)
+        else:
+            head = jax.lax.all_gather(head.T, shards, axis=0, tiled=True)
         out = _chunks(hidden, head, adapter, targets, weights, how, split_vocab, gradients, "dv")
         if not gradients:
             return out

@@ -16,6 +16,7 @@ from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.lora import LoraSpec, lora_spec
 from mmed_jax.parallel import sharding
 from mmed_jax.parallel.chips import tpu_of
+from mmed_jax.parallel.two_step_gather import line_length
 from mmed_jax.parallel.xla_flags import compiler_options
 from mmed_jax.training import optim, step
 from mmed_jax.training import state as placement
@@ -92,6 +93,7 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
         packing=config.data.packing,
         lora=spec,
         seed=config.seed,
+        gather_line=line_length(mesh),
     )
     flags = compiler_options(tpu_of(mesh.devices.flat[0].device_kind), config.xla_flags)
     # The state stays where it is, and every process can read the numbers.

@@ -17,6 +17,7 @@ from mmed_jax.data.languages.declarations import DECLARATIONS
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.lora import LoraSpec, join
+from mmed_jax.parallel.two_step_gather import gathers_along
 from mmed_jax.training.loss import weighted_nll
 
 # Index 0 is padding; i + 1 is schema.LANGUAGES[i]. A language without a slot would be missing from the count of tokens
@@ -46,6 +47,8 @@ class StepOptions:
     lora: LoraSpec | None = None
     # Of the adapter's dropout.
     seed: int = 0
+    # Devices of the line along which gathers of weights begin, on several slices (two_step_gather.line_length).
+    gather_line: int = 0
 
 
 def init_state(params: Any, tx: optax.GradientTransformation) -> State:
@@ -73,27 +76,28 @@ def batch_sums(
     spec = options.lora
     if spec is not None:
         params = join(base, params, spec, cfg, dropout_key=dropout_key)
-    hidden_btd = llama.forward(
-        params,
-        cfg,
-        batch["tokens"],
-        positions_bt=batch["positions"] if options.packing else None,
-        segment_ids_bt=batch["segment_ids"] if options.packing else None,
-        compute_dtype=jnp.dtype(options.compute_dtype),
-        remat=options.remat,
-        attention=options.attention,
-    )
     mask_bt = batch["loss_mask"]
-    total, nll_bt = weighted_nll(
-        hidden_btd,
-        llama.head_weight(params, cfg),
-        batch["targets"],
-        mask_bt,
-        chunk=options.loss_chunk,
-        compute_dtype=jnp.dtype(options.compute_dtype),
-        train_head=spec is None,
-        adapter=llama.head_adapter(params, hidden_btd),
-    )
+    with gathers_along(options.gather_line):
+        hidden_btd = llama.forward(
+            params,
+            cfg,
+            batch["tokens"],
+            positions_bt=batch["positions"] if options.packing else None,
+            segment_ids_bt=batch["segment_ids"] if options.packing else None,
+            compute_dtype=jnp.dtype(options.compute_dtype),
+            remat=options.remat,
+            attention=options.attention,
+        )
+        total, nll_bt = weighted_nll(
+            hidden_btd,
+            llama.head_weight(params, cfg),
+            batch["targets"],
+            mask_bt,
+            chunk=options.loss_chunk,
+            compute_dtype=jnp.dtype(options.compute_dtype),
+            train_head=spec is None,
+            adapter=llama.head_adapter(params, hidden_btd),
+        )
     nll_bt = jnp.where(mask_bt > 0, nll_bt * mask_bt, 0.0)
     by_language = jax.nn.one_hot(batch["language"], LANGUAGE_SLOTS, dtype=jnp.float32)
     sums = {

@@ -115,6 +115,11 @@ def test_mesh_and_accumulation_together_with_remat(params, batch):
     assert_same(gradient_of(params, batch), gradient_of(params, batch, mesh=mesh, grad_accum=4, remat="full"))
 
 
+def test_gathers_in_two_steps_give_the_gradient_of_one_device(params, batch):
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    assert_same(gradient_of(params, batch), gradient_of(params, batch, mesh=mesh, gather_line=2, remat="full"))
+
+
 def test_loss_is_the_mean_over_supervised_tokens_and_counts_are_right(params, batch):
     _, metrics = gradient_of(params, batch)
     hidden = llama.forward(
