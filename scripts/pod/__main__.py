@@ -68,6 +68,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{args.action} takes no command behind --")
     if not command and args.action in ("run", "watch"):
         raise UserError(f"{args.action} -- COMMAND, for example -- python -m mmed_jax.train --config=stage1:8b ..")
+    if args.dry_run and args.action != "up":
+        raise UserError("--dry_run goes with up")
+    if args.follow < 0:
+        raise UserError(f"--follow={args.follow}: a number of workers, 0 for none")
     args.command = command
     return args
 

@@ -247,9 +247,12 @@ def test_the_manifest_of_a_jobset(tmp_path, capfd):
         (["up", "--gke", "--tpu=v6e-8", "--image=i", "--", "x", "--config.run_dir=/mnt/r"], "a pod's disk goes"),
         (["up", "--gke", "--tpu=v6e-8", "--image=i", "--name=A_b", "--", "x"], "--name=A_b"),
         (["watch", "--gke", "--", "x"], "--gke goes with up"),
+        (["watch", "--dry_run", "--", "x"], "--dry_run goes with up"),
+        (["run", "--follow=-1", "--", "x"], "--follow=-1"),
+        (["run"], "run -- COMMAND"),
     ],
 )
-def test_a_manifest_that_would_not_work_is_refused(arguments, message):
+def test_flags_that_do_not_go_together_are_refused(arguments, message):
     with pytest.raises(UserError, match=re.escape(message)):
         main(arguments, QUICK)
 
