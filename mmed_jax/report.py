@@ -8,6 +8,7 @@ Writes RUN_DIR/plots/*.png and RUN_DIR/report.html (one self-contained file). No
 prints the most expensive operations of the steps that `train --profile=START:STOP` recorded (read by jax; no device).
 """
 
+from mmed_jax.checkpoints.metrics_file import read_metrics
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import run_command
 from mmed_jax.common.place_flags import InputPlace
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
         print(top_operations(args.run))
         return
     page = make_report(args.run)
+    if goodput := read_metrics(args.run).goodput.describe():
+        print(f"goodput    {goodput}")
     print(f"{page}\n{page.parent / 'plots'}/")
 
 

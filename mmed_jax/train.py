@@ -198,6 +198,7 @@ def main(argv: list[str] | None = None) -> int:
             devices=len(devices),
             platform=devices[0].platform,
             chat_format=chat,
+            startup_seconds=process_seconds(),
             **meter.describe(),
         )
 
@@ -255,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
             improved = losses is not None and losses["validation/loss"] < best
             best = losses["validation/loss"] if improved else best
 
-            checkpointer.maybe_save(
+            saved = checkpointer.maybe_save(
                 number,
                 state,
                 data_state=lambda: data_state,
@@ -266,6 +267,8 @@ def main(argv: list[str] | None = None) -> int:
                 # Nothing is written from a state whose numbers have not been looked at.
                 before=lambda: record(delayed.flush()),
             )
+            if saved:
+                log.event("save", number, blocked_seconds=checkpointer.blocked_seconds)
             if profiler.after(number, state):
                 progress.note(f"profile    python -m mmed_jax.report --run={config.run_dir} --profile")
             if stop:
@@ -279,6 +282,7 @@ def main(argv: list[str] | None = None) -> int:
     if main_process:
         try_report(run_dir)
         say(f"data wait  {meter.totals()['data_wait_share']:.2%} of the training time")
+        say(f"goodput    {log.goodput.describe()}")
         say(setup.closing(config, number, steps))
     return 0 if number == steps else UNFINISHED
 

@@ -112,6 +112,7 @@ class Checkpointer:
         self._leaves: dict[str, Any] = {}  # what its stores must hold
         self.newest: int | None = None  # the newest step that is known to be whole
         self._last_saved = time.monotonic()
+        self.blocked_seconds = 0.0  # for which the newest save held the steps up
 
     def _make_manager(self) -> ocp.CheckpointManager:
         quiet_orbax()
@@ -181,6 +182,7 @@ class Checkpointer:
             before()
         if callable(data_state):
             data_state = data_state()
+        begun = time.monotonic()
         self.wait()
         value = (metrics or {}).get(self.best_metric)
         best = float(value) if value is not None and np.isfinite(value) else None
@@ -217,6 +219,7 @@ class Checkpointer:
         self._last_saved = time.monotonic()
         if not self._async:
             self.wait()
+        self.blocked_seconds = time.monotonic() - begun
         return True
 
     def _late(self, seconds: float) -> str:

@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmed_jax.checkpoints.goodput import Goodput
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import check_file
 from mmed_jax.common.jsonl import loads
@@ -29,12 +30,14 @@ _NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 @dataclass
 class Records:
-    """What metrics.jsonl says: train and evals by ascending step, events as written, notes on damage."""
+    """What metrics.jsonl says: train and evals by ascending step, events as written, notes on damage, and where the
+    time of all its lines went."""
 
     train: list[dict[str, Any]] = field(default_factory=list)
     evals: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    goodput: Goodput = field(default_factory=Goodput)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """(steps, values) of every record that has the number `name`; NaN included."""
@@ -63,6 +66,7 @@ def read_metrics(path: str | Place) -> Records:
             out.notes.append(f"{path.name} line {number}: {what}, left out")
             continue
         kind, step = record["kind"], record["step"]
+        out.goodput.add(record)
         if kind == "event":
             out.events.append(record)
             if record.get("event") == "start":

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmed_jax.checkpoints.metrics_file import METRICS_FILE
+from mmed_jax.checkpoints.goodput import Goodput
+from mmed_jax.checkpoints.metrics_file import METRICS_FILE, read_metrics
 from mmed_jax.checkpoints.run_directory import run_storage
 from mmed_jax.checkpoints.run_storage import RunStorage
 from mmed_jax.common import console
@@ -45,6 +46,9 @@ class MetricsLogger:
       wandb: project name, or {"project": ..., further arguments of wandb.init}; None or "" = off.
       config: shown by W&B.
 
+    Attributes:
+      goodput: where the time of all starts went, those before this one included; empty on the other processes.
+
     Raises:
       UserError: a wanted writer is not installed, or W&B cannot start.
       WorkError: metrics.jsonl or the event files cannot be written.
@@ -62,6 +66,7 @@ class MetricsLogger:
         self._file: Any = None
         self._board: Any = None
         self._wandb: Any = None
+        self.goodput = read_metrics(run_dir).goodput if is_main else Goodput()
         if not is_main:
             return
         self._storage = run_storage(run_dir)
@@ -81,17 +86,17 @@ class MetricsLogger:
             )
 
     def start(self, step: int, **info: Any) -> None:
-        """Marks that training starts or resumes after `step` updates."""
+        """Marks that training starts or resumes after `step` updates. startup_seconds: since the process began."""
         if self._board is not None:
             self._board.restart(step)
         self.event("start", step, **info)
 
     def event(self, event: str, step: int, **info: Any) -> None:
-        """Records something that happened (start, stopped, compiled, output_lost, ...)."""
-        self._append({"kind": "event", "step": int(step), "time": time.time(), "event": event, **info})
+        """Records something that happened (start, stopped, compiled, save, output_lost, ...)."""
+        self._append(self._counted({"kind": "event", "step": int(step), "time": time.time(), "event": event, **info}))
 
     def train(self, step: int, values: Mapping[str, Any]) -> None:
-        """Records the numbers of one training step."""
+        """Records the numbers of one training step, with the goodput until then."""
         self._record("train", step, values)
 
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
@@ -116,7 +121,10 @@ class MetricsLogger:
     def _record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         if self._file is None:
             return
-        self._append({"kind": kind, "step": int(step), "time": time.time(), **values})
+        record = self._counted({"kind": kind, "step": int(step), "time": time.time(), **values})
+        if kind == "train" and self.goodput.share is not None:
+            values = {**values, "goodput": self.goodput.share}
+        self._append({**record, **values})
         scalars = {k: float(v) for k, v in values.items() if _is_scalar(v)}
         if kind == "train":
             scalars = {f"train/{k}": v for k, v in scalars.items()}
@@ -131,6 +139,11 @@ class MetricsLogger:
             except Exception as e:  # the file has the numbers; a broken side channel must not end a training run
                 setattr(self, name, None)
                 print(f"{name.strip('_')}: writing failed, continuing without it ({one_line(e)})", file=sys.stderr)
+
+    def _counted(self, record: dict[str, Any]) -> dict[str, Any]:
+        if self._file is not None:
+            self.goodput.add(record)
+        return record
 
     def _append(self, record: Mapping[str, Any]) -> None:
         if self._file is None:

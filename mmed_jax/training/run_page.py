@@ -208,6 +208,8 @@ def _page(run_dir: Place, records: Records, config: dict | None, plots: list[Plo
         notes=notes,
         bad_steps=[s for s, v in zip(*records.series("loss")) if not math.isfinite(v)],
         numbers=_final_numbers(run_dir, records),
+        goodput=records.goodput.describe(),
+        time_parts=records.goodput.rows(),
         languages=_language_rows(records),
         plots=plots,
         events=_event_rows(records),

@@ -51,7 +51,7 @@ def test_micro_batches_and_a_batch_in_tokens_change_nothing(bench, tmp_path):  #
 
 
 def test_every_step_is_written_down_completely(bench):  # noqa: F811
-    records = metrics(bench.reference)
+    records, report = metrics(bench.reference), (bench.reference / "report.html").read_text()
     assert [r["step"] for r in records.train] == list(range(1, STEPS + 1))
     always = {
         "loss",
@@ -67,6 +67,7 @@ def test_every_step_is_written_down_completely(bench):  # noqa: F811
         "tokens_seen",
         "host_memory_gib",
         "host_memory_peak_gib",
+        "goodput",
         "batch",
     }
     timed = {
@@ -84,14 +85,16 @@ def test_every_step_is_written_down_completely(bench):  # noqa: F811
         assert r["supervised_tokens_per_second"] == pytest.approx(r["supervised_tokens"] / r["step_seconds"])
         assert 0 <= r["data_wait_seconds"] <= r["step_seconds"]
     assert np.cumsum([r["real_tokens"] for r in records.train]).tolist() == [r["tokens_seen"] for r in records.train]
-    start, compiled, end = records.events
+    start, compiled, *saves, end = records.events
+    assert [(e["event"], e["step"]) for e in saves] == [("save", step) for step in saved(bench.reference)]
+    assert all(e["blocked_seconds"] > 0 for e in saves) and "Where the time went" in report
     assert (start["event"], start["devices"], start["platform"]) == ("start", 1, "cpu")
     assert "real tokens/s" in start["mfu_formula"] and start["flops_per_token"] > 0
     assert (compiled["event"], compiled["compile_count"]) == ("compiled", 1) and compiled["compile_seconds"] > 0
     assert compiled["startup_seconds"] > compiled["compile_seconds"]
     waited, seconds = (sum(r[k] for r in records.train[1:]) for k in ("data_wait_seconds", "step_seconds"))
     assert (end["event"], end["step"]) == ("end", STEPS) and end["data_wait_share"] == pytest.approx(waited / seconds)
-    assert f"{waited / seconds:.2%}" in (bench.reference / "report.html").read_text()
+    assert f"{waited / seconds:.2%}" in report
 
 
 def test_the_run_directory_holds_what_comes_after_training_needs(bench):  # noqa: F811

@@ -1,11 +1,13 @@
 """Interrupted runs: killed, stopped or damaged, they end as if nothing had happened, bit for bit on the same mesh."""
 
 import fcntl
+import json
 import os
 import random
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,18 @@ def assert_as_uninterrupted(bench, run_dir):  # noqa: F811
 def starts_of(run_dir) -> list[int]:
     """The steps from which the run was started or resumed."""
     return [e["step"] for e in read_metrics(run_dir).events if e["event"] == "start"]
+
+
+def assert_time_is_accounted_for(run_dir, seconds: float, starts: int) -> None:
+    """The parts of the goodput sum to the time of the run, which took no more than `seconds`; killed steps are redone."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    first, goodput = lines[0], read_metrics(run_dir).goodput
+    assert goodput.wall == pytest.approx(lines[-1]["time"] - first["time"] + first["startup_seconds"], abs=0.01)
+    assert goodput.wall < seconds < goodput.wall + 5 and goodput.starts == starts
+    taken = [line["step"] for line in lines if line["kind"] == "train"]
+    assert len(taken) > len(set(taken)) and all(goodput.seconds[part] > 0 for part in ("redone", "between", "save"))
+    told = sum(line.get("step_seconds", 0.0) for line in lines)
+    assert goodput.seconds["productive"] + goodput.seconds["redone"] <= told + goodput.seconds["compile"]
 
 
 def unlocked(contents: dict[str, bytes]) -> dict[str, bytes]:
@@ -95,7 +109,7 @@ def test_a_run_whose_checkpoints_are_gone_stops_or_begins_again(bench, tmp_path)
     """In a folder whose name libraries would take for a pattern."""
     run = tmp_path / "lr=[1e-5]"
     assert bench.train(run, steps=4, checkpoint__every_steps=2, tensorboard=True).code == 0
-    assert bench.train(run, steps=4).code == 0 and len(metrics(run).events) == 3
+    assert bench.train(run, steps=4).code == 0 and len(metrics(run).events) == 5
     records = metrics(run).train
     assert [r.get("checkpoint_step") for r in records[:2]] == [None, None]
     assert all(0 < r["host_memory_gib"] <= r["host_memory_peak_gib"] + 0.01 for r in records)
@@ -128,6 +142,7 @@ def test_a_report_that_cannot_be_written_fails_no_run(bench, tmp_path):  # noqa:
 def test_killed_at_random_moments_and_in_the_middle_of_a_save(bench, tmp_path):  # noqa: F811
     run = tmp_path / "run"
     # Killed with all arrays of step 6 written and the checkpoint not yet whole.
+    began = time.time()
     held = tmp_path / "held"
     code = (
         "import time, pathlib\n"
@@ -156,6 +171,7 @@ def test_killed_at_random_moments_and_in_the_middle_of_a_save(bench, tmp_path): 
     assert starts_of(run)[:2] == [0, 0] and len(starts_of(run)) == 4
     assert_as_uninterrupted(bench, run)
     assert not list((run / "checkpoints").glob("*tmp*"))
+    assert_time_is_accounted_for(run, time.time() - began, starts=4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
