@@ -110,7 +110,7 @@ def test_tensorboard_without_tensorflow(tmp_path):
     write(2, range(3, 6), 10.0)
     assert "tensorflow" not in sys.modules
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert sorted(board.Tags()["scalars"]) == ["train/loss", "validation/loss"]
+    assert sorted(board.Tags()["scalars"]) == ["train/goodput", "train/loss", "validation/loss"]
     assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(1, 1), (2, 2), (3, 30), (4, 40), (5, 50)]
 
 
