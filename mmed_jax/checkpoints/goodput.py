@@ -121,5 +121,6 @@ class Goodput:
 def _seconds(record: Mapping[str, Any], name: str) -> float:
     """A duration of a record; 0 where it has none, or none that can be one."""
     value = record.get(name)
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-    return float(value) if usable else 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return 0.0
+    return max(0.0, float(value))
