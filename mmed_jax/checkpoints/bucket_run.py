@@ -11,6 +11,7 @@ Objects have no rename, and a folder is no more than what names begin with.
 import contextlib
 import os
 import socket
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from mmed_jax.common.buckets.bucket import Bucket, open_bucket
 from mmed_jax.common.buckets.download import COMMITTED, SET_ASIDE
 from mmed_jax.common.buckets.lease import Lease
 from mmed_jax.common.buckets.spool import Spool, upload_folder
-from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.errors import UserError, WorkError, one_line, warn
 from mmed_jax.common.output_files import write_json
 from mmed_jax.common.places import Place
 
@@ -69,12 +70,17 @@ class BucketRun(RunStorage):
             self._lease = lease
 
     def unlock(self) -> None:
-        """Brings what has grown to the bucket first."""
+        """Brings what has grown to the bucket first. Raises WorkError, UserError where that fails."""
         spool, self._spool = self._spool, None
         lease, self._lease = self._lease, None
+        failing = sys.exc_info()[0] is not None  # what is on its way says more than what is said here
         try:
             if spool is not None:
                 spool.close()
+        except (WorkError, UserError) as e:
+            if not failing:
+                raise
+            warn(one_line(e))
         finally:
             if lease is not None:
                 lease.release()

@@ -45,12 +45,14 @@ from mmed_jax.checkpoints.save_deadline import Deadline
 from mmed_jax.checkpoints.stored_arrays import plain_path, stored_problems
 from mmed_jax.checkpoints.tree import compare, describe, from_dict, package_versions, to_dict
 from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone, shorten, write_manifest
-from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.places import Place, is_bucket
 from mmed_jax.config.resume import plain_config, training_hash
+from mmed_jax.parallel import distributed
 from mmed_jax.parallel.barriers import agree_on, any_text, on_main, same_storage
 from mmed_jax.parallel.host_allocator import give_back_freed_memory
 from mmed_jax.parallel.preemption import PreemptionGuard
+from mmed_jax.parallel.shared_work import on_first
 
 __all__ = ["Checkpointer", "PreemptionGuard", "available_steps", "guard_run_dir", "restore_params"]
 
@@ -97,7 +99,8 @@ class Checkpointer:
         self.every_steps, self.every_seconds = every_steps, every_minutes * 60
         self.best_metric, self._sync_every = best_metric, sync_every
         self._folder = self._storage.checkpoints
-        on_main(self._storage.lock)
+        # By the store, not by a collective: of a run in a bucket that was killed a minute may be waited for.
+        on_first(distributed.coordinator, self._storage.lock, "the lock of run_dir")
         same_storage(self.run_dir)
         recorded = self._metrics()
         self._best = {step: value for step, value in recorded.items() if value is not None}
@@ -298,9 +301,16 @@ class Checkpointer:
         except Exception as e:
             self._pending = None
             self._best.pop(step, None)
-            steps = available_steps(self.run_dir)
-            kept = f"step {steps[-1]} is the newest whole checkpoint" if steps else "no checkpoint exists yet"
+            kept = self._newest_there()
             raise WorkError(f"checkpoint of step {step} in {self._folder} was not written: {reason(e)}; {kept}") from e
+
+    def _newest_there(self) -> str:
+        """For the error of a save: what is there."""
+        try:
+            steps = available_steps(self.run_dir)
+        except (WorkError, UserError) as e:
+            return f"which checkpoints are whole cannot be asked now ({one_line(e)})"
+        return f"step {steps[-1]} is the newest whole checkpoint" if steps else "no checkpoint exists yet"
 
     # Restoring
 

@@ -108,8 +108,6 @@ class MetricsLogger:
         for writer in (self._board, self._wandb, self._file):
             if writer is not None:
                 writer.finish() if hasattr(writer, "finish") else writer.close()
-        if self._file is not None:
-            self._storage.flush()
         self._file = self._board = self._wandb = None
 
     def __enter__(self) -> "MetricsLogger":

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmed_jax import doctor, report
+from mmed_jax.checkpoints import bucket_run
 from mmed_jax.checkpoints.metrics_file import read_metrics
 from mmed_jax.common.buckets import lease
 from mmed_jax.common.buckets.bucket import Bucket
@@ -19,6 +20,8 @@ from tests.support.training import (  # noqa: F401
     assert_same_state,
     bench,
     call,
+    cut_back,
+    files,
     finish,
     last_step,
     losses,
@@ -165,8 +168,10 @@ def test_a_silent_bucket_a_kill_and_faults_leave_the_run_as_on_a_disk(bench, clo
     assert saved(run) == [18, 24]
 
 
-def test_two_processes_go_on_with_a_run_of_one(bench, cloud, finished):  # noqa: F811
-    run = copied(cloud, finished, "gs://bucket/runs/two", without="checkpoints/24/")
+def test_two_processes_go_on_with_a_run_that_was_copied_from_a_disk(bench, cloud, tmp_path):  # noqa: F811
+    run = "gs://bucket/runs/two"
+    for name, data in files(cut_back(bench.reference, tmp_path / "run", 18)).items():
+        cloud.write("bucket", f"runs/two/{name}", data)
     outcomes = finish(*bench.start_two(run, **KEEP))
     assert [o.code for o in outcomes] == [0, 0], [o.err for o in outcomes]
     assert f"resumed    step 18 of {STEPS}" in outcomes[0].out
@@ -174,6 +179,23 @@ def test_two_processes_go_on_with_a_run_of_one(bench, cloud, finished):  # noqa:
     np.testing.assert_allclose(losses(run), losses(bench.reference), rtol=1e-4)
     ours, theirs = state_of(run, STEPS), state_of(bench.reference, STEPS)
     assert ours.keys() == theirs.keys()
+
+
+def test_a_process_that_has_lost_the_lock_finishes_no_checkpoint(bench, cloud, monkeypatch):  # noqa: F811
+    run, flush = "gs://bucket/runs/lost", bucket_run.BucketRun.flush
+
+    def another_takes_over(self):
+        flush(self)
+        cloud.write("bucket", "runs/lost/.lock", b'{"host": "other", "process": 7}')
+
+    monkeypatch.setattr(bucket_run.BucketRun, "flush", another_takes_over)
+    outcome = bench.train(run, **KEEP)
+    line = outcome.err.splitlines()[-1]
+    assert outcome.code == 1 and line.startswith("error: checkpoint of step 6 in gs://bucket/runs/lost/checkpoints")
+    assert "lock was taken over by process 7 on other" in line and "no checkpoint exists yet" in line
+    assert saved(run) == [] and cloud.read("bucket", "runs/lost/.lock").endswith(b"7}")
+    # The numbers up to there are in the bucket all the same, in whole lines.
+    assert last_step(run) >= 6
 
 
 def test_the_next_stage_starts_from_a_run_in_a_bucket(bench, cloud, finished, tmp_path, monkeypatch):  # noqa: F811

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from mmed_jax.common.buckets.bucket import Bucket, NoAnswer, PreconditionFailed, Stored
+from mmed_jax.common.buckets.bucket import Bucket, PreconditionFailed, Stored
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.jsonl import BadJSON, loads
 
@@ -63,7 +63,7 @@ class Lease:
                     self._generation = self._write(0)
                     break
                 age = self._age(there)
-                if age > STALE_HEARTBEATS * self._heartbeat:
+                if age > STALE_HEARTBEATS * self._heartbeat or not self._is_held():
                     self._generation = self._write(there.generation)
                     break
             except PreconditionFailed:
@@ -115,10 +115,9 @@ class Lease:
         while not self._over.wait(self._heartbeat):
             try:
                 self.renew()
-            except NoAnswer:  # the next may reach it; nobody else takes the lock without a word of the bucket
-                continue
-            except (WorkError, UserError):
-                return
+            except (WorkError, UserError):  # no answer, credentials that ran out: the next may do
+                if self._lost or not self._generation:
+                    return
 
     def _write(self, generation: int) -> int:
         holder = {"host": socket.gethostname(), "process": os.getpid(), "id": self._id, "time": time.time()}
@@ -131,6 +130,15 @@ class Lease:
             return self._bucket.put(probe, b"").updated - there.updated
         finally:
             self._bucket.delete(probe)
+
+    def _is_held(self) -> bool:
+        """Whether it is a lock of this kind; a copied folder has that of a disk, which nobody renews."""
+        try:
+            return "id" in loads(self._bucket.get(self._name), dict)
+        except BadJSON:
+            return False
+        except FileNotFoundError:  # given back meanwhile
+            return True
 
     def _holder(self) -> str:
         try:

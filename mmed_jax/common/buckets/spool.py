@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmed_jax.common.buckets.bucket import Bucket, checksum_of, open_bucket
@@ -107,14 +108,19 @@ class Spool:
 def read_segments(place: Place, log: str) -> bytes:
     """All that was appended to `log` of a folder in a bucket, over all starts. b"" when there is nothing.
 
+    An object that is called like the log comes first: of a folder that was copied from a disk.
+
     Raises:
       WorkError, UserError: of the bucket.
     """
     bucket, key = open_bucket(place)
     stem, _, _ = log.partition(".")
-    prefix = "/".join(filter(None, (key, stem)))
+    prefix, whole = ("/".join(filter(None, (key, name))) for name in (stem, log))
     names = {n: o.name for o in bucket.list(f"{prefix}/") for n in _numbers([o.name])}
-    return b"".join(bucket.get(names[n]) for n in sorted(names))
+    copied = bucket.get(whole) if bucket.stat(whole) is not None else b""
+    if copied and not copied.endswith(b"\n"):
+        copied += b"\n"
+    return copied + b"".join(bucket.get(names[n]) for n in sorted(names))
 
 
 def upload_folder(
@@ -137,13 +143,16 @@ def upload_folder(
         name = file.relative_to(folder).as_posix()
         if name in without or (file.name.startswith(".") and file.name.endswith(".tmp")):
             continue
-        state = file.stat().st_size, checksum_of(file)
-        if known.get(name) != state:
-            stored = bucket.put(prefix + name, file)
-            known[name] = stored.size, stored.crc32c
+        try:
+            state = file.stat().st_size, checksum_of(file)
+            if known.get(name) != state:
+                stored = bucket.put(prefix + name, file)
+                known[name] = stored.size, stored.crc32c
+        except FileNotFoundError:  # one of a library that has removed it again
+            continue
 
 
-def _numbers(names) -> list[tuple[int, int]]:
+def _numbers(names: Iterable[str]) -> list[tuple[int, int]]:
     """(start, number) of the names that are segments."""
     found = (_SEGMENT.fullmatch(name.rpartition("/")[2]) for name in names)
     return [(int(m[1]), int(m[2])) for m in found if m]

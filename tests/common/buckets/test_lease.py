@@ -49,6 +49,11 @@ def test_one_holder_at_a_time_and_a_dead_one_is_followed(cloud):
         killed.check()
     killed.release()
     second.renew()
+    # What a copied folder of a disk holds is nobody's.
+    cloud.write("bucket", "copy/.lock", b"process 7 on other\n")
+    third = Lease(Bucket("bucket", deadline_s=10), "copy/.lock", "a copy", 30)
+    third.take()
+    third.release()
     assert cloud.names("bucket") == ["run/.lock"]
     second.release()
 
