@@ -4,6 +4,7 @@ import sys
 
 from data_gen.commands.command_list import COMMANDS, find_command
 from mmed_jax.common.errors import UserError, nearest, run_command
+from mmed_jax.common.loading import ended_at_once
 
 
 def _help() -> str:
@@ -21,7 +22,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args[0] not in COMMANDS:
         raise UserError(f"data_gen: no command '{args[0]}'{nearest(args[0], COMMANDS)}")
-    find_command(args[0]).main(args[1:])
+    with ended_at_once():
+        command = find_command(args[0])
+    command.main(args[1:])
 
 
 if __name__ == "__main__":

@@ -5,8 +5,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from mmed_jax.common.loading import end_at_once
+
 if TYPE_CHECKING:
     from mmed_jax.inference.pretrained import Llama
+
+end_at_once()
 
 __version__ = "0.1.0"
 __all__ = ["Llama", "__version__"]

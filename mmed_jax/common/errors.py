@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Self
 
-from mmed_jax.common import console
+from mmed_jax.common import console, loading
 
 # Of train: a signal stopped it before its last step and all that was done is saved. Whoever started it (Slurm, a
 # watcher of a pod) starts the same command again. EX_TEMPFAIL of sysexits.h: "the user is invited to retry".
@@ -119,6 +119,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     """
     global failed_with
     console.install()
+    loading.listen_again()
     try:
         with console.ended_by_signals():
             code = main()

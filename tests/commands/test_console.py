@@ -214,3 +214,29 @@ def test_a_signal_ends_a_command_and_leaves_nothing_half_made(tmp_path, number):
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     assert err.decode() == f"stopped by {name}; run the same command again to continue\n"
     assert process.returncode == 128 + number and not (tmp_path / "half").exists()
+
+
+# Stands for a library that takes an interrupt for a failed import.
+SLOW_LIBRARY = """
+    import pathlib, time
+    pathlib.Path("loading").touch()
+    try:
+        time.sleep(100)
+    except KeyboardInterrupt:
+        raise ImportError("broken off") from None
+"""
+
+
+@pytest.mark.parametrize(
+    "library, command",
+    [("numpy", ["mmed_jax.train"]), ("numpy", ["data_gen"]), ("ml_collections", ["data_gen", "corpus"])],
+)
+def test_ctrl_c_while_modules_are_loaded_ends_a_command_without_a_word(tmp_path, library, command):
+    (tmp_path / f"{library}.py").write_text(textwrap.dedent(SLOW_LIBRARY))
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{REPO}"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=tmp_path, env=env, **pipes)
+    while not (tmp_path / "loading").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=100) == (b"", b"") and process.returncode == -signal.SIGINT
