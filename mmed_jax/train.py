@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     from mmed_jax.model.remat import check_remat
     from mmed_jax.parallel import sharding
     from mmed_jax.parallel.devices import check_platform, choose_devices, enable_compile_cache
+    from mmed_jax.parallel.watchdog import Watchdog
     from mmed_jax.planning import host_memory, on_device
     from mmed_jax.training import state as placement
     from mmed_jax.training.flops import train_flops_per_token
@@ -190,7 +191,8 @@ def main(argv: list[str] | None = None) -> int:
         ) as log,
         Progress(steps, start=first, every=config.log_every, label=config.name, is_main=main_process) as progress,
         Profiler(run_storage(run_dir).growing / FOLDER, profiled) as profiler,
-        PreemptionGuard() as guard,
+        Watchdog(distributed.coordinator) as watchdog,
+        PreemptionGuard(beat=watchdog.beat) as guard,
     ):
         log.start(
             first,
@@ -275,6 +277,7 @@ def main(argv: list[str] | None = None) -> int:
                 log.event("stopped", number, signal=guard.signal_name or "SIGTERM")
                 break
         record(delayed.flush())
+        watchdog.end()
         checkpointer.wait()
         log.event("end", number, **meter.totals())
 

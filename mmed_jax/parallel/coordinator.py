@@ -33,9 +33,9 @@ class Coordinator:
         self.host = host or socket.gethostname()
         self._client.key_value_set(f"{_KEY}/host/{index}", self.host, allow_overwrite=True)
 
-    def state(self, name: str, text: str) -> None:
-        """Tells the others what this process has to say under `name`."""
-        self._client.key_value_set(f"{_KEY}/{name}/{self.index}", text)
+    def state(self, name: str, text: str, *, again: bool = False) -> None:
+        """Tells the others what this process has to say under `name`; `again`: in the place of what it said before."""
+        self._client.key_value_set(f"{_KEY}/{name}/{self.index}", text, allow_overwrite=again)
 
     def hear(self, name: str, process: int, seconds: float | None = None, say: Callable[[str], object] = print) -> str:
         """What `process` states under `name`, waited for. Raises WorkError when it does not answer in time."""

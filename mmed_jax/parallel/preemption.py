@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -29,10 +30,13 @@ class PreemptionGuard:
     process alike, without touching the devices; the others are handed to it as a SIGTERM. Where the service is
     switched off the flags are gathered every `sync_every` calls, because gathering waits for the devices. A second
     Ctrl-C interrupts at once.
+
+    Args:
+      beat: called with the step whenever `should_stop` is asked.
     """
 
-    def __init__(self, sync_every: int = 10):
-        self.sync_every = sync_every
+    def __init__(self, sync_every: int = 10, beat: Callable[[int], object] = lambda step: None):
+        self.sync_every, self._beat = sync_every, beat
         self.signal_name = ""  # the signal that came, "" before
         self._flag = threading.Event()
         self._calls, self._agreed = 0, False
@@ -73,8 +77,9 @@ class PreemptionGuard:
         order.
 
         Args:
-          step: for the reader only; what counts is the number of calls.
+          step: for `beat` only; what counts is the number of calls.
         """
+        self._beat(step)
         if not self._several:
             return self._flag.is_set()
         from jax.experimental import multihost_utils
