@@ -42,6 +42,7 @@ from mmed_jax.checkpoints.run_directory import (
     run_storage,
 )
 from mmed_jax.checkpoints.save_deadline import Deadline
+from mmed_jax.checkpoints.save_interval import SaveInterval
 from mmed_jax.checkpoints.stored_arrays import plain_path, stored_problems
 from mmed_jax.checkpoints.tree import compare, describe, from_dict, package_versions, to_dict
 from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone, shorten, write_manifest
@@ -69,7 +70,8 @@ class Checkpointer:
     Args:
       run_dir: the run directory, on storage that all processes share.
       every_steps: save when the step is a multiple; 0 = not by steps.
-      every_minutes: save when this long has passed since the last save; 0 = not by time. With several processes the
+      every_minutes: save when this long has passed since the last save; 0 = not by time; "auto" and
+        mean_hours_between_interruptions: see save_interval.SaveInterval. With several processes the measures and the
         clock of process 0 counts, asked every `sync_every` steps.
       keep_last: newest checkpoints kept. keep_best: kept as well, those with the lowest `best_metric`.
       best_metric: key in `metrics` of `maybe_save`; a checkpoint saved without it is never best.
@@ -86,9 +88,10 @@ class Checkpointer:
         run_dir: str | Place,
         *,
         every_steps: int,
-        every_minutes: float,
+        every_minutes: float | str,
         keep_last: int,
         keep_best: int,
+        mean_hours_between_interruptions: float = 24.0,
         best_metric: str = "validation/loss",
         deadline_minutes: float = 60.0,
         async_: bool = True,
@@ -96,7 +99,8 @@ class Checkpointer:
     ):
         self._storage = run_storage(run_dir)
         self.run_dir = self._storage.place
-        self.every_steps, self.every_seconds = every_steps, every_minutes * 60
+        self.every_steps = every_steps
+        self._interval = SaveInterval(every_minutes, mean_hours_between_interruptions)
         self.best_metric, self._sync_every = best_metric, sync_every
         self._folder = self._storage.checkpoints
         # By the store, not by a collective: of a run in a bucket that was killed a minute may be waited for.
@@ -223,6 +227,7 @@ class Checkpointer:
         if not self._async:
             self.wait()
         self.blocked_seconds = time.monotonic() - begun
+        self._interval.add(self.blocked_seconds)
         return True
 
     def _late(self, seconds: float) -> str:
@@ -237,13 +242,14 @@ class Checkpointer:
         return set(self._manager.all_steps()) - self._keep.aside
 
     def _time_is_up(self, step: int) -> bool:
-        if self.every_seconds <= 0:
+        every = self._interval.seconds  # 0 on all processes or on none, otherwise that of process 0 counts
+        if every <= 0:
             return False
         if jax.process_count() == 1:
-            return time.monotonic() - self._last_saved >= self.every_seconds
+            return time.monotonic() - self._last_saved >= every
         if step % self._sync_every:
             return False  # asking waits for the devices, so not after every step
-        mine = time.monotonic() - self._last_saved >= self.every_seconds
+        mine = time.monotonic() - self._last_saved >= every
         return bool(multihost_utils.broadcast_one_to_all(np.int32(mine)))
 
     def _clear(self, step: int) -> None:

@@ -181,7 +181,10 @@ KEYS: dict[str, Key] = {
     "eval_rows": Key(0, not_negative=True, may_change=True),
     # 0 = not by steps / not by minutes. The last step is always saved.
     "checkpoint.every_steps": Key(0, not_negative=True, may_change=True),
-    "checkpoint.every_minutes": Key(30.0, not_negative=True, may_change=True),
+    # "auto" = as often as costs least, by how long saves are seen to hold the steps up and by the next key.
+    "checkpoint.every_minutes": Key(30.0, not_negative=True, may_change=True, words=("auto",)),
+    # Read with every_minutes=auto: how long the whole run, all its hosts together, goes on before something stops it.
+    "checkpoint.mean_hours_between_interruptions": Key(24.0, positive=True, may_change=True),
     "checkpoint.keep_last": Key(2, positive=True, may_change=True),
     "checkpoint.keep_best": Key(1, not_negative=True, may_change=True),
     # In a bucket: a checkpoint that is not written or read after so long ends the run; 0 = waits without end.

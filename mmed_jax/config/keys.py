@@ -22,6 +22,7 @@ class Key:
     adamw_only: adafactor does not read it; with adafactor it must have its default.
     may_change: a run can be continued with another value: it changes nothing that is trained beyond rounding.
     compiled: another value compiles another step.
+    words: of a number, what may stand in its place.
     place: of a path or a list of them, what is done there (mmed_jax.common.place_flags); str: no bucket will do.
     per_host: a place or a number of one host; every other key has one value on all hosts of a run.
     """
@@ -36,6 +37,7 @@ class Key:
     adamw_only: bool = False
     may_change: bool = False
     compiled: bool = False
+    words: tuple[str, ...] = ()
     place: type | None = None
     per_host: bool = False
 
@@ -48,6 +50,8 @@ class Key:
         """Raises UserError for a value that is not valid, with the key and what is."""
         if self.required and not value:
             raise UserError(f"config.{name} is empty: {self.required}")
+        if isinstance(value, str) and value in self.words:
+            return
         if self.place is not None:
             for text in value if isinstance(value, tuple | list) else [value]:
                 check_text(text, f"config.{name}", self.place)

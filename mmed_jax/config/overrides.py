@@ -4,6 +4,7 @@ An unknown key, a wrong type or an impossible combination is one line and exit c
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.place_flags import check_text
 from mmed_jax.config.checks import validate
+from mmed_jax.config.defaults import KEYS
 from mmed_jax.config.lora_keys import write_out
 from mmed_jax.config.recipes import load_config
 from mmed_jax.config.values import flatten, nearest_key, to_json
@@ -35,12 +37,13 @@ def set_override(config: ConfigDict, key: str, text: str, flag: str = "--config"
         if key in groups:
             raise UserError(f"{flag}.{key}: is a group of keys{nearest('', [k for k in flat if k.startswith(key)])}")
         raise UserError(f"{flag}.{key}: no such key{nearest_key(key, flat)}")
-    value = _parse(text, flat[key], f"{flag}.{key}")
+    words = KEYS[key].words if key in KEYS else ()
+    value = text if text in words else _parse(text, KEYS[key].default if words else flat[key], f"{flag}.{key}", words)
     node = config
     *parents, leaf = key.split(".")
     for p in parents:
         node = node[p]
-    with node.unlocked():
+    with node.unlocked(), node.ignore_type() if words else contextlib.nullcontext():
         node[leaf] = ConfigDict(value, allow_dotted_keys=True) if isinstance(value, dict) else value
 
 
@@ -60,7 +63,7 @@ def split_overrides(argv: Sequence[str], flag: str) -> tuple[list[str], dict[str
     return flags, overrides
 
 
-def _parse(text: str, default: Any, key: str) -> Any:
+def _parse(text: str, default: Any, key: str, words: Sequence[str] = ()) -> Any:
     def bad(kind: str, example: str) -> UserError:
         return UserError(f"{key}={text}: must be {kind}, for example {example} (default {default!r})")
 
@@ -79,7 +82,7 @@ def _parse(text: str, default: Any, key: str) -> Any:
         try:
             return float(text)
         except ValueError:
-            raise bad("a number", "1e-5") from None
+            raise bad(" or ".join(["a number", *words]), "1e-5" if not words else words[0]) from None
     if isinstance(default, (tuple, list)):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if isinstance(default, dict):

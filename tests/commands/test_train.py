@@ -107,7 +107,8 @@ def test_the_run_directory_holds_what_comes_after_training_needs(bench):  # noqa
 
 
 def test_saves_by_the_clock_and_keeps_the_newest(bench, tmp_path):  # noqa: F811
-    run, changes = tmp_path / "run", {"checkpoint__every_steps": 0, "checkpoint__every_minutes": 1e-5}
+    run, changes = tmp_path / "run", {"checkpoint__every_steps": 0, "checkpoint__every_minutes": "auto"}
+    changes["checkpoint__mean_hours_between_interruptions"] = 1e-9
     assert bench.train(run, **changes, checkpoint__keep_last=3).code == 0
     assert len(saved(run)) == 3 and saved(run)[-1] == STEPS
     assert reproduced(run) == reproduced(bench.reference)

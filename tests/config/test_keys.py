@@ -36,11 +36,12 @@ def test_what_is_checked():
     }
     assert {name: key.choices for name, key in KEYS.items() if key.choices} == choices
     positive = "micro_rows loss_chunk optim.lr optim.eps log_every checkpoint.keep_last data.seq_len lora.b_lr_ratio"
-    positive += " data.temperature data.max_repeats"
+    positive += " checkpoint.mean_hours_between_interruptions data.temperature data.max_repeats"
     assert marked("positive") == {*positive.split(), "distributed.timeout_seconds"}
     not_negative = """
         seed batch_size batch_tokens steps epochs eval_every eval_rows checkpoint.every_steps checkpoint.every_minutes
-        checkpoint.keep_best grad_accum optim.warmup_steps optim.weight_decay optim.clip_norm lora.rank lora.alpha
+        checkpoint.deadline_minutes checkpoint.keep_best grad_accum optim.warmup_steps optim.weight_decay
+        optim.clip_norm lora.rank lora.alpha
         mesh.devices"""
     assert marked("not_negative") == set(not_negative.split())
     ratios = "optim.warmup_ratio optim.end_lr_ratio optim.decay_ratio data.validation_fraction optim.b1 optim.b2"
