@@ -108,13 +108,15 @@ class RollCall:
                     return
                 answer.host = host
                 self._changed.notify()
-            _write(stream, {"mark": self._mark})
-            answer.report = _read(stream)
-            self._measure(stream, answer)
-            _write(stream, {"ask": "end"})
-            with self._changed:
-                self._open -= 1
-                self._changed.notify()
+            try:
+                _write(stream, {"mark": self._mark})
+                answer.report = _read(stream)
+                self._measure(stream, answer)
+                _write(stream, {"ask": "end"})
+            finally:  # one that ended in the midst of it is not waited for
+                with self._changed:
+                    self._open -= 1
+                    self._changed.notify()
 
     def _measure(self, stream: Stream, answer: Answer) -> None:
         for _ in range(_PINGS):

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -205,6 +206,20 @@ def test_all_hosts_in_one_table(monkeypatch, capsys, tmp_path):
         f"the clock of process 1 ({host}) is -60.0 s off that of process 0 (limit 5 s)",
         "process 2 (pod-c) never answered: is the command running there?",
     ]
+
+    # One that ends in the midst of its checks is not waited for.
+    monkeypatch.setattr(roll_call, "answer_call", answer_call)
+
+    def check_jax(out, accelerators):
+        if threading.current_thread() is not threading.main_thread():
+            raise WorkError("ended")
+
+    monkeypatch.setattr(doctor, "check_jax", check_jax)
+    joined[2] = "--timeout_seconds=100"
+    other = threading.Thread(target=run, args=(1, 2, tmp_path))
+    other.start()
+    assert "process 1 (" in str(error := run(0, 2, tmp_path)) and "its checks did not end" in str(error)
+    other.join()
     with pytest.raises(UserError, match="give --coordinator=HOST:PORT"):
         doctor.main(["--all_hosts"])
     with pytest.raises(WorkError, match="nothing answers at 127.0.0.1"):
