@@ -162,7 +162,7 @@ TRAIN = {
     "run directory that is a file": ({"run_dir": "BAD/file"}, "run_dir=", "is a file, not a folder"),
     "run directory below a file": ({"run_dir": "BAD/file/run"}, "run_dir=", "Not a directory"),
     "read-only output": ({"run_dir": "/proc/no_such_place"}, "run_dir=/proc/no_such_place: cannot be written"),
-    "run directory in a bucket": ({"run_dir": "gs://bucket/run"}, "run_dir=gs://bucket/run"),
+    "run directory in another store": ({"run_dir": "s3://bucket/run"}, "run_dir=s3://bucket/run"),
     "packed data into a file": ({"data__cache_dir": "BAD/file"}, "config.data.cache_dir", "file"),
     "compile cache is a file": ({"compile_cache": "BAD/file"}, "config.compile_cache"),
     # platform

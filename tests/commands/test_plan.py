@@ -98,8 +98,9 @@ def test_a_small_step_for_a_slice_and_the_kept_result(tmp_path):
     )
     assert found["parameters"] == num_params(cfg)
     norms = 5 * 128
+    # And what the attention kernel knows of its blocks.
     assert found["argument_bytes"] == pytest.approx(
-        12 * ((num_params(cfg) - norms) / 4 + norms) + 6 * 128 * 4, abs=4096
+        12 * ((num_params(cfg) - norms) / 4 + norms) + 6 * 128 * 4, abs=8192
     )
     assert 1.0 <= found["hlo_over_model_flops"] < 1.6
     assert 0 < found["low_s"] <= found["schedule_s"] <= found["high_s"] <= found["compute_s"] + found["ici_s"] + 1e-9
