@@ -1,6 +1,7 @@
 """python -m data_gen COMMAND ..."""
 
 import sys
+from contextlib import nullcontext
 
 from data_gen.commands.command_list import COMMANDS, find_command
 from mmed_jax.common.errors import UserError, nearest, run_command
@@ -22,7 +23,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args[0] not in COMMANDS:
         raise UserError(f"data_gen: no command '{args[0]}'{nearest(args[0], COMMANDS)}")
-    with ended_at_once():
+    # Called by a program, that is its own affair.
+    with ended_at_once() if argv is None else nullcontext():
         command = find_command(args[0])
     command.main(args[1:])
 

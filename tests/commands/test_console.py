@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mmed_jax.common import loading
+
 REPO = Path(__file__).resolve().parents[2]
 # Everything that writes beside a long command, and what it is for: a file.
 LONG = """
@@ -235,8 +237,63 @@ def test_ctrl_c_while_modules_are_loaded_ends_a_command_without_a_word(tmp_path,
     (tmp_path / f"{library}.py").write_text(textwrap.dedent(SLOW_LIBRARY))
     env = os.environ | {"PYTHONPATH": f"{tmp_path}:{REPO}"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-m", *command], cwd=tmp_path, env=env, **pipes)
+    # Ctrl-C is ignored where the tests run in the background.
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=tmp_path,
+        env=env,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **pipes,
+    )
     while not (tmp_path / "loading").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=100) == (b"", b"") and process.returncode == -signal.SIGINT
+
+
+OWN_PROGRAM = """
+    import pathlib, time
+    try:
+        pathlib.Path("waits").touch()
+        time.sleep(100)
+    except KeyboardInterrupt:
+        print("heard")
+"""
+
+
+@pytest.mark.parametrize("command", [["-m", "own.tool", "x"], ["-mown.tool"], ["-c", "import own.tool"]])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_program_that_imports_a_package_of_ours_keeps_its_ctrl_c(tmp_path, command, ignored):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/__init__.py").write_text("import mmed_jax, data_gen")
+    (tmp_path / "own/tool.py").write_text(textwrap.dedent(OWN_PROGRAM))
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{REPO}"}
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL),
+    )
+    while not (tmp_path / "waits").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    if ignored:  # as in the background of a shell
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        process.kill()
+    assert process.communicate(timeout=100)[0] == (b"" if ignored else b"heard\n")
+
+
+def test_the_module_that_python_looks_for(monkeypatch):
+    def wanted(*words):
+        position = next((i for i, word in enumerate(words) if word.startswith("-") and "m" in word), None)
+        rest = list(words[position + (2 if words[position] == "-m" else 1) :])
+        monkeypatch.setattr(sys, "orig_argv", ["python", *words])
+        monkeypatch.setattr(sys, "argv", ["-m", *rest])
+        return loading.wanted_module()
+
+    assert wanted("-m", "mmed_jax.train", "-m", "x") == "mmed_jax.train"
+    assert wanted("-X", "dev", "-Bmmmed_jax.train") == "mmed_jax.train"
+    monkeypatch.setattr(sys, "argv", ["/there/train.py"])
+    assert loading.wanted_module() == ""
