@@ -6,7 +6,8 @@ import operator
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun, primitives
+
+from mmed_jax.common.errors import warn
 
 # Width of a TPU vector register: blocks are a multiple of it.
 LANES = 128
@@ -94,58 +95,82 @@ def splash_attention(q, k, v, segments=None, *, interpret: bool = False) -> jax.
         residual_checkpoint_name="context",
         interpret=interpret,
     )
-    attend = _sum_of_dq_by_adds(jax.vmap(kernel))
-    out = attend(*(x.swapaxes(1, 2) for x in (q, k, v)), ids)
+    out = _sum_of_dq_by_adds(kernel)(*(x.swapaxes(1, 2) for x in (q, k, v)), ids)
     return out.swapaxes(1, 2)[:, :t]
 
 
 def _sum_of_dq_by_adds(kernel):
-    """The kernel, whose backward pass adds up the dq of the blocks of keys by adds instead of by one reduction.
+    """The kernel over a batch, whose backward pass adds up the dq of the blocks of keys by adds instead of by one reduction.
 
     The fused backward kernel writes a bfloat16 dq for every block of keys, [B, blocks, N, T, H], and JAX sums them over
     an axis that is neither first nor last, for which the TPU compiler takes ten times as long as the memory needs
     (v6e, 3 rows of 2048: 1.8 ms a layer; as adds in float32 of slices 0.2). JAX's rule is traced as it is, and that sum
-    alone exchanged.
+    alone exchanged. Where jax cannot be asked so (jax.extend is no stable interface) the kernel is as JAX made it.
 
     Args:
-      kernel: (q, k, v, segment ids or None) -> out, [B, heads, T, H] each.
+      kernel: of make_splash_mha: (q, k, v, segment ids or None) -> out, [heads, T, H] each.
+
+    Returns:
+      the same with [B, heads, T, H] each.
     """
+    if not _can_evaluate():
+        return jax.vmap(kernel)
 
+    # The kernel holds arrays, which may belong to the program that is being traced: a custom_vjp may not close over it.
     @jax.custom_vjp
-    def attend(q, k, v, ids):
-        return kernel(q, k, v, ids)
+    def attend(kernel, q, k, v, ids):
+        return jax.vmap(kernel)(q, k, v, ids)
 
-    def forward(q, k, v, ids):
-        return jax.vjp(lambda q, k, v: kernel(q, k, v, ids), q, k, v)
+    def forward(kernel, q, k, v, ids):
+        return jax.vjp(lambda q, k, v: jax.vmap(kernel)(q, k, v, ids), q, k, v)
 
     def backward(vjp, dout):
         traced = jax.make_jaxpr(vjp)(dout)
-        return *_evaluate(traced.jaxpr, traced.consts, [dout]), None
+        return None, *_evaluate(traced.jaxpr, traced.consts, [dout]), None
 
     attend.defvjp(forward, backward)
-    return attend
+    return functools.partial(attend, kernel)
+
+
+@functools.cache
+def _can_evaluate() -> bool:
+    try:
+        from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun  # noqa: F401
+    except ImportError as e:
+        warn(f"jax {jax.__version__}: the backward pass of splash attention is JAX's own, and slower ({e})")
+        return False
+    return True
 
 
 def _evaluate(jaxpr, consts, arguments):
-    """Outputs of a jaxpr for these arguments, sums over one axis of partial results made by adds."""
+    """Outputs of a jaxpr for these arguments, sums of partial results over one of the leading axes made by adds."""
+    from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments]))
     uncast = {}  # of what was cast, what it was
     for eqn in jaxpr.eqns:
         operands = [x.val if isinstance(x, Literal) else values[x] for x in eqn.invars]
-        if eqn.primitive is primitives.reduce_sum_p and len(eqn.params["axes"]) == 1:
+        # By name: primitives have moved more often than they were renamed.
+        name = eqn.primitive.name
+        if name == "reduce_sum" and _is_leading(eqn.params["axes"], operands[0].ndim):
             (axis,) = eqn.params["axes"]
             (total,) = eqn.outvars
             # Cut before they are cast: else all parts are written a second time, in float32.
-            source = uncast.get(eqn.invars[0], operands[0])
+            source = operands[0] if isinstance(eqn.invars[0], Literal) else uncast.get(eqn.invars[0], operands[0])
             parts = [jax.lax.index_in_dim(source, i, axis, keepdims=False) for i in range(source.shape[axis])]
             results = [functools.reduce(operator.add, (part.astype(total.aval.dtype) for part in parts))]
-        elif eqn.primitive is primitives.jit_p:
+        elif name in ("jit", "pjit"):
             results = _evaluate(eqn.params["jaxpr"].jaxpr, eqn.params["jaxpr"].consts, operands)
         else:
-            inputs = [x for x in dict.fromkeys(eqn.invars) if not isinstance(x, Literal)]
+            inputs = list(dict.fromkeys(x for x in eqn.invars if not isinstance(x, Literal)))
             one = jaxpr.replace(constvars=[], invars=inputs, outvars=eqn.outvars, eqns=[eqn])
             results = jaxpr_as_fun(ClosedJaxpr(one, []))(*(values[x] for x in inputs))
         values.update(zip(eqn.outvars, results))
-        if eqn.primitive is primitives.convert_element_type_p:
+        if name == "convert_element_type":
             uncast[eqn.outvars[0]] = operands[0]
     return [x.val if isinstance(x, Literal) else values[x] for x in jaxpr.outvars]
+
+
+def _is_leading(axes: tuple[int, ...], rank: int) -> bool:
+    """Whether a sum is over one axis before the last two, which alone lie together in a TPU's memory."""
+    return len(axes) == 1 and axes[0] < rank - 2

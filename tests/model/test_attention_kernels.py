@@ -87,11 +87,44 @@ def test_splash_adds_up_dq_without_a_reduction(monkeypatch):
         run = jax.grad(lambda *x: (KERNELS["splash"](*x, segments) ** 2).sum().astype(jnp.float32), argnums=(0, 1, 2))
         return jax.make_jaxpr(run)(q, k, v), jax.jit(run)(q, k, v)
 
-    ours, theirs = gradients(attention_splash._sum_of_dq_by_adds), gradients(lambda kernel: kernel)
+    ours, theirs = gradients(attention_splash._sum_of_dq_by_adds), gradients(jax.vmap)
     partial = re.compile(r"f32\[2,2,512,16\] = reduce_sum")
     assert not partial.search(str(ours[0])) and partial.search(str(theirs[0]))
     for a, b in zip(ours[1], theirs[1]):
         np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=2**-8, atol=1e-6)
+
+
+def test_the_backward_pass_of_splash_may_hold_any_equation():
+    """What another jax traces for it: literals, custom derivatives, loops, sums over other axes, an input as output."""
+
+    def f(x, unused):
+        y = jax.nn.relu(2.0 * x + x * 0.5) - jax.jit(lambda a: a.astype(jnp.float32).sum(0) * 3.0)(x)
+        y = jax.lax.fori_loop(0, 3, lambda i, y: y * 1.5, y)
+        return y.sum((0, 1)), y.sum(-1), jnp.ones((4, 3)).sum(0), 4.0, x
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 8, 16)), jnp.bfloat16)
+    traced = jax.make_jaxpr(f)(x, x)
+    ours = attention_splash._evaluate(traced.jaxpr, traced.consts, [x, x])
+    for a, b in zip(ours, f(x, x), strict=True):
+        np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=1e-5, atol=1e-4)
+    adds = jax.make_jaxpr(lambda x: attention_splash._evaluate(traced.jaxpr, traced.consts, [x, x]))(x)
+    # One sum of four is over a leading axis.
+    assert str(traced).count("reduce_sum") == str(adds).count("reduce_sum") + 1
+
+
+def test_splash_without_the_means_to_read_a_program_is_jaxs_own(monkeypatch, capsys):
+    monkeypatch.delattr("jax.extend.core.jaxpr_as_fun")
+    attention_splash._can_evaluate.cache_clear()
+    try:
+        q, k, v = (jnp.asarray(x) for x in random_qkv(1, 128, 128, 1, 1, 16))
+        for _ in range(2):
+            ours = jax.grad(lambda q: KERNELS["splash"](q, k, v).sum())(q)
+    finally:
+        monkeypatch.undo()
+        attention_splash._can_evaluate.cache_clear()
+    theirs = jax.grad(lambda q: KERNELS["splash"](q, k, v).sum())(q)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert capsys.readouterr().err.count("splash attention is JAX's own, and slower") == 1
 
 
 @pytest.mark.parametrize("length, expected", [(2048, (1024, 2048)), (8192, (1024, 8192)), (640, (640, 640))])
