@@ -144,7 +144,7 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
 
 
 def _gather_weights(layer: Params, cfg: LlamaConfig, dtype: Any) -> Params:
-    """A layer whose weights, in `dtype`, are whole on every device; codes of quantised ones are as they were."""
+    """A layer whose weights, in `dtype`, are whole on every device; quantised ones are codes, gathered already."""
     axes = logical_axes(cfg)["layers"]
     whole = {
         name: {**layer[name], "weight": gather_weight(layer[name]["weight"].astype(dtype), axes[name]["weight"][1:])}

@@ -25,6 +25,7 @@ import ml_dtypes
 import numpy as np
 
 from mmed_jax.common.errors import UserError, nearest
+from mmed_jax.parallel import two_step_gather
 from mmed_jax.parallel.sharding import constrain_gathered
 
 KINDS = ("compute", "int8", "nf4")
@@ -194,11 +195,14 @@ def gather_codes(layer: dict[str, Any], axes: dict[str, Any]) -> dict[str, Any]:
         p = layer[name]
         if (kind := kind_of(p)) != "compute":
             weight_axes = axes[name]["weight"][1:]
-            codes = {
-                leaf: constrain_gathered(p[leaf], *weight_axes[:count]) for leaf, (count, _, _) in _LEAVES[kind].items()
-            }
+            codes = {leaf: _gathered(p[leaf], weight_axes[:count]) for leaf, (count, _, _) in _LEAVES[kind].items()}
             gathered[name] = {**p, **codes}
     return gathered
+
+
+def _gathered(codes: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    in_two_steps = two_step_gather.in_two_steps() and "embed" in axes
+    return two_step_gather.gather_constant(codes, axes) if in_two_steps else constrain_gathered(codes, *axes)
 
 
 def quantized_shapes(shape: tuple[int, ...], kind: str) -> dict[str, tuple[tuple[int, ...], Any]]:

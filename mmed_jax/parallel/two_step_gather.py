@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mmed_jax.parallel.sharding import PARAM_RULES, spec
+from mmed_jax.parallel.sharding import GATHERED_RULES, PARAM_RULES, spec
 
 # Chips of the line while a step is traced; 0 = gathers have one step.
 _line: ContextVar[int] = ContextVar("line", default=0)
@@ -74,17 +74,24 @@ def gather_weight(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     Args:
       axes: logical names of the dimensions, of which one is `embed`.
     """
-    dim = axes.index("embed")
-    parts = spec(axes, PARAM_RULES)
 
     @jax.custom_vjp
     def gathered(w):
-        whole = spec(axes, {**PARAM_RULES, "embed": None})
-        mapped = jax.shard_map(lambda w: all_gather(w, dim), in_specs=parts, out_specs=whole, check_vma=False)
-        return mapped(w)
+        return gather_constant(w, axes)
 
     def backward(_: Any, gradient: jax.Array) -> tuple[jax.Array]:
-        return (jax.lax.with_sharding_constraint(gradient, parts),)
+        return (jax.lax.with_sharding_constraint(gradient, spec(axes, PARAM_RULES)),)
 
     gathered.defvjp(lambda w: (gathered(w), None), backward)
     return gathered(weight)
+
+
+def gather_constant(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """As `gather_weight`, of what has no gradient: codes of a quantised weight."""
+    dim = axes.index("embed")
+    return jax.shard_map(
+        lambda x: all_gather(x, dim),
+        in_specs=spec(axes, PARAM_RULES),
+        out_specs=spec(axes, GATHERED_RULES),
+        check_vma=False,
+    )(x)

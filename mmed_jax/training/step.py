@@ -77,7 +77,8 @@ def batch_sums(
     if spec is not None:
         params = join(base, params, spec, cfg, dropout_key=dropout_key)
     mask_bt = batch["loss_mask"]
-    with gathers_along(options.gather_line):
+    # Where the backward pass computes nothing again, it would keep the whole weights of all layers on every device.
+    with gathers_along(options.gather_line if options.remat != "none" else 0):
         hidden_btd = llama.forward(
             params,
             cfg,

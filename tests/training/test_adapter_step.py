@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.sharding import NamedSharding
 from mmed_jax.config.defaults import base as base_config
 from mmed_jax.model import llama, lora
 from mmed_jax.model.config import PRESETS, LlamaConfig
-from mmed_jax.model.quantized_base import abstract_base, quantize_base
+from mmed_jax.model.quantized_base import abstract_base, base_shardings, quantize_base
 from mmed_jax.parallel import sharding
 from mmed_jax.training import flops, optim, step
 from mmed_jax.training import state as placement
@@ -117,6 +118,42 @@ def test_every_mesh_gives_the_gradient_of_one_device(adapter, params, batch, axe
     count = int(np.prod(list(axes.values())))
     mesh = sharding.make_mesh(**axes, devices=jax.devices()[:count])
     assert_same(gradient_of(adapter, params, batch), gradient_of(adapter, params, batch, mesh=mesh))
+
+
+@pytest.mark.parametrize("kind", ["compute", "int8", "nf4"])
+def test_gathers_in_two_steps_move_a_base_as_it_is_stored(kind):
+    """The gradient is that of one device, and what is gathered of quantised weights are their codes."""
+    cfg = dataclasses.replace(CFG, hidden_size=256, intermediate_size=256, num_heads=4, num_kv_heads=4, head_dim=64)
+    spec = lora.LoraSpec(2, 4.0, tuple((t, (2, 2), (4.0, 4.0)) for t in lora.LINEAR_TARGETS))
+    base = quantize_base(llama.init_params(cfg, jax.random.key(0)), kind, jnp.float32)
+    own = lora.init_adapter(spec, cfg, jax.random.key(1), base)
+    own = jax.tree.map(lambda x: x + 0.1, own)
+    tokens = np.random.default_rng(3).integers(0, cfg.vocab_size, (16, 32)).astype(np.int32)
+    ones = np.ones_like(tokens)
+    rows = {"tokens": tokens, "targets": tokens, "segment_ids": ones, "positions": ones * np.arange(32, dtype=np.int32)}
+    rows |= {"language": ones, "loss_mask": np.ones(tokens.shape, np.float32)}
+
+    def gradient(line, mesh):
+        options = step.StepOptions(loss_chunk=64, lora=spec, remat="full", grad_accum=2, gather_line=line)
+        with jax.set_mesh(mesh):
+            state = step.init_state(
+                jax.device_put(own, sharding.param_shardings(mesh, lora.logical_axes(spec, cfg))), TX
+            )
+            frozen = jax.device_put(base, base_shardings(mesh, cfg, kind))
+            placed = jax.device_put(rows, sharding.batch_sharding(mesh))
+            run = jax.jit(step.make_train_step(cfg, TX, lambda _: jnp.float32(1.0), options))
+            compiled = run.lower(state, placed, frozen).compile()
+            return compiled(state, placed, frozen)[0]["params"], compiled.as_text()
+
+    one, _ = gradient(0, sharding.make_mesh(devices=jax.devices()[:1]))
+    two, text = gradient(2, sharding.make_mesh(data=2, fsdp=4))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-5), one, two)
+    gathers = [line for line in text.splitlines() if re.search(r" all-gather(-start)?\(", line)]
+    stored = {"compute": "f32", "int8": "s8", "nf4": "u8"}[kind]
+    of_weights = [line for line in gathers if re.search(r"\[(1,)?(256|64),(256|128|64|32)\]", line)]
+    assert of_weights and all(f" {stored}[" in line for line in of_weights), of_weights
+    groups = {re.search(r"replica_groups=([^ ]*), ", line)[1] for line in of_weights}
+    assert groups == {"{{0,1},{2,3},{4,5},{6,7}}", "{{0,2},{1,3},{4,6},{5,7}}"}
 
 
 def test_dropout_is_drawn_by_seed_step_and_micro_batch_and_never_when_evaluating(adapter, params, batch):  # noqa: F811

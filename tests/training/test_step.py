@@ -120,6 +120,22 @@ def test_gathers_in_two_steps_give_the_gradient_of_one_device(params, batch):
     assert_same(gradient_of(params, batch), gradient_of(params, batch, mesh=mesh, gather_line=2, remat="full"))
 
 
+def test_gathered_weights_are_kept_for_no_layer(params, batch):
+    """In two steps the program takes the memory of one, whatever is kept for the backward pass."""
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+
+    def temporary(**options):
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, sharding.param_shardings(mesh, llama.logical_axes(CFG)))
+            rows = {k: jax.device_put(v, sharding.batch_sharding(mesh)) for k, v in batch.items()}
+            compiled = train_step(**options).lower(step.init_state(placed, TX), rows).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    whole = sum(x.nbytes for name, p in params["layers"].items() if "norm" not in name for x in p.values())
+    for remat in ("none", "minimal_ctx"):
+        assert temporary(remat=remat, gather_line=2) < temporary(remat=remat) + whole / 4
+
+
 def test_loss_is_the_mean_over_supervised_tokens_and_counts_are_right(params, batch):
     _, metrics = gradient_of(params, batch)
     hidden = llama.forward(
