@@ -203,6 +203,9 @@ def stop(pod: Pod, args: argparse.Namespace) -> int:
 
 def down(pod: Pod, args: argparse.Namespace) -> int:
     """Deletes the slices; a run on them is lost back to its newest checkpoint."""
+    if pod.describe() is None:  # a wrong name or zone: what is meant would cost money on
+        where = f"{pod.gcloud.zone}{f' of {pod.gcloud.project}' if pod.gcloud.project else ''}"
+        raise UserError(f"there is no queued resource {pod.name} in {where}: nothing was deleted")
     pod.delete()
     print(f"{pod.name}: deleted", flush=True)
     return 0

@@ -1,6 +1,7 @@
 """One start of a command on all workers: begun together, waited for, ended; which worker failed first, and how."""
 
 import base64
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -68,6 +69,25 @@ def full_command(command: Sequence[str], workers: int) -> list[str]:
     return list(command)
 
 
+# NAME=VALUE and //USER:PASSWORD@, wherever a name ends so: HF_TOKEN, --api_key; not --tokenizer.
+_SECRET_NAME = r"(?:^|[^a-zA-Z])(?:api|access)?(?:key|token|secret|password|passwd)"
+_SECRETS = (
+    (re.compile(rf"(?i)({_SECRET_NAME}=)[^\s;&'\"]+"), r"\1***"),
+    (re.compile(r"(//)[^/\s@]*:[^/\s@]*(?=@)"), r"\1***"),
+)
+_SECRET_FLAG = re.compile(rf"(?i)-.*{_SECRET_NAME}")
+
+
+def describe_command(words: Sequence[str]) -> str:
+    """A command for a terminal or an error, with *** in place of passwords, keys and tokens."""
+    shown = []
+    for before, word in zip(["", *words], words):
+        for pattern, replacement in _SECRETS:
+            word = pattern.sub(replacement, word)
+        shown.append("***" if _SECRET_FLAG.fullmatch(before) else word)
+    return shlex.join(shown)
+
+
 def start(workers: Workers, command: Sequence[str], progress: Progress) -> str:
     """Starts the command on all workers and returns the attempt's name. All run it, or none does.
 
@@ -76,8 +96,8 @@ def start(workers: Workers, command: Sequence[str], progress: Progress) -> str:
     """
     attempt = name_attempt()
     words = full_command(command, len(workers.all))
-    arguments = (attempt, progress.step, str(progress.tries), *words)
-    print(f"attempt {attempt} on {len(workers.all)} workers: {shlex.join(words)}", flush=True)
+    arguments = (attempt, progress.step, str(progress.tries), shlex.join(words), *words)
+    print(f"attempt {attempt} on {len(workers.all)} workers: {describe_command(words)}", flush=True)
     try:
         answers = workers.ask("start", *arguments)
     except BaseException:  # Ctrl-C: what has started would wait for the others
@@ -156,7 +176,7 @@ def refuse_second(states: dict[Worker, Answer]) -> None:
     for worker, state in states.items():
         if state["status"] == "running":
             raise UserError(
-                f"{worker}: attempt {state['attempt']} is going on ({shlex.join(command_of(state))}); "
+                f"{worker}: attempt {state['attempt']} is going on ({describe_command(command_of(state))}); "
                 "`logs` follows it, `stop` ends it"
             )
 

@@ -90,18 +90,18 @@ kill -TERM -- -$$ 2> /dev/null # what it has left behind would hold the lock of 
 echo "$code $(date +%s%N)" > "$folder/exit.new" && mv "$folder/exit.new" "$folder/exit"
 '
 
-pod_start() { # attempt, newest step, tries, command..
-  local attempt=$1 step=$2 tries=$3 folder
-  shift 3
+pod_start() { # attempt, newest step, tries, the command as one line, command..
+  local attempt=$1 step=$2 tries=$3 line=$4 folder
+  shift 4
   cd "$home/source" 2> /dev/null || fail "there is no $home/source: \`up\` or \`run\` installs it"
   [ -x "$home/venv/bin/python" ] || fail "there is no environment in $home/venv"
   ulimit -n 65536 2> /dev/null || ulimit -n "$(ulimit -Hn)" # grain and checkpoints open many files; as many as may be
   lock_running
   free_libtpu_lock
   folder=$home/attempts/$attempt
-  mkdir "$folder" || fail "cannot make $folder"
+  mkdir -m 700 "$folder" || fail "cannot make $folder"
   : > "$folder/log" || fail "cannot write in $folder"
-  printf '%q ' "$@" > "$folder/command"
+  printf '%s\n' "$line" > "$folder/command" # quoted by the launcher, which reads it again: %q has forms of bash's own
   cp .commit "$folder/commit"
   echo "$step" > "$folder/step"
   echo "$tries" > "$folder/tries"

@@ -6,7 +6,6 @@ and, for slices that are made anew, in their labels.
 """
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -131,7 +130,7 @@ class Watch:
 
     def _join(self, workers: Workers, state: Answer, ours: bool) -> Outcome:
         if not ours:
-            command = shlex.join(attempts.command_of(state))
+            command = attempts.describe_command(attempts.command_of(state))
             raise UserError(f"another command is going on there ({command}); `stop` ends it")
         print(f"watch: attempt {state['attempt']} is going on", flush=True)
         return attempts.wait(self.pod, workers, state["attempt"], self.shown)

@@ -327,7 +327,10 @@ def test_a_slice_without_workers_and_one_that_is_not_there(cloud, repo):
     cloud.set_state("mmed", "ACTIVE", node="PREEMPTED")
     with pytest.raises(WorkError, match="mmed is PREEMPTED"):
         main(["run", "--", "true"], QUICK)
-    assert pod("down") == pod("down") == 0 and not cloud.worker("mmed").exists()
+    with pytest.raises(UserError, match="there is no queued resource mmed2 in us-east5-a of p: nothing was deleted"):
+        main(["down", "--name=mmed2"], QUICK)
+    assert cloud.worker("mmed").exists()
+    assert pod("down") == 0 and not cloud.worker("mmed").exists()
 
 
 def test_local_changes_are_refused_or_carried(cloud, repo, run_dir):
@@ -487,6 +490,34 @@ def test_watch_goes_on_after_preemption_in_mid_run_until_the_run_is_finished(clo
     assert len(create) == 2 and "--spot" in create[1] and "--labels=mmed_jax_step=none,mmed_jax_tries=2" in create[1]
     assert len(cloud.attempts("mmed")) == 3  # 75, 75, 0 on the new slice
     assert [(a / "tries").read_text().strip() for a in cloud.attempts("mmed")] == ["2", "1", "1"]
+
+
+def test_a_command_of_any_characters_is_known_again_and_secrets_are_not_shown(cloud, repo, run_dir, capfd):
+    """Arguments reach the command as they are, also where a worker's locale is C; keys stand in no line of ours."""
+    cloud.size("mmed", 1)
+    (run_dir / "sleep").touch()
+    odd = ['it\'s "modèle" $HOME `id` *\ttab\nline', "HF_TOKEN=hf_1234", "--config.tokenizer=t"]
+    odd += ["--api_key", "sk-5678"]
+    thread, codes = in_background("watch", *train(run_dir), *odd)
+    eventually(lambda: has_begun(cloud))
+    again, codes_again = in_background("watch", *train(run_dir), *odd)
+    printed = []
+    eventually(lambda: printed.append(capfd.readouterr().out) or "is going on" in "".join(printed) or codes_again)
+    (attempt,) = cloud.attempts("mmed")
+    assert attempt.stat().st_mode & 0o077 == 0
+    with pytest.raises(UserError, match="is going on") as refused:
+        main(["run", "--", "true"], QUICK)
+    assert pod("stop") == 0
+    for each in (thread, again):
+        each.join(120)
+    assert codes == codes_again == [75]
+    log = (attempt / "log").read_text()
+    assert f"started with {run_dir} --config.run_dir={run_dir} {' '.join(odd)}\n" in log
+    printed.append(capfd.readouterr().out)
+    lines = [line for line in "".join(printed).splitlines() if not line.startswith("[0] ")]  # those are the run's own
+    ours = "\n".join([*lines, str(refused.value)])
+    assert "HF_TOKEN=***" in ours and "--config.tokenizer=t --api_key '***'" in ours
+    assert "hf_1234" not in ours and "sk-5678" not in ours
 
 
 def test_watch_gives_up_after_three_attempts_without_a_checkpoint(cloud, repo, run_dir):
