@@ -19,6 +19,7 @@ class Chip:
     shapes: {number in a slice's name: chips along each axis}; of TPUs. compiler_name: what libtpu calls the chip.
     devices_a_chip: jax devices that share a chip, its links and its network; every rate is one device's share.
     variants: {beginning of device_kind: FLOP/s} of boards with the same chip that run it slower.
+    note: what a plan says of the figures, where they are weaker than the others'.
     """
 
     hbm_bytes: int
@@ -32,6 +33,7 @@ class Chip:
     compiler_name: str = ""
     devices_a_chip: int = 1
     variants: dict[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 RATES = ("hbm_bytes", "peak_flops", "hbm_bandwidth", "link_bandwidth", "dcn_bandwidth", "clock_hz")
@@ -65,14 +67,27 @@ _CORES = {2: (1, 1, 1), **_CUBES}
 # HBM, its bandwidth, FLOP/s and the interconnect of a chip: cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e; a link
 # is that divided by both directions of the links of a chip (6 in a 3-D torus, 4 in a 2-D one). Clock: FLOP/s divided by
 # the multiply-adds of the matrix units. DCN of a chip: jax-ml.github.io/scaling-book (its host's network cards,
-# shared). TPU7x: page tpu7x for FLOP/s and memory; 7.37 TB/s of HBM and 1.2 TB/s of links a chip from its announcement;
-# its network is taken to be v6e's. All halved, for a chip has two devices.
+# shared). TPU7x: page tpu7x has all of it (7,380 GB/s of HBM, 1,200 GB/s of links, 100 Gb/s of network a chip), halved,
+# for a chip has two devices; but how many matrix units a chip has is not said there: its clock takes them to be eight
+# of 256 x 256.
 TPUS: dict[str, Chip] = {
     "v4": Chip(32 * GIB, 275e12, 1228e9, 50e9, 6.25e9, 1.05e9, ("tpu v4",), _CUBES, "v4"),
     "v5p": Chip(95 * GIB, 459e12, 2765e9, 100e9, 6.25e9, 1.75e9, ("tpu v5", "tpu v5p"), _CUBES, "v5"),
     "v5e": Chip(16 * GIB, 197e12, 819e9, 50e9, 3.125e9, 1.5e9, ("tpu v5 lite", "tpu v5e"), _SQUARES, "v5e"),
     "v6e": Chip(32 * GIB, 918e12, 1640e9, 100e9, 12.5e9, 1.75e9, ("tpu v6 lite", "tpu v6e"), _SQUARES, "v6e"),
-    "tpu7x": Chip(96 * GIB, 1153.5e12, 3685e9, 50e9, 6.25e9, 2.2e9, ("tpu7x",), _CORES, "tpu7x", devices_a_chip=2),
+    "tpu7x": Chip(
+        96 * GIB,
+        1153.5e12,
+        3690e9,
+        50e9,
+        6.25e9,
+        2.2e9,
+        ("tpu7x",),
+        _CORES,
+        "tpu7x",
+        devices_a_chip=2,
+        note="seconds on tpu7x are rough: its clock is an assumption, and it has no compiler flags of its own yet",
+    ),
 }
 # NVIDIA data sheets, without sparsity: memory, FLOP/s, memory bandwidth, NVLink one way; one 400 Gb/s network card a
 # GPU between nodes (200 Gb/s for A100).

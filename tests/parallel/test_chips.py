@@ -54,6 +54,7 @@ def test_two_devices_a_chip(tmp_path):
     assert "128 chips tpu7x of 2 devices each, 2 slices of 4x4x4 (torus)" in outcome.out
     # A device has half of the chip's 192 GiB and half of its rows; speed is of the whole chip.
     assert "of 96.00 GiB a device: fits" in outcome.out and "(4,096 a chip)" in outcome.out
+    assert "note       seconds on tpu7x are rough: its clock is an assumption" in outcome.out
     assert plan["mesh"] == {"data": 2, "fsdp": 128, "tensor": 1, "context": 1}
     seconds = plan["schedule_s"]
     assert plan["tokens_per_second_chip"]["schedule"] == pytest.approx(256 * 2048 / seconds / 128)
