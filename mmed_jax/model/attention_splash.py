@@ -100,7 +100,7 @@ def splash_attention(q, k, v, segments=None, *, interpret: bool = False) -> jax.
 
 
 def _sum_of_dq_by_adds(kernel):
-    """The kernel over a batch, whose backward pass adds up the dq of the blocks of keys by adds instead of by one reduction.
+    """The kernel over a batch, whose backward pass sums the dq of the blocks of keys by adds, not by one reduction.
 
     The fused backward kernel writes a bfloat16 dq for every block of keys, [B, blocks, N, T, H], and JAX sums them over
     an axis that is neither first nor last, for which the TPU compiler takes ten times as long as the memory needs
