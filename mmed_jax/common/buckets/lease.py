@@ -15,12 +15,15 @@ import time
 import uuid
 from collections.abc import Callable
 
-from mmed_jax.common.buckets.bucket import Bucket, PreconditionFailed, Stored
+from mmed_jax.common.buckets.bucket import Bucket, PreconditionFailed, Stored, open_bucket
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.jsonl import BadJSON, loads
+from mmed_jax.common.places import GS
 
 HEARTBEAT_S = 20.0
 STALE_HEARTBEATS = 3
+# A heartbeat that is not answered is sent again before the lock is stale.
+_LEAST_ANSWER_S = 5.0
 
 
 class Lease:
@@ -41,6 +44,7 @@ class Lease:
         say: Callable[[str], object] = print,
     ):
         self._bucket, self._name, self._what, self._heartbeat, self._say = bucket, name, what, heartbeat_s, say
+        self._quick, _ = open_bucket(f"{GS}{bucket.name}", min(bucket.deadline_s, max(_LEAST_ANSWER_S, heartbeat_s)))
         self._id = uuid.uuid4().hex
         self._generation = 0
         self._lost = ""
@@ -60,11 +64,11 @@ class Lease:
             there = self._bucket.stat(self._name)
             try:
                 if there is None:
-                    self._generation = self._write(0)
+                    self._generation = self._write(self._bucket, 0)
                     break
                 age = self._age(there)
                 if age > STALE_HEARTBEATS * self._heartbeat or not self._is_held():
-                    self._generation = self._write(there.generation)
+                    self._generation = self._write(self._bucket, there.generation)
                     break
             except PreconditionFailed:
                 continue  # another was faster: whether it is alive is seen by its heartbeats
@@ -81,14 +85,14 @@ class Lease:
         self._thread.start()
         atexit.register(self.release)
 
-    def renew(self) -> None:
+    def renew(self, bucket: Bucket | None = None) -> None:
         """Writes the lock now. Raises WorkError: it was lost; NoAnswer, Refused: of the bucket."""
         with self._writing:
             self.check()
             if not self._generation:
                 raise WorkError(f"{self._what}: its lock is not held")
             try:
-                self._generation = self._write(self._generation)
+                self._generation = self._write(bucket or self._bucket, self._generation)
             except PreconditionFailed as e:
                 self._lost = self._holder()
                 self.check(e)
@@ -114,14 +118,27 @@ class Lease:
     def _beat(self) -> None:
         while not self._over.wait(self._heartbeat):
             try:
-                self.renew()
+                self.renew(self._quick)
             except (WorkError, UserError):  # no answer, credentials that ran out: the next may do
                 if self._lost or not self._generation:
                     return
 
-    def _write(self, generation: int) -> int:
+    def _write(self, bucket: Bucket, generation: int) -> int:
         holder = {"host": socket.gethostname(), "process": os.getpid(), "id": self._id, "time": time.time()}
-        return self._bucket.put(self._name, json.dumps(holder).encode(), if_generation=generation).generation
+        data = json.dumps(holder).encode()
+        try:
+            return bucket.put(self._name, data, if_generation=generation).generation
+        except PreconditionFailed:  # perhaps by an earlier write of ours whose answer never came
+            there = bucket.stat(self._name)
+            if there is None or not self._is_ours(bucket, there.generation):
+                raise
+            return bucket.put(self._name, data, if_generation=there.generation).generation
+
+    def _is_ours(self, bucket: Bucket, generation: int) -> bool:
+        try:
+            return loads(bucket.get(self._name, generation=generation), dict).get("id") == self._id
+        except (BadJSON, FileNotFoundError):
+            return False
 
     def _age(self, there: Stored) -> float:
         """Seconds since the lock was written by the clock of the bucket, which is read off a small object of ours."""

@@ -1,10 +1,12 @@
 """The lock in a bucket: one holder, taken over from a dead one only, and lost by a frozen one."""
 
+import json
 import time
 
 import pytest
 
-from mmed_jax.common.buckets.bucket import Bucket
+from mmed_jax.common.buckets import lease as lease_module
+from mmed_jax.common.buckets.bucket import Bucket, NoAnswer
 from mmed_jax.common.buckets.lease import Lease
 from mmed_jax.common.errors import UserError, WorkError
 from tests.support.fake_gcs import fake_gcs
@@ -74,3 +76,31 @@ def test_a_heartbeat_outlives_faults_and_sees_that_the_lock_is_gone(cloud):
             time.sleep(BEAT / 2)
     held.release()
     assert cloud.read("bucket", "run/.lock").startswith(b'{"host": "other"')
+
+
+def test_a_write_that_arrived_without_its_answer_is_no_other_process(cloud):
+    held = Lease(Bucket("bucket", deadline_s=1), "own/.lock", "run_dir=gs://bucket/own", 30)
+    held.take()
+    before = cloud.read("bucket", "own/.lock")
+    cloud.fault("POST ", drop="after")
+    with pytest.raises(NoAnswer):
+        held.renew()
+    cloud.heal()
+    assert cloud.read("bucket", "own/.lock") != before
+    held.renew()
+    held.check()
+    held.release()
+    assert cloud.names("bucket", "own/") == []
+
+
+def test_a_heartbeat_that_is_not_answered_is_sent_again_before_the_lock_is_stale(cloud, monkeypatch):
+    monkeypatch.setattr(lease_module, "_LEAST_ANSWER_S", 0.5)
+    held = Lease(Bucket("bucket", deadline_s=30), "beat/.lock", "run_dir=gs://bucket/beat", BEAT)
+    held.take()
+    taken = json.loads(cloud.read("bucket", "beat/.lock"))["time"]
+    silent = cloud.fault("POST ", delay=30, times=1)
+    end = time.monotonic() + 5
+    while not silent.seen or json.loads(cloud.read("bucket", "beat/.lock"))["time"] < taken + 0.5:
+        assert time.monotonic() < end
+        time.sleep(BEAT)
+    held.release()
