@@ -180,9 +180,17 @@ def _obtain_in_bucket(
 def _upload(folder: Path, bucket: Bucket, prefix: str) -> None:
     """Puts a table into a bucket, its manifest last. Raises UserError, WorkError: the bucket refuses or is silent."""
     files = [p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST]
+
+    def put(file: Path) -> None:
+        name = f"{prefix}/{file.relative_to(folder).as_posix()}"
+        # The same inputs make the same bytes: whoever was faster has put up this very file, which may be read by now.
+        try:
+            bucket.put(name, file, if_generation=0)
+        except PreconditionFailed:  # it has other bytes: what was left of a damaged table
+            bucket.put(name, file)
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda p: bucket.put(f"{prefix}/{p.relative_to(folder).as_posix()}", p), files))
-    # The same inputs make the same bytes: whoever was faster has put up this very table.
+        list(pool.map(put, files))
     with contextlib.suppress(PreconditionFailed):
         bucket.put(f"{prefix}/{MANIFEST}", folder / MANIFEST, if_generation=0)
 

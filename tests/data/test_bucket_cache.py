@@ -103,6 +103,16 @@ def test_other_processes_wait_for_the_manifest(cloud, tok, tmp_path, monkeypatch
     assert arrays(got[0]) == arrays(made)
 
 
+def test_a_second_maker_leaves_what_the_first_put_there(cloud, tok, tmp_path, monkeypatch):
+    """Whoever fetches the table by then has its objects by their generation."""
+    prepared(tok)
+    before = dict(cloud._objects)
+    on_host("second", monkeypatch, tmp_path)
+    began = cloud.fault("GET .*manifest.json", status=404, times=1)  # it looked before there was a manifest
+    assert not prepared(tok).report["cached"] and began.seen
+    assert cloud._objects == before
+
+
 def test_a_damaged_table_is_made_anew(cloud, tok, tmp_path, monkeypatch, capsys):
     prepared(tok)
     whole = objects(cloud)
