@@ -74,3 +74,12 @@ def test_what_could_not_be_sent_goes_later_with_the_same_bytes(cloud, monkeypatc
         time.sleep(0.05)
     assert read_segments(place, "metrics.jsonl") == b"one\ntwo\nthree\n"
     spool.close()
+
+
+def test_segments_are_read_side_by_side(cloud):
+    for n in range(32):
+        cloud.write("bucket", f"run/metrics/00001-{n + 1:06}.jsonl", b"%d\n" % n)
+    cloud.fault("GET .*media", delay=0.1)
+    begun = time.monotonic()
+    assert read_segments(parse_place("gs://bucket/run"), "metrics.jsonl").split() == [b"%d" % n for n in range(32)]
+    assert time.monotonic() - begun < 2
