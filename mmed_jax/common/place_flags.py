@@ -38,8 +38,9 @@ class FreeText(str):
     """Words, an address of a service, anything that is no path."""
 
 
-# An address where a place may begin: at the start, or behind the comma, plus or equals sign of a list.
-ADDRESS = re.compile(r"(?:^|(?<=[,+=\s]))[A-Za-z][A-Za-z0-9.-]+:/[^,\s]*")
+# An address where a place may begin: at the start, or behind the comma, plus or equals sign of a list. Its end is the
+# end of a place in the list; a key may hold spaces.
+ADDRESS = re.compile(r"(?:^|(?<=[,+=\s]))[A-Za-z][A-Za-z0-9.-]+:/[^,]*")
 
 
 def addresses(text: str, kind: type = InputPlace) -> list[str]:

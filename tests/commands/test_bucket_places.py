@@ -141,12 +141,22 @@ def test_of_a_run_one_finished_checkpoint_is_fetched(cloud, tmp_path):
     assert open_model(f"{B}/runs/one").known_step == 7
     fetched = cloud.requests["GET media"] - before
     assert fetched < len(cloud.names("bucket", "runs/one/")) - len(cloud.names("bucket", "runs/one/checkpoints/3/"))
+    folder = open_model(f"{B}/runs/one").path
+    assert (folder / "checkpoints/7/params").is_dir() and not (folder / "checkpoints/7/opt_state").exists()
     for source in (open_model(f"{B}/runs/one/checkpoints/3"), open_model(f"{B}/runs/one", step=3)):
         assert source.known_step == 3
         got, want = source.load_params(), random_params(cfg, 3)
         assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)))
     with pytest.raises(UserError, match="has no checkpoint of step 9; there are 3, 7"):
         open_model(f"{B}/runs/one", step=9)
+    cloud.write("bucket", "runs/two/huge", b"1")
+    put(cloud, source.assets, "runs/two/checkpoints")  # no run: what lies beside is not fetched
+    looked = cloud.requests["GET media"]
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        open_model(f"{B}/runs/two/checkpoints")
+    assert cloud.requests["GET media"] - looked == len(cloud.names("bucket", "runs/two/checkpoints/"))
+    for name in cloud.names("bucket", "runs/two/"):
+        cloud.remove("bucket", name)
     cloud.write("bucket", "runs/two/checkpoints/9/params/half", b"of a save under way")
     with pytest.raises(UserError, match=f"^{B}/runs/two: has no finished checkpoint"):
         open_model(f"{B}/runs/two")

@@ -44,7 +44,8 @@ class Fault:
     """What happens to requests whose "METHOD path?query" matches `pattern`.
 
     status: answered without doing anything. delay: seconds before anything happens. drop: "before", the connection is
-    closed and nothing was done; "after", it was done and the answer is lost. times: at most so often.
+    closed and nothing was done; "after", it was done and the answer is lost. damage: a bit of the answer is another.
+    times: at most so often.
     """
 
     pattern: re.Pattern
@@ -53,6 +54,7 @@ class Fault:
     times: int | None = None
     delay: float = 0.0
     drop: str = ""
+    damage: bool = False
     seen: int = 0
 
 
@@ -398,6 +400,8 @@ def _handler(server: FakeGCS) -> type[BaseHTTPRequestHandler]:
             if rule is not None and rule.drop == "after":
                 self.close_connection = True
                 return
+            if rule is not None and rule.damage and answer.body:
+                answer.body = bytes([answer.body[0] ^ 1]) + answer.body[1:]
             self.send(answer)
 
         do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = serve

@@ -2,7 +2,7 @@
 
 Every call ends within the bucket's deadline, with the answer or with one line: what is refused (credentials, 403, no
 such bucket) is a UserError, a server that does not answer in time is a WorkError. Failures that pass (429, 5xx, a lost
-connection) are tried again until then.
+connection) are tried again until then; of a large object that is downloaded for a second longer for each MiB.
 """
 
 import base64
@@ -10,11 +10,12 @@ import contextlib
 import functools
 import io
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.places import GS, split_bucket
@@ -23,6 +24,7 @@ DEADLINE_S = 120.0
 _READ_S = 60.0  # no byte for so long: the connection is given up and the request sent again
 _PART = 8 << 20  # bytes of a part of a resumable upload
 _WHOLE = 8 << 20  # bytes up to which an object is one request
+_SLOWEST = 1 << 20  # bytes a second of a download
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Refused(UserError):
 
 class NoAnswer(WorkError):
     """The bucket did not answer in time, or with failures only."""
+
+
+class Damaged(WorkError):
+    """What came is not what the bucket says it is."""
 
 
 class PreconditionFailed(WorkError):
@@ -134,12 +140,27 @@ class Bucket:
             except _bad_range():
                 return b""
 
-    def download(self, name: str, file: Path, generation: int | None = None) -> None:
-        """Writes an object to a file, compared with its checksum. Raises FileNotFoundError, OSError."""
+    def download(
+        self,
+        name: str,
+        file: Path,
+        generation: int | None = None,
+        size: int = 0,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Writes an object to a file, compared with its checksum.
+
+        Args:
+          size: of the object as far as it is known: a lost connection of a large one is gone on with for longer.
+          stop: once it is set the download ends with an error.
+
+        Raises:
+          FileNotFoundError: no such object (of that generation). Damaged: another checksum. OSError: of the file.
+        """
         blob = self._bucket.blob(name, generation=generation)
-        with self._limits(name, deadline_s=None) as limits:
+        with self._limits(name, size / _SLOWEST) as limits, file.open("wb") as f:
             try:
-                blob.download_to_filename(str(file), checksum="crc32c", **limits)
+                blob.download_to_file(_Stoppable(f, stop or threading.Event()), checksum="crc32c", **limits)
             except _not_found() as e:
                 raise FileNotFoundError(f"{self.address(name)}: there is no such object") from e
 
@@ -160,7 +181,7 @@ class Bucket:
         if size > _WHOLE:
             blob.chunk_size = _PART
         with (
-            self._limits(name, deadline_s=None if size > _WHOLE else self.deadline_s) as limits,
+            self._limits(name) as limits,
             open(data, "rb") if isinstance(data, Path) else io.BytesIO(data) as f,
         ):
             try:
@@ -184,22 +205,24 @@ class Bucket:
                 raise PreconditionFailed(f"{self.address(name)}: was changed by another process") from e
 
     @contextlib.contextmanager
-    def _limits(self, name: str, deadline_s: float | None = 0.0) -> Iterator[dict[str, Any]]:
+    def _limits(self, name: str, longer_s: float = 0.0) -> Iterator[dict[str, Any]]:
         """Yields the limits of a call, and says its failures in the words of this program.
 
-        deadline_s: None = of each request of a transfer of many.
+        longer_s: for which failures are tried again beyond the deadline.
         """
         from google.api_core import exceptions
         from google.auth.exceptions import GoogleAuthError
+        from google.cloud.storage.exceptions import DataCorruption
         from google.cloud.storage.retry import DEFAULT_RETRY
         from requests.exceptions import RequestException
 
         deadline = self.deadline_s
         begun = time.monotonic()
         where = self.address(name)
+        retry = DEFAULT_RETRY.with_timeout(deadline + longer_s)
         limits = {
             "timeout": (min(10.0, deadline), min(_READ_S, deadline)),
-            "retry": DEFAULT_RETRY.with_timeout(deadline).with_delay(initial=0.2, maximum=10.0, multiplier=2.0),
+            "retry": retry.with_delay(initial=0.2, maximum=10.0, multiplier=2.0),
         }
         try:
             yield limits
@@ -213,8 +236,25 @@ class Bucket:
             cause = e.cause if isinstance(e, exceptions.RetryError) and e.cause is not None else e
             waited = time.monotonic() - begun
             raise NoAnswer(f"{where}: no usable answer from the bucket in {waited:.0f} s ({_said(cause)})") from e
+        except DataCorruption as e:
+            raise Damaged(f"{where}: came with another checksum than the bucket says") from e
         except exceptions.GoogleAPIError as e:
             raise WorkError(f"{where}: {_said(e)}") from e
+
+
+class _Stoppable:
+    """A file that is written to until `stop` is set. Raises WorkError from then on."""
+
+    def __init__(self, file: BinaryIO, stop: threading.Event):
+        self._file, self._stop = file, stop
+
+    def write(self, data: bytes) -> int:
+        if self._stop.is_set():
+            raise WorkError("the download was stopped")
+        return self._file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 @functools.lru_cache(maxsize=64)

@@ -15,12 +15,13 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmed_jax.common.buckets.bucket import Bucket, Stored, checksum_of, open_bucket
+from mmed_jax.common.buckets.bucket import Bucket, Damaged, Stored, checksum_of, open_bucket
 from mmed_jax.common.buckets.ranged_file import is_ranged, write_pointer
 from mmed_jax.common.errors import UserError, WorkError, nearest
 from mmed_jax.common.output_files import write_json
@@ -36,8 +37,9 @@ _THREADS = 8
 _TRIES = 3  # of an object that came with another checksum
 # Of a run: a step that is finished, and what marks one that could not be read (checkpoints/bucket_run.py).
 CHECKPOINTS, COMMITTED, SET_ASIDE = "checkpoints/", "commit_success.txt", ".corrupt.json"
-# Of a run what neither a model nor its report needs.
-_NOT_OF_A_MODEL = ("tensorboard/", "plots/", "profile/", "metrics/", ".lock")
+# Of a run, and of a checkpoint in it, what no model needs.
+_NOT_OF_A_MODEL = ("tensorboard/", "plots/", "profile/", "wandb/", "metrics/", ".lock")
+_NOT_OF_WEIGHTS = "opt_state/"
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,9 @@ def fetch_model(path: str | os.PathLike, step: int | None = None, flag: str = ""
     if not is_bucket(str(path)):
         return path
     run = re.fullmatch(r"(.+)/checkpoints(?:/([0-9]+))?/*", str(path))
+    if run is not None and run[2] is None:  # without a step it is no run's: nothing beside it is fetched
+        bucket, key = open_bucket(parse_place(path, flag))
+        run = run if any(name.isdigit() for name in bucket.list_folder(key)[0]) else None
     if run is None:
         return open_input(path, flag, ModelPlace, step)
     return open_input(run[1], flag, ModelPlace, int(run[2]) if run[2] else step) / CHECKPOINTS / (run[2] or "")
@@ -142,7 +147,7 @@ def fetch(found: Found, kind: type = InputPlace, step: int | None = None) -> Pat
             if not folder.is_dir():
                 part = folder.with_name(f"{digest}.part")
                 _fill(part / place.relative_to(folder), found, objects, ranged)
-                write_json(part / ADDRESS, {"address": found.address, "step": step})
+                write_json(part / ADDRESS, {"address": found.address})
                 part.rename(folder)
     except OSError as e:
         raise UserError(
@@ -203,36 +208,43 @@ def _fill(place: Path, found: Found, objects: dict[str, Stored], ranged: Sequenc
         file = found.path_of(place, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_pointer(file, found.bucket.name, objects[name])
-    label = f"fetching {found.address}"
+    label, stop = f"fetching {found.address}", threading.Event()
     with (
         counting_bar(label, total, unit="B", unit_scale=True, in_logs=True, delay=2) as bar,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
 
         def one(name: str) -> None:
-            _fetch_object(found.bucket, fetched[name], found.path_of(place, name))
+            _fetch_object(found.bucket, fetched[name], found.path_of(place, name), stop)
             bar.update(fetched[name].size)
 
-        _first_failure(pool, [pool.submit(one, name) for name in fetched])
+        wait_for_all(pool, [pool.submit(one, name) for name in fetched], stop)
 
 
-def _first_failure(pool: ThreadPoolExecutor, futures: Iterable) -> None:
-    """Waits for all; the first failure, or Ctrl-C, lets the others that have not begun be."""
+def wait_for_all(pool: ThreadPoolExecutor, futures: Iterable[Future], stop: threading.Event | None = None) -> None:
+    """Waits for all; the first failure, or Ctrl-C, sets `stop` and lets the others that have not begun be.
+
+    Raises what they raised.
+    """
     try:
-        for future in futures:
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
             future.result()
     except BaseException:
+        if stop is not None:
+            stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
 
 
-def _fetch_object(bucket: Bucket, stored: Stored, file: Path) -> None:
+def _fetch_object(bucket: Bucket, stored: Stored, file: Path, stop: threading.Event) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.fetched")
     try:
         for _ in range(_TRIES):
             try:
-                bucket.download(stored.name, temporary, stored.generation)
+                bucket.download(stored.name, temporary, stored.generation, stored.size, stop)
+            except Damaged:
+                continue
             except FileNotFoundError as e:
                 raise WorkError(
                     f"{bucket.address(stored.name)}: was changed or removed while it was fetched; run the command again"
@@ -246,7 +258,7 @@ def _fetch_object(bucket: Bucket, stored: Stored, file: Path) -> None:
 
 
 def _of_model(found: Found, step: int | None) -> dict[str, Stored]:
-    """Of a run one finished checkpoint and what lies beside; of any other folder all."""
+    """Of a run the weights of one finished checkpoint and what lies beside; of any other folder all."""
     saved: dict[int, bool] = {}
     for name in found.objects:
         number, _, rest = name.removeprefix(CHECKPOINTS).partition("/")
@@ -264,5 +276,9 @@ def _of_model(found: Found, step: int | None) -> dict[str, Stored]:
     return {
         name: o
         for name, o in found.objects.items()
-        if (name.startswith(kept) if name.startswith(CHECKPOINTS) else not name.startswith(_NOT_OF_A_MODEL))
+        if (
+            name.startswith(kept) and not name.startswith(kept + _NOT_OF_WEIGHTS)
+            if name.startswith(CHECKPOINTS)
+            else not name.startswith(_NOT_OF_A_MODEL)
+        )
     }

@@ -5,11 +5,14 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from mmed_jax.common.errors import ReportedError, UserError, WorkError
+from mmed_jax.common.errors import ReportedError, UserError, WorkError, one_line, warn
 from mmed_jax.common.place_flags import InputPlace, ModelPlace, OutputPlace, addresses
 from mmed_jax.common.places import GS
+
+if TYPE_CHECKING:
+    from mmed_jax.common.buckets.upload import Upload
 
 Flags = TypeVar("Flags", argparse.Namespace, SimpleNamespace)
 
@@ -54,10 +57,23 @@ def local_places(args: Flags) -> Iterator[Flags]:
         e.problem, e.place = out.named(e.problem), out.named(e.place)
         raise e.at(e.place) from e.__cause__
     finally:
-        for upload in opened:
-            upload.close(failed)
+        _close(opened, failed)
     for upload in opened:
         print(f"uploaded   {upload.address}", flush=True)
+
+
+def _close(opened: list["Upload"], failed: bool) -> None:
+    """Closes all; raises the first failure, or warns of it where what is on its way says why the command failed."""
+    failing, problems = sys.exc_info()[1], []
+    for upload in opened:
+        try:
+            upload.close(failed)
+        except WorkError as e:
+            problems.append(e)
+    for e in problems[0 if isinstance(failing, ReportedError) else 1 :]:
+        warn(one_line(e))
+    if problems and not isinstance(failing, ReportedError):
+        raise problems[0]
 
 
 class _Named:

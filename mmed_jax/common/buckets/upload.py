@@ -18,8 +18,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mmed_jax.common.buckets.bucket import PreconditionFailed, Stored, checksum_of, open_bucket
-from mmed_jax.common.buckets.download import VARIABLE, cache_folder
+from mmed_jax.common.buckets.bucket import NoAnswer, PreconditionFailed, Stored, checksum_of, open_bucket
+from mmed_jax.common.buckets.download import VARIABLE, cache_folder, wait_for_all
 from mmed_jax.common.errors import ReportedError, UserError, WorkError, one_line, warn
 from mmed_jax.common.place_flags import OutputPlace, ResumedOutput
 from mmed_jax.common.places import parse_place
@@ -64,6 +64,7 @@ class Upload:
         parent, _, self._name = self._key.rpartition("/")
         self._prefix = f"{parent}/" if parent else ""
         self._uploaded: dict[str, Stored] = {}  # what the bucket holds, by name below the parent
+        self._unanswered: dict[str, tuple[int, int]] = {}  # sizes and checksums that may have arrived
         self._before: State = {}
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -164,12 +165,7 @@ class Upload:
             with ThreadPoolExecutor(_THREADS) as pool:
                 futures = [pool.submit(self._put, n) for n in changed - last if _base(n) not in MARKERS]
                 futures += [pool.submit(self._delete, n) for n in removed - last]
-                try:
-                    for future in futures:
-                        future.result()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+                wait_for_all(pool, futures)
             for name in sorted(last & now.keys(), key=lambda n: LAST.index(_base(n))):
                 self._put(name)
             self._before = now
@@ -182,10 +178,18 @@ class Upload:
             data = file.read_bytes()
             if name.endswith(".jsonl"):  # a line may be under way, or torn
                 data = data[: data.rfind(b"\n") + 1]
+        key, generation = self._prefix + name, there.generation if there else 0
         try:
-            self._uploaded[name] = self._bucket.put(self._prefix + name, data, there.generation if there else 0)
+            if (ours := self._unanswered.get(name)) and (found := self._bucket.stat(key)) is not None:
+                if (found.size, found.crc32c) == ours:
+                    generation = found.generation
+            self._uploaded[name] = self._bucket.put(key, data, generation)
+            self._unanswered.pop(name, None)
+        except NoAnswer:
+            self._unanswered[name] = len(data) if isinstance(data, bytes) else data.stat().st_size, checksum_of(data)
+            raise
         except PreconditionFailed as e:
-            raise WorkError(f"{self._bucket.address(self._prefix + name)}: another process writes there as well") from e
+            raise WorkError(f"{self._bucket.address(key)}: another process writes there as well") from e
 
     def _is_there(self, name: str) -> bool:
         """Whether the object holds the bytes of the file."""
@@ -193,8 +197,9 @@ class Upload:
         return there is not None and (file.stat().st_size, checksum_of(file)) == (there.size, there.crc32c)
 
     def _delete(self, name: str) -> None:
-        if (there := self._uploaded.pop(name, None)) is not None:
+        if (there := self._uploaded.get(name)) is not None:
             self._bucket.delete(self._prefix + name, there.generation)
+            del self._uploaded[name]
 
     def _state(self) -> State:
         state: State = {}

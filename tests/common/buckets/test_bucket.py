@@ -5,7 +5,15 @@ import random
 
 import pytest
 
-from mmed_jax.common.buckets.bucket import Bucket, NoAnswer, PreconditionFailed, Refused, checksum_of, open_bucket
+from mmed_jax.common.buckets.bucket import (
+    Bucket,
+    Damaged,
+    NoAnswer,
+    PreconditionFailed,
+    Refused,
+    checksum_of,
+    open_bucket,
+)
 from mmed_jax.common.places import parse_place
 from tests.support.fake_gcs import fake_gcs
 
@@ -71,6 +79,17 @@ def test_faults_that_pass_are_not_seen(cloud, bucket):
         assert bucket.put(name, bytes([n]) * 100, if_generation=0).size == 100
         assert bucket.get(name) == bytes([n]) * 100 and bucket.stat(name).size == 100
     assert len(bucket.list("faulty/")) == 6
+
+
+def test_a_large_object_may_take_longer_and_other_bytes_are_an_error(cloud, bucket, tmp_path):
+    cloud.write("bucket", "large", bytes(4 << 20))
+    slow = cloud.fault("GET .*large.*media", delay=1.2, drop="before", times=1)
+    Bucket("bucket", deadline_s=1.0).download("large", tmp_path / "large", size=4 << 20)
+    assert slow.seen and (tmp_path / "large").stat().st_size == 4 << 20
+    cloud.fault("GET .*large.*media", damage=True)
+    for read in (lambda: bucket.get("large"), lambda: bucket.download("large", tmp_path / "large")):
+        with pytest.raises(Damaged, match="^gs://bucket/large: came with another checksum than the bucket says"):
+            read()
 
 
 def test_what_does_not_pass_is_one_line(cloud, tmp_path):

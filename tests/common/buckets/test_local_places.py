@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mmed_jax.common.buckets import upload
+from mmed_jax.common.buckets import bucket, upload
 from mmed_jax.common.buckets.download import address_of, open_input
 from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.errors import UserError, WorkError
@@ -70,6 +70,36 @@ def test_processes_of_a_host_fetch_once(cloud, capsys):
     assert "waiting for another process of this host" in capsys.readouterr().err
 
 
+def test_bytes_that_arrive_damaged_are_fetched_again(cloud):
+    cloud.write("bucket", "damage/a", b"whole")
+    once = cloud.fault("damage.*media", damage=True, times=1)
+    assert open_input("gs://bucket/damage/a").read_bytes() == b"whole" and once.seen
+    cloud.write("bucket", "damage/a", b"whole again")
+    cloud.fault("damage.*media", damage=True)
+    with pytest.raises(WorkError, match="^gs://bucket/damage/a: came 3 times with another checksum"):
+        open_input("gs://bucket/damage/a")
+
+
+def test_the_first_failure_ends_the_downloads_that_are_under_way(cloud):
+    cloud.write("bucket", "ended/large", bytes(64 << 20))
+    cloud.write("bucket", "ended/refused", b"1")
+    cloud.fault("ended.*refused.*media", status=403)
+    cloud.fault("ended.*large.*media", delay=0.3)
+    stopped, whole = [], bucket.Bucket.download
+
+    def watched(self, name, *args):
+        try:
+            whole(self, name, *args)
+        except WorkError as e:
+            stopped.append((name, str(e)))
+            raise
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="ended/refused: refused"):
+        patch.setattr(bucket.Bucket, "download", watched)
+        open_input("gs://bucket/ended")
+    assert stopped == [("ended/large", "the download was stopped")]
+
+
 def run(work, **flags):
     with local_places(argparse.Namespace(**flags)) as args:
         return work(args)
@@ -81,7 +111,10 @@ def test_inputs_in_lists_and_paths_of_this_machine(cloud, tmp_path):
     cloud.write("bucket", "list/run/results.json", b"{}")
     flags = dict(ratings=SheetPlace("me=gs://bucket/list/a.csv,you=/x"), runs=[InputPlace("A=gs://bucket/list/run")])
     flags |= dict(plain="gs", number=3, local=InputPlace("data/x.jsonl"))
+    cloud.write("bucket", "list/my data/a b.csv", b"spaces")
+    flags |= dict(named=InputPlace("x=gs://bucket/list/my data/a b.csv,/y z"))
     args = run(lambda args: args, **flags)
+    assert open(args.named.removeprefix("x=").removesuffix(",/y z")).read() == "spaces"
     sheet = args.ratings.removeprefix("me=").removesuffix(",you=/x")
     assert open(sheet).read() == "a" and open(f"{sheet}.key.json").read() == "key"
     assert open(args.runs[0].removeprefix("A=") + "/results.json").read() == "{}"
@@ -180,3 +213,42 @@ def test_a_journal_goes_up_as_it_grows_and_is_continued(cloud, monkeypatch):
 
     with pytest.raises(WorkError, match="journal.jsonl: another process writes there as well"):
         run(other, **flags)
+
+
+def test_an_upload_whose_answer_was_lost_is_gone_on_with(cloud, monkeypatch):
+    """The file grew meanwhile: what is there is ours, and not of another process."""
+    monkeypatch.setattr(bucket.open_bucket, "__defaults__", (1.0,))
+    monkeypatch.setattr(upload, "EVERY_S", 3600)
+    output = upload.Upload("gs://bucket/lost/answers.jsonl", "--output", ResumedOutput)
+    path = output.open()
+    path.write_text("1\n")
+    lost = cloud.fault("POST .*upload|DELETE", drop="after")
+    with pytest.raises(WorkError, match="no usable answer"):
+        output._sync()
+    assert lost.seen and cloud.read("bucket", "lost/answers.jsonl") == b"1\n"
+    cloud.heal()
+    path.write_text("1\n2\n")
+    output.close()
+    assert cloud.read("bucket", "lost/answers.jsonl") == b"1\n2\n"
+    # A removal as well.
+    output = upload.Upload("gs://bucket/lost/answers.jsonl", "--output", ResumedOutput)
+    output.open().unlink()
+    cloud.fault("DELETE", status=503)
+    with pytest.raises(WorkError, match="no usable answer"):
+        output._sync()
+    cloud.heal()
+    output.close()
+    assert cloud.names("bucket", "lost/") == []
+
+
+def test_of_two_outputs_the_second_goes_up_though_the_first_is_refused(cloud, cache):
+    def write(args):
+        upload.Path(args.output).write_text("records")
+        upload.Path(args.rejects).write_text("rejects")
+        cloud.fault("POST .*records", status=403)
+        cloud.fault("POST .*upload", status=403, times=1)
+
+    places = dict(output=OutputPlace("gs://bucket/both/records"), rejects=OutputPlace("gs://bucket/both/rejects"))
+    with pytest.raises(WorkError, match="gs://bucket/both/records: could not be uploaded"):
+        run(write, **places)
+    assert cloud.names("bucket", "both/") == ["both/rejects"] and len(list((cache / "outputs").iterdir())) == 1
