@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mmed_jax.common.buckets.bucket import Bucket, checksum_of, open_bucket
-from mmed_jax.common.errors import UserError, WorkError, one_line
+from mmed_jax.common.errors import UserError, WorkError, one_line, warn
 from mmed_jax.common.places import Place
 
 INTERVAL_S = 60.0
@@ -66,6 +66,9 @@ class Spool:
         self._over.set()
         try:
             self.flush(everything=True)
+        except KeyboardInterrupt:
+            warn(f"what was not uploaded to {self.place} lies in {self.folder}")
+            raise
         except (WorkError, UserError) as e:
             raise e.with_hint(f"; what was not uploaded lies in {self.folder}") from e
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -5,8 +5,8 @@ files of their size (an output that is continued: all of it), so that "is there 
 command has ended, what it wrote anew goes up and what it removed is removed. Objects that hold the very bytes already
 are left. Every write is by generation: another process that writes there as well is an error.
 
-Of a folder, MARKERS go up first (with them a cut upload can be begun again) and LAST last: while the upload is under
-way a folder that is replaced has none of LAST, so that no reader takes it for whole.
+What ends with one of FIRST goes up first (without it nobody could go on with what a cut upload left) and LAST last:
+while the upload is under way a folder that is replaced has none of LAST, so that no reader takes it for whole.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from mmed_jax.common.place_flags import OutputPlace, ResumedOutput
 from mmed_jax.common.places import parse_place
 
 EVERY_S = 60.0  # between uploads of an output that is continued
-MARKERS = ("mmed_jax_export.json",)
+FIRST = ("mmed_jax_export.json", ".settings.json")
 # What says that a folder is whole, or of which kind; the last name is looked for first.
 LAST = (
     "results.json",
@@ -109,11 +109,14 @@ class Upload:
           WorkError: it could not be uploaded, and where it lies.
         """
         self._end.set()
-        if self._thread is not None:
-            self._thread.join()
         if self._resumed or not failed:
             try:
+                if self._thread is not None:
+                    self._thread.join()
                 self._sync()
+            except KeyboardInterrupt:
+                warn(f"{self.address}: was not uploaded to its end; it lies in {self.path}")
+                raise
             except (OSError, ReportedError) as e:
                 raise WorkError(
                     f"{self.address}: could not be uploaded ({one_line(e)}); it lies in {self.path}: copy it from there"
@@ -132,7 +135,7 @@ class Upload:
     def _show(self, file: Path, stored: Stored) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         if self._resumed or stored.size <= _SMALL:
-            self._bucket.download(stored.name, file, stored.generation)
+            self._bucket.download(stored.name, file, stored.generation, stored.size)
         else:
             with file.open("wb") as f:
                 f.truncate(stored.size)
@@ -160,10 +163,10 @@ class Upload:
                 for name in last & self._uploaded.keys():
                     self._delete(name)
             for name in changed:
-                if _base(name) in MARKERS:
+                if name.endswith(FIRST):
                     self._put(name)
             with ThreadPoolExecutor(_THREADS) as pool:
-                futures = [pool.submit(self._put, n) for n in changed - last if _base(n) not in MARKERS]
+                futures = [pool.submit(self._put, n) for n in changed - last if not n.endswith(FIRST)]
                 futures += [pool.submit(self._delete, n) for n in removed - last]
                 wait_for_all(pool, futures)
             for name in sorted(last & now.keys(), key=lambda n: LAST.index(_base(n))):

@@ -72,13 +72,13 @@ def test_a_write_by_generation_is_done_once(cloud, bucket):
 
 
 def test_faults_that_pass_are_not_seen(cloud, bucket):
-    for fault in ({"status": 503}, {"status": 429}, {"drop": "before"}, {"drop": "after"}):
-        cloud.fault("faulty", probability=0.12, **fault)
+    kinds = ({"status": 503}, {"status": 429}, {"drop": "before"}, {"drop": "after"})
+    faults = [cloud.fault("faulty", probability=0.2, **kind) for kind in kinds]
     for n in range(6):
         name = f"faulty/{n}"
         assert bucket.put(name, bytes([n]) * 100, if_generation=0).size == 100
         assert bucket.get(name) == bytes([n]) * 100 and bucket.stat(name).size == 100
-    assert len(bucket.list("faulty/")) == 6
+    assert len(bucket.list("faulty/")) == 6 and all(fault.seen for fault in faults)
 
 
 def test_a_large_object_may_take_longer_and_other_bytes_are_an_error(cloud, bucket, tmp_path):

@@ -53,10 +53,11 @@ def test_what_is_not_there_is_one_line(cloud, cache):
 def test_faults_while_fetching_are_not_seen(cloud):
     for n in range(6):
         cloud.write("bucket", f"faulty/{n}", bytes([n]) * 50_000)
-    for fault in ({"status": 503}, {"status": 429}, {"drop": "before"}, {"drop": "after"}):
-        cloud.fault("faulty", probability=0.12, **fault)
+    kinds = ({"status": 503}, {"status": 429}, {"drop": "before"}, {"drop": "after"})
+    faults = [cloud.fault("faulty.*media", times=1, **kind) for kind in kinds]
     folder = open_input("gs://bucket/faulty")
     assert [(folder / str(n)).read_bytes() for n in range(6)] == [bytes([n]) * 50_000 for n in range(6)]
+    assert all(fault.seen for fault in faults)
 
 
 def test_processes_of_a_host_fetch_once(cloud, capsys):
@@ -252,3 +253,31 @@ def test_of_two_outputs_the_second_goes_up_though_the_first_is_refused(cloud, ca
     with pytest.raises(WorkError, match="gs://bucket/both/records: could not be uploaded"):
         run(write, **places)
     assert cloud.names("bucket", "both/") == ["both/rejects"] and len(list((cache / "outputs").iterdir())) == 1
+
+
+def test_answers_never_lie_there_without_the_settings_that_go_on_with_them(cloud):
+    def write(args):
+        path = upload.Path(args.output)
+        path.write_text("{}\n")
+        path.with_name("answers.settings.json").write_text("{}")
+        refused.append(cloud.fault("POST .*upload", status=403, times=1))
+
+    refused = []
+    with pytest.raises(WorkError, match="could not be uploaded"):
+        run(write, output=ResumedOutput("gs://bucket/first/answers.jsonl"))
+    assert refused[0].seen and cloud.names("bucket", "first/") == []
+
+
+def test_ctrl_c_while_the_result_goes_up_says_where_it_lies(cloud, capsys):
+    def write(args):
+        upload.Path(args.output).write_text("whole")
+        patch.setattr(bucket.Bucket, "put", interrupted)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        run(write, output=OutputPlace("gs://bucket/interrupted.json"))
+    line = capsys.readouterr().err
+    assert line.startswith("warning: gs://bucket/interrupted.json: was not uploaded to its end; it lies in ")
+    assert open(line.strip().rpartition("it lies in ")[2]).read() == "whole"
