@@ -152,7 +152,7 @@ def test_a_silent_bucket_a_kill_and_faults_leave_the_run_as_on_a_disk(bench, clo
     for status in (503, 429):
         cloud.fault("storage/v1", status=status, probability=0.03)
     cloud.fault("storage/v1", drop="after", probability=0.02)
-    cloud.fault("POST .*checkpoints%2F12%2F.*commit", delay=3.0, times=1)
+    slow = cloud.fault("POST .*checkpoints%2F12%2F.*commit", delay=3.0, times=1)
     cloud.advance(100)  # the lock of who was killed becomes stale
     process = bench.start(run, **KEEP, command=SLOWLY)
     wait_for(lambda: any("checkpoints/12/" in n for n in cloud.names("bucket", "runs/killed/")), process)
@@ -165,7 +165,7 @@ def test_a_silent_bucket_a_kill_and_faults_leave_the_run_as_on_a_disk(bench, clo
     assert outcome.code == 0, outcome.err
     assert "resumed    step " in outcome.out
     assert_as_on_disk(bench, run)
-    assert saved(run) == [18, 24]
+    assert saved(run) == [18, 24] and slow.seen
 
 
 def test_two_processes_go_on_with_a_run_that_was_copied_from_a_disk(bench, cloud, tmp_path):  # noqa: F811

@@ -41,7 +41,7 @@ class Stored:
 
 @dataclass
 class Fault:
-    """What happens to requests whose "METHOD path?query" matches `pattern`.
+    """What happens to requests whose "METHOD path?query" matches `pattern`; of an upload " NAME" stands behind it.
 
     status: answered without doing anything. delay: seconds before anything happens. drop: "before", the connection is
     closed and nothing was done; "after", it was done and the answer is lost. damage: a bit of the answer is another.
@@ -387,6 +387,9 @@ def _handler(server: FakeGCS) -> type[BaseHTTPRequestHandler]:
         def serve(self) -> None:
             body = self.body()
             line = f"{self.command} {self.path}"
+            # The name of an object that goes up in one request, or begins to in many, stands in the body alone.
+            if self.path.startswith("/upload/") and (named := re.search(rb'"name": ?"([^"]+)"', body[:4096])):
+                line += f" {quote(named[1], safe='')}"
             server.log.append(line)
             rule = server.misbehave(line)
             if rule is not None:
