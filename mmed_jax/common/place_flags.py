@@ -40,7 +40,7 @@ class FreeText(str):
 
 # An address where a place may begin: at the start, or behind the comma, plus or equals sign of a list. Its end is the
 # end of a place in the list; a key may hold spaces.
-ADDRESS = re.compile(r"(?:^|(?<=[,+=\s]))[A-Za-z][A-Za-z0-9.-]+:/[^,]*")
+ADDRESS = re.compile(r"(?:^|(?<=[,+=\s]))(?:[A-Za-z][A-Za-z0-9.-]+:/|gs:(?=[^/:,\s]+/))[^,]*")
 
 
 def addresses(text: str, kind: type = InputPlace) -> list[str]:

@@ -14,6 +14,7 @@ from mmed_jax.common.paths import expand_home
 GS = "gs://"
 # A scheme has two letters or more; C:\x is none.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)")
+_WITHOUT_SLASHES = re.compile(r"gs:(?=[^/:\s]+/)")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 # A Path, or an etils.epath.Path (a PurePosixPath): both know /, name, parent and str().
@@ -35,12 +36,14 @@ def parse_place(text: str | os.PathLike, flag: str = "") -> Place:
         key, or gs:// where the extra [gcs] is not installed.
     """
     given = os.fspath(text)
+    start = f"{flag}={given}: " if flag else f"{given}: "
     scheme = _SCHEME.match(given)
+    if isinstance(text, str) and _WITHOUT_SLASHES.match(given):
+        raise UserError(f"{start}a bucket is written with two slashes, gs://{given[3:]}")
     if scheme is None or isinstance(text, Path):
         return expand_home(text)
     if isinstance(text, PurePath) and given.startswith(GS):  # an epath.Path
         return text
-    start = f"{flag}={given}: " if flag else f"{given}: "
     name, slashes = scheme.groups()
     if name != "gs" or slashes != "//":
         rest = given[scheme.end() :].lstrip("/")

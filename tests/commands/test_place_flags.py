@@ -14,7 +14,7 @@ from mmed_jax.config.defaults import KEYS
 from mmed_jax.config.overrides import set_override, split_overrides
 from mmed_jax.config.recipes import load_config
 
-BAD = ("s3://b/x", "http://host/x", "gs:/b/x", "hf://org/name", "gs://", "NAME=s3://b/x", "a,s3://b/x")
+BAD = ("s3://b/x", "http://host/x", "gs:/b/x", "gs:b/x", "hf://org/name", "gs://", "NAME=s3://b/x", "a,s3://b/x")
 LINES = {
     "train": ["--config=stage1"],
     "plan": ["--config=stage1"],
@@ -97,7 +97,7 @@ def test_each_flag_of_a_command(name, monkeypatch, tmp_path):
         if not isinstance(action.type, type) and action.type is not None:  # a list of names
             continue
         is_one = action.type is not None and issubclass(action.type, OutputPlace)  # no list, and no NAME=
-        for text in BAD[:5] if is_one else BAD:
+        for text in BAD[:6] if is_one else BAD:
             line = outcome(parser, action, text)
             bad = addresses(text)[0] if text != "gs://" else text
             assert bad in line and flag in line, (flag, text, line)
@@ -121,7 +121,7 @@ def test_each_config_key():
         if not isinstance(key.default, str | tuple) or key.choices or name in free:
             continue
         assert key.place is not None, name
-        for text in BAD[:4]:
+        for text in BAD[:5]:
             config = load_config("stage1:demo")
             set_override(config, name, text)
             with pytest.raises(UserError, match=f"^config.{name}={text}: "):

@@ -42,6 +42,7 @@ def test_a_bucket_keeps_both_slashes():
         "gcs://b/x": "did you mean 'gs'?",
         "GS://bucket/x": "places of GS:// are not supported",
         "gs:/bucket/x": "a bucket is written with two slashes, gs://bucket/x",
+        "gs:bucket/x": "a bucket is written with two slashes, gs://bucket/x",
         "gs:///x": "name a bucket, gs://BUCKET/...",
         "gs://": "name a bucket",
         "gs://B_ucket/x": "name a bucket, gs://BUCKET/...; its name is 3 to 222 of a-z 0-9",
