@@ -179,8 +179,9 @@ def _base_name(args: argparse.Namespace, source: "LoraModel") -> str:
         )
     if name == source.base_path:
         run = source.record.get("kind") == "run"
+        where = "a bucket" if is_bucket(name) else "this machine"
         warn(
-            f"adapter_config.json will name the base as a {'run' if run else 'folder'} of this machine ({name}); "
+            f"adapter_config.json will name the base as a {'run' if run else 'folder'} of {where} ({name}); "
             + ("peft reads no runs: export that one too, and " if run else "")
             + "say what readers elsewhere call it with --base_name=ORG/MODEL"
         )

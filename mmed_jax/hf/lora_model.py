@@ -94,8 +94,9 @@ class LoraModel(ModelSource):
     @property
     def description(self) -> str:
         """What it is, in words."""
-        where = f"{self.peft.path} on a {super().description}" if self.peft else super().description
-        beneath = f", base {self.base.path}" if self.base and not self.peft else ""
+        peft = self.peft and (address_of(self.peft.path) or self.peft.path)
+        where = f"{peft} on a {super().description}" if peft else super().description
+        beneath = f", base {address_of(self.base.path) or self.base.path}" if self.base and not self.peft else ""
         return f"{adapter_text(self.spec)}, {where}{beneath}"
 
     def fingerprint(self) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from mmed_jax.checkpoints.metrics_file import METRICS_FILE
 from mmed_jax.checkpoints.run_directory import CONFIG_FILE, guard_run_dir, run_storage
-from mmed_jax.common.buckets.download import fetch_model, open_input
+from mmed_jax.common.buckets.download import address_of, fetch_model, open_input
 from mmed_jax.common.errors import UserError, WorkError, nearest
 from mmed_jax.common.paths import ASSETS, resolve_path
 from mmed_jax.common.place_files import is_there
@@ -114,9 +115,9 @@ def _check_same_tokens(name: str, tok: "PreTrainedTokenizerFast", source: "Model
     ours, theirs = ({i: t for t, i in x.get_vocab().items()} for x in (tok, known))
     different = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
     if different:
-        i = different[0]
+        i, place = different[0], address_of(source.path) or source.path
         raise UserError(
-            f"config.tokenizer={name}: {len(different):,} ids mean other tokens than in {source.path} (the first is "
+            f"config.tokenizer={name}: {len(different):,} ids mean other tokens than in {place} (the first is "
             f"{i}: {ours.get(i)!r} here, {theirs.get(i)!r} there); the model's own is taken with --config.tokenizer="
         )
 
@@ -179,10 +180,11 @@ def describe_source(source: "ModelSource", name: str = "weights") -> str:
     from mmed_jax.hf.lora_model import LoraModel
 
     if isinstance(source, LoraModel) and source.peft:  # its path is that of the base
-        return f"{name:10s} {source.peft.path}"
-    text = f"{name:10s} {source.path}" + (f", step {source.step:,}" if source.step is not None else "")
+        return f"{name:10s} {address_of(source.peft.path) or source.peft.path}"
+    place = address_of(source.path) or source.path
+    text = f"{name:10s} {place}" + (f", step {source.step:,}" if source.step is not None else "")
     if source.kind == "run":
-        planned = [e["steps"] for e in read_metrics(source.path).events if e.get("event") == "start" and "steps" in e]
+        planned = [e["steps"] for e in read_metrics(place).events if e.get("event") == "start" and "steps" in e]
         if planned and source.step is not None and source.step < planned[-1]:
             text += f"\nwarning    that run stopped at step {source.step:,} of {planned[-1]:,}; it is not finished"
     return text
@@ -309,5 +311,6 @@ def closing(config: ConfigDict, step: int, steps: int) -> str:
         "stage2": [f"python -m mmed_jax.export --model={run} {adapter}--output=exports/{Path(run).name}"],
     }.get(config.name, [])
     following.append(f"python -m mmed_jax.generate --model={run} --prompt=TEXT")
-    lines = [f"done       {step:,} steps; numbers in {run}/metrics.jsonl, curves in {run}/report.html"]
+    numbers = METRICS_FILE.partition(".")[0] if is_bucket(run) else METRICS_FILE
+    lines = [f"done       {step:,} steps; numbers in {run}/{numbers}, curves in {run}/report.html"]
     return "\n".join(lines + [f"next       {c}" for c in following])

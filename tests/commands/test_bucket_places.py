@@ -23,6 +23,7 @@ from mmed_jax.evaluation.models import local
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.hf.save import write_assets
 from mmed_jax.model.config import PRESETS
+from mmed_jax.training.setup import describe_source
 from tests.support.fake_gcs import fake_gcs
 from tests.support.hf_folders import hf_folder, random_params, raw_tensors, tiny_tokenizer
 from tests.support.inference import TableEngine
@@ -137,14 +138,20 @@ def test_of_a_run_one_finished_checkpoint_is_fetched(cloud, tmp_path):
     for step in (3, 7):
         cloud.write("bucket", f"runs/one/checkpoints/{step}/commit_success.txt", b"")
     cloud.write("bucket", "runs/one/checkpoints/9/params/half", b"of a save under way")
+    begun = {"kind": "event", "step": 0, "time": 1.0, "event": "start", "steps": 9}
+    cloud.write("bucket", "runs/one/metrics/00001-000001.jsonl", json.dumps(begun).encode() + b"\n")
     before = cloud.requests["GET media"]
     assert open_model(f"{B}/runs/one").known_step == 7
     fetched = cloud.requests["GET media"] - before
     assert fetched < len(cloud.names("bucket", "runs/one/")) - len(cloud.names("bucket", "runs/one/checkpoints/3/"))
     folder = open_model(f"{B}/runs/one").path
+    cloud.write("bucket", "runs/one/report.html", b"made anew")  # that is no other model
+    assert open_model(f"{B}/runs/one").path == folder and not (folder / "report.html").exists()
     assert (folder / "checkpoints/7/params").is_dir() and not (folder / "checkpoints/7/opt_state").exists()
     for source in (open_model(f"{B}/runs/one/checkpoints/3"), open_model(f"{B}/runs/one", step=3)):
         assert source.known_step == 3
+        said = describe_source(source)
+        assert f"{B}/runs/one, step 3\n" in said and "stopped at step 3 of 9; it is not finished" in said
         got, want = source.load_params(), random_params(cfg, 3)
         assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)))
     with pytest.raises(UserError, match="has no checkpoint of step 9; there are 3, 7"):

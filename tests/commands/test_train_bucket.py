@@ -54,6 +54,7 @@ def finished(bench, server) -> str:  # noqa: F811
     """A run of 24 steps in the bucket, checkpoints at 18 and 24."""
     outcome = bench.train("gs://bucket/runs/one", plots=True, **KEEP, tensorboard=True)
     assert outcome.code == 0, outcome.err
+    assert "numbers in gs://bucket/runs/one/metrics, curves in gs://bucket/runs/one/report.html" in outcome.out
     return "gs://bucket/runs/one"
 
 

@@ -37,8 +37,8 @@ _THREADS = 8
 _TRIES = 3  # of an object that came with another checksum
 # Of a run: a step that is finished, and what marks one that could not be read (checkpoints/bucket_run.py).
 CHECKPOINTS, COMMITTED, SET_ASIDE = "checkpoints/", "commit_success.txt", ".corrupt.json"
-# Of a run, and of a checkpoint in it, what no model needs.
-_NOT_OF_A_MODEL = ("tensorboard/", "plots/", "profile/", "wandb/", "metrics/", ".lock")
+# Of a run, and of a checkpoint in it, what no model needs; a report that is made anew costs no second copy of weights.
+_NOT_OF_A_MODEL = ("tensorboard/", "plots/", "profile/", "wandb/", "metrics/", "metrics.jsonl", "report.html", ".lock")
 _NOT_OF_WEIGHTS = "opt_state/"
 
 
