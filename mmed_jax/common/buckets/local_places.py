@@ -70,8 +70,8 @@ def _close(opened: list["Upload"], failed: bool) -> None:
             upload.close(failed)
         except WorkError as e:
             problems.append(e)
-    for e in problems[0 if isinstance(failing, ReportedError) else 1 :]:
-        warn(one_line(e))
+    for problem in problems[0 if isinstance(failing, ReportedError) else 1 :]:
+        warn(one_line(problem))
     if problems and not isinstance(failing, ReportedError):
         raise problems[0]
 
