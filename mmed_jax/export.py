@@ -6,6 +6,9 @@
     python -m mmed_jax.export --model=runs/stage2-8b-lora --adapter --output=exports/adapter [--plain]
     python -m mmed_jax.export --model=BASE_DIR --adapter=PEFT_DIR --output=exports/merged
 
+    python -m mmed_jax.export --model=runs/stage2 --output=exports/my-model --results=results/mmedbench
+    python -m mmed_jax.export --model=exports/my-model --push=ORG/NAME [--private]
+
 The folder is written under a temporary name, read back, compared, and only then renamed; transformers, peft, vLLM and
 other readers of Llama folders load it as it is. Runs on the CPU, whatever accelerator is there or busy. Weights are
 read, written and checked one by one: of a Hugging Face folder the largest tensor is in memory a few times, of a run the
@@ -13,6 +16,10 @@ largest stacked leaf, whatever the model's size.
 
 An adapter is merged into the base it was trained on, each weight the float32 sum rounded once, and what the rounding
 took from the change is said. --adapter writes it alone.
+
+README.md in the folder is the hub's model card: base and licences, data, settings, and the accuracies of evaluations
+that --results names. --push uploads the folder (with --output: the one just written), with the token in HF_TOKEN; an
+upload that broke off is continued by --model=THE_FOLDER --push.
 """
 
 import argparse
@@ -29,13 +36,14 @@ from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command, warn
 from mmed_jax.common.paths import expand_home
-from mmed_jax.common.place_flags import ModelPlace, OutputPlace
+from mmed_jax.common.place_flags import InputPlace, ModelPlace, OutputPlace
 from mmed_jax.common.places import is_bucket
 from mmed_jax.common.progress import counting_bar
 from mmed_jax.inference.load import add_base, add_ignore_keys
 
 if TYPE_CHECKING:
     from mmed_jax.data.chat_formats import ChatSyntax
+    from mmed_jax.evaluation.card_writer import CardWriter
     from mmed_jax.hf.lora_model import LoraModel
     from mmed_jax.hf.model_source import ModelSource
 
@@ -48,6 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     """The export command; see the module's docstring and `--help`."""
     args = _arguments(argv)
     console.outlive()
+    if not args.output:
+        push_export(args)
+        return
     with local_places(args) as places:
         export(places)
 
@@ -58,8 +69,10 @@ def export(args: argparse.Namespace) -> None:
 
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
+    from mmed_jax.evaluation.card_writer import CardWriter
     from mmed_jax.hf.export_folder import output_folder
     from mmed_jax.hf.open_model import open_model
+    from mmed_jax.hf.push import check_push
 
     source = open_model(
         args.model,
@@ -72,19 +85,50 @@ def export(args: argparse.Namespace) -> None:
     )
     output = output_folder(args.output)
     _check_place(args, output, source)
+    card = CardWriter(
+        source,
+        args.push.rpartition("/")[2] if args.push else output.name,
+        base_name=args.base_name or "",
+        evaluations=[part for part in (args.results or "").split(",") if part],
+        adapter_alone=args.adapter == WRITE,
+    )
+    if args.push:
+        check_push(args.push, card.licence)
     if args.adapter == WRITE:
-        export_adapter(args, source, output)
+        export_adapter(args, source, output, card)
     else:
-        export_model(args, source, output)
+        export_model(args, source, output, card)
+    if args.push:
+        _push(args, output)
 
 
-def export_model(args: argparse.Namespace, source: "ModelSource", output: Path) -> None:
+def push_export(args: argparse.Namespace) -> None:
+    """Uploads an export that is there. Raises UserError, WorkError."""
+    from mmed_jax.hf.push import check_push, check_whole, recorded_licence
+
+    if is_bucket(args.model):
+        raise UserError(f"--model={args.model}: --push uploads a folder of this machine; with --output it makes one")
+    folder = expand_home(args.model).resolve()
+    check_whole(folder)
+    check_push(args.push, recorded_licence(folder))
+    _push(args, folder)
+
+
+def _push(args: argparse.Namespace, folder: Path) -> None:
+    from mmed_jax.hf.push import push
+
+    print(f"pushing  {folder} to {args.push}", flush=True)
+    print(f"pushed   {push(folder, args.push, private=args.private)}", flush=True)
+
+
+def export_model(args: argparse.Namespace, source: "ModelSource", output: Path, card: "CardWriter") -> None:
     """Writes all weights, with the adapter in them where there is one."""
     import jax
 
     from mmed_jax.hf.export_folder import check_output
     from mmed_jax.hf.lora_model import LoraModel
     from mmed_jax.hf.mapping import hf_tensors
+    from mmed_jax.hf.provenance import KEY
     from mmed_jax.hf.save import save_pretrained
     from mmed_jax.hf.tuning import export_info
     from mmed_jax.model.config import num_params
@@ -110,7 +154,8 @@ def export_model(args: argparse.Namespace, source: "ModelSource", output: Path) 
             source.cfg,
             source.tokenizer,
             source_generation=source.generation,
-            info=lambda: export_info(source, "mmed_jax.export"),
+            info=lambda: {**export_info(source, "mmed_jax.export"), KEY: card.provenance},
+            card=card.text,
             overwrite=args.overwrite,
             progress=_ByteBar("writing"),
             checking=_ByteBar("checking"),
@@ -125,11 +170,12 @@ def export_model(args: argparse.Namespace, source: "ModelSource", output: Path) 
     print(f"next     python -m mmed_jax.generate --model={args.output}{raw} --prompt=TEXT")
 
 
-def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path) -> None:
+def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path, card: "CardWriter") -> None:
     """Writes the adapter alone, as a PEFT folder."""
     from mmed_jax.hf.export_folder import check_output
     from mmed_jax.hf.lora_model import LoraModel
     from mmed_jax.hf.peft_folder import fold_patterns, save_adapter
+    from mmed_jax.hf.provenance import KEY
     from mmed_jax.model.lora import num_adapter_params
 
     if not isinstance(source, LoraModel):
@@ -149,6 +195,7 @@ def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path
     if source.step is not None:
         print(f"step     {source.step}", flush=True)
     info = {"made_by": "mmed_jax.export", "source": source.path.resolve().name, "step": source.step, "folded": folded}
+    info[KEY] = card.provenance
     save_adapter(
         output,
         adapter,
@@ -158,6 +205,7 @@ def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path
         tokenizer=source.tokenizer,
         base_record=source.record or None,
         info=info,
+        card=lambda: card.text(name),
         overwrite=args.overwrite,
         progress=_ByteBar("writing"),
     )
@@ -241,7 +289,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model", required=True, type=ModelPlace, metavar="DIR", help="run directory, Hugging Face or PEFT folder"
     )
-    parser.add_argument("--output", required=True, type=OutputPlace, metavar="DIR", help="the folder to write")
+    parser.add_argument("--output", type=OutputPlace, metavar="DIR", help="the folder to write")
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
     add_ignore_keys(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16; an HF folder's own)")
@@ -259,7 +307,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--plain", action="store_true", help="of --adapter: one rank and scale, for readers without patterns (vLLM)"
     )
-    parser.add_argument("--base_name", metavar="ORG/MODEL", help="of --adapter: what its config calls the base")
+    parser.add_argument(
+        "--base_name", metavar="ORG/MODEL", help="what the card, and an adapter's config, call the base"
+    )
+    parser.add_argument(
+        "--results", type=InputPlace, metavar="DIR,..", help="evaluations of this model, for the table of its card"
+    )
+    parser.add_argument("--push", metavar="ORG/NAME", help="upload the folder to the Hugging Face hub (HF_TOKEN)")
+    parser.add_argument("--private", action="store_true", help="of --push: make the repository a private one")
     parser.add_argument(
         "--merge_into",
         choices=("trained", "original"),
@@ -268,7 +323,15 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     writes = args.adapter == WRITE
-    for flag in ("plain", "base_name") if not writes else ("dtype", "merge_into"):
+    if args.private and not args.push:
+        raise UserError("--private: goes with --push; leave it out")
+    if not args.output:
+        if not args.push:
+            parser.error("the following arguments are required: --output (or --push of an export that is there)")
+        for flag in ("step", "dtype", "overwrite", "adapter", "base", "plain", "base_name", "results", "merge_into"):
+            if getattr(args, flag) not in (None, "", False):
+                raise UserError(f"--{flag}: goes with --output; without it a folder is uploaded as it is")
+    for flag in ("plain",) if not writes else ("dtype", "merge_into"):
         if getattr(args, flag):
             what = "goes with --adapter, which writes the adapter alone" if not writes else "goes with merged weights"
             raise UserError(f"--{flag}: {what}; leave it out")

@@ -134,6 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     abstract, base, adapter_meta = program.state, program.base, None
     checkpointer = Checkpointer(run_dir, **config.checkpoint.to_dict())
     data_state = {"table": prepared.train.fingerprint, "seed": config.seed, "tokens_seen": 0}
+    data_state["contents"] = prepared.report["contents"]  # for the model card
     with on_device.device_failures(config, cfg, mesh):
         restored = checkpointer.restore_latest(abstract, restart=config.restart)
     first = 0

@@ -274,6 +274,11 @@ def open_tables(
         "records": {"read": sum(t.report["samples"] for t in tables.values())},
         "tables": {split: table.report for split, table in tables.items()},
         "mixture": describe_mixture(mixture, positions),
+        "contents": [
+            {"source": g.source, "license": "", "language": g.language, "records": g.documents}
+            for g, share in zip(mixture.groups, mixture.shares)
+            if share
+        ],
     }
     return Prepared(tables.pop("train"), tables, report, mixture)
 

@@ -76,12 +76,14 @@ def prepare(
 
     def build(folder: Path) -> dict:
         parts, records = _records(config, train_files, validation_files, folder.parent)
+        store, chosen, repeats = parts["train"]
+        contents = store.contents(chosen[repeats > 0])
         splits = {}
         for split, (store, chosen, repeats) in parts.items():
             splits[split] = _build_split(folder, split, store, chosen, repeats, config, tok)
         if not validation_files and splits.get("validation", {}).get("rows") == 0:
             splits.pop("validation")
-        return table_info(data.seq_len, data.kind, inputs, splits, records=records)
+        return table_info(data.seq_len, data.kind, inputs, splits, records=records, contents=contents)
 
     cache_dir = parse_place(data.cache_dir, "config.data.cache_dir")
     folder, cached = packed_cache.obtain(cache_dir, key, build, is_writer=is_writer, timeout_s=timeout_s, say=say)
@@ -92,6 +94,7 @@ def prepare(
         "cached": cached,
         "seq_len": data.seq_len,
         "records": info["records"],
+        "contents": info["contents"],
         "tables": {split: table.report for split, table in tables.items()},
     }
     return Prepared(tables.pop("train"), tables, report)

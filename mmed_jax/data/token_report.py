@@ -10,7 +10,8 @@ from mmed_jax.data.tokenize import LEFT_OUT
 def print_report(report: dict, say: Callable[[str], None] = print) -> None:
     """Prints what `prepare` found: records in, samples left out and why, tokens, packing, languages, sources.
 
-    report: {"records": {...}, "tables": {split: table_report(...)}, "cached": bool, "folder": path}; of documents also
+    report: {"records": {...}, "contents": counts of the training records by source, licence and language
+    (RecordStore.contents), "tables": {split: table_report(...)}, "cached": bool, "folder": path}; of documents also
     "kind" and "mixture" (corpus_table.describe_mixture).
     """
     records = report["records"]

@@ -19,6 +19,7 @@ from mmed_jax.common.paths import expand_home
 from mmed_jax.parallel.barriers import on_main
 
 MARKER = "mmed_jax_export.json"  # says that a folder is an export of this program, and of what
+README = "README.md"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT)
 
@@ -48,11 +49,16 @@ def check_output(path: Path, overwrite: bool = False, needed: int = 0) -> None:
         if not overwrite:
             raise UserError(f"--output={path}: holds an earlier export; add --overwrite to replace it")
         try:
-            ours = {MARKER, *jsonl.loads(marker.read_bytes(), dict)["files"]}
+            sizes = jsonl.loads(marker.read_bytes(), dict)["files"]
+            ours = {MARKER, *sizes}
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise UserError(f"--output={path}: {MARKER} in it is unreadable; name a new folder") from e
         if added := sorted({p.name for p in path.iterdir()} - ours):
             raise UserError(f"--output={path}: was added to the earlier export: {', '.join(added)}; move it away first")
+        # The card is the file that its author goes on writing.
+        card = path / README
+        if card.is_file() and card.stat().st_size != sizes[README]:
+            raise UserError(f"--output={path}: {README} was changed since; move it away first")
     above = next(p for p in path.parents if p.exists())
     if not above.is_dir():
         raise UserError(f"--output={path}: {above} is a file")

@@ -22,6 +22,7 @@ from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.tokenizers.tokenizer import local_path, save_tokenizer
 from mmed_jax.hf.export_folder import (
     MARKER,
+    README,
     check_output,
     describe_failure,
     failure,
@@ -34,7 +35,7 @@ from mmed_jax.hf.export_folder import (
 from mmed_jax.hf.gather import gather
 from mmed_jax.hf.load import read_json
 from mmed_jax.hf.mapping import flatten, group_names, some, unflatten
-from mmed_jax.hf.peft_card import adapter_card
+from mmed_jax.hf.model_card import adapter_card
 from mmed_jax.hf.peft_config import CONFIG_FILE, HF_NAMES, config_of, modules_of, read_config_file, spec_of
 from mmed_jax.hf.safetensors import DTYPES, StoredTensor, read_header, shown, write_header, write_tensor
 from mmed_jax.model.config import LlamaConfig
@@ -240,6 +241,7 @@ def save_adapter(
     tokenizer: "PreTrainedTokenizerFast | None" = None,
     base_record: Mapping[str, Any] | None = None,
     info: Mapping[str, Any] | None = None,
+    card: Callable[[], str] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -254,6 +256,7 @@ def save_adapter(
       tokenizer: written beside it, with the chat format it was trained with.
       base_record: of hf.base_model, so that this program applies it to no other base.
       info: extra JSON values for the marker file. progress: called with (bytes written, bytes in all).
+      card: gives the text of README.md; None = what spec and base say.
 
     Raises:
       UserError: the output is taken or cannot be written. WorkError: disk full, values that are not finite, or what was
@@ -269,7 +272,8 @@ def save_adapter(
             stage.mkdir()
             write_json(stage / CONFIG_FILE, config_of(spec, base_name))
             _write_weights(stage / WEIGHTS_FILE, adapter, spec, cfg, progress)
-            (stage / "README.md").write_text(adapter_card(spec, cfg, base_name, base_record), encoding="utf-8")
+            text = card() if card else adapter_card(spec, cfg, base_name, base_record)
+            (stage / README).write_text(text, encoding="utf-8")
             if tokenizer is not None:
                 save_tokenizer(tokenizer, stage)
             sizes = {p.name: p.stat().st_size for p in sorted(stage.iterdir())}

@@ -20,6 +20,7 @@ import numpy as np
 from mmed_jax.data.tokenizers.tokenizer import check_vocab, control_ids, save_tokenizer, stop_ids, tokenizer_hash
 from mmed_jax.hf.export_folder import (
     MARKER,
+    README,
     check_output,
     describe_failure,
     failure,
@@ -55,6 +56,7 @@ def save_pretrained(
     max_shard_bytes: int = SHARD_BYTES,
     source_generation: dict | None = None,
     info: dict | Callable[[], dict] | None = None,
+    card: Callable[[], str] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     checking: Callable[[int, int], None] | None = None,
@@ -72,6 +74,7 @@ def save_pretrained(
       max_shard_bytes: size of one file; one file when all fits.
       source_generation: generation_config.json of the model this came from; sampling defaults in it are kept.
       info: extra JSON values for the marker file, or what returns them when the weights are written.
+      card: gives the text of README.md when the weights are written; None = no such file.
       progress: called with (bytes written, bytes in all). checking: likewise, of bytes read back.
 
     Returns:
@@ -92,6 +95,8 @@ def save_pretrained(
         if problem := any_text(weights.problem):
             raise failure(problem)
         more = info() if callable(info) else info
+        if card is not None:
+            write_on_main(path, lambda: (stage / README).write_text(card(), encoding="utf-8"))
         write_on_main(path, lambda: _write_small(stage, weights, cfg, tokenizer, source_generation, more))
         write_on_main(path, lambda: _check(stage, weights, cfg, tokenizer, checking))
         write_on_main(path, lambda: publish(stage, path))

@@ -43,7 +43,7 @@ FREE = {"--prompt", "--system", "--base_url", "--params", "--license"}
 RUN_DIR = {"report --run", "doctor --run_dir"}
 ANYWHERE = {"--model", "--adapter", "--base", "--data", "--data_dir", "--perplexity", "--few_shot_data", "--input"}
 ANYWHERE |= {"--output", "--rejects", "--json", "--table", "--runs", "--ratings", "--submission", "--bertscore_model"}
-ANYWHERE |= {"--benchmarks", "--ours", "--theirs", "--earlier", "--tokenizer", "RUN"}
+ANYWHERE |= {"--results", "--benchmarks", "--ours", "--theirs", "--earlier", "--tokenizer", "RUN"}
 
 
 class Captured(Exception):

@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 
 from mmed_jax import export
+from mmed_jax.checkpoints.run_directory import read_meta, step_folders
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.data.prepare import prepare
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
@@ -63,9 +64,16 @@ def test_three_stages_in_a_row(tmp_path, repo):
     assert started_from(run, STEPS, tmp_path / "stage1")
     done = train_here(*argv("stage2", tmp_path, steps=2, init_from=tmp_path / "stage1"))
     assert done.code == 0, done.err
-    exported = call(export.main, f"--model={run}", f"--output={tmp_path / 'export'}", "--dtype=float32")
+    exported = call(export.main, f"--model={tmp_path / 'stage2'}", f"--output={tmp_path / 'export'}", "--dtype=float32")
     assert exported.code == 0, exported.err
     assert open_model(tmp_path / "export").cfg.hidden_size == SIZES["model.hidden_size"]
+    # The card knows the way back, and what each stage was trained on.
+    card = (tmp_path / "export" / "README.md").read_text()
+    way = "trained from random weights: pretrain (all weights), then stage1 (all weights), then stage2 (all weights)."
+    assert way in card and "not recorded" not in card and "not at hand" not in card
+    for stage in ("stage1", "stage2"):
+        counted = read_meta(tmp_path / stage, max(step_folders(tmp_path / stage)))["data_state"]["contents"]
+        assert counted and all(f"| {row['source']} | {row['license']} |" in card for row in counted)
 
 
 def test_the_adapter_of_the_pretraining_is_trained_on(tmp_path):

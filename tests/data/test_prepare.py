@@ -64,6 +64,11 @@ def test_tables_hold_every_record_once_and_questions_stay_together(files, tok, c
     assert len(held_out) == 9
     report = prepared.report
     assert report["records"] == {"read": 90, "overlap": 0, "weight_zero": 0, "train": 81, "validation": 9}
+    # Counted once each, those held out left out; cached like the table.
+    assert sum(row["records"] for row in report["contents"]) == 81
+    assert {row["license"] for row in report["contents"]} == {"unspecified"}
+    assert {row["language"] for row in report["contents"]} == set(report["tables"]["train"]["languages"])
+    assert prepare(config_of(files, **{"data.validation_fraction": 0.1}), tok).report["contents"] == report["contents"]
     table = report["tables"]["train"]
     batch = prepared.train.batch(range(len(prepared.train)))
     assert table["tokens"] == (batch["segment_ids"] > 0).sum() == sum(c["tokens"] for c in table["languages"].values())

@@ -1,0 +1,337 @@
+"""README.md of a folder of weights: the model card as the Hugging Face hub reads it, YAML head and text.
+
+One card for whole models and for adapters. All that it says comes from the model's provenance (hf.provenance) and from
+evaluations that were given; what is not known is said to be not known.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES
+from mmed_jax.data.sources import SOURCES
+from mmed_jax.hf.licences import LLAMA_TERMS, base_facts, licence_of, name_problem
+from mmed_jax.model.config import LlamaConfig, num_params
+from mmed_jax.model.lora import LoraSpec, num_adapter_params
+
+_KINDS = {"nf4": "4-bit NF4 codes (blocks of 64)", "int8": "8-bit codes by output row"}
+# Identifiers that the hub takes for `license`, as far as bases have them; it refuses a card with another word.
+_HUB_LICENCES = {"apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0"}
+_HUB_LICENCES |= {"cc-by-nc-sa-4.0", "openrail", "gemma", "llama2", "llama4", *LLAMA_TERMS}
+_NOT_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial|research", re.IGNORECASE)
+_CITATIONS = (
+    (
+        "mmed_ift",
+        "Towards Democratizing Multilingual Large Language Models For Medicine Through A Two-Stage Instruction "
+        "Fine-tuning Approach",
+        "2409.05732",
+    ),
+    ("mmedbench", "Towards Building Multilingual Language Model for Medicine", "2402.13963"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """What a card says of an adapter's folder. record: of its base (hf.base_model), None = not known."""
+
+    spec: LoraSpec
+    base_name: str
+    record: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of the model: how it was asked, and (benchmark, language, cell) as results.json has them.
+
+    cell: {"count", "accuracy", "interval95": [low, high], ..}. notes: what has to be said of it.
+    """
+
+    setting: str
+    rows: Sequence[tuple[str, str, Mapping[str, Any]]]
+    notes: Sequence[str] = ()
+
+
+def adapter_card(spec: LoraSpec, cfg: LlamaConfig, base_name: str, record: Mapping[str, Any] | None = None) -> str:
+    """The card of an adapter of which no more is known than its base."""
+    base = base_facts(base_name, *licence_of(base_name))
+    provenance = {"base": base, "stages": [], "complete": False}
+    return model_card("Adapter", provenance, cfg, adapter=Adapter(spec, base_name, record))
+
+
+def model_card(
+    name: str,
+    provenance: Mapping[str, Any],
+    cfg: LlamaConfig,
+    *,
+    adapter: Adapter | None = None,
+    chat: str = "",
+    evaluations: Sequence[Evaluation] = (),
+) -> str:
+    """The text of README.md.
+
+    Args:
+      name: what the model is called. provenance: of hf.provenance.provenance_of. cfg: its constants.
+      adapter: where the folder holds an adapter alone. chat: its chat format, "" for none.
+      evaluations: of this model and no other.
+    """
+    parts = [
+        _head(provenance, adapter),
+        f"# {name}",
+        _summary(provenance, cfg, adapter),
+        _use(adapter, chat),
+        _data(provenance),
+        _training(provenance),
+        _results(evaluations),
+        _limits(provenance),
+        _licence(name, provenance),
+        _citation(),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(provenance: Mapping[str, Any], adapter: Adapter | None) -> str:
+    base, stages = provenance["base"], provenance["stages"]
+    lines: list[str] = []
+    if languages := _languages(provenance):
+        lines += ["language:", *(f"- {json.dumps(code)}" for code in languages)]  # "no" unquoted is False
+    if base["licence"] in _HUB_LICENCES:
+        lines.append(f"license: {base['licence']}")
+    elif base["licence"]:
+        lines += ["license: other", f"license_name: {base['licence']}"]
+    if base["hub"]:
+        lines += [f"base_model: {base['name']}"]
+        lines += [f"base_model_relation: {'adapter' if adapter else 'finetune'}"] if adapter or stages else []
+    lines += [f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
+    if datasets := sorted({SOURCES[s].hub.repo for s in _sources(provenance) if s in SOURCES and SOURCES[s].hub.repo}):
+        lines += ["datasets:", *(f"- {repo}" for repo in datasets)]
+    tags = ["medical", "mmed_jax", *(["llama"] if base["licence"] in LLAMA_TERMS else [])]
+    tags += ["multilingual"] if len(_languages(provenance)) > 1 else []
+    if adapter:
+        tags += ["lora", *([f"base_model:adapter:{base['name']}"] if base["hub"] else [])]
+    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _summary(provenance: Mapping[str, Any], cfg: LlamaConfig, adapter: Adapter | None) -> str:
+    base = provenance["base"]
+    beginning = "random weights" if base["random"] else f"`{base['name']}`" if base["name"] else "a base not known here"
+    if adapter:
+        spec = adapter.spec
+        method = ("rank-stabilised " if spec.rslora else "") + ("DoRA" if spec.dora else "LoRA")
+        ranks = sorted({r for _, by_layer, _ in spec.modules for r in by_layer if r})
+        shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        what = (
+            f"A {method} adapter of `{base['name'] or adapter.base_name}`: rank {shown}, alpha {spec.alpha:g}, modules "
+            f"{', '.join(t for t, _, _ in spec.modules)}; {num_adapter_params(spec, cfg):,} trained parameters in "
+            "float32. It changes that base and no other: on different weights its output means nothing."
+        )
+        what += _quantised(adapter.record)
+    elif provenance["stages"]:
+        order = ", then ".join(f"{_cell(s['name'])} ({s['method']})" for s in provenance["stages"])
+        what = f"A language model of {num_params(cfg):,} parameters, trained from {beginning}: {order}."
+    else:
+        what = f"The weights of {beginning}, {num_params(cfg):,} parameters; no training of them is recorded."
+    notice = LLAMA_TERMS[base["licence"]].notice if base["licence"] in LLAMA_TERMS else ""
+    return "\n\n".join(
+        [
+            *([f"**{notice}**"] if notice else []),
+            f"{what} Written by mmed_jax.",
+            "**For research. Not for clinical use.** Nothing here has been validated for the care of patients.",
+        ]
+    )
+
+
+def _quantised(record: Mapping[str, Any] | None) -> str:
+    kind = (record or {}).get("quantization")
+    if kind not in _KINDS:
+        return ""
+    return (
+        f" While it was trained the base's linear layers were held as {_KINDS[kind]}; on the unquantised base it "
+        "computes slightly other numbers."
+    )
+
+
+def _use(adapter: Adapter | None, chat: str) -> str:
+    auto = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    if adapter:
+        code = [
+            *("from peft import PeftModel", auto, ""),
+            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(adapter.base_name)})",
+            'model = PeftModel.from_pretrained(model, "THIS_FOLDER")',
+        ]
+        command = "    python -m mmed_jax.generate --model=BASE --adapter=THIS_FOLDER --prompt=TEXT"
+    else:
+        code = [auto, "", 'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")']
+        command = f"    python -m mmed_jax.generate --model=THIS_FOLDER{'' if chat else ' --raw'} --prompt=TEXT"
+    code.append('tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")')
+    form = f"\n\nIt was trained in the chat format `{chat}`, which the tokenizer's template writes." if chat else ""
+    return "## Use\n\n```python\n" + "\n".join(code) + f"\n```\n\n{command}{form}"
+
+
+def _data(provenance: Mapping[str, Any]) -> str:
+    parts = ["## Training data"]
+    for stage in provenance["stages"]:
+        title = f"### {_cell(stage['name'])}"
+        if not stage["data"]:
+            parts.append(f"{title}\n\nWhat it was trained on is not recorded in its checkpoint.")
+            continue
+        codes = [c for c in LANGUAGES if any(r["language"] == c for r in stage["data"])]
+        codes += sorted({r["language"] for r in stage["data"]} - set(codes))
+        counts: dict[tuple[str, str], dict[str, int]] = {}
+        for row in stage["data"]:
+            by_language = counts.setdefault((row["source"], row["license"]), {})
+            by_language[row["language"]] = by_language.get(row["language"], 0) + row["records"]
+        rows = [
+            (source, licence or "see the corpus's own report", *(n.get(c, 0) for c in codes), sum(n.values()))
+            for (source, licence), n in sorted(counts.items())
+        ]
+        totals = [sum(n.get(c, 0) for n in counts.values()) for c in codes]
+        rows.append(("**all**", "", *totals, sum(totals)))
+        parts.append(f"{title}\n\n{_table(('source', 'licence', *codes, 'all'), rows)}")
+    if not provenance["stages"]:
+        parts.append("Not known here.")
+    elif any(stage["data"] for stage in provenance["stages"]):
+        parts.append(
+            "Records by source, licence and language, each counted once, those held out for validation left out. The "
+            "licence of its source holds for each record."
+        )
+    return "\n\n".join(parts)
+
+
+def _training(provenance: Mapping[str, Any]) -> str:
+    stages = provenance["stages"]
+    if not stages:
+        return ""
+    keys = list(dict.fromkeys(key for stage in stages for key in stage["settings"]))
+    rows = [("trained", *(s["method"] for s in stages)), ("steps", *(_number(s["step"]) for s in stages))]
+    rows.append(("tokens seen", *(_number(s["tokens_seen"]) for s in stages)))
+    rows += [(f"`{key}`", *(_value(stage["settings"].get(key)) for stage in stages)) for key in keys]
+    for key in ("validation/loss", "validation/bits_per_byte"):
+        if any(key in stage["validation"] for stage in stages):
+            rows.append((key, *(_value(stage["validation"].get(key)) for stage in stages)))
+    text = "## Training\n\n" + _table(("", *(s["name"] for s in stages)), rows)
+    if not provenance["complete"]:
+        text += "\n\nWhat came before is not recorded, or was not at hand when this was written."
+    return text
+
+
+def _results(evaluations: Sequence[Evaluation]) -> str:
+    if not evaluations:
+        return "## Results\n\nNo evaluation of this model was given when this card was written."
+    parts = ["## Results"]
+    for evaluation in evaluations:
+        rows = [
+            (
+                benchmark,
+                LANGUAGE_NAMES.get(language, language),
+                f"{cell['count']:,}",
+                f"{100 * cell['accuracy']:.1f}",
+                " to ".join(f"{100 * x:.1f}" for x in cell["interval95"]),
+            )
+            for benchmark, language, cell in evaluation.rows
+        ]
+        table = _table(("benchmark", "language", "questions", "accuracy, %", "95 % interval"), rows)
+        parts.append("\n\n".join([evaluation.setting, table, *evaluation.notes]))
+    parts.append("Answers that could not be read count as wrong. Intervals are Wilson's.")
+    return "\n\n".join(parts)
+
+
+def _limits(provenance: Mapping[str, Any]) -> str:
+    codes = _languages(provenance)
+    names = ", ".join(LANGUAGE_NAMES.get(c, c) for c in codes)
+    languages = f"It was trained on records in {names}; in other languages expect less. " if names else ""
+    return (
+        "## Intended use and limits\n\n"
+        "For research on multilingual medical language models: measuring them, comparing ways to train them, studying "
+        "their errors. Not for diagnosis, treatment, triage or advice to patients, and no medical device.\n\n"
+        f"{languages}It can state wrong doses, interactions and guidelines fluently, and repeat what is dated or "
+        "biased in its base and its data. Accuracy on examination questions says little about care. Benchmarks may "
+        "have stood in the texts that the base was trained on."
+    )
+
+
+def _licence(name: str, provenance: Mapping[str, Any]) -> str:
+    base = provenance["base"]
+    parts = ["## Licence"]
+    if terms := LLAMA_TERMS.get(base["licence"]):
+        parts.append(
+            f"{terms.notice}. The base is under the [{terms.title}]({terms.link}), by {base['licence_from']}; this "
+            "model is derived from it, and those terms hold for it as well. Who hands it on passes on a copy of that "
+            "agreement and its notice file, shows the words above, keeps to its acceptable use policy, and gives it a "
+            f'name that begins with "{terms.start}".'
+        )
+        if problem := name_problem(base["licence"], name):
+            parts.append(f"**The name of this folder does not: {problem}.**")
+    elif base["random"]:
+        parts.append("It was trained from random weights, so that no base's licence holds for it.")
+    elif base["licence"]:
+        parts.append(
+            f"The base is under `{_cell(base['licence'])}`, by {base['licence_from']}; this model is derived from it, "
+            "and those terms hold for it as well."
+        )
+    else:
+        parts.append(
+            "The licence of the base is not known here. It holds for this model, which is derived from it: look it up "
+            "before handing this on. For Llama models it is the Llama community licence of their release."
+        )
+    closed = sorted({r["license"] for r in _records(provenance) if _NOT_COMMERCIAL.search(r["license"])})
+    if closed:
+        parts.append(
+            "**Not for commercial use, by the licence of some of the data:** "
+            + ", ".join(_cell(x) for x in closed)
+            + "."
+        )
+    parts.append("The records that it was trained on have licences of their own.")
+    return "\n\n".join(parts)
+
+
+def _citation() -> str:
+    entries = [
+        f"@misc{{{key},\n  title = {{{title}}},\n  eprint = {{{number}}},\n  archivePrefix = {{arXiv}},\n"
+        f"  url = {{https://arxiv.org/abs/{number}}}\n}}"
+        for key, title, number in _CITATIONS
+    ]
+    return "## Citation\n\nThe methods:\n\n```bibtex\n" + "\n\n".join(entries) + "\n```"
+
+
+def _records(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [row for stage in provenance["stages"] for row in stage["data"] or ()]
+
+
+def _languages(provenance: Mapping[str, Any]) -> list[str]:
+    present = {row["language"] for row in _records(provenance)}
+    return [code for code in LANGUAGES if code in present]
+
+
+def _sources(provenance: Mapping[str, Any]) -> set[str]:
+    return {row["source"] for row in _records(provenance)}
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(_value(x)) for x in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Foreign text as a piece of one line of Markdown."""
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(str(text).replace("<", "&lt;").split()))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value))
+    return "" if value is None else str(value)
+
+
+def _number(value: Any) -> str:
+    return "not recorded" if value is None else f"{value:,}"
