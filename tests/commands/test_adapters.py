@@ -277,7 +277,6 @@ def test_inspect_shows_an_adapter(base, run_dir, peft_dir, adapter, capsys):
     "flags, said",
     [
         (["--plain"], "--plain: goes with --adapter"),
-        (["--base_name=a/b"], "--base_name: goes with --adapter"),
         (["--adapter", "--dtype=float32"], "--dtype: goes with merged weights"),
         (["--adapter", "--merge_into=original"], "--merge_into: goes with merged weights"),
         (["--merge_into=trained"], "--merge_into=trained: .* has no adapter"),

@@ -221,5 +221,7 @@ def test_what_an_interrupted_export_left_is_said_once(source, tmp_path, capsys):
 
 
 def test_flags_are_not_guessed(source, tmp_path):
-    with pytest.raises(UserError, match="unrecognized arguments: --over.*--overwrite|required: --output"):
+    with pytest.raises(UserError, match="unrecognized arguments: --out=.* --over, did you mean '--output'"):
         main([f"--model={source}", f"--out={tmp_path / 'out'}", "--over"])
+    with pytest.raises(UserError, match="required: --output"):
+        main([f"--model={source}"])
