@@ -195,7 +195,6 @@ def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path
     if source.step is not None:
         print(f"step     {source.step}", flush=True)
     info = {"made_by": "mmed_jax.export", "source": source.path.resolve().name, "step": source.step, "folded": folded}
-    info[KEY] = card.provenance
     save_adapter(
         output,
         adapter,
@@ -204,7 +203,7 @@ def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path
         base_name=name,
         tokenizer=source.tokenizer,
         base_record=source.record or None,
-        info=info,
+        info={**info, KEY: card.provenance},
         card=lambda: card.text(name),
         overwrite=args.overwrite,
         progress=_ByteBar("writing"),

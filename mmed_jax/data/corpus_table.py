@@ -276,7 +276,7 @@ def open_tables(
         "mixture": describe_mixture(mixture, positions),
         "contents": [
             {"source": g.source, "license": "", "language": g.language, "records": g.documents}
-            for g, share in zip(mixture.groups, mixture.shares)
+            for g, share in zip(train.groups, mixture.shares)
             if share
         ],
     }

@@ -165,7 +165,7 @@ def _use(adapter: Adapter | None, chat: str) -> str:
         code = [auto, "", 'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")']
         command = f"    python -m mmed_jax.generate --model=THIS_FOLDER{'' if chat else ' --raw'} --prompt=TEXT"
     code.append('tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")')
-    form = f"\n\nIt was trained in the chat format `{chat}`, which the tokenizer's template writes." if chat else ""
+    form = f"\n\nIts chat format is `{chat}`, which the tokenizer's template writes." if chat else ""
     return "## Use\n\n```python\n" + "\n".join(code) + f"\n```\n\n{command}{form}"
 
 

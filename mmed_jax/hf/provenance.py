@@ -78,8 +78,7 @@ def _of_adapter(model: LoraModel, depth: int) -> dict[str, Any]:
         if isinstance(marker.get(KEY), dict):
             return marker[KEY]
         beneath = _provenance(model.base, depth + 1) if model.base else _unknown()
-        stage = {"name": "adapter", "method": adapter_text(model.spec), "step": None, "tokens_seen": None}
-        stage |= {"settings": {}, "data": None, "validation": {}}
+        stage = _stage(model.peft.path, None, adapter_text(model.spec), {}, {"name": "adapter"})
         return beneath | {"stages": [*beneath["stages"], stage]}
     found = _of_run(model.path, model.known_step, adapter_text(model.spec), depth)
     if not found["complete"] and model.base is not None and model.base.kind == "hf":
@@ -101,7 +100,7 @@ def _of_run(folder: Path, step: int | None, method: str, depth: int) -> dict[str
         meta = read_meta(folder, step) if step is not None else {}
     except (OSError, ValueError):  # reading the weights says what is wrong with a checkpoint
         meta = {}
-    config = meta.get("config") if isinstance(meta.get("config"), dict) else {}
+    config: dict[str, Any] = meta["config"] if isinstance(meta.get("config"), dict) else {}
     before = _before(config.get("init_from"), depth + 1)
     return before | {"stages": [*before["stages"], _stage(folder, step, method, meta, config)]}
 
@@ -145,10 +144,19 @@ def _stage(folder: Path, step: int | None, method: str, meta: Mapping[str, Any],
         "method": method,
         "step": step,
         "tokens_seen": meta.get("tokens_seen"),
-        "settings": {key: value for key in SETTINGS if (value := _value(config, key)) not in (None, "", {}, [])},
+        "settings": _settings(config),
         "data": state.get("contents"),
         "validation": numbers,
     }
+
+
+_ZERO_IS_UNUSED = ("optim.warmup_steps", "batch_tokens", "epochs")
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of SETTINGS that a config has and uses."""
+    found = {key: _value(config, key) for key in SETTINGS}
+    return {k: v for k, v in found.items() if v not in (None, "", {}, []) and (v or k not in _ZERO_IS_UNUSED)}
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
