@@ -69,6 +69,10 @@ class BucketRun(RunStorage):
             lease.take()
             self._lease = lease
 
+    def lock_holder(self) -> tuple[str, bool]:
+        bucket, name = self._open(LOCK_FILE)
+        return Lease(bucket, name, f"run_dir={self.place}").holder()
+
     def unlock(self) -> None:
         """Brings what has grown to the bucket first. Raises WorkError, UserError where that fails."""
         spool, self._spool = self._spool, None

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,21 @@ class LocalRun(RunStorage):
             f.flush()
         self._lock = f
 
+    def lock_holder(self) -> tuple[str, bool]:
+        path = self.place / LOCK_FILE
+        try:
+            with open(path, encoding="utf-8", errors="replace") as f:
+                holder = f.readline(200).strip() or "an unknown process"
+                try:
+                    fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return holder + _gone(holder), True
+        except FileNotFoundError:
+            return "", False
+        except OSError as e:  # no locks there, or the file cannot be read
+            return f"an unknown process ({path}: {e.strerror or e})", False
+        return holder, False
+
     def unlock(self) -> None:
         if self._lock is not None:
             self._lock.close()
@@ -104,6 +120,14 @@ class LocalRun(RunStorage):
     @property
     def growing(self) -> Path:
         return self.place
+
+
+def _gone(holder: str) -> str:
+    """Behind a holder that was of this machine and is not there: a file server may keep its lock for a while."""
+    match = re.fullmatch(r"process (\d+) on (.+)", holder)
+    if match is None or match[2] != socket.gethostname() or Path(f"/proc/{match[1]}").exists():
+        return ""
+    return " (which is gone)"
 
 
 def _what_it_is(path: Path) -> str:

@@ -60,6 +60,10 @@ class RunStorage(ABC):
     def unlock(self) -> None:
         """Gives it back; does nothing when this process does not hold it."""
 
+    @abstractmethod
+    def lock_holder(self) -> tuple[str, bool]:
+        """(who holds the lock or held it last, "" for nobody; whether it is held), without taking it."""
+
     def check_lock(self) -> None:
         """Raises WorkError when the lock was lost; asks nothing."""
         return

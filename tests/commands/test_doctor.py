@@ -1,6 +1,8 @@
 """The doctor finds what is broken, warns of what is odd, and gives no secret away."""
 
+import fcntl
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,8 +14,10 @@ import jax.numpy as jnp
 import pytest
 
 from mmed_jax import doctor
+from mmed_jax.checkpoints.local_run import LocalRun
+from mmed_jax.checkup import installation, machine
+from mmed_jax.checkup.findings import Findings
 from mmed_jax.common.errors import UserError, WorkError
-from mmed_jax.doctor import Findings
 from mmed_jax.parallel import roll_call
 
 
@@ -41,11 +45,11 @@ def test_command_on_this_machine(tmp_path, repo):
 def test_packages():
     out = Findings()
     requirements = ["numpy>=1", "numpy<1.0", "no-such-package-of-ours>=2", "what is this?", 'numpy; extra == "tpu"']
-    doctor.check_packages(out, requirements)
+    installation.check_packages(out, requirements)
     assert "outside the tested range <1.0" in out.warnings[0] and "what is this?" in out.warnings[1]
     assert out.problems == ["no-such-package-of-ours>=2 is not installed: pip install -r requirements.txt"]
     assert dict(out.lines)["packages"].count("numpy") == 2
-    assert any(r.startswith("jax>=") for r in doctor.read_requirements())
+    assert any(r.startswith("jax>=") for r in installation.read_requirements())
 
 
 def test_environment_gives_no_secret_away():
@@ -61,7 +65,7 @@ def test_environment_gives_no_secret_away():
         "XLA_FLAGS": "--xla_flag=1",
         "JAX_PLATFORMS": "cpu",
     }
-    doctor.check_environment(out, environment)
+    installation.check_environment(out, environment)
     text = out.block()
     assert "s3cret" not in text
     for line in ("HF_TOKEN is set", "WANDB_API_KEY is set", "HF_ENDPOINT is set", "XLA_FLAGS = --xla_flag=1"):
@@ -91,7 +95,7 @@ def test_jax_that_does_not_start(monkeypatch, tmp_path, body, problem):
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda command, **kw: run([sys.executable, "-c", body], **kw))
     out = Findings()
-    doctor.check_jax(out, [], timeout=1)
+    machine.check_jax(out, [], timeout=1)
     assert len(out.problems) == 1 and problem in out.problems[0]
 
 
@@ -115,31 +119,31 @@ def fake_probe(monkeypatch, **changes):
 def test_accelerator_that_jax_does_not_use(monkeypatch):
     _, out = fake_probe(monkeypatch)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    doctor.check_jax(out, ["2 x NVIDIA H200"])
+    machine.check_jax(out, ["2 x NVIDIA H200"])
     monkeypatch.delenv("JAX_PLATFORMS")
-    doctor.check_jax(out, ["4 TPU chip(s) (/dev/accel*)"])
+    machine.check_jax(out, ["4 TPU chip(s) (/dev/accel*)"])
     assert "2 x NVIDIA H200: JAX_PLATFORMS=cpu says so" in out.warnings[0]
     assert '".[tpu]"' in out.warnings[1] and not out.problems
     _, out = fake_probe(monkeypatch, platform="gpu", kinds=["NVIDIA H200"], devices=2, memory_gib=[140.1])
-    doctor.check_jax(out, ["2 x NVIDIA H200"])
+    machine.check_jax(out, ["2 x NVIDIA H200"])
     assert not out.warnings and ("jax", "gpu: 2 x NVIDIA H200, 140.1 GiB each, started in 0.1 s") in out.lines
 
 
 def test_find_accelerators(monkeypatch):
     answer = "GPU 0: NVIDIA H200 (UUID: GPU-1)\nGPU 1: NVIDIA H200 (UUID: GPU-2)\n"
-    monkeypatch.setattr(doctor, "_run", lambda command: answer)
-    monkeypatch.setattr(doctor.glob, "glob", lambda p: ["/dev/vfio/0", "/dev/vfio/1"] if "vfio" in p else [])
-    assert doctor.find_accelerators() == ["2 x NVIDIA H200", "2 TPU chip(s) (/dev/vfio/*)"]
+    monkeypatch.setattr(machine, "output_of", lambda command: answer)
+    monkeypatch.setattr(machine.glob, "glob", lambda p: ["/dev/vfio/0", "/dev/vfio/1"] if "vfio" in p else [])
+    assert machine.find_accelerators() == ["2 x NVIDIA H200", "2 TPU chip(s) (/dev/vfio/*)"]
 
 
 def test_wrong_results_are_broken(monkeypatch):
-    assert doctor.probe()["wrong"] == [] and doctor.probe()["local_devices"] == 8
+    assert machine.probe()["wrong"] == [] and machine.probe()["local_devices"] == 8
     matmul = jnp.matmul
     monkeypatch.setattr(jnp, "matmul", lambda a, b: matmul(a, b) + 1)
-    wrong = doctor.probe()["wrong"]
+    wrong = machine.probe()["wrong"]
     assert len(wrong) == 8
     _, out = fake_probe(monkeypatch, wrong=wrong)
-    doctor.check_jax(out, [])
+    machine.check_jax(out, [])
     assert "comes out wrong" in out.problems[0]
 
 
@@ -155,14 +159,14 @@ with open(sys.argv[1], "r+b") as f:
 def test_tpu_lockfile(tmp_path):
     path = str(tmp_path / "lock")
     out = Findings()
-    doctor.check_tpu_lock(out, path)
+    machine.check_tpu_lock(out, path)
     assert not out.lines and not out.warnings
     Path(path).touch()
-    doctor.check_tpu_lock(out, path)
+    machine.check_tpu_lock(out, path)
     assert "nobody holds it" in out.lines[0][1] and not out.warnings
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
-        doctor.check_tpu_lock(out, path)
+        machine.check_tpu_lock(out, path)
     assert f"is held: process {holder.pid} (" in out.warnings[0]
 
 
@@ -189,6 +193,27 @@ def test_all_hosts_in_one_table(monkeypatch, capsys, tmp_path):
     for text in ("cpu: 8 x cpu", "MiB/s, shared with process 0", " s ", " ms, "):
         assert text in row, row
     assert not list(tmp_path.iterdir())
+
+    # A training holds it; then it was killed.
+    run_dir = LocalRun(tmp_path)
+    run_dir.lock()
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, (0, 1), (2, 2), (tmp_path, tmp_path))) == [None, None]
+    out = capsys.readouterr().out
+    holder = f"process {os.getpid()} on {host}"
+    assert f"{tmp_path} is in use by {holder}: no other run" in out
+    rows = [line for line in out.splitlines() if line.startswith((f"0        {host}", f"1        {host}"))]
+    assert len(rows) == 2 and all(f"  held by {holder}" in row for row in rows), out
+    run_dir.unlock()
+    assert run_dir.lock_holder() == (holder, False)
+    with open(tmp_path / ".lock", "r+") as f:  # as a file server has it, which does not know yet
+        fcntl.flock(f, fcntl.LOCK_EX)
+        f.write(f"process {2**22 + 1} on {host}\n")
+        f.flush()
+        assert run_dir.lock_holder() == (f"process {2**22 + 1} on {host} (which is gone)", True)
+    for name in (".lock", "checkpoints"):
+        (tmp_path / name).unlink() if name == ".lock" else (tmp_path / name).rmdir()
+    assert run_dir.lock_holder() == ("", False)
 
     answer_call = roll_call.answer_call
     late = lambda point, seconds, report, clock: answer_call(point, seconds, report, lambda: clock() - 60)  # noqa: E731

@@ -129,7 +129,9 @@ def test_what_a_bucket_refuses_and_who_holds_the_run_is_one_line(bench, cloud, f
     holder.take()
     found = doctor.Findings()
     doctor.check_bucket(found, parse_place(finished))
+    doctor.check_run_lock(found, parse_place(finished))
     assert not found.problems and "writable, three requests" in found.block()
+    assert re.search(r"\nrun lock +held by process \d+ on \S+, 0 s ago\n", found.block()), found.block()
     busy = bench.train(finished, **KEEP)
     assert busy.code == 2 and "is in use by another process" in busy.error
     holder.release()

@@ -85,6 +85,19 @@ class Lease:
         self._thread.start()
         atexit.register(self.release)
 
+    def holder(self) -> tuple[str, bool]:
+        """(who wrote the lock last and when, "" where there is none; whether it counts as held), without taking it.
+
+        Raises:
+          NoAnswer, Refused: of the bucket.
+        """
+        there = self._bucket.stat(self._name)
+        if there is None:
+            return "", False
+        age = self._age(there)
+        is_held = age <= STALE_HEARTBEATS * self._heartbeat and self._is_held()
+        return f"{self._holder()}, {age:,.0f} s ago", is_held
+
     def renew(self, bucket: Bucket | None = None) -> None:
         """Writes the lock now. Raises WorkError: it was lost; NoAnswer, Refused: of the bucket."""
         with self._writing:
