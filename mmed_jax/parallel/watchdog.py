@@ -2,6 +2,7 @@
 
 Every process says in the coordinator's store how far it is and in which line its main thread stands; when no step has
 come for ten times the median, process 0 says who is behind, and where. It ends nothing: a slow disk may answer yet.
+In a save, a validation or a compilation it waits for longer.
 """
 
 import statistics
@@ -18,11 +19,13 @@ from mmed_jax.common.paths import REPO
 from mmed_jax.parallel import peers
 from mmed_jax.parallel.coordinator import Coordinator, describe_processes, to_text
 
-# No step for so many times the median, and at least so many seconds: a save or a full disk may take as long.
+# No step for so many times the median, and at least so many seconds.
 MEDIANS, LEAST_SECONDS = 10.0, 120.0
+# At least so many where no step is to be expected soon: storage that never answers is named in the end.
+PATIENT_SECONDS = 1800.0
 _INTERVAL_SECONDS = 5.0
-# The median of fewer says nothing; the first step compiles.
-_FEWEST_BEATS = 5
+# The median of fewer says nothing; the first step, which compiles, is none of them.
+_FEWEST_STEPS = 4
 _MOST_GROUPS = 4
 
 
@@ -32,7 +35,8 @@ class Watchdog:
     Args:
       coordinator: None in a single process.
       say: for the warning, on process 0.
-      least_seconds, interval: seconds before it barks; between two looks.
+      least_seconds, patient_seconds, interval: seconds before it barks; before it does so where a pause is expected;
+        between two looks.
     """
 
     def __init__(
@@ -40,9 +44,12 @@ class Watchdog:
         coordinator: Coordinator | None,
         say: Callable[[str], object] = warn,
         least_seconds: float = LEAST_SECONDS,
+        patient_seconds: float = PATIENT_SECONDS,
         interval: float = _INTERVAL_SECONDS,
     ):
-        self._coordinator, self._say, self._least = coordinator, say, least_seconds
+        self._coordinator, self._say = coordinator, say
+        self._least, self._patient = least_seconds, patient_seconds
+        self._limit = least_seconds
         self._interval = interval + (coordinator.count / 16 if coordinator else 0)
         self._thread = threading.get_ident()
         self._step = self._beats = 0
@@ -64,9 +71,15 @@ class Watchdog:
     def beat(self, step: int = 0) -> None:
         """The run goes on: called by all processes equally often. `step`: 0 = the one before, as in a validation."""
         now = time.monotonic()
-        if self._beats:
-            self._seconds.append(now - self._last)
+        if step > self._step:  # batches of a validation are no measure for steps, and do not end its pause
+            self._limit = self._least
+            if self._beats:
+                self._seconds.append(now - self._last)
         self._last, self._beats, self._step = now, self._beats + 1, step or self._step
+
+    def expect_pause(self) -> None:
+        """Until the next step more is done than a step: a save, a validation with the compilation of its program."""
+        self._limit = max(self._least, self._patient)
 
     def end(self) -> None:
         """No step follows."""
@@ -86,13 +99,14 @@ class Watchdog:
         pause, beats = time.monotonic() - self._last, self._beats
         word = to_text([beats, self._step, place_of(self._thread)])
         self._coordinator.state("progress", word, again=True)
-        if self._coordinator.index or beats < _FEWEST_BEATS:
+        seconds = list(self._seconds)
+        if self._coordinator.index or len(seconds) < _FEWEST_STEPS:
             return
-        median = statistics.median(list(self._seconds))
+        median = statistics.median(seconds)
         if pause < self._barked:  # a beat came
             self._say(f"steps go on, after {self._barked:,.0f} s or more without one")
             self._barked = 0.0
-        if pause > max(self._least, MEDIANS * median, 2 * self._barked):
+        if pause > max(self._limit, MEDIANS * median, 2 * self._barked):
             self._barked = pause
             hosts = self._coordinator.stated("host")
             who = describe_progress(self._coordinator.stated("progress"), hosts)
