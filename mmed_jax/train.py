@@ -29,6 +29,7 @@ from mmed_jax.config.overrides import parse_args
 from mmed_jax.config.values import batch_rows, with_grad_accum
 from mmed_jax.parallel import peers
 from mmed_jax.parallel.host_allocator import keep_freed_memory
+from mmed_jax.parallel.refusal import refused_together
 from mmed_jax.training import adapter_start, setup
 from mmed_jax.training.profiling import FOLDER, Profiler, parse_steps
 
@@ -51,14 +52,15 @@ def main(argv: list[str] | None = None) -> int:
     peers.hush(config)
 
     # ---- What is asked for: small files only, no device -----------------------------------------------------------
-    source = setup.open_init(config, flags.base)
-    tok = setup.open_tokenizer(config, source)
-    cfg = setup.model_config(config, source, tok)
-    # With an adapter, what it is and the weights beneath it; None = all weights are trained (or: made here, at random).
-    spec = adapter_start.run_spec(config, cfg, source)
-    frozen = adapter_start.open_frozen(config, source, flags.base)
-    # A plan leaves no run behind.
-    run_dir = None if flags.plan_only else guard_run_dir(config.run_dir, config, write=False)
+    with refused_together(config):
+        source = setup.open_init(config, flags.base)
+        tok = setup.open_tokenizer(config, source)
+        cfg = setup.model_config(config, source, tok)
+        # With an adapter, what it is and the weights beneath it; None = all weights are trained (or random).
+        spec = adapter_start.run_spec(config, cfg, source)
+        frozen = adapter_start.open_frozen(config, source, flags.base)
+        # A plan leaves no run behind.
+        run_dir = None if flags.plan_only else guard_run_dir(config.run_dir, config, write=False)
 
     # ---- Processes and data ----------------------------------------------------------------------------------------
     from mmed_jax.data.token_report import print_report
@@ -71,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     process, processes = distributed.initialize(config, check_run)
     main_process = process == 0
     say = print if main_process else _silent
-    prepared = host_agreement.prepare_on_hosts(config, tok, distributed.coordinator, main=main_process, say=say)
+    coordinator = distributed.coordinator
+    prepared = host_agreement.prepare_on_hosts(config, tok, coordinator, say)
     if main_process:
         print_report(prepared.report)
     steps = setup.total_steps(config, len(prepared.train))
@@ -170,7 +173,8 @@ def main(argv: list[str] | None = None) -> int:
     setup.write_run_files(run_dir, config, cfg, tok, source)
 
     # ---- The steps -------------------------------------------------------------------------------------------------
-    eval_step = functools.partial(program.eval_step, base=base)
+    eval_step = host_agreement.compiled_together(program.eval_step, coordinator, "the validation's step")
+    eval_step = functools.partial(eval_step, base=base)
     placer = placement.BatchPlacer(mesh, rows, seq_len)
     stream = BatchStream(prepared.train, rows, config.seed, first, local_rows=placer.rows, mixture=prepared.mixture)
     validation = prepared.validation.get("validation")
@@ -192,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
         ) as log,
         Progress(steps, start=first, every=config.log_every, label=config.name, is_main=main_process) as progress,
         Profiler(run_storage(run_dir).growing / FOLDER, profiled) as profiler,
-        Watchdog(distributed.coordinator) as watchdog,
+        Watchdog(coordinator) as watchdog,
         PreemptionGuard(beat=watchdog.beat) as guard,
     ):
         log.start(
@@ -223,8 +227,14 @@ def main(argv: list[str] | None = None) -> int:
             shown = {"loss": values["loss"], "lr": values["lr"], "tok/s": round(speed.get("tokens_per_second", 0))}
             progress.update(number, shown)
 
+        def settle() -> None:
+            """Before what is no step. Nothing is written from a state whose numbers have not been looked at."""
+            record(delayed.flush())
+            watchdog.expect_pause()
+
         batches = iter(stream)
-        train_step = CompileWatch(compiles, "train_step", program.train_step, ("state", "batch", "base"))
+        train_step = host_agreement.compiled_together(program.train_step, coordinator, "the training step")
+        train_step = CompileWatch(compiles, "train_step", train_step, ("state", "batch", "base"))
         meter.restart()
         for index in range(first, steps):
             number = index + 1
@@ -245,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
 
             losses = None
             if validation and (number == steps or (config.eval_every and number % config.eval_every == 0)):
-                record(delayed.flush())
+                settle()
                 losses = validation_losses(
                     eval_step, state["params"], validation, placer, config.eval_rows, guard.should_stop
                 )
@@ -267,11 +277,10 @@ def main(argv: list[str] | None = None) -> int:
                 adapter=adapter_meta,
                 metrics=losses,
                 force=stop or number == steps or (improved and config.checkpoint.keep_best > 0),
-                # Nothing is written from a state whose numbers have not been looked at.
-                before=lambda: record(delayed.flush()),
+                before=settle,
             )
             if saved:
-                log.event("save", number, blocked_seconds=checkpointer.blocked_seconds)
+                log.event("save", number, **checkpointer.last_save())
             if profiler.after(number, state):
                 progress.note(f"profile    python -m mmed_jax.report --run={config.run_dir} --profile")
             if stop:

@@ -38,7 +38,7 @@ trap 'signalled=1; scancel --signal=TERM "$job"' TERM
 
 # Not --kill-on-bad-exit: the first process that ends with 75 would have the others killed after KillWait, which may still save or
 # write the report. A process that fails ends the others by itself; what is left then after two minutes is ended here.
-srun --label --kill-on-bad-exit=0 --wait=120 "$@" "--config.distributed.expect_processes=$SLURM_NNODES" &
+srun --label --kill-on-bad-exit=0 --wait=120 "$@" "--config.distributed.expect_processes=${SLURM_NTASKS:-$SLURM_NNODES}" &
 step=$!
 code=127
 while :; do

@@ -49,11 +49,9 @@ from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.places import Place, is_bucket
 from mmed_jax.config.resume import plain_config, training_hash
-from mmed_jax.parallel import distributed
 from mmed_jax.parallel.barriers import agree_on, any_text, on_main, same_storage
 from mmed_jax.parallel.host_allocator import give_back_freed_memory
 from mmed_jax.parallel.preemption import PreemptionGuard
-from mmed_jax.parallel.shared_work import on_first
 
 __all__ = ["Checkpointer", "PreemptionGuard", "available_steps", "guard_run_dir", "restore_params"]
 
@@ -103,8 +101,7 @@ class Checkpointer:
         self._interval = SaveInterval(every_minutes, mean_hours_between_interruptions)
         self.best_metric, self._sync_every = best_metric, sync_every
         self._folder = self._storage.checkpoints
-        # By the store, not by a collective: of a run in a bucket that was killed a minute may be waited for.
-        on_first(distributed.coordinator, self._storage.lock, "the lock of run_dir")
+        on_main(self._storage.lock, "the lock of run_dir")
         same_storage(self.run_dir)
         recorded = self._metrics()
         self._best = {step: value for step, value in recorded.items() if value is not None}
@@ -137,6 +134,11 @@ class Checkpointer:
         )
         folder = self._names.enter_context(plain_path(self._folder))
         return ocp.CheckpointManager(folder, options=options, handler_registry=registry)
+
+    def last_save(self) -> dict[str, float]:
+        """Of the newest save: seconds for which it held the steps up, and those to the next one, if the clock asks."""
+        seconds = self._interval.seconds
+        return {"blocked_seconds": self.blocked_seconds} | ({"next_save_seconds": seconds} if seconds else {})
 
     def last_whole(self) -> dict[str, int]:
         """For the numbers of a step: the newest checkpoint that is whole, {} before there is one."""

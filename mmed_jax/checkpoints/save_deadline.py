@@ -1,11 +1,10 @@
 """A limit on what the libraries that write and read arrays do in a bucket: they try a silent server again for hours."""
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 
-from mmed_jax.common import console, errors
+from mmed_jax.common import errors
 
 
 class Deadline:
@@ -33,7 +32,7 @@ class Deadline:
 
         def expire() -> None:
             if not is_over():
-                _end_process(line(self._seconds))
+                errors.end_process(lambda: line(self._seconds))
 
         self._timer = threading.Timer(self._seconds, expire)
         self._timer.daemon = True
@@ -53,11 +52,3 @@ class Deadline:
             yield
         finally:
             self.end()
-
-
-def _end_process(line: str) -> None:
-    with errors.last_word:
-        if errors.failed_with is None:
-            console.write_now(f"error: {errors.one_line(Exception(line))}\n")
-            errors.failed_with = 1
-    os._exit(errors.failed_with or 1)

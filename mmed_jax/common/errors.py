@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
-from typing import Self
+from typing import NoReturn, Self
 
 from mmed_jax.common import console, loading
 
@@ -154,6 +154,19 @@ failed_with: int | None = None  # the exit code, once the failure was said
 
 def before_failing(code: int) -> None:
     """Called with the exit code after a failure was reported; replaced where several processes work together."""
+
+
+def end_process(line: Callable[[], str]) -> NoReturn:
+    """Ends this process with one line and exit code 1, from a thread beside the main one, which may wait in C++.
+
+    Where a failure was said already it ends with the code of that, and without `line`.
+    """
+    last_word.acquire()  # never given back: nobody else may speak
+    try:
+        if failed_with is None:
+            console.write_now(f"error: {printable(one_line(Exception(line())))}\n")
+    finally:
+        os._exit(failed_with or 1)
 
 
 def _report(error: Exception, code: int) -> None:

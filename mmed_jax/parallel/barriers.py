@@ -1,6 +1,7 @@
 """Decisions that every process of a run must take alike; each function is a barrier and is called by all of them."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import uuid4
@@ -10,7 +11,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mmed_jax.common.errors import UserError, WorkError, one_line
+from mmed_jax.parallel import distributed
+from mmed_jax.parallel.coordinator import LONGEST_SECONDS
 
+_DONE = "done"
+_calls = itertools.count()  # names of messages are used once
 _TEXT_BYTES = 512
 _MOST_NUMBERS = 1024
 
@@ -36,15 +41,31 @@ def any_text(text: str) -> str:
     return next((bytes(r).rstrip(b"\0").decode(errors="replace") for r in rows if r.any()), "")
 
 
-def on_main(work: Callable[[], object]) -> None:
-    """Runs `work` on process 0 while the others wait; its UserError, WorkError or OSError is raised on all."""
+def on_main(work: Callable[[], object], name: str = "what it does alone") -> None:
+    """Runs `work` on process 0 while the others wait; its UserError, WorkError or OSError is raised on all.
+
+    Where this run was joined by distributed.initialize, without a collective and however long it takes.
+
+    Args:
+      name: for the line of those who wait for long.
+    """
+    coordinator = distributed.coordinator
     error: Exception | None = None
-    if jax.process_index() == 0:
+    is_main = (jax.process_index() if coordinator is None else coordinator.index) == 0
+    if is_main:
         try:
             work()
         except (UserError, WorkError, OSError) as e:
             error = e
-    text = any_text("" if error is None else f"{'u' if isinstance(error, UserError) else 'w'}{one_line(error)}")
+    text = "" if error is None else f"{'u' if isinstance(error, UserError) else 'w'}{one_line(error)}"
+    if coordinator is None:
+        text = any_text(text)
+    else:
+        key = f"{name} {next(_calls)}"
+        if is_main:
+            coordinator.state(key, text or _DONE)
+        else:
+            text = coordinator.hear(key, 0, LONGEST_SECONDS).removeprefix(_DONE)
     if error is not None:
         raise error
     if text:

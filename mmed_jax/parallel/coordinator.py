@@ -17,6 +17,8 @@ _KEY = "mmed_jax/run"
 _SLICE_SECONDS = 2.0
 # A long wait says every so often for whom.
 SAY_SECONDS = 60.0
+# Who makes something may need long, and is waited for as long as it is there: jax ends the others when it is not.
+LONGEST_SECONDS = 24 * 3600
 
 
 class Coordinator:
@@ -69,19 +71,10 @@ class Coordinator:
             time.sleep(pause)
             pause = min(1.0, 2 * pause)
 
-    def meet(self, name: str, seconds: float | None = None) -> None:
-        """Returns when every process has come here. Raises WorkError with those that did not come in time."""
-        seconds = self.seconds if seconds is None else seconds
-        self.state(name, "here")
-        try:
-            self._client.wait_at_barrier(f"{_KEY}/{name}", int(seconds * 1000))
-        except Exception as e:
-            raise self.no_answer(name, set(range(self.count)) - self._stated_if_there(name), seconds, e) from e
-
     def stated(self, name: str) -> dict[int, str]:
         """What was stated under `name` so far."""
-        found = self._client.key_value_dir_get(f"{_KEY}/{name}/")
-        return {int(key.rpartition("/")[2]): text for key, text in found}
+        entries = self._client.key_value_dir_get(f"{_KEY}/{name}/")
+        return {int(key.rpartition("/")[2]): text for key, text in entries}
 
     def no_answer(self, name: str, missing: Collection[int], seconds: float, error: Exception | None) -> WorkError:
         """The failure of a wait for `missing`, or that of the connection."""
@@ -99,19 +92,13 @@ class Coordinator:
             hosts = {}
         return describe_processes(processes, hosts)
 
-    def _stated_if_there(self, name: str) -> set[int]:
-        try:
-            return set(self.stated(name))
-        except Exception:
-            return set()
-
 
 class _Wait:
     """A wait for others: when it is over, what is said in between and at its end."""
 
     def __init__(self, coordinator: Coordinator, name: str, seconds: float, say: Callable[[str], object]):
         self._coordinator, self._name, self._seconds, self._say = coordinator, name, seconds, say
-        self._start = self._said = time.monotonic()
+        self._start = self._spoke = time.monotonic()
 
     @property
     def left(self) -> float:
@@ -121,10 +108,10 @@ class _Wait:
         """Raises WorkError when the time is over, or for an error that is another than that."""
         if self.left <= 0 or (error is not None and not _is_late(error)):
             raise self._coordinator.no_answer(self._name, missing, self._seconds, error) from error
-        if time.monotonic() - self._said >= SAY_SECONDS:
-            self._said = time.monotonic()
+        if time.monotonic() - self._spoke >= SAY_SECONDS:
+            self._spoke = time.monotonic()
             who = self._coordinator.describe(missing)
-            self._say(f"waiting    for {who}: {self._name}, {self._said - self._start:,.0f} s so far")
+            self._say(f"waiting    for {who}: {self._name}, {self._spoke - self._start:,.0f} s so far")
 
 
 def _is_late(error: Exception) -> bool:

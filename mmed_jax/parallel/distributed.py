@@ -15,30 +15,36 @@ from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.parallel import meeting, peers
 from mmed_jax.parallel.coordinator import Coordinator
 from mmed_jax.parallel.host_comparison import agree as agree_on
+from mmed_jax.parallel.host_comparison import failure
 from mmed_jax.parallel.peers import several_processes
 
 # How long processes that fail together may lie apart.
 _LEAVE_SECONDS = 10
+# How long a process that is refused looks for the others, to tell them.
+_REFUSED_SECONDS = 60
 # After so long without a sign of a process jax counts it as gone and ends the others, which takes it some seconds more.
 HEARTBEAT_SECONDS = 40
 
 
-def initialize(config: ConfigDict, agree: Callable[[Coordinator], object] | None = None) -> tuple[int, int]:
+def initialize(
+    config: ConfigDict, agree: Callable[[Coordinator], object] | None = None, refused: Exception | None = None
+) -> tuple[int, int]:
     """Joins the other processes of this run, if there are any, before the first device is touched.
 
     Order: config.distributed.coordinator; Slurm, Open MPI or a TPU pod when their environment says that there are
     several processes; else a single process.
 
     Args:
-      agree: called as soon as all have joined and still before a device is touched; a run that is not the same on all
-        hosts is refused here.
+      agree: called at the moment when all have joined and still before a device is touched; a run that is not the same
+        on all hosts is refused here.
+      refused: why this process takes no part; all end with it.
 
     Returns:
       (index of this process, number of processes). A single process touches no device here.
 
     Raises:
       UserError: coordinator given without process count and index, or its host is not known; fewer processes than
-        expect_processes; hosts with other devices.
+        expect_processes; one was refused; hosts with other devices.
       WorkError: the others did not come within config.distributed.timeout_seconds.
     """
     global coordinator
@@ -57,16 +63,17 @@ def initialize(config: ConfigDict, agree: Callable[[Coordinator], object] | None
     if "cpu" in os.environ.get("JAX_PLATFORMS", ""):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     place = meeting.find(d)
-    print(meeting.announce(place, d.timeout_seconds), flush=True)
+    seconds = d.timeout_seconds if refused is None else min(d.timeout_seconds, _REFUSED_SECONDS)
+    print(meeting.announce(place, seconds), flush=True)
     meeting.check_address(place)
     try:
         # jax aborts the process when its own time is up, with a stack of C++ calls for a message.
-        with _deadline(d.timeout_seconds, lambda: meeting.nobody(place, d.timeout_seconds)), peers.own_end():
+        with _deadline(seconds, lambda: meeting.nobody(place, seconds)), peers.own_end():
             jax.distributed.initialize(
-                initialization_timeout=d.timeout_seconds + 60, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **arguments
+                initialization_timeout=seconds + 60, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **arguments
             )
     except (RuntimeError, ValueError) as e:
-        raise WorkError(f"{meeting.nobody(place, d.timeout_seconds)} ({e})") from e
+        raise WorkError(f"{meeting.nobody(place, seconds)} ({e})") from e
     errors.before_failing = _leave_together
     from jax._src import distributed
 
@@ -74,10 +81,13 @@ def initialize(config: ConfigDict, agree: Callable[[Coordinator], object] | None
     _expect(d.expect_processes, state.num_processes)
     if state.num_processes > 1:
         peers.follow(state.client, state.process_id, state.num_processes, state.coordinator_address)
-        coordinator = Coordinator(state.client, state.process_id, state.num_processes, d.timeout_seconds)
+        coordinator = Coordinator(state.client, state.process_id, state.num_processes, seconds)
+        agree_on(coordinator, "start", {} if refused is None else failure(refused))
         if agree is not None:
             agree(coordinator)
         compare_devices(coordinator)
+    if refused is not None:
+        raise refused
     return jax.process_index(), jax.process_count()
 
 
@@ -88,10 +98,20 @@ coordinator: Coordinator | None = None
 def compare_devices(coordinator: Coordinator) -> None:
     """Refuses hosts with other devices. The first to touch a device, for which jax lets the processes wait."""
     # Started apart they would wait in C++, which names nobody.
-    coordinator.meet("devices")
+    agree_on(coordinator, "devices", {})
     local = jax.local_devices()
     kinds = sorted({f"{device.platform} {device.device_kind}" for device in local})
-    agree_on(coordinator, "devices compared", {"kind of devices": ", ".join(kinds), "devices of a process": len(local)})
+    agree_on(coordinator, "kinds of devices", {"kind of devices": ", ".join(kinds), "devices of a process": len(local)})
+
+
+def join_refused(config: ConfigDict, error: Exception, code: int) -> None:
+    """Joins the others only to let them end with `error`, of which this process has said that it was refused for it.
+
+    Looks for them for a minute at most; does not return where they did not come, but ends the process with `code`.
+    """
+    with contextlib.suppress(Exception, KeyboardInterrupt):
+        initialize(config, refused=error)
+    _leave_together(code)
 
 
 def _client() -> Any:
@@ -117,11 +137,7 @@ def _leave_together(code: int) -> None:
 def _deadline(seconds: float, message: Callable[[], str]) -> Iterator[None]:
     """Ends the process with `message()` and exit code 1 unless the block is done within `seconds`."""
 
-    def end() -> None:
-        print(f"error: {message()}", file=sys.stderr, flush=True)
-        os._exit(1)
-
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(seconds, errors.end_process, [message])
     timer.daemon = True
     timer.start()
     try:
@@ -130,8 +146,8 @@ def _deadline(seconds: float, message: Callable[[], str]) -> Iterator[None]:
         timer.cancel()
 
 
-def _expect(wanted: int, found: int) -> None:
-    if wanted and wanted != found:
+def _expect(wanted: int, count: int) -> None:
+    if wanted and wanted != count:
         raise UserError(
-            f"config.distributed.expect_processes={wanted} but {found} take part: start the same command on every host"
+            f"config.distributed.expect_processes={wanted} but {count} take part: start the same command on every host"
         )

@@ -119,13 +119,13 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def version_facts() -> dict[str, str]:
     """Python and the packages that decide what a step computes; a package that is not there has no fact."""
-    found = {"version of python": platform.python_version()}
+    versions = {"version of python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[f"version of {name}"] = metadata.version(name)
+            versions[f"version of {name}"] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def environment_facts(environment: Mapping[str, str]) -> dict[str, str]:

@@ -124,7 +124,7 @@ def answers(host: str, port: int) -> bool:
 
 def connected(port: int) -> list[str]:
     """Addresses of those that are connected to `port` of this host, one for each connection; [] without /proc."""
-    found = []
+    addresses = []
     for name in ("tcp", "tcp6"):
         try:
             rows = Path(f"/proc/net/{name}").read_text(encoding="ascii").splitlines()[1:]
@@ -133,8 +133,8 @@ def connected(port: int) -> list[str]:
         for row in rows:
             _, local, remote, state = row.split()[:4]
             if state == _CONNECTED and int(local.rpartition(":")[2], 16) == port:
-                found.append(_address(remote.rpartition(":")[0]))
-    return sorted(found)
+                addresses.append(_address(remote.rpartition(":")[0]))
+    return sorted(addresses)
 
 
 def _address(text: str) -> str:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from mmed_jax.common import console, errors
+from mmed_jax.common import errors
 
 _KEY = "mmed_jax/peer"
 # How often a process writes and reads; less often where there are many.
@@ -61,20 +61,20 @@ class Peers:
             try:
                 word = f"{number} {socket.gethostname()}"
                 self._client.key_value_set(f"{_KEY}/{self.index}", word, allow_overwrite=True)
-                found = self._client.key_value_dir_get(f"{_KEY}/")
+                words = self._client.key_value_dir_get(f"{_KEY}/")
             except Exception:  # the coordinator is gone, or the run is at its end
                 return
             self._looked = time.monotonic()
-            for key, said in found:
+            for key, word in words:
                 peer = int(key.rpartition("/")[2])
-                if self._heard.get(peer, ("",))[0] != said:
-                    self._heard[peer] = (said, self._looked)
+                if self._heard.get(peer, ("",))[0] != word:
+                    self._heard[peer] = (word, self._looked)
             self._over.wait(self.interval)
 
     def name(self, peer: int) -> str:
         """ "process 3 on HOST"."""
-        said = self._heard.get(peer, ("", 0.0))[0]
-        return f"process {peer}" + (f" on {said.partition(' ')[2]}" if said else "")
+        word = self._heard.get(peer, ("", 0.0))[0]
+        return f"process {peer}" + (f" on {word.partition(' ')[2]}" if word else "")
 
     def silent(self, wait: float = 0.0) -> str:
         """The processes that are not there or were not heard of lately, "" when all were; looks for `wait` seconds."""
@@ -154,7 +154,7 @@ def own_end() -> Iterator[None]:
 
     def with_callback(*args: Any, **keys: Any) -> Any:
         try:
-            return make(*args, missed_heartbeat_callback=_end_with_status, **keys)
+            return make(*args, missed_heartbeat_callback=_end, **keys)
         except TypeError:  # another jax
             return make(*args, **keys)
 
@@ -168,17 +168,9 @@ def own_end() -> Iterator[None]:
         yield
 
 
-def _end_with_status(*_: object) -> None:
-    """For a jax that can hand over what happened."""
-    _end()
-
-
-def _end() -> None:
-    """Ends this process, from a thread of C++ that would abort it, unless the main thread has said why and does so."""
-    errors.last_word.acquire()
-    if errors.failed_with is None:
-        console.write_now(f"error: {lost_line()}\n")
-    os._exit(errors.failed_with or 1)
+def _end(*_: object) -> None:
+    """In a thread of C++ that would abort this process; with its status, where jax can hand that over."""
+    errors.end_process(lost_line)
 
 
 _standard: Any = None  # what C++ did before

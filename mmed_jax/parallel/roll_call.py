@@ -164,8 +164,8 @@ def answer_call(
             stream = connection.makefile("rwb")
             _write(stream, {"name": _NAME, "process": point.process, "host": socket.gethostname()})
             _write(stream, report(_read(stream)["mark"]))
-            while (asked := _read(stream)["ask"]) != "end":
-                if asked == "time":
+            while (request := _read(stream)["ask"]) != "end":
+                if request == "time":
                     _write(stream, {"time": clock()})
                 else:
                     stream.write(os.urandom(_SENT_BYTES))
@@ -215,21 +215,21 @@ def host_table(own: Answer, answers: Mapping[int, Answer], environment: Mapping[
 def host_problems(own: Answer, call: RollCall, environment: Mapping[str, str]) -> list[str]:
     """What is wrong between hosts, and on any of them; a line each."""
     every = {0: own, **call.answers}
-    found = list(call.doubled)
+    problems = list(call.doubled)
     for process, answer in every.items():
         who = f"process {process}" + (f" ({answer.host})" if answer.host else "")
         if not answer.host:
             host = expected_host(process, len(every), environment)
-            found.append(f"{who}{f' ({host})' if host else ''} never answered: is the command running there?")
+            problems.append(f"{who}{f' ({host})' if host else ''} never answered: is the command running there?")
         elif answer.report is None:
-            found.append(f"{who} came, but its checks did not end")
+            problems.append(f"{who} came, but its checks did not end")
         else:
-            found += [f"{who}: {problem}" for problem in answer.report["problems"]]
+            problems += [f"{who}: {line}" for line in answer.report["problems"]]
         if answer.ahead_s is not None and abs(answer.ahead_s) > SKEW_SECONDS:
             limit = f"(limit {SKEW_SECONDS:g} s)"
-            found.append(f"the clock of {who} is {answer.ahead_s:+.1f} s off that of process 0 {limit}")
+            problems.append(f"the clock of {who} is {answer.ahead_s:+.1f} s off that of process 0 {limit}")
         if answer.report is not None and answer.mib_per_s is None and process:
-            found.append(f"{who}: the network to process 0 broke off")
+            problems.append(f"{who}: the network to process 0 broke off")
     facts = {process: a.report["facts"] for process, a in every.items() if a.report is not None}
     differences, _ = compare(facts, {process: a.host for process, a in every.items()})
-    return found + differences
+    return problems + differences

@@ -1,21 +1,17 @@
 """Work whose product lies in a folder: done once where hosts share the folder, once a host where they do not."""
 
 import contextlib
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from mmed_jax.common.errors import ReportedError, UserError, WorkError, one_line
+from mmed_jax.common.errors import ReportedError
 from mmed_jax.common.jsonl import loads
 from mmed_jax.common.places import Place, is_bucket
-from mmed_jax.parallel.barriers import on_main
-from mmed_jax.parallel.coordinator import Coordinator, to_text
+from mmed_jax.parallel.coordinator import LONGEST_SECONDS, Coordinator, to_text
 from mmed_jax.parallel.host_comparison import agree, failure
 
 T = TypeVar("T")
-# Who makes something may need long, and is waited for as long as it is there: jax ends the others when it is not.
-LONGEST_SECONDS = 24 * 3600
 
 
 def sees_mark(coordinator: Coordinator, folder: Place, name: str) -> bool:
@@ -115,33 +111,3 @@ def make_once_a_storage(
     coordinator.state(f"{name} made", "yes")
     agree(coordinator, name, facts_of(made), seconds=LONGEST_SECONDS, say=say)
     return made
-
-
-_DONE = "done"
-_calls = itertools.count()  # names of messages are used once
-
-
-def on_first(coordinator: Coordinator | None, work: Callable[[], object], name: str, seconds: float = 600) -> None:
-    """Runs `work` on process 0 while the others wait, as barriers.on_main, but for minutes and without a collective.
-
-    Args:
-      coordinator: None in a single process, and where the processes were joined otherwise.
-
-    Raises:
-      UserError, WorkError: what `work` raised, on all; an OSError as WorkError.
-    """
-    if coordinator is None:
-        on_main(work)
-        return
-    key = f"{name} {next(_calls)}"
-    if coordinator.index:
-        text = coordinator.hear(key, 0, seconds)
-        if text != _DONE:
-            raise (UserError if text[0] == "u" else WorkError)(text[1:])
-        return
-    try:
-        work()
-    except (UserError, WorkError, OSError) as e:
-        coordinator.state(key, f"{'u' if isinstance(e, UserError) else 'w'}{one_line(e)}")
-        raise
-    coordinator.state(key, _DONE)

@@ -11,7 +11,7 @@ from mmed_jax.checkpoints.run_view import view_run_dir
 from mmed_jax.common.places import Place, parse_place
 from mmed_jax.data.prepare import prepare
 from mmed_jax.data.prepared import Prepared
-from mmed_jax.parallel.coordinator import Coordinator
+from mmed_jax.parallel.coordinator import LONGEST_SECONDS, Coordinator
 from mmed_jax.parallel.host_comparison import agree
 from mmed_jax.parallel.host_facts import host_facts
 from mmed_jax.parallel.shared_work import make_once_a_storage, sees_mark
@@ -23,7 +23,8 @@ _SEEN_SECONDS = 120
 def check_run(
     config: ConfigDict, run_dir: Place | None, flags: dict[str, Any], coordinator: Coordinator, say: Callable = print
 ) -> None:
-    """Every process is about to do the same in the same folder. Called by all of them, before devices are touched.
+    """Every process is about to do the same in the same folder. Called by all of them at one moment, before devices
+    are touched.
 
     Args:
       run_dir: None when nothing is written.
@@ -32,8 +33,7 @@ def check_run(
     Raises:
       HostsDiffer, WorkError: as host_comparison.agree.
     """
-    coordinator.meet("start")
-    now = time.time()  # all processes are here at one moment
+    now = time.time()
     more = {f"--{name}": value for name, value in flags.items()}
     folders = {"config.data.cache_dir": parse_place(config.data.cache_dir)}
     if run_dir is not None:
@@ -42,24 +42,21 @@ def check_run(
     agree(coordinator, "run", host_facts(config, more, folders, now), say=say)
 
 
-def prepare_on_hosts(
-    config: ConfigDict, tok: Any, coordinator: Coordinator | None, *, main: bool, say: Callable = print
-) -> Prepared:
+def prepare_on_hosts(config: ConfigDict, tok: Any, coordinator: Coordinator | None, say: Callable = print) -> Prepared:
     """The packed tables of the run on every host, made once where hosts share the cache, and equal everywhere.
 
     Args:
-      coordinator: None in a single process. main: whether this is the process that speaks for the run.
+      coordinator: None in a single process.
 
     Raises:
       HostsDiffer: hosts have other rows. Whatever `prepare` raised on any of them.
     """
-    work = functools.partial(_prepare, config, tok, main, say)
+
+    def work(is_writer: bool) -> Prepared:
+        return prepare(config, tok, is_writer=is_writer, timeout_s=_SEEN_SECONDS, say=say)
+
     folder = parse_place(config.data.cache_dir)
     return make_once_a_storage(coordinator, folder, work, data_facts, name="the packed table", say=say)
-
-
-def _prepare(config: ConfigDict, tok: Any, main: bool, say: Callable, is_writer: bool) -> Prepared:
-    return prepare(config, tok, is_writer=is_writer, timeout_s=_SEEN_SECONDS, say=say if main else _silent)
 
 
 def data_facts(prepared: Prepared) -> dict[str, str]:
@@ -68,5 +65,26 @@ def data_facts(prepared: Prepared) -> dict[str, str]:
     return {f"data ({split})": f"{len(table):,} rows, {table.fingerprint[:16]}" for split, table in tables.items()}
 
 
-def _silent(*_: object, **__: object) -> None:
-    """Other processes than the first say nothing."""
+def compiled_together(function: Any, coordinator: Coordinator | None, name: str) -> Callable[..., Any]:
+    """`function`, which is jitted, and runs for the first time when every host has compiled it.
+
+    A collective's first meeting has a limit of its own (30 s of gloo, on CPUs), and of those who wait in it nobody
+    says for whom. jax keeps what was compiled for the call that follows.
+
+    Args:
+      coordinator: None in a single process. name: for messages; once a run.
+    """
+    if coordinator is None:
+        return function
+    is_compiled = False
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal is_compiled
+        if not is_compiled:
+            function.lower(*arguments, **keywords).compile()
+            agree(coordinator, f"{name} compiled", {}, seconds=LONGEST_SECONDS)
+            is_compiled = True
+        return function(*arguments, **keywords)
+
+    return call

@@ -42,7 +42,8 @@ def test_a_run_saves_as_often_as_its_measured_saves_ask_for(tmp_path, monkeypatc
             now[0] += 10
             if c.maybe_save(step, make_state(), data_state={}, config=CONFIG):
                 saved.append(step)
-        assert saved == [4, 12, 20] and c.blocked_seconds == 4  # then 80 s = sqrt(2 x 4 x 800)
+        assert saved == [4, 12, 20]  # then 80 s = sqrt(2 x 4 x 800)
+        assert c.last_save() == {"blocked_seconds": 4, "next_save_seconds": pytest.approx(80)}
 
 
 def test_the_keys_are_checked():

@@ -9,6 +9,7 @@ from tests.support.training import (
     files,
     finish,
     losses,
+    metrics,
 )
 
 pytestmark = pytest.mark.multidevice
@@ -33,6 +34,20 @@ def test_hosts_that_differ_take_no_step(bench, tmp_path):  # noqa: F811
     assert not files(run) and not files(tmp_path / "another")
 
 
+@pytest.mark.parametrize("refused", [0, 1])
+def test_one_that_is_refused_before_it_joins_is_not_waited_for(bench, tmp_path, refused):  # noqa: F811
+    """Its run directory is a file: both end with that, at once, whichever of them coordinates."""
+    (tmp_path / "file").touch()
+    places = [tmp_path / "run", tmp_path / "run"]
+    places[refused] = tmp_path / "file"
+    outcomes = finish(*bench.start_two(places[0], second={"run_dir": places[1]}), timeout=100)
+    assert [o.code for o in outcomes] == [2, 2], outcomes
+    problem = f"run_dir={tmp_path}/file: is a file, not a folder"
+    assert outcomes[refused].error == problem
+    who = "process 1 (" if refused else ""
+    assert outcomes[1 - refused].error.startswith(who) and outcomes[1 - refused].error.endswith(problem), outcomes
+
+
 def test_each_host_makes_its_own_table_where_no_cache_is_shared(bench, tmp_path):  # noqa: F811
     run = tmp_path / "run"
     caches = tmp_path / "cache-a", tmp_path / "cache-b"
@@ -41,6 +56,9 @@ def test_each_host_makes_its_own_table_where_no_cache_is_shared(bench, tmp_path)
     assert f"{caches[0]} is not shared by all hosts, so process 1 (" in outcomes[0].out
     assert [p.name for p in caches[0].iterdir()] == [p.name for p in caches[1].iterdir()]
     assert losses(run) == pytest.approx(losses(bench.reference), rel=1e-5)
+    # Compiled before the first step by all, and not once more for it.
+    (compiled,) = [e for e in metrics(run).events if e["event"] == "compiled"]
+    assert compiled["compile_count"] == 1 and compiled["compile_seconds"] > 0, compiled
 
 
 def test_a_coordinator_that_nobody_knows(bench, tmp_path):  # noqa: F811
