@@ -113,6 +113,11 @@ def tpu_of(device_kind: str) -> str:
     return next((name for name, chip in TPUS.items() if device_kind.lower() in chip.kinds), "")
 
 
+def chip_notes(name: str) -> list[str]:
+    """What has to be said of the figures of a TPU by its name in TPUS; nothing of most, and of other devices."""
+    return [TPUS[name].note] if name in TPUS and TPUS[name].note else []
+
+
 def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 FLOP/s of one device (jax.Device.device_kind), or None where no figure is known (CPUs)."""
     if tpu := tpu_of(device_kind):

@@ -21,7 +21,7 @@ from mmed_jax.common.paths import expand_home
 from mmed_jax.config.values import batch_rows, compile_settings, with_grad_accum, with_values
 from mmed_jax.model.config import LlamaConfig, num_params
 from mmed_jax.parallel import xla_flags
-from mmed_jax.parallel.chips import TPUS
+from mmed_jax.parallel.chips import chip_notes
 from mmed_jax.planning import plan_cache, step_time
 from mmed_jax.planning.collective_time import ICI_EFFICIENCY
 from mmed_jax.planning.memory import memory_terms, total
@@ -137,7 +137,6 @@ def _begin(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], topology:
 
     tokens, spec = batch_rows(config) * config.data.seq_len, lora_spec(config.lora, cfg)
     devices = topology["chips"] * topology.get("devices_a_chip", 1)
-    chip = TPUS.get(topology.get("chip", ""))
     return PlanResult(
         topology=topology,
         mesh=mesh,
@@ -150,7 +149,7 @@ def _begin(config: ConfigDict, cfg: LlamaConfig, mesh: dict[str, int], topology:
         capacity_bytes=0,
         terms=[dataclasses.asdict(t) for t in memory_terms(config, cfg, mesh)],
         model_flops=train_flops_per_token(cfg, config.data.seq_len, spec) * tokens / devices,
-        notes=[chip.note] if chip and chip.note else [],
+        notes=chip_notes(topology.get("chip", "")),
     )
 
 

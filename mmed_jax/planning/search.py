@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.config.values import as_flags, batch_rows, flatten, with_values
 from mmed_jax.model.config import LlamaConfig
-from mmed_jax.parallel.chips import GIB
+from mmed_jax.parallel.chips import GIB, chip_notes
+from mmed_jax.parallel.xla_flags import compiler_options
 from mmed_jax.planning import advice, step_time
 from mmed_jax.planning.found_config import write_override
 from mmed_jax.planning.memory import memory_terms, total
@@ -144,6 +145,7 @@ def search(
                 _try(candidate, state, cfg, topology, len(candidates), _silent, plan_options)
     except KeyboardInterrupt as e:
         stopped = e
+    notes = [*chip_notes(topology.chip), *notes]
     say("\n".join([table(state, run_tokens=run_tokens, price=price), *(f"note       {n}" for n in notes)]))
     best = state.winner
     if best and output:
@@ -282,8 +284,10 @@ def _refinements(state: Search, config: ConfigDict, cfg: LlamaConfig, topology: 
     """The fastest so far with the other flags, and with half and twice its chunk, as far as they should fit."""
     best = state.winner
     other = "none" if best.config.xla_flags == "auto" else "auto"
+    given, instead = (compiler_options(topology.chip, flags) for flags in (best.config.xla_flags, other))
+    changes = [{"xla_flags": other}] if given != instead else []  # some chips have no flags of their own
     chunk = _chunk(best)
-    for change in ({"xla_flags": other}, {"loss_chunk": chunk * 2}, {"loss_chunk": chunk // 2}):
+    for change in (*changes, {"loss_chunk": chunk * 2}, {"loss_chunk": chunk // 2}):
         candidate = _candidate({**best.changes, **change}, config, cfg, topology)
         if candidate and candidate.bytes(state.factor) <= advice.room(topology):
             yield candidate

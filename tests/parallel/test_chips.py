@@ -69,6 +69,13 @@ def test_two_devices_a_chip(tmp_path):
     assert mfu(2000, 5e11, "TPU7x", 1) == pytest.approx(1e15 / 1153.5e12)
 
 
+def test_a_search_for_a_chip_without_flags_does_not_compile_without_them_again(tmp_path):
+    with arithmetic_compiler() as compiled:
+        outcome = run_plan("tpu7x-8", "--search", "--max_compiles=5", cache=tmp_path, config="stage1:1b")
+    assert outcome.code == 0 and compiled and {c["xla_flags"] for c in compiled} == {"auto"}
+    assert outcome.out.count("note       seconds on tpu7x are rough") == 1
+
+
 def test_rows_are_complete():
     for name, chip in (chips.TPUS | chips.GPUS).items():
         assert chip.kinds and all(kind == kind.lower() for kind in chip.kinds), name
