@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from mmed_jax import doctor, report
+from mmed_jax import doctor, export, report
 from mmed_jax.checkpoints import bucket_run
 from mmed_jax.checkpoints.metrics_file import read_metrics
 from mmed_jax.common.buckets import lease
@@ -209,3 +209,12 @@ def test_the_next_stage_starts_from_a_run_in_a_bucket(bench, cloud, finished, tm
     )
     assert here.code == there.code == 0, there.err
     assert reproduced(tmp_path / "here") == reproduced(tmp_path / "there")
+
+
+def test_a_run_in_a_bucket_is_exported_as_that_on_a_disk(bench, cloud, finished, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("MMED_JAX_BUCKETS", str(tmp_path / "fetched"))
+    for model, output in ((finished, "gs://bucket/exports/there"), (bench.reference, tmp_path / "here")):
+        outcome = call(export.main, f"--model={model}", f"--output={output}")
+        assert outcome.code == 0, outcome.err
+    here = {p.name: p.read_bytes() for p in (tmp_path / "here").iterdir() if p.name != "mmed_jax_export.json"}
+    assert {name: cloud.read("bucket", f"exports/there/{name}") for name in here} == here

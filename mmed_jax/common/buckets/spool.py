@@ -22,7 +22,7 @@ from mmed_jax.common.places import Place
 
 INTERVAL_S = 60.0
 _LARGEST = 64 << 20  # bytes of a segment
-_THREADS = 16  # a run of ten days has 14,400 segments
+_THREADS = 8  # a run of ten days has 14,400 segments; the client keeps ten connections
 _SEGMENT = re.compile(r"(\d{5,})-(\d{6,})\.\w+")
 
 
