@@ -283,11 +283,13 @@ def _by_promise(candidates: list[Candidate], state: Search, topology: Topology) 
 def _refinements(state: Search, config: ConfigDict, cfg: LlamaConfig, topology: Topology) -> Iterator[Candidate]:
     """The fastest so far with the other flags, and with half and twice its chunk, as far as they should fit."""
     best = state.winner
-    other = "none" if best.config.xla_flags == "auto" else "auto"
-    given, instead = (compiler_options(topology.chip, flags) for flags in (best.config.xla_flags, other))
-    changes = [{"xla_flags": other}] if given != instead else []  # some chips have no flags of their own
+    flags = best.config.xla_flags
+    other = "none" if flags == "auto" else "auto"
     chunk = _chunk(best)
-    for change in (*changes, {"loss_chunk": chunk * 2}, {"loss_chunk": chunk // 2}):
+    changes: list[dict[str, Any]] = [{"loss_chunk": chunk * 2}, {"loss_chunk": chunk // 2}]
+    if compiler_options(topology.chip, other) != compiler_options(topology.chip, flags):  # not every chip has some
+        changes.insert(0, {"xla_flags": other})
+    for change in changes:
         candidate = _candidate({**best.changes, **change}, config, cfg, topology)
         if candidate and candidate.bytes(state.factor) <= advice.room(topology):
             yield candidate
