@@ -13,7 +13,7 @@ from mmed_jax.checkpoints.metrics_file import read_metrics
 from mmed_jax.common.buckets import lease
 from mmed_jax.common.buckets.bucket import Bucket
 from mmed_jax.common.places import parse_place
-from tests.support.fake_gcs import fake_gcs
+from tests.support.fake_gcs import fake_cloud
 from tests.support.training import (  # noqa: F401
     SLOWLY,
     STEPS,
@@ -37,9 +37,7 @@ KEEP = {"checkpoint__keep_last": 2}
 
 @pytest.fixture(scope="module")
 def server():
-    with fake_gcs("bucket") as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
+    with fake_cloud("bucket") as server:
         yield server
 
 

@@ -25,6 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import google_crc32c
+import pytest
 
 PAGE = 1000  # names of a listing
 
@@ -457,3 +458,12 @@ def fake_gcs(*buckets: str, seed: int = 0) -> Iterator[FakeGCS]:
             server.closing.set()
             http.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def fake_cloud(*buckets: str) -> Iterator[FakeGCS]:
+    """fake_gcs, to which this process and its children speak while the block lasts."""
+    with fake_gcs(*buckets) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server

@@ -192,7 +192,7 @@ print(size, max(after), (host_memory_peak_bytes() - base) / size, min(b - a for 
 
 
 def test_memory_does_not_grow_with_checkpoints(tmp_path):
-    """Each save's threads allocate and free a copy of the state, in arenas of their own."""
+    """Each save's threads allocate and free a copy of the state."""
     size, most, peak, faults, _ = python(SAVES, tmp_path, prelude="").split(maxsplit=4)
     # 18,432 pages hold the value: they are not mapped anew every time.
     assert int(faults) < 9000

@@ -1,13 +1,11 @@
 import pytest
 
-from tests.support.fake_gcs import fake_gcs
+from tests.support.fake_gcs import fake_cloud
 
 
 @pytest.fixture(scope="module")
 def server():
-    with fake_gcs("bucket", "other") as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
+    with fake_cloud("bucket", "other") as server:
         yield server
 
 

@@ -15,21 +15,11 @@ from mmed_jax.common.buckets.bucket import (
     open_bucket,
 )
 from mmed_jax.common.places import parse_place
-from tests.support.fake_gcs import fake_gcs
-
-
-@pytest.fixture(scope="module")
-def cloud():
-    with fake_gcs("bucket", "other") as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
 
 
 @pytest.fixture
 def bucket(cloud):
-    yield Bucket("bucket", deadline_s=20)
-    cloud.heal()
+    return Bucket("bucket", deadline_s=20)
 
 
 def test_what_is_put_is_read_listed_and_removed(cloud, bucket, tmp_path):

@@ -9,17 +9,8 @@ from mmed_jax.common.buckets import lease as lease_module
 from mmed_jax.common.buckets.bucket import Bucket, NoAnswer
 from mmed_jax.common.buckets.lease import Lease
 from mmed_jax.common.errors import UserError, WorkError
-from tests.support.fake_gcs import fake_gcs
 
 BEAT = 0.1
-
-
-@pytest.fixture(scope="module")
-def cloud():
-    with fake_gcs("bucket") as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
 
 
 def lease(lines=None, beat=BEAT):
