@@ -1,5 +1,8 @@
 """Pages are made by templates alone: one folder, one style sheet, everything escaped, nothing fetched."""
 
+import base64
+import hashlib
+import html
 import re
 from pathlib import Path
 
@@ -27,17 +30,39 @@ def test_no_python_file_writes_markup(repo):
 
 def test_one_style_sheet_and_nothing_is_passed_unescaped():
     templates = {p.name: p.read_text(encoding="utf-8") for p in TEMPLATES.iterdir()}
-    assert [name for name in templates if Path(name).suffix != ".html"] == ["style.css"]
-    assert [name for name, text in templates.items() if "<style" in text] == ["base.html"]
+    assert [name for name in templates if Path(name).suffix == ".css"] == ["style.css"]
+    assert {Path(name).suffix for name in templates} == {".html", ".css", ".js"}
+    for tag in ("<style", "<script"):
+        assert [name for name, text in templates.items() if tag in text] == ["base.html"]
     for name, text in templates.items():
-        assert not re.search(r"\|\s*safe|autoescape|<script|@import|url\(|https?:", text), name
-        environment().get_template(name)  # every one of them can be compiled
+        assert not re.search(r"\|\s*safe|autoescape|@import|url\(|https?:", text), name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
+            name
+        )
+        if name.endswith(".html"):
+            environment().get_template(name)  # every one of them can be compiled
 
 
 def test_what_comes_from_outside_is_escaped():
     table = {"title": EVIL, "head": [EVIL], "rows": [[EVIL]], "notes": [EVIL], "differences": []}
     page = comparison(title=EVIL, note=EVIL, models_head=[EVIL], models=[[EVIL]], boards=[(EVIL, [table])])
     assert "<img" not in page and page.count("&lt;img") == 10
+
+
+def test_only_scripts_of_ours_run():
+    """The policy of a page holds the hash of every script in it, as a browser takes it, and allows nothing else."""
+    for names in ([], ["curves.js"]):
+        source = '{% extends "base.html" %}{% set scripts = names %}{% block body %}{{ text }}{% endblock %}'
+        page = (
+            environment().from_string(source).render(title="t", names=names, text="</script><script>alert(1)</script>")
+        )
+        policy = html.unescape(re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)[1])
+        rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+        scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+        assert len(scripts) == len(names) and "alert(1)" not in "".join(scripts)
+        hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+        assert rules["script-src"].split() == ([f"'sha256-{h}'" for h in hashes] or ["'none'"])
+        assert rules["default-src"] == rules["connect-src"] == rules["form-action"] == "'none'"
 
 
 def test_a_page_prints_and_fits_a_phone():
