@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     from mmed_jax.training.program import attention_backend, train_program
     from mmed_jax.training.run_page import PAGE, try_report
     from mmed_jax.training.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
-    from mmed_jax.training.validation import by_language, describe_losses, validation_losses
+    from mmed_jax.training.validation import by_language, describe_losses, newest_numbers, validation_losses
 
     devices = choose_devices(config)
     check_platform(config, devices[0].platform)
@@ -194,7 +194,9 @@ def main(argv: list[str] | None = None) -> int:
         MetricsLogger(
             run_dir, tensorboard=config.tensorboard, wandb=config.wandb, is_main=main_process, config=config.to_dict()
         ) as log,
-        Progress(steps, start=first, every=config.log_every, label=config.name, is_main=main_process) as progress,
+        Progress(
+            steps, start=first, every=config.log_every, label=config.name, is_main=main_process, steady=True
+        ) as progress,
         Profiler(run_storage(run_dir).growing / FOLDER, profiled) as profiler,
         Watchdog(coordinator) as watchdog,
         PreemptionGuard(beat=watchdog.beat) as guard,
@@ -224,7 +226,9 @@ def main(argv: list[str] | None = None) -> int:
             )
             data_state["tokens_seen"] = meter.tokens_seen
             log.train(number, {**values, **languages, **speed, **memory(), **checkpointer.last_whole(), **host_memory})
-            shown = {"loss": values["loss"], "lr": values["lr"], "tok/s": round(speed.get("tokens_per_second", 0))}
+            shown = {"loss": values["loss"], "lr": values["lr"]}
+            if "tokens_per_second" in speed:  # not of a step that was compiled
+                shown["tok/s"] = round(speed["tokens_per_second"])
             progress.update(number, shown)
 
         def settle() -> None:
@@ -241,7 +245,8 @@ def main(argv: list[str] | None = None) -> int:
             profiler.before(number, state)
             with meter.data_wait():
                 batch = next(batches)
-            state, metrics = train_step(state, placer(batch), base)
+            with progress.working("compiling the training step", show=number == first + 1):
+                state, metrics = train_step(state, placer(batch), base)
             changed = train_step.changed
             if number == first + 1:
                 log.event("compiled", number, startup_seconds=process_seconds(), **compiles.summary("train_step"))
@@ -256,15 +261,17 @@ def main(argv: list[str] | None = None) -> int:
             losses = None
             if validation and (number == steps or (config.eval_every and number % config.eval_every == 0)):
                 settle()
-                losses = validation_losses(
-                    eval_step, state["params"], validation, placer, config.eval_rows, guard.should_stop
-                )
+                with progress.working("validating", pause="validation"):
+                    losses = validation_losses(
+                        eval_step, state["params"], validation, placer, config.eval_rows, guard.should_stop
+                    )
                 stop = losses is None or guard.should_stop(number)
                 meter.restart()
                 if losses is None:
                     progress.note(f"step {number}: not validated, since the run is to stop")
                 else:
                     log.evaluation(number, losses)
+                    progress.keep(newest_numbers(losses))
                     progress.note(f"step {number}: {describe_losses(losses)}")
             improved = losses is not None and losses["validation/loss"] < best
             best = losses["validation/loss"] if improved else best
@@ -281,6 +288,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             if saved:
                 log.event("save", number, **checkpointer.last_save())
+                progress.pause("save", checkpointer.blocked_seconds)
             if profiler.after(number, state):
                 progress.note(f"profile    python -m mmed_jax.report --run={config.run_dir} --profile")
             if stop:

@@ -1,16 +1,86 @@
 """Progress of a long run: a bar with the time left on a terminal, plain lines in a log. tqdm draws."""
 
+import contextlib
 import shutil
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from mmed_jax.common.time_left import TimeLeft
+
 _REDRAW_SECONDS = 0.1
 _LOG_SECONDS = 10.0  # between two lines of a counting bar in a log
+# Of a heartbeat: seconds before the first sign of it, and between two; at a terminal and in a log.
+BEATS, LOG_BEATS = (0.5, 1.0), (10.0, 30.0)
+
+
+class Heartbeat:
+    """Context around work that shows nothing of itself: says how many seconds it has taken, from a thread.
+
+    A terminal gets one line that counts and is wiped out at the end; a log gets a line after 10 s, one every 30 s then,
+    and one at the end where there was any.
+
+    Args:
+      text: what is being done. stream: default stderr. show: False = nothing at all.
+      draw: puts a text in place of that line, "" at the end; for a terminal on which there is more than the line.
+    """
+
+    def __init__(
+        self, text: str, *, stream: TextIO | None = None, show: bool = True, draw: Callable[[str], None] | None = None
+    ):
+        self._text, self._show, self._draw = text, show, draw or self._line
+        self._stream = sys.stderr if stream is None else stream
+        self._interactive = _is_terminal(self._stream)
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._began, self._beats = 0.0, 0
+
+    def __enter__(self) -> "Heartbeat":
+        self._began = time.monotonic()
+        if self._show:
+            self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """The work is done, or shows something of itself from here on. May be called again."""
+        if self._thread is None:
+            return
+        self._over.set()
+        self._thread.join()
+        self._thread = None
+        if self._beats and self._interactive:
+            self._draw("")
+        elif self._beats:
+            self._print(f"took {clock(time.monotonic() - self._began)}")
+
+    def _beat(self) -> None:
+        first, every = BEATS if self._interactive else LOG_BEATS
+        wait = first
+        while not self._over.wait(wait):
+            wait, self._beats = every, self._beats + 1
+            spent = clock(time.monotonic() - self._began)
+            with contextlib.suppress(OSError, ValueError):  # a stream that is gone ends no work
+                if self._interactive:
+                    self._draw(f"{self._text} ... {spent}")
+                else:
+                    self._print(f"... {spent}")
+
+    def _print(self, text: str) -> None:
+        print(f"{self._text} {text}", file=self._stream, flush=True)
+
+    def _line(self, text: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        self._stream.write(f"\r{text[:width]:{width}s}\r{text[:width]}")
+        self._stream.flush()
 
 
 class Progress:
@@ -20,6 +90,7 @@ class Progress:
       total: the last step. start: the step the run starts or resumes after.
       every: in a log, one line each `every` steps (and the first and the last).
       label: what is being done. stream: a terminal gets a bar, anything else lines.
+      steady: the steps take about as long each, so that the time left goes by their median (TimeLeft).
     """
 
     def __init__(
@@ -31,6 +102,7 @@ class Progress:
         label: str = "train",
         is_main: bool = True,
         stream: TextIO | None = None,
+        steady: bool = False,
     ):
         self.total, self.every, self.label, self._on = total, max(1, every), label, is_main
         self._stream = sys.stderr if stream is None else stream
@@ -39,6 +111,31 @@ class Progress:
         self._start = self._step = start
         self._times: deque[tuple[float, int]] = deque(maxlen=101)
         self._drawn_at = 0.0
+        self._left = TimeLeft(total, start) if steady else None
+        self._kept: dict[str, Any] = {}
+
+    def keep(self, values: Mapping[str, Any]) -> None:
+        """Shows these behind the values of every step from here on: the newest numbers of a validation."""
+        self._kept.update(values)
+
+    @contextlib.contextmanager
+    def working(self, text: str, *, pause: str = "", show: bool = True) -> Iterator[None]:
+        """Around what is no step and takes its time: says so, with the seconds (Heartbeat), unless `show` is False.
+
+        pause: the kind of thing, where it comes again; its time counts as TimeLeft.pause does.
+        """
+        began = time.monotonic()
+        show = show and self._on
+        draw = (lambda beat: self._draw(self._step, beat, "")) if self._interactive else None
+        with Heartbeat(f"{self.label}  {text}" if draw is None else text, stream=self._stream, show=show, draw=draw):
+            yield
+        if pause:
+            self.pause(pause, time.monotonic() - began)
+
+    def pause(self, kind: str, seconds: float) -> None:
+        """Since the last update so many seconds went into something that is no step (TimeLeft.pause)."""
+        if self._left is not None:
+            self._left.pause(kind, seconds)
 
     def update(self, step: int, values: Mapping[str, Any] | None = None) -> None:
         """`step` is done; `values` are shown beside it ({"loss": 2.31, "tok/s": 1200})."""
@@ -46,10 +143,12 @@ class Progress:
             return
         now = time.monotonic()
         self._times.append((now, step))
+        if self._left is not None:
+            self._left.step(step, now)
         first, self._step = self._step == self._start, step
         left = self.seconds_left()
         remaining = "..." if left is None else f"{clock(left)} left"
-        shown = "  ".join(f"{k} {_number(v)}" for k, v in (values or {}).items())
+        shown = "  ".join(f"{k} {_number(v)}" for k, v in {**(values or {}), **self._kept}.items())
         if self._interactive:
             if step >= self.total or now - self._drawn_at >= _REDRAW_SECONDS:
                 self._drawn_at = now
@@ -81,6 +180,8 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """From the pace of the last 100 steps; None while not known. The first step (compilation) never counts."""
+        if self._left is not None:
+            return self._left.seconds()
         if len(self._times) < 2:
             return None
         (t0, s0), (t1, s1) = self._times[0], self._times[-1]

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError, WorkError, one_line
+from mmed_jax.common.progress import Heartbeat
 from mmed_jax.config.values import with_values
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.parallel import peers
@@ -60,7 +61,8 @@ def plan_here(
     Raises:
       WorkError: it does not fit; what fills the memory and what to try next is said before.
     """
-    result = plan_devices(program, config, cfg)
+    with Heartbeat("compiling the training step", show=jax.process_index() == 0):
+        result = plan_devices(program, config, cfg)
     say(plan_report.table(result, run_tokens=tokens))
     if program.mesh.devices.flat[0].platform == "cpu":
         compiled = {"state": result.argument_bytes, "a step": result.needed_bytes - result.argument_bytes}

@@ -6,7 +6,7 @@ not depend on the tokenizer, and are comparable between languages as far as thei
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -90,3 +90,9 @@ def describe_losses(losses: dict[str, float]) -> str:
             more += "" if bits is None else f", {bits:.4f}" + ("" if language else " bits/byte")
             parts.append(f"{language[1:] or 'validation loss'} {losses[name]:.4f}{more}")
     return "  ".join(parts)
+
+
+def newest_numbers(losses: Mapping[str, float]) -> dict[str, float]:
+    """What the line of every step says of the newest validation: {"val": 2.3}, and its accuracy where one was taken."""
+    names = {"val": "validation/loss", "acc": "validation/accuracy"}
+    return {short: losses[name] for short, name in names.items() if name in losses}

@@ -130,7 +130,20 @@ def validated(bench, tmp_path_factory):  # noqa: F811
         checkpoint__keep_last=1,
     )
     assert outcome.code == 0, outcome.err
+    (folder / "stderr").write_text(outcome.err, encoding="utf-8")
     return run
+
+
+def test_lines_of_a_log_show_the_newest_validation_and_no_speed_of_nothing(validated):
+    """log_every is 1: a line a step; what was validated after step 4 stands behind each from step 5 on."""
+    lines = (validated.parent / "stderr").read_text(encoding="utf-8").splitlines()
+    by_step = {int(s.split()[1].split("/")[0]): s for s in lines if s.startswith("stage1 ") and "%" in s}
+    assert list(by_step) == list(range(1, STEPS + 1))
+    assert "tok/s" not in by_step[1] and all("tok/s " in by_step[s] for s in range(2, STEPS + 1))
+    assert not any("tok/s 0" in line for line in lines)
+    assert " val " not in by_step[4] and all(" val " in by_step[s] for s in range(5, STEPS + 1))
+    first = metrics(validated).evals[0]["validation/loss"]
+    assert f" val {first:.4g} " in by_step[5]
 
 
 def test_validation_by_language_and_the_best_checkpoint_kept(validated):

@@ -2,11 +2,15 @@
 
 import io
 import os
+import random
 import select
+import time
 
 import pytest
 
-from mmed_jax.common.progress import Progress, counting_bar, say_above_bars
+from mmed_jax.common import progress
+from mmed_jax.common.progress import Heartbeat, Progress, counting_bar, say_above_bars
+from mmed_jax.common.time_left import TimeLeft
 
 
 def test_a_terminal_without_a_size_has_a_bar_too():
@@ -60,3 +64,104 @@ def test_what_a_log_gets_of_a_counting_bar(look, lines, capsys):
         say_above_bars("note: a line")
     shown = capsys.readouterr().err
     assert "note: a line\n" in shown and ("3/3" in shown) == lines
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def seen(terminal):
+    """The lines of a terminal at the end: what is written from the margin on lies over what was there."""
+    lines = []
+    for line in terminal.getvalue().split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(shown.rstrip())
+    return lines
+
+
+def wait_for(stream, text):
+    end = time.monotonic() + 20
+    while text not in stream.getvalue():
+        assert time.monotonic() < end, stream.getvalue()
+        time.sleep(0.01)
+
+
+def test_a_heartbeat_counts_at_a_terminal_and_is_wiped_out(monkeypatch):
+    monkeypatch.setattr(progress, "BEATS", (0.01, 0.02))
+    terminal = Terminal()
+    with Heartbeat("compiling", stream=terminal) as beat:
+        wait_for(terminal, "compiling ... 0:00")
+        beat.stop()
+        before = terminal.getvalue()
+        time.sleep(0.1)
+    assert terminal.getvalue() == before and seen(terminal) == [""]
+    with Heartbeat("compiling", stream=terminal, show=False):
+        time.sleep(0.05)
+    assert terminal.getvalue() == before
+
+
+def test_a_heartbeat_in_a_log_is_a_line_now_and_then(monkeypatch):
+    assert progress.LOG_BEATS[1] >= 30
+    monkeypatch.setattr(progress, "LOG_BEATS", (0.01, 60))
+    log, quick = io.StringIO(), io.StringIO()
+    with Progress(3, label="stage1", stream=log) as bar, bar.working("compiling the training step"):
+        wait_for(log, "...")
+    assert log.getvalue().splitlines() == [
+        "stage1  compiling the training step ... 0:00",
+        "stage1  compiling the training step took 0:00",
+    ]
+    monkeypatch.setattr(progress, "LOG_BEATS", (60, 60))
+    with Heartbeat("compiling", stream=quick):
+        pass
+    assert quick.getvalue() == ""  # what is quick is no news
+
+
+def test_a_bar_beats_before_its_first_step_and_between_steps(monkeypatch):
+    monkeypatch.setattr(progress, "BEATS", (0.01, 0.02))
+    terminal = Terminal()
+    with Progress(4, start=1, stream=terminal, steady=True) as bar:
+        with bar.working("compiling"):
+            wait_for(terminal, "1/4 compiling ... 0:00")
+        bar.update(2, {"loss": 2.5})
+        with bar.working("validating", pause="validation"):
+            wait_for(terminal, "2/4 validating ... 0:00")
+        bar.keep({"val": 3.25})
+        bar.update(4, {"loss": 2.0})
+    assert "4/4 ...  loss 2  val 3.25" in seen(terminal)[0]
+
+
+def test_the_time_left_does_not_jump():
+    """Steps of about 2 s, a validation every 50, a save every 120, now and then a slow step: the end that is foretold
+    stays where it is once each kind of pause has come."""
+    noise, now, total = random.Random(0), 0.0, 2000
+    left, ends = TimeLeft(total, start=100), {}
+    for step in range(101, total + 1):
+        now += 60 if step == 101 else 8 if step % 333 == 0 else noise.uniform(1.8, 2.2)
+        left.step(step, now)
+        if step % 50 == 0:
+            now += 30
+            left.pause("validation", 30)
+        if step % 120 == 0:
+            now += 6
+            left.pause("save", 6)
+        if (seconds := left.seconds()) is not None:
+            ends[step] = now + seconds
+    assert min(ends) == 104  # three steps behind the first, which compiled
+    assert max(ends[s] for s in ends if s > 240) - min(ends[s] for s in ends if s > 240) < 0.03 * now
+    jumps = [abs(ends[s + 1] - ends[s]) for s in range(300, total)]
+    assert max(jumps) < 0.02 * now and left.seconds() == 0
+    assert ends[120] - 120 < now  # a pause that has not come is not foretold
+
+
+def test_pauses_that_came_before_the_first_step_are_not_foretold():
+    left = TimeLeft(100)
+    left.pause("validation", 500)
+    assert left.seconds() is None
+    for step in range(1, 11):
+        left.step(step, 10.0 * step)
+    assert left.seconds() == 900
+    left.pause("validation", 20)  # one in ten steps, as far as is known; their median is 260 s
+    assert left.seconds() == 900 + 9 * 260
