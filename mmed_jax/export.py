@@ -24,21 +24,18 @@ upload that broke off is continued by --model=THE_FOLDER --push.
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from mmed_jax.common import console
 from mmed_jax.common.buckets.local_places import local_places
+from mmed_jax.common.byte_bar import ByteBar, bytes_text
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command, warn
 from mmed_jax.common.paths import expand_home
 from mmed_jax.common.place_flags import InputPlace, ModelPlace, OutputPlace
 from mmed_jax.common.places import is_bucket
-from mmed_jax.common.progress import counting_bar
 from mmed_jax.inference.load import add_base, add_ignore_keys
 
 if TYPE_CHECKING:
@@ -142,7 +139,7 @@ def export_model(args: argparse.Namespace, source: "ModelSource", output: Path, 
         shown, size = f"as stored ({', '.join(sorted(stored))})", sum(stored.values())
     check_output(output, args.overwrite, size)
     _print_source(args, source)
-    print(f"weights  {count:,} parameters in {len(hf_tensors(source.cfg))} tensors, {shown}, {_bytes(size)}")
+    print(f"weights  {count:,} parameters in {len(hf_tensors(source.cfg))} tensors, {shown}, {bytes_text(size)}")
     chat = _print_tokens(source)
     print(f"output   {output}", flush=True)
 
@@ -157,8 +154,8 @@ def export_model(args: argparse.Namespace, source: "ModelSource", output: Path, 
             info=lambda: {**export_info(source, "mmed_jax.export"), KEY: card.provenance},
             card=card.text,
             overwrite=args.overwrite,
-            progress=_ByteBar("writing"),
-            checking=_ByteBar("checking"),
+            progress=ByteBar("writing"),
+            checking=ByteBar("checking"),
         )
     if source.step is not None:
         print(f"step     {source.step}", flush=True)
@@ -183,7 +180,7 @@ def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path
     count = num_adapter_params(source.spec, source.cfg)
     check_output(output, args.overwrite, 4 * count)
     _print_source(args, source)
-    print(f"weights  {count:,} parameters, float32, {_bytes(4 * count)}")
+    print(f"weights  {count:,} parameters, float32, {bytes_text(4 * count)}")
     _print_tokens(source)
     print(f"output   {output}", flush=True)
     name = _base_name(args, source)
@@ -206,7 +203,7 @@ def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path
         info={**info, KEY: card.provenance},
         card=lambda: card.text(name),
         overwrite=args.overwrite,
-        progress=_ByteBar("writing"),
+        progress=ByteBar("writing"),
     )
     print(f"base     {name}")
     for line in folded:
@@ -275,7 +272,7 @@ def _print_merge(source: "LoraModel") -> None:
 def _print_done(output: Path, start: float) -> None:
     files = sorted(output.iterdir())
     total = sum(p.stat().st_size for p in files)
-    print(f"done     {len(files)} files, {_bytes(total)}, {time.monotonic() - start:.1f} s")
+    print(f"done     {len(files)} files, {bytes_text(total)}, {time.monotonic() - start:.1f} s")
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -335,32 +332,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
             what = "goes with --adapter, which writes the adapter alone" if not writes else "goes with merged weights"
             raise UserError(f"--{flag}: {what}; leave it out")
     return args
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000 or unit == "GB":
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.2f} {unit}"
-        n /= 1000
-    raise AssertionError
-
-
-class _ByteBar:
-    """A bar of bytes read or written, called with (done, total). Silent for what takes no time."""
-
-    def __init__(self, label: str):
-        self._label = label
-        self._bar: tqdm | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bar is None:
-            delay = 0.2 if sys.stderr.isatty() else 10
-            self._bar = counting_bar(
-                self._label, total, unit="B", unit_scale=True, in_logs=True, leave=True, delay=delay
-            )
-        self._bar.update(done - self._bar.n)
-        if done >= total:
-            self._bar.close()
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ def model_card(
         _head(provenance, adapter),
         f"# {name}",
         _summary(provenance, cfg, adapter),
+        _parents(provenance),
         _use(adapter, chat),
         _data(provenance),
         _training(provenance),
@@ -93,6 +94,7 @@ def model_card(
 
 def _head(provenance: Mapping[str, Any], adapter: Adapter | None) -> str:
     base, stages = provenance["base"], provenance["stages"]
+    merged = [] if adapter or _trained_from_mean(provenance) else provenance.get("merged", [])
     lines: list[str] = []
     if languages := _languages(provenance):
         lines += ["language:", *(f"- {json.dumps(code)}" for code in languages)]  # "no" unquoted is False
@@ -100,13 +102,16 @@ def _head(provenance: Mapping[str, Any], adapter: Adapter | None) -> str:
         lines.append(f"license: {base['licence']}")
     elif base["licence"]:
         lines += ["license: other", f"license_name: {base['licence']}"]
-    if base["hub"]:
+    if merged and all(parent["hub"] for parent in merged):
+        lines += ["base_model:", *(f"- {parent['name']}" for parent in merged), "base_model_relation: merge"]
+    elif base["hub"]:
         lines += [f"base_model: {base['name']}"]
         lines += [f"base_model_relation: {'adapter' if adapter else 'finetune'}"] if adapter or stages else []
     lines += [f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
     if datasets := sorted({SOURCES[s].hub.repo for s in _sources(provenance) if s in SOURCES and SOURCES[s].hub.repo}):
         lines += ["datasets:", *(f"- {repo}" for repo in datasets)]
     tags = ["medical", "mmed_jax", *(["llama"] if base["licence"] in LLAMA_TERMS else [])]
+    tags += ["merge"] if merged else []
     tags += ["multilingual"] if len(_languages(provenance)) > 1 else []
     if adapter:
         tags += ["lora", *([f"base_model:adapter:{base['name']}"] if base["hub"] else [])]
@@ -127,8 +132,13 @@ def _summary(provenance: Mapping[str, Any], cfg: LlamaConfig, adapter: Adapter |
             "float32. It changes that base and no other: on different weights its output means nothing."
         )
         what += _quantised(adapter.record)
+    elif provenance.get("merged") and not _trained_from_mean(provenance):
+        names = ", ".join(f"`{_cell(parent['name'])}`" for parent in provenance["merged"])
+        what = f"The weighted mean of the weights of {names}; {num_params(cfg):,} parameters."
     elif provenance["stages"]:
-        order = ", then ".join(f"{_cell(s['name'])} ({s['method']})" for s in provenance["stages"])
+        own = provenance["stages"][provenance.get("merged_stages", 0) :]
+        order = ", then ".join(f"{_cell(s['name'])} ({s['method']})" for s in own)
+        beginning = "a mean of models (below)" if provenance.get("merged") else beginning
         what = f"A language model of {num_params(cfg):,} parameters, trained from {beginning}: {order}."
     else:
         what = f"The weights of {beginning}, {num_params(cfg):,} parameters; no training of them is recorded."
@@ -139,6 +149,26 @@ def _summary(provenance: Mapping[str, Any], cfg: LlamaConfig, adapter: Adapter |
             f"{what} Written by mmed_jax.",
             "**For research. Not for clinical use.** Nothing here has been validated for the care of patients.",
         ]
+    )
+
+
+def _trained_from_mean(provenance: Mapping[str, Any]) -> bool:
+    """Whether a mean of models was trained further."""
+    return bool(provenance.get("merged")) and len(provenance["stages"]) > provenance["merged_stages"]
+
+
+def _parents(provenance: Mapping[str, Any]) -> str:
+    """Of a mean of models: which, with the hash of their weights."""
+    if not provenance.get("merged"):
+        return ""
+    rows = [
+        (p["name"], p["weight"], p["base"]["name"], p["base"]["licence"] or "not known", p["sha256"])
+        for p in provenance["merged"]
+    ]
+    began = "It began with a mean of models. " if _trained_from_mean(provenance) else ""
+    form = "Each value of the mean is the float32 sum of weight x parent, rounded once."
+    return f"## Parents\n\n{began}{form}\n\n" + _table(
+        ("parent", "weight", "its base", "licence of the base", "SHA-256 of its config and weights"), rows
     )
 
 

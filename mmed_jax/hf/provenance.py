@@ -42,6 +42,7 @@ def provenance_of(source: ModelSource, base_name: str = "") -> dict[str, Any]:
       "stages", in their order: {"name", "method", "step", "tokens_seen", "settings": {key: value}, "data": [{"source",
       "license", "language", "records"}] or None where the run has no record of it, "validation": {name: value}}.
       "complete": whether the way back to the base was found.
+      Of a mean of models, or what was trained from one, "merged" and "merged_stages" (merge_record.merged_provenance).
     """
     found = _provenance(source, 0)
     if base_name:

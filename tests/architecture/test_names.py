@@ -17,6 +17,7 @@ SHARED = {
     "ledger": "llm_api/ledger is the room, ledger/ledger.py its main class; commands: the command line",
     "load": "hf: weights of a Hugging Face folder; inference: an engine from any folder",
     "mmedbench": "data/sources: its files as published; configs: the recipe that builds it",
+    "merge": "the command averages whole models; hf: an adapter into its base",
     "prompts": "data_gen: the words of the methods; evaluation: how questions are asked",
     "recipes": "config: recipes of training; data_gen/sets: recipes of sets",
     "select": "evaluation/benchmarks: which questions are asked; data_gen/sets: which rows go in",

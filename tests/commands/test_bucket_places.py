@@ -1,6 +1,7 @@
 """Commands whose inputs, models and outputs lie in a bucket: the same results as with paths of this machine."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_gen.__main__ import main as data_gen
-from mmed_jax import compare, evaluate, export, generate, inspect, plan, rate
+from mmed_jax import compare, evaluate, export, generate, inspect, merge, plan, rate
 from mmed_jax.checkpoints.checkpointer import Checkpointer
 from mmed_jax.common.buckets import ranged_file
 from mmed_jax.common.errors import UserError, WorkError
@@ -102,6 +103,12 @@ def test_export_of_a_model_in_a_bucket_into_a_bucket(cloud, model, tmp_path, mon
     export.main([f"--model={B}/model", f"--output={B}/out", "--overwrite", "--dtype=bfloat16"])
     again = objects(cloud, "out")
     assert again.keys() == put_up.keys() and again["config.json"] != put_up["config.json"]
+    # The mean of the two; of the large files in the bucket the parents' hashes are those of their bytes.
+    merge.main([f"--models={B}/model,{B}/out", f"--output={B}/mean"])
+    assert f"uploaded   {B}/mean" in capsys.readouterr().out
+    parents = json.loads(cloud.read("bucket", "mean/mmed_jax_export.json"))["provenance"]["merged"]
+    digest = hashlib.sha256(again["model.safetensors"]).hexdigest()
+    assert parents[1]["path"] == f"{B}/out" and parents[1]["files"]["model.safetensors"] == digest
 
 
 def test_train_reads_everything_from_a_bucket(cloud, bench, tmp_path, monkeypatch):  # noqa: F811

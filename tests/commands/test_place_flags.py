@@ -23,6 +23,7 @@ LINES = {
     "evaluate list": ["list"],
     "generate": [],
     "export": [],
+    "merge": [],
     "inspect": ["--config=stage1"],
     "inspect table": ["--table=x"],
     "inspect adapter": ["--adapter=x"],
@@ -43,7 +44,7 @@ FREE = {"--prompt", "--system", "--base_url", "--params", "--license"}
 RUN_DIR = {"report --run", "doctor --run_dir"}
 ANYWHERE = {"--model", "--adapter", "--base", "--data", "--data_dir", "--perplexity", "--few_shot_data", "--input"}
 ANYWHERE |= {"--output", "--rejects", "--json", "--table", "--runs", "--ratings", "--submission", "--bertscore_model"}
-ANYWHERE |= {"--results", "--benchmarks", "--ours", "--theirs", "--earlier", "--tokenizer", "RUN"}
+ANYWHERE |= {"--results", "--benchmarks", "--ours", "--theirs", "--earlier", "--tokenizer", "RUN", "--models"}
 
 
 class Captured(Exception):
@@ -108,7 +109,7 @@ def test_each_flag_of_a_command(name, monkeypatch, tmp_path):
             assert line.startswith(f"{flag}=gs://bucket/x: is no place in a bucket"), line
     assert takes - ANYWHERE <= {f.split()[-1] for f in RUN_DIR if f.startswith(name)}
     # No path is forgotten: what names a file or folder is one of these, or is refused.
-    if name.split()[0] in ("evaluate", "generate", "export", "compare", "rate"):
+    if name.split()[0] in ("evaluate", "generate", "export", "merge", "compare", "rate"):
         paths = {a.option_strings[-1] for a in parser._actions if a.metavar in ("DIR", "FILE", "FILE.jsonl")}
         assert paths - takes <= {"--ledger", "--prices"}
     assert list(tmp_path.iterdir()) == []

@@ -114,6 +114,11 @@ def tokenizer_hash(tok: "PreTrainedTokenizerFast") -> str:
     return json_hash(state, 64)
 
 
+def encoder_hash(tok: "PreTrainedTokenizerFast") -> str:
+    """SHA-256 (hex) over what makes ids of text: vocabulary, merges, splitting, added tokens; no roles, no template."""
+    return json_hash({k: v for k, v in _backend_json(tok).items() if k != "post_processor"}, 64)
+
+
 def stop_ids(tok: "PreTrainedTokenizerFast") -> tuple[int, ...]:
     """Ids that end an answer, ascending: those of the chat format (<|eot_id|>, ...) and the tokenizer's end token."""
     syntax = syntax_of(tok)
