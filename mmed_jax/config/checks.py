@@ -22,7 +22,7 @@ def validate(config: ConfigDict) -> None:
         key.check(name, flat[name])
     if flat["xla_flags"] not in ("auto", "none"):
         parse_xla_flags(flat["xla_flags"])
-    if flat["data.kind"] == "mcq" and not flat["data.modes"]:
+    if flat["data.kind"] in ("mcq", "mixed") and not flat["data.modes"]:
         raise UserError("config.data.modes is empty: name rationale, direct or both")
     _check_documents(flat)
     _check_length_and_batch(config, flat)

@@ -74,8 +74,9 @@ KEYS: dict[str, Key] = {
     # Compiler flags: "auto" = the table of parallel/xla_flags.py for the chip; "none" = the compiler's defaults;
     # flag=value,flag=value = these in place of the table.
     "xla_flags": Key("auto", may_change=True, compiled=True),
-    # "document" (running text, continued pretraining), "instruction" (stage 1) or "mcq" (stage 2).
-    "data.kind": Key("instruction", choices=("instruction", "mcq", "document")),
+    # "document" (running text, continued pretraining), "instruction" (stage 1), "mcq" (stage 2) or "mixed" (records of
+    # both stages in one run).
+    "data.kind": Key("instruction", choices=("instruction", "mcq", "document", "mixed")),
     # Record files: .jsonl, .jsonl.gz, MMedBench folders or zips, TFDS folders. Documents: tables of `python -m data_gen
     # corpus tokenize`, or files of documents: .jsonl, .jsonl.gz, .jsonl.zst with a key "text".
     "data.train": Key((), required="name at least one record file, --config.data.train=FILE.jsonl", place=InputPlace),

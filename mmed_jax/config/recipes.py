@@ -1,6 +1,7 @@
 """Recipes: Python files with get_config(variant), by name or path. Those of training give the whole config of a run.
 
-Recipes of data sets and of corpora lie beside them and are read by data_gen; they are known by what they import.
+Recipes of data sets and of corpora lie beside them and are read by data_gen; they are known by what they import. Those
+of studies have get_study(variant) and are read by mmed_jax/studies.
 """
 
 import ast
@@ -11,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -25,7 +27,10 @@ PACKAGES = {"data_gen.corpus": "corpus", "data_gen": "data"}
 _COMMANDS = {
     "corpus": ("a corpus", "python -m data_gen corpus build"),
     "data": ("a data set", "python -m data_gen build"),
+    "study": ("a study", "python -m mmed_jax.study"),
 }
+# The function of a recipe, by kind; all others have get_config.
+_FUNCTIONS = {"study": "get_study"}
 
 
 def load_config(name: str) -> ConfigDict:
@@ -39,7 +44,8 @@ def load_config(name: str) -> ConfigDict:
     path = recipe_path(name)
     for kind, (product, command) in _COMMANDS.items():
         if stem in recipe_names(kind):
-            raise UserError(f"--config={name}: is a recipe of {product}, for `{command} --recipe={name}`")
+            flag = recipe_flag(kind)
+            raise UserError(f"--config={name}: is a recipe of {product}, for `{command} {flag}={name}`")
     if not path.is_file():
         raise UserError(f"--config={name}: no config '{stem}'{nearest(stem, recipe_names())}")
     file = path.resolve()
@@ -66,6 +72,11 @@ _LOADING: list[Path] = []
 _READ: list[Path] = []
 
 
+def recipe_flag(kind: str) -> str:
+    """The flag that names a recipe of this kind."""
+    return "--config" if kind in ("training", "study") else "--recipe"
+
+
 def recipe_path(name: str) -> Path:
     """The file of a --config value; it need not be there."""
     stem = name.partition(":")[0]
@@ -80,12 +91,12 @@ def recipe_files(name: str) -> list[Path]:
 
 
 def recipe_names(kind: str = "training") -> list[str]:
-    """Names of the recipes in configs/, sorted: those of "training", of "data" sets or of a "corpus"."""
+    """Names of the recipes in configs/, sorted: those of "training", of "data" sets, of a "corpus" or of a "study"."""
     return sorted(p.stem for p in CONFIG_DIR.glob("*.py") if _kind(p) == kind)
 
 
 def _kind(path: Path) -> str:
-    """ "training", "data" or "corpus"; "" for what recipes share, which has no get_config. Nothing is run."""
+    """ "training", "data", "corpus" or "study"; "" for what recipes share. Nothing is run."""
     try:
         statements = ast.parse(path.read_bytes()).body
     except (SyntaxError, ValueError):
@@ -96,6 +107,8 @@ def _kind(path: Path) -> str:
         if isinstance(s, ast.Import | ast.ImportFrom):
             names |= {a.asname or a.name for a in s.names}
             packages |= {s.module or ""} if isinstance(s, ast.ImportFrom) else {a.name for a in s.names}
+    if "get_study" in names:
+        return "study"
     if "get_config" not in names:
         return ""
     kinds = (kind for top, kind in PACKAGES.items() if any(f"{p}.".startswith(f"{top}.") for p in packages))
@@ -114,20 +127,22 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
-def read_recipe(name: str, kind: str = "training") -> ConfigDict:
-    """What the get_config of a recipe file gives, unchecked.
+def read_recipe(name: str, kind: str = "training", returns: type = ConfigDict) -> Any:
+    """What the get_config (of a study: get_study) of a recipe file gives, unchecked.
 
     Args:
       name: NAME or FILE.py with an optional :VARIANT.
-      kind: as in recipe_names; what is not of training comes by --recipe=NAME, not by --config=NAME.
+      kind: as in recipe_names; recipe_flag says by which flag it comes.
+      returns: what the function must give.
 
     Raises:
-      UserError: no get_config, no such variant, code that fails (with the line), or something else than a ConfigDict.
+      UserError: no such function or variant, code that fails (with the line), or something else than `returns`.
         One that the recipe of another kind than training raises comes through as it is.
     """
     stem, _, variant = name.partition(":")
     data = kind != "training"
-    path, place = recipe_path(name), f"{'--recipe' if data else '--config'}={name}"
+    function = _FUNCTIONS.get(kind, "get_config")
+    path, place = recipe_path(name), f"{recipe_flag(kind)}={name}"
     through = UserError if data else RecipeLoop
     if path.suffix != ".py":
         raise UserError(f"{place}: {path} is not a Python file (.py)")
@@ -137,22 +152,23 @@ def read_recipe(name: str, kind: str = "training") -> ConfigDict:
         raise
     except Exception as e:
         raise _mistake(place, path, e) from e
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{place}: {path} has no get_config; recipes: {', '.join(recipe_names(kind))}")
+    if not hasattr(module, function):
+        raise UserError(f"{place}: {path} has no {function}; recipes: {', '.join(recipe_names(kind))}")
+    make = getattr(module, function)
     variants = tuple(v for v in getattr(module, "VARIANTS", ()) if v)
     if variant and variants and variant not in variants:
-        subject = "" if data else f"{stem} has "
+        subject = f"{stem} has " if recipe_flag(kind) == "--config" else ""
         raise UserError(f"{place}: {subject}no variant '{variant}'{nearest(variant, variants)}")
-    if variant and not inspect.signature(module.get_config).parameters:
+    if variant and not inspect.signature(make).parameters:
         raise UserError(f"{place}: {path.name} has no variants; leave ':{variant}' out")
     try:
-        config = module.get_config(variant) if variant or data else module.get_config()
+        config = make(variant) if variant or (data and kind != "study") else make()
     except through:
         raise
     except Exception as e:
         raise _mistake(place, path, e) from e
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{place}: get_config must return a ConfigDict, got {type(config).__name__}")
+    if not isinstance(config, returns):
+        raise UserError(f"{place}: {function} must return a {returns.__name__}, got {type(config).__name__}")
     return config
 
 

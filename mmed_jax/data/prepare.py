@@ -56,7 +56,7 @@ def prepare(
     if data.kind == "document":
         return open_tables(config, tok, is_writer=is_writer, timeout_s=timeout_s, say=say)
     _refuse_tables(data)
-    if data.system_prompt and data.kind == "mcq" and data.prompt_family == "mmedbench":
+    if data.system_prompt and data.kind in ("mcq", "mixed") and data.prompt_family == "mmedbench":
         raise UserError("config.data.system_prompt: the prompt family mmedbench has no place for one; leave it empty")
     settings = {
         **{k: list(v) if isinstance(v, tuple) else v for k, v in data.to_dict().items() if k not in _PLACES},
@@ -132,10 +132,11 @@ def _records(
     """
     data = config.data
     languages = tuple(data.languages) or None
+    kind = None if data.kind == "mixed" else data.kind
 
     def store(files: Sequence[str]) -> RecordStore:
         linked = bool(validation_files) or data.validation_fraction > 0
-        return RecordStore(checked_records(files, data.kind, languages), folder, config.seed, linked=linked)
+        return RecordStore(checked_records(files, kind, languages), folder, config.seed, linked=linked)
 
     train = held_from = store(train_files)
     counts = {"read": len(train), "overlap": 0}

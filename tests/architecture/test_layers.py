@@ -18,6 +18,7 @@ LAYERS = (
     ("mmed_jax.training",),
     ("mmed_jax.planning", "mmed_jax.inference"),
     ("mmed_jax.evaluation", "mmed_jax.checkup"),
+    ("mmed_jax.studies",),
     ("data_gen",),
     ("data_gen.commands",),
     ("commands",),  # the files directly under mmed_jax/

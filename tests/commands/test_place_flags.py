@@ -31,6 +31,7 @@ LINES = {
     "rate judge": ["judge"],
     "rate correlate": ["correlate"],
     "report": [],
+    "study": [],
     "compare": [],
     "doctor": [],
     "data_gen corpus build": ["build"],

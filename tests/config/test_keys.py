@@ -23,7 +23,7 @@ def test_what_is_checked():
         "param_dtype": both,
         "remat": ("none", "full", "qkv", "minimal", "minimal_ctx", "offload"),
         "attention": ("auto", "reference", "splash", "triton", "cudnn"),
-        "data.kind": ("instruction", "mcq", "document"),
+        "data.kind": ("instruction", "mcq", "document", "mixed"),
         "data.overlong": ("drop", "truncate_prompt"),
         "data.modes": ("rationale", "direct"),
         "data.prompt_family": ("llama3", "mmedbench"),
@@ -106,6 +106,7 @@ def test_a_value_that_is_not_valid(key, value, text):
 
 def test_recipes_are_known_by_what_they_import():
     assert recipe_names() == ["pretrain", "stage1", "stage2"] and recipe_names("corpus") == ["mmedc"]
+    assert recipe_names("study") == ["two_stage"]
     assert recipe_names("data") == ["mmed_ift", "mmed_ift_mc", "mmedbench"]
 
 

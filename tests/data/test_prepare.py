@@ -261,6 +261,21 @@ def test_weights_repeat_training_only(files, tok):
     assert records["weight_zero"] + records["train"] + records["validation"] == records["read"] == 90
 
 
+def test_records_of_both_kinds_are_mixed_where_it_is_asked_for(files, tok):
+    question = {"question": "Which?", "options": {"A": "one", "B": "two"}, "answer_idx": "A", "rationale": "Because."}
+    write_records(files / "mcq.jsonl", [{"id": "q1", "language": "en", "source": "src9", **question}])
+    both = {
+        "data.train": f"{files}/train.jsonl,{files}/mcq.jsonl",
+        "data.validation_fraction": 0.0,
+        "data.seq_len": 512,
+    }
+    prepared = prepare(config_of(files, **both, **{"data.kind": "mixed"}), tok)
+    assert sorted(names(prepared.train))[-2:] == ["zh-8", "zh-9"] and len(names(prepared.train)) == 92
+    assert {"q1:direct", "q1:rationale"} < set(names(prepared.train))
+    with pytest.raises(UserError, match="mcq.jsonl:1: a record of kind mcq where instruction"):
+        prepare(config_of(files, **both), tok)
+
+
 def test_folders_and_splits_are_hashed_by_content_and_name(files, tok):
     for split in ("Train", "Test"):
         for name in ("French", "Russian"):
@@ -268,7 +283,7 @@ def test_folders_and_splits_are_hashed_by_content_and_name(files, tok):
             row = {"options": {"A": "a", "B": "b"}, "answer_idx": "A"}
             text = "".join(json.dumps({"question": f"{split} {name} {i}?", **row}) + "\n" for i in range(9))
             (files / "bench" / split / f"{name}.jsonl").write_text(text)
-    options = {"data.kind": "mcq", "data.validation_fraction": 0.0}
+    options = {"data.kind": "mcq", "data.validation_fraction": 0.0, "data.seq_len": 512}
     train = config_of(files, **options, **{"data.train": files / "bench", "data.seq_len": 512})
     first = prepare(train, tok)
     # Without rationale only the direct samples; French and Russian have their language from the file name.

@@ -153,12 +153,12 @@ def load_files(paths: Iterable[str], kind: str, languages: Iterable[str] | None 
     return list(checked_records(paths, kind, languages))
 
 
-def checked_records(paths: Iterable[str], kind: str, languages: Iterable[str] | None = None) -> Iterator[dict]:
+def checked_records(paths: Iterable[str], kind: str | None, languages: Iterable[str] | None = None) -> Iterator[dict]:
     """The records of several files, one by one, with the checks that need the whole: no id twice, no empty file, known
     languages.
 
-    `languages` keeps only those (and must leave something of the whole). Ids are compared when all are read; of each
-    eight bytes are held. Raises UserError.
+    `kind` None takes records of both kinds. `languages` keeps only those (and must leave something of the whole). Ids
+    are compared when all are read; of each eight bytes are held. Raises UserError.
     """
     paths = list(paths)
     wanted = None if languages is None else tuple(languages)
@@ -181,7 +181,7 @@ def checked_records(paths: Iterable[str], kind: str, languages: Iterable[str] | 
         raise UserError(f"no record in the languages {', '.join(wanted)}; the files hold {', '.join(sorted(found))}")
 
 
-def _refuse_copies(ids: array, paths: list[str], kind: str) -> None:
+def _refuse_copies(ids: array, paths: list[str], kind: str | None) -> None:
     """Raises RecordError for the first id that stands twice; `ids`: their hashes, in order."""
     hashes = np.frombuffer(ids, np.uint64)
     order = np.argsort(hashes, kind="stable")

@@ -1,0 +1,127 @@
+"""Runs a study: arms of ordinary commands that are compared, and one page about what came of it.
+
+    python -m mmed_jax.study --config=two_stage:demo --output=studies/two_stage
+    python -m mmed_jax.study --config=two_stage:8b --output=DIR --dry_run [--topology=gpu:8xh100-80g --price=2.5]
+    python -m mmed_jax.study --config=two_stage:8b --output=DIR --launcher=print > study.sh
+    python -m mmed_jax.study --config=two_stage:8b --output=DIR --seeds=1,2,3
+
+Every step is a command of its own (train, export, merge, evaluate) in its own process, with its log, in a folder of DIR
+that its settings name. Steps that arms share are run once; what is done is not done again; a stopped study goes on
+where it was when it is called again, and exits with 75 until then. DIR gets report.html, report.md and report.json.
+
+--config.KEY=VALUE changes a setting of the study (its recipe in configs/ says which there are), --train.KEY=VALUE a key
+of all its trainings, --evaluate.FLAG=VALUE a flag of all its evaluations. docs/studies.md says more.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from mmed_jax.common import console
+from mmed_jax.common.command_line import Parser
+from mmed_jax.common.errors import UserError, run_command
+from mmed_jax.common.output_files import check_folder
+from mmed_jax.common.paths import expand_home
+from mmed_jax.config.overrides import split_overrides
+from mmed_jax.studies import run_here
+from mmed_jax.studies.open_study import open_study
+from mmed_jax.studies.shell_script import shell_script
+from mmed_jax.studies.step_estimates import Estimate, estimate, total
+from mmed_jax.studies.tasks import Plan, changed_settings, is_done, lay_out
+
+LAUNCHERS = ("local", "print")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The study command; see the module's docstring and --help.
+
+    Returns:
+      0, or errors.UNFINISHED where it was stopped before its last step.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    args, plan = open_plan(argv)
+    if args.dry_run:
+        print_steps(plan, args.topology or plan.study.settings.topology, args.price)
+        return 0
+    call = f"python -m mmed_jax.study {shlex.join(a for a in argv if not a.startswith('--launcher'))} --report"
+    if args.launcher == "print":
+        print(shell_script(plan, call), end="")
+        return 0
+    console.outlive()
+    check_folder(args.output, "--output")
+    return run_here.run_tasks(plan)
+
+
+def open_plan(argv: list[str]) -> tuple[argparse.Namespace, Plan]:
+    """The flags, and the study that they describe laid out in its folder; nothing is written. Raises UserError."""
+    rest, settings = split_overrides(argv, "--config")
+    rest, keys = split_overrides(rest, "--train")
+    rest, flags = split_overrides(rest, "--evaluate")
+    args = parse_arguments(rest)
+    if args.seeds:
+        if "seeds" in settings:
+            raise UserError("--seeds and --config.seeds: give one of them")
+        settings["seeds"] = args.seeds
+    study = open_study(args.config, settings)
+    args.price = args.price or study.settings.price
+    added = {"train": {f"config.{k}": v for k, v in keys.items()}, "evaluate": flags}
+    return args, lay_out(study, expand_home(args.output), added)
+
+
+def print_steps(plan: Plan, topology: str, price: float) -> None:
+    """What --dry_run prints: the question, the steps in order with what each needs, and the arms."""
+    print(f"question   {plan.study.question}")
+    if plan.study.expect:
+        print(f"expect     {plan.study.expect}")
+    if topology:
+        print(f"planned    for {topology}, by python -m mmed_jax.plan")
+    estimates: list[Estimate] = []
+    for number, task in enumerate(plan.tasks, start=1):
+        place = f"[{number}/{len(plan.tasks)}]"
+        done = is_done(task)
+        needs = f" after {', '.join(t.label for t in task.needs)}" if task.needs else ""
+        print(f"{place:<10} {task.label}: {task.step.command}{needs}; for {', '.join(task.arms)}")
+        if done:
+            print(f"{'':<10} done before: {task.result}")
+            continue
+        if difference := changed_settings(task, plan.tasks):
+            print(f"{'':<10} {difference}")
+        if task.step.command == "train":
+            estimates.append(estimate(task, topology, price))
+            print(f"{'':<10} {estimates[-1].text}")
+        for line in run_here.missing_inputs(task.step):
+            print(f"{'':<10} not there: {line}")
+    for trial in plan.trials:
+        chain = " -> ".join(t.label for t in trial.chain) or str(trial.arm.model)
+        print(f"arm        {trial.name}: {chain}")
+    if line := total(estimates):
+        print(line)
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m mmed_jax.study",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="NAME[:VARIANT]", help="a study in configs/, or a .py file with get_study")
+    add("--output", required=True, metavar="DIR", help="of its steps and its report; the same one continues it")
+    add("--launcher", choices=LAUNCHERS, default="local", help="here (default), or as shell commands")
+    add("--dry_run", action="store_true", help="print the steps and what the trainings would take, and stop")
+    add("--seeds", metavar="1,2,3", help="seeds of the trainings (default: those of the study)")
+    add("--topology", metavar="SLICE", help="of --dry_run: where trainings are planned for, as of mmed_jax.plan")
+    add("--price", type=float, default=0.0, help="of one chip and hour: adds the cost")
+    args = parser.parse_args(argv)
+    if not 0 <= args.price < float("inf"):
+        raise UserError(f"--price={args.price}: must be a number of at least 0")
+    if not str(args.output).strip():
+        raise UserError("--output is empty: name a folder")
+    args.output = Path(args.output)
+    return args
+
+
+if __name__ == "__main__":
+    run_command(main)
