@@ -7,7 +7,7 @@
 
 Every step is a command of its own (train, export, merge, evaluate) in its own process, with its log, in a folder of DIR
 that its settings name. Steps that arms share are run once; what is done is not done again; a stopped study goes on
-where it was when it is called again, and exits with 75 until then. DIR gets report.html, report.md and report.json.
+where it was when it is called again, and exits with 75 until then.
 
 --config.KEY=VALUE changes a setting of the study (its recipe in configs/ says which there are), --train.KEY=VALUE a key
 of all its trainings, --evaluate.FLAG=VALUE a flag of all its evaluations. docs/studies.md says more.
@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         print_steps(plan, args.topology or plan.study.settings.topology, args.price)
         return 0
-    call = f"python -m mmed_jax.study {shlex.join(a for a in argv if not a.startswith('--launcher'))} --report"
     if args.launcher == "print":
+        call = f"python -m mmed_jax.study {shlex.join(a for a in argv if not a.startswith('--launcher'))}"
         print(shell_script(plan, call), end="")
         return 0
     console.outlive()

@@ -10,7 +10,7 @@ def shell_script(plan: Plan, call: str, python: str = "python") -> str:
     """A bash script of the ordinary commands; it ends at the first that fails or is stopped, and may be run again.
 
     Args:
-      call: the command that writes the report, for the last line.
+      call: the last line: the study itself, which finds what was done.
     """
     lines = [
         "#!/usr/bin/env bash",
