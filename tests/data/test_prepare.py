@@ -269,7 +269,7 @@ def test_records_of_both_kinds_are_mixed_where_it_is_asked_for(files, tok):
         "data.validation_fraction": 0.0,
         "data.seq_len": 512,
     }
-    prepared = prepare(config_of(files, **both, **{"data.kind": "mixed", "data.validation_fraction": 0.0}), tok)
+    prepared = prepare(config_of(files, **both, **{"data.kind": "mixed"}), tok)
     assert sorted(names(prepared.train))[-2:] == ["zh-8", "zh-9"] and len(names(prepared.train)) == 92
     assert {"q1:direct", "q1:rationale"} < set(names(prepared.train))
     with pytest.raises(UserError, match="mcq.jsonl:1: a record of kind mcq where instruction"):
