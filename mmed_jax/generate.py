@@ -3,10 +3,13 @@
     python -m mmed_jax.generate --model=RUN_OR_HF_DIR --prompt="Which vitamin prevents scurvy?"
     python -m mmed_jax.generate --model=RUN_OR_HF_DIR --input=FILE.jsonl --output=ANSWERS.jsonl --temperature=0.7
     python -m mmed_jax.generate --model=BASE_DIR --adapter=PEFT_DIR --prompt="Which vitamin prevents scurvy?"
+    python -m mmed_jax.generate --model=RUN_OR_HF_DIR --chat [--system=TEXT]
 
 One prompt is answered as it is written. A file holds a prompt a line (.txt), {"prompt": text} objects, instruction
 records (asked up to the last user turn) or multiple-choice records; every answer is appended to the output as it is
 finished, and the same command goes on where it was stopped. --raw continues plain text without the chat template.
+--chat asks in turns, in the model's own chat format: /help lists its commands, Ctrl-C stops an answer, Ctrl-D leaves.
+Questions may come from a pipe as well, one a line.
 """
 
 import argparse
@@ -25,44 +28,13 @@ from mmed_jax.common.paths import expand_home
 from mmed_jax.common.place_flags import FreeText, InputPlace, ResumedOutput
 from mmed_jax.common.progress import Progress
 from mmed_jax.data.multiple_choice import FAMILIES, MODES
-from mmed_jax.data.plain_text import decode_after, joins_plainly
+from mmed_jax.data.plain_text import decode_after
 from mmed_jax.inference.load import add_arguments, load_engine, say
 from mmed_jax.inference.prompt_files import PromptFormat, prompt_ids, read_prompts
+from mmed_jax.inference.text_stream import TextStream
 
 if TYPE_CHECKING:
     from mmed_jax.hf.open_model import ModelSource
-
-
-class TextStream:
-    """Text from ids as they come, never half a character: a token may hold a part of one (byte-level vocabulary).
-
-    `before`: ids that they follow, whose text is known.
-    """
-
-    def __init__(self, tok: Any, before: Sequence[int] = ()):
-        self._tok, self._ids, self._before = tok, [], list(before)
-        self._shown = 0  # ids whose text is out; always at the end of a character
-        self._plain = joins_plainly(tok)
-
-    def push(self, token: int) -> str:
-        """The text that `token` completes, "" while a character is open."""
-        self._ids.append(token)
-        text = self._text()
-        if text.endswith("\ufffd"):
-            return ""
-        self._shown = len(self._ids)
-        return text
-
-    def flush(self) -> str:
-        """What is left when no more tokens come; an open character shows as U+FFFD."""
-        text = self._text()
-        self._shown = len(self._ids)
-        return text
-
-    def _text(self) -> str:
-        if self._plain:
-            return self._tok.decode(self._ids[self._shown :], skip_special_tokens=True)
-        return decode_after(self._tok, self._before + self._ids[: self._shown], self._ids[self._shown :])
 
 
 class Prompt(NamedTuple):
@@ -84,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Answers --prompt, or the prompts of --input. Raises UserError, WorkError."""
+    """Answers --prompt, the prompts of --input, or in turns with --chat. Raises UserError, WorkError."""
     from mmed_jax.hf.open_model import open_model
     from mmed_jax.inference.engine import check_prompts
     from mmed_jax.inference.sampling import Sampling, check_seed
@@ -93,6 +65,9 @@ def generate(args: argparse.Namespace) -> None:
         raise UserError(f"--output={args.output}: is a folder; name a file")
     Sampling(args.temperature, args.top_p, args.top_k)
     check_seed(args.seed)
+    if args.chat:
+        chat(args)
+        return
     rows = [("--prompt", "1", {"prompt": args.prompt})] if args.prompt is not None else list(read_prompts(args.input))
     source = open_model(args.model, args.step, args.ignore_keys, adapter=args.adapter, base_dir=args.base)
     prompts = encode_prompts(args, rows[: args.limit or None], source)
@@ -105,6 +80,29 @@ def generate(args: argparse.Namespace) -> None:
         write_answers(args, source, prompts)
     else:
         print_answers(args, source, prompts)
+
+
+def chat(args: argparse.Namespace) -> None:
+    """Asks in turns what stdin says. Raises UserError, WorkError."""
+    from mmed_jax.data.chat import chat_format
+    from mmed_jax.hf.open_model import open_model, trained_prompts
+    from mmed_jax.inference.chat_session import ChatSession
+    from mmed_jax.inference.conversation import Conversation
+    from mmed_jax.inference.engine import check_prompts
+
+    source = open_model(args.model, args.step, args.ignore_keys, adapter=args.adapter, base_dir=args.base)
+    tok, system = source.tokenizer, trained_prompts(source)["system_prompt"] if args.system is None else args.system
+    fmt = chat_format(tok)
+    conversation = Conversation(
+        None, tok, source.cfg.max_position_embeddings, system=system, sampling=sampling_flags(args)
+    )
+    check_prompts(source.cfg, [conversation.prompt()], args.max_new_tokens, ["--system"])
+    conversation.engine = load_engine(args, source, source.stop_ids)
+    say("chat", f"format {fmt.name}, {source.cfg.max_position_embeddings:,} positions; /help lists what can be done")
+    if system:
+        say("system", system)
+    say("note", "for research, not for clinical use: answers may be wrong and sound right")
+    ChatSession(conversation).run()
 
 
 def encode_prompts(
@@ -227,6 +225,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=ResumedOutput, metavar="FILE.jsonl", help="answers to --input (default: the terminal)"
     )
+    parser.add_argument("--chat", action="store_true", help="ask in turns, from the terminal or a pipe of lines")
     parser.add_argument("--limit", type=int, default=0, help="only the first N prompts of --input")
     parser.add_argument("--raw", action="store_true", help="no chat template: continue the text")
     parser.add_argument(
@@ -240,8 +239,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--top_k", type=int, default=0, help="0 = off")
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     args = parser.parse_args(argv)
-    if (args.prompt is None) == (args.input is None):
-        raise UserError("name what to answer: either --prompt=TEXT or --input=FILE")
+    if (args.prompt is not None) + (args.input is not None) + args.chat != 1:
+        raise UserError("name what to answer: either --prompt=TEXT or --input=FILE, or --chat")
+    if args.chat and args.raw:
+        raise UserError("--raw: continues plain text, and --chat has turns; leave one of them out")
     if args.output and args.input is None:
         raise UserError("--output: goes with --input=FILE; an answer to --prompt is written to the terminal")
     if args.raw and args.system:

@@ -25,6 +25,7 @@ from mmed_jax.inference.loaded_model import LoadedModel
 from mmed_jax.inference.loglikelihood import score_choices
 from mmed_jax.inference.sampling import Sampling, check_seed
 from mmed_jax.inference.scheduler import Completion, Scheduler
+from mmed_jax.inference.slots import CacheRows
 from mmed_jax.model.config import LlamaConfig
 
 
@@ -81,6 +82,8 @@ def check_choices(
 class Engine(LoadedModel):
     """Generates and scores with one model; arguments are those of LoadedModel."""
 
+    _kept: CacheRows | None = None  # of the newest call with keep=True
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -91,8 +94,9 @@ class Engine(LoadedModel):
         top_k: int = 0,
         seed: int = 0,
         items: Sequence[int] | None = None,
-        on_token: Callable[[int, int], None] | None = None,
+        on_token: Callable[[int, int], object] | None = None,
         on_done: Callable[[int, Completion], None] | None = None,
+        keep: bool = False,
     ) -> list[Completion]:
         """Continues every prompt.
 
@@ -102,8 +106,11 @@ class Engine(LoadedModel):
             max_position_embeddings.
           items: a number per prompt that, with seed and position, decides its random draws; its index by default. A
             caller that resumes gives the numbers of the whole list.
-          on_token: called with (index, id) as each token appears, stop tokens left out; one dispatch a token.
+          on_token: called with (index, id) as each token appears, stop tokens left out; one dispatch a token. Where it
+            gives True the answer ends there ("stopped").
           on_done: called with (index, completion) as each prompt is finished, not in order.
+          keep: the cache stays for the next call with keep and as many prompts, which reads anew only what no row holds
+            of its prompts' beginnings: the turns of a conversation. The answers are the same.
 
         Raises:
           UserError: an empty prompt, one that leaves no room in the model's positions, or senseless settings.
@@ -117,9 +124,15 @@ class Engine(LoadedModel):
         check_prompts(self.cfg, prompts, min(each, default=1))
         if not prompts:
             return []
-        scheduler = Scheduler(self, prompts, each, sampling, seed, items, on_token, on_done)
+        kept = None
+        if keep:  # taken away first: of a call that breaks off nobody knows what its rows hold
+            kept, self._kept = self._kept, None
+        scheduler = Scheduler(self, prompts, each, sampling, seed, items, on_token, on_done, kept)
         with self._on_mesh():
-            return scheduler.run()
+            completions = scheduler.run()
+        if keep:
+            self._kept = scheduler.rows
+        return completions
 
     def loglikelihood(
         self,

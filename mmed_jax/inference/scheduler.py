@@ -14,7 +14,8 @@ from mmed_jax.inference.steps import STEPS
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What followed a prompt: ids without the stop token; "stop" = the model ended, "length" = it was cut."""
+    """What followed a prompt: ids without the stop token; "stop" = the model ended, "length" = it was cut, "stopped" =
+    who asked ended it."""
 
     ids: list[int]
     finish_reason: str
@@ -23,9 +24,11 @@ class Completion:
 class Scheduler:
     """One call of Engine.generate: which prompt is in which row, and what it has produced."""
 
-    def __init__(self, model: LoadedModel, prompts, max_new_tokens, sampling, seed, items, on_token, on_done):
+    def __init__(
+        self, model: LoadedModel, prompts, max_new_tokens, sampling, seed, items, on_token, on_done, before=None
+    ):
         self.model, self.prompts, self.on_token, self.on_done = model, prompts, on_token, on_done
-        self.rows = CacheRows(model, prompts)
+        self.rows = CacheRows(model, prompts, before)
         limit = model.cfg.max_position_embeddings
         self.budget = [min(n, limit - len(p)) for n, p in zip(max_new_tokens, prompts)]
         self.items = np.asarray(range(len(prompts)) if items is None else items, np.int32)
@@ -75,7 +78,7 @@ class Scheduler:
         for row, i, token in zip(rows, chosen, first):
             self.row_item[row], self.token[row], self.position[row] = i, token, len(self.prompts[i])
             self.left[row] = 0 if token in model.stop_ids else self.budget[i] - 1
-            self._collect(i, int(token), self.left[row] == 0)
+            self._collect(i, int(token), row)
 
     def _decode(self) -> None:
         """One dispatch: up to STEPS tokens for every running row, fewer when rows are wanted for pending prompts."""
@@ -104,16 +107,17 @@ class Scheduler:
                 token = int(step[row])
                 self.token[row], self.position[row] = token, self.position[row] + 1
                 self.left[row] = 0 if token in model.stop_ids else self.left[row] - 1
-                self._collect(int(self.row_item[row]), token, self.left[row] == 0)
+                self._collect(int(self.row_item[row]), token, row)
 
-    def _collect(self, i: int, token: int, last: bool) -> None:
-        stopped = token in self.model.stop_ids
-        if not stopped:
+    def _collect(self, i: int, token: int, row: int) -> None:
+        """Takes a token of prompt `i`, which is in `row`; frees the row where the answer ends with it."""
+        reason = "stop" if token in self.model.stop_ids else "length"
+        if reason != "stop":
             self.out[i].append(token)
-            if self.on_token:
-                self.on_token(i, token)
-        if last:
-            self.done[i] = Completion(self.out[i], "stop" if stopped else "length")
+            if self.on_token and self.on_token(i, token) is True:
+                self.left[row], reason = 0, "stopped"
+        if self.left[row] == 0:
+            self.done[i] = Completion(self.out[i], reason)
             if self.on_done:
                 self.on_done(i, self.done[i])
 

@@ -30,11 +30,14 @@ def size_class(n: int) -> int:
 
 
 class CacheRows:
-    """The cache of one call of the engine.
+    """The cache of one call of the engine, or of several one after the other.
 
     A prompt that begins like what a row holds is not read again: its row starts as a copy of that one. So the examples
     before few-shot questions are read once. Only whole chunks are copied, so that every chunk is computed in one way,
     whoever computes it.
+
+    Args:
+      before: rows of a call that is over. Where they are as many as these will be, these begin with what they hold.
 
     Attributes:
       cache: on the device, None until `reserve`.
@@ -42,14 +45,17 @@ class CacheRows:
       chunk: tokens of a prompt that are read at a time.
     """
 
-    def __init__(self, model: LoadedModel, prompts: Sequence[Sequence[int]]):
+    def __init__(self, model: LoadedModel, prompts: Sequence[Sequence[int]], before: "CacheRows | None" = None):
         self.model, self.count = model, model.rows(len(prompts))
         shards = model.rows(1)
         self.group = max(shards, self.count // 4 // shards * shards)
         self.chunk = CHUNK_CPU if jax.default_backend() == "cpu" else CHUNK
         self.cache, self.slots = None, 0
         self._prompts = [np.asarray(p, np.int32) for p in prompts]
+        # Of each row the prompt it took. What was decoded behind it is none of that: it came by another program.
         self._held = [np.zeros(0, np.int32)] * self.count
+        if before is not None and before.count == self.count:
+            self.cache, self.slots, self._held = before.cache, before.slots, before._held
         self._prefix, self.pending = self._order()
 
     def _order(self) -> tuple[list[int], deque[int]]:

@@ -12,10 +12,10 @@ from mmed_jax import generate
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.chat import chat_prompt_ids
 from mmed_jax.data.multiple_choice import mcq_prompt_ids
-from mmed_jax.generate import TextStream
 from mmed_jax.hf.open_model import identity, open_model
 from mmed_jax.inference.load import check_mesh
 from mmed_jax.inference.prompt_files import PromptFormat, prompt_ids, read_prompts
+from mmed_jax.inference.text_stream import TextStream
 from tests.support.hf_folders import hf_folder
 from tests.support.inference import TableEngine
 from tests.support.tokenizer import TEXT, tiny_fast_tokenizer

@@ -13,9 +13,9 @@ from mmed_jax.data.chat import chat_format, chat_prompt_ids, encode_chat
 from mmed_jax.data.multiple_choice import encode_mcq, mcq_messages
 from mmed_jax.data.plain_text import text_start
 from mmed_jax.data.tokenizers.tokenizer import encode_text, load_tokenizer, save_tokenizer, tokenizer_hash
-from mmed_jax.generate import TextStream
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.inference.prompt_files import PromptFormat, prompt_ids
+from mmed_jax.inference.text_stream import TextStream
 from tests.support.foreign_models import (
     CHATML,
     PIECES,

@@ -22,7 +22,12 @@ class TableEngine:
             text = self.tok.decode(prompts[i])
             self.asked.append(text)
             ids = self.tok.encode(self.answer(text), add_special_tokens=False)
-            out[i] = Completion(ids[:max_new_tokens], "length" if len(ids) > max_new_tokens else "stop")
+            reason = "length" if len(ids) > max_new_tokens else "stop"
+            for n, token in enumerate(ids[:max_new_tokens] if on_token else (), 1):
+                if on_token(i, token) is True:
+                    ids, reason = ids[:n], "stopped"
+                    break
+            out[i] = Completion(ids[:max_new_tokens], reason)
             if on_done:
                 on_done(i, out[i])
         return [out[i] for i in range(len(prompts))]
