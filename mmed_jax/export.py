@@ -6,6 +6,8 @@
     python -m mmed_jax.export --model=runs/stage2-8b-lora --adapter --output=exports/adapter [--plain]
     python -m mmed_jax.export --model=BASE_DIR --adapter=PEFT_DIR --output=exports/merged
 
+    python -m mmed_jax.export --model=runs/stage2 --output=exports/my-model-gguf --gguf=q8_0       (for llama.cpp)
+
     python -m mmed_jax.export --model=runs/stage2 --output=exports/my-model --results=results/mmedbench
     python -m mmed_jax.export --model=exports/my-model --push=ORG/NAME [--private]
 
@@ -16,6 +18,8 @@ largest stacked leaf, whatever the model's size.
 
 An adapter is merged into the base it was trained on, each weight the float32 sum rounded once, and what the rounding
 took from the change is said. --adapter writes it alone.
+
+--gguf writes one file for llama.cpp and its kin instead: f16, bf16, f32, or q8_0 (8 bits in blocks of 32).
 
 README.md in the folder is the hub's model card: base and licences, data, settings, and the accuracies of evaluations
 that --results names. --push uploads the folder (with --output: the one just written), with the token in HF_TOKEN; an
@@ -34,7 +38,7 @@ from mmed_jax.common.byte_bar import ByteBar, bytes_text
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command, warn
 from mmed_jax.common.paths import expand_home
-from mmed_jax.common.place_flags import InputPlace, ModelPlace, OutputPlace
+from mmed_jax.common.place_flags import FreeText, InputPlace, ModelPlace, OutputPlace
 from mmed_jax.common.places import is_bucket
 from mmed_jax.inference.load import add_base, add_ignore_keys
 
@@ -93,6 +97,8 @@ def export(args: argparse.Namespace) -> None:
         check_push(args.push, card.licence)
     if args.adapter == WRITE:
         export_adapter(args, source, output, card)
+    elif args.gguf:
+        export_gguf(args, source, output, card)
     else:
         export_model(args, source, output, card)
     if args.push:
@@ -165,6 +171,53 @@ def export_model(args: argparse.Namespace, source: "ModelSource", output: Path, 
     _print_done(output, start)
     raw = "" if chat else " --raw"
     print(f"next     python -m mmed_jax.generate --model={args.output}{raw} --prompt=TEXT")
+
+
+def export_gguf(args: argparse.Namespace, source: "ModelSource", output: Path, card: "CardWriter") -> None:
+    """Writes all weights as one GGUF file, with the adapter in them where there is one."""
+    import jax
+
+    from mmed_jax.hf.export_folder import check_output
+    from mmed_jax.hf.gguf_file import file_bytes
+    from mmed_jax.hf.gguf_folder import gguf_file_name, save_gguf
+    from mmed_jax.hf.lora_model import LoraModel
+    from mmed_jax.hf.provenance import KEY
+    from mmed_jax.hf.tuning import export_info
+    from mmed_jax.model.config import num_params
+
+    if args.merge_into and not isinstance(source, LoraModel):
+        raise UserError(f"--merge_into={args.merge_into}: {args.model} has no adapter; leave it out")
+    size = file_bytes(source.cfg, args.gguf)
+    check_output(output, args.overwrite, size)
+    file = gguf_file_name(card.name, args.gguf)
+    _print_source(args, source)
+    print(f"weights  {num_params(source.cfg):,} parameters, GGUF {args.gguf}, {bytes_text(size)}")
+    _print_tokens(source)
+    print(f"output   {output / file}", flush=True)
+    start = time.monotonic()
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        error = save_gguf(
+            output,
+            source.stream("float32"),
+            source.tokenizer,
+            args.gguf,
+            name=card.name,
+            fields=card.gguf_fields,
+            pre=args.gguf_pre or "",
+            info=lambda: {**export_info(source, "mmed_jax.export"), "gguf": args.gguf, KEY: card.provenance},
+            card=lambda: card.text(gguf=file),
+            overwrite=args.overwrite,
+            progress=ByteBar("writing"),
+            checking=ByteBar("checking"),
+        )
+    if source.step is not None:
+        print(f"step     {source.step}", flush=True)
+    if isinstance(source, LoraModel):
+        _print_merge(source)
+    print(f"rounded  to {args.gguf}, which took {error:.2%} of the weights (root mean square)")
+    print("checked  metadata, tokenizer, names, shapes, kinds, bytes and logits of the file as read back")
+    _print_done(output, start)
+    print(f"next     llama-cli -m {Path(args.output) / file} -cnv")
 
 
 def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path, card: "CardWriter") -> None:
@@ -303,6 +356,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--plain", action="store_true", help="of --adapter: one rank and scale, for readers without patterns (vLLM)"
     )
+    parser.add_argument("--gguf", choices=("f16", "bf16", "q8_0", "f32"), help="one GGUF file, for llama.cpp")
+    parser.add_argument(
+        "--gguf_pre", metavar="NAME", type=FreeText, help="llama.cpp's name of how the tokenizer splits, if not known"
+    )
     parser.add_argument(
         "--base_name", metavar="ORG/MODEL", help="what the card, and an adapter's config, call the base"
     )
@@ -324,9 +381,26 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if not args.output:
         if not args.push:
             parser.error("the following arguments are required: --output (or --push of an export that is there)")
-        for flag in ("step", "dtype", "overwrite", "adapter", "base", "plain", "base_name", "results", "merge_into"):
+        for flag in (
+            "step",
+            "dtype",
+            "gguf",
+            "gguf_pre",
+            "overwrite",
+            "adapter",
+            "base",
+            "plain",
+            "base_name",
+            "results",
+            "merge_into",
+        ):
             if getattr(args, flag) not in (None, "", False):
                 raise UserError(f"--{flag}: goes with --output; without it a folder is uploaded as it is")
+    if args.gguf and (writes or args.dtype):
+        what = "writes the adapter alone" if writes else "is for a Hugging Face folder"
+        raise UserError(f"--gguf: is a form of whole weights, and {'--adapter' if writes else '--dtype'} {what}")
+    if args.gguf_pre and not args.gguf:
+        raise UserError("--gguf_pre: goes with --gguf; leave it out")
     for flag in ("plain",) if not writes else ("dtype", "merge_into"):
         if getattr(args, flag):
             what = "goes with --adapter, which writes the adapter alone" if not writes else "goes with merged weights"

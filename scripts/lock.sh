@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 tools=$(mktemp)
 trap 'rm -f "$tools"' EXIT
-printf 'pytest>=8,<10\npytest-xdist>=3.6,<4\nhypothesis>=6.100,<7\nruff>=0.9,<1\nmypy>=2.4,<3\nnltk>=3.10,<4\njieba>=0.42.1,<0.43\njanome>=0.5,<0.6\nsacrebleu>=2.6,<3\nrouge>=1.0.1,<2\ndatatrove>=0.10.1,<0.11\nahocorasick_rs>=1.0.3,<2\nlxml_html_clean>=0.4,<1\norjson>=3.11,<4\npypdfium2>=5,<6\ntrafilatura>=2.3,<3\nwarcio>=1.8,<2\nzstandard>=0.25,<1\nrapidocr>=3.10,<4\nonnxruntime>=1.32,<2\ngcsfs>=2026.9,<2027\ngoogle-cloud-storage>=3.10,<4\njax[tpu]; sys_platform == "linux" and platform_machine == "x86_64"\n' > "$tools"
+printf 'pytest>=8,<10\npytest-xdist>=3.6,<4\nhypothesis>=6.100,<7\nruff>=0.9,<1\nmypy>=2.4,<3\nnltk>=3.10,<4\njieba>=0.42.1,<0.43\njanome>=0.5,<0.6\nsacrebleu>=2.6,<3\nrouge>=1.0.1,<2\ndatatrove>=0.10.1,<0.11\nahocorasick_rs>=1.0.3,<2\nlxml_html_clean>=0.4,<1\norjson>=3.11,<4\npypdfium2>=5,<6\ntrafilatura>=2.3,<3\nwarcio>=1.8,<2\nzstandard>=0.25,<1\nrapidocr>=3.10,<4\nonnxruntime>=1.32,<2\ngcsfs>=2026.9,<2027\ngoogle-cloud-storage>=3.10,<4\ngguf>=0.19,<0.20\njax[tpu]; sys_platform == "linux" and platform_machine == "x86_64"\n' > "$tools"
 {
   echo "# Exact versions that scripts/quickstart.sh and scripts/test.sh install. Made by scripts/lock.sh from requirements.txt and the"
   echo "# test extra; do not edit by hand."

@@ -10,7 +10,7 @@ from mmed_jax.common.paths import expand_home
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.evaluation.results_json import rows, sample_note
 from mmed_jax.hf.lora_model import LoraModel
-from mmed_jax.hf.model_card import Adapter, Evaluation, model_card
+from mmed_jax.hf.model_card import Adapter, Evaluation, languages_of, model_card
 from mmed_jax.hf.model_source import ModelSource, identity
 from mmed_jax.hf.provenance import provenance_of
 
@@ -33,7 +33,8 @@ class CardWriter:
             raise UserError("--results: which weights were evaluated can't be told without the base (--base=DIR)")
         known = identity(source) if evaluations else {}
         self._evaluations = [read_evaluation(expand_home(folder), known) for folder in evaluations]
-        self._source, self._name, self._base_name, self._adapter_alone = source, name, base_name, adapter_alone
+        self.name = name
+        self._source, self._base_name, self._adapter_alone = source, base_name, adapter_alone
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -45,19 +46,27 @@ class CardWriter:
         """Of the base, "" where it is not known."""
         return self.provenance["base"]["licence"]
 
-    def text(self, called: str = "") -> str:
-        """README.md. called: of an adapter's folder, what its config calls the base."""
+    @property
+    def gguf_fields(self) -> dict[str, Any]:
+        """Metadata of a GGUF file: licence and languages, as far as they are known."""
+        languages = languages_of(self.provenance)
+        licence = {"general.license": self.licence} if self.licence else {}
+        return licence | ({"general.languages": languages} if languages else {})
+
+    def text(self, called: str = "", gguf: str = "") -> str:
+        """README.md. called: of an adapter's folder, what its config calls the base. gguf: name of the one file."""
         source, adapter = self._source, None
         if self._adapter_alone and isinstance(source, LoraModel):
             adapter = Adapter(source.spec, called, source.record)
         syntax = syntax_of(source.tokenizer)
         return model_card(
-            self._name,
+            self.name,
             self.provenance,
             source.cfg,
             adapter=adapter,
             chat=syntax.name if syntax else "",
             evaluations=self._evaluations,
+            gguf=gguf,
         )
 
 

@@ -68,20 +68,21 @@ def model_card(
     adapter: Adapter | None = None,
     chat: str = "",
     evaluations: Sequence[Evaluation] = (),
+    gguf: str = "",
 ) -> str:
     """The text of README.md.
 
     Args:
       name: what the model is called. provenance: of hf.provenance.provenance_of. cfg: its constants.
       adapter: where the folder holds an adapter alone. chat: its chat format, "" for none.
-      evaluations: of this model and no other.
+      evaluations: of this model and no other. gguf: name of the file where the folder holds one of GGUF.
     """
     parts = [
-        _head(provenance, adapter),
+        _head(provenance, adapter, gguf),
         f"# {name}",
         _summary(provenance, cfg, adapter),
         _parents(provenance),
-        _use(adapter, chat),
+        _use(adapter, chat, gguf),
         _data(provenance),
         _training(provenance),
         _results(evaluations),
@@ -92,11 +93,11 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(provenance: Mapping[str, Any], adapter: Adapter | None) -> str:
+def _head(provenance: Mapping[str, Any], adapter: Adapter | None, gguf: str) -> str:
     base, stages = provenance["base"], provenance["stages"]
     merged = [] if adapter or _trained_from_mean(provenance) else provenance.get("merged", [])
     lines: list[str] = []
-    if languages := _languages(provenance):
+    if languages := languages_of(provenance):
         lines += ["language:", *(f"- {json.dumps(code)}" for code in languages)]  # "no" unquoted is False
     if base["licence"] in _HUB_LICENCES:
         lines.append(f"license: {base['licence']}")
@@ -106,13 +107,15 @@ def _head(provenance: Mapping[str, Any], adapter: Adapter | None) -> str:
         lines += ["base_model:", *(f"- {parent['name']}" for parent in merged), "base_model_relation: merge"]
     elif base["hub"]:
         lines += [f"base_model: {base['name']}"]
-        lines += [f"base_model_relation: {'adapter' if adapter else 'finetune'}"] if adapter or stages else []
-    lines += [f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
+        relation = "adapter" if adapter else "finetune" if stages else "quantized" if gguf else ""
+        lines += [f"base_model_relation: {relation}"] if relation else []
+    library = "gguf" if gguf else "peft" if adapter else "transformers"
+    lines += [f"library_name: {library}", "pipeline_tag: text-generation"]
     if datasets := sorted({SOURCES[s].hub.repo for s in _sources(provenance) if s in SOURCES and SOURCES[s].hub.repo}):
         lines += ["datasets:", *(f"- {repo}" for repo in datasets)]
     tags = ["medical", "mmed_jax", *(["llama"] if base["licence"] in LLAMA_TERMS else [])]
     tags += ["merge"] if merged else []
-    tags += ["multilingual"] if len(_languages(provenance)) > 1 else []
+    tags += ["multilingual"] if len(languages_of(provenance)) > 1 else []
     if adapter:
         tags += ["lora", *([f"base_model:adapter:{base['name']}"] if base["hub"] else [])]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
@@ -182,7 +185,10 @@ def _quantised(record: Mapping[str, Any] | None) -> str:
     )
 
 
-def _use(adapter: Adapter | None, chat: str) -> str:
+def _use(adapter: Adapter | None, chat: str, gguf: str) -> str:
+    if gguf:
+        form = f" Its chat format is `{chat}`, whose template is in the file." if chat else ""
+        return f"## Use\n\n    llama-cli -m {gguf}{' -cnv' if chat else ''}\n\nOne GGUF file, tokenizer included.{form}"
     auto = "from transformers import AutoModelForCausalLM, AutoTokenizer"
     if adapter:
         code = [
@@ -268,7 +274,7 @@ def _results(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _limits(provenance: Mapping[str, Any]) -> str:
-    codes = _languages(provenance)
+    codes = languages_of(provenance)
     names = ", ".join(LANGUAGE_NAMES.get(c, c) for c in codes)
     languages = f"It was trained on records in {names}; in other languages expect less. " if names else ""
     return (
@@ -329,7 +335,8 @@ def _records(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for stage in provenance["stages"] for row in stage["data"] or ()]
 
 
-def _languages(provenance: Mapping[str, Any]) -> list[str]:
+def languages_of(provenance: Mapping[str, Any]) -> list[str]:
+    """Codes of the languages that it was trained on."""
     present = {row["language"] for row in _records(provenance)}
     return [code for code in LANGUAGES if code in present]
 

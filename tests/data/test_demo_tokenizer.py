@@ -88,8 +88,8 @@ def test_auto_tokenizer_reads_the_folder_alike(tok, capsys):
 
 
 def test_splits_and_adds_bos_as_the_real_vocabulary(tok, llama3_tokenizer_model):
-    ours = llama3._backend_json(tok)
-    real = llama3._backend_json(llama3.load_tokenizer(llama3_tokenizer_model))
+    ours = llama3.backend_json(tok)
+    real = llama3.backend_json(llama3.load_tokenizer(llama3_tokenizer_model))
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         assert ours[part] == real[part]
     for state in (ours, real):  # the id of the BOS is the one thing that differs

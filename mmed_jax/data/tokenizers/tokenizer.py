@@ -108,7 +108,7 @@ def load_tokenizer(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
 
 def tokenizer_hash(tok: "PreTrainedTokenizerFast") -> str:
     """SHA-256 (hex) over vocabulary, merges, splitting, added tokens, special roles and chat template of `tok`."""
-    state = _backend_json(tok)
+    state = backend_json(tok)
     state["roles"] = _roles(tok)
     state["chat_template"] = tok.chat_template
     return json_hash(state, 64)
@@ -116,7 +116,7 @@ def tokenizer_hash(tok: "PreTrainedTokenizerFast") -> str:
 
 def encoder_hash(tok: "PreTrainedTokenizerFast") -> str:
     """SHA-256 (hex) over what makes ids of text: vocabulary, merges, splitting, added tokens; no roles, no template."""
-    return json_hash({k: v for k, v in _backend_json(tok).items() if k != "post_processor"}, 64)
+    return json_hash({k: v for k, v in backend_json(tok).items() if k != "post_processor"}, 64)
 
 
 def stop_ids(tok: "PreTrainedTokenizerFast") -> tuple[int, ...]:
@@ -214,7 +214,7 @@ def save_tokenizer(tok: "PreTrainedTokenizerFast", folder: str | os.PathLike) ->
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     files = {
-        "tokenizer.json": json.dumps(_backend_json(tok), ensure_ascii=False),
+        "tokenizer.json": json.dumps(backend_json(tok), ensure_ascii=False),
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
         "special_tokens_map.json": json.dumps(roles, indent=2, ensure_ascii=False) + "\n",
     }
@@ -387,7 +387,7 @@ def _looks_control(text: str) -> bool:
     return re.fullmatch(r"<\|.*\|>", text, re.DOTALL) is not None
 
 
-def _backend_json(tok: "PreTrainedTokenizerFast") -> dict:
+def backend_json(tok: "PreTrainedTokenizerFast") -> dict:
     """The `tokenizers` state without truncation and padding, which belong to the last call, not to the tokenizer."""
     return {**json.loads(tok.backend_tokenizer.to_str()), "truncation": None, "padding": None}
 
@@ -402,7 +402,7 @@ def _plain_encoder(tok: "PreTrainedTokenizerFast") -> "tuple[Tokenizer, frozense
     if tok not in _PLAIN:
         from tokenizers import Tokenizer
 
-        state, controls = _backend_json(tok), control_ids(tok)
+        state, controls = backend_json(tok), control_ids(tok)
         for token in state["added_tokens"]:
             token["special"] = token["id"] in controls
         plain = Tokenizer.from_str(json.dumps(state))
