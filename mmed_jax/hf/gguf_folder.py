@@ -72,7 +72,7 @@ def save_gguf(
     say_leftovers(path)
     stage = path.with_name(f"{path.name}.tmp-{uuid4().int % 2**31}")
     try:
-        write_on_main(path, lambda: (path.parent.mkdir(parents=True, exist_ok=True), stage.mkdir()))
+        write_on_main(path, lambda: stage.mkdir(parents=True))
         file = stage / gguf_file_name(name, kind)
         written = write_gguf(file, stream, kind, fields, progress)
         if written.problem:
