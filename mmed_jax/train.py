@@ -204,6 +204,8 @@ def main(argv: list[str] | None = None) -> int:
         log.start(
             first,
             steps=steps,
+            rows=rows,
+            rows_per_epoch=len(prepared.train),
             devices=len(devices),
             platform=devices[0].platform,
             chat_format=chat,

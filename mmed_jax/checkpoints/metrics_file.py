@@ -80,6 +80,24 @@ def read_metrics(path: str | Place) -> Records:
     return out
 
 
+def metrics_version(run_dir: str | Place) -> str:
+    """A text that changes when the numbers of a run do, without reading them: "" where there are none.
+
+    Raises:
+      WorkError, UserError: of a bucket.
+    """
+    place = parse_place(run_dir)
+    if is_bucket(place):
+        from mmed_jax.common.buckets.spool import segments_version
+
+        return segments_version(place, METRICS_FILE)
+    try:
+        facts = (place / METRICS_FILE).stat()
+    except OSError:
+        return ""
+    return f"{facts.st_ino:x}-{facts.st_size}-{facts.st_mtime_ns}"
+
+
 def _read_lines(path: Place) -> list[bytes]:
     """Raises OSError; UserError where it is no file."""
     if is_bucket(path):

@@ -1,7 +1,8 @@
 """Paths as users write them, and where this program lies."""
 
 import os
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 
 from mmed_jax.common.errors import UserError
 
@@ -31,3 +32,16 @@ def resolve_path(path: str) -> Path:
     if not p.exists() and not p.is_absolute() and (REPO / p).exists():
         return REPO / p
     return p
+
+
+def tail_names(paths: Sequence[PurePath]) -> list[str]:
+    """For each path as much of its end as tells it from the others, "stage1" or "a/stage1"."""
+
+    def name(path: PurePath) -> str:
+        for n in range(1, len(path.parts)):
+            tail = path.parts[-n:]
+            if sum(other.parts[-n:] == tail for other in paths) == 1:
+                return "/".join(tail)
+        return str(path)
+
+    return [name(path) for path in paths]

@@ -1,32 +1,36 @@
-"""The page about a run, report.html, with its curves: made from the files of the run directory alone, without jax."""
+"""The page about a run, report.html, or about several over each other: made from their files alone, without jax."""
 
-import base64
-import dataclasses
-import io
-import json
-import logging
 import math
-import os
-import statistics
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from mmed_jax.checkpoints.metrics_file import Records, read_metrics
-from mmed_jax.checkpoints.run_directory import CONFIG_FILE, read_meta, run_storage, step_folders
+from mmed_jax.checkpoints.run_directory import run_storage
 from mmed_jax.common.errors import UserError, WorkError, one_line, warn
-from mmed_jax.common.html_page import Cell, render
-from mmed_jax.common.jsonl import BadJSON, loads
-from mmed_jax.common.output_files import write_text
-from mmed_jax.common.place_files import read_bytes
-from mmed_jax.common.places import Place, parse_place
+from mmed_jax.common.html_page import render
+from mmed_jax.common.output_files import check_file, write_text
+from mmed_jax.common.place_files import write_bytes
+from mmed_jax.common.places import Place, is_bucket, parse_place
 from mmed_jax.common.progress import clock
 from mmed_jax.config.resume import training_keys
-from mmed_jax.data.records.schema import LANGUAGE_NAMES
+from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES
+from mmed_jax.training.run_files import Answers, Best, Run, read_run
+from mmed_jax.training.run_plots import page_plots, write_plots
+from mmed_jax.training.run_tables import (
+    METRICS,
+    config_rows,
+    event_rows,
+    language_table,
+    measured,
+    median,
+    number,
+    number_rows,
+    short,
+)
 
 PAGE = "report.html"
-_COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#8a5cc2", "#c77d17", "#3a3a3a", "#0f9aa8")
+RUNS_PAGE = "report_runs.html"
+_ANSWERS_SHOWN = 8  # of a prompt: the first, the last, and others between them
 
 
 def make_report(run_dir: str | Place) -> Place:
@@ -38,22 +42,14 @@ def make_report(run_dir: str | Place) -> Place:
     Raises:
       UserError: no such directory, or it holds neither metrics nor a config; or it cannot be written.
     """
-    run_dir = parse_place(run_dir, "--run")
-    storage = run_storage(run_dir)
-    if not storage.exists():
-        raise UserError(f"--run={run_dir}: no such folder")
-    records, notes = read_metrics(run_dir), []
-    config = _read_config(run_dir, notes)
-    if config is None and not (records.train or records.evals or records.events):
-        raise UserError(f"--run={run_dir}: holds neither metrics nor a run's config.json; is it a run directory?")
-    notes = [*records.notes, *notes]
+    run = read_run(run_dir)
     try:
-        with storage.put_files() as folder:
-            plots = write_plots(folder / "plots", records)
-            write_text(folder / PAGE, _page(run_dir, records, config, plots, notes))
+        with run_storage(run.place).put_files() as folder:
+            write_plots(folder / "plots", run.records)
+            write_text(folder / PAGE, make_page([run]))
     except OSError as e:
         raise UserError(f"--run={run_dir}: the report cannot be written there ({e.strerror or e})") from e
-    return run_dir / PAGE
+    return run.place / PAGE
 
 
 def try_report(run_dir: Place) -> None:
@@ -64,283 +60,268 @@ def try_report(run_dir: Place) -> None:
         warn(f"no report: {one_line(e)}; python -m mmed_jax.report --run={run_dir} makes it")
 
 
-_LABELS = {
-    "loss": "training",
-    "validation/loss": "validation",
-    "validation/bits_per_byte": "all",
-    "lr": "learning rate",
-    "grad_norm": "gradient norm",
-    "tokens_per_second": "real tokens (no padding)",
-    "supervised_tokens_per_second": "supervised tokens",
-}
+def make_runs_report(runs: Sequence[Run], output: str | None = None) -> Place:
+    """Writes the page about several runs to `output`, or to the directory of the first; returns its path.
 
-# Set by the recipe, and so without noise: drawn as they are, however many points there are.
-_DETERMINISTIC = ("lr",)
-
-# Plots
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """A plot as SVG. It stands in the page as an image, where nothing in it can be run or fetch anything."""
-
-    title: str
-    svg: bytes
-
-    @property
-    def data_uri(self) -> str:
-        """What `src` of an image is."""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
+    Raises:
+      UserError: it cannot be written there.
+    """
+    page = parse_place(output, "--output") if output else runs[0].place / RUNS_PAGE
+    if not is_bucket(page):
+        page = check_file(page, "--output")
+    text = make_page(runs)
+    try:
+        write_bytes(page, text.encode()) if is_bucket(page) else write_text(page, text)
+    except OSError as e:
+        raise UserError(f"--output={page}: can't be written ({e.strerror or e})") from e
+    return page
 
 
-def write_plots(folder: Path, records: Records) -> list[Plot]:
-    """One PNG for every group of numbers that has a point, and the same as SVG for the page. Raises OSError."""
-    names = sorted({k for r in (*records.train, *records.evals) for k in r})
-    by_language = [k for k in names if k.startswith("validation/loss/")] or [k for k in names if k.startswith("loss/")]
-    where = "Validation" if by_language and by_language[0].startswith("validation/") else "Training"
-    bits = [k for k in names if k.startswith("validation/bits_per_byte")]
-    wanted: list[tuple[str, str, Sequence[str], str]] = [
-        ("loss", "Loss", ("loss", "validation/loss"), "nats per supervised token"),
-        ("loss_by_language", f"{where} loss by language", by_language, "nats per supervised token"),
-        ("bits_per_byte", "Validation, bits per byte of text", bits, "bits per byte"),
-        ("learning_rate", "Learning rate", ("lr",), "learning rate"),
-        ("grad_norm", "Gradient norm (before clipping)", ("grad_norm",), "global norm"),
-        ("tokens_per_second", "Speed", ("tokens_per_second", "supervised_tokens_per_second"), "tokens a second"),
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    resumes = _resumes(records)
-    plots = []
-    for file, title, keys, unit in wanted:
-        series = [(k, *records.series(k)) for k in keys]
-        series = [(k, steps, values) for k, steps, values in series if steps]
-        path = folder / f"{file}.png"
-        if series:
-            plots.append(_plot(path, title, unit, series, resumes))
-        else:
-            path.unlink(missing_ok=True)
-    return plots
+def make_page(runs: Sequence[Run], version: str = "") -> str:
+    """The page about one run, or about several over each other. version: of the files, for a page that follows them."""
+    return _page(runs[0], version) if len(runs) == 1 else _runs_page(runs, version)
 
 
-def _plot(path: Path, title: str, unit: str, series: list, resumes: list[int]) -> Plot:
-    # Without a home it keeps its fonts in a temporary folder, which is no news.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    # The object interface, not pyplot: no global state, no display, safe in any thread.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    # So small that its text can be read where the page is as narrow as a phone.
-    figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    bad_steps = []
-    for i, (name, steps, values) in enumerate(series):
-        bad_steps += [s for s, v in zip(steps, values) if not math.isfinite(v)]
-        _draw_series(axes, name, steps, values, _COLOURS[i % len(_COLOURS)])
-    _mark_steps(axes, resumes, sorted(set(bad_steps)))
-    axes.set_title(title, fontsize=12)
-    axes.set_xlabel("step", fontsize=11)
-    axes.set_ylabel(unit, fontsize=11)
-    axes.tick_params(labelsize=10)
-    axes.grid(alpha=0.25)
-    axes.legend(loc="best", fontsize=9, framealpha=0.8)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary)
-    os.replace(temporary, path)
-    figure.set_layout_engine("none")  # laid out already, which takes most of the time
-    svg = io.BytesIO()
-    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
-    return Plot(title, svg.getvalue())
-
-
-def _draw_series(axes: Any, name: str, steps: list[int], values: list[float], colour: str) -> None:
-    finite = [(s, v) for s, v in zip(steps, values) if math.isfinite(v)]
-    if not finite:
-        return
-    xs, ys = [s for s, _ in finite], [v for _, v in finite]
-    noisy = len(xs) > 200 and name not in _DETERMINISTIC
-    axes.plot(
-        xs,
-        ys,
-        color=colour,
-        lw=1.0 if noisy else 1.6,
-        alpha=0.35 if noisy else 1.0,
-        marker="o" if len(xs) <= 40 else None,
-        ms=4,
-        label=None if noisy else _label(name),
-    )
-    if noisy:
-        axes.plot(*_rolling_median(xs, ys), color=colour, lw=1.8, label=f"{_label(name)} (rolling median)")
-
-
-def _mark_steps(axes: Any, resumes: list[int], bad_steps: list[int]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    for i, step in enumerate(resumes):
-        axes.axvline(step, color="#999999", lw=0.9, ls=":", label="resumed" if i == 0 else None)
-    if bad_steps:
-        top = axes.get_xaxis_transform()  # x in steps, y in 0..1 of the axes
-        axes.plot(bad_steps, [0.97] * len(bad_steps), "x", color="#d1495b", transform=top, label="NaN or infinite")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _label(name: str) -> str:
-    last = name.rsplit("/", 1)[-1]
-    return _LABELS.get(name) or LANGUAGE_NAMES.get(last, last)
-
-
-def _rolling_median(xs: list[int], ys: list[float]) -> tuple[list[int], list[float]]:
-    # At most some 300 places, so that a run of a million steps is drawn in seconds too.
-    width = max(5, len(ys) // 60)
-    places = sorted({*range(0, len(ys), max(1, len(ys) // 300)), len(ys) - 1})
-    return [xs[i] for i in places], [statistics.median(ys[max(0, i - width) : i + width + 1]) for i in places]
-
-
-# Page
-
-
-def _page(run_dir: Place, records: Records, config: dict | None, plots: list[Plot], notes: list[str]) -> str:
+def _page(run: Run, version: str) -> str:
+    records = run.records
     return render(
         "training_report.html",
-        title=run_storage(run_dir).place.name,
-        recipe=f"{config.get('name', '')}:{config.get('variant', '')}" if config else "",
+        version=version,
+        title=run.name,
+        recipe=_recipe(run),
         now=_now(),
-        notes=notes,
+        notes=run.notes,
         bad_steps=[s for s, v in zip(*records.series("loss")) if not math.isfinite(v)],
-        numbers=_final_numbers(run_dir, records),
+        share=_share_done(run),
+        tiles=_tiles(run),
+        warning=_best_warning(run),
+        about=_about(run),
+        numbers=number_rows(run),
         goodput=records.goodput.describe(),
         time_parts=records.goodput.rows(),
-        languages=_language_rows(records),
-        plots=plots,
-        events=_event_rows(records),
-        config=[(k, _short(v)) for k, v in training_keys(config, not_compared=()).items()] if config else [],
+        languages=language_table(run),
+        contents=[[r["source"], r["language"], r["license"], r["records"]] for r in run.contents],
+        plots=page_plots([run]),
+        answers=[_answer_lines(run, a) for a in run.answers],
+        events=event_rows(run),
+        config=config_rows(run),
     )
 
 
-def _final_numbers(run_dir: Place, records: Records) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    start = next((e for e in reversed(records.events) if e.get("event") == "start"), {})
-    last = records.train[-1] if records.train else {}
-    if last:
-        total = start.get("steps")
-        rows.append(("last step", f"{last['step']:,}" + (f" of {total:,}" if isinstance(total, int) else "")))
-    for key, text in [
-        ("loss", "training loss, last"),
-        ("lr", "learning rate"),
-        ("grad_norm", "gradient norm"),
-        ("tokens_seen", "tokens seen (no padding)"),
-        ("device_memory_peak_gib", "device memory, peak (GiB)"),
-        ("host_memory_gib", "host memory (GiB)"),
-        ("host_memory_peak_gib", "host memory, peak (GiB)"),
-        ("compile_count", "compilations of the step"),
-        ("compile_seconds", "seconds of compiling it"),
-        ("compile_cache_hits", "programs from the compile cache"),
-        ("startup_seconds", "seconds from the start of the process to the first step"),
-    ]:
-        values = records.series(key)[1] or Records(train=records.events).series(key)[1]
-        if values:
-            rows.append((text, _number(values[-1])))
-    for key, text in [
-        ("tokens_per_second", "tokens a second, median"),
-        ("supervised_tokens_per_second", "supervised tokens a second, median"),
-        ("step_seconds", "seconds a step, median"),
-        ("data_wait_seconds", "of these waiting for data, median"),
-        ("mfu", "MFU, median"),
-    ]:
-        values = [v for v in records.series(key)[1] if math.isfinite(v)]
-        if values:
-            middle = statistics.median(values)
-            rows.append((text, f"{middle:.1%}" if key == "mfu" else _number(middle)))
-    waited, seconds = (sum(records.series(k)[1]) for k in ("data_wait_seconds", "step_seconds"))
-    if seconds:
-        rows.append(("share of all steps' time waiting for data", f"{waited / seconds:.2%}"))
-    if start.get("mfu_formula") and records.series("mfu")[1]:
-        flops = start.get("peak_flops_per_device")
-        each = _number(flops if isinstance(flops, int | float) else 0.0)
-        peak = f"; {start.get('peak_device', '')}, peak {each} each"
-        rows.append(("how MFU is computed", f"{start['mfu_formula']}{peak}"))
-    for name in ("loss", "perplexity", "bits_per_byte"):
-        rows += _last_and_best(f"validation {name.replace('_', ' ')}", *records.series(f"validation/{name}"))
-    if resumes := _resumes(records):
-        rows.append(("resumed after step", ", ".join(f"{s:,}" for s in resumes)))
-    times = [r["time"] for r in records.train if isinstance(r.get("time"), (int, float))]
-    if len(times) > 1:
-        rows.append(("first to last step", clock(max(times) - min(times))))
-    if kept := step_folders(run_dir):
-        rows.append(("checkpoints", ", ".join(f"{s:,}{_best_mark(run_dir, s)}" for s in kept)))
-    return rows or [("steps", "none recorded yet")]
+def _runs_page(runs: Sequence[Run], version: str) -> str:
+    return render(
+        "training_runs.html",
+        version=version,
+        title=" · ".join(run.name for run in runs),
+        now=_now(),
+        notes=[f"{run.name}: {note}" for run in runs for note in run.notes],
+        runs={"head": ["", *(run.name for run in runs)], "rows": _compared(runs)},
+        differences=_config_differences(runs),
+        plots=page_plots(runs),
+        answers=_answers_of_runs(runs),
+    )
 
 
-def _last_and_best(text: str, steps: list[int], values: list[float]) -> list[tuple[str, str]]:
-    """The rows of a number of validations."""
-    rows = [(f"{text}, last", f"{_number(values[-1])} at step {steps[-1]:,}")] if values else []
-    if finite := [(v, s) for s, v in zip(steps, values) if math.isfinite(v)]:
-        rows.append((f"{text}, best", f"{_number(min(finite)[0])} at step {min(finite)[1]:,}"))
-    return rows
+# What stands first
 
 
-def _best_mark(run_dir: Place, step: int) -> str:
-    try:
-        value = read_meta(run_dir, step).get("best_metric")
-    except (OSError, ValueError):
+def _recipe(run: Run) -> str:
+    parts = (run.setting("name"), run.setting("variant"))
+    return ":".join(str(p) for p in parts if p) or "a run"
+
+
+def _share_done(run: Run) -> float | None:
+    return min(1.0, run.step / run.steps) if run.steps else None
+
+
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
+    """(what, the number, a line below it) of what one looks for first."""
+    return [
+        tile
+        for tile in (_progress(run), _time_left(run), _best(run), _last_loss(run), _speed(run), _memory(run))
+        if tile
+    ]
+
+
+def _progress(run: Run) -> tuple[str, str, str]:
+    epochs, share = run.epochs_per_step, _share_done(run)
+    parts = [] if share is None else [f"{share:.0%}"]
+    if epochs:
+        total = f" of {run.steps * epochs:.3g}" if run.steps else ""
+        parts.append(f"epoch {run.step * epochs:.3g}{total}")
+    return "step", f"{run.step:,}" + (f" of {run.steps:,}" if run.steps else ""), ", ".join(parts)
+
+
+def _time_left(run: Run) -> tuple[str, str, str]:
+    state, text = run.state
+    spent = f"{clock(run.records.goodput.wall)} so far" if run.records.goodput.wall else ""
+    if state != "running":
+        return "state", state, ", ".join(filter(None, (text if text != state else "", spent)))
+    if run.seconds_left is None:
+        return "time left", "…", spent or "not known yet"
+    end = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.now + min(run.seconds_left, 1e9)))
+    return "time left", f"about {clock(run.seconds_left)}", ", ".join(filter(None, (f"until {end}", spent)))
+
+
+def _metric(best: Best) -> str:
+    return METRICS.get(best.metric, best.metric)
+
+
+def _best(run: Run) -> tuple[str, str, str] | None:
+    if run.best is None:
+        return None
+    b = run.best
+    last = "the last evaluation" if b.last_step == b.step else f"last {measured(b.metric, b.last)}"
+    return f"best {_metric(b)}", measured(b.metric, b.value), f"{run.place_of(b.step)}, {last}"
+
+
+def _best_warning(run: Run) -> str:
+    """What has to be said where training on has made the model worse by its own measure."""
+    b = run.best
+    if b is None or b.step == b.last_step or b.value == b.last:
         return ""
-    return f" (validation loss {_number(value)})" if isinstance(value, float) else ""
+    values = f"{measured(b.metric, b.value)}; at {run.place_of(b.last_step)} it is {measured(b.metric, b.last)}"
+    if b.step == 0:
+        return f"The untrained model has the best {_metric(b)}, {values}."
+    return f"The best {_metric(b)} lies before the last evaluation: at {run.place_of(b.step)}, {values}."
 
 
-def _language_rows(records: Records) -> list[tuple[str, ...]]:
-    names = {k.rsplit("/", 1)[-1] for r in (*records.train, *records.evals) for k in r if "loss/" in k}
-    rows = []
-    for language in [x for x in LANGUAGE_NAMES if x in names] + sorted(names - set(LANGUAGE_NAMES)):
-        train = records.series(f"loss/{language}")[1]
-        cells = [train[-1] if train else None]
-        for name in ("loss", "bits_per_byte"):
-            held = records.series(f"validation/{name}/{language}")[1]
-            finite = [v for v in held if math.isfinite(v)]
-            cells += [held[-1] if held else None, min(finite) if finite else None]
-        rows.append((LANGUAGE_NAMES.get(language, language), *("" if c is None else _number(c) for c in cells)))
-    return rows
+def _last_loss(run: Run) -> tuple[str, str, str] | None:
+    values = run.records.series("loss")[1]
+    rate = run.records.series("lr")[1]
+    return (
+        ("training loss", number(values[-1]), f"learning rate {number(rate[-1])}" if rate else "") if values else None
+    )
 
 
-def _event_rows(records: Records) -> list[tuple[object, ...]]:
-    rows: list[tuple[object, ...]] = []
-    for e in records.events[-200:]:
-        what = "resumed" if e["event"] == "start" and e["step"] else e.get("event", "")
-        rest = {k: v for k, v in e.items() if k not in ("kind", "step", "time", "event", "mfu_formula")}
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(e.get("time", 0)))
-        rest_text = ", ".join(f"{k} {_short(v)}" for k, v in rest.items())
-        rows.append((Cell(when, kind="whole"), f"{e['step']:,}", what, Cell(rest_text, kind="text")))
-    return rows
+def _speed(run: Run) -> tuple[str, str, str] | None:
+    if not (rate := median(run, "tokens_per_second")):
+        return None
+    used, waiting = median(run, "mfu"), median(run, "data_wait_share")
+    parts = [f"MFU {used:.1%}"] if used else []
+    parts += [f"{waiting:.1%} waiting for data"] if waiting is not None else []
+    return "tokens a second", number(round(rate)), ", ".join(parts)
 
 
-def _resumes(records: Records) -> list[int]:
-    return sorted({e["step"] for e in records.events if e.get("event") == "start" and e["step"] > 0})
+def _memory(run: Run) -> tuple[str, str, str] | None:
+    """True peaks: of the fullest device as the runtime counts it, of the process as the kernel does."""
+    peaks = {k: max(run.records.series(f"{k}_memory_peak_gib")[1], default=None) for k in ("device", "host")}
+    known = {k: v for k, v in peaks.items() if v is not None and math.isfinite(v)}
+    if not known:
+        return None
+    first, *rest = [(k, f"{number(v)} GiB") for k, v in known.items()]
+    return f"{first[0]} memory, peak", first[1], ", ".join(f"{k} {v}" for k, v in rest)
 
 
-def _read_config(run_dir: Place, notes: list[str]) -> dict[str, Any] | None:
-    try:
-        config = loads(read_bytes(run_dir / CONFIG_FILE))
-        if isinstance(config, dict) and "model_type" not in config:
-            training_keys(config, not_compared=())  # as the page will
-            return config
-        notes.append(f"{CONFIG_FILE}: {'of a model, not of a run' if isinstance(config, dict) else 'not an object'}")
-    except BadJSON as e:
-        notes.append(f"{CONFIG_FILE}: not readable ({e})")
-    except (OSError, ValueError, TypeError, RecursionError) as e:
-        notes.append(f"{CONFIG_FILE}: not readable ({type(e).__name__})")
-    return None
+def _about(run: Run) -> list[tuple[str, str]]:
+    """What is trained, on what, with which data."""
+    start = run.setting("init_from")
+    rows: list[tuple[str, str]] = [("trained", f"{_what_is_trained(run)}, from {start or 'random weights'}")]
+    if device := run.start.get("peak_device"):
+        rows.append(("on", str(device)))
+    if files := run.setting("data.train"):
+        rows.append(("data", ", ".join(map(str, files)) if isinstance(files, list) else str(files)))
+    if counts := _records_by_language(run):
+        parts = ", ".join(f"{LANGUAGE_NAMES.get(k, k)} {n:,}" for k, n in counts.items())
+        rows.append(("training records", f"{sum(counts.values()):,}: {parts}"))
+    batch, length = run.setting("batch_size") or run.start.get("rows"), run.setting("data.seq_len")
+    if batch and length:
+        seen = f"; {run.step * batch:,} rows read" if isinstance(batch, int) else ""
+        rows.append(("a step", f"{batch} rows of {length} tokens{seen}"))
+    return rows if run.config else rows[1:]
 
 
-def _number(v: float) -> str:
-    if not math.isfinite(v):
-        return "NaN" if math.isnan(v) else "infinite"
-    if v == int(v) and abs(v) < 1e15:
-        return f"{int(v):,}"
-    return f"{v:,.0f}" if abs(v) >= 1e4 else f"{v:.4g}" if abs(v) >= 1e-3 else f"{v:.3e}"
+def _what_is_trained(run: Run) -> str:
+    rank = run.setting("lora.rank")
+    if not rank:
+        return "all weights"
+    kind = {"int8": " on 8-bit weights", "nf4": " on 4-bit weights"}.get(str(run.setting("lora.base")), "")
+    return f"a LoRA adapter of rank {rank}{kind}"
 
 
-def _short(v: Any) -> str:
-    text = v if isinstance(v, str) else _number(v) if isinstance(v, float) else json.dumps(v, ensure_ascii=False)
-    return text if len(text) <= 300 else text[:300] + " …"
+def _records_by_language(run: Run) -> dict[str, int]:
+    counts = dict.fromkeys(LANGUAGES, 0)
+    for row in run.contents:
+        counts[row["language"]] = counts.get(row["language"], 0) + row["records"]
+    return {k: n for k, n in counts.items() if n}
+
+
+# Several runs
+
+
+def _compared(runs: Sequence[Run]) -> list[list[str]]:
+    """Rows of a table with a column a run; rows that no run has anything in are left out."""
+    facts: list[tuple[str, Callable[[Run], Any]]] = [
+        ("recipe", _recipe),
+        ("trained", _what_is_trained),
+        ("from", lambda r: r.setting("init_from") or "random weights"),
+        ("on", lambda r: r.start.get("peak_device")),
+        ("step", lambda r: _progress(r)[1]),
+        ("", lambda r: _progress(r)[2]),
+        ("state", lambda r: r.state[1]),
+        ("time left, about", lambda r: clock(r.seconds_left) if r.state[0] == "running" and r.seconds_left else ""),
+        ("best evaluation", lambda r: f"{measured(r.best.metric, r.best.value)} {_metric(r.best)}" if r.best else ""),
+        ("at", lambda r: r.place_of(r.best.step) if r.best else ""),
+        ("last evaluation", lambda r: measured(r.best.metric, r.best.last) if r.best else ""),
+        ("training loss, last", lambda r: _last(r, "loss")),
+        ("tokens seen", lambda r: _last(r, "tokens_seen")),
+        ("tokens a second, median", lambda r: (_speed(r) or ("", "", ""))[1]),
+        ("of the time", lambda r: (_speed(r) or ("", "", ""))[2]),
+        ("device memory, peak (GiB)", lambda r: _last(r, "device_memory_peak_gib")),
+        ("host memory, peak (GiB)", lambda r: _last(r, "host_memory_peak_gib")),
+        ("goodput", lambda r: f"{r.records.goodput.share:.1%}" if r.records.goodput.share is not None else ""),
+    ]
+    rows = [[text, *(str(fact(run) or "") for run in runs)] for text, fact in facts]
+    return [row for row in rows if any(row[1:])]
+
+
+def _last(run: Run, key: str) -> str:
+    values = run.records.series(key)[1]
+    return number(values[-1]) if values else ""
+
+
+def _config_differences(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """The keys that are not the same in all runs, as a table; None where there are none or a config is missing."""
+    if any(run.config is None for run in runs):
+        return None
+    flat = [training_keys(run.config or {}, not_compared=()) for run in runs]
+    keys = list(dict.fromkeys(k for values in flat for k in values))
+    shown = [[k, *(short(v[k]) if k in v else "" for v in flat)] for k in keys]
+    rows = [row for row in shown if len(set(row[1:])) > 1]
+    return {"head": ["", *(run.name for run in runs)], "rows": rows} if rows else None
+
+
+def _answers_of_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The last answers of the runs to each prompt, beside each other."""
+    last: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        for a in run.answers:
+            step, text = a.given[-1]
+            last.setdefault((a.language, a.question), []).append(
+                {"at": f"{run.name}, {run.place_of(step)}", "text": text}
+            )
+    return [_prompt(*key, lines, []) for key, lines in last.items()]
+
+
+# Tables
+
+
+def _answer_lines(run: Run, answers: Answers) -> dict[str, Any]:
+    lines = [{"at": run.place_of(step), "text": text} for step, text in answers.given]
+    *earlier, last = lines
+    return _prompt(answers.language, answers.question, [last], _spread(earlier))
+
+
+def _prompt(language: str, question: str, lines: Sequence[dict], earlier: Sequence[dict]) -> dict[str, Any]:
+    name = LANGUAGE_NAMES.get(language, language)
+    return {"language": name, "code": language, "question": question, "lines": lines, "earlier": earlier}
+
+
+def _spread(lines: Sequence[dict]) -> list[dict]:
+    """All of few; of many the first, the last, and others between them."""
+    if len(lines) <= _ANSWERS_SHOWN:
+        return list(lines)
+    return [lines[k * (len(lines) - 1) // (_ANSWERS_SHOWN - 1)] for k in range(_ANSWERS_SHOWN)]
 
 
 def _now() -> str:

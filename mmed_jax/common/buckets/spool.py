@@ -129,6 +129,17 @@ def read_segments(place: Place, log: str) -> bytes:
         return copied + b"".join(pool.map(bucket.get, (names[n] for n in sorted(names))))
 
 
+def segments_version(place: Place, log: str) -> str:
+    """A text that changes when more of `log` has come up; nothing is fetched.
+
+    Raises:
+      WorkError, UserError: of the bucket.
+    """
+    bucket, key = open_bucket(place)
+    objects = bucket.list("/".join(filter(None, (key, log.partition(".")[0]))))
+    return f"{len(objects)}-{sum(o.size for o in objects)}"
+
+
 def upload_folder(
     folder: Path, place: Place, known: dict[str, tuple[int, int]] | None = None, without: tuple[str, ...] = ()
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from mmed_jax.common import jsonl
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.input_files import check_file, open_file
-from mmed_jax.common.paths import expand_home
+from mmed_jax.common.paths import expand_home, tail_names
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
 from mmed_jax.evaluation.perplexity.summary import CELL, KIND
 from mmed_jax.evaluation.results_json import SCHEMA, SCORES
@@ -82,19 +82,11 @@ def read_runs(named_folders: Sequence[str], *, texts: bool = False) -> list[Run]
     for k, path in enumerate(paths):
         if path in paths[:k]:
             raise UserError(f"{pairs[k][1]}: is named twice")
-    names = [name or _tail(path, paths) for (name, _), path in zip(pairs, paths)]
+    names = [name or tail for (name, _), tail in zip(pairs, tail_names(paths), strict=True)]
     for k, name in enumerate(names):
         if name in names[:k]:
             raise UserError(f"{pairs[k][1]}: two runs are called '{name}'; name them as NAME=PATH")
     return [_read(name, expand_home(path), texts) for name, (_, path) in zip(names, pairs)]
-
-
-def _tail(path: Path, others: Sequence[Path]) -> str:
-    for n in range(1, len(path.parts)):
-        tail = path.parts[-n:]
-        if sum(o.parts[-n:] == tail for o in others) == 1:
-            return "/".join(tail)
-    return str(path)
 
 
 def _read(name: str, folder: Path, texts: bool) -> Run:
