@@ -16,7 +16,7 @@ from mmed_jax.common.html_page import environment
 
 MOST_POINTS = 1200  # of a series in a page
 WIDTH, HEIGHT = 440, 260  # of the view box: at this size text can be read on a phone
-_LEFT, _TOP, _RIGHT, _BOTTOM = 54, 10, 416, 226  # of the box that is drawn in
+_LEFT, _TOP, _RIGHT, _BOTTOM = 58, 10, 416, 226  # of the box that is drawn in
 _LARGEST, _LEAST = 1e100, 1e-100  # of what is drawn; of what has a place in a logarithmic axis
 _COLOURS, _DASHES = 8, 4  # as many as style.css has
 _SMOOTHED_FROM = 200  # points; fewer are no cloud
@@ -75,6 +75,8 @@ def curves(
         seen[word] += 1
     log = log and any(v > _LEAST for line in lines for v in line.y)
     box = _Box(extent([x for line in lines for x in line.x] or [0.0]), _y_range(lines, log), log)
+    low, high = box.x_range
+    texts = list(dict.fromkeys(m.text for m in marks))
     template: Any = environment().get_template("curves.html").module
     return template.figure(
         {
@@ -85,11 +87,11 @@ def curves(
             "smoothing": smoothing,
             "size": (WIDTH, HEIGHT),
             "box": (_LEFT, _TOP, _RIGHT, _BOTTOM),
-            "x_ticks": [(box.to_x(v), label(v)) for v in ticks(*box.x_range, whole=_are_whole(lines))],
-            "y_ticks": [(box.to_y(v), label(v)) for v in ticks(*box.y_range, log)],
+            "x_ticks": [(box.to_x(v), axis_label(v)) for v in ticks(*box.x_range, whole=_are_whole(lines))],
+            "y_ticks": [(box.to_y(v), axis_label(v)) for v in ticks(*box.y_range, log)],
             "lines": [line.drawn(box) for line in lines],
-            "marks": [(m, box.to_x(m.x)) for m in marks if box.x_range[0] <= m.x <= box.x_range[1]],
-            "mark_texts": list(dict.fromkeys(m.text for m in marks)),
+            "marks": [(m, box.to_x(m.x), texts.index(m.text) % 2) for m in marks if low <= m.x <= high],
+            "mark_texts": texts,
             "bad": any(line.bad for line in lines),
         }
     )
@@ -127,12 +129,20 @@ def ticks(low: float, high: float, log: bool = False, whole: bool = False) -> li
 
 
 def label(v: float) -> str:
-    """A number as it stands at an axis: 0.25, 1,500, 2e-5."""
+    """A number as one reads it: 0.25, 12,345, 2e-5."""
     size = abs(v)
     if size and (size < 1e-3 or size >= 1e7):
         mantissa, _, power = f"{v:.2e}".partition("e")
         return f"{float(mantissa):g}e{int(power)}"
     return f"{v:,.0f}" if size >= 1e4 else f"{float(f'{v:.4g}'):,}".removesuffix(".0")
+
+
+def axis_label(v: float) -> str:
+    """A number as it stands at an axis, where there is little room: 0.25, 1,500, 150k, 2M, 2e-5."""
+    size = abs(v)
+    if 1e4 <= size < 1e9:
+        return label(v / 1e6) + "M" if size >= 1e6 else label(v / 1e3) + "k"
+    return label(v)
 
 
 def half_window(count: int, smoothing: int) -> int:

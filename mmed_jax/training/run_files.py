@@ -9,7 +9,6 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 from mmed_jax.checkpoints.metrics_file import Records, read_metrics
@@ -18,7 +17,7 @@ from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.common.paths import tail_names
 from mmed_jax.common.place_files import read_bytes
-from mmed_jax.common.places import GS, Place, parse_place
+from mmed_jax.common.places import Place, is_bucket, parse_place
 from mmed_jax.common.progress import clock
 from mmed_jax.config.resume import training_keys
 from mmed_jax.data.records.schema import LANGUAGES
@@ -79,11 +78,11 @@ class Run:
     @functools.cached_property
     def epochs_per_step(self) -> float | None:
         """Of the training rows, as the start says; of earlier versions by config.epochs, None without."""
-        rows, of = self.start.get("rows"), self.start.get("rows_per_epoch")
-        if _is_number(rows) and _is_number(of) and 0 < rows and 0 < of:
+        rows, of = _positive(self.start.get("rows")), _positive(self.start.get("rows_per_epoch"))
+        if rows and of:
             return rows / of
-        epochs = (self.config or {}).get("epochs")
-        return epochs / self.steps if self.steps and _is_number(epochs) and epochs > 0 else None
+        epochs = _positive(self.setting("epochs"))
+        return epochs / self.steps if self.steps and epochs else None
 
     def setting(self, key: str) -> Any:
         """The value of a config key, "optim.lr"; None where it is not known."""
@@ -121,8 +120,9 @@ class Run:
     @functools.cached_property
     def state(self) -> tuple[str, str]:
         """(one of "not begun", "running", "silent", "stopped", "finished"; the same in words)."""
-        after = self.records.events[self.records.events.index(self.start) :] if self.start else []
-        events = {e["event"]: e for e in after}
+        events: dict[str, Mapping[str, Any]] = {}
+        for e in self.records.events:
+            events = {} if e["event"] == "start" else {**events, e["event"]: e}
         if not self.start and not self.records.train:
             return "not begun", "has not begun"
         if self.steps is not None and self.step >= self.steps:
@@ -133,7 +133,8 @@ class Run:
             return "stopped", f"stopped by {stopped.get('signal', 'a signal')}; the same command goes on"
         if "end" in events:
             return "stopped", "stopped; the same command goes on"
-        times = [r["time"] for r in (*self.records.train[-1:], *self.records.evals[-1:], *after[-1:]) if "time" in r]
+        newest = (*self.records.train[-1:], *self.records.evals[-1:], *self.records.events[-1:])
+        times = [r["time"] for r in newest if "time" in r]
         silence = self.now - max(times, default=self.now)
         if silence > max(_SILENT_S, 10 * (self.seconds_a_step or 0.0)):
             return "silent", f"no line for {clock(silence)}: killed, or at something long"
@@ -163,7 +164,7 @@ class Run:
         try:
             kept = step_folders(self.place)
             rows = read_meta(self.place, max(kept))["data_state"]["contents"] if kept else []
-            return [r for r in rows if _is_number(r["records"]) and isinstance(r["language"], str) and r["source"]]
+            return [r for r in rows if _positive(r["records"]) and isinstance(r["language"], str) and r["source"]]
         except (OSError, WorkError, ValueError, KeyError, TypeError):
             return ()
 
@@ -203,7 +204,8 @@ def read_run(run_dir: str | Place, name: str = "") -> Run:
     storage = run_storage(place)
     if not storage.exists():
         raise UserError(f"--run={run_dir}: no such folder")
-    records, notes = read_metrics(place), []
+    notes: list[str] = []
+    records = read_metrics(place)
     config = _read_config(place, notes)
     if config is None and not (records.train or records.evals or records.events):
         raise UserError(f"--run={run_dir}: holds neither metrics nor a run's config.json; is it a run directory?")
@@ -226,7 +228,7 @@ def named_places(text: str) -> list[tuple[str, Place]]:
         alone = not sign or "/" in name or _is_folder(part)
         pairs.append(("", part) if alone else (name.strip(), path))
     places = [parse_place(path, "--run") for _, path in pairs]
-    whole = [p if str(p).startswith(GS) else p.resolve() for p in places]
+    whole = [p if is_bucket(p) else p.resolve() for p in places]
     for k, place in enumerate(whole):
         if place in whole[:k]:
             raise UserError(f"--run={text}: {pairs[k][1]} is named twice")
@@ -243,11 +245,12 @@ def read_runs(text: str) -> list[Run]:
 
 
 def _is_folder(text: str) -> bool:
-    return not text.startswith("gs:") and isinstance(p := parse_place(text, "--run"), PurePath) and p.is_dir()
+    place = parse_place(text, "--run")
+    return not is_bucket(place) and place.is_dir()
 
 
-def _is_number(v: Any) -> bool:
-    return isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+def _positive(v: Any) -> float | None:
+    return v if isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < math.inf else None
 
 
 def _read_config(run_dir: Place, notes: list[str]) -> dict[str, Any] | None:

@@ -266,7 +266,7 @@ def _compared(runs: Sequence[Run]) -> list[list[str]]:
         ("training loss, last", lambda r: _last(r, "loss")),
         ("tokens seen", lambda r: _last(r, "tokens_seen")),
         ("tokens a second, median", lambda r: (_speed(r) or ("", "", ""))[1]),
-        ("of the time", lambda r: (_speed(r) or ("", "", ""))[2]),
+        ("MFU, waiting for data", lambda r: (_speed(r) or ("", "", ""))[2]),
         ("device memory, peak (GiB)", lambda r: _last(r, "device_memory_peak_gib")),
         ("host memory, peak (GiB)", lambda r: _last(r, "host_memory_peak_gib")),
         ("goodput", lambda r: f"{r.records.goodput.share:.1%}" if r.records.goodput.share is not None else ""),

@@ -70,7 +70,7 @@ def number_rows(run: Run) -> list[tuple[str, str]]:
     return rows or [("steps", "none recorded yet")]
 
 
-def _last_and_best(run: Run, name: str, best: Callable[..., tuple[float, int]]) -> list[tuple[str, str]]:
+def _last_and_best(run: Run, name: str, best: Callable[..., float]) -> list[tuple[str, str]]:
     """The rows of a number of validations."""
     steps, values = run.records.series(f"validation/{name}")
     text = f"validation {name.replace('_', ' ')}"
@@ -78,7 +78,7 @@ def _last_and_best(run: Run, name: str, best: Callable[..., tuple[float, int]]) 
     rows = [(f"{text}, last", f"{measured(key, values[-1])} at step {steps[-1]:,}")] if values else []
     finite = [(v, s) for s, v in zip(steps, values) if math.isfinite(v)]
     if finite:
-        value = best(v for v, _ in finite)
+        value: float = best(v for v, _ in finite)
         step = next(s for v, s in finite if v == value)
         rows.append((f"{text}, best", f"{measured(key, value)} at step {step:,}"))
     return rows

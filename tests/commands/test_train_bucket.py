@@ -9,7 +9,7 @@ import pytest
 
 from mmed_jax import doctor, export, report
 from mmed_jax.checkpoints import bucket_run
-from mmed_jax.checkpoints.metrics_file import read_metrics
+from mmed_jax.checkpoints.metrics_file import metrics_version, read_metrics
 from mmed_jax.common.buckets import lease
 from mmed_jax.common.buckets.bucket import Bucket
 from mmed_jax.common.places import parse_place
@@ -84,6 +84,13 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bench, cloud, finished):  # noqa
     outcome = call(report.main, "--run", finished)
     assert outcome.code == 0 and "gs://bucket/runs/one/report.html" in outcome.out, outcome.err
     assert b"last step" in cloud.read("bucket", "runs/one/report.html")
+    both = call(
+        report.main, "--run", f"here={bench.reference},there={finished}", "--output=gs://bucket/pages/both.html"
+    )
+    assert (both.code, both.out) == (0, "gs://bucket/pages/both.html\n"), both.err
+    assert b'data-name="there"' in cloud.read("bucket", "pages/both.html")
+    version = metrics_version(finished)
+    assert version == metrics_version(finished) != metrics_version("gs://bucket/runs/none")
     outcome = call(report.main, "--run", finished, "--profile")
     assert outcome.code == 2 and "gs://bucket/runs/one: no profile there" in outcome.error
     # Again: complete, and nothing changes but the lock, which comes and goes.

@@ -55,7 +55,7 @@ def test_points_marks_and_what_is_not_a_number():
 
 def test_no_points_no_plot_and_one_point_is_one():
     assert curves("Loss", []) == curves("Loss", [Series("a", [], [])]) == ""
-    assert 'class="dots" d="M235.0 118.0h0"' in curves("Loss", [Series("a", [7], [2.0])])
+    assert 'class="dots" d="M237.0 118.0h0"' in curves("Loss", [Series("a", [7], [2.0])])
     assert "crosses" in curves("Loss", [Series("a", [1, 2], [math.nan, math.nan])])  # nothing but crosses
 
 
@@ -75,7 +75,7 @@ def test_everything_is_escaped():
 def test_static_lines_follow_the_axis():
     figure = curves("t", [Series("a", [0, 10], [1, 100])], log=True)
     first, last = re.findall(r"[ML]([\d.]+) ([\d.]+)", re.search(r'class="raw" d="([^"]+)"', figure)[1])
-    assert float(first[0]) == 54 and float(last[0]) == 416 and float(first[1]) > float(last[1])
+    assert float(first[0]) == 58 and float(last[0]) == 416 and float(first[1]) > float(last[1])
     assert [t for t in re.findall(r'text-anchor="end">([^<]+)<', figure)] == ["1", "10", "100"]
     # Values that a logarithm has none of are left out of the line, not of the data.
     figure = curves("t", [Series("a", [0, 5, 10], [1, -1, 100])], log=True)
@@ -120,6 +120,8 @@ def test_labels():
         3: "3",
     }
     assert {v: drawing.label(v) for v in shown} == shown
+    shown = {0.25: "0.25", 9999: "9,999", 10000: "10k", 150000: "150k", -2.5e6: "-2.5M", 2e9: "2e9", 1e-4: "1e-4"}
+    assert {v: drawing.axis_label(v) for v in shown} == shown
     assert drawing.ticks(1, 3, whole=True) == [1, 2, 3] and drawing.ticks(0, 1) == pytest.approx(
         [0, 0.2, 0.4, 0.6, 0.8, 1]
     )
@@ -145,6 +147,7 @@ def test_the_script_draws_by_the_same_rules():
       ticks: given.ranges.map(([a, b]) => [[], [true], [false, true]].map((kind) => curves.ticks(a, b, ...kind))),
       extents: given.ranges.map(([a, b]) => [false, true].map((log) => curves.extent([b, a, a], log, 0.05))),
       one: curves.extent([3, 3], false, 0.05), labels: given.values.map(curves.label),
+      axis: given.values.map(curves.axisLabel),
       medians: [0, 1, 5, 50].map((half) => curves.rollingMedian(given.ys, half)),
       halves: [0, 5, 20].map((s) => curves.halfWindow(1200, s)), path: curves.path([1.26, 2], [3, 4.26]),
       nearest: [-5, 1, 3.4, 3.6, 99].map((x) => curves.nearest([1, 2, 3, 4], x)),
@@ -158,6 +161,7 @@ def test_the_script_draws_by_the_same_rules():
         assert by_script == [pytest.approx(drawing.extent([b, a, a], log, 0.05)) for log in (False, True)]
     assert got["one"] == pytest.approx(drawing.extent([3, 3], margin=0.05))
     assert got["labels"] == [drawing.label(v) for v in values]
+    assert got["axis"] == [drawing.axis_label(v) for v in values]
     assert got["medians"] == [pytest.approx(drawing.rolling_median(ys, half)) for half in (0, 1, 5, 50)]
     assert got["halves"] == [drawing.half_window(1200, s) for s in (0, 5, 20)]
     assert got["path"] == drawing.path([1.26, 2], [3, 4.26]) and got["nearest"] == [0, 0, 2, 3, 3]

@@ -45,6 +45,12 @@ function label(v) {
   return grouped(size >= 1e4 ? v.toFixed(0) : String(Number(v.toPrecision(4))));
 }
 
+function axisLabel(v) {
+  const size = Math.abs(v);
+  if (size >= 1e4 && size < 1e9) return size >= 1e6 ? label(v / 1e6) + "M" : label(v / 1e3) + "k";
+  return label(v);
+}
+
 function halfWindow(count, smoothing) {
   return Math.floor((count * smoothing) / 300);
 }
@@ -116,11 +122,11 @@ function interactive(figure, place) {
     axes.replaceChildren();
     for (const v of ticks(range[0], range[1], false, whole && !state.epochs)) {
       axes.append(element("line", { x1: toX(v), x2: toX(v), y1: top, y2: bottom }));
-      axes.append(element("text", { class: "muted", x: toX(v), y: bottom + 15, "text-anchor": "middle" }, label(v)));
+      axes.append(element("text", { class: "muted", x: toX(v), y: bottom + 15, "text-anchor": "middle" }, axisLabel(v)));
     }
     for (const v of ticks(yRange[0], yRange[1], state.log)) {
       axes.append(element("line", { x1: left, x2: right, y1: toY(v), y2: toY(v) }));
-      axes.append(element("text", { class: "muted", x: left - 5, y: toY(v) + 4, "text-anchor": "end" }, label(v)));
+      axes.append(element("text", { class: "muted", x: left - 5, y: toY(v) + 4, "text-anchor": "end" }, axisLabel(v)));
     }
     xName.textContent = state.epochs ? "epoch" : figure.dataset.xName;
     for (const s of lines) drawSeries(s, shown.includes(s), usable);
@@ -236,5 +242,5 @@ if (typeof document !== "undefined") {
   document.querySelectorAll("figure.curves").forEach((figure, i) => interactive(figure, i + " " + document.title));
 }
 if (typeof module !== "undefined") {
-  module.exports = { extent, ticks, label, halfWindow, rollingMedian, path, nearest };
+  module.exports = { extent, ticks, label, axisLabel, halfWindow, rollingMedian, path, nearest };
 }
