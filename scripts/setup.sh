@@ -50,7 +50,9 @@ for extra in waiting:
     # The TPU compiler, for the tests of mmed_jax.plan; there are wheels for Linux on x86-64 only.
     [ "$(uname -sm)" = "Linux x86_64" ] && packages+=("jax[tpu]")
   fi
-  "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt "${packages[@]}" >&2
+  "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --progress-bar off --no-compile -c constraints.txt "${packages[@]}" >&2
+  # What pip would do on one core, on all of them, and without the packages' own tests. Some ship files that are no Python.
+  "$venv/bin/python" -m compileall -q -j 0 -x 'site-packages/.*/tests?/' "$venv"/lib/python*/site-packages > /dev/null 2>&1 || true
   echo "$stamp" > "$venv/.made-for-$extra"
   echo "setup: done" >&2
 fi

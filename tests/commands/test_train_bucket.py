@@ -13,6 +13,7 @@ from mmed_jax.checkpoints.metrics_file import metrics_version, read_metrics
 from mmed_jax.common.buckets import lease
 from mmed_jax.common.buckets.bucket import Bucket
 from mmed_jax.common.places import parse_place
+from tests.support import fake_gcs
 from tests.support.fake_gcs import fake_cloud
 from tests.support.training import (  # noqa: F401
     SLOWLY,
@@ -33,6 +34,11 @@ from tests.support.training import (  # noqa: F401
 
 SILENCE_S = 120.0
 KEEP = {"checkpoint__keep_last": 2}
+# As SLOWLY; a request that failed is tried again after a fraction of the seconds.
+IMPATIENTLY = (
+    *SLOWLY[:2],
+    "import gcsfs.retry\nfrom tests.support import fake_gcs\ngcsfs.retry.asyncio = fake_gcs.BRIEF\n" + SLOWLY[2],
+)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +150,7 @@ def test_what_a_bucket_refuses_and_who_holds_the_run_is_one_line(bench, cloud, f
     assert another.code == 2 and "holds step 24 of a run with another config: optim.lr: 0.01" in another.error
 
 
-def test_a_silent_bucket_a_kill_and_faults_leave_the_run_as_on_a_disk(bench, cloud):  # noqa: F811
+def test_a_silent_bucket_a_kill_and_faults_leave_the_run_as_on_a_disk(bench, cloud, monkeypatch):  # noqa: F811
     run = "gs://bucket/runs/killed"
     # Array data is taken and never answered: the libraries would try for hours.
     silence = cloud.fault("POST .*checkpoints%2F6%2F.*params", delay=SILENCE_S)
@@ -162,13 +168,14 @@ def test_a_silent_bucket_a_kill_and_faults_leave_the_run_as_on_a_disk(bench, clo
     cloud.fault("storage/v1", drop="after", probability=0.02)
     slow = cloud.fault("POST .*checkpoints%2F12%2F.*commit", delay=3.0, times=1)
     cloud.advance(100)  # the lock of who was killed becomes stale
-    process = bench.start(run, **KEEP, command=SLOWLY)
+    process = bench.start(run, **KEEP, command=IMPATIENTLY)
     wait_for(lambda: any("checkpoints/12/" in n for n in cloud.names("bucket", "runs/killed/")), process)
     wait_for(lambda: draw.random() < 0.05, process)
     process.kill()
     process.communicate()
     assert 12 not in saved(run) or last_step(run) >= 12
     cloud.advance(100)
+    monkeypatch.setattr("gcsfs.retry.asyncio", fake_gcs.BRIEF)
     outcome = bench.train(run, **KEEP)
     assert outcome.code == 0, outcome.err
     assert "resumed    step " in outcome.out

@@ -85,8 +85,8 @@ def test_a_training_goes_on_by_itself_after_its_time_limit(cluster, bench, tmp_p
     command = (*SLOWLY[:2], SLOWLY[2].replace("import time", "import pathlib, time").replace("time.sleep(0.1)", pace))
     slow.touch()
     argv = [*command, *bench.argv(run, **keys)]
-    # Slurm looks every half minute: the signal comes within that after the start.
-    job = Job(tmp_path / "job", *argv, flags=["--time=1", "--signal=B:TERM@30"])
+    # Slurm looks every half minute: the signal comes within that after the first quarter of a minute.
+    job = Job(tmp_path / "job", *argv, flags=["--time=1", "--signal=B:TERM@45"])
 
     def stopped() -> bool:
         if job.fact("JobState") == "PENDING" and job.fact("Restarts") != "0":
