@@ -35,10 +35,8 @@ from tests.support.training import (  # noqa: F401
 SILENCE_S = 120.0
 KEEP = {"checkpoint__keep_last": 2}
 # As SLOWLY; a request that failed is tried again after a fraction of the seconds.
-IMPATIENTLY = (
-    *SLOWLY[:2],
-    "import gcsfs.retry\nfrom tests.support import fake_gcs\ngcsfs.retry.asyncio = fake_gcs.BRIEF\n" + SLOWLY[2],
-)
+BRIEFLY = "import gcsfs.retry\nfrom tests.support import fake_gcs\ngcsfs.retry.asyncio = fake_gcs.BRIEF\n"
+IMPATIENTLY = (*SLOWLY[:2], BRIEFLY + SLOWLY[2])
 
 
 @pytest.fixture(scope="module")
