@@ -16,8 +16,9 @@ taken to be faster than the chip's peak, whatever its cycles say.
 
 Limits. The cycles are the compiler's model of its own tiles (a large bfloat16 product: 442 of 459 TFLOP/s on v5p, 192
 of 197 on v5e, 265 of 275 on v4); nothing is known of contention for HBM, power, latency of small transfers, launches
-or input, nor of what SparseCores read and write of HBM or how fast the one that sums a reduce-scatter adds. A transfer
-fused with a product is taken as free for the core, which is optimistic. Real steps are slower.
+or input, of copies between chip and host on the way to another slice, nor of what SparseCores read and write of HBM or
+how fast the one that sums a reduce-scatter adds. A transfer fused with a product is taken as free for the core,
+which is optimistic. Real steps are slower.
 """
 
 from collections import Counter, defaultdict

@@ -213,6 +213,16 @@ def test_send_and_receive_between_slices_run_beside_the_work(cycles):
     assert found.dcn and found.asynchronous and found.group_size == 2
 
 
+def test_a_transfer_between_slices_begins_at_its_send_wherever_the_recv_stands():
+    """The compiler puts every recv next to its end; the send of the same rendezvous stands where data leave."""
+    attributes = MEGASCALE.replace("={", '={_xla_host_transfer_rendezvous="sum.1_0",')
+    token, send, recv, _, send_done, recv_done = (line.replace(MEGASCALE, attributes) for line in BETWEEN)
+    e = schedule_time.estimate(program(token, send, work("a", 7), recv, work("b", 1), send_done, recv_done), TWO)
+    assert e.schedule_s == pytest.approx(10e-6) and e.dcn_bytes == 1000
+    late = schedule_time.estimate(program(token, work("a", 7), send, recv, work("b", 1), send_done, recv_done), TWO)
+    assert late.schedule_s == pytest.approx(17e-6)
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("work"), st.integers(0, 20)),

@@ -4,8 +4,9 @@ A collective appears as one instruction that blocks, as a start/done pair, or, o
 fusion that ends in the custom call AsyncCollectiveStart, fusions that carry it on beside a matrix product
 (continuation), and one that ends in AsyncCollectiveDone. All pieces repeat the instruction with the same channel; it is
 one transfer and counts once. A TPU's SparseCores take one over by call-start and call-done around a computation that
-holds it. Between slices a TPU program sends to and receives from the hosts' network (DCN): send and
-recv begin it, recv-done waits; such a module describes the devices of one slice.
+holds it. Between slices a TPU program sends to and receives from the hosts' network (DCN): send begins it, recv, which
+the compiler puts near the end, gives the result a place, recv-done waits; such a module describes the devices of one
+slice.
 """
 
 import re
@@ -78,6 +79,19 @@ class Collectives:
         self.module = module
 
     @cached_property
+    def _recv_after_send(self) -> dict[tuple[str, str], Instruction]:
+        """(computation, rendezvous) -> the recv of a transfer between slices whose send stands before it."""
+        sent, pairs = set(), {}
+        for computation in self.module.computations.values():
+            for instruction in computation.instructions:
+                at = computation.name, instruction.attribute(r'host_transfer_rendezvous="([^"]+)"') or ""
+                if instruction.opcode == "send" and at[1]:
+                    sent.add(at)
+                elif instruction.opcode == "recv" and at in sent:
+                    pairs[at] = instruction
+        return pairs
+
+    @cached_property
     def _events(self) -> dict[tuple[str, str], Event]:
         events = {}
         for computation in self.module.computations.values():
@@ -97,10 +111,7 @@ class Collectives:
             wrapped = any(c.opcode in ASYNC_STARTS for c in callers)
             return Event("carry" if wrapped else "blocking", instruction.name, instruction)
         if name in ("send", "recv", "send-done", "recv-done"):
-            start = instruction.operand(0) if name.endswith("-done") else instruction
-            if start.attribute(r'transfer_type="(\w+)"') is None:
-                return None
-            return Event({"recv": "start", "recv-done": "done"}.get(name, "carry"), start.name, start)
+            return self._between(instruction)
         if name.endswith("-start") and name[: -len("-start")] in KINDS:
             return Event("start", instruction.name, instruction)
         if name.endswith("-done") and name[: -len("-done")] in KINDS:
@@ -129,6 +140,17 @@ class Collectives:
                 return Event("carry", key, inner)
             return Event("blocking", key, inner)
         return None
+
+    def _between(self, instruction: Instruction) -> Event | None:
+        """Between slices data leave at the send, and the recv, which may stand much later, only gives them a place."""
+        start = instruction.operand(0) if instruction.opcode.endswith("-done") else instruction
+        if start.attribute(r'transfer_type="(\w+)"') is None:
+            return None
+        rendezvous = start.attribute(r'host_transfer_rendezvous="([^"]+)"')
+        recv = self._recv_after_send.get((start.computation.name, rendezvous or ""))
+        kinds = {"send": "start" if recv else "carry", "recv": "carry" if recv else "start", "recv-done": "done"}
+        recv = recv or start
+        return Event(kinds.get(instruction.opcode, "carry"), recv.name, recv)
 
     def _inner(self, instruction: Instruction, depth: int = 0) -> Instruction | None:
         """The collective inside a fusion or an asynchronous wrapper."""
