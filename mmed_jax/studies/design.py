@@ -5,12 +5,12 @@ Recipes (configs/two_stage.py and others) build them with the functions below. N
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmed_jax.common.errors import UserError
+from mmed_jax.common.errors import UserError, nearest
 
 # What a step leaves in its folder, and the flag that names it.
 RESULTS = {
@@ -125,16 +125,18 @@ class Study:
 def settings(name: str, variant: str) -> ConfigDict:
     """The keys that every study has.
 
-    seeds: the trainings of each are run and compared. base: the weights that all arms start from. benchmark, data_dir,
-    data, mode, limit, languages: of the questions, as evaluate takes them. texts: held-out texts for bits per byte, ""
-    for none. topology, price: where trainings are planned for by --dry_run, and what a chip and hour costs.
+    seeds: the trainings of each are run and compared. arms: names of those that are wanted, () = all. base: the weights
+    that all arms start from. benchmark, data_dir, data, mode, prompt_family, limit, languages: of the questions, as
+    evaluate takes them. texts: held-out texts for bits per byte, () for none. topology, price: where trainings are
+    planned for by --dry_run, and what a chip and hour costs.
     """
     c = ConfigDict()
     c.name, c.variant = name, variant
     c.seeds = ("0",)
+    c.arms = ()
     c.base = ""
     c.benchmark, c.data_dir, c.data = "", "", ()
-    c.mode = "direct"
+    c.mode, c.prompt_family = "direct", ""
     c.limit = 0
     c.languages = ()
     c.texts = ()
@@ -176,12 +178,27 @@ def benchmarks(c: ConfigDict) -> tuple[Benchmark, ...]:
         raise UserError("config.benchmark and config.data: name one of them")
     if c.benchmark or c.data:
         asked = {"benchmark": c.benchmark, "data_dir": c.data_dir} if c.benchmark else {"data": tuple(c.data)}
-        out.append(Benchmark("questions", {**asked, "mode": c.mode, **languages, **limit}))
+        family = {"prompt_family": c.prompt_family} if c.prompt_family else {}
+        out.append(Benchmark("questions", {**asked, "mode": c.mode, **family, **languages, **limit}))
     if c.texts:
         out.append(Benchmark("texts", {"perplexity": tuple(c.texts), **languages, **limit}))
     if not out:
         raise UserError("config.benchmark, config.data and config.texts are empty: name what the arms are asked")
     return tuple(out)
+
+
+def choose_arms(design: Design, names: Sequence[str]) -> Design:
+    """The design with the arms of these names alone, () = all, and the claims about them. Raises UserError."""
+    if not names:
+        return design
+    known = [arm.name for arm in design.arms]
+    for name in names:
+        if name not in known:
+            raise UserError(f"config.arms: no arm is called '{name}'{nearest(name, known)}")
+    claims = tuple(c for c in design.claims if {c.better, c.worse} <= set(names))
+    compared_with = design.compared_with if design.compared_with in names else ""
+    arms = tuple(arm for arm in design.arms if arm.name in names)
+    return dataclasses.replace(design, arms=arms, claims=claims, compared_with=compared_with)
 
 
 def map_steps(design: Design, change: Callable[[Step], Step]) -> Design:

@@ -39,6 +39,8 @@ PYTHON = (sys.executable,)
 Runner = Callable[[Task], int]
 _TAIL = 1 << 16  # bytes of a log that are looked through for its last error
 _PR_SET_PDEATHSIG = 1
+# Looked up here: between fork and exec nothing may be loaded.
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
 
 def run_tasks(plan: Plan, say: Callable[[str], None] = print, runner: Runner | None = None) -> int:
@@ -161,8 +163,8 @@ class _Processes:
 
 def _end_with_parent() -> None:
     """The process that calls this gets SIGTERM when its parent is gone: a killed study leaves no step (Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager

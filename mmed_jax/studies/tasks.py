@@ -12,14 +12,25 @@ from mmed_jax.checkpoints.metrics_file import read_metrics
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.common.output_files import write_json
-from mmed_jax.studies.design import RESULTS, Arm, Benchmark, Claim, Design, Step, Study, with_flags, with_seed
+from mmed_jax.studies.design import (
+    RESULTS,
+    Arm,
+    Benchmark,
+    Claim,
+    Design,
+    Step,
+    Study,
+    choose_arms,
+    with_flags,
+    with_seed,
+)
 from mmed_jax.studies.open_study import seeds_of
 from mmed_jax.studies.step_key import flags_text, key_of, settings_of
 
 STATE_FILE, LOG_FILE = "step.json", "log.txt"
 STEPS = "steps"
 SCHEMA = 1
-DONE, RUNNING, FAILED, UNFINISHED = "done", "running", "failed", "unfinished"
+DONE, RUNNING, FAILED, UNFINISHED, SUBMITTED = "done", "running", "failed", "unfinished", "submitted"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,7 +121,7 @@ def lay_out(study: Study, folder: Path, added: Mapping[str, Mapping[str, str]] |
     Raises:
       UserError: settings that train refuses, names that stand for two things.
     """
-    design = with_flags(study.design(study.settings), added or {})
+    design = choose_arms(with_flags(study.design(study.settings), added or {}), study.settings.arms)
     seeds = seeds_of(study)
     layout = _Layout(folder, several=len(seeds) > 1)
     trials: dict[tuple[str, int | None], Trial] = {}

@@ -40,7 +40,7 @@ LINES = {
     "data_gen check read": ["read"],
     **{f"data_gen {name}": [] for name in COMMANDS if name not in ("corpus", "check", "estimate")},
 }
-FREE = {"--prompt", "--system", "--base_url", "--params", "--license", "--gguf_pre"}
+FREE = {"--prompt", "--system", "--base_url", "--params", "--license", "--gguf_pre", "--sbatch", "--sbatch_train"}
 # Flags that take gs:// (those of whole commands as "COMMAND --flag"), in docs/pods.md.
 RUN_DIR = {"report --run", "doctor --run_dir"}
 ANYWHERE = {"--model", "--adapter", "--base", "--data", "--data_dir", "--perplexity", "--few_shot_data", "--input"}

@@ -1,5 +1,6 @@
 """A study's steps run once, in their own processes, and go on after any end; with stand-ins for the commands."""
 
+import json
 import os
 import signal
 import subprocess
@@ -44,7 +45,8 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "small.py").write_text(RECIPE)
     monkeypatch.setenv("FAKE_COMMANDS", str(tmp_path))
     monkeypatch.setattr(run_here, "PYTHON", (sys.executable, "-S", str(FAKE)))
-    monkeypatch.setattr(study, "try_report", lambda plan, price: None, raising=False)
+    monkeypatch.setattr(run_here, "_end_with_parent", None)  # jax is in this process, which must not be forked
+    monkeypatch.setattr(study, "print_report", lambda *_: None)
     return tmp_path
 
 
@@ -107,7 +109,7 @@ from mmed_jax import study
 from mmed_jax.common.errors import run_command
 from mmed_jax.studies import run_here
 run_here.PYTHON = (sys.executable, "-S", {str(FAKE)!r})
-study.try_report = lambda *_: None
+study.print_report = lambda *_: None
 run_command(study.main)
 """
 
@@ -196,6 +198,64 @@ def test_the_printed_script_runs_and_is_what_the_study_would_do(here, capsys):
     assert run(here) == 0 and calls(here) == STEPS
 
 
+SBATCH = """
+import json, os, sys
+home = os.environ["FAKE_COMMANDS"]
+if os.path.exists(home + "/closed"):
+    sys.exit("sbatch: error: Batch job submission failed: Invalid account")
+with open(home + "/jobs.txt", "a+") as f:
+    f.seek(0)
+    job = 101 + len(f.readlines())
+    f.write(json.dumps(sys.argv[1:]) + "\\n")
+print(f"{job};cluster")
+"""
+# Jobs up to the number in queue.txt are still known.
+SQUEUE = """
+import os, sys
+job = next(a for a in sys.argv if a.startswith("--jobs=")).partition("=")[2]
+path = os.environ["FAKE_COMMANDS"] + "/queue.txt"
+if not os.path.exists(path) or int(job) > int(open(path).read()):
+    sys.exit("slurm_load_jobs error: Invalid job id specified")
+print("PENDING")
+"""
+
+
+def test_slurm_jobs_wait_for_each_other_and_are_submitted_once(here, monkeypatch, capsys):
+    with monkeypatch.context() as nowhere:
+        nowhere.setenv("PATH", str(here))
+        with pytest.raises(UserError, match="--launcher=slurm: sbatch, squeue: no such command here"):
+            run(here, "--launcher=slurm")
+    for name, program in (("sbatch", SBATCH), ("squeue", SQUEUE)):
+        (here / name).write_text(f"#!{sys.executable} -S\n{program}")
+        (here / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{here}{os.pathsep}{os.environ['PATH']}")
+    flags = ("--launcher", "slurm", "--sbatch=--partition=gpu --gpus-per-node=1", "--sbatch_train=--gpus-per-node=8")
+    assert run(here, *flags) == 0
+    jobs = [json.loads(line) for line in (here / "jobs.txt").read_text().splitlines()]
+    names = [next(a for a in job if a.startswith("--job-name=")).partition("=")[2] for job in jobs]
+    assert names == [s.split()[1] for s in STEPS] + ["small-report"]
+    after = {n: [a for a in job if a.startswith("--dependency=")] for n, job in zip(names, jobs)}
+    assert after["first"] == [] and after["second"] == after["base-questions"] == ["--dependency=afterok:101"]
+    assert after["exported-questions"] == ["--dependency=afterok:105"]
+    assert after["small-report"] == ["--dependency=afterok:101:102:103:104:105:106"]
+    first, report = jobs[0], jobs[-1]
+    assert first[first.index("--gpus-per-node=8") + 1].endswith("scripts/slurm.sh") and "--partition=gpu" in first
+    assert first[first.index("--gpus-per-node=8") + 2 :][:3] == ["python", "-m", "mmed_jax.train"]
+    assert report[-1].endswith(f"python -m mmed_jax.study --config={here}/small.py --output={here}/out --report")
+    assert "[1/6]      first: job 101, log " in capsys.readouterr().out
+    # What is in the queue stays there; what left it without a result is submitted again.
+    (here / "queue.txt").write_text("103")
+    (here / "closed").touch()
+    with pytest.raises(WorkError, match="step tuned-questions: sbatch: sbatch: error: Batch job .* Invalid account"):
+        run(here, *flags)
+    (here / "closed").unlink()
+    assert run(here, *flags) == 0
+    out = capsys.readouterr().out
+    assert "[3/6]      second: in the queue as job 103" in out and "[4/6]      tuned-questions: job 108" in out
+    last = json.loads((here / "jobs.txt").read_text().splitlines()[7])
+    assert "--dependency=afterok:103" in last
+
+
 @pytest.mark.parametrize(
     "flags, line",
     [
@@ -208,8 +268,11 @@ def test_the_printed_script_runs_and_is_what_the_study_would_do(here, capsys):
         (["--config=two_stage", "--config.stage3=x"], "--config.stage3: no such key, did you mean 'stage2'?"),
         (["--config=two_stage", "--train.optim.lrr=1"], "step base: --config.optim.lrr: no such key, did you mean"),
         (["--config=two_stage", "--evaluate.mod=1"], "step base-questions: unrecognized arguments: --mod=1, did you"),
+        (["--config=two_stage", "--config.arms=stage2"], "config.arms: no arm is called 'stage2', did you mean"),
+        (["--config=languages", "--config.each=de"], "config.each: language 'de' is unknown"),
         (["--config=two_stage", "--seeds=1,x"], "config.seeds: 'x' is no whole number"),
         (["--config=two_stage", "--seeds=1,1"], "config.seeds: 1 is named twice"),
+        (["--config=two_stage", "--sbatch=--nodes=2"], "--sbatch and --sbatch_train go with --launcher=slurm"),
         (["--config=two_stage", "--launcher=slrm"], "argument --launcher: invalid choice: 'slrm'"),
         (["--config=two_stage", "--config.data="], "config.benchmark, config.data and config.texts are empty"),
     ],

@@ -106,7 +106,7 @@ def test_a_value_that_is_not_valid(key, value, text):
 
 def test_recipes_are_known_by_what_they_import():
     assert recipe_names() == ["pretrain", "stage1", "stage2"] and recipe_names("corpus") == ["mmedc"]
-    assert recipe_names("study") == ["two_stage"]
+    assert recipe_names("study") == ["languages", "pretraining", "tuning", "two_stage"]
     assert recipe_names("data") == ["mmed_ift", "mmed_ift_mc", "mmedbench"]
 
 

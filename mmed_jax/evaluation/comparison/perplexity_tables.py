@@ -196,11 +196,12 @@ def render_html(tables: Sequence[BitsTable]) -> str:
         note=NOTE,
         models_head=MODELS,
         models=[describe_run(run.name, run.tuning) for t in tables for run in t.runs],
-        boards=[("Bits per byte", [_page_table(t) for t in tables])],
+        boards=[("Bits per byte", [page_table(t) for t in tables])],
     )
 
 
-def _page_table(table: BitsTable) -> dict[str, Any]:
+def page_table(table: BitsTable) -> dict[str, Any]:
+    """As render.page_table."""
     rows = []
     for run in table.runs:
         cells = [table.cell(run, c) for c in table.columns]

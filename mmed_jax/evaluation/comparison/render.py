@@ -243,7 +243,7 @@ def render_html(tables: Sequence[Table]) -> str:
         note=NOTE,
         models_head=MODELS,
         models=_models(tables),
-        boards=[(board, [_page_table(t) for t in group]) for board, group in by_board],
+        boards=[(board, [page_table(t) for t in group]) for board, group in by_board],
     )
 
 
@@ -251,7 +251,8 @@ def _name_cell(line: Line) -> Cell:
     return Cell(line.name, line.tuning.text if line.tuning else "", kind="name")
 
 
-def _page_table(table: Table) -> dict[str, Any]:
+def page_table(table: Table) -> dict[str, Any]:
+    """A table as templates show it (assets/templates/comparison.html): title, head, rows, notes, differences."""
     columns = [*table.columns, *([table.total] if table.total else [])]
     names = [LANGUAGE_NAMES.get(c, c.removeprefix("mmlu_").replace("_", " ")) for c in columns]
     rows: list[Row] = []
