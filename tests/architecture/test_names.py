@@ -14,6 +14,7 @@ SHARED = {
     "corpus": "data_gen/corpus is the room; commands: the command line",
     "documents": "data: as rows that are trained on; evaluation/perplexity: as texts whose loss is measured",
     "flops": "planning/hlo: counted in a program; training: by formula",
+    "languages": "mmed_jax/data/languages is the room; configs: the study of one language against all",
     "ledger": "llm_api/ledger is the room, ledger/ledger.py its main class; commands: the command line",
     "load": "hf: weights of a Hugging Face folder; inference: an engine from any folder",
     "mmedbench": "data/sources: its files as published; configs: the recipe that builds it",
@@ -21,6 +22,7 @@ SHARED = {
     "prompts": "data_gen: the words of the methods; evaluation: how questions are asked",
     "recipes": "config: recipes of training; data_gen/sets: recipes of sets",
     "select": "evaluation/benchmarks: which questions are asked; data_gen/sets: which rows go in",
+    "tuning": "hf: how a model was tuned; configs: the study of the ways",
     "units": "gates: of measurement; corpus: of work",
     "sheets": "data/sources: spreadsheets that are published; evaluation/ratings: sheets to rate on",
 }
