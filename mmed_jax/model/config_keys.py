@@ -13,9 +13,9 @@ from mmed_jax.common.errors import UserError
 # Keys that carry no mathematics of the forward pass: provenance, generation defaults, training switches.
 HARMLESS = frozenset(
     """_attn_implementation _attn_implementation_autoset _attn_implementation_internal _auto_class _commit_hash
-    _experts_implementation _flash_attn_2_enabled _from_model_config _name_or_path add_bos_token add_eos_token
-    architectures attn_implementation bad_words_ids base_model_name_or_path begin_suppress_tokens bos_token
-    cache_implementation decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    _experts_implementation _flash_attn_2_enabled _from_model_config _model_name_or_path _name_or_path add_bos_token
+    add_eos_token architectures attn_implementation bad_words_ids base_model_name_or_path begin_suppress_tokens
+    bos_token cache_implementation decoder_start_token_id diversity_penalty do_sample dtype early_stopping
     encoder_no_repeat_ngram_size eos_token epsilon_cutoff eta_cutoff experts_implementation
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id generation_config
     gradient_checkpointing guidance_scale id2label is_llama_config keys_to_ignore_at_inference label2id length_penalty

@@ -32,6 +32,7 @@ SILENT = {
     "auto_map": {},
     "max_window_layers": 28,
     "_name_or_path": "./checkpoint",
+    "_model_name_or_path": "Smollm2 135M",  # transformers, of the name in a GGUF file
     "max_sequence_length": 2048,
     "_flash_attn_2_enabled": True,
     "use_flash_attention": False,
