@@ -49,7 +49,7 @@ from mmed_jax.evaluation.extraction.extract import RULES_VERSION
 from mmed_jax.evaluation.prompts.few_shot import choose_examples
 from mmed_jax.evaluation.prompts.items import Item, PromptSettings, hide_passages, make_items, prompts_hash
 from mmed_jax.evaluation.results_json import SCORES, add_rationale_metrics, summarise
-from mmed_jax.evaluation.results_page import make_page
+from mmed_jax.evaluation.results_page import make_page, read_baseline
 from mmed_jax.evaluation.results_text import accuracy_table, breakdown_table, notes
 from mmed_jax.inference.load import say
 
@@ -87,6 +87,9 @@ def answer_questions(args: argparse.Namespace) -> None:
     items = model.prepare(items, prompt_settings, max_new_tokens)
     settings = collect_settings(args, kind, prompt_settings, max_new_tokens, model, items)
     output = output_folder(args)
+    baseline = read_baseline(args.baseline, items) if args.baseline else None
+    if baseline and baseline.path.resolve() == output.resolve():
+        raise UserError(f"--baseline={args.baseline}: is the folder of --output; name that of another evaluation")
 
     # ---- Ask and score: an answer is a line of predictions.jsonl as soon as it is there ------------------------------
     journal = open_journal(output, settings, model)
@@ -113,7 +116,7 @@ def answer_questions(args: argparse.Namespace) -> None:
         metrics = split_names(args.rationale_metrics, "--rationale_metrics")
         add_rationale_metrics(results, predictions, metrics, args.human_checked, args.bertscore_model, output)
     write_json(output / "results.json", results)
-    write_text(output / "report.html", make_page(results, items, predictions))
+    write_text(output / "report.html", make_page(results, items, predictions, baseline))
 
     # ---- Print -------------------------------------------------------------------------------------------------------
     print(f"\n{results['metric']}\n\n{accuracy_table(results)}\n")

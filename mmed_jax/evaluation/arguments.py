@@ -146,6 +146,12 @@ def _parser(doc: str, *, local: bool, api: bool) -> Parser:
     add("--languages", metavar="en,zh,..", help="only these")
     add("--limit", type=int, default=0, help="at most so many items a language (or part) and benchmark (or source)")
     add("--max_new_tokens", type=int, help=f"default: {scoring.MAX_NEW_TOKENS}")
+    add(
+        "--baseline",
+        type=InputPlace,
+        metavar="[NAME=]DIR",
+        help="an earlier evaluation, as of the untrained model, that report.html shows with this one",
+    )
     add("--output", required=True, type=ResumedOutput, metavar="DIR", help="where results go")
     if api:
         from mmed_jax.evaluation.models.api import add_flags

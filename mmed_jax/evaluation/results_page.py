@@ -1,27 +1,34 @@
-"""report.html of an evaluation: one self-contained page with settings, tables, charts and some wrong answers."""
+"""report.html of an evaluation: one self-contained page with settings, tables, charts and answers."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from mmed_jax.common.errors import UserError
 from mmed_jax.common.html_page import Cell, Row, render
-from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES
-from mmed_jax.evaluation.comparison.runs import describe
+from mmed_jax.data.records.schema import LANGUAGE_NAMES
+from mmed_jax.evaluation.comparison.compare_runs import compare_runs
+from mmed_jax.evaluation.comparison.render import difference_tables
+from mmed_jax.evaluation.comparison.runs import Run, describe, read_runs
 from mmed_jax.evaluation.metrics.accuracy import SEVERAL, UNPARSED
 from mmed_jax.evaluation.metrics.intervals import short
 from mmed_jax.evaluation.metrics.text_similarity import AVERAGE
 from mmed_jax.evaluation.prompts.items import Item
-from mmed_jax.evaluation.ratings.explanations import draw
+from mmed_jax.evaluation.results_answers import answer_groups, unread_answers
 from mmed_jax.evaluation.results_json import has_parse_rate, rationale_columns, rows, sample_note
 
-_SHOWN = 12  # wrong answers
-_CUT = 700  # characters of a text
-_SEED = 0  # of the choice of wrong answers
 _PUBLISHED = "mean_over_languages"  # the average that leads where a benchmark's papers print it
 
 
-def make_page(results: dict[str, Any], items: Sequence[Item], predictions: Sequence[dict]) -> str:
-    """The page. `predictions` belong to `items` one by one (records of predictions.jsonl)."""
-    wrong = [(i, p) for i, p in zip(items, predictions, strict=True) if not p["correct"]]
+def make_page(
+    results: dict[str, Any], items: Sequence[Item], predictions: Sequence[dict], baseline: Run | None = None
+) -> str:
+    """The page.
+
+    Args:
+      predictions: records of predictions.jsonl that belong to `items` one by one.
+      baseline: an earlier evaluation that is shown with it, see check_baseline.
+    """
+    pairs = list(zip(items, predictions, strict=True))
     blocks = results["benchmarks"].items()
     return render(
         "evaluation_report.html",
@@ -33,8 +40,9 @@ def make_page(results: dict[str, Any], items: Sequence[Item], predictions: Seque
         confusions=[_confusion(name, block) for name, block in blocks if block.get("confusion")],
         rationales=_rationales(results),
         rules=_rules(results),
-        wrong=len(wrong),
-        examples=[_wrong_answer(item, prediction) for item, prediction in _examples(wrong)],
+        unread=unread_answers(results, pairs),
+        groups=answer_groups(pairs, lines_by_key(baseline) if baseline else {}),
+        baseline=_baseline(baseline, results, predictions) if baseline else None,
         settings=_settings(results),
     )
 
@@ -224,52 +232,44 @@ def _rules(results: dict[str, Any]) -> list[list[str]]:
     )
 
 
-# ---- Wrong answers --------------------------------------------------------------------------------------------------
+# ---- An earlier evaluation ------------------------------------------------------------------------------------------
 
 
-def _examples(wrong: Sequence[tuple[Item, dict]]) -> list[tuple[Item, dict]]:
-    """At most _SHOWN, as many of each language as there is room for, drawn by a fixed seed, by language."""
-    drawn = sorted(wrong, key=lambda pair: draw(_SEED, *pair[0].key))
-    of = {lang: [p for p in drawn if p[0].language == lang] for lang in LANGUAGES}
-    turns = [(k, lang) for lang, there in of.items() for k in range(len(there))]
-    chosen = sorted(turns, key=lambda t: (t[0], LANGUAGES.index(t[1])))[:_SHOWN]
-    return [of[lang][k] for k, lang in sorted(chosen, key=lambda t: (LANGUAGES.index(t[1]), t[0]))]
+def read_baseline(text: str, items: Sequence[Item]) -> Run:
+    """The evaluation of --baseline=[NAME=]DIR, as of the model before training.
+
+    Raises:
+      UserError: none is there, or it has no question in common with `items`, or other options or answers to one.
+    """
+    (run,) = read_runs([text])
+    lines = lines_by_key(run)
+    common = [(item, lines[item.key]) for item in items if item.key in lines]
+    if not common:
+        raise UserError(f"--baseline={text}: has none of the questions that are asked here")
+    for item, line in common:
+        if (line["answer"], line["options"]) != (item.answer, item.options):
+            raise UserError(
+                f"--baseline={text}: {item.benchmark} item {item.id} has other options, or another answer; evaluations "
+                "are shown together when they ask the same questions in the same order of options"
+            )
+    return run
 
 
-def _wrong_answer(item: Item, prediction: dict[str, Any]) -> dict[str, Any]:
-    """One wrong answer, its texts cut to a length that can be read."""
-    question = item.record.get("question") or ""
-    scored = bool(prediction.get("loglikelihoods"))
-    with_reference = prediction.get("generated_rationale") is not None and prediction.get("rationale")
-    rule = "" if scored else f"; rule {prediction['rule']}, ended by {prediction['finish_reason']}"
-    return {
-        "language": LANGUAGE_NAMES[item.language],
-        "code": item.language,
-        "given": prediction["extracted"] or ("not parsed" if item.options else "another text"),
-        "right": _short(item.answer, size=60),
-        "start": _short(" ".join(question.split()), size=80),
-        "passage": _short(item.record.get("context") or ""),
-        "question": _short(question or prediction["prompt"], end=not question),
-        "options": [_option(letter, item, prediction) for letter in item.options or ()],
-        "output": "" if scored else _short(prediction["output"].strip()) or "(nothing)",
-        "reference": _short(prediction["rationale"].strip()) if with_reference else "",
-        "source": f"{item.benchmark} {item.id}{rule}",
-    }
+def lines_by_key(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
+    """The lines of an evaluation by benchmark and id, as Item.key."""
+    return {(line["benchmark"], line["id"]): line for line in run.lines}
 
 
-def _option(letter: str, item: Item, prediction: dict[str, Any]) -> dict[str, Any]:
-    values = prediction.get("loglikelihoods")
-    right, chosen = (letter in (text or "").split(",") for text in (item.answer, prediction["extracted"]))
-    return {
-        "letter": letter,
-        "text": _short(item.options[letter]),
-        "score": f" ({values[list(item.options).index(letter)]:.2f} nats)" if values else "",
-        "right": right,
-        "chosen": chosen,
-    }
-
-
-def _short(text: str, *, end: bool = False, size: int = _CUT) -> str:
-    if len(text) <= size:
-        return text
-    return "… " + text[-size:] if end else text[:size] + " …"
+def _baseline(baseline: Run, results: dict[str, Any], predictions: Sequence[dict]) -> dict[str, Any]:
+    """How often it was right and this one is, with intervals and paired tests where both were asked alike."""
+    ours = "this evaluation" if baseline.name != "this evaluation" else "this one"
+    run = Run(ours, baseline.path, results, list(predictions))
+    asked = [describe(r.settings) for r in (baseline, run)]
+    note = ""
+    try:
+        tables = difference_tables(compare_runs([baseline, run], methods=()))
+        if not tables:
+            note = f"It was asked otherwise ({asked[0]}; here {asked[1]}): no differences are computed."
+    except UserError as e:  # of two benchmarks one is asked of other items: the answers are there all the same
+        tables, note = [], f"No differences are computed: {e}."
+    return {"name": baseline.name, "about": describe_model(baseline.results), "tables": tables, "note": note}

@@ -45,7 +45,17 @@ FREE = {"--prompt", "--system", "--base_url", "--params", "--license", "--gguf_p
 RUN_DIR = {"report --run", "doctor --run_dir"}
 ANYWHERE = {"--model", "--adapter", "--base", "--data", "--data_dir", "--perplexity", "--few_shot_data", "--input"}
 ANYWHERE |= {"--output", "--rejects", "--json", "--table", "--runs", "--ratings", "--submission", "--bertscore_model"}
-ANYWHERE |= {"--results", "--benchmarks", "--ours", "--theirs", "--earlier", "--tokenizer", "RUN", "--models"}
+ANYWHERE |= {
+    "--results",
+    "--baseline",
+    "--benchmarks",
+    "--ours",
+    "--theirs",
+    "--earlier",
+    "--tokenizer",
+    "RUN",
+    "--models",
+}
 
 
 class Captured(Exception):

@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 
@@ -17,6 +16,7 @@ from mmed_jax.evaluation.prompts.items import Item
 from mmed_jax.evaluation.scoring import fold_text
 from mmed_jax.hf.open_model import open_model
 from tests.support.hf_folders import hf_folder
+from tests.support.html_outline import Outline
 from tests.support.inference import TableEngine
 
 
@@ -290,27 +290,27 @@ def test_a_second_process_is_refused(run, records, tmp_path):
             run(say("A"), f"--data={records}")
 
 
+def test_an_earlier_evaluation_goes_into_the_page(run, records, tmp_path):
+    run(say("A"), f"--data={records}", output="base")
+    run(say("B"), f"--data={records}")
+    assert "now right" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    # The same command with the flag: nothing is asked again, and the page has both.
+    engine = run(say("C"), f"--data={records}", f"--baseline=untrained={tmp_path}/base")
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert engine.asked == [] and page.count('data-change="now right"') == 7 and "untrained: A, wrong" in page
+    for given, problem in [("out", "is the folder of --output"), ("nowhere", "no such folder")]:
+        with pytest.raises(UserError, match=problem):
+            run(say("C"), f"--data={records}", f"--baseline={tmp_path / given}")
+
+
 def test_page_is_self_contained_and_escaped(run, records, tmp_path):
     run(lambda p: "<script>alert(1)</script> & none", f"--data={records}")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+    assert page.count("<script") == 1 and "&lt;script&gt;alert(1)" in page
     assert "http" not in page.replace("http-equiv", "") and page.count("<svg") == 1
-    assert page.count("<details>") == 12 and "12 of 14" in page
+    assert page.count("<details class=") == 14 and "(14 of 14)" in page
 
-    class Balance(HTMLParser):
-        open, void = [], ("meta", "rect", "line")
-
-        def handle_starttag(self, tag, attrs):
-            if tag not in self.void:
-                self.open.append(tag)
-
-        def handle_endtag(self, tag):
-            if tag not in self.void:
-                assert self.open.pop() == tag
-
-    parser = Balance()
-    parser.feed(page)
-    assert parser.open == []
+    Outline(page)  # well-formed
 
 
 def test_real_model_scores_the_same_for_any_batch_size(records, model, tmp_path):
