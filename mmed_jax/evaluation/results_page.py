@@ -7,7 +7,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.common.html_page import Cell, Row, render
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 from mmed_jax.evaluation.comparison.compare_runs import compare_runs
-from mmed_jax.evaluation.comparison.render import difference_tables
+from mmed_jax.evaluation.comparison.render import page_table
 from mmed_jax.evaluation.comparison.runs import Run, describe, read_runs
 from mmed_jax.evaluation.metrics.accuracy import SEVERAL, UNPARSED
 from mmed_jax.evaluation.metrics.intervals import short
@@ -267,7 +267,8 @@ def _baseline(baseline: Run, results: dict[str, Any], predictions: Sequence[dict
     asked = [describe(r.settings) for r in (baseline, run)]
     note = ""
     try:
-        tables = difference_tables(compare_runs([baseline, run], methods=()))
+        compared = [t for t in compare_runs([baseline, run], methods=()) if t.differences]
+        tables = [{**page_table(t), "board": t.board} for t in compared]
         if not tables:
             note = f"It was asked otherwise ({asked[0]}; here {asked[1]}): no differences are computed."
     except UserError as e:  # of two benchmarks one is asked of other items: the answers are there all the same

@@ -45,17 +45,8 @@ FREE = {"--prompt", "--system", "--base_url", "--params", "--license", "--gguf_p
 RUN_DIR = {"report --run", "doctor --run_dir"}
 ANYWHERE = {"--model", "--adapter", "--base", "--data", "--data_dir", "--perplexity", "--few_shot_data", "--input"}
 ANYWHERE |= {"--output", "--rejects", "--json", "--table", "--runs", "--ratings", "--submission", "--bertscore_model"}
-ANYWHERE |= {
-    "--results",
-    "--baseline",
-    "--benchmarks",
-    "--ours",
-    "--theirs",
-    "--earlier",
-    "--tokenizer",
-    "RUN",
-    "--models",
-}
+ANYWHERE |= {"--results", "--benchmarks", "--ours", "--theirs", "--earlier", "--tokenizer", "RUN", "--models"}
+ANYWHERE |= {"--baseline"}
 
 
 class Captured(Exception):

@@ -247,17 +247,6 @@ def render_html(tables: Sequence[Table]) -> str:
     )
 
 
-def difference_tables(tables: Sequence[Table]) -> list[dict[str, Any]]:
-    """{"title", "head", "rows"} for a page, of those that have differences."""
-    out = []
-    for table in tables:
-        if table.differences:
-            page = _page_table(table)
-            title = f"{table.board}, {page['title']}"
-            out.append({"title": title, "head": page["differences_head"], "rows": page["differences"]})
-    return out
-
-
 def _name_cell(line: Line) -> Cell:
     return Cell(line.name, line.tuning.text if line.tuning else "", kind="name")
 
