@@ -16,8 +16,8 @@ class TextStream:
     """
 
     def __init__(self, tok: Any, before: Sequence[int] = ()):
-        self._tok, self._open = tok, []  # ids whose text is not out
-        self._plain = joins_plainly(tok)
+        self._tok, self._plain = tok, joins_plainly(tok)
+        self._open: list[int] = []  # ids whose text is not out
         self._before = list(before)
 
     def push(self, token: int) -> str:
