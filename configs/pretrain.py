@@ -11,6 +11,9 @@ demo     2 CPU cores               random, 1.3 M parameters   2 x 256          5
 8b       as stage 1                models/Meta-Llama-3-8B     512 x 2048       2e-5, cosine, warm-up 1 %  15,000 steps
 70b      as stage 1                models/Meta-Llama-3-70B    512 x 2048       2e-5, cosine, warm-up 1 %  15,000 steps
 
+custom     your own model, named by config.init_from; one epoch; values from its size (configs/custom.py), also with
+           -lora and -qlora
+
 demo-lora  2 CPU cores             random, frozen             2 x 256          4e-3, cosine, warm-up 5 %  40 epochs
 8b-lora    see docs/lora.md        models/Meta-Llama-3-8B     512 x 2048       2e-4, cosine, warm-up 1 %  15,000 steps
 
@@ -68,15 +71,19 @@ def get_config(variant: str = "demo") -> ConfigDict:
         c.lora.rank = 64
     else:
         c.grad_accum = 4
-    c.init_from = hardware.MODELS[size][0]
     c.data.train = ("tables/mmedc",)
     c.data.validation_fraction = 0.001
-    c.data.seq_len = 2048
-    c.batch_size = 512
-    c.steps = 15_000
-    c.optim.lr = LEARNING_RATE * (LORA_FACTOR if kind else 1)
     c.optim.warmup_ratio = 0.01
     c.optim.weight_decay = 0.01
     c.eval_every = 500
     c.eval_rows = 2048
+    if size == "custom":
+        stage1.leave_open(c)
+        c.epochs = 1.0
+        return c
+    c.init_from = hardware.MODELS[size][0]
+    c.data.seq_len = 2048
+    c.batch_size = 512
+    c.steps = 15_000
+    c.optim.lr = LEARNING_RATE * (LORA_FACTOR if kind else 1)
     return c

@@ -10,6 +10,8 @@ demo     2 CPU cores                   random, 1.3 M parameters   2 x 256       
 8b       hardware.MODELS["8b"]         models/Meta-Llama-3-8B     128 x 2048       1e-5, cosine, warm-up 3 %  3 epochs
 70b      hardware.MODELS["70b"]        models/Meta-Llama-3-70B    128 x 2048       5e-6, cosine, warm-up 3 %  3 epochs
 
+custom     your own model, named by config.init_from; values from its size (configs/custom.py), also -lora and -qlora
+
 demo-lora  2 CPU cores             random, frozen             2 x 256          4e-3, cosine, warm-up 5 %  40 epochs
 1b-lora    see docs/lora.md        models/Llama-3.2-1B        128 x 2048       2e-4, cosine, warm-up 3 %  3 epochs
 3b-lora    see docs/lora.md        models/Llama-3.2-3B        128 x 2048       2e-4, cosine, warm-up 3 %  3 epochs
@@ -36,9 +38,11 @@ from ml_collections import ConfigDict
 
 from configs import hardware
 from mmed_jax.config import base
+from mmed_jax.config.recipes import OWN_MODEL
 
 SIZES = ("1b", "3b", "8b", "70b")
-VARIANTS = (*("demo", *SIZES), "demo-lora", *(f"{size}-{kind}" for size in SIZES for kind in ("lora", "qlora")))
+SIZED = (*("demo", *SIZES), "demo-lora", *(f"{size}-{kind}" for size in SIZES for kind in ("lora", "qlora")))
+VARIANTS = (*SIZED, *OWN_MODEL)
 LEARNING_RATE = {"1b": 2e-5, "3b": 2e-5, "8b": 1e-5, "70b": 5e-6}
 # Of an adapter's learning rate to that of full fine-tuning.
 LORA_FACTOR = 10
@@ -59,14 +63,24 @@ def get_config(variant: str = "demo") -> ConfigDict:
         return c
     size, _, kind = variant.partition("-")
     accelerator(c, kind)
-    c.init_from = hardware.MODELS[size][0]
     c.data.train = ("records/stage1.jsonl",)
+    c.epochs = 3.0
+    c.eval_every = 200
+    if size == "custom":
+        leave_open(c)
+        return c
+    c.init_from = hardware.MODELS[size][0]
     c.data.seq_len = 2048
     c.batch_size = 128
-    c.epochs = 3.0
     c.optim.lr = LEARNING_RATE[size] * (LORA_FACTOR if kind else 1)
-    c.eval_every = 200
     return c
+
+
+def leave_open(c: ConfigDict) -> None:
+    """What configs/custom.py chooses has values that no run can have until then."""
+    c.data.seq_len = 0
+    c.batch_size = 0
+    c.optim.lr = 0.0
 
 
 def accelerator(c: ConfigDict, kind: str) -> None:

@@ -13,6 +13,8 @@ demo     runs/stage1-demo       2 x 256          4e-3, cosine, warm-up 5 %      
 8b       runs/stage1-8b         128 x 2048       5e-6, cosine, warm-up 3 %       5 epochs
 70b      runs/stage1-70b        128 x 2048       2e-6, cosine, warm-up 3 %       5 epochs
 
+custom   your own model, by default runs/stage1-custom; values from its size (configs/custom.py), also -lora, -qlora
+
 demo-lora     runs/stage1-demo-lora   2 x 256       1.5e-3, cosine, warm-up 5 %     24 epochs
 1b-lora       runs/stage1-1b-lora     128 x 2048    1e-4, cosine, warm-up 3 %       5 epochs
 3b-lora       runs/stage1-3b-lora     128 x 2048    1e-4, cosine, warm-up 3 %       5 epochs
@@ -66,11 +68,14 @@ def get_config(variant: str = "demo") -> ConfigDict:
     size, _, kind = variant.partition("-")
     stage1.accelerator(c, "lora" if kind == "lora-paper" else kind)
     c.data.train = ("records/stage2.jsonl",)
+    c.epochs = 5.0
+    c.eval_every = 200
+    if size == "custom":
+        stage1.leave_open(c)
+        return c
     c.data.seq_len = 2048
     c.batch_size = 128
-    c.epochs = 5.0
     c.optim.lr = LEARNING_RATE[size] * (stage1.LORA_FACTOR if kind else 1)
-    c.eval_every = 200
     if kind == "lora-paper":
         paper(c)
     return c

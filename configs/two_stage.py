@@ -24,7 +24,7 @@ from configs import stage1
 from configs.study_parts import INSTRUCTIONS, QUESTIONS, base_of, expectation, study_settings
 from mmed_jax.studies.design import Arm, Claim, Design, Study, benchmarks, train
 
-VARIANTS = stage1.VARIANTS
+VARIANTS = stage1.SIZED
 FILES = {"stage1": (INSTRUCTIONS, "records/stage1.jsonl"), "stage2": (QUESTIONS, "records/stage2.jsonl")}
 
 

@@ -70,7 +70,9 @@ FLAGS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Plans what the command line describes; see the module's docstring and --help."""
-    config, flags = parse_args(argv, description=__doc__, extra=FLAGS)
+    config, flags = parse_args(argv, description=__doc__, extra=FLAGS, accelerator=True)
+    for line in flags.chosen:
+        print(f"chosen     {line}", flush=True)
     with local_places(flags) as places:
         plan_config(config, places)
 

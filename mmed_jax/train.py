@@ -3,6 +3,7 @@
     python -m mmed_jax.train --config=stage1[:VARIANT] [--config.KEY=VALUE ...]
     python -m mmed_jax.train --config=stage2[:VARIANT]
     python -m mmed_jax.train --config=pretrain[:VARIANT]      running text, before stage 1
+    python -m mmed_jax.train --config=stage1:custom --config.init_from=FOLDER      your own model
 
 Calling the same command again continues the run from its newest good checkpoint; Ctrl-C and SIGTERM save and leave,
 with exit code 75 before the last step.
@@ -25,7 +26,7 @@ from mmed_jax.common.checksums import shorten
 from mmed_jax.common.errors import UNFINISHED, UserError, run_command
 from mmed_jax.common.place_files import is_there
 from mmed_jax.common.place_flags import ModelPlace
-from mmed_jax.config.overrides import parse_args
+from mmed_jax.config.overrides import complete_config, parse_args
 from mmed_jax.config.values import batch_rows, with_grad_accum
 from mmed_jax.parallel import peers
 from mmed_jax.parallel.host_allocator import keep_freed_memory
@@ -46,14 +47,16 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
       0, or errors.UNFINISHED where a signal stopped it before its last step: everything is saved.
     """
-    config, flags = parse_args(argv, description=__doc__, extra=FLAGS)
+    config, flags = parse_args(argv, description=__doc__, extra=FLAGS, complete=False)
     profiled = parse_steps(flags.profile)
     console.outlive()
     peers.hush(config)
 
     # ---- What is asked for: small files only, no device -----------------------------------------------------------
     with refused_together(config):
+        complete_config(config, flags, base_dir=flags.base)
         source = setup.open_init(config, flags.base)
+        setup.check_rate(config, source, flags.given)
         tok = setup.open_tokenizer(config, source)
         cfg = setup.model_config(config, source, tok)
         # With an adapter, what it is and the weights beneath it; None = all weights are trained (or random).
@@ -122,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
         "data": f"{len(prepared.train):,} rows of {seq_len} tokens, {rows} rows a step in {config.grad_accum} part(s)",
         "length": f"{steps:,} steps, {steps * rows / len(prepared.train):.2f} epochs",
     }
+    if flags.chosen:
+        facts = {"chosen": f"\n{'':11}".join(flags.chosen), **facts}
     if spec is not None:
         facts = {**adapter_start.describe_adapter(config, cfg, spec), **facts}
     if devices[0].platform == "cpu":

@@ -84,7 +84,7 @@ def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any], *, writ
     """
     path = parse_place(run_dir, "config.run_dir")
     run_storage(path).check((CONFIG_FILE, METRICS_FILE, LOCK_FILE))
-    saved = _saved_config(path)
+    saved = saved_config(path)
     steps = step_folders(path)
     if saved is not None and steps:
         differences = training_differences(saved, config)
@@ -95,8 +95,12 @@ def guard_run_dir(run_dir: str | os.PathLike, config: Mapping[str, Any], *, writ
     return path
 
 
-def _saved_config(path: Place) -> dict[str, Any] | None:
-    """config.json of the run, or the newest checkpoint's copy when it is gone or damaged."""
+def saved_config(path: Place) -> dict[str, Any] | None:
+    """config.json of the run, or the newest checkpoint's copy when it is gone or damaged; None: neither can be read.
+
+    Raises:
+      UserError: config.json is there and cannot be read.
+    """
     try:
         return _usable(loads(read_bytes(path / CONFIG_FILE), dict))
     except (FileNotFoundError, ValueError):

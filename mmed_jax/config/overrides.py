@@ -18,7 +18,7 @@ from mmed_jax.common.place_flags import check_text
 from mmed_jax.config.checks import validate
 from mmed_jax.config.defaults import KEYS
 from mmed_jax.config.lora_keys import write_out
-from mmed_jax.config.recipes import load_config
+from mmed_jax.config.recipes import OWN_MODEL, choose_open_values, load_config
 from mmed_jax.config.values import flatten, nearest_key, to_json
 
 
@@ -100,7 +100,12 @@ def _parse(text: str, default: Any, key: str, words: Sequence[str] = ()) -> Any:
 
 
 def parse_args(
-    argv: list[str] | None, *, description: str = "", extra: dict[str, tuple[Any, str]] | None = None
+    argv: list[str] | None,
+    *,
+    description: str = "",
+    extra: dict[str, tuple[Any, str]] | None = None,
+    accelerator: bool | None = None,
+    complete: bool = True,
 ) -> tuple[ConfigDict, SimpleNamespace]:
     """Parses `--config=NAME[:VARIANT] [--config.KEY=VALUE ...]` and a command's own flags; validates the config.
 
@@ -108,9 +113,12 @@ def parse_args(
       argv: arguments without the program name; None = sys.argv[1:].
       description: shown by --help.
       extra: name -> (default, help) of further `--name=value` flags, typed by their default; False = a switch.
+      accelerator: whether the run is on one, where the recipe is of one's own model; None = as this machine looks.
+      complete: False = the caller completes the config (complete_config) where that may fail.
 
     Returns:
-      (locked config, namespace of the extra flags)
+      (locked config, namespace of the extra flags, with `given`, the keys that were set, and `chosen`, lines that say
+      what was chosen for one's own model)
 
     Raises:
       UserError: see set_override, load_config, validate.
@@ -141,8 +149,25 @@ def parse_args(
     for key, value in overrides:
         set_override(config, key, value)
     write_out(config)
+    flags.given, flags.chosen = tuple(key for key, _ in overrides), []
+    is_open = config.variant in OWN_MODEL
     if flags.print_config:
+        if is_open:
+            complete_config(config, flags, accelerator)
         print(to_json(config))
         sys.exit(0)
-    validate(config)
+    if complete and is_open:
+        complete_config(config, flags, accelerator)
+    elif not is_open:
+        validate(config)
     return config, flags
+
+
+def complete_config(config: ConfigDict, flags: Any, accelerator: bool | None = None, base_dir: str = "") -> None:
+    """Sets what a recipe of one's own model leaves open, says it in flags.chosen, and validates the config.
+
+    Arguments and errors as of recipes.choose_open_values and validate; nothing for other recipes, which are valid.
+    """
+    if config.variant in OWN_MODEL:
+        flags.chosen = choose_open_values(config, flags.given, accelerator, base_dir)
+        validate(config)

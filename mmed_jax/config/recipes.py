@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +31,30 @@ _COMMANDS = {
 }
 # The function of a recipe, by kind; all others have get_config.
 _FUNCTIONS = {"study": "get_study"}
+
+
+# Variants for one's own model: what they leave open is chosen from it by configs/custom.py.
+OWN_MODEL = ("custom", "custom-lora", "custom-qlora")
+
+
+def choose_open_values(
+    config: ConfigDict, given: Collection[str], accelerator: bool | None = None, base_dir: str = ""
+) -> list[str]:
+    """Sets in place what a recipe of one's own model leaves open; nothing in other recipes.
+
+    Args:
+      given: keys that were set on the command line. accelerator: whether it will run on one; None = as this machine
+        looks. base_dir: where the weights beneath an adapter lie now, "" = where they lay.
+
+    Returns:
+      A line for each value that was chosen, with what it was chosen from.
+
+    Raises:
+      UserError: it names no model, or none that can be read.
+    """
+    if config.variant not in OWN_MODEL:
+        return []
+    return load_module(CONFIG_DIR / "custom.py").choose(config, given, accelerator, base_dir)
 
 
 def load_config(name: str) -> ConfigDict:

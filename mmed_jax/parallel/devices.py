@@ -1,5 +1,7 @@
 """The devices of a run and XLA's persistent cache of what was compiled for them."""
 
+import glob
+import os
 from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
@@ -24,6 +26,20 @@ def start_devices() -> "list[jax.Device]":
         return jax.devices()
     except RuntimeError as e:
         raise WorkError(f"jax cannot start its devices; `python -m mmed_jax.doctor` looks for the cause: {e}") from e
+
+
+# Device files of TPUs, of NVIDIA's and AMD's GPUs, and of GPUs under Windows' Linux.
+_DEVICE_FILES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
+
+
+def accelerator_attached() -> bool:
+    """Whether jax is meant to compute on an accelerator here: as JAX_PLATFORMS says, else where there is one.
+
+    Touches no device. That jax finds none all the same is said by check_platform.
+    """
+    if wanted := os.environ.get("JAX_PLATFORMS", "").split(",")[0].strip():
+        return wanted != "cpu"
+    return any(glob.glob(pattern) for pattern in _DEVICE_FILES)
 
 
 def choose_devices(config: ConfigDict) -> "list[jax.Device]":

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from mmed_jax.common.errors import UserError, WorkError, nearest
 from mmed_jax.common.paths import ASSETS, resolve_path
 from mmed_jax.common.place_files import is_there
 from mmed_jax.common.places import Place, is_bucket
+from mmed_jax.config.recipes import load_config, recipe_names
 from mmed_jax.config.values import planned_steps
 from mmed_jax.data.chat import chat_format
 from mmed_jax.data.plain_text import text_end
@@ -138,6 +140,28 @@ def model_config(config: ConfigDict, source: "ModelSource | None", tok: "PreTrai
     check_vocab(tok, cfg.vocab_size)
     check_length(config, cfg)
     return cfg
+
+
+def check_rate(config: ConfigDict, source: "ModelSource | None", given: Collection[str]) -> None:
+    """Refuses the demo's learning rate for a model that is no demo: it would be destroyed in a few steps.
+
+    Args:
+      given: keys that were set on the command line.
+
+    Raises:
+      UserError: init_from is larger than the demo's model, and nobody has named a rate.
+    """
+    of_demo = config.variant.partition("-")[0] == "demo" and config.name in recipe_names()
+    if source is None or not of_demo or "optim.lr" in given:
+        return
+    rate = load_config(f"{config.name}:{config.variant}").optim.lr
+    params, of_demos = num_params(source.cfg), num_params(PRESETS["demo"])
+    if config.optim.lr == rate and params > 2 * of_demos:
+        custom = f"{config.name}:{config.variant.replace('demo', 'custom')}"
+        raise UserError(
+            f"config.init_from={config.init_from} has {params:,} parameters, and the demo's optim.lr={rate:g} is for "
+            f"models of {of_demos:,}: --config={custom} chooses one by the size, or name one with --config.optim.lr"
+        )
 
 
 def check_length(config: ConfigDict, cfg: LlamaConfig) -> None:
