@@ -12,7 +12,10 @@ VARIANTS = ("demo", *SIZES)
 INSTRUCTIONS, QUESTIONS = "data_gen/handcrafted/instructions.jsonl", "data_gen/handcrafted/mcq.jsonl"
 # How many 80 GB GPUs a training is planned for unless --topology says otherwise.
 GPUS = {"1b": 1, "3b": 2, "8b": 8, "70b": 32}
-EXPECT = "The demo asks the questions that it was trained on: it measures what was learnt by heart."
+EXPECT = (
+    "The demo asks the questions that it was trained on: it measures what was learnt by heart. They are the same in "
+    "all languages, so that p over all of them together is too small."
+)
 
 
 def is_demo(variant: str) -> bool:

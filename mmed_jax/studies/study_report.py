@@ -27,7 +27,7 @@ NOTE = (
     "at the 5 % level, contradicted where against it. Tests are of one training each and not corrected for their "
     "number; what another seed would give is only seen with --seeds."
 )
-_VERDICTS = ("", "ruling", "", "items", "claimed better", "claimed worse", "difference", "95 % interval", "p")
+_VERDICTS = ("claim", "ruling", "where", "items", "claimed better", "claimed worse", "difference", "95 % interval", "p")
 
 
 def write_report(plan: Plan, price: float = 0.0) -> list[str]:
