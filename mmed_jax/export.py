@@ -70,11 +70,15 @@ def export(args: argparse.Namespace) -> None:
 
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
+    from mmed_jax.checkpoints.best import best_checkpoint
     from mmed_jax.evaluation.card_writer import CardWriter
     from mmed_jax.hf.export_folder import output_folder
     from mmed_jax.hf.open_model import open_model
     from mmed_jax.hf.push import check_push
 
+    if args.best:
+        args.step, metric, value = best_checkpoint(args.model)
+        print(f"best     step {args.step:,}, {metric} {value:.5g}", flush=True)
     source = open_model(
         args.model,
         args.step,
@@ -340,6 +344,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=OutputPlace, metavar="DIR", help="the folder to write")
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
+    parser.add_argument("--best", action="store_true", help="of a run: its best checkpoint, by checkpoint.best_metric")
     add_ignore_keys(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16; an HF folder's own)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
@@ -376,6 +381,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     writes = args.adapter == WRITE
+    if args.best and args.step is not None:
+        raise UserError(f"--best --step={args.step}: two checkpoints; leave one out")
     if args.private and not args.push:
         raise UserError("--private: goes with --push; leave it out")
     if not args.output:
@@ -383,6 +390,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
             parser.error("the following arguments are required: --output (or --push of an export that is there)")
         for flag in (
             "step",
+            "best",
             "dtype",
             "gguf",
             "gguf_pre",

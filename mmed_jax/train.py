@@ -97,13 +97,15 @@ def main(argv: list[str] | None = None) -> int:
     from mmed_jax.parallel.watchdog import Watchdog
     from mmed_jax.planning import host_memory, on_device
     from mmed_jax.training import state as placement
+    from mmed_jax.training import validation
+    from mmed_jax.training.best_evaluation import BestEvaluation
     from mmed_jax.training.flops import train_flops_per_token
     from mmed_jax.training.metric_log import DelayedMetrics, MetricsLogger
     from mmed_jax.training.program import attention_backend, train_program
     from mmed_jax.training.run_page import PAGE, try_report
     from mmed_jax.training.telemetry import CompileCounter, CompileWatch, SpeedMeter, memory, process_seconds
-    from mmed_jax.training.validation import by_language, describe_losses, newest_numbers, validation_losses
 
+    held_out = validation.held_out(config, tok, prepared)
     devices = choose_devices(config)
     check_platform(config, devices[0].platform)
     enable_compile_cache(config.compile_cache, processes)
@@ -131,6 +133,8 @@ def main(argv: list[str] | None = None) -> int:
         facts = {**adapter_start.describe_adapter(config, cfg, spec), **facts}
     if devices[0].platform == "cpu":
         facts["memory"] = host_memory.describe(host_memory.estimate(config, cfg, mesh))
+    if text := held_out.describe(config):
+        facts["evaluation"] = text
     say(setup.banner(config, cfg, mesh, facts), flush=True)
 
     program = train_program(config, cfg, mesh, steps=steps, attention=backend)
@@ -145,14 +149,18 @@ def main(argv: list[str] | None = None) -> int:
     data_state["contents"] = prepared.report["contents"]  # for the model card
     with on_device.device_failures(config, cfg, mesh):
         restored = checkpointer.restore_latest(abstract, restart=config.restart)
-    first = 0
+    first, evaluated = 0, None
     if restored is not None:
         state, meta = restored
         setup.check_data_state(meta, data_state, run_dir)
         data_state["tokens_seen"], first = meta["data_state"]["tokens_seen"], int(state["step"])
+        evaluated = meta["data_state"].get("evaluations")
         say(f"resumed    step {first:,} of {steps:,}", flush=True)
-    if first >= steps:
-        say(f"complete   step {first:,} of {steps:,} was reached before, nothing is left to do")
+    best = BestEvaluation(config.checkpoint.best_metric, evaluated, rows_per_epoch=len(prepared.train), rows=rows)
+    data_state["evaluations"] = best.record
+    if first >= steps or best.is_over(config.stop_after):
+        early = f" It ended early: {best.reason()}; --config.stop_after=0 goes on." if first < steps else ""
+        say(f"complete   step {first:,} of {steps:,} was reached before, nothing is left to do.{early}")
         setup.write_run_files(run_dir, config, cfg, tok, source, finished=True)
         if main_process and not is_there(run_dir / PAGE):
             try_report(run_dir)
@@ -178,13 +186,12 @@ def main(argv: list[str] | None = None) -> int:
     setup.write_run_files(run_dir, config, cfg, tok, source)
 
     # ---- The steps -------------------------------------------------------------------------------------------------
-    eval_step = host_agreement.compiled_together(program.eval_step, coordinator, "the validation's step")
-    eval_step = functools.partial(eval_step, base=base)
     placer = placement.BatchPlacer(mesh, rows, seq_len)
     stream = BatchStream(prepared.train, rows, config.seed, first, local_rows=placer.rows, mixture=prepared.mixture)
-    validation = prepared.validation.get("validation")
-
-    delayed, best = DelayedMetrics(), checkpointer.best_value
+    evaluation = validation.Evaluation(
+        held_out, config, cfg, tok, program, base, placer, coordinator, steps=steps, rows=len(prepared.train)
+    )
+    delayed, early = DelayedMetrics(), ""
     meter = SpeedMeter(
         flops_per_token=train_flops_per_token(cfg, seq_len, spec),
         device_kind=devices[0].device_kind,
@@ -224,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
                 return
             number, m, host_memory = held
             setup.check_finite(number, m, stream, log)
-            languages = by_language(m.pop("language_nll"), m.pop("language_count"), "loss")
+            languages = validation.by_language(m.pop("language_nll"), m.pop("language_count"), "loss")
             values = {k: float(v) for k, v in m.items()}
             speed = meter.step(
                 real_tokens=values["real_tokens"],
@@ -243,9 +250,28 @@ def main(argv: list[str] | None = None) -> int:
             record(delayed.flush())
             watchdog.expect_pause()
 
+        def evaluate(number: int) -> dict[str, float] | None:
+            """The numbers of the model as it is, written down; None where the run is to stop before they are there."""
+            settle()
+            with progress.working("validating", pause="validation"):
+                numbers = evaluation.numbers(state["params"], guard.should_stop)
+                answers = [] if numbers is None else evaluation.answers(state["params"])
+            if numbers is None:
+                progress.note(f"step {number}: not validated, since the run is to stop")
+            else:
+                best.add(number, numbers)
+                log.evaluation(number, numbers)
+                log.answers(number, answers)
+                progress.keep(validation.newest_numbers(numbers))
+                progress.note(f"step {number}: {validation.describe_losses(numbers)}")
+            meter.restart()
+            return numbers
+
         batches = iter(stream)
         train_step = host_agreement.compiled_together(program.train_step, coordinator, "the training step")
         train_step = CompileWatch(compiles, "train_step", train_step, ("state", "batch", "base"))
+        if restored is None and evaluation.is_due(0):
+            evaluate(0)
         meter.restart()
         for index in range(first, steps):
             number = index + 1
@@ -266,22 +292,12 @@ def main(argv: list[str] | None = None) -> int:
             stop = guard.should_stop(number)
 
             losses = None
-            if validation and (number == steps or (config.eval_every and number % config.eval_every == 0)):
-                settle()
-                with progress.working("validating", pause="validation"):
-                    losses = validation_losses(
-                        eval_step, state["params"], validation, placer, config.eval_rows, guard.should_stop
-                    )
+            if evaluation.is_due(number):
+                losses = evaluate(number)
                 stop = losses is None or guard.should_stop(number)
-                meter.restart()
-                if losses is None:
-                    progress.note(f"step {number}: not validated, since the run is to stop")
-                else:
-                    log.evaluation(number, losses)
-                    progress.keep(newest_numbers(losses))
-                    progress.note(f"step {number}: {describe_losses(losses)}")
-            improved = losses is not None and losses["validation/loss"] < best
-            best = losses["validation/loss"] if improved else best
+                over = not stop and number < steps and best.is_over(config.stop_after)
+                early = best.reason() if over else ""
+            improved = checkpointer.is_best(losses) and config.checkpoint.keep_best > 0
 
             saved = checkpointer.maybe_save(
                 number,
@@ -290,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
                 config=config,
                 adapter=adapter_meta,
                 metrics=losses,
-                force=stop or number == steps or (improved and config.checkpoint.keep_best > 0),
+                force=stop or early != "" or number == steps or improved,
                 before=settle,
             )
             if saved:
@@ -301,18 +317,23 @@ def main(argv: list[str] | None = None) -> int:
             if stop:
                 log.event("stopped", number, signal=guard.signal_name or "SIGTERM")
                 break
+            if early:
+                log.event("stopped_early", number, reason=early)
+                break
         record(delayed.flush())
         watchdog.end()
         checkpointer.wait()
-        log.event("end", number, **meter.totals())
+        log.event("end", number, **meter.totals(), **best.describe())
 
     # ---- What came of it -------------------------------------------------------------------------------------------
     if main_process:
         try_report(run_dir)
         say(f"data wait  {meter.totals()['data_wait_share']:.2%} of the training time")
         say(f"goodput    {log.goodput.describe()}")
-        say(setup.closing(config, number, steps))
-    return 0 if number == steps else UNFINISHED
+        if (early or number == steps) and (text := best.lines(config.run_dir, kept=config.checkpoint.keep_best > 0)):
+            say(text)
+        say(setup.closing(config, number, steps, early))
+    return 0 if early or number == steps else UNFINISHED
 
 
 def _silent(*_: object, **__: object) -> None:

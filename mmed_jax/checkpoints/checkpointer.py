@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from mmed_jax.checkpoints.best import cost
 from mmed_jax.checkpoints.lost_checkpoints import SAVED_KEY, check_lost, say_odd_steps, say_older
 from mmed_jax.checkpoints.restore import (
     available_steps,
@@ -71,8 +72,8 @@ class Checkpointer:
       every_minutes: save when this long has passed since the last save; 0 = not by time; "auto" and
         mean_hours_between_interruptions: see save_interval.SaveInterval. With several processes the measures and the
         clock of process 0 counts, asked every `sync_every` steps.
-      keep_last: newest checkpoints kept. keep_best: kept as well, those with the lowest `best_metric`.
-      best_metric: key in `metrics` of `maybe_save`; a checkpoint saved without it is never best.
+      keep_last: newest checkpoints kept. keep_best: kept as well, those with the best `best_metric`.
+      best_metric: key in `metrics` of `maybe_save`, see best.cost; a checkpoint saved without it is never best.
       deadline_minutes: of a run in a bucket, after which a checkpoint that is not written or read ends this process
         with one line and exit code 1; 0 = never.
       async_: write in the background; the call returns when the arrays have left the devices.
@@ -144,10 +145,10 @@ class Checkpointer:
         """For the numbers of a step: the newest checkpoint that is whole, {} before there is one."""
         return {} if self.newest is None else {SAVED_KEY: self.newest}
 
-    @property
-    def best_value(self) -> float:
-        """The lowest `best_metric` among the checkpoints there are; infinity without one."""
-        return min(self._best.values(), default=float("inf"))
+    def is_best(self, metrics: Mapping[str, float] | None) -> bool:
+        """Whether these numbers are better than those of every checkpoint there is, by `best_metric`."""
+        value = cost(self.best_metric, metrics)
+        return value is not None and value < min(self._best.values(), default=float("inf"))
 
     # Saving
 
@@ -193,8 +194,7 @@ class Checkpointer:
             data_state = data_state()
         begun = time.monotonic()
         self.wait()
-        value = (metrics or {}).get(self.best_metric)
-        best = float(value) if value is not None and np.isfinite(value) else None
+        best = cost(self.best_metric, metrics)
         if best is not None:
             self._best[step] = best
         params, optimizer = to_dict(state["params"]), _optimizer_item(state)
@@ -203,7 +203,7 @@ class Checkpointer:
             "tokens_seen": data_state.get("tokens_seen"),
             "data_state": dict(data_state),
             "metrics": {k: float(v) for k, v in (metrics or {}).items()},
-            "best_metric": best,
+            "best_metric": None if best is None else float((metrics or {})[self.best_metric]),
             "config": plain_config(config),
             "config_hash": training_hash(config),
             "versions": package_versions(_PACKAGES),
@@ -423,7 +423,7 @@ class Checkpointer:
             self._manager.reload()
 
     def _metrics(self) -> dict[int, float | None]:
-        """`best_metric` of every checkpoint there is, None where it has none or is damaged.
+        """The cost by `best_metric` of every checkpoint there is, None where it has none or is damaged.
 
         Raises:
           CannotRead: a record cannot be read now; without it the best checkpoint might be removed.
@@ -432,8 +432,8 @@ class Checkpointer:
         unreadable = ""
         for step in available_steps(self.run_dir):
             try:
-                found[step] = float(read_meta(self.run_dir, step)["best_metric"])
-            except (ValueError, KeyError, TypeError, OverflowError):
+                found[step] = cost(self.best_metric, read_meta(self.run_dir, step)["metrics"])
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
                 found[step] = None
             except OSError as e:
                 found[step] = None

@@ -14,7 +14,7 @@ from mmed_jax.common.places import Place, is_bucket
 
 
 class Keep(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the newest `last` checkpoints, and the `best` ones with the lowest recorded number."""
+    """Keeps the newest `last` checkpoints, and the `best` ones with the lowest recorded cost."""
 
     def __init__(self, last: int, best: int, metric: Mapping[int, float]):
         self._last, self._best, self._metric = last, best, metric

@@ -32,6 +32,7 @@ def validate(config: ConfigDict) -> None:
         if key.adamw_only and flat["optim.name"] == "adafactor" and flat[name] != key.default:
             raise UserError(f"config.{name}={flat[name]}: adafactor has none; leave it at {key.default}")
     check_lora(flat)
+    _check_evaluation(flat)
     own = ("model.preset", "model.ignore_keys")
     sizes = any(v for k, v in flat.items() if k.startswith("model.") and k not in own)
     if flat["init_from"] and (sizes or flat["model.preset"] != KEYS["model.preset"].default):
@@ -43,7 +44,7 @@ def validate(config: ConfigDict) -> None:
 
 # Keys of documents alone; what documents have no place for.
 DOCUMENT_KEYS = ("data.temperature", "data.replay")
-NOT_DOCUMENT_KEYS = ("data.system_prompt",)
+NOT_DOCUMENT_KEYS = ("data.system_prompt", "eval_epochs", "eval_questions", "eval_answers")
 
 
 def _check_documents(flat: dict[str, Any]) -> None:
@@ -57,6 +58,20 @@ def _check_documents(flat: dict[str, Any]) -> None:
             raise UserError(f"config.{name}={shown}: {which} with data.kind=document{other}")
     if flat["data.replay"] and not flat["data.replay_share"]:
         raise UserError("config.data.replay_share=0: nothing of data.replay would be read; give it a share or leave it")
+
+
+def _check_evaluation(flat: dict[str, Any]) -> None:
+    """Refuses what is decided by evaluations that are not made, or by numbers that they do not have."""
+    if flat["checkpoint.best_metric"] == "validation/accuracy" and not flat["eval_questions"]:
+        raise UserError(
+            "config.checkpoint.best_metric=validation/accuracy: no question is asked; set --config.eval_questions=500, "
+            "or choose by validation/loss"
+        )
+    if flat["stop_after"] and not (flat["eval_every"] or flat["eval_epochs"]):
+        raise UserError(
+            f"config.stop_after={flat['stop_after']}: nothing is evaluated before the end; set --config.eval_every=100 "
+            "or --config.eval_epochs=true"
+        )
 
 
 def _check_length_and_batch(config: ConfigDict, flat: dict[str, Any]) -> None:

@@ -20,6 +20,9 @@ def base() -> ConfigDict:
 LORA_MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 LORA_TARGETS = (*LORA_MODULES, "head", "embed")
 
+# Numbers of an evaluation that the best checkpoint can be chosen by.
+BEST_METRICS = ("validation/loss", "validation/accuracy")
+
 KEYS: dict[str, Key] = {
     # What this run is called; set by the stage files.
     "name": Key(""),
@@ -180,6 +183,15 @@ KEYS: dict[str, Key] = {
     "log_every": Key(10, positive=True, may_change=True),
     "eval_every": Key(0, not_negative=True, may_change=True),
     "eval_rows": Key(0, not_negative=True, may_change=True),
+    # Evaluations besides: of the untrained model before the first step; at the end of every epoch.
+    "eval_at_start": Key(False, may_change=True),
+    "eval_epochs": Key(False, may_change=True),
+    # At every evaluation: validation questions whose options are scored (accuracy), and validation prompts that are
+    # answered; 0 = none. Both are fixed by the seed and spread over the languages.
+    "eval_questions": Key(0, not_negative=True, at_most=2000, may_change=True),
+    "eval_answers": Key(0, not_negative=True, at_most=64, may_change=True),
+    # The run ends after so many evaluations without a better checkpoint.best_metric; 0 = never.
+    "stop_after": Key(0, not_negative=True, may_change=True),
     # 0 = not by steps / not by minutes. The last step is always saved.
     "checkpoint.every_steps": Key(0, not_negative=True, may_change=True),
     # "auto" = as often as costs least, by how long saves are seen to hold the steps up and by the next key.
@@ -188,6 +200,8 @@ KEYS: dict[str, Key] = {
     "checkpoint.mean_hours_between_interruptions": Key(24.0, positive=True, may_change=True),
     "checkpoint.keep_last": Key(2, positive=True, may_change=True),
     "checkpoint.keep_best": Key(1, not_negative=True, may_change=True),
+    # What the best is chosen by: the lowest loss, or the highest accuracy on eval_questions questions.
+    "checkpoint.best_metric": Key("validation/loss", choices=BEST_METRICS, may_change=True),
     # In a bucket: a checkpoint that is not written or read after so long ends the run; 0 = waits without end.
     "checkpoint.deadline_minutes": Key(60.0, not_negative=True, may_change=True),
     # Also write event files to run_dir/tensorboard.

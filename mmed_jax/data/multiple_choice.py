@@ -7,10 +7,13 @@ original's inference.py has two spaces before "You should first" where train.py 
 both use train.py's.
 """
 
+from collections.abc import Sequence
+
 from mmed_jax.common.errors import nearest
 from mmed_jax.data.chat import Example, Piece, chat_format, chat_pieces, encode_pieces
 from mmed_jax.data.plain_text import text_end, text_start
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
+from mmed_jax.data.tokenizers.tokenizer import encode_texts
 
 FAMILIES = ("llama3", "mmedbench")
 MODES = ("rationale", "direct")
@@ -210,6 +213,32 @@ def encode_mcq(tok, record: dict, mode: str, family: str = "llama3", *, system_p
 def mcq_prompt_ids(tok, record: dict, mode: str, family: str = "llama3", *, system_prompt: str = "") -> list[int]:
     """Ids of the prompt: always the beginning of `encode_mcq` of the same record."""
     return encode_pieces(tok, [mcq_prompt_pieces(tok, record, mode, family, system_prompt=system_prompt)])[0].ids
+
+
+# What continues a prompt before the options part, and the ids of each option: see letter_choices.
+Choices = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
+
+
+def letter_choices(tok, questions: Sequence[tuple[dict, Sequence[str]]], family: str = "llama3") -> list[Choices]:
+    """How the letters of questions are scored: in the line that the model is trained to answer with.
+
+    Args:
+        questions: mcq records, each with the letters to score.
+
+    Returns:
+        For each question (ids that belong to the prompt: what all its lines begin with, such as "Answer:"; the ids of
+        each letter). What all lines end with (" IS CORRECT.") is left out.
+    """
+    lines = [answer_text({**r, "answer_idx": letter}, "direct", family) for r, each in questions for letter in each]
+    encoded = iter(encode_texts(tok, lines))
+    choices: list[Choices] = []
+    for _, letters in questions:
+        ids = [next(encoded) for _ in letters]
+        shortest = min(map(len, ids))
+        start = next((i for i in range(shortest) if len({x[i] for x in ids}) > 1), shortest - 1)
+        end = next((i for i in range(shortest - start) if len({x[-1 - i] for x in ids}) > 1), 0)
+        choices.append((tuple(ids[0][:start]), tuple(tuple(x[start : len(x) - end]) for x in ids)))
+    return choices
 
 
 def _checked(value: str, choices: tuple[str, ...], what: str) -> str:

@@ -14,6 +14,7 @@ from mmed_jax.common.places import is_bucket, parse_place
 from mmed_jax.data import packed_cache
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.data.corpus_table import is_table, open_tables
+from mmed_jax.data.held_out import read_held_out, write_held_out
 from mmed_jax.data.pack import Rows, pack
 from mmed_jax.data.packed_table import Table, read_info, table_info, table_report, write_rows
 from mmed_jax.data.prepared import Prepared
@@ -83,6 +84,8 @@ def prepare(
             splits[split] = _build_split(folder, split, store, chosen, repeats, config, tok)
         if not validation_files and splits.get("validation", {}).get("rows") == 0:
             splits.pop("validation")
+        if "validation" in splits:
+            write_held_out(folder, parts["validation"][0], parts["validation"][1])
         return table_info(data.seq_len, data.kind, inputs, splits, records=records, contents=contents)
 
     cache_dir = parse_place(data.cache_dir, "config.data.cache_dir")
@@ -97,7 +100,8 @@ def prepare(
         "contents": info["contents"],
         "tables": {split: table.report for split, table in tables.items()},
     }
-    return Prepared(tables.pop("train"), tables, report)
+    held_out = read_held_out(folder) if "validation" in tables else []
+    return Prepared(tables.pop("train"), tables, report, held_out=held_out)
 
 
 # Keys of config.data that decide nothing of a table of records: places, and what only documents have.

@@ -1,6 +1,6 @@
 """What `prepare` gives: the tables that a run reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmed_jax.data.mixture import Mixture
 from mmed_jax.data.packed_table import Table
@@ -15,3 +15,5 @@ class Prepared:
     report: dict  # see token_report.print_report
     # Which row stands at which position, of tables whose groups are mixed as they are read.
     mixture: Mixture | None = None
+    # Validation records to ask a model about while it trains, in a fixed order that is spread over the languages.
+    held_out: list[dict] = field(default_factory=list)

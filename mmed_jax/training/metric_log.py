@@ -4,9 +4,10 @@ import json
 import math
 import os
 import sys
+import textwrap
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,14 @@ class MetricsLogger:
         """Records the numbers of one evaluation; names carry their "validation/" themselves."""
         self._record("eval", step, values)
 
+    def answers(self, step: int, answers: Sequence[Mapping[str, str]]) -> None:
+        """Records answers to fixed prompts, [{"language", "question", "answer"}]; of none nothing is written."""
+        if not answers:
+            return
+        self.event("answers", step, answers=list(answers))
+        self._mirror("_board", lambda board: board.texts(step, answers))
+        self._mirror("_wandb", lambda run: run.log({"step": int(step), "validation/answers": _wandb_table(answers)}))
+
     def close(self) -> None:
         """Flushes and closes every writer."""
         for writer in (self._board, self._wandb, self._file):
@@ -126,17 +135,19 @@ class MetricsLogger:
         scalars = {k: float(v) for k, v in values.items() if _is_scalar(v)}
         if kind == "train":
             scalars = {f"train/{k}": v for k, v in scalars.items()}
-        for name in ("_board", "_wandb"):
-            writer = getattr(self, name)
-            try:
-                if name == "_board" and writer is not None:
-                    writer.scalars(step, scalars)
-                elif writer is not None:
-                    # Not wandb's own step counter: it drops records that come out of order, as after a resume.
-                    writer.log({"step": int(step), **scalars})
-            except Exception as e:  # the file has the numbers; a broken side channel must not end a training run
-                setattr(self, name, None)
-                print(f"{name.strip('_')}: writing failed, continuing without it ({one_line(e)})", file=sys.stderr)
+        self._mirror("_board", lambda board: board.scalars(step, scalars))
+        # Not wandb's own step counter: it drops records that come out of order, as after a resume.
+        self._mirror("_wandb", lambda run: run.log({"step": int(step), **scalars}))
+
+    def _mirror(self, name: str, write: Callable[[Any], object]) -> None:
+        """Writes to what is not the file, where it is there."""
+        writer = getattr(self, name)
+        try:
+            if writer is not None:
+                write(writer)
+        except Exception as e:  # the file has the numbers; a broken side channel must not end a training run
+            setattr(self, name, None)
+            print(f"{name.strip('_')}: writing failed, continuing without it ({one_line(e)})", file=sys.stderr)
 
     def _counted(self, record: dict[str, Any]) -> dict[str, Any]:
         if self._file is not None:
@@ -168,11 +179,12 @@ class _Board:
 
     def __init__(self, folder: Path):
         try:
-            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError as e:
             raise UserError(f"tensorboard is not usable ({e}): install it, or --config.tensorboard=false") from e
         self._event, self._summary = event_pb2, summary_pb2
+        self._tensor, self._string = tensor_pb2.TensorProto, types_pb2.DT_STRING
         try:
             self._writer = EventFileWriter(str(folder))
         except OSError as e:
@@ -186,6 +198,22 @@ class _Board:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         entries = [self._summary.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+        self._add(step, entries)
+
+    def texts(self, step: int, answers: Sequence[Mapping[str, str]]) -> None:
+        """Answers as the dashboard "Text" shows them, one tag a prompt."""
+        plugin = self._summary.SummaryMetadata.PluginData(plugin_name="text")
+        entries = []
+        for number, a in enumerate(answers, start=1):
+            # Markdown; indented text is shown as it is.
+            shown = "\n\n".join(textwrap.indent(a[k], "    ") for k in ("question", "answer"))
+            tensor = self._tensor(dtype=self._string, string_val=[shown.encode()])
+            metadata = self._summary.SummaryMetadata(plugin_data=plugin)
+            tag = f"validation/answers/{number}_{a['language']}"
+            entries.append(self._summary.Summary.Value(tag=tag, metadata=metadata, tensor=tensor))
+        self._add(step, entries)
+
+    def _add(self, step: int, entries: list[Any]) -> None:
         summary = self._summary.Summary(value=entries)
         self._writer.add_event(self._event.Event(wall_time=time.time(), step=step, summary=summary))
 
@@ -214,6 +242,13 @@ def _start_wandb(storage: RunStorage, settings: dict[str, Any], config: Mapping[
         raise UserError(f"wandb did not start ({one_line(e)}); {hint}") from e
     (folder / WANDB_ID_FILE).write_text(arguments["id"] + "\n", encoding="utf-8")
     return run
+
+
+def _wandb_table(answers: Sequence[Mapping[str, str]]) -> Any:
+    import wandb
+
+    columns = ["language", "question", "answer"]
+    return wandb.Table(columns=columns, data=[[a[c] for c in columns] for a in answers])
 
 
 class DelayedMetrics:

@@ -20,6 +20,7 @@ from mmed_jax.parallel.two_step_gather import line_length
 from mmed_jax.parallel.xla_flags import compiler_options
 from mmed_jax.training import optim, step
 from mmed_jax.training import state as placement
+from mmed_jax.training.answers import make_answer_step
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Program:
 
     state: the training state as jax.ShapeDtypeStruct leaves with their shardings; batch: a global batch likewise; base:
     the frozen weights likewise, {} where all are trained. spec: of the adapter that is trained; None = all weights.
-    train_step(state, batch, base) -> (state, metrics), with the state donated; eval_step(params, batch, base) -> sums.
+    train_step(state, batch, base) -> (state, metrics), with the state donated; eval_step(params, batch, base) -> sums
+    and nats; answer_step(params, batch, stops, base) -> answers (training/answers.py), for rows of any length.
     """
 
     mesh: Mesh
@@ -41,6 +43,7 @@ class Program:
     spec: LoraSpec | None
     train_step: Any
     eval_step: Any
+    answer_step: Any
     compiler_options: dict[str, str | bool]
 
     def lower(self) -> jax.stages.Lowered:
@@ -117,5 +120,6 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
             compiler_options=flags or None,
         ),
         eval_step=jax.jit(step.make_eval_step(cfg, options), out_shardings=everywhere, compiler_options=flags or None),
+        answer_step=jax.jit(make_answer_step(cfg, options), out_shardings=everywhere, compiler_options=flags or None),
         compiler_options=flags,
     )

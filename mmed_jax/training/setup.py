@@ -208,8 +208,10 @@ def describe_source(source: "ModelSource", name: str = "weights") -> str:
     place = address_of(source.path) or source.path
     text = f"{name:10s} {place}" + (f", step {source.step:,}" if source.step is not None else "")
     if source.kind == "run":
-        planned = [e["steps"] for e in read_metrics(place).events if e.get("event") == "start" and "steps" in e]
-        if planned and source.step is not None and source.step < planned[-1]:
+        events = read_metrics(place).events
+        planned = [e["steps"] for e in events if e.get("event") == "start" and "steps" in e]
+        early = [e["step"] for e in events if e.get("event") == "stopped_early"]
+        if planned and source.step is not None and source.step < planned[-1] and source.step not in early[-1:]:
             text += f"\nwarning    that run stopped at step {source.step:,} of {planned[-1]:,}; it is not finished"
     return text
 
@@ -318,12 +320,15 @@ def banner(config: ConfigDict, cfg: LlamaConfig, mesh: Any, facts: dict[str, str
     return "\n".join(f"{name:10s} {text}" for name, text in lines.items())
 
 
-def closing(config: ConfigDict, step: int, steps: int) -> str:
-    """The last lines of a run: where everything is and what comes next."""
+def closing(config: ConfigDict, step: int, steps: int, early: str = "") -> str:
+    """The last lines of a run: where everything is and what comes next.
+
+    early: why it ended before its last step and is complete, "" where it did not.
+    """
     run = config.run_dir
     # Alone, as a PEFT folder; without the flag merged into its weights.
     adapter = "--adapter " if config.lora.rank else ""
-    if step < steps:
+    if step < steps and not early:
         return f"stopped    at step {step:,} of {steps:,}, saved; run the same command again to continue"
     # The stages' adapters have other ranks; they go on with this one.
     rank = f" --config.lora.rank={config.lora.rank}" if config.lora.rank else ""
@@ -336,5 +341,6 @@ def closing(config: ConfigDict, step: int, steps: int) -> str:
     }.get(config.name, [])
     following.append(f"python -m mmed_jax.generate --model={run} --prompt=TEXT")
     numbers = METRICS_FILE.partition(".")[0] if is_bucket(run) else METRICS_FILE
-    lines = [f"done       {step:,} steps; numbers in {run}/{numbers}, curves in {run}/report.html"]
+    ended = f"{step:,} of {steps:,} steps, stopped early: {early}" if early else f"{step:,} steps"
+    lines = [f"done       {ended}; numbers in {run}/{numbers}, curves in {run}/report.html"]
     return "\n".join(lines + [f"next       {c}" for c in following])

@@ -114,7 +114,7 @@ class BatchPlacer:
 
     def __init__(self, mesh: Mesh, batch: int, length: int):
         self._sharding = sharding.batch_sharding(mesh)
-        self.batch_size = batch
+        self.batch_size, self.length = batch, length
         self._shape = (batch, length)
         parts = self._sharding.addressable_devices_indices_map(self._shape).values()
         spans = {index[0].indices(batch)[:2] for index in parts}

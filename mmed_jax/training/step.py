@@ -56,6 +56,33 @@ def init_state(params: Any, tx: optax.GradientTransformation) -> State:
     return {"params": params, "opt_state": tx.init(params), "step": jnp.zeros((), jnp.int32)}
 
 
+def whole_params(
+    params: Any, cfg: LlamaConfig, options: StepOptions, base: Any = None, dropout_key: jax.Array | None = None
+) -> Any:
+    """What the model's functions take: `params`, with the frozen weights `base` where they are an adapter."""
+    return params if options.lora is None else join(base, params, options.lora, cfg, dropout_key=dropout_key)
+
+
+def hidden_states(params: Any, cfg: LlamaConfig, options: StepOptions, batch: Batch) -> jax.Array:
+    """The hidden states [B, T, D] of a batch before the head; params: of `whole_params`."""
+    return llama.forward(
+        params,
+        cfg,
+        batch["tokens"],
+        positions_bt=batch["positions"] if options.packing else None,
+        segment_ids_bt=batch["segment_ids"] if options.packing else None,
+        compute_dtype=jnp.dtype(options.compute_dtype),
+        remat=options.remat,
+        attention=options.attention,
+    )
+
+
+def gathers(options: StepOptions) -> Any:
+    """The context in which a step's model runs: how weights are gathered."""
+    # Where the backward pass computes nothing again, it would keep the whole weights of all layers on every device.
+    return gathers_along(options.gather_line if options.remat != "none" else 0)
+
+
 def batch_sums(
     params: Any,
     cfg: LlamaConfig,
@@ -63,7 +90,7 @@ def batch_sums(
     batch: Batch,
     base: Any = None,
     dropout_key: jax.Array | None = None,
-) -> tuple[jax.Array, Batch]:
+) -> tuple[jax.Array, Batch, jax.Array]:
     """Sums over one micro-batch.
 
     Args:
@@ -71,24 +98,13 @@ def batch_sums(
       dropout_key: of the adapter's dropout in this micro-batch; None = no dropout.
 
     Returns:
-      (sum of the loss over supervised tokens, {"nll", "count": float32 [LANGUAGE_SLOTS] by language}).
+      (sum of the loss over supervised tokens, {"nll", "count": float32 [LANGUAGE_SLOTS] by language}, nats of each
+      token, float32 [B, T], 0 where it is not supervised).
     """
-    spec = options.lora
-    if spec is not None:
-        params = join(base, params, spec, cfg, dropout_key=dropout_key)
+    params = whole_params(params, cfg, options, base, dropout_key)
     mask_bt = batch["loss_mask"]
-    # Where the backward pass computes nothing again, it would keep the whole weights of all layers on every device.
-    with gathers_along(options.gather_line if options.remat != "none" else 0):
-        hidden_btd = llama.forward(
-            params,
-            cfg,
-            batch["tokens"],
-            positions_bt=batch["positions"] if options.packing else None,
-            segment_ids_bt=batch["segment_ids"] if options.packing else None,
-            compute_dtype=jnp.dtype(options.compute_dtype),
-            remat=options.remat,
-            attention=options.attention,
-        )
+    with gathers(options):
+        hidden_btd = hidden_states(params, cfg, options, batch)
         total, nll_bt = weighted_nll(
             hidden_btd,
             llama.head_weight(params, cfg),
@@ -96,7 +112,7 @@ def batch_sums(
             mask_bt,
             chunk=options.loss_chunk,
             compute_dtype=jnp.dtype(options.compute_dtype),
-            train_head=spec is None,
+            train_head=options.lora is None,
             adapter=llama.head_adapter(params, hidden_btd),
         )
     nll_bt = jnp.where(mask_bt > 0, nll_bt * mask_bt, 0.0)
@@ -105,7 +121,7 @@ def batch_sums(
         "nll": jnp.einsum("bt,btk->k", nll_bt, by_language),
         "count": jnp.einsum("bt,btk->k", mask_bt, by_language),
     }
-    return total, sums
+    return total, sums, nll_bt
 
 
 def dropout_key(options: StepOptions, step: Any, micro: Any) -> jax.Array | None:
@@ -132,7 +148,11 @@ def make_train_step(
         rows = x.shape[0] // options.grad_accum
         return x.reshape(rows, options.grad_accum, *x.shape[1:]).swapaxes(0, 1)
 
-    grad_fn = jax.value_and_grad(lambda p, b, base, key: batch_sums(p, cfg, options, b, base, key), has_aux=True)
+    def loss(params: Any, batch: Batch, base: Any, key: jax.Array | None) -> tuple[jax.Array, Batch]:
+        total, sums, _ = batch_sums(params, cfg, options, batch, base, key)
+        return total, sums
+
+    grad_fn = jax.value_and_grad(loss, has_aux=True)
 
     def gradients(params: Any, batch: Batch, base: Any, index: jax.Array) -> tuple[Any, Batch]:
         if options.grad_accum == 1:
@@ -176,9 +196,11 @@ def make_train_step(
 
 
 def make_eval_step(cfg: LlamaConfig, options: StepOptions) -> Callable[..., Batch]:
-    """Builds eval_step(params, batch, base) -> {"nll", "count"} sums by language, float32 [LANGUAGE_SLOTS]."""
+    """Builds eval_step(params, batch, base) -> {"nll", "count": sums by language, float32 [LANGUAGE_SLOTS]; "nll_bt":
+    nats of each token, float32 [B, T], 0 where loss_mask is 0}."""
 
     def eval_step(params: Any, batch: Batch, base: Any = None) -> Batch:
-        return batch_sums(params, cfg, options, batch, base)[1]
+        _, sums, nll_bt = batch_sums(params, cfg, options, batch, base)
+        return {**sums, "nll_bt": nll_bt}
 
     return eval_step

@@ -28,6 +28,7 @@ from tests.support.training import (
     saved,
     state_of,
     train_here,
+    unseen,
     wait_for,
 )
 
@@ -234,10 +235,13 @@ def test_a_base_in_4_bits_trains_and_resumes(bench, tmp_path):  # noqa: F811
     sizes = {"model__hidden_size": 64, "model__intermediate_size": 128, "model__head_dim": 8}
     changes = sizes | {"lora__rank": 4, "lora__base": "nf4", "remat": "full", "steps": 8, "checkpoint__every_steps": 4}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    outcome = bench.train(whole, **changes)
+    held_out = unseen(tmp_path / "validation.jsonl")
+    outcome = bench.train(whole, **changes, data__validation=held_out, eval_at_start=True, eval_answers=2)
     assert outcome.code == 0 and "base       frozen, nf4" in outcome.out, outcome.err
     assert losses(whole)[-1] < losses(whole)[0]
     cut_back(whole, cut, 4)
-    assert bench.train(cut, **changes).code == 0
+    assert bench.train(cut, **changes, data__validation=held_out).code == 0
     assert_same_state(state_of(cut, 8), state_of(whole, 8))
+    written = {e["step"]: e["answers"] for e in metrics(whole).events if e["event"] == "answers"}
+    assert list(written) == [0, 8] and [a["language"] for a in written[8]] == ["en", "zh"]
     assert read_meta(whole, 8)["lora"]["base"]["quantization"] == "nf4"

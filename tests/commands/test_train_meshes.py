@@ -54,7 +54,7 @@ def test_every_mesh_has_the_losses_of_one_device(bench, tmp_path, mesh):  # noqa
 @pytest.mark.multidevice
 def test_two_processes_stop_resume_and_end_together(bench, tmp_path):  # noqa: F811
     run, validation = tmp_path / "run", unseen(tmp_path / "validation.jsonl")
-    keys = {"data__validation": validation, "checkpoint__keep_best": 0, "checkpoint__every_steps": 0}
+    keys = {"data__validation": validation, "checkpoint__keep_best": 0, "checkpoint__every_steps": 0, "eval_answers": 3}
     # SIGTERM to one in the midst of a validation: both abandon it at the same batch, save and leave.
     first, second = bench.start_two(run, command=VALIDATING, eval_every=3, **keys)
     wait_for((run / "validating").exists, first)
@@ -85,6 +85,9 @@ def test_two_processes_stop_resume_and_end_together(bench, tmp_path):  # noqa: F
     assert_same_losses(run, bench)
     evals = {e["step"]: e["validation/loss"] for e in metrics(run).evals}
     np.testing.assert_allclose([evals[s] for s in seen], list(seen.values()), rtol=1e-5)
+    # The prompts were answered by both processes together, and again by the one that took their step anew.
+    two, one = (e["answers"] for e in metrics(run).events if e["event"] == "answers" and e["step"] == stopped + 1)
+    assert two == one and [a["language"] for a in one] == ["en", "zh", "fr"]
 
 
 @pytest.mark.multidevice

@@ -33,6 +33,7 @@ def test_what_is_checked():
         "lora.targets": ("q", "k", "v", "o", "gate", "up", "down", "head", "embed"),
         "lora.base": ("compute", "int8", "nf4"),
         "lora.start": ("continue", "fresh"),
+        "checkpoint.best_metric": ("validation/loss", "validation/accuracy"),
     }
     assert {name: key.choices for name, key in KEYS.items() if key.choices} == choices
     positive = "micro_rows loss_chunk optim.lr optim.eps log_every checkpoint.keep_last data.seq_len lora.b_lr_ratio"
@@ -40,6 +41,7 @@ def test_what_is_checked():
     assert marked("positive") == {*positive.split(), "distributed.timeout_seconds"}
     not_negative = """
         seed batch_size batch_tokens steps epochs eval_every eval_rows checkpoint.every_steps checkpoint.every_minutes
+        eval_questions eval_answers stop_after
         checkpoint.deadline_minutes checkpoint.keep_best grad_accum optim.warmup_steps optim.weight_decay
         optim.clip_norm lora.rank lora.alpha
         mesh.devices"""
@@ -58,7 +60,8 @@ def test_what_may_change_when_a_run_is_continued():
     names = """
         run_dir restart platform remat xla_flags attention loss_chunk grad_accum micro_rows data.cache_dir
         data.max_repeats lora.start mesh.
-        log_every eval_every eval_rows checkpoint. tensorboard wandb compile_cache distributed. model.ignore_keys
+        log_every eval_every eval_rows eval_at_start eval_epochs eval_questions eval_answers stop_after
+        checkpoint. tensorboard wandb compile_cache distributed. model.ignore_keys
         profile_start profile_steps"""
     assert set(NOT_COMPARED) == set(names.split()) and len(NOT_COMPARED) == len(set(NOT_COMPARED))
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmed_jax.data.chat import Piece, chat_format, chat_pieces, encode_pieces
-from mmed_jax.data.multiple_choice import answer_text, prompt_text
+from mmed_jax.data.multiple_choice import Choices, answer_text, letter_choices, prompt_text
 from mmed_jax.data.plain_text import text_start
 from mmed_jax.data.tokenizers.tokenizer import encode_texts
 from mmed_jax.evaluation.prompts.few_shot import Examples, record_part
@@ -197,33 +197,14 @@ def _pieces(tok: Any, messages: Sequence[dict], as_text: bool) -> list[Piece]:
     return chat_pieces(tok, messages)
 
 
-def _choices(
-    tok: Any, items: Sequence[Item], settings: PromptSettings
-) -> list[tuple[tuple, tuple[tuple[int, ...], ...]]]:
-    """(ids that go to the prompt, ids of each choice) of every item.
-
-    A letter is scored in the line the model is trained to answer with: what all lines begin with ("Answer:") belongs to
-    the prompt, what all end with (" IS CORRECT.") is left out. An option is scored as its whole text.
-    """
-    marked = settings.score == "option" and settings.family == "mmedbench"
+def _choices(tok: Any, items: Sequence[Item], settings: PromptSettings) -> list[Choices]:
+    """(ids that go to the prompt, ids of each choice) of every item: its letter, or an option's whole text."""
+    if settings.score != "option":
+        return letter_choices(tok, [(i.record, list(i.options)) for i in items], settings.family)
+    marked = settings.family == "mmedbench"
     lead = tuple(encode_texts(tok, [_MARK])[0]) if marked else ()
-    texts = []
-    for i in items:
-        for letter, option in i.options.items():
-            line = answer_text({**i.record, "answer_idx": letter}, "direct", settings.family)
-            texts.append(" " * marked + option.strip() if settings.score == "option" else line)
-    encoded = iter(encode_texts(tok, texts))
-    split_choices = []
-    for item in items:
-        ids = [next(encoded) for _ in item.options]
-        if settings.score == "option":
-            split_choices.append((lead, tuple(map(tuple, ids))))
-            continue
-        shortest = min(map(len, ids))
-        start = next((i for i in range(shortest) if len({x[i] for x in ids}) > 1), shortest - 1)
-        end = next((i for i in range(shortest - start) if len({x[-1 - i] for x in ids}) > 1), 0)
-        split_choices.append((tuple(ids[0][:start]), tuple(tuple(x[start : len(x) - end]) for x in ids)))
-    return split_choices
+    encoded = iter(encode_texts(tok, [" " * marked + text.strip() for i in items for text in i.options.values()]))
+    return [(lead, tuple(tuple(next(encoded)) for _ in i.options)) for i in items]
 
 
 def prompts_hash(items: Iterable[Item]) -> str:

@@ -1,0 +1,84 @@
+"""Which evaluation of a run is the best, by config.checkpoint.best_metric, and which of its checkpoints."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mmed_jax.checkpoints.metrics_file import read_metrics
+from mmed_jax.checkpoints.run_directory import CONFIG_FILE, read_meta, step_folders
+from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.jsonl import loads
+from mmed_jax.common.place_files import read_bytes
+from mmed_jax.common.places import Place, parse_place
+from mmed_jax.config.defaults import BEST_METRICS
+
+# Of these more is better.
+RISING = ("validation/accuracy",)
+
+
+def cost(metric: str, numbers: Mapping[str, Any] | None) -> float | None:
+    """A number that is the lower the better an evaluation is; None where it has none, or none that is finite."""
+    value = (numbers or {}).get(metric)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return -float(value) if metric in RISING else float(value)
+
+
+def best_of(metric: str, evaluations: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[int, float] | None:
+    """(step, value) of the best of (step, numbers), the first of equals; None where none has the number."""
+    costs = ((cost(metric, numbers), step, numbers) for step, numbers in evaluations)
+    ranked = [(c, step, float(numbers[metric])) for c, step, numbers in costs if c is not None]
+    _, step, value = min(ranked, default=(0.0, None, 0.0), key=lambda x: x[:2])
+    return None if step is None else (step, value)
+
+
+def best_checkpoint(run_dir: str | Place) -> tuple[int, str, float]:
+    """(step, metric, value) of the best checkpoint of a run.
+
+    Raises:
+      UserError: not a run, none of its checkpoints was evaluated, or a better one was evaluated and is not kept.
+      WorkError: a checkpoint's record cannot be read now.
+    """
+    place = parse_place(run_dir)
+    saved: dict[int, dict[str, Any]] = {}
+    for step in step_folders(place):
+        try:
+            saved[step] = read_meta(place, step)
+        except (ValueError, FileNotFoundError):
+            continue
+        except OSError as e:
+            raise WorkError(f"{run_dir}: the record of checkpoint {step} cannot be read ({e.strerror or e})") from e
+    if not saved:
+        raise UserError(f"--best: {run_dir} has no checkpoint; it is for a run directory")
+    metric = _metric(place, saved[max(saved)])
+    best = best_of(metric, ((step, _numbers(meta)) for step, meta in saved.items()))
+    steps = ", ".join(f"{s:,}" for s in saved)
+    if best is None:
+        raise UserError(
+            f"--best: no checkpoint of {run_dir} was saved with a {metric} (there are {steps}); name one with --step=N"
+        )
+    # Step 0 is what the run started from, of which it saves nothing.
+    evaluated = best_of(metric, ((r["step"], r) for r in read_metrics(place).evals if r["step"]))
+    if evaluated is not None and cost(metric, {metric: evaluated[1]}) < cost(metric, {metric: best[1]}):
+        step, value = evaluated
+        raise UserError(
+            f"--best: step {step:,} of {run_dir} was the best ({metric} {value:.5g}) and is not kept (there are "
+            f"{steps}; config.checkpoint.keep_best); --step={best[0]} is the best of these ({best[1]:.5g})"
+        )
+    return best[0], metric, best[1]
+
+
+def _numbers(meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    numbers = meta.get("metrics")
+    return numbers if isinstance(numbers, Mapping) else {}
+
+
+def _metric(place: Place, meta: Mapping[str, Any]) -> str:
+    """The run's checkpoint.best_metric, by its config.json or else by its newest checkpoint's copy."""
+    try:
+        config: Any = loads(read_bytes(place / CONFIG_FILE), dict)
+    except (OSError, ValueError, RecursionError):
+        config = meta.get("config")
+    checkpoint = config.get("checkpoint") if isinstance(config, Mapping) else None
+    name = checkpoint.get("best_metric") if isinstance(checkpoint, Mapping) else None
+    return name if name in BEST_METRICS else BEST_METRICS[0]
