@@ -75,6 +75,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     c.data.validation_fraction = 0.001
     c.optim.warmup_ratio = 0.01
     c.optim.weight_decay = 0.01
+    c.eval_at_start = True
     c.eval_every = 500
     c.eval_rows = 2048
     if size == "custom":
