@@ -14,8 +14,7 @@ MOST = 2000
 
 
 def write_held_out(folder: Path, records: RecordStore, chosen: np.ndarray) -> None:
-    """Writes of the records `chosen` (int64 [n]) up to MOST questions, then up to MOST instructions, each in an order of
-    which every beginning will do.
+    """Writes up to MOST questions of the records `chosen` (int64 [n]), then up to MOST instructions.
 
     Languages take turns, each with its records in the order of their draws, so that the first n are spread over the
     languages and the same for one seed, whatever the order of the files. Records that need an image are left out.

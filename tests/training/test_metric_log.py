@@ -114,10 +114,31 @@ def test_tensorboard_without_tensorflow(tmp_path):
     assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(1, 1), (2, 2), (3, 30), (4, 40), (5, 50)]
 
 
+ANSWERS = [
+    {"language": "zh", "question": "发热？", "answer": "a\nb"},
+    {"language": "en", "question": "?", "answer": ""},
+]
+
+
+def test_answers_are_an_event_and_text_on_the_board(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with MetricsLogger(tmp_path) as log:
+        log.answers(7, ANSWERS)
+        log.answers(8, [])
+    (event,) = read_metrics(tmp_path).events
+    assert (event["event"], event["step"], event["answers"]) == ("answers", 7, ANSWERS)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert board.Tags()["tensors"] == ["validation/answers/1_zh", "validation/answers/2_en"]
+    (shown,) = board.Tensors("validation/answers/1_zh")
+    assert shown.tensor_proto.string_val[0].decode() == "    发热？\n\n    a\n    b" and shown.step == 7
+
+
 class FakeWandb(types.ModuleType):
     def __init__(self):
         super().__init__("wandb")
         self.started, self.logged, self.finished = [], [], 0
+        self.Table = lambda columns, data: (columns, data)
 
     def init(self, **arguments):
         self.started.append(arguments)
@@ -140,6 +161,9 @@ def test_wandb_resumes_the_same_run(tmp_path, monkeypatch, capsys):
     assert fake.logged == [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 2.0}]
 
     with MetricsLogger(tmp_path, tensorboard=False, wandb="medical") as log:
+        log.answers(2, ANSWERS)
+        rows = [list(a.values()) for a in ANSWERS]
+        assert fake.logged[-1] == {"step": 2, "validation/answers": (["language", "question", "answer"], rows)}
         log._wandb.log = lambda _: 1 / 0
         log.train(3, {"loss": 1.0})  # a broken side channel does not stop training
         log.train(4, {"loss": 1.0})
