@@ -7,8 +7,6 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.hf.peft_config import HF_NAMES, config_of, modules_of, read_adapter_config, spec_of
@@ -36,6 +34,9 @@ PLAIN = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8,
 
 def peft_modules(config: dict) -> dict[str, tuple[int, float]]:
     """{module: (rank, scale)} that peft makes of an adapter_config.json; its warnings are errors."""
+    from peft import LoraConfig, inject_adapter_in_model  # takes seconds: not when tests are collected
+    from peft.tuners.lora import LoraLayer
+
     with torch.device("meta"):
         model = torch_llama(num_hidden_layers=CFG.num_layers)
     with warnings.catch_warnings():
@@ -137,6 +138,8 @@ def test_what_is_written_reads_back_whatever_the_spec():
 
 
 def test_a_file_of_todays_peft_is_read(tmp_path):
+    from peft import LoraConfig
+
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", lora_dropout=0.1)
     config.save_pretrained(tmp_path)
     assert len(json.loads((tmp_path / "adapter_config.json").read_text())) > len(KEYS)

@@ -32,6 +32,8 @@ import pytest
 PAGE = 1000  # names of a listing
 # In the place of gcsfs.retry.asyncio: it tries again as often as ever, after a fiftieth of the seconds.
 BRIEF = types.SimpleNamespace(sleep=lambda seconds: asyncio.sleep(seconds / 50))
+# In the place of google.api_core.retry.retry_unary.time: likewise.
+BRIEF_TIME = types.SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 50), monotonic=time.monotonic)
 
 
 @dataclass

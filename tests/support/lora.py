@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import numpy as np
-import peft
 import torch
 
 from mmed_jax.model import lora
@@ -35,6 +34,8 @@ def peft_pair(hf: dict, seed: int = 0, **changes):
         full = {n: f"{p}.{_in_layer(t)}" if p else PEFT_NAMES[t] for n, (p, _, t) in parts.items()}
         # PEFT takes the first that fits.
         return {full[n]: pattern[n] for n in sorted(pattern, key=len, reverse=True)}
+
+    import peft  # takes seconds; a worker that only collects these tests does without
 
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -95,6 +96,6 @@ def adapter_tree(spec: lora.LoraSpec, cfg: LlamaConfig, tensors: dict) -> dict:
     return tree
 
 
-def gradients(model: peft.PeftModel) -> dict:
+def gradients(model: torch.nn.Module) -> dict:
     """The gradients of a PEFT model by the names of its parameters."""
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
