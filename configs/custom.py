@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from configs import hardware, pretrain, stage1, stage2
 from mmed_jax.checkpoints.run_directory import saved_config, step_folders
-from mmed_jax.common.errors import UserError
+from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.places import parse_place
 from mmed_jax.config.defaults import KEYS
 from mmed_jax.config.recipes import load_config
@@ -73,6 +73,8 @@ def choose(config: ConfigDict, given: Collection[str], accelerator: bool | None,
       UserError: no init_from, or nothing there that can be read.
     """
     recipe = f"{config.name}:{config.variant}"
+    if config.name not in RATES:
+        raise UserError(f"config.name={config.name}: has no variant {config.variant}{nearest(config.name, RATES)}")
     if not config.init_from:
         raise UserError(
             f"--config={recipe}: name your model, --config.init_from=FOLDER (a Hugging Face folder or a run); its size "
@@ -106,7 +108,7 @@ def choices(config: ConfigDict, cfg: LlamaConfig, on_accelerator: bool) -> list[
     rate, place = learning_rate(RATES[config.name], params)
     if lora:
         rate, place = float(f"{rate * stage1.LORA_FACTOR:.2g}"), f"{place}; x {stage1.LORA_FACTOR} for adapters"
-    machine = "the accelerator" if on_accelerator else "a CPU"
+    machine, table = "the accelerator" if on_accelerator else "a CPU", f"the table of {config.name}"
     wanted = SEQ_LEN if on_accelerator or config.data.kind == "document" else CPU_SEQ_LEN
     length = min(wanted, cfg.max_position_embeddings)
     batch = BATCH[config.name] if on_accelerator else CPU_BATCH
@@ -121,7 +123,7 @@ def choices(config: ConfigDict, cfg: LlamaConfig, on_accelerator: bool) -> list[
     return [
         Choice("optim.lr", rate, f"{size} ({place})"),
         Choice("data.seq_len", length, f"{cfg.max_position_embeddings:,} positions of the model, {machine}"),
-        Choice("batch_size", batch, f"{machine} (the recipes' for accelerators is {BATCH[config.name]})"),
+        Choice("batch_size", batch, table if on_accelerator else f"{machine}; {table} has {BATCH[config.name]}"),
         Choice("compute_dtype", "bfloat16" if on_accelerator else "float32", machine),
         Choice("remat", remat, f"{size}, {machine}"),
         Choice("grad_accum", 0, "the devices that take part: as few parts as micro_rows allows"),

@@ -37,7 +37,6 @@ class ChatSession:
     def __init__(self, conversation: Conversation):
         self._conversation = conversation
         self._interactive = bool(sys.stdin and sys.stdin.isatty())
-        self._answered = False
 
     def run(self) -> None:
         """Reads, asks and answers. Raises UserError for a line of a pipe that cannot be asked."""
@@ -83,8 +82,8 @@ class ChatSession:
             parts = []
 
     def _ask(self, question: str) -> None:
-        text = "reading" if self._answered else "compiling, reading"
-        with _interrupt_noted(self._interactive) as interrupted, Heartbeat(text) as beat:
+        # What takes long is mostly the compiling: at first, with another kind of sampling, for a longer cache.
+        with _interrupt_noted(self._interactive) as interrupted, Heartbeat("waiting for the first token") as beat:
 
             def show(piece: str) -> None:
                 beat.stop()
@@ -105,7 +104,6 @@ class ChatSession:
                 _write("\n")
                 say("stopped", "the question is taken back")
                 return
-        self._answered = True
         if not reply.text.endswith("\n"):
             _write("\n")
         if reply.finish_reason == "length":

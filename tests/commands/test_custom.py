@@ -96,6 +96,9 @@ def test_a_recipe_made_from_it_keeps_what_it_sets(folder, tmp_path):
     )
     config, _ = parse_args([f"--config={path}"], accelerator=True)
     assert (config.optim.lr, config.remat, config.batch_size, config.data.seq_len) == (7e-6, "qkv", 128, 192)
+    path.write_text(path.read_text().replace("c.unlock()", "c.unlock(); c.name = 'mine'"))
+    with pytest.raises(UserError, match="config.name=mine: has no variant custom; valid: pretrain, stage1, stage2"):
+        parse_args([f"--config={path}"])
 
 
 @pytest.mark.parametrize("main", [train.main, plan.main])
