@@ -113,9 +113,10 @@ class Progress:
         self._drawn_at = 0.0
         self._left = TimeLeft(total, start) if steady else None
         self._kept: dict[str, Any] = {}
+        self._drawn: tuple[str, list[str]] = ("", [])  # the texts of the newest step's bar
 
     def keep(self, values: Mapping[str, Any]) -> None:
-        """Shows these behind the values of every step from here on: the newest numbers of a validation."""
+        """Shows these behind the first value of every step from here on: the newest numbers of a validation."""
         self._kept.update(values)
 
     @contextlib.contextmanager
@@ -126,7 +127,7 @@ class Progress:
         """
         began = time.monotonic()
         show = show and self._on
-        draw = (lambda beat: self._draw(self._step, beat, "")) if self._interactive else None
+        draw = (lambda beat: self._draw(*((beat, []) if beat else self._drawn))) if self._interactive else None
         with Heartbeat(f"{self.label}  {text}" if draw is None else text, stream=self._stream, show=show, draw=draw):
             yield
         if pause:
@@ -148,13 +149,16 @@ class Progress:
         first, self._step = self._step == self._start, step
         left = self.seconds_left()
         remaining = "..." if left is None else f"{clock(left)} left"
-        shown = "  ".join(f"{k} {_number(v)}" for k, v in {**(values or {}), **self._kept}.items())
+        texts = [f"{k} {_number(v)}" for k, v in (values or {}).items()]
+        texts[1:1] = [f"{k} {_number(v)}" for k, v in self._kept.items()]
         if self._interactive:
+            self._drawn = remaining, texts
             if step >= self.total or now - self._drawn_at >= _REDRAW_SECONDS:
                 self._drawn_at = now
-                self._draw(step, remaining, shown)
+                self._draw(remaining, texts)
         elif first or step % self.every == 0 or step >= self.total:
             share = step / self.total if self.total else 1.0
+            shown = "  ".join(texts)
             print(
                 f"{self.label} {step}/{self.total} ({share:.0%})  {shown}  {remaining}", file=self._stream, flush=True
             )
@@ -187,10 +191,13 @@ class Progress:
         (t0, s0), (t1, s1) = self._times[0], self._times[-1]
         return (t1 - t0) / (s1 - s0) * max(0, self.total - s1) if s1 > s0 else None
 
-    def _draw(self, step: int, remaining: str, shown: str) -> None:
-        texts = {"remaining_time": remaining, "shown": shown}
+    def _draw(self, remaining: str, shown: list[str]) -> None:
         # A line that wraps could not be overwritten. Some terminals know no size of their own: they count as 80 wide.
         width = shutil.get_terminal_size().columns - 1
+        step, before = self._step, len(f"{self.label} 100% |{'':20}| {self._step}/{self.total} {remaining}")
+        # Half a number would be another number.
+        fitting = (n for n in range(len(shown), 0, -1) if before + sum(2 + len(t) for t in shown[:n]) <= width)
+        texts = {"remaining_time": remaining, "shown": "  ".join(shown[: next(fitting, 0)])}
         if self._bar is None:
             marks = "·█" if _can_show(self._stream, "█·") else ".#"
             self._bar = _StepBar(

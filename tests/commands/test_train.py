@@ -143,7 +143,7 @@ def test_lines_of_a_log_show_the_newest_validation_and_no_speed_of_nothing(valid
     assert not any("tok/s 0" in line for line in lines)
     assert " val " not in by_step[4] and all(" val " in by_step[s] for s in range(5, STEPS + 1))
     first = metrics(validated).evals[0]["validation/loss"]
-    assert f" val {first:.4g} " in by_step[5]
+    assert f" val {first:.4g}  lr " in by_step[5]
 
 
 def test_validation_by_language_and_the_best_checkpoint_kept(validated):

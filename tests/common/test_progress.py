@@ -128,9 +128,10 @@ def test_a_bar_beats_before_its_first_step_and_between_steps(monkeypatch):
         bar.update(2, {"loss": 2.5})
         with bar.working("validating", pause="validation"):
             wait_for(terminal, "2/4 validating ... 0:00")
+        assert seen(terminal)[-1].endswith("2/4 ...  loss 2.5")  # as it was
         bar.keep({"val": 3.25})
-        bar.update(4, {"loss": 2.0})
-    assert "4/4 ...  loss 2  val 3.25" in seen(terminal)[0]
+        bar.update(4, {"loss": 2.0, "lr": 1e-5, "tok/s": 1234567})
+    assert seen(terminal)[0].endswith("4/4 ...  loss 2  val 3.25  lr 1.00e-05")  # of 80 columns; no half numbers
 
 
 def test_the_time_left_does_not_jump():
