@@ -147,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     checkpointer = Checkpointer(run_dir, **config.checkpoint.to_dict())
     data_state = {"table": prepared.train.fingerprint, "seed": config.seed, "tokens_seen": 0}
     data_state["contents"] = prepared.report["contents"]  # for the model card
+    data_state["files"], data_state["start"] = prepared.report["files"], {}  # for an audit
     with on_device.device_failures(config, cfg, mesh):
         restored = checkpointer.restore_latest(abstract, restart=config.restart)
     first, evaluated = 0, None
@@ -155,6 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         setup.check_data_state(meta, data_state, run_dir)
         data_state["tokens_seen"], first = meta["data_state"]["tokens_seen"], int(state["step"])
         evaluated = meta["data_state"].get("evaluations")
+        data_state["start"] = meta["data_state"].get("start", {})
         say(f"resumed    step {first:,} of {steps:,}", flush=True)
     best = BestEvaluation(config.checkpoint.best_metric, evaluated, rows_per_epoch=len(prepared.train), rows=rows)
     data_state["evaluations"] = best.record
@@ -176,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
             params = placement.first_params(config, cfg, source, abstract, spec, base)
             if source is not None and source is not frozen:
                 say(setup.describe_source(source), flush=True)
+            data_state["start"] = setup.describe_start(config, source)
             state = placement.fresh_state(params, program.tx, abstract)
             del params
         # Devices work on behind this line: what does not fit would only be said at the next.

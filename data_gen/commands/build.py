@@ -38,10 +38,13 @@ from mmed_jax.common import console, jsonl
 from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, WorkError, nearest, run_command
+from mmed_jax.common.hashes import file_hash
 from mmed_jax.common.place_flags import InputPlace, OutputPlace
 from mmed_jax.common.progress import counting_bar
 from mmed_jax.config.overrides import split_overrides
+from mmed_jax.data.packed_cache import content_hash, listing_hash
 from mmed_jax.llm_api.cost_estimate import sum_estimates
+from mmed_jax.llm_api.ledger.answers_digest import answers_digest, request_keys
 from mmed_jax.llm_api.ledger.balance import cost_behind
 from mmed_jax.llm_api.unfinished import all_rejected_text, unfinished_text
 
@@ -102,6 +105,7 @@ class Build:
         self.rows: Rows
         self.selection: Selection
         self.splits: list[str] = [KEPT]
+        self._published: writers.Read
 
     def __call__(self) -> Facts | None:
         """Builds and writes the set; None after a dry run. Raises WorkError while requests are pending."""
@@ -181,6 +185,7 @@ class Build:
             writers.write_tfds_set(new, recipe, read, self.splits)
             writers.write_parquet(new, recipe.kind, read, self.splits)
         facts = gather(recipe, read, self.splits)
+        self._published = read
         if facts.total != sum(counts.values()):
             raise AssertionError(f"{facts.total} rows gathered, {sum(counts.values())} written")
         rejects = [*self.inputs.rejects, *self.rows.rejects, *self.selection.rejects]
@@ -193,7 +198,11 @@ class Build:
         (new / "README.md").write_text(card(self, facts), encoding="utf-8")
         (new / "report.html").write_text(page(self, facts), encoding="utf-8")
         (new / "recipe.json").write_text(json.dumps(as_dict(recipe), indent=1, ensure_ascii=False) + "\n", "utf-8")
-        (new / "build.json").write_text(json.dumps(self.summary(facts), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        hashes = {p.relative_to(new).as_posix(): file_hash(p) for p in sorted(new.rglob("*")) if p.is_file()}
+        (new / "build.json").write_text(
+            json.dumps(self.summary(facts) | self._evidence(facts, hashes), indent=1, ensure_ascii=False) + "\n",
+            "utf-8",
+        )
         return facts
 
     def _put_in_place(self, new: Path) -> None:
@@ -275,6 +284,23 @@ class Build:
     def _reasons(self) -> str:
         rows = loss_rows(self.recipe, self.inputs, self.rows, self.selection)
         return ", ".join(f"{reason} {n:,}" for _, _, reason, n in sorted(rows, key=lambda r: -r[3])[:6]) or "no input"
+
+    def _evidence(self, facts: Facts, hashes: dict[str, str]) -> dict:
+        """What an audit compares (mmed_jax.lineage): SHA-256 of files and sources, prompts, models, answers."""
+        keys = {key for split in self.splits for row in self._published(split) for key in request_keys(row)}
+        sources = {
+            name: {"name": below, "sha256": listing_hash(content_hash(path))}
+            for name, (path, below) in sorted(self.inputs.places.items())
+        }
+        return {
+            "sources": sources,
+            "rows_by_source": {f"{code}/{source}": n for (code, source), n in sorted(facts.sources.items())},
+            "rows_by_license": dict(sorted(facts.licenses.items())),
+            "prompts": dict(sorted(facts.prompts.items())),
+            "models": dict(sorted((m, n) for m, n in facts.models.items() if m)),
+            "answers": answers_digest(self.settings.ledger_file, keys),
+            "sha256": hashes,
+        }
 
     def summary(self, facts: Facts) -> dict:
         """build.json: the counts, so that nothing has to be read out of the card."""

@@ -50,6 +50,7 @@ class Inputs:
     blocked: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     rejects: list[dict] = field(default_factory=list)
     licenses: Counter = field(default_factory=Counter)  # of the rows left out for them
+    places: dict[str, tuple[Path, str]] = field(default_factory=dict)  # of sources that are files: where, and its name
 
     def rows_of(self, index: int) -> Iterator[int]:
         """Numbers of the rows of one source that are not blocked."""
@@ -122,6 +123,10 @@ def as_record(row: dict) -> dict:
 def _rows(recipe, entry, data_dir: str, inputs: Inputs, name: str) -> Iterator[dict]:
     """All rows of one source as they come; what its adapter drops is counted."""
     place = _place(entry, data_dir)
+    if isinstance(place, Path):
+        # As an audit can find it again: below data_dir, or in the checkout.
+        root = HERE.parent if entry.path.startswith("@") else expand_home(data_dir)
+        inputs.places[name] = place, place.relative_to(root).as_posix()
     if entry.kind == "passage":
         for row in read_passages(str(place), language=entry.language or None, license=entry.license or None):
             inputs.read[name] += 1

@@ -23,6 +23,7 @@ from mmed_jax.common.checksums import shorten
 from mmed_jax.common.errors import UserError, WorkError, warn
 from mmed_jax.common.hashes import file_hash, json_hash
 from mmed_jax.config.values import batch_rows, planned_steps
+from mmed_jax.data import packed_cache
 from mmed_jax.data.document_cache import pack_files
 from mmed_jax.data.mixture import Mixture, describe_repeats, shares_of
 from mmed_jax.data.packed_table import TABLE, Group, Table, groups_of, merge_reports, read_info, split_row
@@ -279,8 +280,22 @@ def open_tables(
             for g, share in zip(train.groups, mixture.shares)
             if share
         ],
+        "files": _describe_files(data) if is_writer else [],
     }
     return Prepared(tables.pop("train"), tables, report, mixture)
+
+
+def _describe_files(data: ConfigDict) -> list[dict[str, str]]:
+    """packed_cache.describe_files; of a table the hash is that of its table.json, which has its shards' hashes."""
+    found = []
+    for key in ("train", "replay", "validation"):
+        for name in data[key]:
+            path = open_input(name, f"config.data.{key}")
+            if is_table(path):
+                found.append({"key": key, "path": name, "sha256": file_hash(path / TABLE), "kind": "table"})
+            else:
+                found += packed_cache.describe_files(key, [name], [str(path)], [packed_cache.content_hash(path)])
+    return found
 
 
 def _check_named_once(folders: dict[str, list[Path]]) -> None:

@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,6 +40,7 @@ LEAVE_OUT = (
     "mmed_jax.data.prepared",
 )
 _THREADS = 8
+SET, _LEVELS = "build.json", 5  # what lies in a set's folder, and how far below it record files may lie
 _POLL_S = 5.0  # between looks into a bucket for a table that another process makes
 _ABANDONED_AFTER_S = 24 * 3600
 
@@ -57,6 +58,37 @@ def content_hash(path: str | os.PathLike) -> list[list[str]]:
     else:
         listed = [[found.name, file_hash(found)]]
     return [[f"{found.resolve().parent.name}/{found.name}", split or ""], *listed]
+
+
+def listing_hash(listed: list[list[str]]) -> str:
+    """One SHA-256 (hex) for what content_hash gives: a lone file's own, else over the JSON of names and hashes."""
+    files = listed[1:]
+    return files[0][1] if len(files) == 1 else json_hash(files, 64)
+
+
+def describe_files(
+    key: str, names: Sequence[str], paths: Sequence[str], listed: Sequence[list[list[str]]]
+) -> list[dict[str, str]]:
+    """What a checkpoint keeps of the record files of config.data.KEY, for an audit. JSON values.
+
+    Args:
+      names: as the config has them. paths: on this machine. listed: content_hash of each.
+
+    Returns:
+      {"key", "path", "sha256"} of each, and of one that lies in a set of data_gen the SHA-256 of its build.json, "set".
+    """
+    found = []
+    for name, path, files in zip(names, paths, listed, strict=True):
+        build = set_summary(locate(path)[0])
+        belongs = {"set": file_hash(build)} if build else {}
+        found.append({"key": key, "path": name, "sha256": listing_hash(files), **belongs})
+    return found
+
+
+def set_summary(path: Path) -> Path | None:
+    """build.json of the set of data_gen that a file or folder lies in; None where it lies in none."""
+    above = [path.resolve(), *path.resolve().parents][:_LEVELS]
+    return next((folder / SET for folder in above if (folder / SET).is_file()), None)
 
 
 @functools.cache

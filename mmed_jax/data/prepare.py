@@ -98,6 +98,10 @@ def prepare(
         "seq_len": data.seq_len,
         "records": info["records"],
         "contents": info["contents"],
+        "files": [
+            *packed_cache.describe_files("train", tuple(data.train), train_files, inputs["train"]),
+            *packed_cache.describe_files("validation", tuple(data.validation), validation_files, inputs["validation"]),
+        ],
         "tables": {split: table.report for split, table in tables.items()},
     }
     held_out = read_held_out(folder) if "validation" in tables else []

@@ -47,6 +47,23 @@ class CardWriter:
         return self.provenance["base"]["licence"]
 
     @property
+    def results(self) -> list[dict[str, Any]]:
+        """The evaluations for mmed_jax_export.json: {"setting", "notes", "rows": [{"benchmark", "language", "count",
+        "accuracy", "interval95"}]}."""
+        keys = ("count", "accuracy", "interval95")
+        return [
+            {
+                "setting": e.setting,
+                "notes": list(e.notes),
+                "rows": [
+                    {"benchmark": benchmark, "language": language, **{k: cell[k] for k in keys}}
+                    for benchmark, language, cell in e.rows
+                ],
+            }
+            for e in self._evaluations
+        ]
+
+    @property
     def gguf_fields(self) -> dict[str, Any]:
         """Metadata of a GGUF file: licence and languages, as far as they are known."""
         languages = languages_of(self.provenance)

@@ -19,6 +19,7 @@ from mmed_jax.hf.export_folder import (
     write_json,
     write_on_main,
 )
+from mmed_jax.hf.folder_hash import hash_files
 from mmed_jax.hf.gguf_file import model_fields, verify_gguf, write_gguf
 from mmed_jax.hf.gguf_tokenizer import tokenizer_fields
 from mmed_jax.hf.weight_stream import WeightStream
@@ -88,4 +89,5 @@ def save_gguf(
 def _write_small(stage: Path, tokenizer: "PreTrainedTokenizerFast", card: str, info: dict) -> None:
     (stage / README).write_text(card, encoding="utf-8")
     sizes = {p.name: p.stat().st_size for p in sorted(stage.iterdir())}
-    write_json(stage / MARKER, {**info, "tokenizer_hash": tokenizer_hash(tokenizer), "files": sizes})
+    hashes = hash_files(sorted(stage.iterdir()))
+    write_json(stage / MARKER, {**info, "tokenizer_hash": tokenizer_hash(tokenizer), "files": sizes, "sha256": hashes})

@@ -32,6 +32,7 @@ from mmed_jax.hf.export_folder import (
     synced,
     write_json,
 )
+from mmed_jax.hf.folder_hash import hash_files
 from mmed_jax.hf.gather import gather
 from mmed_jax.hf.load import read_json
 from mmed_jax.hf.mapping import flatten, group_names, some, unflatten
@@ -277,7 +278,8 @@ def save_adapter(
             if tokenizer is not None:
                 save_tokenizer(tokenizer, stage)
             sizes = {p.name: p.stat().st_size for p in sorted(stage.iterdir())}
-            write_json(stage / MARKER, {**(info or {}), "base": base_record, "files": sizes})
+            hashes = hash_files(sorted(stage.iterdir()))
+            write_json(stage / MARKER, {**(info or {}), "base": base_record, "files": sizes, "sha256": hashes})
             _verify(stage, adapter, spec, cfg)
             publish(stage, path)
     finally:

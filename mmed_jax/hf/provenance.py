@@ -4,14 +4,18 @@ A run's checkpoint holds its config and the counts of its data; `init_from` lead
 export's mmed_jax_export.json says what was known when it was written.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmed_jax.checkpoints.run_directory import CHECKPOINTS, read_meta, step_folders
+from mmed_jax.common.buckets.download import address_of
+from mmed_jax.common.checksums import MANIFEST
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.paths import resolve_path
-from mmed_jax.common.places import is_bucket
+from mmed_jax.common.place_files import read_bytes
+from mmed_jax.common.places import is_bucket, parse_place
 from mmed_jax.hf.base_model import hub_name
 from mmed_jax.hf.export_folder import MARKER
 from mmed_jax.hf.licences import base_facts, licence_of, official_name
@@ -40,7 +44,8 @@ def provenance_of(source: ModelSource, base_name: str = "") -> dict[str, Any]:
       "base": {"name" ("" = not known), "hub" (whether that is a name on the hub), "random" (made here from random
       weights), "licence", "licence_from" (of licences.licence_of)}.
       "stages", in their order: {"name", "method", "step", "tokens_seen", "settings": {key: value}, "data": [{"source",
-      "license", "language", "records"}] or None where the run has no record of it, "validation": {name: value}}.
+      "license", "language", "records"}] or None where the run has no record of it, "validation": {name: value}}, and
+      for an audit, where they are known, "run", "files", "start" and "base" (mmed_jax.lineage).
       "complete": whether the way back to the base was found.
       Of a mean of models, or what was trained from one, "merged" and "merged_stages" (merge_record.merged_provenance).
     """
@@ -148,7 +153,28 @@ def _stage(folder: Path, step: int | None, method: str, meta: Mapping[str, Any],
         "settings": _settings(config),
         "data": state.get("contents"),
         "validation": numbers,
+        **_audit_facts(folder, step, meta, state),
     }
+
+
+def _audit_facts(folder: Path, step: int | None, meta: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """What an audit compares (mmed_jax.lineage): the checkpoint, its record files, what it began with, its base."""
+    facts: dict[str, Any] = {key: state[key] for key in ("files", "start") if key in state}
+    if step is not None:
+        facts["run"] = {"path": address_of(folder) or str(folder), "step": step, "sha256": manifest_hash(folder, step)}
+    if isinstance(meta.get("lora"), dict):
+        base = meta["lora"].get("base") or {}
+        facts["base"] = {key: base.get(key) for key in ("path", "kind", "step", "fingerprint", "ignore_keys")}
+    return facts
+
+
+def manifest_hash(run_dir: str | Path, step: int) -> str:
+    """SHA-256 (hex) of a checkpoint's manifest.json, which has the checksums of its files; "" where there is none."""
+    try:
+        manifest = read_bytes(parse_place(run_dir) / CHECKPOINTS / str(step) / MANIFEST)
+    except (OSError, WorkError):
+        return ""
+    return hashlib.sha256(manifest).hexdigest()
 
 
 _ZERO_IS_UNUSED = ("optim.warmup_steps", "batch_tokens", "epochs")

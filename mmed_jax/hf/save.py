@@ -31,6 +31,7 @@ from mmed_jax.hf.export_folder import (
     write_json,
     write_on_main,
 )
+from mmed_jax.hf.folder_hash import hash_files
 from mmed_jax.hf.load import INDEX, SINGLE
 from mmed_jax.hf.mapping import HFTensor, hf_tensors
 from mmed_jax.hf.prompt_logits import PromptLogits
@@ -253,7 +254,9 @@ def _write_small(stage, weights: _Written, cfg, tokenizer, generation, info) -> 
         write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
     write_assets(stage, cfg, tokenizer, dtype=_main_dtype(files, kinds), source_generation=generation)
     sizes = {p.name: p.stat().st_size for p in sorted(stage.iterdir())}
-    write_json(stage / MARKER, {**(info or {}), "tokenizer_hash": tokenizer_hash(tokenizer), "files": sizes})
+    hashes = hash_files(sorted(stage.iterdir()))
+    more = {"tokenizer_hash": tokenizer_hash(tokenizer), "files": sizes, "sha256": hashes}
+    write_json(stage / MARKER, {**(info or {}), **more})
 
 
 def _check(stage: Path, weights: _Written, cfg, tokenizer, progress) -> None:

@@ -260,6 +260,20 @@ def write_run_files(
     on_main(write)
 
 
+def describe_start(config: ConfigDict, source: "ModelSource | None") -> dict[str, Any]:
+    """What a checkpoint keeps of the weights that its run began with. JSON values.
+
+    Args:
+      source: what config.init_from names, opened and loaded; None = random weights.
+
+    Returns:
+      {"path": config.init_from, "kind", "step", "fingerprint"} (hf.model_source.identity), of random weights {"path"}.
+    """
+    from mmed_jax.hf.open_model import identity
+
+    return {"path": config.init_from, **({} if source is None else identity(source))}
+
+
 def check_data_state(meta: dict[str, Any], now: dict[str, Any], run_dir: Place) -> None:
     """Refuses to go on with other rows than before: the order of the data would no longer be what it was.
 

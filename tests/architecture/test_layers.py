@@ -17,7 +17,7 @@ LAYERS = (
     ("mmed_jax.hf", "mmed_jax.llm_api"),
     ("mmed_jax.training",),
     ("mmed_jax.planning", "mmed_jax.inference"),
-    ("mmed_jax.evaluation", "mmed_jax.checkup"),
+    ("mmed_jax.evaluation", "mmed_jax.checkup", "mmed_jax.lineage"),
     ("mmed_jax.studies",),
     ("data_gen",),
     ("data_gen.commands",),

@@ -24,6 +24,7 @@ LINES = {
     "generate": [],
     "export": [],
     "merge": [],
+    "audit": [],
     "inspect": ["--config=stage1"],
     "inspect table": ["--table=x"],
     "inspect adapter": ["--adapter=x"],
