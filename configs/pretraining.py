@@ -16,10 +16,11 @@ Settings besides those of every study: corpus (packed tables, or files of docume
 the base and the pretrained in the mean, 0.5,0.5). With texts= every arm is also scored on held-out texts, in bits per
 byte by language. A base of one's own is a Hugging Face folder.
 
-Variants: demo 1b 3b 8b 70b. The demo's base has random weights after four epochs of the demo's instructions; its
-questions and texts are those that it is trained on. Sources: MMedLM is tuned on MMedBench's training split after the
-corpus (2402.13963); that merging follows continued pretraining is 2604.06903's subject, but which models are averaged
-with which weights, and that tuning comes after the mean, are our choice: of that paper only the abstract was at hand.
+Variants: demo 1b 3b 8b 70b, custom (--config.base=FOLDER). The demo's base has random weights after four epochs of the
+demo's instructions; its questions and texts are those that it is trained on. Sources: MMedLM is tuned on MMedBench's
+training split after the corpus (2402.13963); that merging follows continued pretraining is 2604.06903's subject, but
+which models are averaged with which weights, and that tuning comes after the mean, are our choice: of that paper only
+the abstract was at hand.
 """
 
 from ml_collections import ConfigDict

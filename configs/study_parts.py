@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from configs import hardware
+from mmed_jax.common.errors import UserError
 from mmed_jax.studies.design import Model, settings, train
 
 SIZES = ("1b", "3b", "8b", "70b")
-VARIANTS = ("demo", *SIZES)
+VARIANTS = ("demo", *SIZES, "custom")
 INSTRUCTIONS, QUESTIONS = "data_gen/handcrafted/instructions.jsonl", "data_gen/handcrafted/mcq.jsonl"
 # How many 80 GB GPUs a training is planned for unless --topology says otherwise.
 GPUS = {"1b": 1, "3b": 2, "8b": 8, "70b": 32}
@@ -36,15 +37,22 @@ def study_settings(name: str, variant: str, files: Mapping[str, tuple[str, str]]
     if demo:
         c.data, c.mode = (QUESTIONS,), "loglikelihood"
         return c
-    size = variant.partition("-")[0]
-    c.base = hardware.MODELS[size][0]
     c.benchmark, c.data_dir = "mmedbench", "benchmarks"
+    size = variant.partition("-")[0]
+    if size == "custom":  # the user names the base, and where it is to run
+        return c
+    c.base = hardware.MODELS[size][0]
     c.topology = f"gpu:{GPUS[size]}xh100-80g"
     return c
 
 
 def base_of(c: ConfigDict, recipe: str = "pretrain:demo") -> Model:
-    """What all arms start from: config.base, or for the demos four epochs of a recipe from random weights."""
+    """What all arms start from: config.base, or for the demos four epochs of a recipe from random weights.
+
+    Raises UserError: neither a demo nor a base.
+    """
+    if not c.base and not is_demo(c.variant):
+        raise UserError("config.base is empty: name the model that all arms start from, --config.base=FOLDER")
     return c.base or train("base", recipe, "", {"seed": 0, "epochs": 4.0})
 
 

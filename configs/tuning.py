@@ -11,9 +11,9 @@ full        all weights, as stage2:SIZE has it
 
 Settings besides those of every study: stage2, the record files (the paper's: MMedBench's training split).
 
-Variants: demo 1b 3b 8b 70b. Those of open models are trained on and asked in the paper's prompts (prompt family
-mmedbench, the answer alone), so that the paper's rows stand in the same table. The demo's base has random weights after
-four epochs of the demo's running text. Sources: those of configs/stage2.py.
+Variants: demo 1b 3b 8b 70b, custom (--config.base=FOLDER). Those of open models are trained on and asked in the paper's
+prompts (prompt family mmedbench, the answer alone), so that the paper's rows stand in the same table. The demo's base
+has random weights after four epochs of the demo's running text. Sources: those of configs/stage2.py.
 """
 
 from ml_collections import ConfigDict

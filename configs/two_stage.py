@@ -12,9 +12,10 @@ both in one stage      the records of both together (data.kind=mixed), with the 
 
 Settings besides those of every study (mmed_jax/studies/design.py): stage1 and stage2, the record files of each.
 
-Variants: demo, and those of the stages with their base: 1b 3b 8b 70b, also with -lora and -qlora. The demo's base has
-random weights after four epochs of the demo's running text, its questions are those that stage 2 was trained on: it
-shows that the study works, and how much was learnt by heart. Sources: every training is a recipe of stage 1 or 2, whose
+Variants: demo, and those of the stages with their base: 1b 3b 8b 70b, and custom for a base of one's own
+(--config.base=FOLDER), each also with -lora and -qlora. The demo's base has random weights after four epochs of the
+demo's running text, its questions are those that stage 2 was trained on: it shows that the study works, and how much
+was learnt by heart. Sources: every training is a recipe of stage 1 or 2, whose
 files name theirs; that "both in one stage" takes the settings of stage 2 is our choice.
 """
 
@@ -24,7 +25,7 @@ from configs import stage1
 from configs.study_parts import INSTRUCTIONS, QUESTIONS, base_of, expectation, study_settings
 from mmed_jax.studies.design import Arm, Claim, Design, Study, benchmarks, train
 
-VARIANTS = stage1.SIZED
+VARIANTS = stage1.VARIANTS
 FILES = {"stage1": (INSTRUCTIONS, "records/stage1.jsonl"), "stage2": (QUESTIONS, "records/stage2.jsonl")}
 
 

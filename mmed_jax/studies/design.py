@@ -175,7 +175,7 @@ def benchmarks(c: ConfigDict) -> tuple[Benchmark, ...]:
     languages = {"languages": tuple(c.languages)} if c.languages else {}
     limit = {"limit": c.limit} if c.limit else {}
     if c.benchmark and c.data:
-        raise UserError("config.benchmark and config.data: name one of them")
+        raise UserError("config.benchmark and config.data: both are set; empty one of them, as --config.benchmark=")
     if c.benchmark or c.data:
         asked = {"benchmark": c.benchmark, "data_dir": c.data_dir} if c.benchmark else {"data": tuple(c.data)}
         family = {"prompt_family": c.prompt_family} if c.prompt_family else {}

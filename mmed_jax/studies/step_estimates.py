@@ -11,6 +11,7 @@ from typing import Any
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.common.paths import REPO
 from mmed_jax.planning.plan_report import GIB
+from mmed_jax.studies.design import Step
 from mmed_jax.studies.run_here import last_error
 from mmed_jax.studies.step_key import flags_text
 from mmed_jax.studies.tasks import Task
@@ -39,7 +40,7 @@ def estimate(task: Task, topology: str, price: float) -> Estimate:
         return Estimate("not planned; --topology=SLICE plans it")
     with tempfile.TemporaryDirectory() as folder:
         out, log = Path(folder) / "plan.json", Path(folder) / "log.txt"
-        flags = flags_text(task.flags)
+        flags = flags_text({**task.flags, **_first_weights(task)})
         command = [sys.executable, "-m", "mmed_jax.plan", *flags, f"--topology={topology}", f"--json={out}"]
         command += ["--no_verify", *([f"--price={price:g}"] if price else [])]
         path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH", ""))))
@@ -49,6 +50,15 @@ def estimate(task: Task, topology: str, price: float) -> Estimate:
             return read_plan(loads(out.read_bytes(), dict), price)
         except (OSError, BadJSON):
             return Estimate(f"not planned: {last_error(log)}")
+
+
+def _first_weights(task: Task) -> dict[str, str]:
+    """What a training starts from in the end: weights of the same size that are there before any step has run."""
+    step: Any = task.step
+    while isinstance(step, Step):
+        start = step.flags.get("config.init_from", step.flags.get("model", step.flags.get("models", "")))
+        step = start[0] if isinstance(start, tuple) else start
+    return {"config.init_from": step} if step else {}
 
 
 def read_plan(plan: dict[str, Any], price: float) -> Estimate:
@@ -63,7 +73,11 @@ def read_plan(plan: dict[str, Any], price: float) -> Estimate:
     hours = tokens / plan["tokens_per_step"] * plan["schedule_s"] / 3600
     cost = hours * chips * price if price else None
     money = "" if cost is None else f", cost {cost:,.2f}"
-    return Estimate(f"{text}; {hours:,.1f} h, {hours * chips:,.0f} chip hours{money}", hours, hours * chips, cost, True)
+    return Estimate(f"{text}; {_time(hours)}, {hours * chips:,.1f} chip hours{money}", hours, hours * chips, cost, True)
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def total(estimates: list[Estimate]) -> str:
@@ -75,4 +89,4 @@ def total(estimates: list[Estimate]) -> str:
     cost = f", cost {sum(e.cost or 0 for e in known):,.2f}" if any(e.cost for e in known) else ""
     unknown = sum(e.fits is not None and e.hours is None for e in estimates)
     rest = f"; {unknown} trainings of unknown length are not in it" if unknown else ""
-    return f"trainings  {hours:,.1f} h one after the other, {chip_hours:,.0f} chip hours{cost}{rest}"
+    return f"trainings  {_time(hours)} one after the other, {chip_hours:,.1f} chip hours{cost}{rest}"

@@ -60,9 +60,13 @@ def flags_text(flags: Mapping[str, Any]) -> list[str]:
 
 
 def resolved_config(step: Step, flags: Mapping[str, Any]) -> ConfigDict:
-    """The config of a training with its overrides. Raises UserError, with the step's name, as train would."""
+    """The config of a training with its overrides. Raises UserError, with the step's name, as train would.
+
+    What a recipe of one's own model leaves open stays open: it is chosen where the step runs, from the model and the
+    devices there (configs/custom.py).
+    """
     try:
-        return parse_args(flags_text(flags))[0]
+        return parse_args(flags_text(flags), complete=False)[0]
     except UserError as e:
         raise e.at(f"step {step.name}") from None
 

@@ -44,6 +44,16 @@ def test_other_variants(name, tmp_path):
     assert len(planned(name, tmp_path).trials) >= 3
 
 
+def test_a_model_of_one_s_own(tmp_path):
+    with pytest.raises(UserError, match="^config.base is empty: name the model that all arms start from"):
+        planned("tuning:custom", tmp_path)
+    for name in (*SIZES, "two_stage:custom-qlora"):
+        given = {"base": "my/model", "benchmark": "", "data": "dev.jsonl"}
+        plan = lay_out(open_study(name if ":" in name else f"{name}:custom", given), tmp_path)
+        starts = [t.settings["init_from"] for t in plan.tasks if t.step.command == "train"]
+        assert "my/model" in starts and len(plan.trials) >= 3
+
+
 def test_the_paper_s_tuning_is_asked_in_its_prompts(tmp_path):
     plan = planned("tuning:8b", tmp_path)
     assert all("--prompt_family=mmedbench" in t.arguments for t in plan.tasks if t.step.command == "evaluate")
