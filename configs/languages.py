@@ -14,7 +14,7 @@ languages: its own column says what the others add, the other columns what one l
 Every record is seen equally often in all arms (the recipe's epochs), so an arm of one language takes fewer steps. With
 --train.steps=N --train.epochs=0 all arms take equally many.
 
-Variants: demo 1b 3b 8b 70b, custom (--config.base=FOLDER); the demo trains English and Chinese alone, the others the six
+Variants: demo 1b 3b 8b 70b, custom (--config.base=FOLDER); the demo trains English and Chinese alone, others the six
 languages of MMedBench. The demo's base has random weights after four epochs of the demo's running text. Sources: the
 trainings' are those of configs/stage2.py; the comparison is our choice.
 """
