@@ -14,11 +14,13 @@ compute_dtype  bfloat16; on a CPU float32
 remat          as in the tables ("full", with adapters minimal_ctx below 20 B); on a CPU none below 0.5 B
 micro_rows     rows a device at a time, however many devices there are (grad_accum=0): fewer the larger the model is
 platform       accelerator, so that a run for one does not start on a CPU unseen
+eval_answers   as in the stage's file, with eval_questions and checkpoint.best_metric; none on a CPU, which takes long
 
 The rates between the sizes and below the 1b are our choice, as are the batch and length on a CPU. Whether there is an
 accelerator is seen by its device files (and JAX_PLATFORMS), since no device may be touched before hosts have met;
 `mmed_jax.plan` always plans for one. A run that has checkpoints goes on with what was chosen when it began, whatever
-the devices are now; only what changes nothing that is trained (remat, micro_rows, platform) is chosen anew.
+the devices are now; only what changes nothing that is trained is chosen anew (remat, micro_rows, platform,
+evaluations).
 """
 
 import math
@@ -120,6 +122,8 @@ def choices(config: ConfigDict, cfg: LlamaConfig, on_accelerator: bool) -> list[
     rows = next(n for most, n in MICRO_ROWS if params < most)
     # Beneath an adapter less is computed twice, and more is kept: from the 1b's size on one, nearly as in the tables.
     rows = 1 if not on_accelerator else max(1, rows // 4) if lora else rows
+    asked = {"eval_questions": 500, "checkpoint.best_metric": "validation/accuracy"} if config.name == "stage2" else {}
+    asked |= {"eval_answers": 5} if config.name != "pretrain" else {}
     return [
         Choice("optim.lr", rate, f"{size} ({place})"),
         Choice("data.seq_len", length, f"{cfg.max_position_embeddings:,} positions of the model, {machine}"),
@@ -129,6 +133,7 @@ def choices(config: ConfigDict, cfg: LlamaConfig, on_accelerator: bool) -> list[
         Choice("grad_accum", 0, "the devices that take part: as few parts as micro_rows allows"),
         Choice("micro_rows", rows, f"{size}, {machine}"),
         Choice("platform", "accelerator" if on_accelerator else "any", machine),
+        *(Choice(key, value, f"{machine}; {table}") for key, value in asked.items() if on_accelerator),
     ]
 
 

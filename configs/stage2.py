@@ -38,8 +38,8 @@ Epochs are no default to trust: others saw an 8B fall from 51.0 on MedQA, untrai
 1, 2 and 3 on one small set, while its training loss fell (results.md of EPFLiGHT/meditron-apertus). So the variants of
 open models are evaluated before the first step, every 200 steps and at every epoch, with the accuracy on 500 validation
 questions by log-likelihood, by which the best checkpoint is chosen and kept; the last lines say where it lay, and
-`export --best` takes it. 500 questions leave about +-4 points: evaluate what it chooses on a whole benchmark. (custom
-asks and answers nothing by itself, since that takes long on a CPU: --config.eval_questions, --config.eval_answers.)
+`export --best` takes it. 500 questions leave about +-4 points: evaluate what it chooses on a whole benchmark. (On
+a CPU custom asks and answers nothing by itself, since it takes long: --config.eval_questions, --config.eval_answers.)
 
 Expect (demo): one to two minutes, final loss below 0.01, at least 95 % of the trained questions answered rightly.
 Expect (demo-lora): three to five minutes, final loss about 0.7, likewise.

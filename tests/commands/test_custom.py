@@ -8,6 +8,7 @@ import pytest
 from configs import custom, hardware, stage1
 from mmed_jax import plan, train
 from mmed_jax.common.errors import UserError
+from mmed_jax.config.defaults import base
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.config.resume import training_keys
 from mmed_jax.hf.open_model import open_model
@@ -75,7 +76,11 @@ def test_every_stage_has_values_for_ones_own_model(stage, variant, folder):
         assert bool(config.lora.rank) == (variant != "custom")
         assert config.run_dir == f"runs/{stage}-{variant}"
         named = [line.partition("=")[0] for line in flags.chosen]
-        assert len(set(named)) == len(named) == 8 and all(", chosen from " in line for line in flags.chosen)
+        assert len(set(named)) == len(named) >= 8 and all(", chosen from " in line for line in flags.chosen)
+        shipped = parse_args([f"--config={stage}:1b"])[0] if accelerator else base()  # evaluations take long on a CPU
+        for evaluations in (config.eval_answers, shipped.eval_answers), (config.eval_questions, shipped.eval_questions):
+            assert evaluations[0] == evaluations[1]
+        assert config.checkpoint.best_metric == shipped.checkpoint.best_metric
         assert f"optim.lr={config.optim.lr:g}, chosen from {num_params(CFG):,} parameters" in flags.chosen[0]
 
 
@@ -85,7 +90,7 @@ def test_what_the_command_line_says_wins(folder):
     assert (config.optim.lr, config.batch_size, config.batch_tokens) == (3e-6, 0, 1536)
     assert (config.remat, config.micro_rows) == ("full", 3)
     named = [line.partition("=")[0] for line in flags.chosen]
-    assert named == ["data.seq_len", "compute_dtype", "grad_accum", "platform"]
+    assert named == ["data.seq_len", "compute_dtype", "grad_accum", "platform", "eval_answers"]
 
 
 def test_a_recipe_made_from_it_keeps_what_it_sets(folder, tmp_path):
