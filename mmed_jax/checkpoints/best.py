@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mmed_jax.checkpoints.metrics_file import read_metrics
@@ -24,12 +25,19 @@ def cost(metric: str, numbers: Mapping[str, Any] | None) -> float | None:
     return -float(value) if metric in RISING else float(value)
 
 
-def best_of(metric: str, evaluations: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[int, float] | None:
-    """(step, value) of the best of (step, numbers), the first of equals; None where none has the number."""
-    costs = ((cost(metric, numbers), step, numbers) for step, numbers in evaluations)
-    ranked = [(c, step, float(numbers[metric])) for c, step, numbers in costs if c is not None]
-    _, step, value = min(ranked, default=(0.0, None, 0.0), key=lambda x: x[:2])
-    return None if step is None else (step, value)
+@dataclass(frozen=True, order=True)
+class Ranked:
+    """An evaluation by its cost: the first of equals comes first."""
+
+    cost: float
+    step: int
+    value: float
+
+
+def best_of(metric: str, evaluations: Iterable[tuple[int, Mapping[str, Any]]]) -> Ranked | None:
+    """The best of (step, numbers), the first of equals; None where none has the number."""
+    ranked = [Ranked(c, step, float(x[metric])) for step, x in evaluations if (c := cost(metric, x)) is not None]
+    return min(ranked, default=None)
 
 
 def best_checkpoint(run_dir: str | Place) -> tuple[int, str, float]:
@@ -59,13 +67,13 @@ def best_checkpoint(run_dir: str | Place) -> tuple[int, str, float]:
         )
     # Step 0 is what the run started from, of which it saves nothing.
     evaluated = best_of(metric, ((r["step"], r) for r in read_metrics(place).evals if r["step"]))
-    if evaluated is not None and cost(metric, {metric: evaluated[1]}) < cost(metric, {metric: best[1]}):
-        step, value = evaluated
+    if evaluated is not None and evaluated.cost < best.cost:
+        better = f"step {evaluated.step:,} of {run_dir} was the best ({metric} {evaluated.value:.5g})"
         raise UserError(
-            f"--best: step {step:,} of {run_dir} was the best ({metric} {value:.5g}) and is not kept (there are "
-            f"{steps}; config.checkpoint.keep_best); --step={best[0]} is the best of these ({best[1]:.5g})"
+            f"--best: {better} and is not kept (there are {steps}; config.checkpoint.keep_best); --step={best.step} is "
+            f"the best of these ({best.value:.5g})"
         )
-    return best[0], metric, best[1]
+    return best.step, metric, best.value
 
 
 def _numbers(meta: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -240,7 +240,9 @@ def _is_whole(task: Task) -> bool:
     events = read_metrics(task.result).events
     start: dict[str, Any] = next((e for e in reversed(events) if e["event"] == "start"), {})
     last = events[-1] if events else {}
-    return last.get("event") == "end" and isinstance(start.get("steps"), int) and last["step"] >= start["steps"]
+    if last.get("event") != "end" or not isinstance(start.get("steps"), int):
+        return False
+    return last["step"] >= start["steps"] or any(e["event"] == "stopped_early" for e in events[events.index(start) :])
 
 
 def changed_settings(task: Task, tasks: Sequence[Task]) -> str:

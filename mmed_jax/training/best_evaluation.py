@@ -20,8 +20,8 @@ class BestEvaluation:
     """
 
     def __init__(self, metric: str, record: Mapping[str, Any] | None, *, rows_per_epoch: int, rows: int):
-        fresh = {"metric": metric, "step": None, "value": None, "last_step": None, "last_value": None, "since": 0}
-        self.record = dict(record) if record and record.get("metric") == metric else fresh
+        fresh = dict.fromkeys(("step", "value", "last_step", "last_value")) | {"metric": metric, "since": 0}
+        self.record: dict[str, Any] = dict(record) if record and record.get("metric") == metric else fresh
         self.metric, self._rows_per_epoch, self._rows = metric, rows_per_epoch, rows
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:

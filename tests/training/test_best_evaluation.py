@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from mmed_jax.checkpoints.best import best_of, cost
+from mmed_jax.checkpoints.best import Ranked, best_of, cost
 from mmed_jax.data.held_out import read_held_out, write_held_out
 from mmed_jax.data.records.schema import validate_record
 from mmed_jax.data.records.store import RecordStore
@@ -25,7 +25,8 @@ def of(metric, values, record=None):
 
 def test_a_loss_is_better_lower_an_accuracy_higher_the_first_of_equals():
     evaluations = [(0, {LOSS: 2.0, ACCURACY: 0.5}), (10, {LOSS: 1.0, ACCURACY: 0.5}), (20, {LOSS: 1.0})]
-    assert best_of(LOSS, evaluations) == (10, 1.0) and best_of(ACCURACY, evaluations) == (0, 0.5)
+    assert best_of(LOSS, evaluations) == Ranked(1.0, 10, 1.0)
+    assert best_of(ACCURACY, evaluations) == Ranked(-0.5, 0, 0.5)
     assert best_of(LOSS, [(1, {LOSS: math.nan}), (2, {}), (3, {LOSS: "NaN"}), (4, {LOSS: True})]) is None
     assert cost(LOSS, None) is None and cost(ACCURACY, {ACCURACY: 0.25}) == -0.25
 
