@@ -25,6 +25,8 @@ SAMPLE = 1 << 20
 MANY = 256  # files of a folder beyond which their names and sizes count
 # Flags of commands other than train that name what is read. (evaluate reads --data_dir, and refuses other contents.)
 _READ = ("model", "models", "data", "perplexity", "few_shot_data", "adapter", "base")
+# Of a training that ends when evaluations get no better.
+_ENDS_EARLY = ("stop_after", "eval_every", "eval_epochs", "eval_rows", "eval_questions", "checkpoint.best_metric")
 # What decides nothing of a result.
 _FREE = ("batch_size", "dry_run")
 # Where a Hugging Face folder or a run keeps its weights, and what they are.
@@ -93,9 +95,17 @@ def settings_of(step: Step, keys: Mapping[Step, str]) -> dict[str, Any]:
         return named | {f"contents of {k}": stamps(v) for k, v in step.flags.items() if k in _READ and stamps(v)}
     steps = {k: v for k, v in step.flags.items() if isinstance(v, Step)}
     config = resolved_config(step, {**step.flags, **dict.fromkeys(steps, "step")})
-    values = training_keys(config) | {k.removeprefix("config."): keys[v] for k, v in steps.items()}
+    values = (
+        training_keys(config) | _length_keys(config) | {k.removeprefix("config."): keys[v] for k, v in steps.items()}
+    )
     read = {k: v for k, v in input_keys(config).items() if f"config.{k}" not in steps}
     return values | {f"contents of {k}": stamps(v) for k, v in read.items() if stamps(v)}
+
+
+def _length_keys(config: ConfigDict) -> dict[str, Any]:
+    """What a run may be continued with otherwise and what yet decides where it ends, if that may be early."""
+    flat = flatten(config)
+    return {k: flat[k] for k in _ENDS_EARLY} if flat["stop_after"] else {}
 
 
 def _check_evaluation(step: Step) -> None:

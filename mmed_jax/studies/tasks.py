@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmed_jax.checkpoints.metrics_file import read_metrics
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.common.output_files import write_json
@@ -26,6 +25,7 @@ from mmed_jax.studies.design import (
 )
 from mmed_jax.studies.open_study import seeds_of
 from mmed_jax.studies.step_key import flags_text, key_of, settings_of
+from mmed_jax.training.run_files import read_run
 
 STATE_FILE, LOG_FILE = "step.json", "log.txt"
 STEPS = "steps"
@@ -237,12 +237,12 @@ def _is_whole(task: Task) -> bool:
         return (task.result / "results.json").is_file() and (task.result / "report.html").is_file()
     if task.step.command != "train":
         return (task.result / "config.json").is_file()  # the folder got its name when it was whole
-    events = read_metrics(task.result).events
-    start: dict[str, Any] = next((e for e in reversed(events) if e["event"] == "start"), {})
-    last = events[-1] if events else {}
-    if last.get("event") != "end" or not isinstance(start.get("steps"), int):
+    try:
+        run = read_run(task.result)
+    except UserError:  # it has written nothing yet
         return False
-    return last["step"] >= start["steps"] or any(e["event"] == "stopped_early" for e in events[events.index(start) :])
+    ended = run.records.events and run.records.events[-1]["event"] == "end"  # written when the last save was whole
+    return bool(ended) and run.state[0] == "finished"
 
 
 def changed_settings(task: Task, tasks: Sequence[Task]) -> str:

@@ -79,6 +79,8 @@ def test_changed_settings_are_said_and_only_what_depends_on_them_is_made_anew(he
     assert "first: settings differ from those of first-" in out and "(optim.lr: 0.001 there, 0.5 now): made anew" in out
     # What changes nothing that is learnt is no other step, and the first settings are still done.
     assert run(here, "--train.log_every=7") == 0 and len(calls(here)) == 15
+    stops = ("--train.eval_epochs=true", "--train.stop_after=1")  # a run may be continued so, and yet ends elsewhere
+    assert run(here, *stops) == 0 and len(calls(here)) == 21
 
 
 def test_a_step_that_fails_is_named_with_its_last_error_and_its_log(here):

@@ -34,7 +34,8 @@ if (home / f"{step}.fail").exists():
     print("error: config.data.train: x.jsonl:3: no answer\nsome more words", file=sys.stderr)
     sys.exit(1)
 if command == "train":
-    lines = ({"kind": "event", "event": e, "step": s, "time": 1.0, "steps": 3} for e, s in (("start", 0), ("end", 3)))
+    lines = [{"kind": "event", "event": "start", "step": 0, "time": 1.0, "steps": 3}, {"kind": "train", "step": 3}]
+    lines.append({"kind": "event", "event": "end", "step": 3, "time": 2.0})
     (result / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 (result / "config.json").write_text("{}")
 for name in ("results.json", "report.html"):
