@@ -113,7 +113,8 @@ function interactive(figure, place) {
 
   function draw() {
     const shown = lines.filter((s) => !state.hidden.includes(s.name)), usable = (v) => v > 1e-100 || !state.log;
-    const xs = shown.flatMap((s) => s.x.map((x) => xOf(s, x))), ys = shown.flatMap((s) => s.y.filter(usable));
+    const seen = shown.length ? shown : lines;
+    const xs = seen.flatMap((s) => s.x.map((x) => xOf(s, x))), ys = seen.flatMap((s) => s.y.filter(usable));
     const yRange = ys.length ? extent(ys, state.log, 0.05) : [0.5, 1.5];
     range = extent(xs.length ? xs : [0], false, 0);
     const scale = state.log ? Math.log10 : Number, [low, high] = yRange.map(scale);
