@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmed_jax.checkpoints.best import best_of
 from mmed_jax.checkpoints.metrics_file import Records, read_metrics
 from mmed_jax.checkpoints.run_directory import CONFIG_FILE, read_meta, run_storage, step_folders
 from mmed_jax.common.errors import UserError, WorkError
@@ -25,7 +26,6 @@ from mmed_jax.data.records.schema import LANGUAGES
 RECENT = 100  # steps that the time left is taken from
 _SILENT_S = 600.0  # without a line, and ten steps long: nobody seems to be at work
 _ANSWER = ("language", "question", "answer")
-_BETTER_WHEN_HIGHER = ("validation/accuracy",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,20 +150,24 @@ class Run:
     def best(self) -> Best | None:
         """The best evaluation, the first of several that are as good; None before there is one."""
         for metric in dict.fromkeys((self.best_metric, "validation/loss")):
-            points = [(s, v) for s, v in zip(*self.records.series(metric)) if math.isfinite(v)]
-            if points:
-                sign = -1 if metric in _BETTER_WHEN_HIGHER else 1
-                step, value = min(points, key=lambda p: (sign * p[1], p[0]))
-                return Best(metric, value, step, points[-1][1], points[-1][0])
+            best = best_of(metric, ((r["step"], r) for r in self.records.evals))
+            if best is not None:
+                step, value = best
+                last_step, last = [(s, v) for s, v in zip(*self.records.series(metric)) if math.isfinite(v)][-1]
+                return Best(metric, value, step, last, last_step)
         return None
+
+    @functools.cached_property
+    def kept(self) -> list[int]:
+        """Steps of its checkpoints, ascending. Raises WorkError: their folder cannot be read."""
+        return list(step_folders(self.place))
 
     @functools.cached_property
     def contents(self) -> Sequence[Mapping[str, Any]]:
         """[{"source", "license", "language", "records"}] of the training data, from the newest checkpoint; () where it
         has none."""
         try:
-            kept = step_folders(self.place)
-            rows = read_meta(self.place, max(kept))["data_state"]["contents"] if kept else []
+            rows = read_meta(self.place, self.kept[-1])["data_state"]["contents"] if self.kept else []
             return [r for r in rows if _positive(r["records"]) and isinstance(r["language"], str) and r["source"]]
         except (OSError, WorkError, ValueError, KeyError, TypeError):
             return ()

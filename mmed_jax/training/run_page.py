@@ -154,7 +154,8 @@ def _progress(run: Run) -> tuple[str, str, str]:
 
 def _time_left(run: Run) -> tuple[str, str, str]:
     state, text = run.state
-    spent = f"{clock(run.records.goodput.wall)} so far" if run.records.goodput.wall else ""
+    over = "in all" if state == "finished" else "so far"
+    spent = f"{clock(run.records.goodput.wall)} {over}" if run.records.goodput.wall else ""
     if state != "running":
         return "state", state, ", ".join(filter(None, (text if text != state else "", spent)))
     if run.seconds_left is None:
@@ -183,7 +184,8 @@ def _best_warning(run: Run) -> str:
     values = f"{measured(b.metric, b.value)}; at {run.place_of(b.last_step)} it is {measured(b.metric, b.last)}"
     if b.step == 0:
         return f"The untrained model has the best {_metric(b)}, {values}."
-    return f"The best {_metric(b)} lies before the last evaluation: at {run.place_of(b.step)}, {values}."
+    take = f" python -m mmed_jax.export --model={run.place} --best takes its checkpoint." if b.step in run.kept else ""
+    return f"The best {_metric(b)} lies before the last evaluation: at {run.place_of(b.step)}, {values}.{take}"
 
 
 def _last_loss(run: Run) -> tuple[str, str, str] | None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mmed_jax.checkpoints.run_directory import read_meta, step_folders
+from mmed_jax.checkpoints.run_directory import read_meta
 from mmed_jax.common.html_page import Cell
 from mmed_jax.common.progress import clock
 from mmed_jax.config.resume import training_keys
@@ -65,8 +65,8 @@ def number_rows(run: Run) -> list[tuple[str, str]]:
     times = [r["time"] for r in records.train if isinstance(r.get("time"), (int, float))]
     if len(times) > 1:
         rows.append(("first to last step", clock(max(times) - min(times))))
-    if kept := step_folders(run.place):
-        rows.append(("checkpoints", ", ".join(f"{s:,}{_best_mark(run, s)}" for s in kept)))
+    if run.kept:
+        rows.append(("checkpoints", ", ".join(f"{s:,}{_best_mark(run, s)}" for s in run.kept)))
     return rows or [("steps", "none recorded yet")]
 
 

@@ -256,6 +256,9 @@ def test_the_page_begins_with_what_one_looks_for(tmp_path):
         "step 10 (epoch 1)",
         "step 20 (epoch 2)",
     ]
+    assert "--best takes its checkpoint" not in first  # it has none
+    (run / "checkpoints/10").mkdir(parents=True)
+    assert f"python -m mmed_jax.export --model={run} --best takes its checkpoint." in page_of(run)
     assert "<td>answers</td>" not in text and "<td>English</td><td>30.0%</td><td>50.0%</td>" in text
 
 
@@ -286,6 +289,7 @@ def test_states_of_a_run(tmp_path):
     assert read_run(run).state == ("finished", "ended early: no better for 2 evaluations")
     whole = write_evaluated(tmp_path / "b", steps=30)
     assert read_run(whole).state == ("finished", "finished")
+    assert re.search(r"<b>finished</b><small>[\d:]+ in all</small>", page_of(whole))
     (tmp_path / "c").mkdir()
     (tmp_path / "c/config.json").write_text('{"epochs": "many", "checkpoint": 3, "lora": [], "data": {"train": 5}}')
     text, plots = check_page(page_of(tmp_path / "c"))
