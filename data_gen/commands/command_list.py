@@ -13,6 +13,7 @@ COMMANDS = (
     "build",
     "check",
     "compare-mmedbench",
+    "push",
     "corpus",
     "estimate",
     "ledger",

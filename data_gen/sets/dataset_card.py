@@ -20,6 +20,7 @@ def card(build: Any, facts: Facts) -> str:
         _head(recipe, facts, build.splits),
         f"# {recipe.title or recipe.name}",
         recipe.description,
+        "**For research. Not for clinical use.** Nothing here has been validated for the care of patients.",
         mmedbench_card.counts(build, facts) if benchmark else _counts(facts, build.splits),
         _methods_and_sources(recipe, facts),
         _licenses(facts),

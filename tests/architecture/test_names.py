@@ -20,6 +20,7 @@ SHARED = {
     "mmedbench": "data/sources: its files as published; configs: the recipe that builds it",
     "merge": "the command averages whole models; hf: an adapter into its base",
     "prompts": "data_gen: the words of the methods; evaluation: how questions are asked",
+    "push": "data_gen/commands: a set; hf: an export; both by common/hub_upload.py",
     "recipes": "config: recipes of training; data_gen/sets: recipes of sets",
     "select": "evaluation/benchmarks: which questions are asked; data_gen/sets: which rows go in",
     "tuning": "hf: how a model was tuned; configs: the study of the ways",

@@ -3,6 +3,7 @@
     with fake_hub() as hub:
         HfApi(endpoint=hub.address, token="t").upload_folder(..)      # HF_HUB_DISABLE_XET: over git LFS
         hub.files("org/name")                                         # {name: bytes} of the last commit
+    hub.files("datasets/org/name")                                # of a data set
 
 Forms of requests and answers: the hub's OpenAPI page and the specification of git LFS batches.
 """
@@ -91,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self, body: bytes) -> None:
         asked = json.loads(body)
-        name = f"{asked['organization']}/{asked['name']}"
+        name = f"{'datasets/' if asked.get('type') == 'dataset' else ''}{asked['organization']}/{asked['name']}"
         page = {"url": f"{self.hub.address}/{name}", "id": name, "name": name}
         if name in self.hub.repos:
             return self._answer(409, {"error": "You already created this model repo", **page})
@@ -160,11 +161,11 @@ class _Handler(BaseHTTPRequestHandler):
 _ROUTES = (
     (r"POST /api/repos/create", _Handler._create),
     (r"POST /api/validate-yaml", _Handler._validate),
-    (r"POST /api/models/([^/]+/[^/]+)/preupload/main", _Handler._preupload),
-    (r"POST /([^/]+/[^/]+)\.git/info/lfs/objects/batch", _Handler._batch),
-    (r"POST /api/models/([^/]+/[^/]+)/commit/main", _Handler._commit),
-    (r"GET /api/models/([^/]+/[^/]+)/tree/main", _Handler._tree),
-    (r"GET /api/models/([^/]+/[^/]+)(?:/revision/main)?", _Handler._info),
+    (r"POST /api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)/preupload/main", _Handler._preupload),
+    (r"POST /((?:datasets/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", _Handler._batch),
+    (r"POST /api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)/commit/main", _Handler._commit),
+    (r"GET /api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)/tree/main", _Handler._tree),
+    (r"GET /api/(?:models/)?((?:datasets/)?[^/]+/[^/]+?)(?:/revision/main)?", _Handler._info),
 )
 
 
