@@ -35,15 +35,13 @@ from mmed_jax.studies.tasks import (
 
 # Before "-m mmed_jax.COMMAND": the interpreter of this process.
 PYTHON = (sys.executable,)
-# Runs one task to its end and returns the exit code; negative: the signal that ended it.
-Runner = Callable[[Task], int]
 _TAIL = 1 << 16  # bytes of a log that are looked through for its last error
 _PR_SET_PDEATHSIG = 1
 # Looked up here: between fork and exec nothing may be loaded.
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
 
-def run_tasks(plan: Plan, say: Callable[[str], None] = print, runner: Runner | None = None) -> int:
+def run_tasks(plan: Plan, say: Callable[[str], None] = print) -> int:
     """Runs what is not done yet, in order; what is done is skipped.
 
     Returns:
@@ -66,7 +64,7 @@ def run_tasks(plan: Plan, say: Callable[[str], None] = print, runner: Runner | N
             if difference := changed_settings(task, plan.tasks):
                 say(f"{place:<10} {task.label}: {difference}")
             say(f"{place:<10} {task.label}: {task.step.command}, log {task.log}")
-            code, seconds = _run(task, runner or processes)
+            code, seconds = _run(task, processes)
             if processes.stopped or code == errors.UNFINISHED:
                 why = f"{processes.stopped}: " if processes.stopped else ""
                 ended = f"{why}stopped after {clock(seconds)}"
@@ -98,7 +96,7 @@ def last_error(log: Path) -> str:
     return one_line(Exception((found or lines or ["it has written nothing"])[-1].removeprefix("error: ")))
 
 
-def _run(task: Task, runner: Runner) -> tuple[int, float]:
+def _run(task: Task, processes: "_Processes") -> tuple[int, float]:
     """(exit code, seconds) of a task, with its state before and after."""
     if task.step.command in ("export", "merge") and task.result.exists():
         shutil.rmtree(task.result)  # not whole, else it would be done
@@ -106,7 +104,7 @@ def _run(task: Task, runner: Runner) -> tuple[int, float]:
     calls = int(before.get("calls", 0)) + 1
     started = time.monotonic()
     write_state(task, RUNNING, calls=calls)
-    code = runner(task)
+    code = processes(task)
     seconds = time.monotonic() - started
     state = DONE if code == 0 else UNFINISHED if code == errors.UNFINISHED else FAILED
     write_state(task, state, exit_code=code, calls=calls, seconds=float(before.get("seconds", 0.0)) + seconds)
@@ -128,6 +126,7 @@ class _Processes:
         self._process: subprocess.Popen | None = None
 
     def __call__(self, task: Task) -> int:
+        """Runs a task to its end; the exit code, negative: the signal that ended it."""
         if self.stopped:
             return errors.UNFINISHED
         path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH", ""))))
