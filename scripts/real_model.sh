@@ -103,6 +103,14 @@ for arm in $arms; do
   names+=("$arm")
 done
 for name in "${names[@]}"; do step "bits1_$name" bits "$name" "$(trained_model "$name")" 1; done
+# And before stage 2, which may undo what stage 1 has taught.
+trained=() stage1=()
+for name in "${names[@]:1}"; do
+  [ "$name" != control ] || continue
+  trained+=("$name")
+  stage1+=("${name}_stage1")
+  step "bits1_${name}_stage1" bits "${name}_stage1" "$out/runs/${name}_stage1" 1
+done
 for name in "${names[@]}"; do step "accuracy_$name" accuracy "$name" "$(trained_model "$name")"; done
 for name in "${names[@]}"; do step "answers_$name" answers "$name" "$(trained_model "$name")"; done
 for name in "${names[@]}"; do step "bits2_$name" bits "$name" "$(trained_model "$name")" 2; done
@@ -112,10 +120,9 @@ compare() { # kind, the run that the others are compared with, the others
   local runs=("${@:2}")
   "$python" -m mmed_jax.compare "${runs[@]/#/$out/$1/}" --published=none --output="$out/compared/$1-$2" > /dev/null
 }
-trained=()
-for name in "${names[@]:1}"; do [ "$name" = control ] || trained+=("$name"); done
-for kind in accuracy bits1 bits2; do
-  compare "$kind" "${names[@]}"
-  case " ${names[*]} " in *" control "*) compare "$kind" control "${trained[@]}" ;; esac
+for kind in bits1 accuracy bits2; do
+  [ "$kind" = bits1 ] || stage1=()
+  compare "$kind" "${names[@]}" "${stage1[@]}"
+  case " ${names[*]} " in *" control "*) compare "$kind" control "${trained[@]}" "${stage1[@]}" ;; esac
 done
 "$python" -m scripts.real_model summary --folder="$out"
