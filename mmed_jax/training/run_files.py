@@ -152,9 +152,8 @@ class Run:
         for metric in dict.fromkeys((self.best_metric, "validation/loss")):
             best = best_of(metric, ((r["step"], r) for r in self.records.evals))
             if best is not None:
-                step, value = best
                 last_step, last = [(s, v) for s, v in zip(*self.records.series(metric)) if math.isfinite(v)][-1]
-                return Best(metric, value, step, last, last_step)
+                return Best(metric, best.value, best.step, last, last_step)
         return None
 
     @functools.cached_property
