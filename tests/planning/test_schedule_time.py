@@ -221,6 +221,17 @@ def test_a_transfer_between_slices_begins_at_its_send_wherever_the_recv_stands()
     assert e.schedule_s == pytest.approx(10e-6) and e.dcn_bytes == 1000
     late = schedule_time.estimate(program(token, work("a", 7), send, recv, work("b", 1), send_done, recv_done), TWO)
     assert late.schedule_s == pytest.approx(17e-6)
+    # Received behind the loop that sends: every pass of the loop sends.
+    loop = LOOP.replace("LINES", "\n  ".join((token, send, work("a", 7), send_done)))
+    loop = loop.replace("%s = (f32", "%out = (f32").replace("send-done(%s)", "send-done(%out)")
+    around = (
+        "%zero = s32[] constant(0)",
+        "%t = (s32[], f32[250]{0}) tuple(%zero, %p)",
+        "%w = (s32[], f32[250]{0}) while(%t), condition=%cond, body=%body",
+        *(token, recv, recv_done),
+    )
+    apart = schedule_time.estimate(program(*around, inner=loop), TWO)
+    assert apart.dcn_bytes == 10 * 1000 and apart.schedule_s == pytest.approx(100e-6, rel=1e-2)
 
 
 STEPS = st.lists(

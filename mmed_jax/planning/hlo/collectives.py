@@ -79,17 +79,14 @@ class Collectives:
         self.module = module
 
     @cached_property
-    def _recv_after_send(self) -> dict[tuple[str, str], Instruction]:
-        """(computation, rendezvous) -> the recv of a transfer between slices whose send stands before it."""
-        sent, pairs = set(), {}
+    def _recv_of(self) -> dict[str, Instruction]:
+        """Rendezvous of a transfer between slices that the module sends -> the recv that takes its result."""
+        found: dict[str, dict[str, Instruction]] = {"send": {}, "recv": {}}
         for computation in self.module.computations.values():
             for instruction in computation.instructions:
-                at = computation.name, instruction.attribute(r'host_transfer_rendezvous="([^"]+)"') or ""
-                if instruction.opcode == "send" and at[1]:
-                    sent.add(at)
-                elif instruction.opcode == "recv" and at in sent:
-                    pairs[at] = instruction
-        return pairs
+                if instruction.opcode in found:
+                    found[instruction.opcode].setdefault(_rendezvous(instruction), instruction)
+        return {name: found["recv"][name] for name in found["send"] if name in found["recv"] and name}
 
     @cached_property
     def _events(self) -> dict[tuple[str, str], Event]:
@@ -142,15 +139,16 @@ class Collectives:
         return None
 
     def _between(self, instruction: Instruction) -> Event | None:
-        """Between slices data leave at the send, and the recv, which may stand much later, only gives them a place."""
+        """Between slices data leave at the send; the recv, which stands near the end or behind the loop of the send,
+        only gives them a place."""
         start = instruction.operand(0) if instruction.opcode.endswith("-done") else instruction
         if start.attribute(r'transfer_type="(\w+)"') is None:
             return None
-        rendezvous = start.attribute(r'host_transfer_rendezvous="([^"]+)"')
-        recv = self._recv_after_send.get((start.computation.name, rendezvous or ""))
-        kinds = {"send": "start" if recv else "carry", "recv": "carry" if recv else "start", "recv-done": "done"}
-        recv = recv or start
-        return Event(kinds.get(instruction.opcode, "carry"), recv.name, recv)
+        recv = self._recv_of.get(_rendezvous(start))
+        begins = "send" if recv else "recv"
+        kinds = {begins: "start", "recv-done": "done"}
+        key = _rendezvous(start) if recv else start.name
+        return Event(kinds.get(instruction.opcode, "carry"), key, recv or start)
 
     def _inner(self, instruction: Instruction, depth: int = 0) -> Instruction | None:
         """The collective inside a fusion or an asynchronous wrapper."""
@@ -233,6 +231,11 @@ class Collectives:
             if event and event.kind in ("start", "blocking"):
                 found.append(self.describe(instruction, event, times))
         return found
+
+
+def _rendezvous(instruction: Instruction) -> str:
+    """What a send and its recv share, "" where the text does not say."""
+    return instruction.attribute(r'host_transfer_rendezvous="([^"]+)"') or ""
 
 
 def ring_bytes(kind: str, payload_bytes: float, size: int) -> float:
