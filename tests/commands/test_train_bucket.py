@@ -97,6 +97,8 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bench, cloud, finished):  # noqa
     assert version == metrics_version(finished) != metrics_version("gs://bucket/runs/none")
     outcome = call(report.main, "--run", finished, "--profile")
     assert outcome.code == 2 and "gs://bucket/runs/one: no profile there" in outcome.error
+    refused = call(export.main, "--model", finished, "--best", "--output=exports/none").error
+    assert f"no checkpoint of {finished} was saved with a validation/loss (there are 18, 24)" in refused
     # Again: complete, and nothing changes but the lock, which comes and goes.
     before = names(cloud, finished)
     outcome = bench.train(finished, **KEEP)
