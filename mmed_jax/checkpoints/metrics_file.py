@@ -4,6 +4,7 @@ Append-only, one object a line:
   {"kind": "train", "step": 12, "time": unix seconds, "loss": 2.1, "loss/en": ..., "lr": ..., ...}
   {"kind": "eval",  "step": 12, "time": ..., "validation/loss": 2.3, "validation/bits_per_byte/en": ..., ...}
   {"kind": "event", "step": 12, "time": ..., "event": "start", ...}
+An evaluation of the untrained model has step 0; answers to fixed prompts are an event, "answers", of the same step.
 NaN and infinities are the strings "NaN", "Infinity", "-Infinity", so that every JSON reader accepts the file.
 
 A resumed run writes {"event": "start", "step": s} and goes on from s. Readers let the last record of a step win and

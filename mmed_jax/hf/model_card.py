@@ -243,7 +243,7 @@ def _training(provenance: Mapping[str, Any]) -> str:
     rows = [("trained", *(s["method"] for s in stages)), ("steps", *(_number(s["step"]) for s in stages))]
     rows.append(("tokens seen", *(_number(s["tokens_seen"]) for s in stages)))
     rows += [(f"`{key}`", *(_value(stage["settings"].get(key)) for stage in stages)) for key in keys]
-    for key in ("validation/loss", "validation/bits_per_byte"):
+    for key in ("validation/loss", "validation/bits_per_byte", "validation/accuracy"):
         if any(key in stage["validation"] for stage in stages):
             rows.append((key, *(_value(stage["validation"].get(key)) for stage in stages)))
     text = "## Training\n\n" + _table(("", *(s["name"] for s in stages)), rows)
