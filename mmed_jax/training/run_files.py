@@ -23,7 +23,7 @@ from mmed_jax.common.progress import clock
 from mmed_jax.config.resume import training_keys
 from mmed_jax.data.records.schema import LANGUAGES
 
-RECENT = 100  # steps that the time left is taken from
+_RECENT = 100  # steps that the time left is taken from
 _SILENT_S = 600.0  # without a line, and ten steps long: nobody seems to be at work
 _ANSWER = ("language", "question", "answer")
 
@@ -102,7 +102,7 @@ class Run:
     def seconds_a_step(self) -> float | None:
         """The middle of the recent steps, evaluations and saves between them left out; None where not known."""
         begun = self.start.get("time", 0.0)
-        recent = [r for r in self.records.train[-RECENT:] if r.get("time", -1.0) >= begun]
+        recent = [r for r in self.records.train[-_RECENT:] if r.get("time", -1.0) >= begun]
         pairs = [(b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in zip(recent, recent[1:])]
         taken = [s for s in pairs if s >= 0]
         return statistics.median(taken) if taken else None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmed_jax.checkpoints.run_directory import run_storage
-from mmed_jax.common.errors import UserError, WorkError, one_line, warn
+from mmed_jax.common.errors import UserError, one_line, warn
 from mmed_jax.common.html_page import render
 from mmed_jax.common.output_files import check_file, write_text
 from mmed_jax.common.place_files import write_bytes
@@ -53,10 +53,10 @@ def make_report(run_dir: str | Place) -> Place:
 
 
 def try_report(run_dir: Place) -> None:
-    """As make_report; where the page cannot be written that is a warning, for all that it shows is saved."""
+    """As make_report; where the page cannot be made that is a warning, for all that it shows is saved."""
     try:
         make_report(run_dir)
-    except (UserError, WorkError, OSError) as e:
+    except Exception as e:  # also a fault of the page's own: a run of days does not end with an error for it
         warn(f"no report: {one_line(e)}; python -m mmed_jax.report --run={run_dir} makes it")
 
 

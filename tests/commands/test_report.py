@@ -20,7 +20,7 @@ from mmed_jax.common.page_server import PageServer
 from mmed_jax.report import main
 from mmed_jax.training.metric_log import MetricsLogger
 from mmed_jax.training.run_files import named_places, read_run
-from mmed_jax.training.run_page import make_page, make_report
+from mmed_jax.training.run_page import make_page, make_report, try_report
 from tests.support.html_outline import Outline
 
 CONFIG = {"name": "stage1", "variant": "demo", "optim": {"lr": 1e-3}, "data": {"train": ["<b>.jsonl"]}}
@@ -348,6 +348,14 @@ def test_flags_that_do_not_go_together(tmp_path, more, problem):
     write_run(tmp_path, points=1)
     with pytest.raises(UserError, match=problem):
         main([f"--run={tmp_path}", *more])
+
+
+def test_a_page_that_cannot_be_made_ends_no_run(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path, points=1)
+    monkeypatch.setattr("mmed_jax.training.run_page.make_page", lambda runs: 1 / 0)
+    monkeypatch.setattr("mmed_jax.training.run_page.write_plots", lambda *_: None)
+    try_report(tmp_path)
+    assert "no report: " in capsys.readouterr().err
 
 
 # --watch
