@@ -284,12 +284,12 @@ def test_folders_and_splits_are_hashed_by_content_and_name(files, tok):
             text = "".join(json.dumps({"question": f"{split} {name} {i}?", **row}) + "\n" for i in range(9))
             (files / "bench" / split / f"{name}.jsonl").write_text(text)
     options = {"data.kind": "mcq", "data.validation_fraction": 0.0, "data.seq_len": 512}
-    train = config_of(files, **options, **{"data.train": files / "bench", "data.seq_len": 512})
+    train = config_of(files, **options, **{"data.train": files / "bench"})
     first = prepare(train, tok)
     # Without rationale only the direct samples; French and Russian have their language from the file name.
     assert first.report["tables"]["train"]["left_out"] == {"no_rationale": 18}
     assert {k: c["samples"] for k, c in first.report["tables"]["train"]["languages"].items()} == {"fr": 9, "ru": 9}
-    other = config_of(files, **options, **{"data.train": f"{files / 'bench'}:test", "data.seq_len": 512})
+    other = config_of(files, **options, **{"data.train": f"{files / 'bench'}:test"})
     assert all("test" in n for n in names(prepare(other, tok).train))
     (files / "bench" / "Train" / "French.jsonl").rename(files / "bench" / "Train" / "Spanish.jsonl")
     renamed = prepare(train, tok)
