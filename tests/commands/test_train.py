@@ -24,7 +24,6 @@ from tests.support.training import (
     reproduced,
     saved,
     state_of,
-    train_here,
     unseen,
 )
 
@@ -303,13 +302,3 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(bench, 
     assert event["step"] == 2 and len(event["samples"]) == 8
     assert f"Samples in its batch: {', '.join(event['samples'])}." in last
     assert [r["step"] for r in metrics(run).train] == [1]
-
-
-def test_the_loss_falls_on_the_demo_data(bench, tmp_path):  # noqa: F811
-    keys = {"run_dir": tmp_path / "run", "data.cache_dir": bench.folder / "packed", "epochs": 0, "steps": 60}
-    keys |= {"xla_flags": "xla_backend_optimization_level=1"}
-    keys |= {"compile_cache": bench.folder / "compiled", "tensorboard": False}
-    outcome = train_here("--config=stage1", *(f"--config.{k}={v}" for k, v in keys.items()))
-    assert outcome.code == 0, outcome.err
-    found = losses(tmp_path / "run")
-    assert np.mean(found[-10:]) < np.mean(found[:3]) - 1
