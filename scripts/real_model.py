@@ -142,10 +142,12 @@ def select(args: argparse.Namespace) -> None:
     several right answers are not asked, because a log-likelihood picks one.
 
     Raises:
-      UserError: no records there.
+      UserError: no records there, or a number of questions below zero.
     """
     from mmed_jax.data.tokenizers.tokenizer import encode_texts, load_tokenizer
 
+    if args.questions < 0:
+        raise UserError(f"--questions={args.questions}: must be 0 (all) or more")
     tok = load_tokenizer(args.tokenizer)
     args.output.mkdir(parents=True, exist_ok=True)
     for part, longest in LONGEST.items():

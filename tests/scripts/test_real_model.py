@@ -84,6 +84,8 @@ def test_select_takes_short_records_evenly(tmp_path):
     assert len((tmp_path / "short" / "stage2.jsonl").read_text().splitlines()) == 39
     real_model.main(["select", *flags])
     assert len((tmp_path / "short" / "dev.jsonl").read_text().splitlines()) == 39
+    with pytest.raises(UserError, match="--questions=-1: must be 0"):
+        real_model.main(["select", *flags, "--questions=-1"])
     with pytest.raises(UserError, match=r"no stage1/\*.jsonl"):
         real_model.main(["select", f"--records={tmp_path}/short", *flags[1:]])
 
