@@ -7,6 +7,7 @@ from typing import Any
 from mmed_jax.common.buckets.download import address_of
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.hf.base_model import hub_name
+from mmed_jax.hf.export_folder import MARKER
 from mmed_jax.hf.folder_hash import Tick, hash_files, weight_files, weights_hash
 from mmed_jax.hf.licences import base_facts
 from mmed_jax.hf.model_card import model_card
@@ -50,6 +51,7 @@ class MergeRecord:
                     "weight": share,
                     "sha256": weights_hash(hashes),
                     "files": hashes,
+                    "marker": hash_files([marker])[MARKER] if (marker := source.path / MARKER).is_file() else "",
                     "provenance": provenance_of(source),
                 }
             )
@@ -98,7 +100,8 @@ def merged_provenance(parents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One provenance (hf.provenance.provenance_of) for the mean of models.
 
     Args:
-      parents: {"name", "hub", "path", "weight", "sha256", "files", "provenance"} of each.
+      parents: {"name", "hub", "path", "weight", "sha256", "files", "marker" (SHA-256 of its mmed_jax_export.json, "" =
+        it has none), "provenance"} of each.
 
     Returns:
       The common base, or one without a name whose licence is the common one; the stages of all, those that parents
@@ -117,7 +120,7 @@ def merged_provenance(parents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             shared = all(stage in p["stages"] for p in known)
             named = stage if shared else {**stage, "name": f"{parent['name']}: {stage['name']}"}
             stages += [] if named in stages else [named]
-    kept = ("name", "hub", "path", "weight", "sha256", "files")
+    kept = ("name", "hub", "path", "weight", "sha256", "files", "marker")
     return {
         "base": base,
         "stages": stages,

@@ -54,6 +54,7 @@ def provenance_of(source: ModelSource, base_name: str = "") -> dict[str, Any]:
         licence, known_from = licence_of(base_name)
         if not licence:
             licence, known_from = found["base"]["licence"], found["base"]["licence_from"]
+            known_from = "the name of what it began with" if known_from == "its name" else known_from
         found["base"] = base_facts(base_name, licence, known_from)
     return found
 
@@ -84,7 +85,7 @@ def _of_adapter(model: LoraModel, depth: int) -> dict[str, Any]:
         if isinstance(marker.get(KEY), dict):
             return marker[KEY]
         beneath = _provenance(model.base, depth + 1) if model.base else _unknown()
-        stage = _stage(model.peft.path, None, adapter_text(model.spec), {}, {"name": "adapter"})
+        stage = describe_stage(model.peft.path, None, adapter_text(model.spec), {}, {"name": "adapter"})
         return beneath | {"stages": [*beneath["stages"], stage]}
     found = _of_run(model.path, model.known_step, adapter_text(model.spec), depth)
     if not found["complete"] and model.base is not None and model.base.kind == "hf":
@@ -108,7 +109,7 @@ def _of_run(folder: Path, step: int | None, method: str, depth: int) -> dict[str
         meta = {}
     config: dict[str, Any] = meta["config"] if isinstance(meta.get("config"), dict) else {}
     before = _before(config.get("init_from"), depth + 1)
-    return before | {"stages": [*before["stages"], _stage(folder, step, method, meta, config)]}
+    return before | {"stages": [*before["stages"], describe_stage(folder, step, method, meta, config)]}
 
 
 def _before(start: Any, depth: int) -> dict[str, Any]:
@@ -142,7 +143,14 @@ def _name_of(folder: Path) -> str:
         return ""
 
 
-def _stage(folder: Path, step: int | None, method: str, meta: Mapping[str, Any], config: Mapping[str, Any]) -> dict:
+def describe_stage(
+    folder: Path, step: int | None, method: str, meta: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A stage of `provenance_of`. JSON values.
+
+    Args:
+      folder: of the run. meta: of its checkpoint at `step`. config: the one in `meta`, {} where there is none.
+    """
     state = meta.get("data_state") or {}
     numbers = {k: v for k, v in (meta.get("metrics") or {}).items() if k.startswith("validation/")}
     return {

@@ -83,6 +83,11 @@ class DataWalk:
         except (OSError, ValueError) as e:
             section.missing(f"{SET} of {summary.parent.name}", "a summary of the set", one_line(e))
             return
+        with section.reading(f"{SET} of {summary.parent.name}"):
+            self._follow(section, build, summary)
+
+    def _follow(self, section: Section, build: Mapping[str, Any], summary: Path) -> None:
+        """What a set's summary says: files, sources, contamination, requests."""
         _describe_set(section, build)
         hashes = build.get("sha256")
         if not isinstance(hashes, dict):

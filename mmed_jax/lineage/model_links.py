@@ -4,6 +4,7 @@ An export's mmed_jax_export.json holds the SHA-256 of its files and, of each sta
 which holds checksums of the checkpoint's files. A checkpoint holds the fingerprint of the weights its run began with.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.data.records.schema import LANGUAGE_NAMES
 from mmed_jax.hf.export_folder import MARKER, README
 from mmed_jax.hf.folder_hash import hash_files, weight_files, weights_hash
+from mmed_jax.hf.licences import licence_of
 from mmed_jax.hf.load import read_json
 from mmed_jax.hf.open_model import identity, open_model
-from mmed_jax.hf.provenance import KEY, manifest_hash, provenance_of
+from mmed_jax.hf.provenance import KEY, describe_stage, manifest_hash, provenance_of
 from mmed_jax.lineage.data_links import DataWalk
 from mmed_jax.lineage.trail import Section, Trail
 
@@ -45,6 +47,11 @@ class ModelWalk:
 
     def _export(self, folder: Path, marker: Mapping[str, Any], depth: int) -> None:
         section = self._trail.section(f"Model {folder.name}")
+        with section.reading(MARKER):
+            self._follow(section, folder, marker, depth)
+
+    def _follow(self, section: Section, folder: Path, marker: Mapping[str, Any], depth: int) -> None:
+        """What an export's marker says, and the way back from there."""
         section.fact("made by", marker.get("made_by"))
         section.fact("form", f"GGUF {marker['gguf']}" if marker.get("gguf") else "")
         tuning = marker.get("tuning")
@@ -66,6 +73,8 @@ class ModelWalk:
         section.fact("base", name)
         licence = f"{base['licence']} (by {base['licence_from']})" if base["licence"] else "not known"
         section.fact("licence of the base", "" if base["random"] else licence)
+        if base["licence_from"] == "its name":
+            section.compare("licence of the base by its name", base["licence"], licence_of(base["name"])[0])
         if not provenance["complete"] and not provenance.get("merged"):
             section.missing("the way back to the base", "each stage's start", "not recorded, or not at hand")
         own = stages[provenance.get("merged_stages", 0) :]
@@ -83,8 +92,14 @@ class ModelWalk:
             section.missing(what, parent["sha256"])
             return
         holds = section.compare(what, parent["sha256"], weights_hash(hash_files(weight_files(folder))))
-        if holds and (folder / MARKER).is_file() and depth < _DEEPEST:
+        marker, file = parent.get("marker"), folder / MARKER
+        found = hash_files([file])[MARKER] if file.is_file() else ""
+        if marker or found:
+            section.compare(f"{MARKER} of parent {parent['name']}", marker or "", found)
+        if holds and found and depth < _DEEPEST:
             self.walk(folder, depth + 1)
+        elif holds and found:
+            section.missing(f"what parent {parent['name']} was made from", "a mean of means that ends", "too deep")
 
     def _stage(self, stage: Mapping[str, Any]) -> None:
         section = self._trail.section(f"Stage {stage['name']}")
@@ -127,12 +142,12 @@ class ModelWalk:
         problem = "no manifest" if problems is None else shorten(problems) if problems else ""
         section.check("files of the checkpoint", "as in its manifest", problem)
         try:
-            state = read_meta(folder, run["step"])["data_state"]
-        except (OSError, ValueError, KeyError) as e:
+            meta = read_meta(folder, run["step"])
+        except (OSError, ValueError) as e:
             section.missing("record of the checkpoint", "meta.json", one_line(e))
             return
-        same = all(state.get(key) == stage.get(key) for key in ("files", "start"))
-        problem = "" if same and state.get("contents") == stage["data"] else "it says otherwise than the export"
+        differing = _differing(stage, folder, meta)
+        problem = f"it says otherwise than the export: {', '.join(differing)}" if differing else ""
         section.check("record of the checkpoint", "as in the export", problem)
 
     def _start(self, section: Section, stage: Mapping[str, Any]) -> None:
@@ -163,6 +178,26 @@ class ModelWalk:
         section.compare(what, f"fingerprint {record['fingerprint']}", f"fingerprint {found}")
 
 
+def _differing(stage: Mapping[str, Any], folder: Path, meta: Mapping[str, Any]) -> list[str]:
+    """Fields of a stage in which an export and the record of its checkpoint differ; settings by their keys."""
+    config = meta.get("config") or {}
+    own = describe_stage(folder, stage["step"], stage["method"], meta, config)
+    keys = ["tokens_seen", "data", "validation", "files", "start", "base", *(["name"] if config.get("name") else [])]
+    found = [key for key in keys if _plain(stage.get(key)) != _plain(own.get(key))]
+    if isinstance(meta.get("lora"), Mapping) == (stage["method"] == "all weights"):
+        found.append("method")
+    if stage["run"]["step"] != stage["step"]:
+        found.append("step")
+    # An export of another version may have fewer settings; those that it has are the run's.
+    settings = own["settings"]
+    return found + [k for k, v in stage["settings"].items() if _plain(v) != _plain(settings.get(k))]
+
+
+def _plain(value: Any) -> str:
+    """JSON values as text: NaN equals itself."""
+    return json.dumps(value, sort_keys=True)
+
+
 def _results(section: Section, marker: Mapping[str, Any]) -> None:
     """Evaluations that the export was given."""
     for result in marker.get("results") or ():
@@ -184,7 +219,7 @@ def _files(section: Section, folder: Path, marker: Mapping[str, Any]) -> None:
         section.missing("hashes of the model's files", f"sha256 in {MARKER}")
         return
     present = {p.name for p in folder.iterdir() if p.name != MARKER}
-    found = hash_files([folder / name for name in sorted(hashes.keys() & present)])
+    found = hash_files([p for name in sorted(hashes.keys() & present) if (p := folder / name).is_file()])
     for name, digest in hashes.items():
         if name == README and found.get(name) not in ("", digest):
             section.fact(README, "was written on since the export" if name in found else "was removed")

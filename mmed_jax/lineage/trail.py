@@ -1,9 +1,11 @@
 """What an audit has found: sections with facts, and links that hold, are broken or are missing."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mmed_jax.common.errors import one_line
 from mmed_jax.common.paths import resolve_path
 from mmed_jax.common.places import is_bucket
 
@@ -50,6 +52,14 @@ class Section:
     def check(self, what: str, expected: str, problem: str) -> None:
         """Adds a link that a check of its own has compared; problem: "" where it holds."""
         self.links.append(Link(what, expected, problem or expected, BROKEN if problem else HOLDS))
+
+    @contextlib.contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """A record that is read inside and has not the form that this program writes is a broken link."""
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as e:
+            self.check(what, "as it was written", f"another form ({type(e).__name__}: {one_line(e)[:100]})")
 
     def fact(self, name: str, value: object) -> None:
         """Adds a fact, where it is known."""

@@ -172,6 +172,31 @@ TAMPERED = {
         lambda f: edit_json(f, lambda v: v["provenance"]["stages"][0]["start"].update(fingerprint="0" * 16)),
         "BROKEN   record of the checkpoint",
     ),
+    "a setting in the marker": (
+        lambda c: c.out / MARKER,
+        lambda f: edit_json(f, lambda v: v["provenance"]["stages"][0]["settings"].update({"optim.lr": 0.5})),
+        "BROKEN   record of the checkpoint: expected as in the export, found it says otherwise than the export: optim.lr",
+    ),
+    "validation in the marker": (
+        lambda c: c.out / MARKER,
+        lambda f: edit_json(f, lambda v: v["provenance"]["stages"][1].update(validation={"validation/loss": 0.1})),
+        "it says otherwise than the export: validation",
+    ),
+    "the licence in the marker": (
+        lambda c: c.out / MARKER,
+        lambda f: edit_json(f, lambda v: v["provenance"]["base"].update(licence="mit")),
+        "BROKEN   licence of the base by its name: expected mit, found llama3",
+    ),
+    "the marker's form": (
+        lambda c: c.out / MARKER,
+        lambda f: edit_json(f, lambda v: v["provenance"].update(stages=["x"])),
+        "BROKEN   mmed_jax_export.json: expected as it was written, found another form (TypeError",
+    ),
+    "the summary's form": (
+        lambda c: c.set / "build.json",
+        lambda f: edit_json(f, lambda v: v.update(rows=[1])),
+        "BROKEN   build.json of set: expected as it was written, found another form",
+    ),
     "hashes of the marker": (
         lambda c: c.out / MARKER,
         lambda f: edit_json(f, lambda v: v.pop("sha256")),
@@ -277,6 +302,13 @@ def test_a_run_a_mean_and_a_gguf_are_followed_too(chain, tmp_path, capsys):
             audit.main([f"--model={tmp_path / 'Llama-mean'}", *flags])
     finally:
         flip(chain.out / "model.safetensors")
+    # Without the parent's record its stages would not be walked.
+    (chain.out / MARKER).rename(tmp_path / "aside")
+    try:
+        with pytest.raises(WorkError, match=f"MISSING {MARKER} of parent Llama-x"):
+            audit.main([f"--model={tmp_path / 'Llama-mean'}", *flags])
+    finally:
+        (tmp_path / "aside").rename(chain.out / MARKER)
 
 
 def test_weights_beneath_an_adapter(tmp_path, capsys):
