@@ -175,7 +175,7 @@ TAMPERED = {
     "a setting in the marker": (
         lambda c: c.out / MARKER,
         lambda f: edit_json(f, lambda v: v["provenance"]["stages"][0]["settings"].update({"optim.lr": 0.5})),
-        "BROKEN   record of the checkpoint: expected as in the export, found it says otherwise than the export: optim.lr",
+        "expected as in the export, found it says otherwise than the export: optim.lr",
     ),
     "validation in the marker": (
         lambda c: c.out / MARKER,
