@@ -14,7 +14,8 @@ compute_dtype  bfloat16; on a CPU float32
 remat          as in the tables ("full", with adapters minimal_ctx below 20 B); on a CPU none below 0.5 B
 micro_rows     rows a device at a time, however many devices there are (grad_accum=0): fewer the larger the model is
 platform       accelerator, so that a run for one does not start on a CPU unseen
-eval_answers   as in the stage's file, with eval_questions and checkpoint.best_metric; none on a CPU, which takes long
+eval_answers   as in the stage's file, with eval_questions where there is multiple choice; none on a CPU, being slow
+best_metric    accuracy (checkpoint.best_metric) where stage 2 asks questions, else the loss
 
 The rates between the sizes and below the 1b are our choice, as are the batch and length on a CPU. Whether there is an
 accelerator is seen by its device files (and JAX_PLATFORMS), since no device may be touched before hosts have met;
@@ -92,7 +93,8 @@ def choose(config: ConfigDict, given: Collection[str], accelerator: bool | None,
         # Set by the command line, or by a recipe that was made from this one.
         if key in given or now != open_values[key] or (key == "batch_size" and config.batch_tokens):
             continue
-        if key in before and not KEYS[key].may_change:
+        # A batch in tokens left its number of rows at 0.
+        if before.get(key) and not KEYS[key].may_change:
             value, reason = before[key], f"what the run in {config.run_dir} began with"
         *groups, leaf = key.split(".")
         node = config[groups[0]] if groups else config
@@ -122,8 +124,6 @@ def choices(config: ConfigDict, cfg: LlamaConfig, on_accelerator: bool) -> list[
     rows = next(n for most, n in MICRO_ROWS if params < most)
     # Beneath an adapter less is computed twice, and more is kept: from the 1b's size on one, nearly as in the tables.
     rows = 1 if not on_accelerator else max(1, rows // 4) if lora else rows
-    asked = {"eval_questions": 500, "checkpoint.best_metric": "validation/accuracy"} if config.name == "stage2" else {}
-    asked |= {"eval_answers": 5} if config.name != "pretrain" else {}
     return [
         Choice("optim.lr", rate, f"{size} ({place})"),
         Choice("data.seq_len", length, f"{cfg.max_position_embeddings:,} positions of the model, {machine}"),
@@ -133,8 +133,25 @@ def choices(config: ConfigDict, cfg: LlamaConfig, on_accelerator: bool) -> list[
         Choice("grad_accum", 0, "the devices that take part: as few parts as micro_rows allows"),
         Choice("micro_rows", rows, f"{size}, {machine}"),
         Choice("platform", "accelerator" if on_accelerator else "any", machine),
-        *(Choice(key, value, f"{machine}; {table}") for key, value in asked.items() if on_accelerator),
+        *_evaluations(config, on_accelerator, f"{machine}; {table}"),
     ]
+
+
+def _evaluations(config: ConfigDict, on_accelerator: bool, source: str) -> list[Choice]:
+    """What is asked and answered at an evaluation, as far as the stage leaves it open, and what the best one is by."""
+    chosen = []
+    if config.name != "pretrain":
+        chosen += [Choice("eval_answers", 5 if on_accelerator and config.data.kind != "document" else 0, source)]
+    if config.name == "stage2":
+        has_questions = config.data.kind in ("mcq", "mixed")
+        number = 500 if on_accelerator and has_questions else 0
+        asked = number if config.eval_questions < 0 else config.eval_questions
+        metric = "validation/accuracy" if asked and has_questions else "validation/loss"
+        chosen += [
+            Choice("eval_questions", number, source if has_questions else f"data.kind={config.data.kind}"),
+            Choice("checkpoint.best_metric", metric, f"eval_questions={asked}"),
+        ]
+    return chosen
 
 
 def learning_rate(rates: dict[str, float], params: int) -> tuple[float, str]:

@@ -89,10 +89,17 @@ def evaluations(c: ConfigDict) -> None:
 
 
 def leave_open(c: ConfigDict) -> None:
-    """What configs/custom.py chooses has values that no run can have until then."""
+    """What configs/custom.py chooses has values that no run can have until then: any other was set by somebody."""
     c.data.seq_len = 0
     c.batch_size = 0
     c.optim.lr = 0.0
+    c.compute_dtype = c.remat = c.platform = ""
+    c.grad_accum, c.micro_rows = -1, 0
+    if c.name != "pretrain":
+        c.eval_answers = -1
+    if c.name == "stage2":
+        c.eval_questions = -1
+        c.checkpoint.best_metric = ""
 
 
 def accelerator(c: ConfigDict, kind: str) -> None:

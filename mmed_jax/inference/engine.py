@@ -128,6 +128,7 @@ class Engine(LoadedModel):
         if keep:  # taken away first: of a call that breaks off nobody knows what its rows hold
             kept, self._kept = self._kept, None
         scheduler = Scheduler(self, prompts, each, sampling, seed, items, on_token, on_done, kept)
+        del kept  # the cache that it refers to is freed as soon as a longer one takes its place
         with self._on_mesh():
             completions = scheduler.run()
         if keep:

@@ -10,6 +10,7 @@ from mmed_jax.common.errors import UserError, WorkError, warn
 from mmed_jax.common.output_files import check_writable
 from mmed_jax.common.paths import expand_home
 from mmed_jax.config.defaults import KEYS
+from mmed_jax.config.recipes import OWN_MODEL
 
 if TYPE_CHECKING:
     import jax
@@ -67,9 +68,12 @@ def check_platform(config: ConfigDict, platform: str) -> None:
       UserError: with what to look at.
     """
     if config.platform == "accelerator" and platform == "cpu":
+        go_on = "set --config.platform=any to go on"
+        if config.variant in OWN_MODEL:
+            go_on = "set JAX_PLATFORMS=cpu, for values that are chosen for a CPU"
         raise UserError(
             f"{config.name}:{config.variant} is meant for a TPU or GPU but jax found only the CPU: install the tpu or "
-            "cuda extra (`python -m mmed_jax.doctor` looks for the cause), or set --config.platform=any to go on"
+            f"cuda extra (`python -m mmed_jax.doctor` looks for the cause), or {go_on}"
         )
 
 

@@ -8,9 +8,11 @@ import pytest
 from configs import custom, hardware, stage1
 from mmed_jax import plan, train
 from mmed_jax.common.errors import UserError
-from mmed_jax.config.defaults import base
+from mmed_jax.config.checks import validate
+from mmed_jax.config.defaults import KEYS, base
 from mmed_jax.config.overrides import parse_args
-from mmed_jax.config.resume import training_keys
+from mmed_jax.config.resume import training_differences, training_keys
+from mmed_jax.config.values import flatten
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.hf.save import save_pretrained
 from mmed_jax.model.config import PRESETS, LlamaConfig, num_params
@@ -93,8 +95,19 @@ def test_what_the_command_line_says_wins(folder):
     assert named == ["data.seq_len", "compute_dtype", "grad_accum", "platform", "eval_answers"]
 
 
-def test_a_recipe_made_from_it_keeps_what_it_sets(folder, tmp_path):
+def test_a_recipe_made_from_it_keeps_whatever_it_sets(folder, tmp_path):
+    """Also what the chosen values are elsewhere, or those of base(): settings that a search found train as planned."""
     path = tmp_path / "mine.py"
+    found = {"grad_accum": 1, "micro_rows": 1, "remat": "full", "eval_answers": 0, "platform": "any"}
+    path.write_text(
+        "from mmed_jax.config import load_config\n\ndef get_config():\n    c = load_config('stage2:custom-lora')\n"
+        f"    c.unlock()\n    c.init_from = {str(folder)!r}\n"
+        + "".join(f"    c.{key} = {value!r}\n" for key, value in found.items())
+        + "    return c\n"
+    )
+    config, flags = parse_args([f"--config={path}"], accelerator=True)
+    assert {key: config[key] for key in found} == found
+    assert not {line.partition("=")[0] for line in flags.chosen} & found.keys()
     path.write_text(
         "from mmed_jax.config import load_config\n\ndef get_config():\n    c = load_config('stage1:custom')\n"
         f"    c.unlock()\n    c.init_from = {str(folder)!r}\n    c.optim.lr = 7e-6\n    c.remat = 'qkv'\n    return c\n"
@@ -104,6 +117,21 @@ def test_a_recipe_made_from_it_keeps_what_it_sets(folder, tmp_path):
     path.write_text(path.read_text().replace("c.unlock()", "c.unlock(); c.name = 'mine'"))
     with pytest.raises(UserError, match="config.name=mine: has no variant custom; valid: pretrain, stage1, stage2"):
         parse_args([f"--config={path}"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "questions", "metric"),
+    [
+        ([], 500, "validation/accuracy"),
+        (["--config.eval_questions=0"], 0, "validation/loss"),
+        (["--config.eval_questions=40"], 40, "validation/accuracy"),
+        (["--config.data.kind=instruction"], 0, "validation/loss"),  # no question in it has options
+        (["--config.checkpoint.best_metric=validation/loss"], 500, "validation/loss"),
+    ],
+)
+def test_the_best_is_chosen_by_what_is_measured(folder, flags, questions, metric):
+    config, _ = parse("stage2", "custom", folder, *flags, accelerator=True)
+    assert (config.eval_questions, config.checkpoint.best_metric) == (questions, metric)
 
 
 @pytest.mark.parametrize("main", [train.main, plan.main])
@@ -161,6 +189,15 @@ def test_a_run_goes_on_elsewhere_with_what_it_began_with(bench, folder, tmp_path
         assert f"{line}, chosen from what the run in {run} began with" in outcome.out
     assert training_keys(json.loads((run / "config.json").read_text())) == training_keys(began)
 
+    # One that began with a batch in tokens is not continued with one in rows.
+    in_tokens = {**began, "batch_size": 0, "batch_tokens": 384}
+    (run / "config.json").write_text(json.dumps(in_tokens))
+    keys = [f"--config.init_from={folder}", f"--config.run_dir={run}"]
+    config, _ = parse_args(["--config=stage1:custom", *keys], accelerator=False)
+    assert (config.batch_size, config.batch_tokens) == (16, 0)
+    differing = [key for key, *_ in training_differences(in_tokens, config)]
+    assert {"batch_size", "batch_tokens"} <= set(differing)
+
 
 @pytest.mark.parametrize("variant", ["demo", "demo-lora"])
 def test_the_demos_rate_is_for_demos_only(folder, tmp_path, variant):
@@ -179,8 +216,13 @@ def test_the_demos_rate_is_for_demos_only(folder, tmp_path, variant):
 
 
 def test_nothing_trains_with_what_was_left_open(folder):
-    config, _ = parse_args(["--config=stage1:custom", f"--config.init_from={folder}"], complete=False)
-    from mmed_jax.config.checks import validate
-
-    with pytest.raises(UserError, match="data.seq_len=0: must be greater than 0"):
-        validate(config)
+    """Each value that is left open is one that no run can have."""
+    for stage in STAGES:
+        config, _ = parse(stage, "custom", folder, complete=False)
+        with pytest.raises(UserError, match="config.platform="):
+            validate(config)
+        values = flatten(config)
+        for choice in custom.choices(config, CFG, True):
+            if choice.key != "batch_size":  # 0 where batch_tokens is set, and exactly one must be
+                with pytest.raises(UserError, match=f"config.{choice.key}="):
+                    KEYS[choice.key].check(choice.key, values[choice.key])

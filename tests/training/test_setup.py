@@ -48,6 +48,11 @@ def test_large_variants_refuse_a_cpu():
     devices.check_platform(load_config("stage1:8b"), "tpu")
     with pytest.raises(UserError, match="meant for a TPU or GPU.*platform=any"):
         devices.check_platform(load_config("stage1:8b"), "cpu")
+    own = load_config("stage1:custom")
+    with own.unlocked():
+        own.platform = "accelerator"
+    with pytest.raises(UserError, match="meant for a TPU or GPU.*JAX_PLATFORMS=cpu"):
+        devices.check_platform(own, "cpu")
 
 
 @pytest.fixture(params=["no home", "/proc/x"])
