@@ -1,6 +1,7 @@
 """The generation engine: equal to recomputation and to transformers, whatever the batch; sampling distributions."""
 
 import dataclasses
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,39 @@ def test_mesh_changes_nothing(model, prompts, greedy):
     placed = jax.tree.map(jax.device_put, params, param_shardings(mesh, llama.logical_axes(cfg)))
     out = Engine(placed, cfg, mesh=mesh, max_batch=4).generate(prompts, max_new_tokens=64)
     assert [c.ids for c in out] == greedy
+
+
+def test_a_cache_that_is_kept_changes_no_answer(model, monkeypatch):
+    """Turns that go on, break off, are stopped, lose their beginning: as a fresh read. A longer cache takes its place."""
+    params, cfg = model[0], dataclasses.replace(model[1], max_position_embeddings=512)
+    kept, anew = Engine(params, cfg, max_batch=1), Engine(params, cfg, max_batch=1)
+    text = np.random.default_rng(2).integers(0, 256, 400).tolist()
+
+    def break_off(*_):
+        raise KeyboardInterrupt
+
+    turns = [text[:70], text[:200], text[64:230], text[:300]]
+    prefill, held, freed = programs.prefill, [], []
+
+    def note_and_prefill(*args, **static):
+        freed.append([cache() is None for cache in held])
+        return prefill(*args, **static)
+
+    for turn in turns:
+        held[:] = [weakref.ref(x) for x in jax.tree.leaves(kept._kept.cache)[:1]] if kept._kept else []
+        with monkeypatch.context() as patched:
+            patched.setattr(programs, "prefill", note_and_prefill)
+            answer = kept.generate([turn], max_new_tokens=9, keep=True)
+        assert answer == anew.generate([turn], max_new_tokens=9)
+        if turn is turns[1]:
+            with pytest.raises(KeyboardInterrupt):
+                kept.generate([text[:210]], max_new_tokens=9, keep=True, on_token=break_off)
+            stopped = kept.generate([text[:210]], max_new_tokens=9, keep=True, on_token=lambda *_: True)
+            assert stopped[0].finish_reason == "stopped" and len(stopped[0].ids) == 1
+    assert freed == [[], [False], [False], [True]]  # the last one is longer: 384 slots
+    with pytest.raises(UserError):
+        kept.generate([text * 2], max_new_tokens=1, keep=True)
+    assert kept._kept is not None  # what is refused costs nothing
 
 
 def test_stop_ids_end_the_row_and_are_left_out(model, prompts, greedy):
