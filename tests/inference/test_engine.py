@@ -110,7 +110,7 @@ def test_mesh_changes_nothing(model, prompts, greedy):
 
 
 def test_a_cache_that_is_kept_changes_no_answer(model, monkeypatch):
-    """Turns that go on, break off, are stopped, lose their beginning: as a fresh read. A longer cache takes its place."""
+    """Turns that go on, break off, are stopped, lose their beginning: as a fresh read. A longer one takes its place."""
     params, cfg = model[0], dataclasses.replace(model[1], max_position_embeddings=512)
     kept, anew = Engine(params, cfg, max_batch=1), Engine(params, cfg, max_batch=1)
     text = np.random.default_rng(2).integers(0, 256, 400).tolist()
