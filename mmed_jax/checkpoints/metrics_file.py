@@ -14,7 +14,9 @@ In a bucket the file is the segments of common/buckets/spool.py, one after the o
 """
 
 import errno
+import functools
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,10 +42,22 @@ class Records:
     notes: list[str] = field(default_factory=list)
     goodput: Goodput = field(default_factory=Goodput)
 
+    @functools.cached_property
+    def columns(self) -> dict[str, tuple[list[int], list[float]]]:
+        """{name: (steps, values)} of every number; NaN included. Gathered once, from the records as they are then."""
+        out: dict[str, tuple[list[int], list[float]]] = {}
+        for record in (*self.train, *self.evals):
+            step = record["step"]
+            for name, value in record.items():
+                if isinstance(value, (int, float)):
+                    steps, values = out.setdefault(name, ([], []))
+                    steps.append(step)
+                    values.append(float(value))
+        return out
+
     def series(self, name: str) -> tuple[list[int], list[float]]:
-        """(steps, values) of every record that has the number `name`; NaN included."""
-        found = [(r["step"], r[name]) for r in (*self.train, *self.evals) if isinstance(r.get(name), (int, float))]
-        return [s for s, _ in found], [float(v) for _, v in found]
+        """(steps, values) of every record that has the number `name`; NaN included. Not to be changed."""
+        return self.columns.get(name, ([], []))
 
 
 def read_metrics(path: str | Place) -> Records:
@@ -117,7 +131,8 @@ def _record(line: bytes) -> dict[str, Any]:
     """One line of the file, checked as far as readers rely on it. Raises ValueError, KeyError, TypeError or
     OverflowError."""
     record = loads(line, dict)
-    record = {k: _value(v) for k, v in record.items()}
+    # The same few names in every line: one text each, or those of a long run take more memory than its numbers.
+    record = {sys.intern(k): _value(v) for k, v in record.items()}
     record["step"] = int(record["step"])
     if not 0 <= record["step"] < 2**63 or not isinstance(record["kind"], str):
         raise ValueError("not a record")

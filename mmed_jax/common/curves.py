@@ -18,6 +18,8 @@ MOST_POINTS = 1200  # of a series in a page
 WIDTH, HEIGHT = 440, 260  # of the view box: at this size text can be read on a phone
 _LEFT, _TOP, _RIGHT, _BOTTOM = 58, 10, 416, 226  # of the box that is drawn in
 _LARGEST, _LEAST = 1e100, 1e-100  # of what is drawn; of what has a place in a logarithmic axis
+# Spans that are none: as a share of the values (or in powers of ten), and whatever the values are.
+_FLAT, _SPAN = 1e-12, 1e-290
 _COLOURS, _DASHES = 8, 4  # as many as style.css has
 _SMOOTHED_FROM = 200  # points; fewer are no cloud
 _SMOOTHING = 5  # where the slider stands then
@@ -101,12 +103,17 @@ def curves(
 
 
 def extent(values: Sequence[float], log: bool = False, margin: float = 0.0) -> tuple[float, float]:
-    """(low, high) of the values with `margin` of their span on both sides, in logarithms where `log`; never empty."""
-    low, high = min(values), max(values)
+    """(low, high) of the values with `margin` of their span on both sides, in logarithms where `log`; never empty.
+
+    Values that differ by their rounding alone are one value: between them there is no room for ticks.
+    """
+    low, high = float(min(values)), float(max(values))
     if log:
         low, high = math.log10(low), math.log10(high)
-    if low == high:
-        low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
+    size, least = max(abs(low), abs(high)), _FLAT if log else _SPAN
+    if high - low <= max(_FLAT * size, least):
+        room = size / 2 if size > least else 0.5
+        low, high = low - room, high + room
     low, high = low - margin * (high - low), high + margin * (high - low)
     return (10.0**low, 10.0**high) if log else (low, high)
 

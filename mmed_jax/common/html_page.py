@@ -77,5 +77,5 @@ def _policy(scripts: Sequence[str], connect: str) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A whole page: `template` of the folder, filled in."""
-    return environment().get_template(template).render(values)
+    """A whole page: `template` of the folder, filled in; half of a surrogate pair, which no file holds, becomes "?"."""
+    return environment().get_template(template).render(values).encode(errors="replace").decode()

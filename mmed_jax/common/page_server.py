@@ -12,7 +12,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from mmed_jax.common.errors import UserError, WorkError, one_line
+from mmed_jax.common.errors import UserError, WorkError, one_line, warn
 
 HOST = "127.0.0.1"
 _PAUSE_S = 1.0  # between two looks at the files; ten times as long as the last look or page took, if that is longer
@@ -24,7 +24,7 @@ class PageServer:
 
     Args:
       version: a text that changes when the page would; asked about once a second while someone looks.
-      make_page: the page of a version. Both may raise UserError, WorkError or OSError: it is shown instead of the page.
+      make_page: the page of a version. An error of either is shown instead of the page, until it is over.
       port: 0 = a free one.
 
     Attributes:
@@ -71,7 +71,10 @@ class PageServer:
                     return HTTPStatus.OK, text, version.encode()
                 return HTTPStatus.OK, "text/html; charset=utf-8", self._current(version)
         except (UserError, WorkError, OSError) as e:
-            return HTTPStatus.SERVICE_UNAVAILABLE, text, one_line(e).encode()
+            return HTTPStatus.SERVICE_UNAVAILABLE, text, one_line(e).encode(errors="replace")
+        except Exception as e:  # a fault of ours: said here and there, and the next version may be without it
+            warn(f"no page: {one_line(e)}")
+            return HTTPStatus.INTERNAL_SERVER_ERROR, text, one_line(e).encode(errors="replace")
 
     def _look(self) -> str:
         begun = time.monotonic()
@@ -112,6 +115,9 @@ def _handler(server: PageServer) -> type[http.server.BaseHTTPRequestHandler]:
                 "Cache-Control": "no-store",
                 "X-Content-Type-Options": "nosniff",
                 "Referrer-Policy": "no-referrer",
+                "Cross-Origin-Resource-Policy": "same-origin",
+                "X-Frame-Options": "DENY",
+                **({"Refresh": "10"} if status >= 500 else {}),
             }.items():
                 self.send_header(name, value)
             self.end_headers()

@@ -59,7 +59,9 @@ def test_no_points_no_plot_and_one_point_is_one():
     assert "crosses" in curves("Loss", [Series("a", [1, 2], [math.nan, math.nan])])  # nothing but crosses
 
 
-@pytest.mark.parametrize("ys", [[1e300, -1e300], [5e-324, 1.0], [1.0, 1.0 + 2e-16], [-1e99, 1e99], [0, 0], [1e-300, 0]])
+@pytest.mark.parametrize(
+    "ys", [[1e300, -1e300], [5e-324, 1.0], [1.0, 1.0 + 3e-16], [0, 5e-324], [-1e99, 1e99], [0, 0], [1e-300, 0]]
+)
 @pytest.mark.parametrize("log", [False, True])
 def test_any_number_is_drawn_or_marked(ys, log):
     figure = curves("t", [Series("a", [1, 2**63], ys)], log=log)
@@ -140,26 +142,30 @@ def in_node(code: str, given: object) -> object:
 @node
 def test_the_script_draws_by_the_same_rules():
     draw = random.Random(3)
+    alike = [(1.0, 1.0 + 3e-16), (0, 5e-324), (2.0**62, 2.0**62 + 2048), (1e-5, 1e-5 + 1e-16), (0, 0), (-4, -4)]
     ranges = [sorted((draw.uniform(0, 10 ** draw.uniform(-6, 6)), 10 ** draw.uniform(-6, 6))) for _ in range(60)]
     values = [draw.uniform(-1, 1) * 10 ** draw.uniform(-9, 9) for _ in range(200)] + [0, 1, 1000, 999.96]
     ys = noisy(40)
     code = """{
       ticks: given.ranges.map(([a, b]) => [[], [true], [false, true]].map((kind) => curves.ticks(a, b, ...kind))),
       extents: given.ranges.map(([a, b]) => [false, true].map((log) => curves.extent([b, a, a], log, 0.05))),
-      one: curves.extent([3, 3], false, 0.05), labels: given.values.map(curves.label),
+      alike: given.alike.map(([a, b]) => curves.extent([a, b], false, 0.05)).map((e) => [e, curves.ticks(...e)]),
+      labels: given.values.map(curves.label),
       axis: given.values.map(curves.axisLabel),
       medians: [0, 1, 5, 50].map((half) => curves.rollingMedian(given.ys, half)),
       halves: [0, 5, 20].map((s) => curves.halfWindow(1200, s)), path: curves.path([1.26, 2], [3, 4.26]),
       nearest: [-5, 1, 3.4, 3.6, 99].map((x) => curves.nearest([1, 2, 3, 4], x)),
     }"""
-    got = in_node(code, {"ranges": ranges, "values": values, "ys": ys})
+    got = in_node(code, {"ranges": ranges, "alike": alike, "values": values, "ys": ys})
     kinds = ({}, {"log": True}, {"whole": True})
     for (a, b), by_script in zip(ranges, got["ticks"], strict=True):
         for kind, theirs in zip(kinds, by_script, strict=True):
             assert theirs == pytest.approx(drawing.ticks(a, b, **kind)), (a, b, kind)
     for (a, b), by_script in zip(ranges, got["extents"], strict=True):
         assert by_script == [pytest.approx(drawing.extent([b, a, a], log, 0.05)) for log in (False, True)]
-    assert got["one"] == pytest.approx(drawing.extent([3, 3], margin=0.05))
+    for pair, (both, by_script) in zip(alike, got["alike"], strict=True):
+        assert both == pytest.approx(drawing.extent(pair, margin=0.05)), pair
+        assert by_script == pytest.approx(drawing.ticks(*both)) and 1 < len(by_script) < 12, pair
     assert got["labels"] == [drawing.label(v) for v in values]
     assert got["axis"] == [drawing.axis_label(v) for v in values]
     assert got["medians"] == [pytest.approx(drawing.rolling_median(ys, half)) for half in (0, 1, 5, 50)]

@@ -7,7 +7,12 @@ function extent(values, log, margin) {
   let low = Infinity, high = -Infinity;
   for (const v of values) { low = Math.min(low, v); high = Math.max(high, v); }
   if (log) { low = Math.log10(low); high = Math.log10(high); }
-  if (low === high) { const room = Math.abs(low) / 2 || 0.5; low -= room; high += room; }
+  const size = Math.max(Math.abs(low), Math.abs(high)), least = log ? 1e-12 : 1e-290;
+  if (high - low <= Math.max(1e-12 * size, least)) {
+    const room = size > least ? size / 2 : 0.5;
+    low -= room;
+    high += room;
+  }
   [low, high] = [low - margin * (high - low), high + margin * (high - low)];
   return log ? [10 ** low, 10 ** high] : [low, high];
 }
@@ -76,7 +81,7 @@ function nearest(xs, x) {
   return x - xs[low] <= xs[high] - x ? low : high;
 }
 
-function interactive(figure, place) {
+function interactive(figure) {
   const svg = figure.querySelector("svg.plot"), axes = svg.querySelector(".axes"), xName = svg.querySelector(".x-name");
   const [left, top, right, bottom] = figure.dataset.box.split(" ").map(Number);
   const numbers = (text) => (text ? text.split(" ").map(Number) : []);
@@ -86,6 +91,8 @@ function interactive(figure, place) {
     perX: Number(g.dataset.epochs), smooth: "smooth" in g.dataset, item: items[i],
     value: items[i].querySelector(".value"), last: items[i].querySelector(".value").textContent,
   }));
+  // By its title: a page that follows a run gets further plots, which change the places of others.
+  const place = "curves " + document.title + " " + figure.querySelector("figcaption b").textContent;
   const marks = [...svg.querySelectorAll(".marks line")];
   const whole = lines.every((s) => s.x.every(Number.isInteger));
   const state = {
@@ -96,10 +103,10 @@ function interactive(figure, place) {
 
   // A page that follows a run is loaded anew; what was chosen stays. A page of a file may not be allowed to remember.
   function recall() {
-    try { return JSON.parse(sessionStorage.getItem("curves " + place) || "{}"); } catch { return {}; }
+    try { return JSON.parse(sessionStorage.getItem(place) || "{}"); } catch { return {}; }
   }
   function remember() {
-    try { sessionStorage.setItem("curves " + place, JSON.stringify(state)); } catch { /* it does not */ }
+    try { sessionStorage.setItem(place, JSON.stringify(state)); } catch { /* it does not */ }
   }
 
   function element(name, attributes, text) {
@@ -192,11 +199,14 @@ function interactive(figure, place) {
     point(range[0] + ((x - left) / (right - left)) * (range[1] - range[0]));
   });
   svg.addEventListener("pointerleave", leave);
-  svg.addEventListener("blur", leave);
+  // The values are read out while the arrow keys move along the curves, not while the pointer does.
+  const legend = figure.querySelector(".legend");
+  svg.addEventListener("blur", () => { legend.ariaLive = "off"; leave(); });
   svg.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!by) return;
     event.preventDefault();
+    legend.ariaLive = "polite";
     const all = lines.filter((s) => !state.hidden.includes(s.name)).flatMap((s) => s.x.map((x) => xOf(s, x)));
     const xs = [...new Set(all)].sort((a, b) => a - b);
     if (!xs.length) return;
@@ -240,7 +250,7 @@ function interactive(figure, place) {
 }
 
 if (typeof document !== "undefined") {
-  document.querySelectorAll("figure.curves").forEach((figure, i) => interactive(figure, i + " " + document.title));
+  document.querySelectorAll("figure.curves").forEach((figure) => interactive(figure));
 }
 if (typeof module !== "undefined") {
   module.exports = { extent, ticks, label, axisLabel, halfWindow, rollingMedian, path, nearest };
