@@ -5,7 +5,7 @@
     python -m mmed_jax.report --run=small=RUN_DIR,large=RUN_DIR --output=FILE.html
     python -m mmed_jax.report --run=RUN_DIR --profile
 
-Writes RUN_DIR/plots/*.png and RUN_DIR/report.html (one self-contained file). Several runs, with or without names, are
+Writes RUN_DIR/report.html (one self-contained file). Several runs, with or without names, are
 drawn over each other in FILE.html (without --output: report_runs.html in the first). --watch writes nothing: it serves
 the page on this machine, at an address that it prints, and the page is made new as the runs go on; Ctrl-C ends it. No
 accelerator, no jax. With --profile it prints the most expensive operations of the steps that
@@ -47,11 +47,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def print_report(run_dir: Place) -> None:
-    """Writes the page of one run and its plots, and prints where."""
+    """Writes the page of one run, and prints where."""
     page = make_report(run_dir)
     if goodput := read_metrics(run_dir).goodput.describe():
         print(f"goodput    {goodput}")
-    print(f"{page}\n{page.parent / 'plots'}/")
+    print(page)
 
 
 def watch(named: Sequence[tuple[str, Place]], port: int) -> None:

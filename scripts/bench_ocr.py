@@ -3,8 +3,8 @@
     python -m scripts.bench_ocr --engines=tesseract,rapidocr
 
 Spaces and line ends do not count. "noisy": turned by 0.7 degrees, two thirds of the resolution, Gaussian noise.
-"columns": two of
-them. "vertical": Japanese in columns from right to left. Needs Pillow, Debian's fonts-noto-cjk and tesseract's data.
+"columns": two of them. "vertical": Japanese in columns from right to left. Needs Pillow, Debian's fonts-dejavu-core and
+fonts-noto-cjk, and tesseract's data.
 """
 
 import random
@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
@@ -31,7 +30,7 @@ from mmed_jax.data.records.schema import LANGUAGES  # noqa: E402
 from tests.support.corpora import demo_texts  # noqa: E402
 from tests.support.pdf_files import Page, pdf_bytes  # noqa: E402
 
-DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+DEJAVU = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"
 NOTO = "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc"
 FACES = {"ja": 0, "ko": 1, "zh": 2}  # of Noto's collection
 # An A5 page of 300 dots an inch, letters of 11 points.

@@ -15,7 +15,7 @@ from mmed_jax.common.progress import clock
 from mmed_jax.config.resume import training_keys
 from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES
 from mmed_jax.training.run_files import Answers, Best, Run, read_run
-from mmed_jax.training.run_plots import page_plots, write_plots
+from mmed_jax.training.run_plots import page_plots
 from mmed_jax.training.run_tables import (
     METRICS,
     config_rows,
@@ -30,11 +30,12 @@ from mmed_jax.training.run_tables import (
 
 PAGE = "report.html"
 RUNS_PAGE = "report_runs.html"
+_NOTES_SHOWN = 20
 _ANSWERS_SHOWN = 8  # of a prompt: the first, the last, and others between them
 
 
 def make_report(run_dir: str | Place) -> Place:
-    """Writes plots and report.html of a run directory; returns the path of the page.
+    """Writes report.html of a run directory; returns its path.
 
     Any number of points will do, also none, as will NaN, a torn last line, or a missing config: what is wrong with the
     files stands in the report.
@@ -45,7 +46,6 @@ def make_report(run_dir: str | Place) -> Place:
     run = read_run(run_dir)
     try:
         with run_storage(run.place).put_files() as folder:
-            write_plots(folder / "plots", run.records)
             write_text(folder / PAGE, make_page([run]))
     except OSError as e:
         raise UserError(f"--run={run_dir}: the report cannot be written there ({e.strerror or e})") from e
@@ -90,7 +90,7 @@ def _page(run: Run, version: str) -> str:
         title=run.name,
         recipe=_recipe(run),
         now=_now(),
-        notes=run.notes,
+        notes=_few(run.notes),
         bad_steps=[s for s, v in zip(*records.series("loss")) if not math.isfinite(v)],
         share=_share_done(run),
         tiles=_tiles(run),
@@ -114,12 +114,18 @@ def _runs_page(runs: Sequence[Run], version: str) -> str:
         version=version,
         title=" · ".join(run.name for run in runs),
         now=_now(),
-        notes=[f"{run.name}: {note}" for run in runs for note in run.notes],
+        notes=[f"{run.name}: {note}" for run in runs for note in _few(run.notes)],
         runs={"head": ["", *(run.name for run in runs)], "rows": _compared(runs)},
         differences=_config_differences(runs),
         plots=page_plots(runs),
         answers=_answers_of_runs(runs),
     )
+
+
+def _few(notes: Sequence[str]) -> list[str]:
+    """The first notes, and how many more there are: of a file that is none, each line has one."""
+    more = len(notes) - _NOTES_SHOWN
+    return [*notes[:_NOTES_SHOWN], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 # What stands first
@@ -255,8 +261,8 @@ def _compared(runs: Sequence[Run]) -> list[list[str]]:
     """Rows of a table with a column a run; rows that no run has anything in are left out."""
     facts: list[tuple[str, Callable[[Run], Any]]] = [
         ("recipe", _recipe),
-        ("trained", _what_is_trained),
-        ("from", lambda r: r.setting("init_from") or "random weights"),
+        ("trained", lambda r: _what_is_trained(r) if r.config else ""),
+        ("from", lambda r: (r.setting("init_from") or "random weights") if r.config else ""),
         ("on", lambda r: r.start.get("peak_device")),
         ("step", lambda r: _progress(r)[1]),
         ("", lambda r: _progress(r)[2]),

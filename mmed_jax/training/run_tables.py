@@ -96,9 +96,7 @@ def _best_mark(run: Run, step: int) -> str:
 def language_table(run: Run) -> dict[str, Any] | None:
     """A table with a row a language; columns that nothing is known for are left out."""
     records = run.records
-    names = {
-        k.rsplit("/", 1)[-1] for r in (*records.train, *records.evals) for k in r if "loss/" in k or "accuracy/" in k
-    }
+    names = {k.rsplit("/", 1)[-1] for k in records.columns if "loss/" in k or "accuracy/" in k}
     columns: list[tuple[str, str, Callable | None]] = [
         ("training loss", "loss", None),
         ("validation loss", "validation/loss", None),
@@ -127,7 +125,7 @@ def event_rows(run: Run) -> list[tuple[object, ...]]:
     for e in [e for e in run.records.events if e["event"] != "answers"][-200:]:
         what = "resumed" if e["event"] == "start" and e["step"] else e["event"]
         rest = {k: v for k, v in e.items() if k not in ("kind", "step", "time", "event", "mfu_formula")}
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(e.get("time", 0)))
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(e["time"])) if "time" in e else ""
         rest_text = ", ".join(f"{k} {short(v)}" for k, v in rest.items())
         rows.append((Cell(when, kind="whole"), f"{e['step']:,}", what, Cell(rest_text, kind="text")))
     return rows

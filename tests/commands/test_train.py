@@ -100,7 +100,6 @@ def test_the_run_directory_holds_what_comes_after_training_needs(bench):  # noqa
     run = bench.reference
     assert json.loads((run / "config.json").read_text())["steps"] == STEPS
     assert "<html" in (run / "report.html").read_text()
-    assert {"loss.png", "learning_rate.png", "loss_by_language.png"} <= {p.name for p in (run / "plots").iterdir()}
     for name in ("config.json", "tokenizer.json", "generation_config.json"):
         assert (run / "hf_assets" / name).stat().st_size > 0
 

@@ -54,7 +54,7 @@ def cloud(server):
 @pytest.fixture(scope="module")
 def finished(bench, server) -> str:  # noqa: F811
     """A run of 24 steps in the bucket, checkpoints at 18 and 24."""
-    outcome = bench.train("gs://bucket/runs/one", plots=True, **KEEP, tensorboard=True)
+    outcome = bench.train("gs://bucket/runs/one", **KEEP, tensorboard=True)
     assert outcome.code == 0, outcome.err
     assert "numbers in gs://bucket/runs/one/metrics, curves in gs://bucket/runs/one/report.html" in outcome.out
     return "gs://bucket/runs/one"
@@ -82,7 +82,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bench, cloud, finished):  # noqa
     assert_as_on_disk(bench, finished)
     there = names(cloud, finished)
     tops = {n.partition("/")[0] for n in there}
-    assert tops == {"checkpoints", "config.json", "hf_assets", "metrics", "plots", "report.html", "tensorboard"}
+    assert tops == {"checkpoints", "config.json", "hf_assets", "metrics", "report.html", "tensorboard"}
     manifest = json.loads(cloud.read("bucket", "runs/one/checkpoints/24/manifest.json"))
     assert manifest["checksum"] == "crc32c" and not any(n.endswith("manifest.json") for n in manifest["files"])
     outcome = call(report.main, "--run", finished)

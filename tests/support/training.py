@@ -26,7 +26,6 @@ from mmed_jax.checkpoints.metrics_file import Records, read_metrics
 from mmed_jax.checkpoints.restore import flatten
 from mmed_jax.checkpoints.run_directory import read_meta, step_folders
 from mmed_jax.common.errors import run_command
-from mmed_jax.training import run_page
 from tests.support.tokenizer import tiny_tokenizer
 
 REPO = Path(__file__).resolve().parents[2]
@@ -67,8 +66,7 @@ SLOWLY = (
 import time
 from mmed_jax import train
 from mmed_jax.common import errors
-from mmed_jax.training import run_page, setup
-run_page.write_plots = lambda *_: []
+from mmed_jax.training import setup
 check = setup.check_finite
 def slow_check(*args):
     time.sleep(0.1)
@@ -182,15 +180,9 @@ def call(main: Callable[[list[str]], None], *argv: str) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def train_here(*argv: str, plots: bool = False) -> Outcome:
-    """Training in this process, whose allocator stays as other tests expect it.
-
-    plots: with those of the report, which take longer than 24 steps.
-    """
-    with contextlib.ExitStack() as patches:
-        patches.enter_context(mock.patch.object(train, "keep_freed_memory"))
-        if not plots:
-            patches.enter_context(mock.patch.object(run_page, "write_plots", return_value=[]))
+def train_here(*argv: str) -> Outcome:
+    """Training in this process, whose allocator stays as other tests expect it."""
+    with mock.patch.object(train, "keep_freed_memory"):
         return call(train.main, *argv)
 
 
@@ -215,9 +207,9 @@ class Bench:
         keys = keys | RUN | shared | {"run_dir": run_dir} | {k.replace("__", "."): v for k, v in changes.items()}
         return [f"--config={stage}", *(f"--config.{k}={v}" for k, v in keys.items() if v is not None)]
 
-    def train(self, run_dir: Path, stage: str = "stage1", *, plots: bool = False, **changes: object) -> Outcome:
+    def train(self, run_dir: Path, stage: str = "stage1", **changes: object) -> Outcome:
         """A run in this process; see train_here."""
-        return train_here(*self.argv(run_dir, stage, **changes), plots=plots)
+        return train_here(*self.argv(run_dir, stage, **changes))
 
     def start(
         self,
@@ -256,7 +248,7 @@ class Bench:
     @functools.cached_property
     def reference(self) -> Path:
         """24 uninterrupted steps on one device, with checkpoints at 6, 12, 18 and 24, and a report with its plots."""
-        return self._run("reference", plots=True)
+        return self._run("reference")
 
     @functools.cached_property
     def fsdp8(self) -> Path:

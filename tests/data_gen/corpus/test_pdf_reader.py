@@ -149,11 +149,10 @@ def test_rapidocr_reads_a_picture(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not shutil.which("tesseract"), reason="tesseract is not installed (apt-get install tesseract-ocr)")
 def test_tesseract_reads_a_drawn_page(tmp_path):
-    from matplotlib import get_data_path
     from PIL import Image, ImageDraw, ImageFont
 
     picture = Image.new("L", (900, 260), 255)
-    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 32)
+    font = ImageFont.load_default(32)
     ImageDraw.Draw(picture).text((40, 40), "The heart pumps blood through\nthe vessels of the body.", 0, font)
     path = write(tmp_path / "a.pdf", [Page(image=(900, 260, picture.tobytes()), size=(216, 62.4))])
     assert read(path, ocr="tesseract") == [("The heart pumps blood through the vessels of the body.", "1")]
