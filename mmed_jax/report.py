@@ -84,6 +84,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--port", type=int, metavar="N", help="of --watch (default: a free one)")
     add("--profile", action="store_true", help="print the ten most expensive operations of its profile")
     args = parser.parse_args(argv)
+    if args.output and not str(args.output).endswith(".html"):  # else a slip puts the page in place of a run's file
+        raise UserError(f"--output={args.output}: is for a page; name a file that ends in .html")
     if args.watch and args.output:
         raise UserError("--output: --watch writes nothing; leave one of them out")
     if args.profile and args.output:

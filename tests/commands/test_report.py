@@ -332,6 +332,7 @@ def test_which_runs_are_named(tmp_path):
         (["--watch", "--profile"], "leave --watch out"),
         (["--output=x.html"], "is for several runs"),
         (["--profile", "--output=x.html"], "--profile prints"),
+        (["--output=metrics.jsonl"], "ends in .html"),
         (["--wach"], "--watch"),
     ],
 )

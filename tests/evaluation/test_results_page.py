@@ -198,6 +198,10 @@ def test_an_earlier_evaluation_is_shown_with_this_one(tmp_path):
             read_baseline(str(tmp_path / "base"), strange)
     with pytest.raises(UserError, match="no such folder"):
         read_baseline(str(tmp_path / "none"), items)
+    journal = tmp_path / "base" / "predictions.jsonl"
+    journal.write_text("".join(json.dumps({**line, "correct": "yes"}) + "\n" for line in read_lines(journal)))
+    with pytest.raises(UserError, match="predictions.jsonl.*field 'correct': must be true or false"):
+        read_baseline(str(tmp_path / "base"), items)
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="there is no node to run the script with")

@@ -165,6 +165,8 @@ def _predictions(file: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
             for field in ("benchmark", "id"):
                 if not isinstance(line[field], str):
                     raise UserError(f"{where}: field '{field}': must be text")
+            if not isinstance(line["correct"], bool):
+                raise UserError(f"{where}: field 'correct': must be true or false")
             if (key := (line["benchmark"], line["id"])) in seen:
                 raise UserError(f"{where}: item {key[0]} {key[1]} stands twice")
             seen.add(key)
