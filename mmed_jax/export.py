@@ -98,7 +98,7 @@ def export(args: argparse.Namespace) -> None:
         adapter_alone=args.adapter == WRITE,
     )
     if args.push:
-        check_push(args.push, card.licence)
+        check_push(args.push, card.licences)
     if args.adapter == WRITE:
         export_adapter(args, source, output, card)
     elif args.gguf:
@@ -111,13 +111,13 @@ def export(args: argparse.Namespace) -> None:
 
 def push_export(args: argparse.Namespace) -> None:
     """Uploads an export that is there. Raises UserError, WorkError."""
-    from mmed_jax.hf.push import check_push, check_whole, recorded_licence
+    from mmed_jax.hf.push import check_push, check_whole, recorded_licences
 
     if is_bucket(args.model):
         raise UserError(f"--model={args.model}: --push uploads a folder of this machine; with --output it makes one")
     folder = expand_home(args.model).resolve()
     check_whole(folder)
-    check_push(args.push, recorded_licence(folder))
+    check_push(args.push, recorded_licences(folder))
     _push(args, folder)
 
 
@@ -235,6 +235,7 @@ def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path
     from mmed_jax.hf.lora_model import LoraModel
     from mmed_jax.hf.peft_folder import fold_patterns, save_adapter
     from mmed_jax.hf.provenance import KEY
+    from mmed_jax.hf.push import check_base
     from mmed_jax.model.lora import num_adapter_params
 
     if not isinstance(source, LoraModel):
@@ -246,6 +247,8 @@ def export_adapter(args: argparse.Namespace, source: "ModelSource", output: Path
     _print_tokens(source)
     print(f"output   {output}", flush=True)
     name = _base_name(args, source)
+    if args.push:
+        check_base(name)
     start = time.monotonic()
     adapter, spec = source.load_adapter(), source.spec
     folded: list[str] = []

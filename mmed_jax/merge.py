@@ -49,7 +49,7 @@ def merge(args: argparse.Namespace) -> None:
         jax.config.update("jax_platforms", "cpu")
     from mmed_jax.hf.average import AverageStream, check_alike, read_shares
     from mmed_jax.hf.export_folder import check_output, output_folder
-    from mmed_jax.hf.licences import name_problem
+    from mmed_jax.hf.licences import names_problem
     from mmed_jax.hf.merge_record import MergeRecord
     from mmed_jax.hf.save import save_pretrained
     from mmed_jax.model.config import num_params
@@ -94,7 +94,7 @@ def merge(args: argparse.Namespace) -> None:
         )
     for parent in record.provenance["merged"]:
         print(f"parent   {parent['name']}: sha256 {parent['sha256']}")
-    if problem := name_problem(record.licence, output.name):
+    if problem := names_problem(record.licences, output.name):
         print(f"name     {problem}")
     print("checked  config, tokenizer, names, shapes, dtypes, bytes and logits of the folder as read back")
     print(f"done     {_size_of(output)}, {time.monotonic() - start:.1f} s")

@@ -4,9 +4,11 @@ The token comes from the environment alone (HF_TOKEN) and is in no message. hugg
 already is not sent again, so that an upload that broke off is continued by the same call.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,10 @@ def check_access(flag: str) -> None:
     """Refuses to begin where the hub may not be asked, or without a token. Raises UserError."""
     if is_offline():
         raise UserError(f"{flag}: the hub is not asked in offline mode; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE")
-    if not os.environ.get(TOKEN, "").strip():
+    token = os.environ.get(TOKEN, "").strip()
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise UserError(f"{flag}: {TOKEN} holds spaces, line breaks or other signs that are in no token; set it anew")
+    if not token:
         raise UserError(
             f"{flag}: no token; set the environment variable {TOKEN} to one that may write "
             "(huggingface.co/settings/tokens)"
@@ -55,6 +60,7 @@ def upload(
     private: bool = False,
     stale: Sequence[str] = (),
     only: Sequence[str] | None = None,
+    instead: Mapping[str, bytes] | None = None,
     again: str,
 ) -> str:
     """Uploads a folder into the repository `name`, which is made where there is none.
@@ -63,7 +69,8 @@ def upload(
       flag: what the name was given to. folder: whole. name: ORG/NAME. kind: "model" or "dataset".
       private: of a new repository; an existing one is not changed.
       stale: patterns of files of an earlier upload that go where the folder does not have them.
-      only: names of the files that go up; None = all. again: the command that goes on with an upload that broke off.
+      only: names of the files that go up; None = all. instead: {name: what goes up in place of a file of the folder}.
+      again: the command that goes on with an upload that broke off.
 
     Returns:
       The address of its page.
@@ -82,19 +89,36 @@ def upload(
             raise UserError(
                 f"--private: {name} is there and public; make it private on its page, or leave the flag out"
             )
-        api.upload_folder(
-            repo_id=name,
-            repo_type=kind,
-            folder_path=folder,
-            commit_message="Written by mmed_jax",
-            delete_patterns=list(stale),
-            allow_patterns=None if only is None else [_literal(file) for file in only],
-        )
+        with _replaced(folder, instead or {}) as place:
+            api.upload_folder(
+                repo_id=name,
+                repo_type=kind,
+                folder_path=place,
+                commit_message="Written by mmed_jax",
+                delete_patterns=list(stale),
+                allow_patterns=None if only is None else [_literal(file) for file in only],
+            )
     except ReportedError:
         raise
     except Exception as e:  # by release and by thread the library raises errors of several families
         raise _failure(e, f"{flag}={name}", f"; {folder} is whole: {again} goes on", token) from e
     return f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path, instead: Mapping[str, bytes]) -> Iterator[Path]:
+    """The folder, or links to its files where some are replaced."""
+    if not instead:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="mmed_jax-push-") as staged:
+        place = Path(staged)
+        for file in folder.iterdir():
+            if file.name not in instead:
+                (place / file.name).symlink_to(file.resolve())
+        for name, data in instead.items():
+            (place / name).write_bytes(data)
+        yield place
 
 
 def _literal(name: str) -> str:
@@ -112,7 +136,8 @@ def _failure(e: Exception, start: str, again: str, token: str) -> UserError | Wo
     status = next(filter(None, map(_status, _causes(e))), 0)
     if status in refused:
         return UserError(f"{start}: {refused[status]} (HTTP {status}){again}")
-    text = one_line(e).replace(token, "***")[:300]
+    # An address of storage is signed in its query: who has it may write there.
+    text = re.sub(r"(https?://[^\s?]*)\?[^\s'\")]+", r"\1?***", one_line(e).replace(token, "***"))[:300]
     code = f"HTTP {status}, " if status else ""
     return WorkError(f"{start}: could not be uploaded ({code}{text}){again}")
 

@@ -9,6 +9,7 @@ from mmed_jax.common.errors import UserError
 from mmed_jax.common.paths import expand_home
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.evaluation.results_json import rows, sample_note
+from mmed_jax.hf.licences import licences_of
 from mmed_jax.hf.lora_model import LoraModel
 from mmed_jax.hf.model_card import Adapter, Evaluation, languages_of, model_card
 from mmed_jax.hf.model_source import ModelSource, identity
@@ -45,6 +46,11 @@ class CardWriter:
     def licence(self) -> str:
         """Of the base, "" where it is not known."""
         return self.provenance["base"]["licence"]
+
+    @property
+    def licences(self) -> list[str]:
+        """Of the base and, of a mean, of its parents' bases."""
+        return licences_of(self.provenance)
 
     @property
     def results(self) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from mmed_jax.parallel.barriers import on_main
 
 MARKER = "mmed_jax_export.json"  # says that a folder is an export of this program, and of what
 README = "README.md"
+PROVENANCE = "provenance"  # key in the marker (hf.provenance.provenance_of)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT)
 

@@ -10,6 +10,7 @@ from uuid import uuid4
 from mmed_jax.data.tokenizers.tokenizer import check_vocab, tokenizer_hash
 from mmed_jax.hf.export_folder import (
     MARKER,
+    PROVENANCE,
     README,
     check_output,
     failure,
@@ -22,6 +23,7 @@ from mmed_jax.hf.export_folder import (
 from mmed_jax.hf.folder_hash import hash_files
 from mmed_jax.hf.gguf_file import model_fields, verify_gguf, write_gguf
 from mmed_jax.hf.gguf_tokenizer import tokenizer_fields
+from mmed_jax.hf.licences import write_notice
 from mmed_jax.hf.weight_stream import WeightStream
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ def save_gguf(
 
 def _write_small(stage: Path, tokenizer: "PreTrainedTokenizerFast", card: str, info: dict) -> None:
     (stage / README).write_text(card, encoding="utf-8")
+    write_notice(stage, info.get(PROVENANCE))
     sizes = {p.name: p.stat().st_size for p in sorted(stage.iterdir())}
     hashes = hash_files(sorted(stage.iterdir()))
     write_json(stage / MARKER, {**info, "tokenizer_hash": tokenizer_hash(tokenizer), "files": sizes, "sha256": hashes})

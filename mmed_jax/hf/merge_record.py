@@ -9,7 +9,7 @@ from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.hf.base_model import hub_name
 from mmed_jax.hf.export_folder import MARKER
 from mmed_jax.hf.folder_hash import Tick, hash_files, weight_files, weights_hash
-from mmed_jax.hf.licences import base_facts
+from mmed_jax.hf.licences import base_facts, licences_of
 from mmed_jax.hf.model_card import model_card
 from mmed_jax.hf.model_source import ModelSource
 from mmed_jax.hf.provenance import KEY, provenance_of
@@ -61,6 +61,11 @@ class MergeRecord:
     def licence(self) -> str:
         """Of the base that all parents have, "" where they differ or it is not known."""
         return self.provenance["base"]["licence"]
+
+    @property
+    def licences(self) -> list[str]:
+        """Of all parents' bases, as far as they are known."""
+        return licences_of(self.provenance)
 
     @property
     def chat(self) -> str:

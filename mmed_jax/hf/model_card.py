@@ -7,12 +7,13 @@ evaluations that were given; what is not known is said to be not known.
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES
 from mmed_jax.data.sources import SOURCES
-from mmed_jax.hf.licences import LLAMA_TERMS, base_facts, licence_of, name_problem
+from mmed_jax.hf.licences import LLAMA_TERMS, NOTICE, Terms, base_facts, licence_of, licences_of, names_problem
 from mmed_jax.model.config import LlamaConfig, num_params
 from mmed_jax.model.lora import LoraSpec, num_adapter_params
 
@@ -79,7 +80,7 @@ def model_card(
     """
     parts = [
         _head(provenance, adapter, gguf),
-        f"# {name}",
+        f"# {_cell(name)}",
         _summary(provenance, cfg, adapter),
         _parents(provenance),
         _use(adapter, chat, gguf),
@@ -102,7 +103,7 @@ def _head(provenance: Mapping[str, Any], adapter: Adapter | None, gguf: str) -> 
     if base["licence"] in _HUB_LICENCES:
         lines.append(f"license: {base['licence']}")
     elif base["licence"]:
-        lines += ["license: other", f"license_name: {base['licence']}"]
+        lines += ["license: other", f"license_name: {json.dumps(base['licence'])}"]
     if merged and all(parent["hub"] for parent in merged):
         lines += ["base_model:", *(f"- {parent['name']}" for parent in merged), "base_model_relation: merge"]
     elif base["hub"]:
@@ -113,7 +114,7 @@ def _head(provenance: Mapping[str, Any], adapter: Adapter | None, gguf: str) -> 
     lines += [f"library_name: {library}", "pipeline_tag: text-generation"]
     if datasets := sorted({SOURCES[s].hub.repo for s in _sources(provenance) if s in SOURCES and SOURCES[s].hub.repo}):
         lines += ["datasets:", *(f"- {repo}" for repo in datasets)]
-    tags = ["medical", "mmed_jax", *(["llama"] if base["licence"] in LLAMA_TERMS else [])]
+    tags = ["medical", "mmed_jax", *(["llama"] if _llama_terms(provenance) else [])]
     tags += ["merge"] if merged else []
     tags += ["multilingual"] if len(languages_of(provenance)) > 1 else []
     if adapter:
@@ -123,20 +124,20 @@ def _head(provenance: Mapping[str, Any], adapter: Adapter | None, gguf: str) -> 
 
 def _summary(provenance: Mapping[str, Any], cfg: LlamaConfig, adapter: Adapter | None) -> str:
     base = provenance["base"]
-    beginning = "random weights" if base["random"] else f"`{base['name']}`" if base["name"] else "a base not known here"
+    beginning = "random weights" if base["random"] else _code(base["name"]) if base["name"] else "a base not known here"
     if adapter:
         spec = adapter.spec
         method = ("rank-stabilised " if spec.rslora else "") + ("DoRA" if spec.dora else "LoRA")
         ranks = sorted({r for _, by_layer, _ in spec.modules for r in by_layer if r})
         shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
         what = (
-            f"A {method} adapter of `{base['name'] or adapter.base_name}`: rank {shown}, alpha {spec.alpha:g}, modules "
-            f"{', '.join(t for t, _, _ in spec.modules)}; {num_adapter_params(spec, cfg):,} trained parameters in "
-            "float32. It changes that base and no other: on different weights its output means nothing."
+            f"A {method} adapter of {_code(base['name'] or adapter.base_name)}: rank {shown}, alpha {spec.alpha:g}, "
+            f"modules {', '.join(t for t, _, _ in spec.modules)}; {num_adapter_params(spec, cfg):,} trained parameters "
+            "in float32. It changes that base and no other: on different weights its output means nothing."
         )
         what += _quantised(adapter.record)
     elif provenance.get("merged") and not _trained_from_mean(provenance):
-        names = ", ".join(f"`{_cell(parent['name'])}`" for parent in provenance["merged"])
+        names = ", ".join(_code(parent["name"]) for parent in provenance["merged"])
         what = f"The weighted mean of the weights of {names}; {num_params(cfg):,} parameters."
     elif provenance["stages"]:
         own = provenance["stages"][provenance.get("merged_stages", 0) :]
@@ -145,10 +146,10 @@ def _summary(provenance: Mapping[str, Any], cfg: LlamaConfig, adapter: Adapter |
         what = f"A language model of {num_params(cfg):,} parameters, trained from {beginning}: {order}."
     else:
         what = f"The weights of {beginning}, {num_params(cfg):,} parameters; no training of them is recorded."
-    notice = LLAMA_TERMS[base["licence"]].notice if base["licence"] in LLAMA_TERMS else ""
+    notices = dict.fromkeys(terms.notice for terms in _llama_terms(provenance))
     return "\n\n".join(
         [
-            *([f"**{notice}**"] if notice else []),
+            *(f"**{notice}**" for notice in notices),
             f"{what} Written by mmed_jax.",
             "**For research. Not for clinical use.** Nothing here has been validated for the care of patients.",
         ]
@@ -188,7 +189,8 @@ def _quantised(record: Mapping[str, Any] | None) -> str:
 def _use(adapter: Adapter | None, chat: str, gguf: str) -> str:
     if gguf:
         form = f" Its chat format is `{chat}`, whose template is in the file." if chat else ""
-        return f"## Use\n\n    llama-cli -m {gguf}{' -cnv' if chat else ''}\n\nOne GGUF file, tokenizer included.{form}"
+        command = f"llama-cli -m {shlex.quote(gguf)}{' -cnv' if chat else ''}"
+        return f"## Use\n\n    {command}\n\nOne GGUF file, tokenizer included.{form}"
     auto = "from transformers import AutoModelForCausalLM, AutoTokenizer"
     if adapter:
         code = [
@@ -294,16 +296,25 @@ def _licence(name: str, provenance: Mapping[str, Any]) -> str:
         parts.append(
             f"{terms.notice}. The base is under the [{terms.title}]({terms.link}), by {base['licence_from']}; this "
             "model is derived from it, and those terms hold for it as well. Who hands it on passes on a copy of that "
-            "agreement and its notice file, shows the words above, keeps to its acceptable use policy, and gives it a "
-            f'name that begins with "{terms.start}".'
+            f"agreement and the file {NOTICE}, shows the words above, keeps to its acceptable use policy, and gives it "
+            f'a name that begins with "{terms.start}".'
         )
-        if problem := name_problem(base["licence"], name):
+        if problem := names_problem(licences_of(provenance), name):
+            parts.append(f"**The name of this folder does not: {problem}.**")
+    elif held := _llama_terms(provenance):
+        titles = ", ".join(f"[{terms.title}]({terms.link})" for terms in held)
+        parts.append(
+            f"Bases of its parents are under: {titles}. Those terms hold for this model as well: a copy of the "
+            f"agreements and the file {NOTICE} go with it, the words above are shown, and its name begins as they say; "
+            "the licences of other parents' bases have to be looked up."
+        )
+        if problem := names_problem(licences_of(provenance), name):
             parts.append(f"**The name of this folder does not: {problem}.**")
     elif base["random"]:
         parts.append("It was trained from random weights, so that no base's licence holds for it.")
     elif base["licence"]:
         parts.append(
-            f"The base is under `{_cell(base['licence'])}`, by {base['licence_from']}; this model is derived from it, "
+            f"The base is under {_code(base['licence'])}, by {base['licence_from']}; this model is derived from it, "
             "and those terms hold for it as well."
         )
     else:
@@ -354,6 +365,17 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 def _cell(text: str) -> str:
     """Foreign text as a piece of one line of Markdown."""
     return re.sub(r"(?<!\\)\|", r"\\|", " ".join(str(text).replace("<", "&lt;").split()))
+
+
+def _code(text: str) -> str:
+    """Foreign text as code within a line of Markdown, whatever stands in it."""
+    shown = " ".join(str(text).replace("`", "'").split())
+    return f"`{shown}`"
+
+
+def _llama_terms(provenance: Mapping[str, Any]) -> list[Terms]:
+    """What Llama licences hold for the model."""
+    return [LLAMA_TERMS[licence] for licence in licences_of(provenance) if licence in LLAMA_TERMS]
 
 
 def _value(value: Any) -> str:

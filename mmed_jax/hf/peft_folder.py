@@ -22,6 +22,7 @@ from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.data.tokenizers.tokenizer import local_path, save_tokenizer
 from mmed_jax.hf.export_folder import (
     MARKER,
+    PROVENANCE,
     README,
     check_output,
     describe_failure,
@@ -34,6 +35,7 @@ from mmed_jax.hf.export_folder import (
 )
 from mmed_jax.hf.folder_hash import hash_files
 from mmed_jax.hf.gather import gather
+from mmed_jax.hf.licences import write_notice
 from mmed_jax.hf.load import read_json
 from mmed_jax.hf.mapping import flatten, group_names, some, unflatten
 from mmed_jax.hf.model_card import adapter_card
@@ -275,6 +277,7 @@ def save_adapter(
             _write_weights(stage / WEIGHTS_FILE, adapter, spec, cfg, progress)
             text = card() if card else adapter_card(spec, cfg, base_name, base_record)
             (stage / README).write_text(text, encoding="utf-8")
+            write_notice(stage, (info or {}).get(PROVENANCE))
             if tokenizer is not None:
                 save_tokenizer(tokenizer, stage)
             sizes = {p.name: p.stat().st_size for p in sorted(stage.iterdir())}

@@ -6,7 +6,7 @@ export's mmed_jax_export.json says what was known when it was written.
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from mmed_jax.checkpoints.run_directory import CHECKPOINTS, read_meta, step_folders
@@ -17,13 +17,13 @@ from mmed_jax.common.paths import resolve_path
 from mmed_jax.common.place_files import read_bytes
 from mmed_jax.common.places import is_bucket, parse_place
 from mmed_jax.hf.base_model import hub_name
-from mmed_jax.hf.export_folder import MARKER
+from mmed_jax.hf.export_folder import MARKER, PROVENANCE
 from mmed_jax.hf.licences import base_facts, licence_of, official_name
 from mmed_jax.hf.load import read_json
 from mmed_jax.hf.lora_model import LoraModel, adapter_text
 from mmed_jax.hf.model_source import ModelSource, open_whole
 
-KEY = "provenance"  # in mmed_jax_export.json
+KEY = PROVENANCE
 _DEEPEST = 8  # runs behind one another; more are a circle
 # Of a run's config, in the order in which a card shows them.
 SETTINGS = (
@@ -183,6 +183,15 @@ def manifest_hash(run_dir: str | Path, step: int) -> str:
     except (OSError, WorkError):
         return ""
     return hashlib.sha256(manifest).hexdigest()
+
+
+def without_places(value: Any) -> Any:
+    """JSON values with absolute paths of a machine cut to their last name, for readers elsewhere."""
+    if isinstance(value, str):
+        return PurePath(value).name if value.startswith(("/", "~")) else value
+    if isinstance(value, Mapping):
+        return {without_places(k): without_places(v) for k, v in value.items()}
+    return [without_places(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 _ZERO_IS_UNUSED = ("optim.warmup_steps", "batch_tokens", "epochs")

@@ -20,6 +20,7 @@ import numpy as np
 from mmed_jax.data.tokenizers.tokenizer import check_vocab, control_ids, save_tokenizer, stop_ids, tokenizer_hash
 from mmed_jax.hf.export_folder import (
     MARKER,
+    PROVENANCE,
     README,
     check_output,
     describe_failure,
@@ -32,6 +33,7 @@ from mmed_jax.hf.export_folder import (
     write_on_main,
 )
 from mmed_jax.hf.folder_hash import hash_files
+from mmed_jax.hf.licences import write_notice
 from mmed_jax.hf.load import INDEX, SINGLE
 from mmed_jax.hf.mapping import HFTensor, hf_tensors
 from mmed_jax.hf.prompt_logits import PromptLogits
@@ -253,6 +255,7 @@ def _write_small(stage, weights: _Written, cfg, tokenizer, generation, info) -> 
         weight_map = {t.name: name for name, tensors in files.items() for t in tensors}
         write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
     write_assets(stage, cfg, tokenizer, dtype=_main_dtype(files, kinds), source_generation=generation)
+    write_notice(stage, (info or {}).get(PROVENANCE))
     sizes = {p.name: p.stat().st_size for p in sorted(stage.iterdir())}
     hashes = hash_files(sorted(stage.iterdir()))
     more = {"tokenizer_hash": tokenizer_hash(tokenizer), "files": sizes, "sha256": hashes}

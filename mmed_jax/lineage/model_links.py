@@ -18,7 +18,7 @@ from mmed_jax.hf.folder_hash import hash_files, weight_files, weights_hash
 from mmed_jax.hf.licences import licence_of
 from mmed_jax.hf.load import read_json
 from mmed_jax.hf.open_model import identity, open_model
-from mmed_jax.hf.provenance import KEY, describe_stage, manifest_hash, provenance_of
+from mmed_jax.hf.provenance import KEY, describe_stage, manifest_hash, provenance_of, without_places
 from mmed_jax.lineage.data_links import DataWalk
 from mmed_jax.lineage.trail import Section, Trail
 
@@ -194,8 +194,8 @@ def _differing(stage: Mapping[str, Any], folder: Path, meta: Mapping[str, Any]) 
 
 
 def _plain(value: Any) -> str:
-    """JSON values as text: NaN equals itself."""
-    return json.dumps(value, sort_keys=True)
+    """JSON values as text: NaN equals itself, and a path its name (an uploaded record has no more)."""
+    return json.dumps(without_places(value), sort_keys=True)
 
 
 def _results(section: Section, marker: Mapping[str, Any]) -> None:

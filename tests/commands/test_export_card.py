@@ -159,6 +159,7 @@ def test_an_adapters_card_is_the_same_card(base, tokenizer, tmp_path):
     head, text = parts_of(tmp_path / "Llama-3-a")
     assert head["base_model"] == "meta-llama/Meta-Llama-3-8B" and head["library_name"] == "peft"
     assert (head["base_model_relation"], head["license"]) == ("adapter", "llama3")
+    assert (tmp_path / "Llama-3-a" / "NOTICE").read_text().startswith("Meta Llama 3 is licensed under")
     assert "A LoRA adapter of `meta-llama/Meta-Llama-3-8B`: rank 2, alpha 8" in text
     assert "**Built with Meta Llama 3**" in text and "PeftModel.from_pretrained" in text
 
@@ -167,6 +168,7 @@ def test_licences_by_card_and_by_name(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: llama3.2\n---\n# x\nlicense: mit\n")
     assert licence_of("mine", tmp_path) == ("llama3.2", "its model card")
     named = {"Meta-Llama-3-8B": "llama3", "org/MMed-Llama-3-8B": "llama3", "a/Llama-3.3-70B": "llama3.3", "a/b": ""}
+    named |= {"a/open_llama_3b": "", "a/LLaMA-3B-x": "", "a/Llama-3Base": "llama3", "a/Llama-3.2-3B": "llama3.2"}
     assert {name: licence_of(name)[0] for name in named} == named
     assert not name_problem("llama3", "Llama-3-Med") and not name_problem("llama3.1", "Llama-Med")
     assert "'Llama-3'" in name_problem("llama3", "Llama-Med") and name_problem("llama3.1", "Med-Llama")
@@ -198,7 +200,18 @@ def test_a_folder_is_written_and_pushed(stage2, hub, tmp_path, capsys):
     }
     out = tmp_path / "out"
     export.main([f"--model={stage2}", f"--output={out}", "--push=org/Llama-3-x", "--private"])
-    assert hub.files("org/Llama-3-x") == {"mine.txt": b"m"} | {p.name: p.read_bytes() for p in out.iterdir()}
+    pushed = hub.files("org/Llama-3-x")
+    record = {MARKER: pushed[MARKER]}
+    assert pushed == {"mine.txt": b"m"} | {p.name: p.read_bytes() for p in out.iterdir()} | record
+    # The record that stays here has the places that an audit looks at, the one that went up their names.
+    stages = [json.loads(data)["provenance"]["stages"] for data in ((out / MARKER).read_bytes(), pushed[MARKER])]
+    assert [s[1]["run"]["path"] for s in stages] == [str(stage2), stage2.name]
+    for place in (str(stage2.parent), str(tmp_path)):
+        assert not [name for name, data in pushed.items() if place.encode() in data]
+    assert pushed["NOTICE"].decode() == (
+        "Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © Meta Platforms, Inc. "
+        "All Rights Reserved.\n"
+    )
     printed = capsys.readouterr()
     assert f"pushed   {hub.address}/org/Llama-3-x" in printed.out and "# Llama-3-x\n" in (out / "README.md").read_text()
     assert GOOD_TOKEN not in printed.out + printed.err
@@ -217,6 +230,21 @@ def test_an_upload_that_broke_off_goes_on(exported, hub):
     export.main(push)
     assert hub.uploaded == sent  # nothing large went twice
     assert hub.files("org/Llama-3-y").keys() == {p.name for p in exported.iterdir()}
+
+
+def test_an_adapter_of_a_base_that_only_this_machine_has(tokenizer, hub, tmp_path):
+    mine = tmp_path / "mine"
+    save_pretrained(mine, random_params(CFG), CFG, tokenizer, dtype="float32")
+    spec = LoraSpec(2, 8.0, (("q", (2, 2), (8.0, 8.0)),))
+    run = lora_run(tmp_path / "lora", spec, random_adapter(spec, CFG), open_model(mine), tokenizer)
+    out = tmp_path / "a"
+    with pytest.raises(UserError, match="known by a path of this machine alone .*--base_name=ORG/MODEL"):
+        export.main([f"--model={run}", "--adapter", f"--output={out}", "--push=org/a"])
+    assert not out.exists()
+    export.main([f"--model={run}", "--adapter", f"--output={out}"])
+    with pytest.raises(UserError, match="known by a path of this machine alone"):
+        export.main([f"--model={out}", "--push=org/a"])
+    assert not hub.log
 
 
 def test_refusals_of_the_hub_are_a_line_each(exported, hub, monkeypatch):
@@ -276,6 +304,60 @@ def test_a_folder_that_lost_a_file_is_not_pushed(exported, hub, tmp_path):
 
     broken = shutil.copytree(exported, tmp_path / "broken")
     (broken / "tokenizer.json").unlink()
+    push = [f"--model={broken}", "--push=org/Llama-3-x"]
     with pytest.raises(UserError, match="is not as it was exported: tokenizer.json"):
-        export.main([f"--model={broken}", "--push=org/Llama-3-x"])
+        export.main(push)
+    shutil.copy(exported / "tokenizer.json", broken)
+    data = bytearray((broken / "model.safetensors").read_bytes())
+    data[-9] ^= 1  # of the same size
+    (broken / "model.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match="is not as it was exported: model.safetensors; export"):
+        export.main(push)
+    shutil.copy(exported / "model.safetensors", broken)
+    marker = json.loads((broken / MARKER).read_text())
+    for change, words in (
+        ({"files": ["x"]}, "is no export of this program"),
+        ({"provenance": {"base": 1}}, "is damaged"),
+    ):
+        (broken / MARKER).write_text(json.dumps({**marker, **change}))
+        with pytest.raises(UserError, match=words):
+            export.main(push)
+    # Parents under another licence each: what either asks of the name holds.
+    parents = [{"base": {"licence": x}} for x in ("llama3.1", "mit")]
+    mean = {**marker["provenance"], "base": {"licence": ""}, "merged": parents}
+    (broken / MARKER).write_text(json.dumps({**marker, "provenance": mean}))
+    with pytest.raises(UserError, match="the Llama 3.1 Community License wants the name .* 'Llama'"):
+        export.main([push[0], "--push=org/Med"])
     assert not hub.log
+
+
+def test_a_token_is_in_no_message(exported, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_one\nhf_two")
+    with pytest.raises(UserError, match="HF_TOKEN holds spaces, line breaks") as e:
+        export.main([f"--model={exported}", "--push=org/Llama-3-x"])
+    assert "hf_one" not in str(e.value) and "hf_two" not in str(e.value) and not hub.log
+    monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
+
+    def fail(*_, **__):
+        raise OSError(f"500 for url: https://store.example/a?X-Amz-Signature=s1 by Bearer {GOOD_TOKEN}")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", fail)
+    with pytest.raises(WorkError, match=r"https://store.example/a\?\*\*\* by") as failed:
+        export.main([f"--model={exported}", "--push=org/Llama-3-x"])
+    assert "s1" not in str(failed.value) and GOOD_TOKEN not in str(failed.value)
+
+
+def test_hostile_names_leave_the_card_readable():
+    from mmed_jax.hf.model_card import model_card
+
+    base = {
+        "name": "a`b\n---\nlicense: mit",
+        "hub": False,
+        "random": False,
+        "licence": "no",
+        "licence_from": "its card",
+    }
+    card = model_card("x\n<script>\n---", {"base": base, "stages": [], "complete": True}, CFG)
+    _, head, text = card.split("---\n", 2)
+    assert yaml.safe_load(head)["license_name"] == "no" and "# x &lt;script> ---\n" in text
+    assert "`a'b --- license: mit`" in text
