@@ -23,18 +23,20 @@ from pathlib import Path
 
 from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
-from mmed_jax.common.errors import UserError, run_command
+from mmed_jax.common.errors import UserError, one_line, run_command
 from mmed_jax.common.output_files import check_folder
 from mmed_jax.common.paths import expand_home
 from mmed_jax.common.place_flags import FreeText
 from mmed_jax.config.overrides import split_overrides
+from mmed_jax.planning.topology import parse as parse_topology
 from mmed_jax.studies import run_here
 from mmed_jax.studies.open_study import open_study
 from mmed_jax.studies.shell_script import shell_script
 from mmed_jax.studies.step_estimates import Estimate, estimate, total
+from mmed_jax.studies.step_key import benchmark_files
 from mmed_jax.studies.study_report import FILES, write_report
-from mmed_jax.studies.submit_steps import submit_tasks
-from mmed_jax.studies.tasks import Plan, changed_settings, is_done, lay_out
+from mmed_jax.studies.submit_steps import refuse_queued, submit_tasks
+from mmed_jax.studies.tasks import Plan, changed_settings, is_done, keep_name, lay_out
 
 LAUNCHERS = ("local", "print", "slurm")
 _OF_LAUNCHER = ("--launcher", "--sbatch", "--sbatch_train")
@@ -57,9 +59,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     console.outlive()
     check_folder(args.output, "--output")
+    keep_name(plan)
     if args.launcher == "slurm" and not args.report:
         submit_tasks(plan, f"{call} --report", shlex.split(args.sbatch), shlex.split(args.sbatch_train))
         return 0
+    if not args.report:
+        refuse_queued(plan)
     code = 0 if args.report else run_here.run_tasks(plan)
     if not code:
         print_report(plan, args.price)
@@ -90,13 +95,19 @@ def open_plan(argv: list[str]) -> tuple[argparse.Namespace, Plan]:
     rest, keys = split_overrides(rest, "--train")
     rest, flags = split_overrides(rest, "--evaluate")
     args = parse_arguments(rest)
-    if args.seeds:
+    if args.seeds is not None:
         if "seeds" in settings:
             raise UserError("--seeds and --config.seeds: give one of them")
         settings["seeds"] = args.seeds
     study = open_study(args.config, settings)
     args.price = args.price or study.settings.price
-    added = {"train": {f"config.{k}": v for k, v in keys.items()}, "evaluate": flags}
+    if not 0 <= args.price < float("inf"):
+        raise UserError(f"--price={args.price}: must be a number of at least 0")
+    switches = {"true": True, "false": False}
+    added = {
+        "train": {f"config.{k}": v for k, v in keys.items()},
+        "evaluate": {k: switches.get(v.lower(), v) for k, v in flags.items()},
+    }
     return args, lay_out(study, expand_home(args.output), added)
 
 
@@ -106,6 +117,7 @@ def print_steps(plan: Plan, topology: str, price: float) -> None:
     if plan.study.expect:
         print(f"expect     {plan.study.expect}")
     if topology:
+        parse_topology(topology)
         print(f"planned    for {topology}, by python -m mmed_jax.plan")
     estimates: list[Estimate] = []
     for number, task in enumerate(plan.tasks, start=1):
@@ -121,8 +133,14 @@ def print_steps(plan: Plan, topology: str, price: float) -> None:
         if task.step.command == "train":
             estimates.append(estimate(task, topology, price))
             print(f"{'':<10} {estimates[-1].text}")
-        for line in run_here.missing_inputs(task.step):
+        missing = run_here.missing_inputs(task.step)
+        for line in missing:
             print(f"{'':<10} not there: {line}")
+        if not missing:
+            try:
+                benchmark_files(task.step)
+            except UserError as e:
+                print(f"{'':<10} not there: {one_line(e)}")
     for trial in plan.trials:
         chain = " -> ".join(t.label for t in trial.chain) or str(trial.arm.model)
         print(f"arm        {trial.name}: {chain}")
@@ -149,8 +167,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--topology", metavar="SLICE", help="of --dry_run: where trainings are planned for, as of mmed_jax.plan")
     add("--price", type=float, default=0.0, help="of one chip and hour: adds the cost")
     args = parser.parse_args(argv)
-    if not 0 <= args.price < float("inf"):
-        raise UserError(f"--price={args.price}: must be a number of at least 0")
     if (args.sbatch or args.sbatch_train) and args.launcher != "slurm":
         raise UserError("--sbatch and --sbatch_train go with --launcher=slurm")
     if not str(args.output).strip():

@@ -175,7 +175,7 @@ def read_recipe(name: str, kind: str = "training", returns: type = ConfigDict) -
     except through:
         raise
     except Exception as e:
-        raise _mistake(place, path, e) from e
+        raise recipe_mistake(place, path, e) from e
     if not hasattr(module, function):
         raise UserError(f"{place}: {path} has no {function}; recipes: {', '.join(recipe_names(kind))}")
     make = getattr(module, function)
@@ -190,7 +190,7 @@ def read_recipe(name: str, kind: str = "training", returns: type = ConfigDict) -
     except through:
         raise
     except Exception as e:
-        raise _mistake(place, path, e) from e
+        raise recipe_mistake(place, path, e) from e
     if not isinstance(config, returns):
         raise UserError(f"{place}: {function} must return a {returns.__name__}, got {type(config).__name__}")
     return config
@@ -222,7 +222,7 @@ def open_recipe(
     return recipe
 
 
-def _mistake(place: str, path: Path, error: Exception) -> UserError:
+def recipe_mistake(place: str, path: Path, error: Exception) -> UserError:
     """What went wrong in a config file, with the line of that file."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]

@@ -7,7 +7,7 @@
 
 table.json, version 2:
 
-    {"version": 2, "key", "seq_len", "kind": "document" | "instruction" | "mcq", "inputs", "splits": {split: part}}
+    {"version": 2, "key", "seq_len", "kind": that of data.kind, "inputs", "splits": {split: part}}
     part   {"rows", "fingerprint", "groups": [group], "shards": [shard], "report": see table_report}
     group  {"name": "fr/fineweb2_fr", "language", "source", "rows", "documents", "tokens", "supervised", "bytes"}
     shard  {"path", "group": 0, "rows", "documents", "tokens", "supervised", "bytes", "size", "sha256", "fingerprint"}

@@ -61,8 +61,8 @@ class Arm:
     text: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name or set("=/") & set(self.name):
-            raise UserError(f"arm '{self.name}': a name has no = and no /")
+        if not self.name or set("=/") & set(self.name) or not self.name.isprintable():
+            raise UserError(f"arm '{self.name}': a name has no = and no /, and is one line")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +102,10 @@ class Design:
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"two arms are called '{name}'")
+        asked = [benchmark.name for benchmark in self.benchmarks]
+        for name in asked:
+            if asked.count(name) > 1:
+                raise UserError(f"two benchmarks are called '{name}'")
         named = [n for c in self.claims for n in (c.better, c.worse)]
         for name in (*named, *([self.compared_with] if self.compared_with else [])):
             if name not in names:
@@ -230,8 +234,42 @@ def with_seed(design: Design, seed: int) -> Design:
     return map_steps(design, seeded)
 
 
+# Flags that are no user's to set for all steps of a command, and what is to be done instead.
+_OF_STUDY = {
+    ("train", "config.init_from"): "its arms say what each training starts from; --config.base=FOLDER sets their base",
+    ("train", "config.run_dir"): "the study names the folders of its steps; --output=DIR holds them",
+    ("train", "config.seed"): "the seeds of a study are --seeds=1,2,3",
+    ("evaluate", "model"): "every arm's own model is asked; --config.base=FOLDER sets what they start from",
+    ("evaluate", "output"): "the study names the folders of its steps; --output=DIR holds them",
+}
+
+
+def _own_values(design: Design, command: str, flag: str) -> list[Any]:
+    """The different values that the steps of a command have for a flag."""
+    values: list[Any] = []
+
+    def note(step: Step) -> Step:
+        if step.command == command and flag in step.flags and step.flags[flag] not in values:
+            values.append(step.flags[flag])
+        return step
+
+    map_steps(design, note)
+    return values
+
+
 def with_flags(design: Design, added: Mapping[str, Mapping[str, str]]) -> Design:
-    """The design with further flags in all steps of a command: {"train": {"config.log_every": "100"}}."""
+    """The design with further flags in all steps of a command: {"train": {"config.log_every": "100"}}.
+
+    Raises:
+      UserError: one that the study itself sets, or by which its steps differ: they would be equal afterwards.
+    """
+    for command, flags in added.items():
+        for flag in flags:
+            shown = f"--{command}.{flag.removeprefix('config.')}"
+            if reason := _OF_STUDY.get((command, flag)):
+                raise UserError(f"{shown}: {reason}")
+            if len(_own_values(design, command, flag)) > 1:
+                raise UserError(f"{shown}: the steps of this study differ by it, so it is not set for all of them")
 
     def flagged(step: Step) -> Step:
         return dataclasses.replace(step, flags={**step.flags, **added.get(step.command, {})})

@@ -1,11 +1,15 @@
 """--config=two_stage:8b becomes a study: its recipe, with the settings of the command line."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.config.overrides import set_override
-from mmed_jax.config.recipes import CONFIG_DIR, read_recipe, recipe_names, recipe_path
-from mmed_jax.studies.design import Study
+from mmed_jax.config.recipes import CONFIG_DIR, read_recipe, recipe_mistake, recipe_names, recipe_path
+from mmed_jax.studies.design import Design, Study
 
 _SEEDS = 2**32
 
@@ -29,14 +33,31 @@ def open_study(name: str, overrides: Mapping[str, str]) -> Study:
         set_override(study.settings, key, text)
     study.settings.seeds = tuple(map(str, seeds_of(study)))
     study.settings.lock()
-    return study
+    return dataclasses.replace(study, design=_checked(study.design, f"--config={name}", path))
+
+
+def _checked(design: Callable[[ConfigDict], Design], place: str, path: Path) -> Callable[[ConfigDict], Design]:
+    """`design` of a recipe, whose mistakes are one line with that of the file."""
+
+    def make(c: ConfigDict) -> Design:
+        try:
+            made = design(c)
+        except UserError:
+            raise
+        except Exception as e:
+            raise recipe_mistake(place, path, e) from e
+        if not isinstance(made, Design):
+            raise UserError(f"{place}: design must return a Design, got {type(made).__name__}")
+        return made
+
+    return make
 
 
 def seeds_of(study: Study) -> tuple[int, ...]:
     """The seeds of a study, each once. Raises UserError: none, one twice, or no seed of a training."""
     texts = [str(s) for s in study.settings.seeds]
     for text in texts:
-        if not text.isdecimal() or int(text) >= _SEEDS:
+        if not text.isdecimal() or len(text) > len(str(_SEEDS)) or int(text) >= _SEEDS:
             raise UserError(f"config.seeds: '{text}' is no whole number from 0 to {_SEEDS - 1}; for example 1,2,3")
         if texts.count(text) > 1:
             raise UserError(f"config.seeds: {text} is named twice")

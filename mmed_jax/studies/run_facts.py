@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmed_jax.checkpoints.metrics_file import Records, read_metrics
+from mmed_jax.checkpoints.run_directory import saved_config
 from mmed_jax.common.curves import Series
+from mmed_jax.common.errors import UserError
+from mmed_jax.common.places import parse_place
+from mmed_jax.config.recipes import OWN_MODEL
+from mmed_jax.config.resume import training_keys
 from mmed_jax.studies.tasks import Plan, Task, is_done, read_state
 
 # Settings of a training that are no difference worth a row: they name the run, or identify contents.
@@ -67,11 +72,23 @@ def differing_settings(plan: Plan) -> tuple[list[str], list[tuple[str, ...]]]:
     keys = dict.fromkeys(k for t in tasks for k in t.settings if not k.startswith("contents of ") and k not in _NAMES)
     rows = []
     for key in keys:
-        values = [t.settings.get(key) for t in tasks]
+        values = [chosen.get(key, t.settings.get(key)) for t, chosen in zip(tasks, map(_chosen, tasks))]
         shown = tuple(_value(key, labels.get(v, v) if isinstance(v, str) else v) for v in values)
         if len(set(shown)) > 1:
             rows.append((key, *shown))
     return [t.label for t in tasks], rows
+
+
+def _chosen(task: Task) -> dict[str, Any]:
+    """What a training of one's own model has chosen where it ran (configs/custom.py); {} before, and of others."""
+    if task.settings.get("variant") not in OWN_MODEL:
+        return {}
+    try:
+        config = saved_config(parse_place(str(task.result), "run_dir"))
+    except UserError:
+        return {}
+    given = {k.removeprefix("config.") for k in task.step.flags}
+    return {k: v for k, v in training_keys(config or {}).items() if k not in given}
 
 
 def _value(key: str, value: Any) -> str:

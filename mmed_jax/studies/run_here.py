@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import fcntl
+import functools
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from mmed_jax.common import errors
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.paths import REPO
 from mmed_jax.common.progress import clock
-from mmed_jax.studies.step_key import missing_inputs
+from mmed_jax.studies.step_key import benchmark_files, missing_inputs
 from mmed_jax.studies.tasks import (
     DONE,
     FAILED,
@@ -36,12 +37,16 @@ from mmed_jax.studies.tasks import (
 # Before "-m mmed_jax.COMMAND": the interpreter of this process.
 PYTHON = (sys.executable,)
 _TAIL = 1 << 16  # bytes of a log that are looked through for its last error
+_CALL = "$ python -m mmed_jax."  # how the log of a call begins
 _PR_SET_PDEATHSIG = 1
 # Looked up here: between fork and exec nothing may be loaded.
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
 
-def run_tasks(plan: Plan, say: Callable[[str], None] = print) -> int:
+say_now = functools.partial(print, flush=True)  # hours lie between the lines, and they may go to a file
+
+
+def run_tasks(plan: Plan, say: Callable[[str], None] = say_now) -> int:
     """Runs what is not done yet, in order; what is done is skipped.
 
     Returns:
@@ -80,18 +85,26 @@ def run_tasks(plan: Plan, say: Callable[[str], None] = print) -> int:
 def check_inputs(plan: Plan) -> None:
     """Raises UserError for the first thing that a step which is not done would look for in vain."""
     for task in plan.tasks:
-        if not is_done(task) and (missing := missing_inputs(task.step)):
+        if is_done(task):
+            continue
+        if missing := missing_inputs(task.step):
             raise UserError(f"step {task.label}: {missing[0]} is not there")
+        try:
+            benchmark_files(task.step)
+        except UserError as e:
+            raise e.at(f"step {task.label}") from None
 
 
 def last_error(log: Path) -> str:
-    """The last line of a log that begins with "error:", else its last line."""
+    """The last line of the last call's log that begins with "error:", else its last line."""
     try:
         with open(log, "rb") as f:
             f.seek(max(0, f.seek(0, os.SEEK_END) - _TAIL))
             lines = [line.strip() for line in f.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError as e:
         return f"no log ({e.strerror or e})"
+    calls = [k for k, line in enumerate(lines) if line.startswith(_CALL)]
+    lines = lines[calls[-1] + 1 :] if calls else lines  # an earlier call may have ended otherwise
     found = [line for line in lines if line.startswith("error:")]
     return one_line(Exception((found or lines or ["it has written nothing"])[-1].removeprefix("error: ")))
 
@@ -167,17 +180,24 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """One process at a time runs or submits a study. Raises UserError: another one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".study.lock", "ab") as mine:
+        try:
+            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--output={folder}: another process runs this study") from None
+        yield
+
+
+@contextlib.contextmanager
 def _one_runner(folder: Path) -> Iterator[_Processes]:
     """One process runs a study; what is left of one that was killed is waited for.
 
     Raises UserError: another process runs it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".study.lock", "ab") as mine, open(folder / ".step.lock", "ab") as step:
-        try:
-            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--output={folder}: another process runs this study") from None
+    with hold(folder), open(folder / ".step.lock", "ab") as step:
         try:
             fcntl.flock(step, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,5 +1,7 @@
 """What a step is known by: a hash of its command, of the settings that decide its result, and of its inputs."""
 
+import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -18,12 +20,13 @@ from mmed_jax.config.overrides import parse_args
 from mmed_jax.config.resume import training_keys
 from mmed_jax.config.values import flatten
 from mmed_jax.evaluation.arguments import parse_arguments
+from mmed_jax.evaluation.benchmarks.locate import HUB, locate_benchmarks
 from mmed_jax.studies.design import Step
 
 WHOLE = 16 << 20  # bytes up to which all of a file counts; of larger ones their size, beginning and end
 SAMPLE = 1 << 20
 MANY = 256  # files of a folder beyond which their names and sizes count
-# Flags of commands other than train that name what is read. (evaluate reads --data_dir, and refuses other contents.)
+# Flags of commands other than train that name what is read. (Of --data_dir only the files of its benchmarks count.)
 _READ = ("model", "models", "data", "perplexity", "few_shot_data", "adapter", "base")
 # Of a training that ends when evaluations get no better.
 _ENDS_EARLY = ("stop_after", "eval_every", "eval_epochs", "eval_rows", "eval_questions", "checkpoint.best_metric")
@@ -92,7 +95,11 @@ def settings_of(step: Step, keys: Mapping[Step, str]) -> dict[str, Any]:
         _check_evaluation(step)
     if step.command != "train":
         named = {k: known(v) for k, v in step.flags.items() if k not in _FREE}
-        return named | {f"contents of {k}": stamps(v) for k, v in step.flags.items() if k in _READ and stamps(v)}
+        contents = {f"contents of {k}": stamps(v) for k, v in step.flags.items() if k in _READ and stamps(v)}
+        with contextlib.suppress(UserError):  # what is not there is named before a step is run
+            if files := benchmark_files(step):
+                contents["contents of data_dir"] = stamps(tuple(files))
+        return named | contents
     steps = {k: v for k, v in step.flags.items() if isinstance(v, Step)}
     config = resolved_config(step, {**step.flags, **dict.fromkeys(steps, "step")})
     values = (
@@ -115,6 +122,18 @@ def _check_evaluation(step: Step) -> None:
         parse_arguments(flags_text({**flags, "output": "results"}), "")
     except UserError as e:
         raise e.at(f"step {step.name}") from None
+
+
+def benchmark_files(step: Step) -> list[str]:
+    """Where the benchmarks lie that an evaluation finds in its --data_dir; [] of others, and of the hub's.
+
+    Raises UserError, as evaluate would: one that is not there.
+    """
+    names, folder = _paths(step.flags.get("benchmark", "")), str(step.flags.get("data_dir", ""))
+    if step.command != "evaluate" or not names or not folder or folder == HUB:
+        return []
+    located = locate_benchmarks(names, folder, str(step.flags.get("split", "")))
+    return list(dict.fromkeys(b.path for b in located if b.path != HUB))
 
 
 def input_keys(config: ConfigDict) -> dict[str, Any]:
@@ -177,7 +196,12 @@ def _stamp(path: Path) -> list[list[Any]]:
 
 
 def _content(file: Path) -> str:
-    size = file.stat().st_size
+    stat = file.stat()
+    return _content_of(file, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)  # many steps read the same files
+def _content_of(file: Path, size: int, changed: int) -> str:
     if size <= WHOLE:
         return file_hash(file)[:16]
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ from mmed_jax.evaluation.comparison import render as comparison
 from mmed_jax.evaluation.comparison.tables import YOURS, Table
 from mmed_jax.studies.design import Claim
 from mmed_jax.studies.run_facts import StepCost, costs, curve_series, differing_settings
-from mmed_jax.studies.tasks import Plan, is_done
+from mmed_jax.studies.tasks import Plan, is_done, name_of
 from mmed_jax.studies.verdicts import Findings, SpreadTable, Verdict, find, ruling_of
 
 FILES = ("report.html", "report.md", "report.json")
@@ -26,6 +26,10 @@ NOTE = (
     "languages, and of bits per byte: the 95 % interval of the paired difference) tells the arms apart in its favour "
     "at the 5 % level, contradicted where against it. Tests are of one training each and not corrected for their "
     "number; what another seed would give is only seen with --seeds."
+)
+COST_NOTE = (
+    "Time is that of all calls of a step, compiling and what was lost by interruptions included. Device hours are "
+    "counted with the devices of a training; every other step counts as one device, however many it had."
 )
 _VERDICTS = ("claim", "ruling", "where", "items", "claimed better", "claimed worse", "difference", "95 % interval", "p")
 
@@ -107,12 +111,13 @@ def cost_rows(plan: Plan, spent: Sequence[StepCost], price: float) -> list[list[
     money = (lambda hours: [f"{hours * price:,.2f}"]) if price else (lambda hours: [])
     rows = []
     for c in spent:
-        time = "not known" if c.seconds is None else clock(c.seconds)
         where = f"{c.devices} x {c.platform}" if c.platform else ""
         tokens = "" if c.tokens is None else f"{c.tokens:,}"
-        rows.append(
-            [c.task.label, c.task.step.command, where, tokens, time, f"{c.device_hours:.3f}", *money(c.device_hours)]
-        )
+        if c.seconds is None:
+            spent_on = ["not known"] * (3 if price else 2)
+        else:
+            spent_on = [clock(c.seconds), f"{c.device_hours:.3f}", *money(c.device_hours)]
+        rows.append([c.task.label, c.task.step.command, where, tokens, *spent_on])
     for name, of in _sums(plan, spent):
         hours = sum(c.device_hours for c in of)
         rows.append([name, "", "", "", clock(sum(c.seconds or 0.0 for c in of)), f"{hours:.3f}", *money(hours)])
@@ -123,8 +128,14 @@ def _sums(plan: Plan, spent: Sequence[StepCost]) -> Iterator[tuple[str, list[Ste
     for trial in plan.trials:
         mine = {*trial.chain, *trial.evaluations.values()}
         done = [c for c in spent if c.task in mine]
-        yield f"arm: {trial.name}" + ("" if len(done) == len(mine) else " (so far)"), done
-    yield "all steps, each once" + ("" if len(spent) == len(plan.tasks) else " (so far)"), list(spent)
+        yield f"arm: {trial.name}" + ("" if len(done) == len(mine) else " (so far)") + _without_unknown(done), done
+    rest = "" if len(spent) == len(plan.tasks) else " (so far)"
+    yield f"all steps, each once{rest}{_without_unknown(spent)}", list(spent)
+
+
+def _without_unknown(spent: Sequence[StepCost]) -> str:
+    unknown = sum(c.seconds is None for c in spent)
+    return f" ({unknown} of unknown time not in it)" if unknown else ""
 
 
 def _cost_head(price: float) -> list[str]:
@@ -142,7 +153,7 @@ def arm_rows(plan: Plan) -> list[list[str]]:
 def as_page(plan: Plan, found: Findings, spent: Sequence[StepCost], price: float) -> str:
     """report.html."""
     labels, differing = differing_settings(plan)
-    seeds = list(found.tables) or list(found.bits)
+    seeds = list(dict.fromkeys((*found.tables, *found.bits)))
     sections = []
     for seed in seeds:
         boards = [(b, [comparison.page_table(t) for t in ts]) for b, ts in _by_board(found.tables.get(seed, []))]
@@ -152,7 +163,7 @@ def as_page(plan: Plan, found: Findings, spent: Sequence[StepCost], price: float
     return render(
         "study_report.html",
         title=plan.study.question,
-        name=_name(plan),
+        name=name_of(plan),
         expect=plan.study.expect,
         missing=found.missing,
         claims_head=_VERDICTS,
@@ -168,6 +179,7 @@ def as_page(plan: Plan, found: Findings, spent: Sequence[StepCost], price: float
         settings=differing,
         cost_head=_cost_head(price),
         costs=cost_rows(plan, spent, price),
+        cost_note=COST_NOTE,
         commands=[(t.label, t.shell()) for t in plan.tasks],
     )
 
@@ -182,17 +194,12 @@ def _by_board(tables: Sequence[Table]) -> list[tuple[str, list[Table]]]:
     return [(board, list(group)) for board, group in groupby(tables, key=lambda t: t.board)]
 
 
-def _name(plan: Plan) -> str:
-    variant = plan.study.settings.variant
-    return plan.study.settings.name + (f":{variant}" if variant else "")
-
-
 # ---- Markdown and JSON ----------------------------------------------------------------------------------------------
 
 
 def as_markdown(plan: Plan, found: Findings, spent: Sequence[StepCost], price: float) -> str:
     """report.md."""
-    out = [f"# {plan.study.question}", f"Study {_name(plan)}."]
+    out = [f"# {plan.study.question}", f"Study {name_of(plan)}."]
     out += [plan.study.expect] if plan.study.expect else []
     out += [f"Not evaluated yet: {', '.join(found.missing)}."] if found.missing else []
     if found.verdicts:
@@ -203,7 +210,7 @@ def as_markdown(plan: Plan, found: Findings, spent: Sequence[StepCost], price: f
             f"## Over seeds: {spread.board}, {spread.conditions}",
             _table(head, [list(map(_text, r)) for r in rows]),
         ]
-    for seed in list(found.tables) or list(found.bits):
+    for seed in dict.fromkeys((*found.tables, *found.bits)):
         out.append("## Results" + ("" if seed is None else f", seed {seed}"))
         if tables := found.tables.get(seed):
             out.append(f"```\n{comparison.render_text(tables)}\n```")
@@ -213,7 +220,7 @@ def as_markdown(plan: Plan, found: Findings, spent: Sequence[StepCost], price: f
     out += ["## Arms", _table(("arm", "what", "steps"), arm_rows(plan))]
     if differing:
         out += ["## What differs between the trainings", _table(["", *labels], [list(r) for r in differing])]
-    out += ["## Time and cost", _table(_cost_head(price), cost_rows(plan, spent, price))]
+    out += ["## Time and cost", _table(_cost_head(price), cost_rows(plan, spent, price)), COST_NOTE]
     return "\n\n".join(out) + "\n"
 
 
@@ -223,20 +230,21 @@ def _text(cell: Cell | str) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines)
+    texts = ([str(c).replace("|", "\\|").replace("<", "&lt;") for c in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in texts)
 
 
 def as_json(plan: Plan, found: Findings, spent: Sequence[StepCost], price: float) -> dict[str, Any]:
     """report.json. Shares are 0..1.
 
     schema, study, question, settings, arms [{name, seed, text, steps, evaluations: {benchmark: folder}}], claims
-    [Verdict's fields], results [{seed, board, conditions, arm, column, value, low, high, count}], differences (of every
-    arm with the one they are compared with), spreads, steps [{label, command, folder, seconds, devices, device_hours,
-    cost, tokens}], missing.
+    [Verdict's fields], results [{seed, board, metric, conditions, arm, column, value, low, high, count}], differences
+    (of every arm with the one they are compared with), spreads, steps [{label, command, folder, seconds, devices,
+    device_hours, cost, tokens}], missing. seconds, device_hours, cost: null where nobody measured them.
     """
     return {
         "schema": SCHEMA,
-        "study": _name(plan),
+        "study": name_of(plan),
         "question": plan.study.question,
         "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in plan.study.settings.items()},
         "compared_with": plan.compared_with,
@@ -253,7 +261,7 @@ def as_json(plan: Plan, found: Findings, spent: Sequence[StepCost], price: float
         "claims": [dataclasses.asdict(v) for v in found.verdicts],
         "results": [r for seed, tables in found.tables.items() for t in tables for r in _results(t, seed)],
         "differences": [
-            {"seed": seed, "board": t.board, "conditions": t.conditions, **dataclasses.asdict(d)}
+            {"seed": seed, "board": t.board, "metric": t.metric, "conditions": t.conditions, **dataclasses.asdict(d)}
             for seed, tables in found.tables.items()
             for t in tables
             for d in t.differences
@@ -274,8 +282,8 @@ def as_json(plan: Plan, found: Findings, spent: Sequence[StepCost], price: float
                 "folder": str(c.task.folder),
                 "seconds": c.seconds,
                 "devices": c.devices,
-                "device_hours": c.device_hours,
-                "cost": c.device_hours * price if price else None,
+                "device_hours": None if c.seconds is None else c.device_hours,
+                "cost": c.device_hours * price if price and c.seconds is not None else None,
                 "tokens": c.tokens,
             }
             for c in spent
@@ -290,7 +298,7 @@ def _results(table: Table, seed: int | None) -> Iterator[dict[str, Any]]:
             continue
         for column, v in [*line.values.items(), *([(table.total, line.average)] if line.average else [])]:
             low, high = v.interval or (None, None)
-            place = {"seed": seed, "board": table.board, "conditions": table.conditions}
+            place = {"seed": seed, "board": table.board, "metric": table.metric, "conditions": table.conditions}
             yield {
                 **place,
                 "arm": line.name,

@@ -6,13 +6,26 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 
-from mmed_jax.common.errors import UserError, WorkError, one_line
+from mmed_jax.common.errors import UserError, WorkError, one_line, warn
 from mmed_jax.common.paths import REPO
-from mmed_jax.studies.run_here import check_inputs
+from mmed_jax.studies.run_here import check_inputs, hold, say_now
 from mmed_jax.studies.tasks import SUBMITTED, Plan, Task, changed_settings, is_done, read_state, write_state
 
 # As scripts/slurm.sh finds the interpreter: jobs run in the folder in which they were submitted.
 _ON_NODE = 'export PATH="$PWD/.venv/bin:$PATH"; '
+# States of a job that has ended and that squeue may still name.
+_ENDED = (
+    "",
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "REVOKED",
+)
 _REPORT_LOG = "report_job.txt"
 
 
@@ -21,7 +34,7 @@ def submit_tasks(
     report: str,
     flags: Sequence[str] = (),
     train_flags: Sequence[str] = (),
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say_now,
 ) -> None:
     """Submits what is neither done nor in the queue, each job after those that it needs, and last the report's.
 
@@ -37,6 +50,13 @@ def submit_tasks(
     if missing:
         raise UserError(f"--launcher=slurm: {', '.join(missing)}: no such command here; run it where Slurm's are")
     check_inputs(plan)
+    with hold(plan.folder):
+        _submit_all(plan, report, flags, train_flags, say)
+
+
+def _submit_all(
+    plan: Plan, report: str, flags: Sequence[str], train_flags: Sequence[str], say: Callable[[str], None]
+) -> None:
     jobs: dict[str, str] = {}
     for number, task in enumerate(plan.tasks, start=1):
         place = f"[{number}/{len(plan.tasks)}]"
@@ -56,6 +76,27 @@ def submit_tasks(
         log = plan.folder / _REPORT_LOG
         last = [*_common(f"{plan.study.settings.name}-report", str(log), list(jobs.values())), *flags, *_ONE_NODE]
         say(f"report     job {_sbatch([*last, f'--wrap={_ON_NODE}{report}'], 'the report')}, log {log}")
+
+
+def refuse_queued(plan: Plan) -> None:
+    """Before steps are run here: none of them may be at work, or wait, as a Slurm job.
+
+    Raises UserError: one is. Where squeue is not at hand, a warning says that it may be.
+    """
+    submitted = [t for t in plan.tasks if read_state(t.folder).get("state") == SUBMITTED and not is_done(t)]
+    for task in submitted:
+        job = str(read_state(task.folder).get("job", ""))
+        if not job:
+            continue
+        if shutil.which("squeue") is None:
+            warn(
+                f"step {task.label} was submitted to Slurm as job {job}; there is no squeue here to see if it still is"
+            )
+        elif _is_queued(job):
+            raise UserError(
+                f"step {task.label}: is in Slurm's queue as job {job}; wait for it, or take out all jobs of this study "
+                "with scancel before its steps are run here"
+            )
 
 
 _ONE_NODE = ("--nodes=1", "--ntasks=1")
@@ -78,7 +119,7 @@ def _submit(task: Task, after: Sequence[str], flags: Sequence[str], train_flags:
 def _common(name: str, log: str, after: Sequence[str]) -> list[str]:
     """Flags of every job. One whose predecessor has failed is taken out of the queue."""
     waits = [f"--dependency=afterok:{':'.join(dict.fromkeys(after))}", "--kill-on-invalid-dep=yes"] if after else []
-    return ["--parsable", f"--job-name={name}", f"--output={log}", "--open-mode=append", *waits]
+    return ["--parsable", f"--job-name={name}", f"--output={log.replace('%', '%%')}", "--open-mode=append", *waits]
 
 
 def _sbatch(arguments: Sequence[str], what: str) -> str:
@@ -94,7 +135,7 @@ def _is_queued(job: str) -> bool:
     """Whether Slurm still has a job to run. Raises WorkError where squeue does not tell."""
     done = subprocess.run(["squeue", "--noheader", f"--jobs={job}", "--format=%T"], capture_output=True, text=True)
     if done.returncode == 0:
-        return done.stdout.strip() not in ("", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+        return done.stdout.strip() not in _ENDED
     if "Invalid job id" in done.stderr:
         return False
     raise WorkError(f"squeue: {one_line(Exception(done.stderr.strip() or 'failed'))}; the same command goes on")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed_jax.common.errors import UserError
+from mmed_jax.common.hashes import json_hash
 from mmed_jax.common.jsonl import BadJSON, loads
 from mmed_jax.common.output_files import write_json
 from mmed_jax.studies.design import (
@@ -27,9 +28,10 @@ from mmed_jax.studies.open_study import seeds_of
 from mmed_jax.studies.step_key import flags_text, key_of, settings_of
 from mmed_jax.training.run_files import read_run
 
-STATE_FILE, LOG_FILE = "step.json", "log.txt"
+STATE_FILE, LOG_FILE, NAME_FILE = "step.json", "log.txt", "study.json"
 STEPS = "steps"
 SCHEMA = 1
+_LONGEST_SLUG = 60
 DONE, RUNNING, FAILED, UNFINISHED, SUBMITTED = "done", "running", "failed", "unfinished", "submitted"
 
 
@@ -172,7 +174,8 @@ class _Layout:
             if any(t.label == label for t in self.tasks.values()):
                 raise UserError(f"step {label}: two steps of different settings have this name")
             flags = {k: _paths(v, of) for k, v in step.flags.items()}
-            place = self._folder / STEPS / f"{label}-{key[:8]}"
+            # Without the seed, which the key covers: a study that gets more seeds keeps what it has.
+            place = self._folder / STEPS / f"{step.name}-{key[:8]}"
             self.tasks[key] = Task(step, label, key, settings, place, tuple(dict.fromkeys(needs)), flags)
         self._of_step[id(step)] = self.tasks[key]
         self._kept.append(step)
@@ -187,7 +190,10 @@ class _Layout:
 
 
 def _slug(name: str) -> str:
-    return "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in name).split()).lower() or "arm"
+    """An arm's name as a step's; of another script, with a hash that keeps two of them apart."""
+    words = "".join(c if c.isascii() and c.isalnum() else " " for c in name).split()
+    slug = "-".join(words).lower()[:_LONGEST_SLUG].strip("-") or "arm"
+    return slug if name.isascii() and len(name) <= _LONGEST_SLUG else f"{slug}-{json_hash(name, 6)}"
 
 
 def _paths(value: Any, of: Mapping[Step, Task]) -> Any:
@@ -217,6 +223,8 @@ def write_state(task: Task, state: str, **facts: Any) -> None:
         "state": state,
         "time": time.time(),
         "label": task.label,
+        "name": task.step.name,
+        "seed": task.step.seed,
         "key": task.key,
         "command": task.shell(),
         "settings": task.settings,
@@ -224,9 +232,30 @@ def write_state(task: Task, state: str, **facts: Any) -> None:
     write_json(task.folder / STATE_FILE, {**known, **values, **facts})
 
 
+def name_of(plan: Plan) -> str:
+    """NAME:VARIANT of a study."""
+    c = plan.study.settings
+    return c.name + (f":{c.variant}" if c.variant else "")
+
+
+def keep_name(plan: Plan) -> None:
+    """Writes to a study's folder whose it is. Raises UserError: another study's, whose report would be replaced."""
+    path = plan.folder / NAME_FILE
+    try:
+        known = loads(path.read_bytes(), dict).get("study")
+    except (OSError, BadJSON):
+        known = None
+    name = name_of(plan)
+    if known is None:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"schema": SCHEMA, "study": name})
+    elif known != name:
+        raise UserError(f"--output={plan.folder}: is the folder of the study {known}; name another one for {name}")
+
+
 def is_done(task: Task) -> bool:
     """Whether its result is there and whole: by its state, or, of a step that another launcher ran, by its files."""
-    if not task.result.is_dir():
+    if not task.result.is_dir() or not any(task.result.iterdir()):
         return False
     state = read_state(task.folder)
     return (state.get("state") == DONE and state.get("key") == task.key) or _is_whole(task)
@@ -246,12 +275,13 @@ def _is_whole(task: Task) -> bool:
 
 
 def changed_settings(task: Task, tasks: Sequence[Task]) -> str:
-    """What differs from the newest step of this name with other settings, in one line; "" where there is none."""
+    """What differs from the newest step of this name and seed with other settings, in one line; "" for none."""
     ours = {t.folder for t in tasks}
     others = []
     with contextlib.suppress(OSError):
-        for folder in task.folder.parent.glob(f"{task.label}-????????"):
-            if folder not in ours and (state := read_state(folder)).get("label") == task.label:
+        for folder in task.folder.parent.glob(f"{task.step.name}-????????"):
+            state = read_state(folder)
+            if folder not in ours and (state.get("name"), state.get("seed")) == (task.step.name, task.step.seed):
                 others.append((float(state.get("time", 0.0)), folder, state))
     if not others or task.folder.exists():
         return ""

@@ -9,7 +9,7 @@ from typing import Any
 from mmed_jax.evaluation.comparison.compare_runs import compare_runs
 from mmed_jax.evaluation.comparison.perplexity_tables import ALL, BitsTable, compare_bits, is_perplexity
 from mmed_jax.evaluation.comparison.runs import Run, read_runs
-from mmed_jax.evaluation.comparison.tables import YOURS, Table
+from mmed_jax.evaluation.comparison.tables import ACCURACY, YOURS, Table
 from mmed_jax.studies.design import Claim
 from mmed_jax.studies.tasks import Plan, Trial, is_done
 
@@ -127,7 +127,7 @@ def _verdicts(
     out = []
     questions, texts = (runs_of(pair, kind) for kind in (False, True))
     if len({run.name for run in questions}) == 2:
-        for table in compare_runs(questions, methods=()):
+        for table in accuracy_of(compare_runs(questions, methods=())):
             columns = {d.column: d for d in table.differences}
             if d := columns.get(claim.column or ("average" if "average" in columns else "all"), _only(columns, claim)):
                 ruling = _ruling(d.difference, d.interval, d.p)
@@ -165,11 +165,18 @@ def ruling_of(verdicts: Sequence[Verdict]) -> str:
     return ", ".join(f"{ruling} with {n}" for ruling, n in counts.items()) + f" of {len(rulings)} seeds"
 
 
+def accuracy_of(tables: Sequence[Table]) -> list[Table]:
+    """The tables of accuracies: those of rationale metrics have other numbers and no test."""
+    return [t for t in tables if t.metric == ACCURACY]
+
+
 def spread_over_seeds(plan: Plan, tables_by_seed: Sequence[Sequence[Table]]) -> list[SpreadTable]:
     """The accuracies of each arm over its seeds."""
     out = []
-    for first in tables_by_seed[0]:
-        same = [t for ts in tables_by_seed for t in ts if (t.board, t.conditions) == (first.board, first.conditions)]
+    tables = [t for ts in tables_by_seed for t in accuracy_of(ts)]
+    firsts = {(t.board, t.conditions): t for t in reversed(tables)}
+    for first in reversed(firsts.values()):
+        same = [t for t in tables if (t.board, t.conditions) == (first.board, first.conditions)]
         columns = [*first.columns, *([first.total] if first.total else [])]
         lines: dict[str, dict[str, Spread]] = {}
         for arm in dict.fromkeys(t.arm.name for t in plan.trials):

@@ -13,6 +13,7 @@ import pytest
 from mmed_jax import study
 from mmed_jax.common.errors import UNFINISHED, UserError, WorkError
 from mmed_jax.studies import run_here
+from mmed_jax.studies.run_here import hold
 from mmed_jax.studies.tasks import read_state
 
 FAKE = Path(__file__).resolve().parents[1] / "support" / "fake_commands.py"
@@ -94,6 +95,73 @@ def test_a_step_that_fails_is_named_with_its_last_error_and_its_log(here):
     assert run(here) == 0 and calls(here) == [*STEPS[:3], *STEPS[2:]]
 
 
+def test_the_reason_is_that_of_the_last_call(here, monkeypatch):
+    (here / "first.fail").touch()
+    with pytest.raises(WorkError, match="no answer"):
+        run(here)
+
+    def killed(self, task):
+        with open(task.log, "a") as log:
+            log.write(f"$ {task.shell()}\nstep 3 loss 2.0\n")
+        return -signal.SIGKILL
+
+    monkeypatch.setattr(run_here._Processes, "__call__", killed)
+    with pytest.raises(WorkError, match="^step first ended by SIGKILL: step 3 loss 2.0; its log"):
+        run(here)
+
+
+def test_more_seeds_keep_what_is_there(here, capsys):
+    assert run(here, "--seeds=2") == 0 and calls(here) == STEPS
+    assert run(here, "--seeds=1,2") == 0 and calls(here)[6:] == STEPS
+    out = capsys.readouterr().out
+    assert "second-seed2: done before" in out and "made anew" not in out
+    assert run(here, "--seeds=1") == 0 and len(calls(here)) == 12
+
+
+def test_a_folder_is_one_study_s(here, capsys):
+    run(here)
+    other = here / "other.py"
+    other.write_text(RECIPE.replace('settings("small"', 'settings("large"'))
+    with pytest.raises(UserError, match="is the folder of the study small; name another one for large"):
+        study.main([f"--config={other}", f"--output={here}/out"])
+    assert len(calls(here)) == 6
+
+
+MISTAKES = {
+    "return Design(": ("return dict(c); Design(", "^--config=.*small.py: design must return a Design, got dict"),
+    "first = ": ("first = c.nothing; first = ", "^--config=.*small.py: line 11: AttributeError: .*nothing"),
+    'Arm("base"': ('Arm("base\\nrm"', "a name has no = and no /, and is one line"),
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_in_design_is_one_line(here, text):
+    wrong, line = MISTAKES[text]
+    (here / "small.py").write_text(RECIPE.replace(text, wrong, 1))
+    with pytest.raises(UserError, match=line):
+        run(here)
+
+
+def test_arms_may_have_names_of_any_script(here):
+    recipe = RECIPE.replace('"base"', '"基线"').replace('"tuned"', '"两阶段"')
+    (here / "small.py").write_text(recipe)
+    assert run(here) == 0 and len(calls(here)) == 6
+
+
+def test_other_questions_in_the_folder_of_a_benchmark_are_other_steps(here):
+    questions = Path("data_gen/handcrafted/mcq.jsonl").read_text()
+    (here / "data").mkdir()
+    (here / "data" / "quiz.jsonl").write_text(questions)
+    asked = ("--config.data=", "--config.benchmark=quiz", f"--config.data_dir={here}/data")
+    assert run(here, *asked) == 0
+    (here / "data" / "another.jsonl").write_text(questions.replace('"id": "', '"id": "x'))
+    assert run(here, *asked) == 0 and len(calls(here)) == 6
+    (here / "data" / "quiz.jsonl").write_text(questions.replace("?", "??", 1))
+    assert run(here, *asked) == 0 and len(calls(here)) == 9
+    with pytest.raises(UserError, match="^step base-questions: --benchmark=quizz"):
+        run(here, *asked, "--config.benchmark=quizz")
+
+
 def test_a_result_that_was_removed_is_made_again(here):
     run(here)
     for file in next((here / "out" / "steps").glob("folder-*/model")).iterdir():
@@ -101,6 +169,9 @@ def test_a_result_that_was_removed_is_made_again(here):
     state = next((here / "out" / "steps").glob("folder-*/step.json"))
     state.write_text("{")  # and its state is damaged
     assert run(here) == 0 and calls(here)[6:] == ["export folder"]
+    for file in next((here / "out" / "steps").glob("folder-*/model")).iterdir():
+        file.unlink()
+    assert run(here) == 0 and calls(here)[7:] == ["export folder"]
 
 
 # ---- Ended from outside ---------------------------------------------------------------------------------------------
@@ -251,11 +322,19 @@ def test_slurm_jobs_wait_for_each_other_and_are_submitted_once(here, monkeypatch
     with pytest.raises(WorkError, match="step tuned-questions: sbatch: sbatch: error: Batch job .* Invalid account"):
         run(here, *flags)
     (here / "closed").unlink()
+    with pytest.raises(UserError, match="^step first: is in Slurm's queue as job 101; wait for it, or take out"):
+        run(here)
+    with hold(here / "out"), pytest.raises(UserError, match="another process runs this study"):
+        run(here, *flags)
     assert run(here, *flags) == 0
     out = capsys.readouterr().out
     assert "[3/6]      second: in the queue as job 103" in out and "[4/6]      tuned-questions: job 108" in out
     last = json.loads((here / "jobs.txt").read_text().splitlines()[7])
     assert "--dependency=afterok:103" in last
+    # Where there is no squeue it is said.
+    (here / "squeue").unlink()
+    assert run(here) == 0 and calls(here) == STEPS
+    assert "warning: step first was submitted to Slurm as job 101; no squeue here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -273,6 +352,16 @@ def test_slurm_jobs_wait_for_each_other_and_are_submitted_once(here, monkeypatch
         (["--config=two_stage", "--config.arms=stage2"], "config.arms: no arm is called 'stage2', did you mean"),
         (["--config=languages", "--config.each=de"], "config.each: language 'de' is unknown"),
         (["--config=two_stage", "--seeds=1,x"], "config.seeds: 'x' is no whole number"),
+        (["--config=two_stage", "--seeds="], "config.seeds is empty"),
+        (["--config=two_stage", "--seeds=1,01"], "config.seeds: 1 is named twice"),
+        (["--config=two_stage", f"--seeds={'9' * 5000}"], "config.seeds: '999"),
+        (["--config=two_stage", "--config.price=-3"], "--price=-3.0: must be a number of at least 0"),
+        (["--config=two_stage", "--topology=v9"], "--topology=v9: no such slice"),
+        (["--config=two_stage", "--train.init_from=x"], "--train.init_from: its arms say what each training starts"),
+        (["--config=two_stage", "--train.seed=5"], "--train.seed: the seeds of a study are --seeds=1,2,3"),
+        (["--config=two_stage", "--train.data.train=x"], "--train.data.train: the steps of this study differ by it"),
+        (["--config=two_stage", "--evaluate.model=x"], "--evaluate.model: every arm's own model is asked"),
+        (["--config=two_stage", "--evaluate.human_checked=yes"], "step base-questions: argument --human_checked"),
         (["--config=two_stage", "--seeds=1,1"], "config.seeds: 1 is named twice"),
         (["--config=two_stage", "--sbatch=--nodes=2"], "--sbatch and --sbatch_train go with --launcher=slurm"),
         (["--config=two_stage", "--launcher=slrm"], "argument --launcher: invalid choice: 'slrm'"),

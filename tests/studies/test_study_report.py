@@ -1,16 +1,22 @@
 """The report of a study: tables, tests, spread over seeds, bits per byte and costs, of evaluations made by hand."""
 
+import dataclasses
 import json
 
 import pytest
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.common.output_files import write_json
+from mmed_jax.config.resume import plain_config
+from mmed_jax.evaluation.comparison.tables import YOURS, Line, Table, Value
 from mmed_jax.evaluation.perplexity.summary import KIND, summarise
 from mmed_jax.studies.design import Arm, Benchmark, Claim, Design, Study, settings, train
 from mmed_jax.studies.open_study import seeds_of
+from mmed_jax.studies.run_facts import differing_settings
+from mmed_jax.studies.step_key import resolved_config
 from mmed_jax.studies.study_report import write_report
 from mmed_jax.studies.tasks import DONE, lay_out, write_state
+from mmed_jax.studies.verdicts import Spread, spread_over_seeds
 from tests.support.results import evaluated, items_of, record
 
 # Of 20 questions in each of two languages, how many a model gets right: {arm: {seed: (en, zh)}}.
@@ -157,3 +163,58 @@ def test_a_report_of_what_is_done_so_far(tmp_path):
     assert {r["arm"] for r in report["results"]} == {"base", "one"}
     answer(plan)
     assert len(write_report(plan)) == 3 and seeds_of(plan.study) == (0,)
+
+
+def test_metrics_of_rationales_are_neither_claims_nor_spread(three):
+    folder, report, _ = three
+    plan = plan_of(folder, "1", "2", "3")
+    tables = [[Table("x", m, "alike", ["en"], "", [Line(YOURS, "two", {"en": Value(v)}, None)]) for m, v in BOTH]] * 2
+    (spread,) = spread_over_seeds(plan, tables)
+    assert spread.lines["two"]["en"] == Spread(0.5, 0.5, 0.5, 0.0, 2)
+    assert {r["metric"] for r in report["results"]} == {"accuracy"}
+
+
+BOTH = (("accuracy", 0.5), ("bleu-1", 0.1))
+
+
+def test_a_time_that_nobody_measured_is_no_zero(tmp_path):
+    plan = plan_of(tmp_path, "1", "2")
+    answer(plan)
+    state = next((tmp_path / "steps").glob("base-questions-*/step.json"))
+    state.write_text(json.dumps({k: v for k, v in json.loads(state.read_text()).items() if k != "seconds"}))
+    write_report(plan, price=2.0)
+    text = (tmp_path / "report.md").read_text()
+    assert "| base-questions | evaluate |  |  | not known | not known | not known |" in text
+    assert "| arm: base (1 of unknown time not in it) |" in text and "every other step counts as one device" in text
+
+
+def test_names_are_no_markup(tmp_path):
+    def hostile(c):
+        made = design(c)
+        first, *rest = made.arms
+        arms = (dataclasses.replace(first, text="<script>alert(1)</script>"), *rest)
+        return dataclasses.replace(made, arms=arms)
+
+    c = settings("small", "")
+    plan = lay_out(Study("Is <img src=x> | better?", c, hostile), tmp_path)
+    RIGHT["one"][None], RIGHT["two"][None] = RIGHT["one"][1], RIGHT["two"][1]
+    answer(plan)
+    write_report(plan)
+    page, text = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert "<script>alert" not in page and "<img" not in page and "<script" not in text
+
+
+def test_values_that_a_model_of_one_s_own_got_are_compared(tmp_path):
+    def own(c):
+        steps = [train(f"rate{k}", "stage2:custom", "models/base", {"data.languages": (k,)}) for k in ("en", "zh")]
+        arms = tuple(Arm(s.name, s) for s in steps)
+        return Design(arms, (Benchmark("questions", {"data": "x.jsonl"}),))
+
+    plan = lay_out(Study("Which?", settings("small", ""), own), tmp_path)
+    for task, rate in zip((t for t in plan.tasks if t.step.command == "train"), (1e-5, 2e-5)):
+        config = resolved_config(task.step, task.flags)
+        config.optim.lr = rate
+        task.result.mkdir(parents=True)
+        write_json(task.result / "config.json", plain_config(config))
+    _, rows = differing_settings(plan)
+    assert ("optim.lr", "1e-05", "2e-05") in rows and ("data.languages", "en", "zh") in rows
