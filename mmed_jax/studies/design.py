@@ -102,9 +102,9 @@ class Design:
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"two arms are called '{name}'")
-        asked = [benchmark.name for benchmark in self.benchmarks]
-        for name in asked:
-            if asked.count(name) > 1:
+        boards = [benchmark.name for benchmark in self.benchmarks]
+        for name in boards:
+            if boards.count(name) > 1:
                 raise UserError(f"two benchmarks are called '{name}'")
         named = [n for c in self.claims for n in (c.better, c.worse)]
         for name in (*named, *([self.compared_with] if self.compared_with else [])):

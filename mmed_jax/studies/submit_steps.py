@@ -81,18 +81,23 @@ def _submit_all(
 def refuse_queued(plan: Plan) -> None:
     """Before steps are run here: none of them may be at work, or wait, as a Slurm job.
 
-    Raises UserError: one is. Where squeue is not at hand, a warning says that it may be.
+    Raises UserError: one is. Where squeue is not there, or fails, a warning says that it may be.
     """
     submitted = [t for t in plan.tasks if read_state(t.folder).get("state") == SUBMITTED and not is_done(t)]
     for task in submitted:
         job = str(read_state(task.folder).get("job", ""))
         if not job:
             continue
-        if shutil.which("squeue") is None:
+        try:
+            known = shutil.which("squeue") is not None
+            queued = known and _is_queued(job)
+        except WorkError:
+            queued = known = False
+        if not known:
             warn(
-                f"step {task.label} was submitted to Slurm as job {job}; there is no squeue here to see if it still is"
+                f"step {task.label} was submitted to Slurm as job {job}; no squeue here says whether it is still there"
             )
-        elif _is_queued(job):
+        if queued:
             raise UserError(
                 f"step {task.label}: is in Slurm's queue as job {job}; wait for it, or take out all jobs of this study "
                 "with scancel before its steps are run here"
