@@ -97,6 +97,7 @@ def refuse_queued(plan: Plan) -> None:
             warn(
                 f"step {task.label} was submitted to Slurm as job {job}; no squeue here says whether it is still there"
             )
+            return
         if queued:
             raise UserError(
                 f"step {task.label}: is in Slurm's queue as job {job}; wait for it, or take out all jobs of this study "
