@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     from mmed_jax.planning import host_memory, on_device
     from mmed_jax.training import state as placement
     from mmed_jax.training import validation
-    from mmed_jax.training.best_evaluation import BestEvaluation
+    from mmed_jax.training.best_evaluation import BestEvaluation, changed_sample
     from mmed_jax.training.flops import train_flops_per_token
     from mmed_jax.training.metric_log import DelayedMetrics, MetricsLogger
     from mmed_jax.training.program import attention_backend, train_program
@@ -158,9 +158,11 @@ def main(argv: list[str] | None = None) -> int:
         evaluated = meta["data_state"].get("evaluations")
         data_state["start"] = meta["data_state"].get("start", {})
         say(f"resumed    step {first:,} of {steps:,}", flush=True)
+        if text := changed_sample(meta["config"], config):
+            say(text)
     best = BestEvaluation(config.checkpoint.best_metric, evaluated, rows_per_epoch=len(prepared.train), rows=rows)
     data_state["evaluations"] = best.record
-    if first >= steps or best.is_over(config.stop_after):
+    if first >= steps or best.has_ended(first, config.stop_after):
         early = f" It ended early: {best.reason()}; --config.stop_after=0 goes on." if first < steps else ""
         say(f"complete   step {first:,} of {steps:,} was reached before, nothing is left to do.{early}")
         setup.write_run_files(run_dir, config, cfg, tok, source, finished=True)
@@ -192,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     placer = placement.BatchPlacer(mesh, rows, seq_len)
     stream = BatchStream(prepared.train, rows, config.seed, first, local_rows=placer.rows, mixture=prepared.mixture)
     evaluation = validation.Evaluation(
-        held_out, config, cfg, tok, program, base, placer, coordinator, steps=steps, rows=len(prepared.train)
+        held_out, config, cfg, tok, program, base, coordinator, steps=steps, rows=len(prepared.train)
     )
     delayed, early = DelayedMetrics(), ""
     meter = SpeedMeter(
@@ -273,10 +275,12 @@ def main(argv: list[str] | None = None) -> int:
         batches = iter(stream)
         train_step = host_agreement.compiled_together(program.train_step, coordinator, "the training step")
         train_step = CompileWatch(compiles, "train_step", train_step, ("state", "batch", "base"))
+        number, stop = first, False
         if restored is None and evaluation.is_due(0):
-            evaluate(0)
+            # Stopped in it, no step is taken: the next start evaluates the untrained model.
+            stop = evaluate(0) is None
         meter.restart()
-        for index in range(first, steps):
+        for index in range(first, first if stop else steps):
             number = index + 1
             profiler.before(number, state)
             with meter.data_wait():
@@ -298,8 +302,9 @@ def main(argv: list[str] | None = None) -> int:
             if evaluation.is_due(number):
                 losses = evaluate(number)
                 stop = losses is None or guard.should_stop(number)
-                over = not stop and number < steps and best.is_over(config.stop_after)
-                early = best.reason() if over else ""
+                if losses is not None and number < steps and best.is_over(config.stop_after):
+                    early = best.reason()
+                    log.event("stopped_early", number, reason=early)
             improved = checkpointer.is_best(losses) and config.checkpoint.keep_best > 0
 
             saved = checkpointer.maybe_save(
@@ -317,12 +322,10 @@ def main(argv: list[str] | None = None) -> int:
                 progress.pause("save", checkpointer.blocked_seconds)
             if profiler.after(number, state):
                 progress.note(f"profile    python -m mmed_jax.report --run={config.run_dir} --profile")
-            if stop:
-                log.event("stopped", number, signal=guard.signal_name or "SIGTERM")
+            if stop or early:
                 break
-            if early:
-                log.event("stopped_early", number, reason=early)
-                break
+        if stop and not early:
+            log.event("stopped", number, signal=guard.signal_name or "SIGTERM")
         record(delayed.flush())
         watchdog.end()
         checkpointer.wait()

@@ -47,7 +47,8 @@ def _last_saved(records: Records, every_steps: int) -> int | None:
     for event in records.events:
         if event["event"] == "start" and event["step"] == 0:
             begun, steps = True, []
-        elif event["event"] in ("start", "end"):  # "stopped" is written before its checkpoint is whole
+        # "stopped" is written before its checkpoint is whole; of step 0 there is none.
+        elif event["event"] in ("start", "end") and event["step"]:
             steps.append(int(event["step"]))
     # (Records beyond the last start at step 0 are left out by the reader.)
     steps += [r[SAVED_KEY] for r in records.train if isinstance(r.get(SAVED_KEY), int)]

@@ -8,7 +8,7 @@ An evaluation of the untrained model has step 0; answers to fixed prompts are an
 NaN and infinities are the strings "NaN", "Infinity", "-Infinity", so that every JSON reader accepts the file.
 
 A resumed run writes {"event": "start", "step": s} and goes on from s. Readers let the last record of a step win and
-leave out what an interrupted run had written beyond s. The writer is training/metric_log.py.
+leave out what an interrupted run had written beyond s, and with s = 0 all before. The writer is training/metric_log.py.
 
 In a bucket the file is the segments of common/buckets/spool.py, one after the other.
 """
@@ -86,7 +86,8 @@ def read_metrics(path: str | Place) -> Records:
             out.events.append(record)
             if record.get("event") == "start":
                 for steps in by_kind.values():
-                    for beyond in [s for s in steps if s > step]:
+                    # From step 0 all is new, the evaluation of the untrained model too.
+                    for beyond in [s for s in steps if s > step or not step]:
                         del steps[beyond]
         elif kind in by_kind:
             by_kind[kind][step] = record

@@ -6,6 +6,21 @@ from typing import Any
 from mmed_jax.checkpoints.best import cost
 
 
+def changed_sample(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """A warning where a run goes on with another sample to be evaluated on than its checkpoint's config says; else "".
+
+    Args:
+      saved, now: configs, as mappings.
+    """
+    key = "eval_questions" if now["checkpoint"]["best_metric"] == "validation/accuracy" else "eval_rows"
+    if saved.get(key, now[key]) == now[key]:
+        return ""
+    return (
+        f"warning    {key} was {saved[key]} and is {now[key]}: evaluations from here on are of another sample, and are "
+        "compared with those before all the same"
+    )
+
+
 class BestEvaluation:
     """Counts evaluations by one number of them; that of the untrained model, at step 0, is one of them.
 
@@ -37,6 +52,11 @@ class BestEvaluation:
     def is_over(self, stop_after: int) -> bool:
         """Whether a run with config.stop_after = `stop_after` ends here."""
         return bool(stop_after) and self.record["since"] >= stop_after
+
+    def has_ended(self, step: int, stop_after: int) -> bool:
+        """Whether a run that is brought back after `step` updates ended there. One that was stopped elsewhere and is to
+        go on with a smaller config.stop_after may only end at its next evaluation."""
+        return self.is_over(stop_after) and self.record["last_step"] == step
 
     def reason(self) -> str:
         """Why a run that is over ended early."""

@@ -192,9 +192,9 @@ class _Board:
             raise WorkError(f"{folder}: cannot be written ({why}); --config.tensorboard=false does without") from e
 
     def restart(self, step: int) -> None:
-        """TensorBoard forgets what earlier files hold from here on."""
+        """TensorBoard forgets what earlier files hold from here on; from step 0 all of it."""
         log = self._event.SessionLog(status=self._event.SessionLog.START)
-        self._writer.add_event(self._event.Event(wall_time=time.time(), step=step + 1, session_log=log))
+        self._writer.add_event(self._event.Event(wall_time=time.time(), step=step + 1 if step else 0, session_log=log))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         entries = [self._summary.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]

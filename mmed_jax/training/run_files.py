@@ -177,7 +177,7 @@ class Run:
         by_step: dict[int, Sequence[Any]] = {}
         for e in self.records.events:
             if e["event"] == "start":
-                by_step = {s: a for s, a in by_step.items() if s <= e["step"]}
+                by_step = {s: a for s, a in by_step.items() if s <= e["step"] > 0}
             elif e["event"] == "answers" and isinstance(e.get("answers"), list):
                 by_step[e["step"]] = e["answers"]
         given: dict[tuple[str, str], list[tuple[int, str]]] = {}

@@ -343,7 +343,8 @@ def closing(config: ConfigDict, step: int, steps: int, early: str = "") -> str:
     # Alone, as a PEFT folder; without the flag merged into its weights.
     adapter = "--adapter " if config.lora.rank else ""
     if step < steps and not early:
-        return f"stopped    at step {step:,} of {steps:,}, saved; run the same command again to continue"
+        kept = "saved" if step else "nothing to save yet"
+        return f"stopped    at step {step:,} of {steps:,}, {kept}; run the same command again to continue"
     # The stages' adapters have other ranks; they go on with this one.
     rank = f" --config.lora.rank={config.lora.rank}" if config.lora.rank else ""
     # Where stage 2 looks by itself.

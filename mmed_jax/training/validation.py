@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmed_jax.common.errors import UserError
+from mmed_jax.config.values import batch_rows
 from mmed_jax.data.loader import eval_batches, eval_rows
 from mmed_jax.data.packed_table import Table
 from mmed_jax.data.prepared import Prepared
@@ -165,8 +166,8 @@ class Evaluation:
     """Evaluates what is being trained. Every process calls it alike; it changes nothing of the training.
 
     Args:
-      of: see held_out. base: the frozen weights beneath an adapter. placer: of the run's batches. coordinator: None in
-        a single process. steps: length of the run. rows: of an epoch.
+      of: see held_out. base: the frozen weights beneath an adapter. coordinator: None in a single process. steps:
+        length of the run. rows: of an epoch.
     """
 
     def __init__(
@@ -177,18 +178,20 @@ class Evaluation:
         tok: Any,
         program: Program,
         base: Any,
-        placer: BatchPlacer,
         coordinator: Coordinator | None,
         *,
         steps: int,
         rows: int,
     ):
-        self._of, self._config, self._placer, self._steps, self._rows = of, config, placer, steps, rows
+        self._of, self._config, self._steps, self._rows = of, config, steps, rows
+        self._batch_rows, seq_len = batch_rows(config), config.data.seq_len
+        # As many rows at a time as a part of the training step has: what trains has the memory to be evaluated.
+        self._placer = BatchPlacer(program.mesh, self._batch_rows // config.grad_accum, seq_len)
         eval_step = compiled_together(program.eval_step, coordinator, "the validation's step")
         answer_step = compiled_together(program.answer_step, coordinator, "the answers' step")
         self._eval_step = functools.partial(eval_step, base=base)
         self._answer_step = functools.partial(answer_step, base=base)
-        seq_len, packing = config.data.seq_len, config.data.packing
+        packing = config.data.packing
         self._questions = QuestionRows(of.questions, seq_len, packing=packing) if of.questions else None
         self._answers = Answers(of.prompts, tok, cfg, program.mesh, seq_len) if of.prompts else None
 
@@ -196,9 +199,9 @@ class Evaluation:
         """Whether there is one after `step` updates; 0: before the first."""
         if self._of.table is None or step == 0:
             return self._of.table is not None and self._config.eval_at_start
-        every, done = self._config.eval_every, step * self._placer.batch_size
+        every, done = self._config.eval_every, step * self._batch_rows
         # Whether this step has taken the last row of an epoch.
-        ends_epoch = self._config.eval_epochs and done // self._rows > (done - self._placer.batch_size) // self._rows
+        ends_epoch = self._config.eval_epochs and done // self._rows > (done - self._batch_rows) // self._rows
         return step == self._steps or bool(ends_epoch) or bool(every and step % every == 0)
 
     def numbers(self, params: Any, stop: Callable[[], bool]) -> dict[str, float] | None:

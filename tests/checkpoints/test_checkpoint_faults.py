@@ -254,6 +254,7 @@ LOST = {
 NOTHING_LOST = {
     "no numbers": ([], 0, None, 0),
     "only begun": ([("start", 0)], 0, None, 5),
+    "stopped before the first step": ([("start", 0), ("stopped", 0), ("end", 0)], 0, None, 5),
     "killed before the first save": ([("start", 0)], 40, None, 0),
     "killed in the first save": ([("start", 0)], 7, None, 5),
     "stopped, and killed in the save that this began": ([("start", 0), ("stopped", 40)], 40, None, 0),

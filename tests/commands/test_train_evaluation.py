@@ -1,21 +1,27 @@
 """What a run says of its model while it trains: accuracy, answers, the best evaluation; early stops, export --best."""
 
 import json
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
 
 from mmed_jax import evaluate, export, generate
+from mmed_jax.checkpoints.metrics_file import read_metrics
 from mmed_jax.checkpoints.run_directory import read_meta
+from mmed_jax.common.errors import UNFINISHED
 from mmed_jax.config.overrides import parse_args
 from mmed_jax.data.multiple_choice import mcq_prompt_ids
 from mmed_jax.data.prepare import prepare
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.inference.engine import Engine
 from mmed_jax.parallel.sharding import make_mesh
+from mmed_jax.training import validation
 from mmed_jax.training.answers import ANSWER_TOKENS
+from mmed_jax.training.best_evaluation import BestEvaluation
 from mmed_jax.training.questions import QuestionRows, choose_questions, picked
 from mmed_jax.training.state import BatchPlacer
 from mmed_jax.training.step import StepOptions, make_eval_step
@@ -225,16 +231,43 @@ def test_best_without_evaluations_is_refused(bench, tmp_path):  # noqa: F811
     assert "has no checkpoint" in refused.error
 
 
-def test_it_stops_early_is_complete_and_goes_on_when_told_so(run_with, tmp_path):
+def test_stopped_in_the_first_evaluation_the_next_call_makes_it(bench, questions, tmp_path, monkeypatch):  # noqa: F811
+    run, batches, sizes = tmp_path / "run", validation.eval_batches, []
+    keys = {**KEYS, **questions, "init_from": bench.reference, "eval_at_start": True, "steps": 1, "grad_accum": 2}
+
+    def and_stop(table, rows, **more):
+        sizes.append(rows)
+        if len(sizes) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches(table, rows, **more)
+
+    monkeypatch.setattr(validation, "eval_batches", and_stop)
+    stopped = bench.train(run, "stage2", **keys)
+    assert stopped.code == UNFINISHED and "at step 0 of 1, nothing to save yet" in stopped.out, stopped.err
+    there = read_metrics(run)
+    assert not saved(run) and not there.train and not there.evals and there.events[-1]["step"] == 0
+    assert bench.train(run, "stage2", **keys).code == 0
+    assert [r["step"] for r in metrics(run).evals] == [0, 1]
+    # No more rows at a time than a part of the step.
+    assert sizes == [2, 2, 2]
+
+
+def test_it_stops_early_is_complete_and_goes_on_when_told_so(run_with, tmp_path, monkeypatch):
     run, still = tmp_path / "run", {"optim__lr": 1e-9, "eval_every": 1, "eval_answers": 0, "eval_epochs": False}
     still = {**EVALUATED, **still, "checkpoint__every_steps": 0}
-    outcome = run_with(run, **still, stop_after=2)
+    # A signal at the very step does not make it unfinished.
+    with monkeypatch.context() as patch:
+        add = BestEvaluation.add
+        stop = {2: lambda: os.kill(os.getpid(), signal.SIGTERM)}
+        patch.setattr(BestEvaluation, "add", lambda b, step, x: (add(b, step, x), stop.get(step, int)()))
+        outcome = run_with(run, **still, stop_after=2)
     # No accuracy changes at this learning rate, and that of the untrained model counts.
     assert [r["step"] for r in metrics(run).evals] == [0, 1, 2] and saved(run) == [1, 2]
     reason = "validation/accuracy has not become better in 2 evaluations since validation/accuracy"
     assert f"done       2 of {STEPS} steps, stopped early: {reason}" in outcome.out and "next " in outcome.out
     assert "no evaluation was better than that of the untrained model" in outcome.out
-    (event,) = [e for e in metrics(run).events if e["event"] == "stopped_early"]
+    (event,) = [e for e in metrics(run).events if e["event"].startswith("stopped")]
+    assert event["event"] == "stopped_early"
     assert event["step"] == 2 and event["reason"].startswith(reason)
     before = (run / "metrics.jsonl").read_bytes()
     again = run_with(run, **still, stop_after=2)

@@ -11,7 +11,7 @@ from mmed_jax.data.held_out import read_held_out, write_held_out
 from mmed_jax.data.records.schema import validate_record
 from mmed_jax.data.records.store import RecordStore
 from mmed_jax.training.answers import row_length
-from mmed_jax.training.best_evaluation import BestEvaluation
+from mmed_jax.training.best_evaluation import BestEvaluation, changed_sample
 
 LOSS, ACCURACY = "validation/loss", "validation/accuracy"
 
@@ -39,6 +39,8 @@ def test_over_after_so_many_evaluations_that_are_no_better():
     again = json.loads(json.dumps(best.record))
     assert of(ACCURACY, {60: 0.5}, again).is_over(4) and of(ACCURACY, {60: 0.7}, again).record["since"] == 0
     assert not of(LOSS, {60: 1.0}, again).is_over(1)
+    # Stopped between evaluations, a run has not ended there.
+    assert of(ACCURACY, {}, again).has_ended(50, 3) and not of(ACCURACY, {}, again).has_ended(55, 3)
     assert best.describe() == {"best_metric": ACCURACY, "best_step": 20, "best_value": 0.6, "best_epoch": 2.0}
 
 
@@ -64,6 +66,15 @@ def test_over_after_so_many_evaluations_that_are_no_better():
 def test_the_closing_lines_warn_where_the_best_is_not_the_last(values, kept, words):
     lines = of(LOSS, values).lines("R", kept=kept)
     assert words in lines and ("warning" in lines) == ("the last, at" in lines)
+
+
+def test_a_run_that_goes_on_with_another_sample_is_warned():
+    saved = {"eval_rows": 0, "eval_questions": 500, "checkpoint": {"best_metric": ACCURACY}}
+    assert "eval_questions was 500 and is 100" in changed_sample(saved, saved | {"eval_questions": 100})
+    by_loss = {"checkpoint": {"best_metric": LOSS}}
+    assert "eval_rows was 0 and is 64" in changed_sample(saved, saved | by_loss | {"eval_rows": 64})
+    # What does not decide, and keys that an earlier version had not.
+    assert changed_sample(saved, saved | {"eval_rows": 64}) == changed_sample({}, saved) == ""
 
 
 def test_nothing_is_said_without_an_evaluation():

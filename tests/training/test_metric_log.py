@@ -120,6 +120,21 @@ ANSWERS = [
 ]
 
 
+def test_begun_again_at_step_0_nothing_of_before_counts(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for value, evaluated in ((9.0, True), (3.0, True), (0.0, False)):  # twice killed before the first save
+        with MetricsLogger(tmp_path) as log:
+            log.start(0)
+            if evaluated:
+                log.evaluation(0, {"validation/loss": value})
+                log.train(1, {"loss": 1.0})
+        if value == 3.0:
+            board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+            assert [(x.step, x.value) for x in board.Scalars("validation/loss")] == [(0, 3.0)]
+    assert not read_metrics(tmp_path).evals and not read_metrics(tmp_path).train
+
+
 def test_answers_are_an_event_and_text_on_the_board(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
