@@ -20,6 +20,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmed_jax.common import console
 from mmed_jax.common.command_line import Parser
@@ -104,7 +105,7 @@ def open_plan(argv: list[str]) -> tuple[argparse.Namespace, Plan]:
     if not 0 <= args.price < float("inf"):
         raise UserError(f"--price={args.price}: must be a number of at least 0")
     switches = {"true": True, "false": False}
-    added = {
+    added: dict[str, dict[str, Any]] = {
         "train": {f"config.{k}": v for k, v in keys.items()},
         "evaluate": {k: switches.get(v.lower(), v) for k, v in flags.items()},
     }

@@ -257,7 +257,7 @@ def _own_values(design: Design, command: str, flag: str) -> list[Any]:
     return values
 
 
-def with_flags(design: Design, added: Mapping[str, Mapping[str, str]]) -> Design:
+def with_flags(design: Design, added: Mapping[str, Mapping[str, Any]]) -> Design:
     """The design with further flags in all steps of a command: {"train": {"config.log_every": "100"}}.
 
     Raises:

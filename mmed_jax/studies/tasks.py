@@ -114,7 +114,7 @@ class Plan:
     compared_with: str
 
 
-def lay_out(study: Study, folder: Path, added: Mapping[str, Mapping[str, str]] | None = None) -> Plan:
+def lay_out(study: Study, folder: Path, added: Mapping[str, Mapping[str, Any]] | None = None) -> Plan:
     """The tasks of a study; settings are checked as the commands check them, no device is touched, nothing is written.
 
     Args:
