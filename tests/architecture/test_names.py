@@ -52,3 +52,9 @@ def test_words_that_meant_several_things_stand_once(repo):
     """Rooms aside: the folder of a room is the one that says which."""
     files = Counter(m.path.stem for m in modules(repo).values() if not m.is_package)
     assert {word for word in ONCE if files[word] > 1} == KNOWN
+
+
+def test_test_files_have_names_of_their_own(repo):
+    """Tests lie in no packages, so that two files of one name cannot be collected in one run."""
+    names = Counter(p.name for p in (repo / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []

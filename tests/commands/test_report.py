@@ -418,10 +418,13 @@ def test_watch_says_where_and_ends_by_ctrl_c(tmp_path, repo):
     code = "import sys; sys.modules['jax'] = None; from mmed_jax.report import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, f"--run=a={tmp_path}/run", "--watch"]
     with subprocess.Popen(command, cwd=repo, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        address = process.stdout.readline().split()[1]
-        assert fetched(address)[0] == 200
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        try:
+            address = process.stdout.readline().split()[1]
+            assert fetched(address)[0] == 200
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert (process.returncode, out, err) == (0, "ended\n", "")
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "config.json",

@@ -263,7 +263,7 @@ def test_files_hold_what_is_printed(runs, tmp_path, capsys):
     differences = list(csv.DictReader((out / "differences.csv").open()))
     assert [r["column"] for r in differences] == [*SIX, "average", "all"] and differences[6]["mcnemar_p"] == ""
     page = (out / "compare.html").read_text()
-    assert "MMed-Llama 3.1 70B" in page and "http" not in page and "<script" not in page
+    assert "MMed-Llama 3.1 70B" in page and "://" not in page and "<script" not in page
 
 
 def test_runs_are_named_by_what_tells_them_apart(runs, tmp_path):

@@ -35,6 +35,8 @@ PARTIAL = {
     "configs/mmed_ift_mc.py:": "the languages of the published set",
     "configs/mmedbench.py:": "the languages of the published set",
     "configs/mmedc.py:FINEWEB2": "English is FineWeb's",
+    "configs/languages.py:get_study": "the languages of the published benchmark, and two for the demo",
+    "scripts/real_model_control.py:": "the languages of the records that the control stands beside",
     "scripts/quickstart.py:QUESTION_LANGUAGES": "those of which an answer is shown",
     "mmed_jax/evaluation/comparison/": "the languages of the published tables",
     "data_gen/corpus/keywords.py:ANYWHERE": "scripts that are not matched by words",
