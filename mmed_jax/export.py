@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 
 from mmed_jax.common import console
 from mmed_jax.common.buckets.local_places import local_places
-from mmed_jax.common.byte_bar import ByteBar, bytes_text
+from mmed_jax.common.byte_bar import ByteBar, bytes_text, folder_text
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command, warn
 from mmed_jax.common.paths import expand_home
@@ -335,9 +335,7 @@ def _print_merge(source: "LoraModel") -> None:
 
 
 def _print_done(output: Path, start: float) -> None:
-    files = sorted(output.iterdir())
-    total = sum(p.stat().st_size for p in files)
-    print(f"done     {len(files)} files, {bytes_text(total)}, {time.monotonic() - start:.1f} s")
+    print(f"done     {folder_text(output)}, {time.monotonic() - start:.1f} s")
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

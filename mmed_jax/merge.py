@@ -16,12 +16,11 @@ Runs and adapters are exported first (python -m mmed_jax.export).
 import argparse
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmed_jax.common import console
 from mmed_jax.common.buckets.local_places import local_places
-from mmed_jax.common.byte_bar import ByteBar, bytes_text
+from mmed_jax.common.byte_bar import ByteBar, bytes_text, folder_text
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.common.place_flags import ModelPlace, OutputPlace
@@ -97,7 +96,7 @@ def merge(args: argparse.Namespace) -> None:
     if problem := names_problem(record.licences, output.name):
         print(f"name     {problem}")
     print("checked  config, tokenizer, names, shapes, dtypes, bytes and logits of the folder as read back")
-    print(f"done     {_size_of(output)}, {time.monotonic() - start:.1f} s")
+    print(f"done     {folder_text(output)}, {time.monotonic() - start:.1f} s")
     raw = "" if record.chat else " --raw"
     print(f"next     python -m mmed_jax.generate --model={args.output}{raw} --prompt=TEXT")
 
@@ -117,11 +116,6 @@ def _open(name: str, ignore_keys: tuple[str, ...]) -> "ModelSource":
     if source.kind != "hf":
         raise UserError(f"--models: {name} is a run directory{first}")
     return source
-
-
-def _size_of(folder: Path) -> str:
-    files = list(folder.iterdir())
-    return f"{len(files)} files, {bytes_text(sum(p.stat().st_size for p in files))}"
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

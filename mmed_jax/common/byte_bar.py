@@ -1,6 +1,7 @@
 """Bytes for people: sizes in words, and a bar of bytes that are read or written."""
 
 import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -14,6 +15,12 @@ def bytes_text(n: float) -> str:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.2f} {unit}"
         n /= 1000
     raise AssertionError
+
+
+def folder_text(folder: Path) -> str:
+    """ "5 files, 2.50 GB" of a folder without folders in it."""
+    files = list(folder.iterdir())
+    return f"{len(files)} files, {bytes_text(sum(p.stat().st_size for p in files))}"
 
 
 class ByteBar:
