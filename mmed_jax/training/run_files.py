@@ -183,9 +183,7 @@ class Run:
         given: dict[tuple[str, str], list[tuple[int, str]]] = {}
         for step in sorted(by_step):
             for a in by_step[step]:
-                if isinstance(a, Mapping) and all(
-                    isinstance(a.get(k), str) for k in ("language", "question", "answer")
-                ):
+                if isinstance(a, Mapping) and all(isinstance(a.get(k), str) for k in _ANSWER):
                     given.setdefault((a["language"], a["question"]), []).append((step, a["answer"]))
         place = {language: k for k, language in enumerate(LANGUAGES)}
         ordered = sorted(given, key=lambda key: place.get(key[0], len(place)))
