@@ -315,7 +315,7 @@ def score_texts(args: argparse.Namespace) -> None:
     from mmed_jax.evaluation.perplexity.summary import KIND, summarise
     from mmed_jax.hf.open_model import identity, open_model
     from mmed_jax.hf.tuning import tuning_of
-    from mmed_jax.inference.load import load_scorer
+    from mmed_jax.inference.load import flags_to_lower, load_scorer
 
     # ---- Choose: texts and model; no device is touched yet -----------------------------------------------------------
     source = open_model(args.model, args.step, args.ignore_keys, adapter=args.adapter, base_dir=args.base)
@@ -349,7 +349,8 @@ def score_texts(args: argparse.Namespace) -> None:
             bar.update(len(journal.done), {"loss": total["nll"] / total["tokens"]})
 
         if remaining:
-            score_documents(scorer, texts, remaining, on_line)
+            with flags_to_lower("another --output with shorter windows (--seq_len)", kept=True):
+                score_documents(scorer, texts, remaining, on_line)
         lines = journal.arrange((doc.id,) for doc in texts.documents)
 
     # ---- Summarise and print -----------------------------------------------------------------------------------------

@@ -22,19 +22,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mmed_jax.common import console, jsonl
 from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
-from mmed_jax.common.errors import UserError, printable, run_command
+from mmed_jax.common.errors import UserError, WorkError, printable, run_command
 from mmed_jax.common.journal import Journal
 from mmed_jax.common.paths import expand_home
 from mmed_jax.common.place_flags import FreeText, InputPlace, ResumedOutput
 from mmed_jax.common.progress import Progress
 from mmed_jax.data.multiple_choice import FAMILIES, MODES
 from mmed_jax.data.plain_text import decode_after
-from mmed_jax.inference.load import add_arguments, load_engine, say
+from mmed_jax.inference.load import add_arguments, flags_to_lower, load_engine, say
 from mmed_jax.inference.prompt_files import PromptFormat, prompt_ids, read_prompts
 from mmed_jax.inference.text_stream import TextStream
 
 if TYPE_CHECKING:
     from mmed_jax.hf.open_model import ModelSource
+
+
+# What needs less memory where rows cannot be fewer.
+SHORTER = "a shorter prompt or answer (--max_new_tokens)"
 
 
 class Prompt(NamedTuple):
@@ -149,7 +153,12 @@ def stream_answer(engine: Any, stream: TextStream, prompt: list[int], sampling: 
         sys.stdout.write(printable(text))
         sys.stdout.flush()
 
-    completion = engine.generate([prompt], **sampling, on_token=lambda _, token: show(stream.push(token)))[0]
+    try:
+        with flags_to_lower(SHORTER):
+            completion = engine.generate([prompt], **sampling, on_token=lambda _, token: show(stream.push(token)))[0]
+    except WorkError:  # what came of the answer ends its line
+        show(stream.flush() + "\n")
+        raise
     show(stream.flush() + "\n")
     if completion.finish_reason == "length":
         say("cut", f"after {len(completion.ids)} tokens; --max_new_tokens=N allows more")
@@ -162,7 +171,8 @@ def print_answers(args: argparse.Namespace, source: "ModelSource", prompts: Sequ
     def show(i: int, completion: Any) -> None:
         print(_terminal_line(answer_record(args, source, prompts[i], completion)), flush=True)
 
-    engine.generate([p.ids for p in prompts], **sampling_flags(args), on_done=show)
+    with flags_to_lower(SHORTER):
+        engine.generate([p.ids for p in prompts], **sampling_flags(args), on_done=show)
 
 
 def write_answers(args: argparse.Namespace, source: "ModelSource", prompts: Sequence[Prompt]) -> None:
@@ -191,7 +201,8 @@ def write_answers(args: argparse.Namespace, source: "ModelSource", prompts: Sequ
             tokens += len(completion.ids)
             bar.update(len(journal.done), {"tokens": tokens})
 
-        engine.generate([prompts[k].ids for k in remaining], **sampling, items=remaining, on_done=write)
+        with flags_to_lower(SHORTER, kept=True):
+            engine.generate([prompts[k].ids for k in remaining], **sampling, items=remaining, on_done=write)
         journal.arrange((prompt.id,) for prompt in prompts)
     print(f"written    {output}")
 

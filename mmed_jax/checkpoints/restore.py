@@ -21,6 +21,7 @@ from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.place_files import is_there
 from mmed_jax.common.places import Place, parse_place
 from mmed_jax.parallel.barriers import agree_on, any_text
+from mmed_jax.parallel.device_memory import no_room
 
 IN_FLIGHT_BYTES = 2**30
 # Faults of the machine or the storage at this moment. The libraries that read arrays give them as text only.
@@ -142,7 +143,7 @@ def read_params_by(
             except UserError:
                 raise
             except Exception as e:
-                if "RESOURCE_EXHAUSTED" in str(e):  # the checkpoint is whole, the devices are full
+                if no_room(e):  # the checkpoint is whole, the devices are full
                     raise
                 problem, unreadable = ("", str(cannot_read(folders[s], e))) if passing(e) else (reason(e), "")
         if unreadable := any_text(unreadable):

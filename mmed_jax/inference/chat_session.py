@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from mmed_jax.common import console
-from mmed_jax.common.errors import UserError, nearest, printable
+from mmed_jax.common.errors import UserError, WorkError, nearest, printable
 from mmed_jax.common.progress import Heartbeat
 from mmed_jax.inference.conversation import Conversation
-from mmed_jax.inference.load import say
+from mmed_jax.inference.load import flags_to_lower, say
 from mmed_jax.inference.sampling import Sampling
+from mmed_jax.parallel.device_memory import OutOfDeviceMemory
 
 COMMANDS = {
     "/help": "lists these",
@@ -39,7 +40,7 @@ class ChatSession:
         self._interactive = bool(sys.stdin and sys.stdin.isatty())
 
     def run(self) -> None:
-        """Reads, asks and answers. Raises UserError for a line of a pipe that cannot be asked."""
+        """Reads, asks and answers. Raises UserError, OutOfDeviceMemory for a line of a pipe that cannot be asked."""
         for where, line in self._typed() if self._interactive else _piped():
             try:
                 if not line.strip():
@@ -49,10 +50,10 @@ class ChatSession:
                         return
                 else:
                     self._ask(line[1:] if line.startswith("//") else line)
-            except UserError as e:
+            except (UserError, OutOfDeviceMemory) as e:
                 if not self._interactive:
                     raise e.at(where) from e
-                say("not asked", str(e))
+                say("not asked" if isinstance(e, UserError) else "taken back", str(e))
 
     def _typed(self) -> Iterator[tuple[str, str]]:
         with contextlib.suppress(ImportError):
@@ -94,7 +95,8 @@ class ChatSession:
                 say("context", f"full: the oldest {turns} turn(s) are left out from here on; /reset begins anew")
 
             try:
-                reply = self._conversation.ask(question, show, stop=interrupted, dropped=dropped)
+                with flags_to_lower("a new conversation (/reset)"):
+                    reply = self._conversation.ask(question, show, stop=interrupted, dropped=dropped)
             except console.Stopped:
                 raise
             except KeyboardInterrupt:  # the second one, or the only one of a pipe
@@ -104,6 +106,10 @@ class ChatSession:
                 _write("\n")
                 say("stopped", "the question is taken back")
                 return
+            except WorkError:  # what came of the answer ends its line
+                beat.stop()
+                _write("\n")
+                raise
         if not reply.text.endswith("\n"):
             _write("\n")
         if reply.finish_reason == "length":

@@ -114,7 +114,7 @@ class Engine(LoadedModel):
 
         Raises:
           UserError: an empty prompt, one that leaves no room in the model's positions, or senseless settings.
-          WorkError: the model gives NaN.
+          WorkError: the model gives NaN. OutOfDeviceMemory: on_done had all that was finished before.
         """
         sampling = Sampling(temperature, top_p, top_k)
         check_seed(seed)
@@ -129,7 +129,7 @@ class Engine(LoadedModel):
             kept, self._kept = self._kept, None
         scheduler = Scheduler(self, prompts, each, sampling, seed, items, on_token, on_done, kept)
         del kept  # the cache that it refers to is freed as soon as a longer one takes its place
-        with self._on_mesh():
+        with self._on_mesh(), scheduler.rows.device_memory():
             completions = scheduler.run()
         if keep:
             self._kept = scheduler.rows
@@ -153,7 +153,7 @@ class Engine(LoadedModel):
 
         Raises:
           UserError: an empty prompt or choice, or more tokens than the model's max_position_embeddings.
-          WorkError: the model gives NaN.
+          WorkError: the model gives NaN. OutOfDeviceMemory: on_done had all that was finished before.
         """
         check_choices(self.cfg, prompts, choices)
         if not prompts:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmed_jax.common.errors import UserError, WorkError, printable
+from mmed_jax.common.errors import UserError, printable
 from mmed_jax.common.place_flags import ModelPlace
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def add_ignore_keys(parser: argparse.ArgumentParser) -> None:
 
 def load_engine(args: argparse.Namespace, source: "ModelSource", stop_ids: Sequence[int]) -> "Engine":
     """Loads the weights to generate with and says on stderr where they run. Raises UserError, WorkError (_load)."""
-    with _device_memory():
+    with _loading():
         return _load(args, source).engine(max_batch=args.batch_size, stop_ids=stop_ids, release=True)
 
 
@@ -66,7 +66,7 @@ def load_scorer(args: argparse.Namespace, source: "ModelSource") -> "TextScorer"
     """Loads the weights to score texts with and says on stderr where they run. Raises UserError, WorkError (_load)."""
     from mmed_jax.inference.text_scorer import TextScorer
 
-    with _device_memory():
+    with _loading():
         model = _load(args, source)
     return TextScorer(model.params, model.cfg, mesh=model.mesh, dtype=model.dtype, max_batch=args.batch_size)
 
@@ -100,16 +100,30 @@ def _load(args: argparse.Namespace, source: "ModelSource") -> "Llama":
 
 
 @contextlib.contextmanager
-def _device_memory() -> Iterator[None]:
-    """Turns the runtime's failure for lack of memory into one line. Raises WorkError."""
-    import jax
+def _loading() -> Iterator[None]:
+    from mmed_jax.parallel.device_memory import device_memory
+
+    with device_memory(lambda: "the weights alone", hint="; --mesh_tensor=N spreads them over N devices"):
+        yield
+
+
+@contextlib.contextmanager
+def flags_to_lower(shorter: str, kept: bool = False) -> Iterator[None]:
+    """Within, OutOfDeviceMemory of a model of load_engine or load_scorer names the flags that need less.
+
+    Args:
+      shorter: what else needs less where the rows cannot be fewer. kept: what was done by then is written, and the same
+        command goes on behind it.
+    """
+    from mmed_jax.parallel.device_memory import OutOfDeviceMemory
 
     try:
         yield
-    except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
-        raise WorkError(f"out of device memory; spread the weights with --mesh_tensor=N ({str(e)[:150]})") from e
+    except OutOfDeviceMemory as e:
+        goes_on = "what is done is kept, and the same command goes on with" if kept else "try"
+        less = f"--batch_size={e.fewer}, or " if e.fewer else ""
+        more = "" if e.fewer else f", or {shorter}"
+        raise e.with_hint(f"; {goes_on} {less}--mesh_tensor=N on more devices{more}") from e
 
 
 def check_mesh(args: argparse.Namespace, cfg: Any, devices: int) -> None:

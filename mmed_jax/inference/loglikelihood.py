@@ -19,6 +19,11 @@ def score_choices(
 ) -> list[list[float]]:
     """One call of Engine.loglikelihood, on its mesh."""
     rows = CacheRows(model, prompts)
+    with rows.device_memory():
+        return _score(model, rows, prompts, choices, on_done)
+
+
+def _score(model, rows, prompts, choices, on_done) -> list[list[float]]:
     out: list[list[float]] = [[] for _ in prompts]
     free = 0
     while rows.pending:

@@ -1,5 +1,6 @@
 """The rows of an engine's cache: how long they are, what they hold, and how prompts enter them."""
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from mmed_jax.inference import steps
 from mmed_jax.inference.loaded_model import LoadedModel
+from mmed_jax.parallel.device_memory import describe_rows, device_memory, fewer_rows
 
 # Prompt tokens read at a time, a row. A CPU is busy with 64, an accelerator wants more.
 CHUNK, CHUNK_CPU = 256, 64
@@ -47,7 +49,7 @@ class CacheRows:
 
     def __init__(self, model: LoadedModel, prompts: Sequence[Sequence[int]], before: "CacheRows | None" = None):
         self.model, self.count = model, model.rows(len(prompts))
-        shards = model.rows(1)
+        self._shards = shards = model.rows(1)
         self.group = max(shards, self.count // 4 // shards * shards)
         self.chunk = CHUNK_CPU if jax.default_backend() == "cpu" else CHUNK
         self.cache, self.slots = None, 0
@@ -117,11 +119,17 @@ class CacheRows:
     def reserve(self, slots: int) -> None:
         """Makes the cache at least so long."""
         model, length = self.model, size_class(slots)
+        longer = length > self.slots
+        self.slots = max(self.slots, length)  # first: what is too much for a device is said by this
         if self.cache is None:
             cache = steps.init(
                 cfg=model.cfg, rows=self.count, length=length, dtype=model.cache_dtype, unstacked=model.unroll
             )
             self.cache = jax.device_put(cache, model.place) if model.place else cache
-        elif length > self.slots:
+        elif longer:
             self.cache = steps.grow(self.cache, length=length)
-        self.slots = max(self.slots, length)
+
+    def device_memory(self) -> contextlib.AbstractContextManager[None]:
+        """Within, a device's lack of memory is OutOfDeviceMemory with rows and length of this cache."""
+        fewer = fewer_rows(self.count, self._shards)
+        return device_memory(lambda: describe_rows(self.count, self.slots), fewer)

@@ -14,6 +14,7 @@ from mmed_jax.data.batch import Batch
 from mmed_jax.inference.scheduler import check_nan
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
+from mmed_jax.parallel.device_memory import OutOfDeviceMemory, describe_rows, device_memory, fewer_rows
 from mmed_jax.training.loss import weighted_nll
 from mmed_jax.training.state import BatchPlacer
 
@@ -73,12 +74,18 @@ class TextScorer:
         Batches have one shape each for which a program is compiled; a batch is made while the one before is computed.
 
         Raises:
-          WorkError: the model gives NaN.
+          WorkError: the model gives NaN. OutOfDeviceMemory: of a batch; those before it were given.
         """
         held: tuple[_Label, Batch, jax.Array] | None = None
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
             for label, batch in batches:
-                nll_bt = _nll(self.params, self._place(batch), cfg=self.cfg, dtype=self.dtype)
+                try:
+                    with self._device_memory(batch):
+                        nll_bt = _nll(self.params, self._place(batch), cfg=self.cfg, dtype=self.dtype)
+                except OutOfDeviceMemory:
+                    if held is not None:
+                        yield self._fetch(*held)
+                    raise
                 if held is not None:
                     yield self._fetch(*held)
                 held = label, batch, nll_bt
@@ -89,7 +96,12 @@ class TextScorer:
         arrays = {k: v for k, v in batch.items() if v.ndim == 2}
         return arrays if self.mesh is None else BatchPlacer(self.mesh, *batch["tokens"].shape)(arrays)
 
+    def _device_memory(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
+        rows, length = batch["tokens"].shape
+        return device_memory(lambda: describe_rows(rows, length), fewer_rows(rows, self.rows(1)))
+
     def _fetch(self, label: _Label, batch: Batch, nll_bt: jax.Array) -> tuple[_Label, Batch, np.ndarray]:
-        values = np.where(batch["loss_mask"] > 0, jax.device_get(nll_bt), np.float32(0))
+        with self._device_memory(batch):
+            values = np.where(batch["loss_mask"] > 0, jax.device_get(nll_bt), np.float32(0))
         check_nan(bool(np.isnan(values).any()))
         return label, batch, values

@@ -1,7 +1,6 @@
 """The plan of a run on the devices it has: asked for before its first step, or said when their memory was too small."""
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 
 import jax
@@ -13,6 +12,7 @@ from mmed_jax.common.progress import Heartbeat
 from mmed_jax.config.values import with_values
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.parallel import peers
+from mmed_jax.parallel.device_memory import no_room
 from mmed_jax.parallel.xla_flags import refusal
 from mmed_jax.planning import advice, host_memory, plan_report
 from mmed_jax.planning.planner import plan_devices, plan_out_of_memory
@@ -30,15 +30,15 @@ def device_failures(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh) -> Iterato
             raise peers.lost_process(one_line(e)) from e
         if complaint := refusal(str(e), config.xla_flags):
             raise UserError(complaint) from e
-        if "RESOURCE_EXHAUSTED" not in str(e):
+        if not (words := no_room(e)):
             raise
-        raise _out_of_memory(config, cfg, mesh, str(e).splitlines()[0][:200]) from e
-    except WorkError as e:  # of a checkpoint; a full disk may be called RESOURCE_EXHAUSTED too
+        raise _out_of_memory(config, cfg, mesh, words) from e
+    except WorkError as e:  # of a checkpoint
         if jax.process_count() > 1 and any(word in str(e) for word in peers.COLLECTIVE_LOST):
             raise peers.lost_process(one_line(e)) from e
-        if not re.search("RESOURCE_EXHAUSTED.*(out of memory|allocat)", one_line(e), re.IGNORECASE):
+        if not (words := no_room(e)):
             raise
-        raise _out_of_memory(config, cfg, mesh, str(e)[:400]) from e
+        raise _out_of_memory(config, cfg, mesh, words) from e
 
 
 def _out_of_memory(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, message: str) -> WorkError:

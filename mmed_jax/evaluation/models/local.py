@@ -10,7 +10,7 @@ from mmed_jax.evaluation.models.usage import Usage
 from mmed_jax.evaluation.prompts.items import Item, PromptSettings, encode_items
 from mmed_jax.hf.open_model import identity, open_model, trained_prompts
 from mmed_jax.hf.tuning import tuning_of
-from mmed_jax.inference.load import load_engine
+from mmed_jax.inference.load import flags_to_lower, load_engine
 
 
 class LocalModel:
@@ -102,10 +102,12 @@ class LocalModel:
             )
 
         prompts = [i.prompt for i in items]
-        if prompt_settings.score:
-            self._engine.loglikelihood(prompts, [i.choices for i in items], on_done=done)
-        else:
-            self._engine.generate(prompts, max_new_tokens=settings["max_new_tokens"], items=numbers, on_done=done)
+        shorter = "another --output with fewer examples (--few_shot) or shorter answers (--max_new_tokens)"
+        with flags_to_lower(shorter, kept=True):
+            if prompt_settings.score:
+                self._engine.loglikelihood(prompts, [i.choices for i in items], on_done=done)
+            else:
+                self._engine.generate(prompts, max_new_tokens=settings["max_new_tokens"], items=numbers, on_done=done)
 
     def usage(self, predictions: Sequence[dict]) -> Usage:
         """What the answers cost: nothing."""
