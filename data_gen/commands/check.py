@@ -25,10 +25,12 @@ from data_gen.sets.check_sheets import (
 )
 from data_gen.sets.mmedbench_format import SPLITS
 from mmed_jax.common import jsonl
+from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
 from mmed_jax.common.output_files import check_folder, write_json
 from mmed_jax.common.paths import expand_home
+from mmed_jax.common.place_flags import InputPlace, OutputPlace, UpdatedOutput
 from mmed_jax.evaluation.ratings.sheets import SUFFIXES
 
 SUMMARY = "people check a benchmark's rationales: sheet, read"
@@ -47,18 +49,23 @@ def main(argv: list[str] | None = None) -> None:
 
 def write_check_sheets(argv: list[str]) -> None:
     """check sheet; raises UserError."""
-    parser = _parser("sheet")
+    parser = _parser("sheet", InputPlace)
     parser.add_argument("--items", type=int, default=200, metavar="N", help="of each language; 0: all (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="draws items and order (%(default)s)")
     parser.add_argument("--languages", default="", metavar="en,zh,..", help="only these")
     parser.add_argument("--splits", default=",".join(SPLITS), metavar="A,B", help="%(default)s")
     parser.add_argument("--raters", type=int, default=2, metavar="N", help="a sheet for each (%(default)s)")
     parser.add_argument("--suffix", default=".xlsx", help=f"{' or '.join(SUFFIXES)} (%(default)s)")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the sheets")
+    parser.add_argument("--output", required=True, type=OutputPlace, metavar="DIR", help="folder of the sheets")
     args = parser.parse_args(argv)
     for name, least in (("items", 0), ("raters", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name}={getattr(args, name)}: must be {least} or more")
+    with local_places(args) as places:
+        _write_sheets(places)
+
+
+def _write_sheets(args: argparse.Namespace) -> None:
     output = expand_home(args.output)
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"--output={args.output}: holds files already, perhaps filled-in sheets; name another folder")
@@ -74,9 +81,14 @@ def write_check_sheets(argv: list[str]) -> None:
 
 def read_check_sheets(argv: list[str]) -> None:
     """check read; raises UserError."""
-    parser = _parser("read")
-    parser.add_argument("--sheets", required=True, metavar="DIR", help="what `check sheet` wrote, filled in")
-    args = parser.parse_args(argv)
+    parser = _parser("read", UpdatedOutput)
+    sheets = "what `check sheet` wrote, filled in"
+    parser.add_argument("--sheets", required=True, type=InputPlace, metavar="DIR", help=sheets)
+    with local_places(parser.parse_args(argv)) as places:
+        _read_sheets(places)
+
+
+def _read_sheets(args: argparse.Namespace) -> None:
     folder, sheets = expand_home(args.input), expand_home(args.sheets)
     drawn = read_draw(sheets)
     checks = checks_of(drawn, read_verdicts(sheets, drawn))
@@ -121,7 +133,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         print(f"{summary['changed since']:,} rationales are not what was rated any more; they stay unchecked")
 
 
-def _parser(command: str) -> Parser:
+def _parser(command: str, kind: type) -> Parser:
     parser = Parser(
         prog=f"python -m data_gen check {command}",
         description=__doc__.partition("\n")[0],
@@ -129,7 +141,8 @@ def _parser(command: str) -> Parser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--input", required=True, metavar="DIR", help="a benchmark that `data_gen build` wrote")
+    benchmark = "a benchmark that `data_gen build` wrote"
+    parser.add_argument("--input", required=True, type=kind, metavar="DIR", help=benchmark)
     return parser
 
 

@@ -34,6 +34,10 @@ class ResumedOutput(OutputPlace):
     """A file or folder that an earlier call may have begun, and that is continued."""
 
 
+class UpdatedOutput(OutputPlace):
+    """A folder that is read, and of which some files are written anew."""
+
+
 class FreeText(str):
     """Words, an address of a service, anything that is no path."""
 

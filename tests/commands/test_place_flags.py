@@ -47,7 +47,7 @@ RUN_DIR = {"report --run", "doctor --run_dir"}
 ANYWHERE = {"--model", "--adapter", "--base", "--data", "--data_dir", "--perplexity", "--few_shot_data", "--input"}
 ANYWHERE |= {"--output", "--rejects", "--json", "--table", "--runs", "--ratings", "--submission", "--bertscore_model"}
 ANYWHERE |= {"--results", "--benchmarks", "--ours", "--theirs", "--earlier", "--tokenizer", "RUN", "--models"}
-ANYWHERE |= {"--baseline"}
+ANYWHERE |= {"--baseline", "--sheets"}
 
 
 class Captured(Exception):

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from data_gen.commands import check, compare_mmedbench
 from data_gen.sets.mmedbench_format import read_built
 from mmed_jax import evaluate
-from mmed_jax.common.errors import UserError
+from mmed_jax.common.errors import UserError, WorkError
 from tests.data_gen.test_mmedbench import ALSO, NAMES, build, lines
+from tests.support.fake_gcs import fake_cloud
 from tests.support.mmedbench import raw_sources
 from tests.support.sheets import fill_in
 from tests.support.tokenizer import tiny_tokenizer
@@ -72,6 +74,51 @@ def test_two_raters_check_rationales(copy, tmp_path, capsys):
     agree = {row["criterion"]: row["share"] for row in summary["agreement"]}
     assert agree["factual accuracy"] == pytest.approx(12 / 13) and agree["passed"] == pytest.approx(11 / 13)
     assert "all  drawn     14  checked     13  passed 84.6%" in said
+
+
+def test_a_benchmark_in_a_bucket_is_checked_as_one_on_a_disk(copy, tmp_path, monkeypatch, capsys):
+    """Sheets are written into the bucket, filled in, and read into the benchmark there: in spite of faults, and again
+    after an upload that was refused in its midst."""
+    monkeypatch.setenv("MMED_JAX_BUCKETS", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    here, there = (
+        {"in": str(copy), "out": str(tmp_path / "sheets")},
+        {"in": "gs://bucket/bench", "out": "gs://bucket/s"},
+    )
+    with fake_cloud() as cloud:
+
+        def objects(folder):
+            return {
+                name.removeprefix(f"{folder}/"): cloud.read("bucket", name) for name in cloud.names("bucket", folder)
+            }
+
+        for file in filter(Path.is_file, copy.rglob("*")):
+            cloud.write("bucket", f"bench/{file.relative_to(copy).as_posix()}", file.read_bytes())
+        for place in (here, there):
+            check.main(["sheet", f"--input={place['in']}", "--suffix=.csv", f"--output={place['out']}"])
+        assert objects("s") == {p.name: p.read_bytes() for p in (tmp_path / "sheets").iterdir()}
+        with pytest.raises(UserError, match="^--output=gs://bucket/s: holds files already"):
+            check.main(["sheet", f"--input={there['in']}", "--suffix=.csv", f"--output={there['out']}"])
+        for number in (1, 2):
+            name = f"rater{number}.csv"
+            fill_in(tmp_path / "sheets" / name, lambda ident, criterion: "no" if ident[-1] in "0123" else "yes")
+            cloud.write("bucket", f"s/{name}", (tmp_path / "sheets" / name).read_bytes())
+        check.main(["read", f"--input={copy}", f"--sheets={tmp_path / 'sheets'}"])
+        before = objects("bench")
+        refused = cloud.fault("POST .*(Train|records)", status=403, times=1)
+        with pytest.raises(WorkError, match="^gs://bucket/bench: could not be uploaded .*refused"):
+            check.main(["read", f"--input={there['in']}", f"--sheets={there['out']}"])
+        assert refused.seen and before.keys() <= objects("bench").keys()
+        capsys.readouterr()
+        for fault in ({"status": 503}, {"drop": "before"}, {"drop": "after"}):
+            cloud.fault("POST", probability=0.1, **fault)
+        check.main(["read", f"--input={there['in']}", f"--sheets={there['out']}"])
+        assert "written: gs://bucket/bench (Train/" in capsys.readouterr().out
+        cloud.heal()
+        assert objects("bench") == {
+            p.relative_to(copy).as_posix(): p.read_bytes() for p in copy.rglob("*") if p.is_file()
+        }
+    assert not (tmp_path / "gs:").exists()
 
 
 def test_building_again_keeps_the_checks_of_equal_rationales(copy, built, tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
 """A file or folder of a bucket that a command writes: written on this machine, then put up so that no half is seen.
 
 The command gets a place in a folder of its own that shows what the bucket holds: small files whole, large ones as empty
-files of their size (an output that is continued: all of it), so that "is there already" is said as of a disk. When the
+files of their size (an output that is continued or updated: all of it), so that "is there already" is said as of a disk. When the
 command has ended, what it wrote anew goes up and what it removed is removed. Objects that hold the very bytes already
 are left. Every write is by generation: another process that writes there as well is an error.
 
 What ends with one of FIRST goes up first (without it nobody could go on with what a cut upload left) and LAST last:
-while the upload is under way a folder that is replaced has none of LAST, so that no reader takes it for whole.
+while the upload is under way a folder that is replaced has none of LAST, so that no reader takes it for whole. One that
+is updated keeps them: each of its files fits to those that were there before.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from pathlib import Path
 from mmed_jax.common.buckets.bucket import NoAnswer, PreconditionFailed, Stored, checksum_of, open_bucket
 from mmed_jax.common.buckets.download import VARIABLE, cache_folder, wait_for_all
 from mmed_jax.common.errors import ReportedError, UserError, WorkError, one_line, warn
-from mmed_jax.common.place_flags import OutputPlace, ResumedOutput
+from mmed_jax.common.place_flags import OutputPlace, ResumedOutput, UpdatedOutput
 from mmed_jax.common.places import parse_place
 
 EVERY_S = 60.0  # between uploads of an output that is continued
@@ -29,6 +30,7 @@ FIRST = ("mmed_jax_export.json", ".settings.json")
 # What says that a folder is whole, or of which kind; the last name is looked for first.
 LAST = (
     "results.json",
+    "draw.json",
     "build.json",
     "table.json",
     "model.safetensors.index.json",
@@ -46,7 +48,7 @@ class Upload:
     """The output at a gs:// address.
 
     Args:
-      address: of a file or folder. flag: what it was given to. kind: OutputPlace or ResumedOutput.
+      address: of a file or folder. flag: what it was given to. kind: OutputPlace or one of its kinds.
 
     Attributes:
       path: where the command writes.
@@ -60,7 +62,7 @@ class Upload:
         self._bucket, self._key = open_bucket(parse_place(address, flag))
         if not self._key:
             raise UserError(f"{flag}={address}: name something in the bucket, gs://BUCKET/NAME")
-        self._resumed = issubclass(kind, ResumedOutput)
+        self._resumed, self._updated = issubclass(kind, ResumedOutput), issubclass(kind, UpdatedOutput)
         parent, _, self._name = self._key.rpartition("/")
         self._prefix = f"{parent}/" if parent else ""
         self._uploaded: dict[str, Stored] = {}  # what the bucket holds, by name below the parent
@@ -134,7 +136,7 @@ class Upload:
 
     def _show(self, file: Path, stored: Stored) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if self._resumed or stored.size <= _SMALL:
+        if self._resumed or self._updated or stored.size <= _SMALL:
             self._bucket.download(stored.name, file, stored.generation, stored.size)
         else:
             with file.open("wb") as f:
@@ -157,7 +159,7 @@ class Upload:
             changed = {n for n, state in now.items() if self._before.get(n) != state and not self._is_there(n)}
             removed = {n for n in self._before if n not in now and n in self._uploaded}
             last = {n for n in changed | removed if _base(n) in LAST}
-            if changed - last:
+            if changed - last and not self._updated:
                 if not self._resumed:  # the same config.json over other weights has to go for that time too
                     last |= {n for n in now if _base(n) in LAST and self._is_there(n)}
                 for name in last & self._uploaded.keys():
