@@ -14,14 +14,22 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from data_gen.commands.corpus_executor import CLUSTER_FLAGS, add_executor, make_executor, say, split_clusters
+from data_gen.commands.corpus_executor import (
+    CLUSTER_FLAGS,
+    BuildPlace,
+    add_executor,
+    build_place,
+    make_executor,
+    say,
+    split_clusters,
+)
 from data_gen.commands.corpus_tokenize import tokenize_corpus
 from data_gen.corpus.requirements import check_extra
 from mmed_jax.common import console
 from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest, run_command
-from mmed_jax.common.place_flags import InputPlace
+from mmed_jax.common.place_flags import BuiltOutput, InputPlace
 from mmed_jax.config.overrides import split_overrides
 
 SUMMARY = "a corpus for continued pretraining: build, tokenize"
@@ -39,7 +47,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmedc, or a .py file")
     parser.add_argument("--data_dir", type=InputPlace, metavar="DIR", default=".", help="where the inputs lie")
-    parser.add_argument("--output", metavar="DIR", help="folder of the corpus")
+    parser.add_argument("--output", type=BuiltOutput, metavar="DIR", help="folder of the corpus")
     parser.add_argument(
         "--benchmarks", type=InputPlace, metavar="DIR", default="", help="test sets that no document may give away"
     )
@@ -74,11 +82,13 @@ def build_corpus(argv: list[str]) -> None:
     executor = make_executor(args, clusters)
     check_extra()
     console.outlive()
-    with local_places(args) as places:
-        write_corpus(places, executor, overrides)
+    from data_gen.corpus.corpus_build import FILES, FOLDERS
+
+    with local_places(args) as places, build_place(args.output, FOLDERS, FILES) as place:
+        write_corpus(places, place, executor, overrides)
 
 
-def write_corpus(args: argparse.Namespace, executor: Any, overrides: dict[str, str]) -> None:
+def write_corpus(args: argparse.Namespace, place: BuildPlace, executor: Any, overrides: dict[str, str]) -> None:
     """Builds the corpus of --recipe and prints its counts; errors as of `main`."""
     from data_gen.corpus.corpus_build import CorpusBuild
     from data_gen.corpus.corpus_recipe import load_recipe
@@ -90,10 +100,18 @@ def write_corpus(args: argparse.Namespace, executor: Any, overrides: dict[str, s
     recipe = load_recipe(args.recipe, overrides)
     earlier = [path for path in args.earlier.split(",") if path]
     build = CorpusBuild(
-        recipe, args.data_dir, args.output, executor, benchmarks=args.benchmarks, earlier=earlier, say=say
+        recipe,
+        args.data_dir,
+        place.output,
+        executor,
+        benchmarks=args.benchmarks,
+        earlier=earlier,
+        work=place.work,
+        store=place.store,
+        say=say,
     )
     summary = build()
-    _print_books(summary, args.output)
+    _print_books(summary, place.output)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {"build": build_corpus, "tokenize": tokenize_corpus}

@@ -6,13 +6,21 @@ python -m data_gen corpus tokenize --input=corpora/mmedc --tokenizer=models/Meta
 import argparse
 from typing import Any
 
-from data_gen.commands.corpus_executor import CLUSTER_FLAGS, add_executor, make_executor, say, split_clusters
+from data_gen.commands.corpus_executor import (
+    CLUSTER_FLAGS,
+    BuildPlace,
+    add_executor,
+    build_place,
+    make_executor,
+    say,
+    split_clusters,
+)
 from data_gen.corpus.requirements import check_extra
 from mmed_jax.common import console
 from mmed_jax.common.buckets.local_places import local_places
 from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError
-from mmed_jax.common.place_flags import InputPlace
+from mmed_jax.common.place_flags import BuiltOutput, InputPlace
 
 # What workers would load for themselves, at seconds each.
 _PRELOAD = ("data_gen.corpus.tokenize_stage", "data_gen.corpus.run_task", "transformers", "array_record.python")
@@ -34,7 +42,7 @@ def _parser() -> Parser:
         "--tokenizer", type=InputPlace, metavar="DIR", help="tokenizer of the model that will be trained"
     )
     parser.add_argument("--seq_len", type=int, default=8192, help="slots of a row (default 8192)")
-    parser.add_argument("--output", metavar="DIR", help="folder of the table")
+    parser.add_argument("--output", type=BuiltOutput, metavar="DIR", help="folder of the table")
     parser.add_argument("--overlap", type=float, default=0.0, help="share that pieces of a document have in common (0)")
     parser.add_argument("--attend_across", action="store_true", help="one segment a row: attention across documents")
     parser.add_argument("--validation_fraction", type=float, default=0.001, help="documents held out (default 0.001)")
@@ -55,11 +63,14 @@ def tokenize_corpus(argv: list[str]) -> None:
     executor = make_executor(args, clusters, _PRELOAD)
     check_extra()
     console.outlive()
-    with local_places(args) as places:
-        write_table(places, executor)
+    from data_gen.corpus.tokenize_stage import SPLITS
+    from mmed_jax.data.packed_table import TABLE
+
+    with local_places(args) as places, build_place(args.output, SPLITS, (TABLE,)) as place:
+        write_table(places, place, executor)
 
 
-def write_table(args: argparse.Namespace, executor: Any) -> None:
+def write_table(args: argparse.Namespace, place: BuildPlace, executor: Any) -> None:
     """Writes the table of --input and prints its counts; errors as of `tokenize_corpus`."""
     from data_gen.corpus.tokenize_build import TableBuild, find_corpus
     from data_gen.corpus.tokenize_stage import check_language
@@ -70,15 +81,17 @@ def write_table(args: argparse.Namespace, executor: Any) -> None:
     build = TableBuild(
         corpus,
         args.tokenizer,
-        args.output,
+        place.output,
         RowSettings(args.seq_len, args.overlap, args.attend_across),
         executor,
         validation_fraction=args.validation_fraction,
         language=args.language,
         unit_mb=args.unit_mb,
+        work=place.work,
+        store=place.store,
         say=say,
     )
-    _print_counts(build(), corpus.kinds, args.output)
+    _print_counts(build(), corpus.kinds, place.output)
 
 
 def _print_counts(info: dict[str, Any], kinds: dict[str, str], output: str) -> None:

@@ -22,7 +22,7 @@ from data_gen.corpus.document_files import REJECTS, SAMPLES, UNKNOWN
 from data_gen.corpus.duplicate_stages import languages_signed, partitions
 from data_gen.corpus.executor import Executor
 from data_gen.corpus.ocr import ocr_dependencies
-from data_gen.corpus.output_stage import group_units, put_documents
+from data_gen.corpus.output_stage import DOCUMENTS, group_units, put_documents
 from data_gen.corpus.page_addresses import tables_of
 from data_gen.corpus.pipeline_steps import FIRST, LAST, files_of
 from data_gen.corpus.readers import FORMATS, PROGRAMS
@@ -34,6 +34,8 @@ from mmed_jax.common.output_files import check_folder, put_file, write_json
 from mmed_jax.common.paths import expand_home
 
 SUMMARY, WORK = "corpus.json", "work"
+# What a build gives, in the order that it is written.
+FOLDERS, FILES = (DOCUMENTS,), (REJECTS, "report.html", SUMMARY)
 PACKAGE = Path(data_gen.__file__).parent
 _SAMPLED_PARTS = 100  # whose samples the report draws from
 
@@ -44,7 +46,8 @@ class CorpusBuild:
     Args:
       recipe: of corpus_recipe.load_recipe. data_dir: folder of the inputs. output: folder of the corpus.
       executor: runs the parts of a stage. benchmarks: folder of test sets, "" for none. earlier: folders of corpora
-        that were built before; documents that they have are left out.
+        that were built before; documents that they have are left out. work: of the folders of stages, None = in output;
+        store: its address in a bucket, where their parts are kept too.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class CorpusBuild:
         *,
         benchmarks: str = "",
         earlier: Sequence[str] = (),
+        work: Path | None = None,
+        store: str = "",
         say: Callable[[str], None] = print,
     ) -> None:
         self.recipe, self.executor, self.say = recipe, executor, say
@@ -67,7 +72,7 @@ class CorpusBuild:
         self.output = expand_home(output).absolute()
         if any(path.resolve() == self.output.resolve() for path in self.earlier):
             raise UserError(f"--earlier={self.output}: is --output itself, whose documents would all be left out")
-        self.work = self.output / WORK
+        self.work, self.store = work or self.output / WORK, store
         self.missing: list[str] = []
         self.passed_over: dict[str, int] = {}  # files of no known format, by source
         self.roots: dict[str, str] = {}
@@ -120,11 +125,13 @@ class CorpusBuild:
 
     def _run(self, stage: Stage) -> StageFolder:
         """The folder of a stage with all its parts."""
-        folder = StageFolder.make(self.work, stage)
+        folder = StageFolder.make(self.work, stage, self.store)
+        folder.sync()
         pending = len(folder.pending())
         self.say(f"{folder.path.name}: {len(folder.parts):,} parts, {pending:,} to make")
         if pending:
             self.executor.run(folder)
+            folder.sync()
         folder.check()
         self.stages[stage.name] = folder
         return folder
@@ -329,7 +336,7 @@ class CorpusBuild:
             for number in range(len(self.stages["filter"].parts)):
                 f.write((self.stages["filter"].part(number) / REJECTS).read_bytes())
         samples = [s for name in ("filter", "clean") for s in _samples(self.stages[name])]
-        with put_file(self.output / "report.html") as temporary:
+        with put_file(self.output / FILES[1]) as temporary:
             temporary.write_text(page(self.recipe, summary, filtered, cleaned, samples), encoding="utf-8")
         write_json(self.output / SUMMARY, summary)
         return summary

@@ -5,6 +5,8 @@
     STAGE-3f2a.../parts/.00017.*.tmp   a part that is being written, or was when its process died
     STAGE-3f2a.../logs/                what its tasks wrote to stdout and stderr
 
+Where the output of a build lies in a bucket, the parts are kept there too (bucket_parts.py).
+
 The name has a hash of settings, code (the import closure of the stage's function), files such as keyword lists,
 versions of libraries, the stages before and the parts (for the first stage: input files with checksums). So a change is
 another folder and never a silent skip; what is unchanged is there already. The number of tasks is not in it, because a
@@ -24,15 +26,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from data_gen.corpus.bucket_parts import MARKER, sync_parts, upload_part
 from data_gen.corpus.requirements import library_versions
 from mmed_jax.common.code_hash import code_hash
-from mmed_jax.common.errors import UserError, WorkError
+from mmed_jax.common.errors import ReportedError, UserError, WorkError, one_line, warn
 from mmed_jax.common.hashes import file_hash, json_hash
 from mmed_jax.common.output_files import write_json
 
-MARKER = "marker.json"
 # What decides nothing of a part's contents.
-_NOT_CODE = ("mmed_jax.common.console", "mmed_jax.common.progress", "mmed_jax.common.html_page")
+_NOT_CODE = (
+    "data_gen.corpus.bucket_parts",
+    "mmed_jax.common.buckets",
+    "mmed_jax.common.console",
+    "mmed_jax.common.html_page",
+    "mmed_jax.common.progress",
+)
 
 
 @dataclass(frozen=True)
@@ -86,21 +94,24 @@ class Result:
 
 
 class StageFolder:
-    """The folder of one stage. `path` ends in the first 16 digits of `hash`."""
+    """One stage. `path` ends in the first 16 digits of `hash`; `store` is its address in a bucket, or ""."""
 
     def __init__(self, path: Path) -> None:
         """Raises WorkError where it has no stage.json that can be read."""
         self.path, self._parts = path, path / "parts"
         try:
             value = json.loads((path / "stage.json").read_bytes())
-            self.key, self.context = value["key"], value["context"]
+            self.key, self.context, self.store = value["key"], value["context"], value.get("store", "")
         except (OSError, ValueError, KeyError) as e:
             raise WorkError(f"{path}: no folder of a stage ({e})") from e
         self.hash = path.name.rpartition("-")[2]
 
     @classmethod
-    def make(cls, work: Path, stage: Stage) -> "StageFolder":
-        """The folder of a stage below `work`, made unless it is there. Raises WorkError where it cannot be written."""
+    def make(cls, work: Path, stage: Stage, store: str = "") -> "StageFolder":
+        """The folder of a stage below `work`, made unless it is there; `store`: address of `work` in a bucket, or "".
+
+        Raises WorkError where it cannot be written.
+        """
         key = stage.key()
         path = work / f"{stage.name}-{json_hash(key, 16)}"
         try:
@@ -108,7 +119,8 @@ class StageFolder:
             (path / "logs").mkdir(exist_ok=True)
         except OSError as e:
             raise WorkError(f"{path}: cannot be written ({e.strerror or e})") from e
-        write_json(path / "stage.json", {"key": key, "context": stage.context})
+        kept = {"store": f"{store}/{path.name}"} if store else {}
+        write_json(path / "stage.json", {"key": key, "context": stage.context, **kept})
         return cls(path)
 
     @property
@@ -123,6 +135,14 @@ class StageFolder:
         there = set(os.listdir(self._parts))
         return [n for n in range(len(self.parts)) if f"{n:06d}" not in there]
 
+    def sync(self) -> None:
+        """Has the same parts here and in the bucket, where they are kept in one. Raises UserError, WorkError."""
+        if self.store:
+            away = set(self.pending())
+            names = [self.part(n).name for n in range(len(self.parts))]
+            here = {names[n]: self.marker(n)["files"] for n in range(len(names)) if n not in away}
+            sync_parts(self.store, self._parts, here, names)
+
     def clean(self) -> None:
         """Removes what dead processes left half-written. Only where none is at work on this stage."""
         for left in self._parts.glob(".*.tmp"):
@@ -132,7 +152,8 @@ class StageFolder:
     def put(self, number: int) -> Iterator[tuple[Path, Result]]:
         """Yields (a folder to write files into, the Result to fill); when the block ends the part is on the disk.
 
-        A part that another process has put meanwhile has the same contents: it stays. Raises OSError.
+        A part that another process has put meanwhile has the same contents: it stays. That it cannot be put into the
+        bucket yet is a warning: `sync` will do it. Raises OSError.
         """
         temporary = self._parts / f".{number:06d}.{socket.gethostname()}-{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -152,6 +173,11 @@ class StageFolder:
             _flush_folder(self._parts)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        if self.store:
+            try:
+                upload_part(self.store, self.part(number), files)
+            except (OSError, ReportedError) as e:
+                warn(f"{self.part(number)}: could not be put into {self.store} yet ({one_line(e)})")
 
     def marker(self, number: int) -> dict[str, Any]:
         """{"rows", "counts", "files": {name: [bytes, sha256]}} of a part. Raises WorkError where it is not whole."""

@@ -128,7 +128,7 @@ class TableBuild:
     Args:
       corpus: of find_corpus. tokenizer: folder of one. output: folder of the table.
       validation_fraction: share of the documents that are held out. language: of documents that say none.
-      unit_mb: what one task reads at least.
+      unit_mb: what one task reads at least. work, store: as of CorpusBuild.
     """
 
     def __init__(
@@ -142,6 +142,8 @@ class TableBuild:
         validation_fraction: float = 0.001,
         language: str = "",
         unit_mb: float = 100.0,
+        work: Path | None = None,
+        store: str = "",
         say: Callable[[str], None] = print,
     ) -> None:
         """Raises UserError for settings that make no sense and a tokenizer that cannot be used."""
@@ -158,7 +160,7 @@ class TableBuild:
         self.reading = {"language": language, "finished": corpus.is_finished}
         self.settings = {**asdict(rows), **self.reading, "tokenizer": tokenizer_hash(tok), **_versions()}
         self.output = expand_home(output).absolute()
-        self.work = self.output / WORK
+        self.work, self.store = work or self.output / WORK, store
         self.roots = {file.source: str(corpus.root) for file in corpus.files}
 
     def __call__(self) -> dict[str, Any]:
@@ -172,11 +174,13 @@ class TableBuild:
 
     def _run(self, stage: Stage) -> StageFolder:
         """The folder of a stage with all its parts."""
-        folder = StageFolder.make(self.work, stage)
+        folder = StageFolder.make(self.work, stage, self.store)
+        folder.sync()
         pending = len(folder.pending())
         self.say(f"{folder.path.name}: {len(folder.parts):,} parts, {pending:,} to make")
         if pending:
             self.executor.run(folder)
+            folder.sync()
         folder.check()
         return folder
 

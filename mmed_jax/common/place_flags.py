@@ -34,6 +34,10 @@ class ResumedOutput(OutputPlace):
     """A file or folder that an earlier call may have begun, and that is continued."""
 
 
+class BuiltOutput(OutputPlace):
+    """A folder that a long build makes: what is done of it goes up as it is made (buckets/built_folder.py)."""
+
+
 class UpdatedOutput(OutputPlace):
     """A folder that is read, and of which some files are written anew."""
 

@@ -82,16 +82,21 @@ def command(folder: Path, output: Path, *flags: str) -> list[str]:
 
 def start(*arguments, **options) -> subprocess.Popen:
     """The command in a process group of its own."""
+    return launch(command(*arguments), **options)
+
+
+def launch(line: list[str], **options) -> subprocess.Popen:
+    """Any command line in a process group of its own; `env`: what is set beside the environment."""
     environment = {**os.environ, "PYTHONPATH": str(REPO), **options.pop("env", {})}
     return subprocess.Popen(
-        command(*arguments), cwd=REPO, env=environment, start_new_session=True, stdout=subprocess.PIPE,
+        line, cwd=REPO, env=environment, start_new_session=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, **options,
     )  # fmt: skip
 
 
-def finish(*arguments) -> str:
+def finish(*arguments, **options) -> str:
     """Runs the command to its end; what it printed."""
-    process = start(*arguments)
+    process = start(*arguments, **options)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     return printed

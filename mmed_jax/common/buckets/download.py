@@ -40,6 +40,8 @@ CHECKPOINTS, COMMITTED, SET_ASIDE = "checkpoints/", "commit_success.txt", ".corr
 # Of a run, and of a checkpoint in it, what no model needs; a report that is made anew costs no second copy of weights.
 _NOT_OF_A_MODEL = ("tensorboard/", "plots/", "profile/", "wandb/", "metrics/", "metrics.jsonl", "report.html", ".lock")
 _NOT_OF_WEIGHTS = "opt_state/"
+# Of a corpus or a table of documents that was built there: what is made on the way, and what says that it is whole.
+WORK, _PART_OF_WORK, _BUILT = "work", re.compile(r"work/\w+-[0-9a-f]{16}/parts/"), {"corpus.json", "table.json"}
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def fetch(found: Found, kind: type = InputPlace, step: int | None = None) -> Pat
     as_model = issubclass(kind, ModelPlace) and not found.is_file
     if as_model:
         objects = _of_model(found, step)
+    objects = _without_work(objects, found.address)
     ranged = [name for name, o in objects.items() if as_model and is_ranged(name, o.size)]
     listed = [[name, o.generation, name in ranged] for name, o in sorted(objects.items())]
     digest = hashlib.sha256(json.dumps([found.address, listed]).encode()).hexdigest()[:20]
@@ -215,7 +218,7 @@ def _fill(place: Path, found: Found, objects: dict[str, Stored], ranged: Sequenc
     ):
 
         def one(name: str) -> None:
-            _fetch_object(found.bucket, fetched[name], found.path_of(place, name), stop)
+            fetch_object(found.bucket, fetched[name], found.path_of(place, name), stop)
             bar.update(fetched[name].size)
 
         wait_for_all(pool, [pool.submit(one, name) for name in fetched], stop)
@@ -236,7 +239,12 @@ def wait_for_all(pool: ThreadPoolExecutor, futures: Iterable[Future], stop: thre
         raise
 
 
-def _fetch_object(bucket: Bucket, stored: Stored, file: Path, stop: threading.Event) -> None:
+def fetch_object(bucket: Bucket, stored: Stored, file: Path, stop: threading.Event | None = None) -> None:
+    """Fetches an object, of its generation, into a file, compared with its checksum.
+
+    Raises:
+      UserError, WorkError: of Bucket.download; it was changed, or comes with another checksum. OSError: of the file.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.fetched")
     try:
@@ -255,6 +263,17 @@ def _fetch_object(bucket: Bucket, stored: Stored, file: Path, stop: threading.Ev
     finally:
         temporary.unlink(missing_ok=True)
     raise WorkError(f"{bucket.address(stored.name)}: came {_TRIES} times with another checksum than the bucket says")
+
+
+def _without_work(objects: dict[str, Stored], address: str) -> dict[str, Stored]:
+    """Of a corpus or a table what was finished. Raises UserError where it is not."""
+    if not any(_PART_OF_WORK.match(name) for name in objects):
+        return objects
+    if not _BUILT & objects.keys():
+        raise UserError(
+            f"{address}: is not finished (no {' or '.join(sorted(_BUILT))}); run its build again to the end"
+        )
+    return {name: o for name, o in objects.items() if not name.startswith(f"{WORK}/")}
 
 
 def _of_model(found: Found, step: int | None) -> dict[str, Stored]:

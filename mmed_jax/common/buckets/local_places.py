@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from mmed_jax.common.errors import ReportedError, UserError, WorkError, one_line, warn
-from mmed_jax.common.place_flags import InputPlace, ModelPlace, OutputPlace, addresses
+from mmed_jax.common.place_flags import BuiltOutput, InputPlace, ModelPlace, OutputPlace, addresses
 from mmed_jax.common.places import GS
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ Flags = TypeVar("Flags", argparse.Namespace, SimpleNamespace)
 def local_places(args: Flags) -> Iterator[Flags]:
     """Yields `args` with the addresses in flags of InputPlace and OutputPlace replaced; costs nothing without one.
 
-    Models stay as they are written: hf.open_model opens them, and results name them so.
+    Models stay as they are written: hf.open_model opens them, and results name them so. A BuiltOutput stays as well,
+    for built_folder.
 
     What is read is fetched first. What is written is uploaded when the block ends well or with a WorkError (what a
     command writes before it says that work is left is whole); an output that is continued, however it ends. What is
@@ -41,25 +42,35 @@ def local_places(args: Flags) -> Iterator[Flags]:
     replaced = {name: _fetched(name, value, names) for name, value in values.items()}
     opened: list[Upload] = []
     failed = True
-    out, err = _Named(sys.stdout, names), _Named(sys.stderr, names)
     try:
         for name, value in values.items():
-            if isinstance(value, OutputPlace) and addresses(value, OutputPlace):
+            if isinstance(value, OutputPlace) and _is_replaced(value) and addresses(value, OutputPlace):
                 upload = Upload(value, f"--{name}", type(value))
                 replaced[name] = type(value)(upload.open())
                 names[str(upload.path)] = upload.address
                 opened.append(upload)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
+        with naming_addresses(names):
             yield type(args)(**replaced)
         failed = False
-    except ReportedError as e:
-        failed = not isinstance(e, WorkError)
-        e.problem, e.place = out.named(e.problem), out.named(e.place)
-        raise e.at(e.place) from e.__cause__
+    except WorkError:
+        failed = False
+        raise
     finally:
         _close(opened, failed)
     for upload in opened:
         print(f"uploaded   {upload.address}", flush=True)
+
+
+@contextlib.contextmanager
+def naming_addresses(names: dict[str, str]) -> Iterator[None]:
+    """What is printed and raised in the block has addresses in the place of paths; `names`: {path: address}."""
+    out, err = _Named(sys.stdout, names), _Named(sys.stderr, names)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
+            yield
+    except ReportedError as e:
+        e.problem, e.place = out.named(e.problem), out.named(e.place)
+        raise e.at(e.place) from e.__cause__
 
 
 def _close(opened: list["Upload"], failed: bool) -> None:
@@ -106,13 +117,19 @@ def _check_apart(values: dict[str, Any]) -> None:
         for address in addresses(value, OutputPlace):
             if address.rstrip("/") in seen:
                 raise UserError(f"--{name}={value}: is named by another flag as well; name another place")
+            if isinstance(value, BuiltOutput) and any(address.startswith(f"{folder}/") for folder in seen):
+                raise UserError(f"--{name}={value}: lies in what another flag names, which is fetched whole")
             seen.add(address.rstrip("/"))
+
+
+def _is_replaced(value: Any) -> bool:
+    return not isinstance(value, ModelPlace | BuiltOutput)
 
 
 def _texts(values: dict[str, Any]) -> Iterator[str]:
     for value in values.values():
         for text in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(text, InputPlace | OutputPlace) and not isinstance(text, ModelPlace):
+            if isinstance(text, InputPlace | OutputPlace) and _is_replaced(text):
                 yield text
 
 

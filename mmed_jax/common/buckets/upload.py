@@ -1,9 +1,9 @@
 """A file or folder of a bucket that a command writes: written on this machine, then put up so that no half is seen.
 
 The command gets a place in a folder of its own that shows what the bucket holds: small files whole, large ones as empty
-files of their size (an output that is continued or updated: all of it), so that "is there already" is said as of a disk. When the
-command has ended, what it wrote anew goes up and what it removed is removed. Objects that hold the very bytes already
-are left. Every write is by generation: another process that writes there as well is an error.
+files of their size (all whole of an output that is continued or updated), so that "is there already" is said as of a
+disk. When the command has ended, what it wrote anew goes up and what it removed is removed. Objects that hold the very
+bytes already are left. Every write is by generation: another process that writes there as well is an error.
 
 What ends with one of FIRST goes up first (without it nobody could go on with what a cut upload left) and LAST last:
 while the upload is under way a folder that is replaced has none of LAST, so that no reader takes it for whole. One that
