@@ -8,12 +8,15 @@ as well: two questions on one long case, or the same options under another quest
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 
 from data_gen.gates.ngrams import mix64, shingles, text_key
 from mmed_jax.data.records.schema import LANGUAGES, kind_of
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 NUM_PERM = 128
 THRESHOLD = 0.85
@@ -54,6 +57,8 @@ class Deduplicator:
     """
 
     def __init__(self, threshold: float = THRESHOLD, num_perm: int = NUM_PERM, seed: int = 1) -> None:
+        from datasketch import MinHash  # with scipy behind it; every command of data_gen imports this module
+
         self.threshold = threshold
         self._whole = MinHash(num_perm=num_perm, seed=seed, hashfunc=int)
         self._answer = MinHash(num_perm=ANSWER_PERM, seed=seed, hashfunc=int)
@@ -133,11 +138,13 @@ class Deduplicator:
 
 def _bands(threshold: float, num_perm: int) -> tuple[int, int]:
     """(bands, rows a band) from datasketch's optimiser, weighted for recall."""
+    from datasketch import MinHashLSH
+
     index = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=(0.1, 0.9))
     return index.b, index.r
 
 
-def _signature(blank: MinHash, text: str) -> np.ndarray:
+def _signature(blank: "MinHash", text: str) -> np.ndarray:
     """MinHash of the text's n-grams, uint32 [num_perm]."""
     sketch = blank.copy()
     sketch.update_batch((shingles(text, SIZE, DENSE_SIZE) & np.uint64(0xFFFFFFFF)).tolist())

@@ -60,7 +60,10 @@ def import_closure(
 
 def dump(tree: ast.Module) -> bytes:
     """A syntax tree as text, without comments and docstrings (which are taken out of it)."""
-    for node in ast.walk(tree):
+    inner: list[ast.AST] = [tree]
+    while inner:
+        node = inner.pop()
+        inner += _statements(node)
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             if ast.get_docstring(node, clean=False) is not None:
                 del node.body[0]
@@ -120,9 +123,9 @@ def _binds(path: Path, name: str) -> bool:
     return False
 
 
-def _running(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those that only a type checker sees (`if TYPE_CHECKING:`)."""
-    for node in ast.iter_child_nodes(tree):
+def _running(tree: ast.AST) -> Iterator[ast.stmt]:
+    """All statements but those that only a type checker sees (`if TYPE_CHECKING:`)."""
+    for node in _statements(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             for other in node.orelse:
                 yield other
@@ -130,3 +133,14 @@ def _running(tree: ast.AST) -> Iterator[ast.AST]:
         else:
             yield node
             yield from _running(node)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """The statements directly within a node. Of a tree's nodes one in ten is one, and a start waits for this walk."""
+    for field in ("body", "handlers", "orelse", "finalbody", "cases"):
+        inner = getattr(node, field, None)
+        for part in inner if isinstance(inner, list) else ():  # of `x if y else z` and of a lambda it is an expression
+            if isinstance(part, ast.stmt):
+                yield part
+            else:
+                yield from _statements(part)

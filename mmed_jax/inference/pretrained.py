@@ -27,7 +27,7 @@ from mmed_jax.hf.save import save_pretrained
 from mmed_jax.hf.tuning import export_info
 from mmed_jax.inference.engine import Engine
 from mmed_jax.inference.prompt_files import PromptFormat, prompt_ids
-from mmed_jax.model import llama
+from mmed_jax.model import llama, nnx_llama
 from mmed_jax.parallel.sharding import param_shardings
 
 Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -49,8 +49,8 @@ def _logits(params, cfg, tokens_bt, positions_bt, segment_ids_bt, *, compute_dty
     return llama.unembed(params, cfg, hidden)
 
 
-class Llama(llama.Llama):
-    """The NNX module of mmed_jax.model.llama together with where it came from.
+class Llama(nnx_llama.Llama):
+    """The NNX module of mmed_jax.model.nnx_llama together with where it came from.
 
     Its nnx.Params are the only copy of the weights: `params`, `generate` and `save_pretrained` hand on the same arrays.
     It is an ordinary Flax module: nnx.jit, nnx.grad, nnx.split and nnx.update(model, params) work on it.

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from mmed_jax.model import kv_cache, lora_products
@@ -303,32 +302,3 @@ def unembed(params: Params, cfg: LlamaConfig, hidden: jax.Array) -> jax.Array:
         if adapter := head_adapter(params, hidden):
             logits = adapter.apply(logits)
     return constrain(logits, "batch", "length", "act_vocab") if logits.ndim == 3 else logits
-
-
-class _Group(nnx.Module):
-    """Named parameters or named groups of them."""
-
-    def __init__(self, tree: dict, axes: dict):
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                setattr(self, name, _Group(value, axes[name]))
-            else:
-                setattr(self, name, nnx.Param(value, sharding_names=axes[name], eager_sharding=False))
-
-
-class Llama(_Group):
-    """The parameters as a Flax NNX module: `nnx.to_pure_dict(nnx.state(model))` is the plain tree used everywhere.
-
-    Each nnx.Param carries its logical axis names as metadata (`sharding_names`).
-    """
-
-    def __init__(self, cfg: LlamaConfig, rngs: nnx.Rngs | None = None, *, params: Params | None = None):
-        if params is None:
-            params = init_params(cfg, rngs.params())
-        super().__init__(params, logical_axes(cfg))
-        self.cfg = cfg
-
-    def __call__(self, tokens_bt: jax.Array, **kwargs: Any) -> jax.Array:
-        """float32 logits [B, T, V]; keyword arguments of `forward` except cache."""
-        params = nnx.to_pure_dict(nnx.state(self))
-        return unembed(params, self.cfg, forward(params, self.cfg, tokens_bt, **kwargs))

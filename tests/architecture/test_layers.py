@@ -154,3 +154,27 @@ def plant(root, contents: dict[str, str]):
     hands_on = "def __getattr__(name):\n    from mmed_jax.hf.load import Model\n\n    return Model\n"
     (root / "mmed_jax" / "__init__.py").write_text(hands_on, encoding="utf-8")
     return root
+
+
+# Packages that take a second of a start, and the modules that may import them at their top.
+HEAVY = {
+    "datasets": set(),
+    "datasketch": set(),
+    "flax": {"mmed_jax.model.nnx_llama", "mmed_jax.inference.pretrained"},
+    "pandas": set(),
+    "scipy": set(),
+    "tensorflow": set(),
+    "torch": set(),
+    "transformers": set(),
+}
+
+
+def test_what_takes_long_to_import_is_imported_where_it_is_used(repo):
+    found: dict[str, set[str]] = {name: set() for name in HEAVY}
+    for module in modules(repo).values():
+        for node in module.tree.body if not module.name.startswith("scripts.") else ():
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for package in {name.partition(".")[0] for name in names} & HEAVY.keys():
+                found[package].add(module.name)
+    assert found == HEAVY

@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.model import llama
+from mmed_jax.model import llama, nnx_llama
 from mmed_jax.model.config import PRESETS, LlamaConfig, RopeScaling, check, from_hf, num_params, to_hf
 from tests.support import parity as ph
 
@@ -308,7 +308,7 @@ def test_module_is_the_plain_tree():
     from flax import nnx
 
     cfg = ph.tiny_config(attention_bias=True)
-    model = llama.Llama(cfg, nnx.Rngs(3))
+    model = nnx_llama.Llama(cfg, nnx.Rngs(3))
     tree = nnx.to_pure_dict(nnx.state(model))
     abstract = llama.abstract_params(cfg)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), tree) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
