@@ -1,12 +1,13 @@
 """Reading parameters from a run directory without touching it: for evaluation, generation, export and a next stage."""
 
+import contextlib
 import errno
 import logging
 import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ import jax
 import orbax.checkpoint as ocp
 
 from mmed_jax.checkpoints.run_directory import CHECKPOINTS, odd_steps, read_meta, step_folders
+from mmed_jax.checkpoints.save_deadline import Deadline
 from mmed_jax.checkpoints.stored_arrays import plain_path, without_alias
 from mmed_jax.checkpoints.tree import Described, compare, flatten, targets, to_dict, unflatten
+from mmed_jax.common.buckets.download import WEIGHTS, address_of
 from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone, shorten, verify_manifest
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.place_files import is_there
-from mmed_jax.common.places import Place, parse_place
+from mmed_jax.common.places import Place, is_bucket, parse_place
 from mmed_jax.parallel.barriers import agree_on, any_text
 from mmed_jax.parallel.device_memory import no_room
 
 IN_FLIGHT_BYTES = 2**30
+# After which weights in a bucket that are not read end the process: the libraries try a silent server for hours.
+DEADLINE_S = 3600.0
 # Faults of the machine or the storage at this moment. The libraries that read arrays give them as text only.
 _PASSING = tuple(
     os.strerror(n)
@@ -122,6 +127,7 @@ def read_params_by(
       read: called with the folder of the item "params" and what it holds, after the checksums are compared. When it
         fails because the bytes are damaged, it is called again for the checkpoint before.
     """
+    run_dir, step = _where_weights_lie(run_dir, step)
     checkpoints = parse_place(run_dir) / CHECKPOINTS
     folders = {s: checkpoints / str(s) for s in agree_on(available_steps(run_dir))}
     if not folders:
@@ -155,6 +161,34 @@ def read_params_by(
     raise WorkError(f"no checkpoint in {run_dir} can be read ({shorten(damaged)})")
 
 
+def _where_weights_lie(run_dir: str | Path, step: int | None) -> tuple[str | Path, int | None]:
+    """Of a run that was fetched without its weights its address and its step; of any other what was given.
+
+    Raises:
+      WorkError: the checkpoint there is not that of which all else was fetched.
+    """
+    steps, address = available_steps(run_dir), address_of(run_dir)
+    if not address or len(steps) != 1 or step not in (None, *steps):
+        return run_dir, step
+    folder = Path(run_dir) / CHECKPOINTS / str(steps[0])
+    if (folder / WEIGHTS).exists():
+        return run_dir, step
+    there = parse_place(address) / CHECKPOINTS / str(steps[0]) / MANIFEST
+    if (folder / MANIFEST).is_file() and not (
+        is_there(there) and there.read_bytes() == (folder / MANIFEST).read_bytes()
+    ):
+        raise WorkError(f"{there.parent}: was changed or removed while it was read; run the command again")
+    return address, steps[0]
+
+
+@contextlib.contextmanager
+def _within_deadline(folder: Place) -> Iterator[None]:
+    """A limit for what reads the weights of a checkpoint in a bucket."""
+    limit = Deadline(DEADLINE_S if is_bucket(folder) else 0)
+    with limit.around(lambda s: f"{folder}: was not read in {s:,.0f} s; the bucket does not answer"):
+        yield
+
+
 def in_order(folders: Mapping[int, Place]) -> list[int]:
     """Steps in the order in which their checkpoints are tried: the newest first, those without a manifest last.
 
@@ -173,13 +207,14 @@ def _read_params(folder: Place, saved: Described, shardings: Any, dtype: Any) ->
         if missing := sorted(set(wanted) ^ set(by_path)):
             raise UserError(f"parameters in {folder.parent}: not the leaves that were expected: {', '.join(missing)}")
         wanted = {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_path[p]) for p, x in wanted.items()}
-    return read_item(folder, unflatten(wanted))
+    with _within_deadline(folder):
+        return read_item(folder, unflatten(wanted))
 
 
 def read_item(folder: Place, wanted: Mapping[str, Any], *, partial: bool = False) -> dict[str, Any]:
     """The arrays of one item of a checkpoint, placed as `wanted` says (a nested dict; see `targets`).
 
-    Unless `partial`, all of them must be wanted.
+    Unless `partial`, all of them must be wanted, and the caller sets the limit for what is read from a bucket.
 
     What is on its way through host memory at one time is the largest leaf, or IN_FLIGHT_BYTES of smaller ones. Orbax's
     own bound, 96 GB, is a second copy of most models.
@@ -192,7 +227,8 @@ def read_item(folder: Place, wanted: Mapping[str, Any], *, partial: bool = False
     asked = ocp.args.PyTreeRestore(item=places, restore_args=restore_args, partial_restore=True)
     with plain_path(folder) as path:
         if partial:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=bound)) as reader:
+            handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=bound)
+            with _within_deadline(folder), ocp.Checkpointer(handler) as reader:
                 return dict(reader.restore(path, args=asked))
         with ocp.StandardCheckpointer(restore_concurrent_gb=bound) as reader:
             return dict(reader.restore(path, places))

@@ -176,6 +176,32 @@ def test_of_a_run_one_finished_checkpoint_is_fetched(cloud, tmp_path):
         open_model(f"{B}/runs/two")
 
 
+def test_the_weights_of_a_large_run_are_read_where_they_lie(cloud, tmp_path, monkeypatch):
+    """They are those of a disk; nothing of them is fetched, and another checkpoint in their place is an error."""
+    monkeypatch.setattr(ranged_file, "LEAST", 1000)
+    cfg = dataclasses.replace(PRESETS["demo"], vocab_size=512, hidden_size=16, intermediate_size=16, num_layers=2)
+    run, every = tmp_path / "run", {"every_steps": 1, "every_minutes": 0, "keep_last": 5, "keep_best": 0}
+    with Checkpointer(run, **every, async_=False) as checkpointer:
+        state = {"params": random_params(cfg, 3), "opt_state": {}, "step": jnp.int32(3)}
+        checkpointer.maybe_save(3, state, data_state={}, config={"name": "stage1"}, metrics={})
+    (run / "config.json").write_text(json.dumps({"name": "stage1", "run_dir": str(run)}))
+    write_assets(run / "hf_assets", cfg, tiny_tokenizer(tmp_path / "ranks"), dtype="float32")
+    put(cloud, run, "runs/large")
+    cloud.write("bucket", "runs/large/checkpoints/3/commit_success.txt", b"")
+    source = open_model(f"{B}/runs/large")
+    assert not (source.path / "checkpoints/3/params").exists() and (source.path / "checkpoints/3/meta").is_dir()
+    cloud.write("bucket", "runs/large/checkpoints/5/commit_success.txt", b"")  # a later one is not taken in its place
+    got, want = source.load_params(), random_params(cfg, 3)
+    assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)))
+    cloud.remove("bucket", "runs/large/checkpoints/5/commit_success.txt")
+    export.main([f"--model={B}/runs/large", "--output=there"])
+    export.main([f"--model={run}", "--output=here"])
+    assert raw_tensors(Path("there")) == raw_tensors(Path("here"))
+    cloud.write("bucket", "runs/large/checkpoints/3/manifest.json", b"{}")
+    with pytest.raises(WorkError, match=f"^{B}/runs/large/checkpoints/3: was changed or removed while it was read"):
+        source.load_params()
+
+
 def test_generate_is_stopped_and_continued(cloud, engine, model):
     cloud.write("bucket", "prompts.txt", b"one\ntwo\nthree\n")
     flags = [f"--model={B}/model", f"--input={B}/prompts.txt", f"--output={B}/answers.jsonl", "--raw"]

@@ -5,7 +5,8 @@ and the generations of its objects: another version is another folder, and what 
 process of a host fetches, the others wait for it. Every object is compared with the bucket's CRC-32C; what a killed
 process left is gone on with. Nothing is removed: the folder may be deleted whenever no command runs.
 
-Of a model's folder the large weight files are not fetched: ranged_file.py reads of them what is asked for.
+Of a model's folder the large weight files are not fetched: ranged_file.py reads of them what is asked for. Nor are the
+weights of a run's checkpoint, if they are large: checkpoints/restore.py reads them where they lie.
 """
 
 import fcntl
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmed_jax.common.buckets.bucket import Bucket, Damaged, Stored, checksum_of, open_bucket
-from mmed_jax.common.buckets.ranged_file import is_ranged, write_pointer
+from mmed_jax.common.buckets.ranged_file import is_large, is_ranged, write_pointer
 from mmed_jax.common.errors import UserError, WorkError, nearest
 from mmed_jax.common.output_files import write_json
 from mmed_jax.common.paths import expand_home, resolve_path
@@ -37,6 +38,7 @@ _THREADS = 8
 _TRIES = 3  # of an object that came with another checksum
 # Of a run: a step that is finished, and what marks one that could not be read (checkpoints/bucket_run.py).
 CHECKPOINTS, COMMITTED, SET_ASIDE = "checkpoints/", "commit_success.txt", ".corrupt.json"
+WEIGHTS = "params/"
 # Of a run, and of a checkpoint in it, what no model needs; a report that is made anew costs no second copy of weights.
 _NOT_OF_A_MODEL = ("tensorboard/", "plots/", "profile/", "wandb/", "metrics/", "metrics.jsonl", "report.html", ".lock")
 _NOT_OF_WEIGHTS = "opt_state/"
@@ -134,6 +136,7 @@ def fetch(found: Found, kind: type = InputPlace, step: int | None = None) -> Pat
     as_model = issubclass(kind, ModelPlace) and not found.is_file
     if as_model:
         objects = _of_model(found, step)
+        objects = _without_large_weights(objects)
     objects = _without_work(objects, found.address)
     ranged = [name for name, o in objects.items() if as_model and is_ranged(name, o.size)]
     listed = [[name, o.generation, name in ranged] for name, o in sorted(objects.items())]
@@ -263,6 +266,14 @@ def fetch_object(bucket: Bucket, stored: Stored, file: Path, stop: threading.Eve
     finally:
         temporary.unlink(missing_ok=True)
     raise WorkError(f"{bucket.address(stored.name)}: came {_TRIES} times with another checksum than the bucket says")
+
+
+def _without_large_weights(objects: dict[str, Stored]) -> dict[str, Stored]:
+    """Of a run all but its weights, if they are large; its manifest and commit_success.txt are of them alone."""
+    weights = [n for n in objects if re.match(f"{CHECKPOINTS}[0-9]+/{WEIGHTS}", n)]
+    if not is_large(sum(objects[n].size for n in weights)):
+        return objects
+    return {name: o for name, o in objects.items() if name not in weights}
 
 
 def _without_work(objects: dict[str, Stored], address: str) -> dict[str, Stored]:

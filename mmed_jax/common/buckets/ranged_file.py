@@ -59,7 +59,12 @@ class RangedFile(NamedTuple):
 
 def is_ranged(name: str, size: int) -> bool:
     """Whether a file of a model's folder stays in the bucket."""
-    return name.endswith(SUFFIX) and size >= LEAST
+    return name.endswith(SUFFIX) and is_large(size)
+
+
+def is_large(size: int) -> bool:
+    """Whether weights of so many bytes stay in the bucket."""
+    return size >= LEAST
 
 
 def write_pointer(file: Path, bucket: str, stored: Stored) -> None:
