@@ -10,7 +10,7 @@ import pytest
 from mmed_jax import doctor, export, report
 from mmed_jax.checkpoints import bucket_run
 from mmed_jax.checkpoints.metrics_file import metrics_version, read_metrics
-from mmed_jax.common.buckets import lease
+from mmed_jax.common.buckets import lease, ranged_file
 from mmed_jax.common.buckets.bucket import Bucket
 from mmed_jax.common.places import parse_place
 from tests.support import fake_gcs
@@ -215,12 +215,15 @@ def test_a_process_that_has_lost_the_lock_finishes_no_checkpoint(bench, cloud, m
 
 def test_the_next_stage_starts_from_a_run_in_a_bucket(bench, cloud, finished, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("MMED_JAX_BUCKETS", str(tmp_path / "fetched"))
+    monkeypatch.setattr(ranged_file, "LEAST", 1000)  # of a large run the weights stay where they are
     here, there = (
         bench.train(tmp_path / name, "stage2", init_from=start, steps=2, epochs=0, data__seq_len=256)
         for name, start in (("here", bench.reference), ("there", finished))
     )
     assert here.code == there.code == 0, there.err
     assert reproduced(tmp_path / "here") == reproduced(tmp_path / "there")
+    assert list((tmp_path / "fetched").rglob("checkpoints/*/meta"))
+    assert not list((tmp_path / "fetched").rglob("checkpoints/*/params"))
 
 
 def test_a_run_in_a_bucket_is_exported_as_that_on_a_disk(bench, cloud, finished, tmp_path, monkeypatch):  # noqa: F811
