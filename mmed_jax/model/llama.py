@@ -18,6 +18,7 @@ from mmed_jax.model.precision import linear, precision
 from mmed_jax.model.quantization import LINEAR_MODULES, gather_codes, weight_of
 from mmed_jax.model.remat import rematerialise
 from mmed_jax.model.rope import apply_rope, rope_tables
+from mmed_jax.parallel.gradient_order import gradients_first, per_group
 from mmed_jax.parallel.sharding import constrain
 from mmed_jax.parallel.two_step_gather import gather_weight, in_two_steps
 
@@ -106,9 +107,13 @@ def _product(x: jax.Array, p: Params) -> jax.Array:
 
 
 def _rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x [B, .., D] by its root mean square and the weight [D], or [G, D] for B rows in G groups."""
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * weight.astype(jnp.float32)).astype(x.dtype)
+    if weight.ndim == 2:
+        x32 = x32.reshape(weight.shape[0], -1, *x.shape[1:])
+        weight = weight.reshape(weight.shape[0], *(1,) * (x.ndim - 1), -1)
+    return (x32 * weight.astype(jnp.float32)).astype(x.dtype).reshape(x.shape)
 
 
 def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array, jax.Array], mix: Any):
@@ -132,13 +137,13 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
         context = constrain(context, "batch", "length", "act_heads", None)
         attn_out = _linear(context.reshape(b, t, -1), p["o"])
         attn_out = checkpoint_name(constrain(attn_out, "batch", "length", "act_embed"), "attn_out")
-    x_btd = x_btd + attn_out
+    x_btd, p_mlp = gradients_first(x_btd + attn_out, {name: p[name] for name in ("gate", "up", "down")})
     with jax.named_scope("mlp"):
         y = _rms_norm(x_btd, p["mlp_norm"]["weight"], cfg.rms_norm_eps)
-        gate, up = _linears(y, p["gate"], p["up"])
+        gate, up = _linears(y, p_mlp["gate"], p_mlp["up"])
         gate = checkpoint_name(constrain(gate, "batch", "length", "act_mlp"), "mlp")
         up = checkpoint_name(constrain(up, "batch", "length", "act_mlp"), "mlp")
-        down = _linear(jax.nn.silu(gate) * up, p["down"])
+        down = _linear(jax.nn.silu(gate) * up, p_mlp["down"])
     return constrain(x_btd + down, "batch", "length", "act_embed"), extra
 
 
@@ -232,8 +237,9 @@ def forward(
             return out, None
 
         body = rematerialise(lambda x, p: _layer(x, p, cfg, rope, mix), remat)
+        norms = {name: {"weight": per_group(params["layers"][name]["weight"], b)} for name in ("attn_norm", "mlp_norm")}
         with jax.named_scope("layers"):
-            x, _ = jax.lax.scan(body, x, params["layers"])
+            x, _ = jax.lax.scan(body, x, {**params["layers"], **norms})
     x = final_norm(x, params, cfg)
     return x if cache is None else (x, cache)
 

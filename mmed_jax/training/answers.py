@@ -24,7 +24,7 @@ from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.parallel.sharding import constrain
 from mmed_jax.training.state import BatchPlacer
-from mmed_jax.training.step import StepOptions, gathers, hidden_states, whole_params
+from mmed_jax.training.step import StepOptions, hidden_states, transfers, whole_params
 
 # Tokens of an answer, at most.
 ANSWER_TOKENS = 128
@@ -90,7 +90,7 @@ def make_answer_step(cfg: LlamaConfig, options: StepOptions) -> Callable[..., di
 
         def add_token(carry: tuple) -> tuple:
             number, tokens_bt, ends_b, runs_b = carry
-            with gathers(options):
+            with transfers(options):
                 hidden_btd = hidden_states(params, cfg, options, {"tokens": tokens_bt, **whole})
             # One term each: the sum is that hidden state, whatever devices hold the row.
             is_last = (places == ends_b[:, None] - 1)[..., None]

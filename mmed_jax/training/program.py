@@ -17,7 +17,7 @@ from mmed_jax.model.lora import LoraSpec, lora_spec
 from mmed_jax.parallel import sharding
 from mmed_jax.parallel.chips import tpu_of
 from mmed_jax.parallel.two_step_gather import line_length
-from mmed_jax.parallel.xla_flags import compiler_options
+from mmed_jax.parallel.xla_flags import compiler_options, scatters_gradients
 from mmed_jax.training import optim, step
 from mmed_jax.training import state as placement
 from mmed_jax.training.answers import make_answer_step
@@ -87,6 +87,9 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
     if spec is not None:
         quantized_base.check_base(cfg, config.lora.base, dict(mesh.shape), config.remat)
         base = quantized_base.abstract_base(cfg, config.lora.base, jax.numpy.dtype(config.compute_dtype), mesh)
+    chip = tpu_of(mesh.devices.flat[0].device_kind)
+    # On several slices, where the compiler lets a layer's sums run into the next one, its own order hides more.
+    in_parts = mesh.shape["fsdp"] * mesh.shape["context"] > 1 and mesh.shape["data"] == 1
     options = step.StepOptions(
         compute_dtype=config.compute_dtype,
         remat=config.remat,
@@ -97,8 +100,9 @@ def train_program(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, *, steps: in
         lora=spec,
         seed=config.seed,
         gather_line=line_length(mesh),
+        ordered_gradients=in_parts and scatters_gradients(chip, config.xla_flags),
     )
-    flags = compiler_options(tpu_of(mesh.devices.flat[0].device_kind), config.xla_flags)
+    flags = compiler_options(chip, config.xla_flags)
     # The state stays where it is, and every process can read the numbers.
     everywhere = sharding.replicated(mesh)
     stays = (jax.tree.map(lambda x: x.sharding, state), everywhere)

@@ -5,7 +5,8 @@ the global batch. It is divided once, after all micro-batches and devices have b
 not depend on the number of micro-batches or on the mesh.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from mmed_jax.data.languages.declarations import DECLARATIONS
 from mmed_jax.model import llama
 from mmed_jax.model.config import LlamaConfig
 from mmed_jax.model.lora import LoraSpec, join
+from mmed_jax.parallel.gradient_order import order_of_gradients
 from mmed_jax.parallel.two_step_gather import gathers_along
 from mmed_jax.training.loss import weighted_nll
 
@@ -49,6 +51,8 @@ class StepOptions:
     seed: int = 0
     # Devices of the line along which gathers of weights begin, on several slices (two_step_gather.line_length).
     gather_line: int = 0
+    # Whether the order of a layer's gradients is said, or the compiler's (gradient_order).
+    ordered_gradients: bool = False
 
 
 def init_state(params: Any, tx: optax.GradientTransformation) -> State:
@@ -77,10 +81,13 @@ def hidden_states(params: Any, cfg: LlamaConfig, options: StepOptions, batch: Ba
     )
 
 
-def gathers(options: StepOptions) -> Any:
-    """The context in which a step's model runs: how weights are gathered."""
+@contextlib.contextmanager
+def transfers(options: StepOptions) -> Iterator[None]:
+    """The context in which a step's model runs: how weights are gathered, and gradients ordered."""
     # Where the backward pass computes nothing again, it would keep the whole weights of all layers on every device.
-    return gathers_along(options.gather_line if options.remat != "none" else 0)
+    line = options.gather_line if options.remat != "none" else 0
+    with gathers_along(line), order_of_gradients(options.ordered_gradients):
+        yield
 
 
 def batch_sums(
@@ -103,7 +110,7 @@ def batch_sums(
     """
     params = whole_params(params, cfg, options, base, dropout_key)
     mask_bt = batch["loss_mask"]
-    with gathers(options):
+    with transfers(options):
         hidden_btd = hidden_states(params, cfg, options, batch)
         total, nll_bt = weighted_nll(
             hidden_btd,

@@ -1,6 +1,7 @@
 """The training step: one loss, whatever the accumulation and the mesh."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from mmed_jax.model import llama
 from mmed_jax.model.config import from_hf
 from mmed_jax.parallel import sharding
+from mmed_jax.planning.hlo.analysis import parse_module
 from mmed_jax.training import step
 
 CFG = from_hf(
@@ -120,16 +122,42 @@ def test_gathers_in_two_steps_give_the_gradient_of_one_device(params, batch):
     assert_same(gradient_of(params, batch), gradient_of(params, batch, mesh=mesh, gather_line=2, remat="full"))
 
 
+def test_an_order_of_gradients_changes_none(params, batch):
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    options = {"mesh": mesh, "remat": "minimal_ctx", "ordered_gradients": True}
+    assert_same(gradient_of(params, batch), gradient_of(params, batch, **options))
+    assert_same(gradient_of(params, batch), gradient_of(params, batch, **options, gather_line=2))
+
+
+def lowered_step(params, batch, mesh, **options):
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.param_shardings(mesh, llama.logical_axes(CFG)))
+        rows = {k: jax.device_put(v, sharding.batch_sharding(mesh)) for k, v in batch.items()}
+        return train_step(**options).lower(step.init_state(placed, TX), rows)
+
+
+def test_gradients_of_the_mlp_are_made_before_attention_s_backward_pass(params, batch):
+    lowered = lowered_step(params, batch, sharding.make_mesh(fsdp=8), ordered_gradients=True, remat="minimal_ctx")
+    barriers = re.findall(r"optimization_barrier.*: (.*)", lowered.as_text())
+    shapes = [sorted(re.findall(r"tensor<([\dx]+)xf32>", line)) for line in barriers]
+    assert sorted(["16x32x32", "64x32", "64x32", "32x64"]) in shapes
+
+
+def test_no_layer_waits_for_a_sum_of_its_norms_gradients(params, batch):
+    """They are summed over the devices once, behind the layers."""
+    text = lowered_step(params, batch, sharding.make_mesh(data=2, fsdp=4)).compile().as_text()
+    sums = [(i, n) for i, n in parse_module(text).executed(fused=False) if i.opcode.startswith("all-reduce")]
+    assert any(n == CFG.num_layers for _, n in sums)  # of weights
+    of_norms = [n for i, n in sums if any(s.elements in (32, 2 * 32) for s in i.shapes)]
+    assert of_norms and set(of_norms) == {1.0}
+
+
 def test_gathered_weights_are_kept_for_no_layer(params, batch):
     """In two steps the program takes the memory of one, whatever is kept for the backward pass."""
     mesh = sharding.make_mesh(data=2, fsdp=4)
 
     def temporary(**options):
-        with jax.set_mesh(mesh):
-            placed = jax.device_put(params, sharding.param_shardings(mesh, llama.logical_axes(CFG)))
-            rows = {k: jax.device_put(v, sharding.batch_sharding(mesh)) for k, v in batch.items()}
-            compiled = train_step(**options).lower(step.init_state(placed, TX), rows).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        return lowered_step(params, batch, mesh, **options).compile().memory_analysis().temp_size_in_bytes
 
     whole = sum(x.nbytes for name, p in params["layers"].items() if "norm" not in name for x in p.values())
     for remat in ("none", "minimal_ctx"):
