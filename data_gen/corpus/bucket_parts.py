@@ -6,6 +6,7 @@ A part has the same bytes whoever makes it and never changes, so two that put up
 way. Its maker puts it up once it is on the disk; what it could not put up, `sync_parts` does.
 """
 
+import hashlib
 import os
 import shutil
 import socket
@@ -81,17 +82,27 @@ def _fetch_part(part: Path, bucket: Bucket, objects: dict[str, Stored]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        fetch_object(bucket, objects[MARKER], temporary / MARKER)
-        problem = _problem(temporary / MARKER, objects)
-        if problem:
-            warn(f"{bucket.address(objects[MARKER].name)}: {problem}; the part is made anew")
-            bucket.delete(objects[MARKER].name, objects[MARKER].generation)
-            return
-        for name in objects.keys() - {MARKER}:
+        for name in (MARKER, *sorted(objects.keys() - {MARKER})):
             fetch_object(bucket, objects[name], temporary / name)
-        temporary.rename(part)
+            if problem := _problem(temporary / MARKER, objects) if name == MARKER else _differs(temporary, name):
+                warn(f"{bucket.address(objects[MARKER].name)}: {problem}; the part is made anew")
+                bucket.delete(objects[MARKER].name, objects[MARKER].generation)
+                return
+        try:
+            temporary.rename(part)
+        except OSError:
+            if not (part / MARKER).is_file():  # else a task that outlived its build has made it meanwhile
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _differs(part: Path, name: str) -> str:
+    """Why a fetched file is not the one that the marker beside it describes; "" where it is."""
+    with (part / name).open("rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    entry = loads((part / MARKER).read_bytes(), dict)["files"][name]
+    return "" if digest == entry[1] else f"{name} has another checksum than it says"
 
 
 def _problem(marker: Path, objects: dict[str, Stored]) -> str:

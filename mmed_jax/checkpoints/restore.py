@@ -21,7 +21,7 @@ from mmed_jax.checkpoints.tree import Described, compare, flatten, targets, to_d
 from mmed_jax.common.buckets.download import WEIGHTS, address_of
 from mmed_jax.common.checksums import MANIFEST, CannotRead, cannot_read, is_gone, shorten, verify_manifest
 from mmed_jax.common.errors import UserError, WorkError, one_line
-from mmed_jax.common.place_files import is_there
+from mmed_jax.common.place_files import is_there, read_bytes
 from mmed_jax.common.places import Place, is_bucket, parse_place
 from mmed_jax.parallel.barriers import agree_on, any_text
 from mmed_jax.parallel.device_memory import no_room
@@ -127,6 +127,7 @@ def read_params_by(
       read: called with the folder of the item "params" and what it holds, after the checksums are compared. When it
         fails because the bytes are damaged, it is called again for the checkpoint before.
     """
+    fetched = run_dir
     run_dir, step = _where_weights_lie(run_dir, step)
     checkpoints = parse_place(run_dir) / CHECKPOINTS
     folders = {s: checkpoints / str(s) for s in agree_on(available_steps(run_dir))}
@@ -146,6 +147,8 @@ def read_params_by(
                 if expected is not None:
                     compare(to_dict(expected), saved, f"parameters in {folders[s]}", dtypes=False)
                 result = read(folders[s] / "params", saved)
+                if run_dir is not fetched:  # they were read over some time
+                    problem = _changed_in_bucket(Path(fetched), str(run_dir), s)
             except UserError:
                 raise
             except Exception as e:
@@ -164,21 +167,53 @@ def read_params_by(
 def _where_weights_lie(run_dir: str | Path, step: int | None) -> tuple[str | Path, int | None]:
     """Of a run that was fetched without its weights its address and its step; of any other what was given.
 
+    Every process has fetched for itself, perhaps while the run was saved: all of them read one step, or none does.
+
     Raises:
-      WorkError: the checkpoint there is not that of which all else was fetched.
+      WorkError: the checkpoint there is not that of which all else was fetched, or another process fetched another one.
     """
-    steps, address = available_steps(run_dir), address_of(run_dir)
-    if not address or len(steps) != 1 or step not in (None, *steps):
-        return run_dir, step
-    folder = Path(run_dir) / CHECKPOINTS / str(steps[0])
-    if (folder / WEIGHTS).exists():
-        return run_dir, step
-    there = parse_place(address) / CHECKPOINTS / str(steps[0]) / MANIFEST
-    if (folder / MANIFEST).is_file() and not (
-        is_there(there) and there.read_bytes() == (folder / MANIFEST).read_bytes()
+    step_there, address, problem = _left_in_bucket(run_dir, step), address_of(run_dir), ""
+    if step_there is not None:
+        problem = _changed_in_bucket(Path(run_dir), address, step_there)
+    if not (problem := any_text(problem)):
+        own = [] if step_there is None else [step_there]
+        if agree_on(own) != own:
+            fetched = "no" if step_there is None else f"step {step_there}"
+            problem = f"{address or run_dir}: processes fetched different checkpoints, process {jax.process_index()} "
+            problem += f"{fetched}: it was saved or removed meanwhile; run the command again"
+        problem = any_text(problem)
+    if problem:
+        raise WorkError(problem)
+    return (run_dir, step) if step_there is None else (address, step_there)
+
+
+def _left_in_bucket(run_dir: str | Path, step: int | None) -> int | None:
+    """The step whose weights a fetched run has left in the bucket; None for any other folder."""
+    if not address_of(run_dir):
+        return None
+    steps = available_steps(run_dir)
+    if (
+        len(steps) != 1
+        or step not in (None, *steps)
+        or (Path(run_dir) / CHECKPOINTS / str(steps[0]) / WEIGHTS).exists()
     ):
-        raise WorkError(f"{there.parent}: was changed or removed while it was read; run the command again")
-    return address, steps[0]
+        return None
+    return steps[0]
+
+
+def _changed_in_bucket(run_dir: Path, address: str, step: int) -> str:
+    """Why the weights in the bucket may not be those of the fetched manifest; "" where they are."""
+    there = parse_place(address) / CHECKPOINTS / str(step) / MANIFEST
+    try:
+        if not (fetched := run_dir / CHECKPOINTS / str(step) / MANIFEST).is_file():
+            return ""
+        if read_bytes(there) == fetched.read_bytes():
+            return ""
+    except FileNotFoundError:
+        pass
+    except OSError as e:
+        return str(cannot_read(there, e))
+    return f"{there.parent}: was changed or removed while it was read; run the command again"
 
 
 @contextlib.contextmanager

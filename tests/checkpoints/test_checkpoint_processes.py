@@ -13,6 +13,7 @@ import pytest
 from mmed_jax.checkpoints.checkpointer import available_steps
 from mmed_jax.common.errors import UserError
 from tests.support.checkpoints import abstract, assert_same, checkpointer, files_of, flip, make_state, save
+from tests.support.fake_gcs import fake_cloud
 
 
 def start(repo: Path, code: str, *args: object, devices: int = 1) -> subprocess.Popen:
@@ -146,3 +147,48 @@ def test_two_processes_agree(tmp_path, repo):
     # By the clock of process 0, which is asked every third step; and the one that was asked for.
     assert stopped[0] == stopped[1] and available_steps(tmp_path) == sorted({1, *range(3, last, 3), last})
     assert (tmp_path / "checkpoints" / stopped[0] / "manifest.json").is_file()
+
+
+TWO_THAT_FETCHED = """
+import sys
+from mmed_jax.checkpoints.restore import restore_params
+from mmed_jax.common.buckets import ranged_file
+from mmed_jax.common.buckets.download import fetch_model
+from mmed_jax.common.errors import WorkError
+from tests.support.checkpoints import *
+run_dir, port, index, step = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+ranged_file.LEAST = 1
+path = fetch_model(run_dir, step)  # as it is at the moment, the newest
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize("127.0.0.1:" + port, 2, index)
+try:
+    print("READ", restore_params(path, shardings=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))[1])
+except WorkError as e:
+    print("WORK", e)
+"""
+
+
+def test_processes_that_fetched_other_steps_of_a_run_in_a_bucket_read_none(tmp_path, repo, monkeypatch):
+    """Weights that stay in the bucket: a step that was saved between the fetches of two hosts."""
+    with checkpointer(tmp_path / "run", keep_last=5) as c:
+        save(c, 3, 5)
+    with fake_cloud() as cloud:
+        for file in (tmp_path / "run").rglob("*"):
+            if file.is_file():
+                cloud.write("bucket", f"run/{file.relative_to(tmp_path / 'run').as_posix()}", file.read_bytes())
+        for step in (3, 5):
+            cloud.write("bucket", f"run/checkpoints/{step}/commit_success.txt", b"")
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        children = []
+        for index, step in enumerate((3, 5)):
+            monkeypatch.setenv("MMED_JAX_BUCKETS", str(tmp_path / f"host{index}"))
+            children.append(start(repo, TWO_THAT_FETCHED, "gs://bucket/run", port, index, step))
+        try:
+            outputs = [child.communicate(timeout=120)[0] for child in children]
+        finally:
+            for child in children:
+                child.kill()
+    assert all("WORK gs://bucket/run: processes fetched different checkpoints" in o for o in outputs), outputs
+    assert not any("READ" in o for o in outputs), outputs

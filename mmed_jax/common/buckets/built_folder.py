@@ -5,8 +5,9 @@ goes on after any end. `path` is the finished folder, which goes up when the bui
 the way, for which `store` is the address (who makes it puts it up). One process builds at an address at a time, on
 whatever host: a lease (lease.py) beside the work.
 
-A finished file that the work holds already, byte for byte, is copied within the bucket. While files change the folder
-has not its last one, by which readers know a whole one. A download of the folder leaves the work out (download.py).
+A finished file that the work holds already (size and CRC-32C are equal) is copied within the bucket. While files change
+the folder has not its last one, by which readers know a whole one; it is written when a listing has shown all others. A
+download of the folder leaves the work out (download.py).
 """
 
 import contextlib
@@ -58,7 +59,8 @@ class BuiltFolder:
         """Takes the lock and shows in `path` what lies in the folder: the files of the build whole, all else empty.
 
         Raises:
-          UserError: another process builds there, or the cache folder cannot be written. WorkError: no answer.
+          UserError: another process builds there, a file has that name, or the cache folder cannot be written.
+          WorkError: no answer.
         """
         try:
             self.work.mkdir(parents=True, exist_ok=True)
@@ -73,8 +75,13 @@ class BuiltFolder:
                 f"{self._flag}={self.address}: another process of this host builds there; wait for it, or name another"
             ) from None
         try:
+            if self._bucket.stat(self._key) is not None:
+                raise UserError(f"{self._flag}={self.address}: is a file, not a folder")
             self._lease.take()
             self._show()
+        except OSError as e:
+            self.close()
+            raise UserError(f"{self._flag}={self.address}: cannot be shown in {self.path} ({one_line(e)})") from e
         except BaseException:
             self.close()
             raise
@@ -119,19 +126,12 @@ class BuiltFolder:
         prefix, last = f"{self._key}/", self._files[-1]
         made = {name: self.path / name for name in self._names()}
         states = {name: (file.stat().st_size, checksum_of(file)) for name, file in made.items()}
-        there: dict[str, Stored] = {}
-        work: dict[tuple[int, int], Stored] = {}
-        for stored in self._bucket.list(prefix):
-            name = stored.name.removeprefix(prefix)
-            if name.startswith(f"{WORK}/"):
-                work[stored.size, stored.crc32c] = stored
-            elif name in self._files or name.partition("/")[0] in self._folders:
-                there[name] = stored
-        changed = [n for n, s in states.items() if n not in there or (there[n].size, there[n].crc32c) != s]
+        there, work = self._list()
+        changed = [n for n in states if n not in there or _state(there[n]) != states[n]]
         removed = there.keys() - made.keys()
         if not changed and not removed:
             return
-        self._lease.check()
+        self._lease.renew()  # asks the bucket: this process may have stood still
 
         def put(name: str) -> None:
             generation = there[name].generation if name in there else 0
@@ -147,15 +147,29 @@ class BuiltFolder:
             if last in there and (changed != [last] or removed):
                 delete(last)
                 del there[last]
-                changed += [] if last in changed else [last]
             with ThreadPoolExecutor(_THREADS) as pool:
                 futures = [pool.submit(put, n) for n in changed if n != last]
                 futures += [pool.submit(delete, n) for n in removed - {last}]
                 wait_for_all(pool, futures)
-            self._lease.check()
+            self._lease.renew()
+            found = {name: _state(stored) for name, stored in self._list()[0].items() if name != last}
+            if differing := sorted(n for n, _ in found.items() ^ states.items() if n != last):
+                raise WorkError(f"{self._bucket.address(prefix + differing[0])}: another process writes there as well")
             put(last)
         except PreconditionFailed as e:
             raise WorkError("another process writes there as well") from e
+
+    def _list(self) -> tuple[dict[str, Stored], dict[tuple[int, int], Stored]]:
+        """(objects of the finished folder by name, those of the work by size and checksum)."""
+        there: dict[str, Stored] = {}
+        work: dict[tuple[int, int], Stored] = {}
+        for stored in self._bucket.list(f"{self._key}/"):
+            name = stored.name.removeprefix(f"{self._key}/")
+            if name.startswith(f"{WORK}/"):
+                work[_state(stored)] = stored
+            elif (name in self._files or name.partition("/")[0] in self._folders) and not name.endswith("/"):
+                there[name] = stored
+        return there, work
 
     def _names(self) -> Iterator[str]:
         yield from (name for name in self._files if (self.path / name).is_file())
@@ -163,6 +177,10 @@ class BuiltFolder:
             for file in sorted((self.path / folder).rglob("*")):
                 if file.is_file():
                     yield file.relative_to(self.path).as_posix()
+
+
+def _state(stored: Stored) -> tuple[int, int]:
+    return stored.size, stored.crc32c
 
 
 @contextlib.contextmanager

@@ -43,7 +43,9 @@ WEIGHTS = "params/"
 _NOT_OF_A_MODEL = ("tensorboard/", "plots/", "profile/", "wandb/", "metrics/", "metrics.jsonl", "report.html", ".lock")
 _NOT_OF_WEIGHTS = "opt_state/"
 # Of a corpus or a table of documents that was built there: what is made on the way, and what says that it is whole.
-WORK, _PART_OF_WORK, _BUILT = "work", re.compile(r"work/\w+-[0-9a-f]{16}/parts/"), {"corpus.json", "table.json"}
+WORK, _BUILT = "work", {"corpus.json", "table.json"}
+# The lock changes every few seconds while one builds.
+_PART_OF_WORK, _LOCK = re.compile(r"work/\w+-[0-9a-f]{16}/parts/"), re.compile(r"work/lock(\.clock\.[0-9a-f]{32})?")
 
 
 @dataclass(frozen=True)
@@ -278,13 +280,14 @@ def _without_large_weights(objects: dict[str, Stored]) -> dict[str, Stored]:
 
 def _without_work(objects: dict[str, Stored], address: str) -> dict[str, Stored]:
     """Of a corpus or a table what was finished. Raises UserError where it is not."""
-    if not any(_PART_OF_WORK.match(name) for name in objects):
-        return objects
+    left = {name: o for name, o in objects.items() if not _LOCK.fullmatch(name)}
+    if left and not any(_PART_OF_WORK.match(name) for name in left):
+        return left
     if not _BUILT & objects.keys():
         raise UserError(
             f"{address}: is not finished (no {' or '.join(sorted(_BUILT))}); run its build again to the end"
         )
-    return {name: o for name, o in objects.items() if not name.startswith(f"{WORK}/")}
+    return {name: o for name, o in left.items() if not name.startswith(f"{WORK}/")}
 
 
 def _of_model(found: Found, step: int | None) -> dict[str, Stored]:

@@ -117,8 +117,12 @@ def _check_apart(values: dict[str, Any]) -> None:
         for address in addresses(value, OutputPlace):
             if address.rstrip("/") in seen:
                 raise UserError(f"--{name}={value}: is named by another flag as well; name another place")
-            if isinstance(value, BuiltOutput) and any(address.startswith(f"{folder}/") for folder in seen):
-                raise UserError(f"--{name}={value}: lies in what another flag names, which is fetched whole")
+            if isinstance(value, BuiltOutput):
+                own = address.rstrip("/")
+                if any(own.startswith(f"{other}/") for other in seen):
+                    raise UserError(f"--{name}={value}: lies in what another flag names, which is fetched whole")
+                if inside := [other for other in sorted(seen) if other.startswith(f"{own}/")]:
+                    raise UserError(f"--{name}={value}: {inside[0]} lies in it, which it is made from; name another")
             seen.add(address.rstrip("/"))
 
 

@@ -177,6 +177,7 @@ def test_what_is_refused_is_one_line_and_changes_nothing(raw, tokenizer, cloud, 
     monkeypatch.chdir(tmp_path)
     build = ["build", f"--recipe={raw / 'recipe.py'}"]
     cloud.write("bucket", "raw/web/a.jsonl", b'{"text": "x"}\n')
+    cloud.write("bucket", "raw/documents/a.jsonl", b'{"text": "x"}\n')
     cloud.write("bucket", "notes/todo.txt", b"x")
     cloud.write("bucket", "old/corpus.json", b"{}")
     cloud.write("bucket", "records/table.json", b'{"kind": "instruction"}')
@@ -188,6 +189,7 @@ def test_what_is_refused_is_one_line_and_changes_nothing(raw, tokenizer, cloud, 
         assert cloud._objects == before and not (tmp_path / "gs:").exists()
 
     refused([*build, f"--data_dir={B}/raw", f"--output={B}/raw/web/out"], "lies in what another flag names")
+    refused([*build, f"--data_dir={B}/raw/documents", f"--output={B}/raw/"], f"{B}/raw/documents lies in it")
     refused([*build, f"--data_dir={raw}", f"--output={B}"], f"--output={B}: name something in the bucket")
     refused([*build, f"--data_dir={raw}", "--output=gs://no-where/x"], "gs://no-where does not exist")
     table = ["tokenize", f"--input={raw / 'web/a.jsonl'}", f"--tokenizer={tokenizer}"]
