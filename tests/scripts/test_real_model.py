@@ -59,10 +59,10 @@ def question(i: int, **changes) -> dict:
     return record | {"rationale": "", "source": "s"} | changes
 
 
-def test_select_takes_short_records_evenly(tmp_path):
+def test_select_takes_short_records_and_questions_evenly(tmp_path):
     tiny_tokenizer(tmp_path / "model")
     rows = [question(i) for i in range(40)]
-    rows[0]["question"] = "x" * 400
+    rows[2]["question"] = "x" * 400
     rows[1]["answer_idx"] = "A,B"
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     for part, records in {
@@ -78,12 +78,17 @@ def test_select_takes_short_records_evenly(tmp_path):
         f"--tokenizer={tmp_path}/model/tokenizer.model",
         f"--output={tmp_path}/short",
     ]
-    real_model.main(["select", *flags, "--questions=19"])
-    chosen = [json.loads(line)["id"] for line in (tmp_path / "short" / "dev.jsonl").read_text().splitlines()]
-    assert chosen == [f"q{i}" for i in range(2, 40, 2)]
-    assert len((tmp_path / "short" / "stage2.jsonl").read_text().splitlines()) == 39
+
+    def written(name: str) -> list[str]:
+        return [json.loads(line)["id"] for line in (tmp_path / "short" / name).read_text().splitlines()]
+
+    single = [f"q{i}" for i in range(40) if i != 1]
+    real_model.main(["select", *flags, "--questions=13"])
+    assert written("questions.jsonl") == single[::3]
+    assert written("dev.jsonl") == single
+    assert written("stage2.jsonl") == [f"q{i}" for i in range(40) if i != 2]
     real_model.main(["select", *flags])
-    assert len((tmp_path / "short" / "dev.jsonl").read_text().splitlines()) == 39
+    assert written("questions.jsonl") == single
     with pytest.raises(UserError, match="--questions=-1: must be 0"):
         real_model.main(["select", *flags, "--questions=-1"])
     with pytest.raises(UserError, match=r"no stage1/\*.jsonl"):
