@@ -51,7 +51,7 @@ step first_loss "$python" -m scripts.real_model first_loss --model="$model" --ou
 convert_records() { RECORDS_ONLY=1 PYTHON_BIN=$python scripts/real_data.sh "$raw" "$out"; }
 step records convert_records
 step select "$python" -m scripts.real_model select --records="$out/records" --tokenizer="$model" --output="$records" \
-  --questions="${QUESTIONS:-600}"
+  --questions="${QUESTIONS:-200}"
 step control_records "$python" -m scripts.real_model control --output="$out/control_records"
 
 # ---- Training ---------------------------------------------------------------------------------------------------------
