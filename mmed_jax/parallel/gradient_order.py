@@ -42,8 +42,10 @@ def gradients_first(x: jax.Array, modules: dict[str, Module]) -> tuple[jax.Array
     Returns:
       (x, modules), the weights that have an order in the dtype of x.
     """
+    if not _said.get():
+        return x, modules
     ordered = {n: p["weight"].astype(x.dtype) for n, p in modules.items() if "weight" in p and "lora_a" not in p}
-    if not _said.get() or not ordered:
+    if not ordered:
         return x, modules
     x, ordered = _in_order(x, ordered)
     return x, modules | {name: {**modules[name], "weight": weight} for name, weight in ordered.items()}
