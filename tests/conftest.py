@@ -8,11 +8,14 @@ from pathlib import Path
 
 
 def xla_knows(flag: str) -> bool:
-    """Whether a flag stands in the installed XLA, which ends the process at one that it does not know."""
+    """Whether the installed XLA has a flag; it ends the process at one that it does not know.
+
+    A flag's name is a string of its own there. In other strings stand names of flags that are no more as well.
+    """
     folder = Path(importlib.util.find_spec("jaxlib").submodule_search_locations[0])
     library = max(folder.glob("*.so"), key=lambda path: path.stat().st_size)
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(flag.encode()) >= 0
+        return content.find(b"\0" + flag.encode() + b"\0") >= 0
 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
