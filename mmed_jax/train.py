@@ -31,7 +31,7 @@ from mmed_jax.config.values import batch_rows, with_grad_accum
 from mmed_jax.parallel import peers
 from mmed_jax.parallel.host_allocator import keep_freed_memory
 from mmed_jax.parallel.refusal import refused_together
-from mmed_jax.training import adapter_start, setup
+from mmed_jax.training import adapter_start, host_inputs, setup
 from mmed_jax.training.profiling import FOLDER, Profiler, parse_steps
 
 FLAGS = {
@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         frozen = adapter_start.open_frozen(config, source, flags.base)
         # A plan leaves no run behind.
         run_dir = None if flags.plan_only else guard_run_dir(config.run_dir, config, write=False)
+        # Of several hosts each reads for itself, under one path perhaps another thing.
+        inputs = host_inputs.input_facts(config, cfg, tok, source, frozen)
 
     # ---- Processes and data ----------------------------------------------------------------------------------------
     from mmed_jax.data.token_report import print_report
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Hosts that do not mean the same run end here, before one of them takes a step.
     decisive = {"plan_only": flags.plan_only, "profile": flags.profile}
-    check_run = functools.partial(host_agreement.check_run, config, run_dir, decisive)
+    check_run = functools.partial(host_agreement.check_run, config, run_dir, decisive, inputs)
     process, processes = distributed.initialize(config, check_run)
     main_process = process == 0
     say = print if main_process else _silent

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmed_jax.checkpoints.run_view import view_run_dir
+from mmed_jax.common.hashes import json_hash
 from mmed_jax.common.places import Place, parse_place
 from mmed_jax.data.prepare import prepare
 from mmed_jax.data.prepared import Prepared
@@ -21,20 +22,26 @@ _SEEN_SECONDS = 120
 
 
 def check_run(
-    config: ConfigDict, run_dir: Place | None, flags: dict[str, Any], coordinator: Coordinator, say: Callable = print
+    config: ConfigDict,
+    run_dir: Place | None,
+    flags: dict[str, Any],
+    inputs: dict[str, Any],
+    coordinator: Coordinator,
+    say: Callable = print,
 ) -> None:
-    """Every process is about to do the same in the same folder. Called by all of them at one moment, before devices
-    are touched.
+    """Every process is about to do the same with the same files in the same folder. Called by all of them at one
+    moment, before devices are touched.
 
     Args:
       run_dir: None when nothing is written.
       flags: of the command line, those that decide what is done.
+      inputs: what this process reads (host_inputs.input_facts).
 
     Raises:
       HostsDiffer, WorkError: as host_comparison.agree.
     """
     now = time.time()
-    more = {f"--{name}": value for name, value in flags.items()}
+    more = {**{f"--{name}": value for name, value in flags.items()}, **inputs}
     folders = {"config.data.cache_dir": parse_place(config.data.cache_dir)}
     if run_dir is not None:
         more |= view_run_dir(run_dir, shared=sees_mark(coordinator, run_dir, "run_dir"))
@@ -60,9 +67,12 @@ def prepare_on_hosts(config: ConfigDict, tok: Any, coordinator: Coordinator | No
 
 
 def data_facts(prepared: Prepared) -> dict[str, str]:
-    """What must be equal of the data: rows and fingerprint of every split."""
+    """What must be equal of the data: rows and fingerprint of every split; the records that questions and prompts of
+    evaluations are taken from."""
     tables = {"train": prepared.train, **prepared.validation}
-    return {f"data ({split})": f"{len(table):,} rows, {table.fingerprint[:16]}" for split, table in tables.items()}
+    facts = {f"data ({split})": f"{len(table):,} rows, {table.fingerprint[:16]}" for split, table in tables.items()}
+    held_out = prepared.held_out
+    return {**facts, "data (held-out records)": f"{len(held_out):,} records, {json_hash(held_out, 16)}"}
 
 
 def compiled_together(function: Any, coordinator: Coordinator | None, name: str) -> Callable[..., Any]:

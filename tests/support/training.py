@@ -218,9 +218,12 @@ class Bench:
         *,
         devices: int = 8,
         command: tuple[str, ...] = (sys.executable, "-m", "mmed_jax.train"),
+        cwd: Path | None = None,
+        more: tuple[str, ...] = (),
         **changes: object,
     ) -> subprocess.Popen:
-        """A run in a process of its own, with so many simulated devices.
+        """A run in a process of its own, with so many simulated devices; `cwd`: where its relative paths begin,
+        `more`: further arguments, before those of keys.
 
         Their number sizes XLA's thread pools and with them the order of some sums: 8 as in this process, and what else
         says how machine code is made is as here.
@@ -231,7 +234,8 @@ class Bench:
             "PYTHONPATH": str(REPO),
         }
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*command, *self.argv(run_dir, stage, **changes)], cwd=self.folder, env=env, **pipes)
+        argv = [*command, *more, *self.argv(run_dir, stage, **changes)]
+        return subprocess.Popen(argv, cwd=cwd or self.folder, env=env, **pipes)
 
     def start_two(
         self, run_dir: Path, *, second: dict[str, object] | None = None, **changes: object
