@@ -1,5 +1,6 @@
 """Shared fixtures. Tests run on 8 simulated CPU devices; set before jax is imported anywhere."""
 
+import gc
 import importlib.util
 import mmap
 import os
@@ -26,13 +27,19 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         # Programs run a few times here, and two thirds of a test are their compiling: machine code is made with less
         # care. The numbers of the program are the same to rounding; the quickstart's test compiles as users do.
         # (Level 1 halves the time of whole training runs and doubles that of the model's tests: the same in all.)
-        quick = ("xla_backend_optimization_level=0", "xla_cpu_use_fusion_emitters=false")
+        # A module in one piece: the tests' programs are small, and each of the 32 pieces of a user's costs something.
+        quick = (
+            "xla_backend_optimization_level=0",
+            "xla_cpu_use_fusion_emitters=false",
+            "xla_cpu_parallel_codegen_split_count=1",
+        )
         flags += [f"--{flag}" for flag in quick if xla_knows(flag.partition("=")[0])]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections import Counter  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
@@ -99,6 +106,21 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--fast"):
         hypothesis.settings.register_profile("fast", max_examples=10, deadline=None)
         hypothesis.settings.load_profile("fast")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[object]:
+    """Without Python's collector, which finds nothing in modules and test cases; nor are they gone through later.
+
+    Thresholds are 15 times Python's: tracing a program makes many objects that all live until it is compiled.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(10_000, 10, 10)
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
