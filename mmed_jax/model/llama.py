@@ -18,7 +18,7 @@ from mmed_jax.model.precision import linear, precision
 from mmed_jax.model.quantization import LINEAR_MODULES, gather_codes, weight_of
 from mmed_jax.model.remat import rematerialise
 from mmed_jax.model.rope import apply_rope, rope_tables
-from mmed_jax.parallel.gradient_order import gradients_first, per_group
+from mmed_jax.parallel.gradient_order import can_gather_in_order, gradients_first, linear_in_order, per_group
 from mmed_jax.parallel.sharding import constrain
 from mmed_jax.parallel.two_step_gather import gather_weight, in_two_steps
 
@@ -100,6 +100,14 @@ def _linears(x: jax.Array, *modules: Params, thin_first: bool = True) -> list[ja
     return [y + p["bias"].astype(x.dtype) if "bias" in p else y for y, p in zip(ys, modules, strict=True)]
 
 
+def _linear_to_hidden(x: jax.Array, p: Params) -> jax.Array:
+    """As _linear, of a module whose outputs are the hidden axis, with its backward pass in order where one is said."""
+    if "weight" not in p or lora_products.is_adapted(p) or not can_gather_in_order():
+        return _linear(x, p)
+    y = linear_in_order(x, p["weight"].astype(x.dtype), precision(x.dtype))
+    return y + p["bias"].astype(x.dtype) if "bias" in p else y
+
+
 def _product(x: jax.Array, p: Params) -> jax.Array:
     if "weight_io" in p:  # transposed, for inference on a CPU
         return jnp.einsum("...i,io->...o", x, p["weight_io"].astype(x.dtype), precision=precision(x.dtype))
@@ -135,7 +143,8 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
         context, extra = mix(q, k, v)
         # Named "context" by attention, which knows what its backward pass needs.
         context = constrain(context, "batch", "length", "act_heads", None)
-        attn_out = _linear(context.reshape(b, t, -1), p["o"])
+        context, p_o = gradients_first(context, {"o": p["o"]})
+        attn_out = _linear(context.reshape(b, t, -1), p_o["o"])
         attn_out = checkpoint_name(constrain(attn_out, "batch", "length", "act_embed"), "attn_out")
     x_btd, p_mlp = gradients_first(x_btd + attn_out, {name: p[name] for name in ("gate", "up", "down")})
     with jax.named_scope("mlp"):
@@ -143,7 +152,7 @@ def _layer(x_btd: jax.Array, p: Params, cfg: LlamaConfig, rope: tuple[jax.Array,
         gate, up = _linears(y, p_mlp["gate"], p_mlp["up"])
         gate = checkpoint_name(constrain(gate, "batch", "length", "act_mlp"), "mlp")
         up = checkpoint_name(constrain(up, "batch", "length", "act_mlp"), "mlp")
-        down = _linear(jax.nn.silu(gate) * up, p_mlp["down"])
+        down = _linear_to_hidden(jax.nn.silu(gate) * up, p_mlp["down"])
     return constrain(x_btd + down, "batch", "length", "act_embed"), extra
 
 

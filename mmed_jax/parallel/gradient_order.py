@@ -2,7 +2,8 @@
 
 Where SparseCores reduce-scatter the gradients of weights (docs/collectives.md, 9), the TPU compiler leaves to the end
 of a layer what nothing waits for: products of the MLP's gradients, so that a large sum comes last, with nothing left to
-run beside it. And behind it comes a small one, of the norms' gradients, for which the device stands still.
+run beside it. And behind it comes a small one, of the norms' gradients, for which the device stands still. At the
+beginning of a layer it waits for weights to be gathered, with a product at hand that needs none of them.
 """
 
 import contextlib
@@ -13,8 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import PartitionSpec as P
 
-from mmed_jax.parallel.sharding import ACTIVATION_RULES, constrain
+from mmed_jax.parallel.sharding import ACTIVATION_RULES, PARAM_RULES, constrain, spec
+from mmed_jax.parallel.two_step_gather import in_two_steps
 
 Module = dict[str, jax.Array]
 
@@ -24,7 +28,7 @@ _said: ContextVar[bool] = ContextVar("said", default=False)
 
 @contextlib.contextmanager
 def order_of_gradients(said: bool) -> Iterator[None]:
-    """Within it, `gradients_first` says the order; without, the compiler chooses."""
+    """Within it, the functions of this module say an order; without, the compiler chooses."""
     token = _said.set(said)
     try:
         yield
@@ -65,6 +69,60 @@ def _backward(_: None, gradients: Any) -> Any:
 
 
 _in_order.defvjp(_forward, _backward)
+
+
+def can_gather_in_order() -> bool:
+    """Whether `linear_in_order` may be asked: an order is said, and nothing but `embed` is in parts on devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return _said.get() and not in_two_steps() and not mesh.empty and mesh.shape["tensor"] == 1
+
+
+def linear_in_order(x_bti: jax.Array, weight_oi: jax.Array, precision: jax.lax.Precision | None) -> jax.Array:
+    """x times the transpose of a weight whose outputs are the hidden axis, in parts over the devices; [B, T, O].
+
+    In the backward pass the weight's gradient is made first: beside that product the weight is gathered, which x's
+    gradient needs, and beside the product of x's gradient the weight's is summed over the devices.
+
+    Args:
+      x_bti: [B, T, I]. weight_oi: [O, I], in the dtype of x; O in parts along `embed`.
+    """
+    shards, rows = PARAM_RULES["embed"], spec(("batch", "length", None), ACTIVATION_RULES)
+
+    def whole(weight: jax.Array) -> jax.Array:
+        return jax.lax.all_gather(weight, shards, axis=0, tiled=True)
+
+    @jax.custom_vjp
+    def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.einsum("bti,oi->bto", x, whole(weight), precision=precision)
+
+    def backward(residuals: Any, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, weight = residuals
+        d_weight = jnp.einsum("bto,bti->oi", ct, x, precision=precision)
+        ct, d_weight = jax.lax.optimization_barrier((ct, d_weight))
+        # Parts of O must lie one behind the other for a reduce-scatter. Left alone, the compiler for v6e either
+        # transposes what the product is made of, which is larger, or all-reduces the gradient.
+        d_weight = with_layout_constraint(d_weight, Layout((0, 1)))
+        d_weight = jax.lax.psum_scatter(d_weight, shards, scatter_dimension=0, tiled=True)
+        # Over `data`, where the weight has copies, shard_map sums.
+        return jnp.einsum("bto,oi->bti", ct, whole(weight), precision=precision), d_weight
+
+    product.defvjp(lambda x, weight: (product(x, weight), (x, weight)), backward)
+    parts = P(shards, None)
+    return jax.shard_map(product, in_specs=(rows, parts), out_specs=rows, check_vma=False)(x_bti, weight_oi)
+
+
+def scatter_table(gradient_dv: jax.Array, shards: Any) -> jax.Array:
+    """jax.lax.psum_scatter, inside a shard_map, of the gradient of a table of the vocabulary, [D, V], along D.
+
+    With an order it stays the reduce-scatter that it is: the TPU compiler makes an all-reduce of one whose other
+    dimension is no multiple of 1,024, which takes twice the bytes. A Llama-3 vocabulary has 128,256 tokens.
+    """
+    v = gradient_dv.shape[1]
+    if _said.get():
+        gradient_dv = jnp.pad(gradient_dv, ((0, 0), (0, -v % 1024)))
+        # Padded as the product left it, not by way of the other layout.
+        gradient_dv = with_layout_constraint(gradient_dv, Layout((0, 1)))
+    return jax.lax.psum_scatter(gradient_dv, shards, scatter_dimension=0, tiled=True)[:, :v]
 
 
 def per_group(weights_ld: jax.Array, rows: int) -> jax.Array:

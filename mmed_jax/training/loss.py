@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from mmed_jax.model.lora_products import HeadAdapter
 from mmed_jax.model.precision import precision, sum_product
 from mmed_jax.parallel import two_step_gather
+from mmed_jax.parallel.gradient_order import scatter_table
 from mmed_jax.parallel.sharding import ACTIVATION_RULES, PARAM_RULES
 
 
@@ -114,7 +115,7 @@ def _over_devices(trained, head, targets, weights, how: _How, *, gradients: bool
         nll, sums = out
         if "head" in sums:
             d_head = sums["head"].astype(how.dtype)
-            sums["head"] = jax.lax.psum_scatter(d_head, shards, scatter_dimension=0, tiled=True).T
+            sums["head"] = scatter_table(d_head, shards).T
             if mesh.shape["data"] > 1:
                 # Only now: between slices nothing but parts is sent.
                 sums["head"] = jax.lax.psum(sums["head"], "data")

@@ -1,5 +1,7 @@
 """Rotary frequencies against transformers, so dense that a boundary between the bands cannot be shifted unseen."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mmed_jax.model.config import from_hf
-from mmed_jax.model.rope import inverse_frequencies
+from mmed_jax.model.rope import apply_rope, by_halves, by_product, inverse_frequencies
 
 # Neighbouring frequencies differ by 0.3 %.
 DENSE = {
@@ -42,3 +44,17 @@ def test_scaled_frequencies(low, high, original, factor):
     # All three bands are there: kept, stretched, in between.
     kept, stretched = np.isclose(ours, plain, rtol=1e-6), np.isclose(ours, plain / factor, rtol=1e-6)
     assert kept.sum() > 100 and stretched.sum() > 100 and (~kept & ~stretched).sum() > 100
+
+
+def test_the_rotation_by_a_product_is_the_rotation_by_halves_bit_for_bit():
+    """As is its gradient, which is the rotation back."""
+    key = jax.random.key(0)
+    x, ct = (jax.random.normal(k, (2, 5, 3, 16), jnp.bfloat16) for k in jax.random.split(key))
+    angles = jax.random.uniform(key, (2, 5, 1, 8), maxval=100.0)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    halves, vjp = jax.vjp(lambda x: by_halves(x, cos, sin), x)
+    np.testing.assert_array_equal(by_product(x, cos, sin), halves)
+    np.testing.assert_array_equal(by_product(ct, cos, -sin), vjp(ct)[0])
+    taken, vjp_of_taken = jax.vjp(lambda x: apply_rope(x, cos[:, :, 0], sin[:, :, 0]), x)
+    np.testing.assert_array_equal(taken, halves)
+    np.testing.assert_array_equal(vjp_of_taken(ct)[0], vjp(ct)[0])

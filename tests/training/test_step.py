@@ -122,11 +122,19 @@ def test_gathers_in_two_steps_give_the_gradient_of_one_device(params, batch):
     assert_same(gradient_of(params, batch), gradient_of(params, batch, mesh=mesh, gather_line=2, remat="full"))
 
 
-def test_an_order_of_gradients_changes_none(params, batch):
-    mesh = sharding.make_mesh(data=2, fsdp=4)
-    options = {"mesh": mesh, "remat": "minimal_ctx", "ordered_gradients": True}
+@pytest.mark.parametrize(
+    "axes, options",
+    [
+        ({"fsdp": 4, "context": 2}, {}),
+        ({"data": 2, "fsdp": 4}, {}),
+        ({"data": 2, "fsdp": 4}, {"gather_line": 2}),
+        ({"fsdp": 4, "tensor": 2}, {}),
+    ],
+    ids=["context", "data", "two_steps", "tensor"],
+)
+def test_an_order_of_gradients_changes_none(params, batch, axes, options):
+    options = {"mesh": sharding.make_mesh(**axes), "remat": "minimal_ctx", "ordered_gradients": True, **options}
     assert_same(gradient_of(params, batch), gradient_of(params, batch, **options))
-    assert_same(gradient_of(params, batch), gradient_of(params, batch, **options, gather_line=2))
 
 
 def lowered_step(params, batch, mesh, **options):
@@ -141,6 +149,13 @@ def test_gradients_of_the_mlp_are_made_before_attention_s_backward_pass(params, 
     barriers = re.findall(r"optimization_barrier.*: (.*)", lowered.as_text())
     shapes = [sorted(re.findall(r"tensor<([\dx]+)xf32>", line)) for line in barriers]
     assert sorted(["16x32x32", "64x32", "64x32", "32x64"]) in shapes
+
+
+def test_the_gradient_of_attention_s_output_weights_is_made_before_attention_s_backward_pass(params, batch):
+    lowered = lowered_step(params, batch, sharding.make_mesh(fsdp=8), ordered_gradients=True, remat="minimal_ctx")
+    barriers = re.findall(r"optimization_barrier.*: (.*)", lowered.as_text())
+    heads = f"16x32x{CFG.num_heads}x{CFG.head_dim}"
+    assert [heads, "32x32"] in [re.findall(r"tensor<([\dx]+)xf32>", line) for line in barriers]
 
 
 def test_no_layer_waits_for_a_sum_of_its_norms_gradients(params, batch):
