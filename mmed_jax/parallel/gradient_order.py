@@ -114,12 +114,13 @@ def linear_in_order(x_bti: jax.Array, weight_oi: jax.Array, precision: jax.lax.P
 def scatter_table(gradient_dv: jax.Array, shards: Any) -> jax.Array:
     """jax.lax.psum_scatter, inside a shard_map, of the gradient of a table of the vocabulary, [D, V], along D.
 
-    With an order it stays the reduce-scatter that it is: the TPU compiler makes an all-reduce of one whose other
-    dimension is no multiple of 1,024, which takes twice the bytes. A Llama-3 vocabulary has 128,256 tokens.
+    With an order it stays the reduce-scatter that it is. The TPU compiler makes an all-reduce, which takes twice the
+    bytes, of one over 64 chips whose other dimension is no multiple of 1,024, and over 256 chips of 4,096. (Llama-3 has
+    128,256 tokens; 128,512 and 129,024 over 64 chips were tried, 129,024, 130,048 and 131,072 over 256.)
     """
     v = gradient_dv.shape[1]
     if _said.get():
-        gradient_dv = jnp.pad(gradient_dv, ((0, 0), (0, -v % 1024)))
+        gradient_dv = jnp.pad(gradient_dv, ((0, 0), (0, -v % (16 * jax.lax.axis_size(shards)))))
         # Padded as the product left it, not by way of the other layout.
         gradient_dv = with_layout_constraint(gradient_dv, Layout((0, 1)))
     return jax.lax.psum_scatter(gradient_dv, shards, scatter_dimension=0, tiled=True)[:, :v]
