@@ -26,7 +26,7 @@ from mmed_jax.common.checksums import shorten
 from mmed_jax.common.errors import UNFINISHED, UserError, run_command
 from mmed_jax.common.place_files import is_there
 from mmed_jax.common.place_flags import ModelPlace
-from mmed_jax.config.overrides import complete_config, parse_args
+from mmed_jax.config.overrides import complete_config, parse_args, parse_distributed
 from mmed_jax.config.values import batch_rows, with_grad_accum
 from mmed_jax.parallel import peers
 from mmed_jax.parallel.host_allocator import keep_freed_memory
@@ -47,8 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
       0, or errors.UNFINISHED where a signal stopped it before its last step: everything is saved.
     """
-    config, flags = parse_args(argv, description=__doc__, extra=FLAGS, complete=False)
-    profiled = parse_steps(flags.profile)
+    # What is wrong on one host ends all of them, from its command line on.
+    with refused_together(parse_distributed(argv)):
+        config, flags = parse_args(argv, description=__doc__, extra=FLAGS, complete=False)
+        profiled = parse_steps(flags.profile)
     console.outlive()
     peers.hush(config)
 

@@ -16,7 +16,7 @@ from mmed_jax.common.command_line import Parser
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.place_flags import check_text
 from mmed_jax.config.checks import validate
-from mmed_jax.config.defaults import KEYS
+from mmed_jax.config.defaults import KEYS, base
 from mmed_jax.config.lora_keys import write_out
 from mmed_jax.config.recipes import OWN_MODEL, choose_open_values, load_config
 from mmed_jax.config.values import flatten, nearest_key, to_json
@@ -132,18 +132,10 @@ def parse_args(
         parser.add_argument(f"--{name}", help=text, **kind)
     parser.epilog = "--config.KEY=VALUE sets any key; mmed_jax/config/defaults.py explains each."
 
-    plain, overrides, args = [], [], list(sys.argv[1:] if argv is None else argv)
-    while args:
-        arg = args.pop(0)
-        if not arg.startswith("--config."):
-            plain.append(arg)
-            continue
-        key, eq, value = arg.removeprefix("--config.").partition("=")
-        if not eq:
-            if not args or args[0].startswith("--"):
-                raise UserError(f"--config.{key}: needs a value, as --config.{key}=VALUE")
-            value = args.pop(0)
-        overrides.append((key, value))
+    plain, given = _take_overrides(argv)
+    overrides = [(key, value) for key, value in given if value is not None]
+    if without := [key for key, value in given if value is None]:
+        raise UserError(f"--config.{without[0]}: needs a value, as --config.{without[0]}=VALUE")
     flags = parser.parse_args(plain)
     config = load_config(flags.config)
     for key, value in overrides:
@@ -161,6 +153,39 @@ def parse_args(
     elif not is_open:
         validate(config)
     return config, flags
+
+
+def _take_overrides(argv: Sequence[str] | None) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """(other arguments, (KEY, VALUE) of --config.KEY=VALUE and --config.KEY VALUE; VALUE None where there is none)."""
+    plain: list[str] = []
+    overrides: list[tuple[str, str | None]] = []
+    args = list(sys.argv[1:] if argv is None else argv)
+    while args:
+        arg = args.pop(0)
+        if not arg.startswith("--config."):
+            plain.append(arg)
+            continue
+        key, eq, text = arg.removeprefix("--config.").partition("=")
+        value: str | None = text
+        if not eq:
+            value = args.pop(0) if args and not args[0].startswith("--") else None
+        overrides.append((key, value))
+    return plain, overrides
+
+
+def parse_distributed(argv: Sequence[str] | None) -> ConfigDict:
+    """Where the other processes are, as far as a command line says it, even one that cannot be read as a whole.
+
+    Returns:
+      A config of defaults in which the keys of `distributed` are as given; those with no valid value are left as they
+      are. Raises nothing.
+    """
+    config = base()
+    for key, value in _take_overrides(argv)[1]:
+        if key.startswith("distributed.") and value is not None:
+            with contextlib.suppress(UserError):
+                set_override(config, key, value)
+    return config
 
 
 def complete_config(config: ConfigDict, flags: Any, accelerator: bool | None = None, base_dir: str = "") -> None:

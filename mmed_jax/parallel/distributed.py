@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ from mmed_jax.parallel.peers import several_processes
 _LEAVE_SECONDS = 10
 # How long a process that is refused looks for the others, to tell them.
 _REFUSED_SECONDS = 60
+# How often one that waits for the others says for whom.
+_SAY_SECONDS = 15.0
 # After so long without a sign of a process jax counts it as gone and ends the others, which takes it some seconds more.
 HEARTBEAT_SECONDS = 40
 
@@ -68,7 +71,7 @@ def initialize(
     meeting.check_address(place)
     try:
         # jax aborts the process when its own time is up, with a stack of C++ calls for a message.
-        with _deadline(seconds, lambda: meeting.nobody(place, seconds)), peers.own_end():
+        with _deadline(seconds, lambda: meeting.nobody(place, seconds)), _saying(d, seconds), peers.own_end():
             jax.distributed.initialize(
                 initialization_timeout=seconds + 60, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **arguments
             )
@@ -144,6 +147,27 @@ def _deadline(seconds: float, message: Callable[[], str]) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@contextlib.contextmanager
+def _saying(distributed: Any, seconds: float, every: float = _SAY_SECONDS) -> Iterator[None]:
+    """Says during the block, `every` so many seconds, who has not come and how long it goes on (`seconds` in all)."""
+    over, start = threading.Event(), time.monotonic()
+
+    def speak() -> None:
+        # Of a pod asked here, where an answer may take its time.
+        place = None if over.wait(every) else meeting.find(distributed, ask=True)
+        while place is not None and not over.is_set():
+            line = meeting.waiting(place, time.monotonic() - start, seconds)
+            if not over.is_set():  # it takes a moment, in which the last may have come
+                print(line, flush=True)
+            over.wait(every)
+
+    threading.Thread(target=speak, daemon=True, name="joining").start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _expect(wanted: int, count: int) -> None:

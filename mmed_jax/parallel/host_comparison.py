@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mmed_jax.common.errors import UserError, WorkError, one_line, warn
+from mmed_jax.common.errors import ReportedError, UserError, WorkError, one_line, warn
 from mmed_jax.common.jsonl import loads
 from mmed_jax.parallel.coordinator import Coordinator, describe_processes, to_text
 from mmed_jax.parallel.host_facts import FREE, TIME, source_files
@@ -176,7 +176,9 @@ def _verdict(coordinator: Coordinator, subject: str, seconds: float, say: Callab
 
 def failure(error: BaseException) -> dict[str, str]:
     """The facts of a process that could not get to any: all end with its error."""
-    return {FAILED: ("u" if isinstance(error, UserError) else "w") + one_line(error)}
+    # Of a fault of this program the message alone may say nothing.
+    kind = "" if isinstance(error, ReportedError | OSError) else f"{type(error).__name__}: "
+    return {FAILED: ("u" if isinstance(error, UserError) else "w") + kind + one_line(error)}
 
 
 def _files(coordinator: Coordinator, subject: str) -> str:

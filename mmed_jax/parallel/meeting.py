@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,45 @@ def check_address(place: MeetingPoint) -> None:
             f"{place.source}: the coordinator's host {place.host} is not known on {socket.gethostname()} "
             f"({e.strerror}); name one by its address with --config.distributed.coordinator=ADDRESS:{place.port}"
         ) from e
+
+
+def waiting(place: MeetingPoint, so_far: float, seconds: float) -> str:
+    """A line of a long wait: who has come and who has not, as far as that is known, and how long it goes on."""
+    text = f"waiting    {so_far:,.0f} s for the other processes, for at most {max(0.0, seconds - so_far):,.0f} s more"
+    if not place.host:
+        return text
+    if place.process != 0:
+        does = (
+            "answers, its own output says who is missing" if answers(place.host, place.port) else "does not answer yet"
+        )
+        return f"{text}: the coordinator {place.host}:{place.port} (process 0) {does}"
+    came = connected(place.port)
+    missing = _absent(place.count, came)
+    # This process is connected to itself as well.
+    number = f"{max(0, len(came) - 1)} of {place.count - 1} have connected{_from(came)}"
+    return f"{text}: {number}" + (
+        f", not {', '.join(missing[:16])}{', ...' if len(missing) > 16 else ''}" if missing else ""
+    )
+
+
+def _absent(count: int, came: list[str]) -> list[str]:
+    """Hosts of a TPU pod from which nobody is connected; [] where their names are not known."""
+    names = expected_hosts(count, os.environ)
+    absent = []
+    for name in names[1:]:
+        try:
+            addresses = {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+        except OSError:
+            addresses = set()
+        if not addresses & set(came):
+            absent.append(name)
+    return absent
+
+
+def expected_hosts(count: int, environment: Mapping[str, str]) -> list[str]:
+    """The hosts of `count` processes, as far as the environment of a TPU pod tells; [] where it does not."""
+    names = [name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
+    return names if len(names) == count else []
 
 
 def nobody(place: MeetingPoint, seconds: float) -> str:

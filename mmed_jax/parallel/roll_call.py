@@ -18,7 +18,7 @@ from typing import Any
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.jsonl import loads
 from mmed_jax.parallel.host_comparison import SKEW_SECONDS, compare
-from mmed_jax.parallel.meeting import MeetingPoint
+from mmed_jax.parallel.meeting import MeetingPoint, expected_hosts
 
 _NAME = "mmed_jax doctor"
 _PINGS = 5
@@ -188,8 +188,8 @@ def _read(stream: Stream) -> dict[str, Any]:
 
 def expected_host(process: int, count: int, environment: Mapping[str, str]) -> str:
     """The host a process should be on, as far as the environment of a TPU pod tells; "" where it does not."""
-    names = [name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
-    return names[process] if len(names) == count else ""
+    names = expected_hosts(count, environment)
+    return names[process] if names else ""
 
 
 def host_table(own: Answer, answers: Mapping[int, Answer], environment: Mapping[str, str]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tests.support.hf_folders import hf_folder
 from tests.support.training import (
     MODEL,
+    WAIT,
     bench,  # noqa: F401
     files,
     finish,
@@ -167,6 +169,30 @@ def test_one_that_is_refused_before_it_joins_is_not_waited_for(bench, tmp_path, 
     assert outcomes[refused].error == problem
     who = "process 1 (" if refused else ""
     assert outcomes[1 - refused].error.startswith(who) and outcomes[1 - refused].error.endswith(problem), outcomes
+
+
+WRONG = {
+    "a misspelt flag": ("--profil=1:2", "unrecognized arguments: --profil=1:2, did you mean '--profile'?"),
+    "a value that is none": ("--profile=1-2", "--profile=1-2"),
+    "a recipe that is not there": ("--config=none.py", "none.py"),
+}
+
+
+@pytest.mark.parametrize(("refused", "name"), [(0, "a misspelt flag"), *((1, name) for name in WRONG)])
+def test_a_wrong_command_line_on_one_host_ends_all(bench, tmp_path, refused, name):  # noqa: F811
+    """Where the others are stands in the part that can be read: both end with that line, whichever coordinates."""
+    given, problem = WRONG[name]
+    more = [(), ()]
+    more[refused] = (given,)
+    start = time.monotonic()
+    outcomes = finish(*bench.start_two(tmp_path / "run", more=more[0], second={"more": more[1]}))
+    assert [o.code for o in outcomes] == [2, 2], outcomes
+    assert time.monotonic() - start < WAIT / 2
+    said = outcomes[refused].error
+    assert problem in said
+    others = outcomes[1 - refused].error
+    assert others == (f"process 1 ({socket.gethostname()}): {said}" if refused else said)
+    assert not files(tmp_path / "run")
 
 
 def test_each_host_makes_its_own_table_where_no_cache_is_shared(bench, tmp_path):  # noqa: F811

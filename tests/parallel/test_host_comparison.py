@@ -10,7 +10,7 @@ from mmed_jax.common.places import parse_place
 from mmed_jax.config.defaults import KEYS
 from mmed_jax.config.recipes import load_config
 from mmed_jax.parallel import host_facts
-from mmed_jax.parallel.host_comparison import HostsDiffer, agree, compare
+from mmed_jax.parallel.host_comparison import HostsDiffer, agree, compare, failure
 from mmed_jax.parallel.shared_work import make_once_a_storage, makers
 from mmed_jax.training.host_agreement import compiled_together
 from tests.support.hosts import hosts
@@ -191,6 +191,20 @@ def test_one_that_cannot_make_it_ends_all(three, tmp_path, failing):
     assert str(results[failing]) == "a.jsonl: no such file"
     where = "" if failing == 0 else "process 2 (host-c): "
     assert str(results[1]) == f"{where}a.jsonl: no such file"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (UserError("a.jsonl: no such file"), UserError, "a.jsonl: no such file"),
+        (OSError(5, "Input/output error"), WorkError, "[Errno 5] Input/output error"),
+        (KeyError("rows"), WorkError, "KeyError: 'rows'"),  # a fault of the program, whose message alone says nothing
+    ],
+)
+def test_whatever_one_fails_with_ends_all(three, error, kind, said):
+    results = three.run(lambda c: agree(c, "start", failure(error) if c.index == 1 else {}))
+    assert [type(e) for e in results] == [kind] * 3
+    assert {str(e) for e in results} == {f"process 1 (host-b): {said}"}
 
 
 def test_no_host_runs_what_others_still_compile(three):

@@ -223,7 +223,7 @@ class Bench:
         **changes: object,
     ) -> subprocess.Popen:
         """A run in a process of its own, with so many simulated devices; `cwd`: where its relative paths begin,
-        `more`: further arguments, before those of keys.
+        `more`: further arguments.
 
         Their number sizes XLA's thread pools and with them the order of some sums: 8 as in this process, and what else
         says how machine code is made is as here.
@@ -234,7 +234,7 @@ class Bench:
             "PYTHONPATH": str(REPO),
         }
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        argv = [*command, *more, *self.argv(run_dir, stage, **changes)]
+        argv = [*command, *self.argv(run_dir, stage, **changes), *more]
         return subprocess.Popen(argv, cwd=cwd or self.folder, env=env, **pipes)
 
     def start_two(
