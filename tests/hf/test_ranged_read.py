@@ -12,6 +12,7 @@ from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.hf.load import load_config, load_params
 from mmed_jax.hf.open_model import open_model
 from mmed_jax.hf.safetensors import read_header
+from mmed_jax.hf.weights_sample import describe_weights
 from mmed_jax.model.llama import logical_axes
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
 from tests.support.fake_gcs import BRIEF_TIME, fake_gcs
@@ -62,6 +63,25 @@ def test_a_folder_in_a_bucket_equals_one_on_a_disk(cloud, folder, tmp_path, monk
         < 300 * len(list(folder.glob("*.safetensors")))
         < sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     )
+
+
+def test_two_hosts_know_by_the_objects_that_they_fetched_other_weights(cloud, tmp_path, monkeypatch):
+    """A third host fetches after an object was written anew; to tell that, none reads more than headers."""
+    name = "models/tiny/model-00002-of-00002.safetensors"
+    assert name in cloud.names("bucket", "models/tiny/")
+    first = describe_weights(open_model("gs://bucket/models/tiny"))
+    monkeypatch.setenv("MMED_JAX_BUCKETS", str(tmp_path / "another host"))
+    source = open_model("gs://bucket/models/tiny")
+    cloud.log.clear()
+    assert describe_weights(source) == first
+    # Of each the size of its header and the header.
+    assert media(cloud) == dict.fromkeys((f.name for f in source.path.glob("*.safetensors")), 2)
+
+    weights = bytearray(cloud.read("bucket", name))
+    weights[-1] ^= 1
+    cloud.write("bucket", name, bytes(weights))
+    monkeypatch.setenv("MMED_JAX_BUCKETS", str(tmp_path / "a third host"))
+    assert describe_weights(open_model("gs://bucket/models/tiny")) != first
 
 
 def test_a_host_reads_the_bytes_of_its_own_rows(cloud, folder):
