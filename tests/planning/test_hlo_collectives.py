@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmed_jax.planning.hlo import analysis
-from mmed_jax.planning.hlo.collectives import replica_groups
+from mmed_jax.planning.hlo.collectives import Collectives, replica_groups
 from mmed_jax.planning.hlo.text import parse_text
 from tests.support.hlo_cases import FUSED, compiled_text, tpu_devices
 
@@ -74,6 +74,46 @@ ENTRY %main (p: f32[16]) -> f32[128] {
     gather, permute = analysis.collectives(analysis.parse_module(text))
     assert (gather.wire_bytes, gather.asynchronous, gather.group_size) == (128 * 4 * 7 / 8, True, 8)
     assert (permute.kind, permute.wire_bytes) == ("collective-permute", 128 * 4)
+
+
+# An all-reduce on SparseCores, as libtpu 0.0.42 writes it and as 0.0.50 does, where only the update brings the data.
+ON_SPARSE_CORES = """HloModule offloaded, is_scheduled=true, num_partitions=4
+
+%moved (p: bf16[64,64]) -> bf16[64,64] {{
+  %p = bf16[64,64]{{1,0}} parameter(0)
+  ROOT %all-reduce = bf16[64,64]{{1,0}} all-reduce(%p), channel_id=2, replica_groups={{{{0,1,2,3}}}}, to_apply=%add
+}}, execution_thread="sparsecore"
+
+ENTRY %main (p: bf16[64,64]) -> bf16[64,64] {{
+  %p = bf16[64,64]{{1,0}} parameter(0)
+{pieces}
+  ROOT %d = bf16[64,64]{{1,0}} call-done(%{last})
+}}
+"""
+STARTED = [
+    "  %made = bf16[64,64]{1,0} copy(%p)",
+    "  %ready = token[] after-all()",
+    "  %s = ((bf16[64,64]{1,0}, token[]), bf16[64,64]{1,0}) call-start(%made, %ready), to_apply=%moved",
+]
+UPDATED = [
+    "  %s = ((), (), (s32[1]{0:T(128)S(2)})) call-start(), to_apply=%moved",
+    "  %made = bf16[64,64]{1,0} copy(%p)",
+    "  %u = ((bf16[64,64]{1,0}), bf16[64,64]{1,0}) call-update(%s, %made)",
+]
+EMPTY_UPDATE = "  %v = ((bf16[64,64]{1,0}), bf16[64,64]{1,0}) call-update(%u)"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "last", "begins"), [(STARTED, "s", "s"), (UPDATED, "u", "u"), ([*UPDATED, EMPTY_UPDATE], "v", "u")]
+)
+def test_a_transfer_of_sparse_cores_begins_where_its_data_are_handed_over(pieces, last, begins):
+    module = analysis.parse_module(ON_SPARSE_CORES.format(pieces="\n".join(pieces), last=last))
+    (reduce,) = analysis.collectives(module)
+    assert (reduce.name, reduce.kind, reduce.asynchronous, reduce.disguised) == (begins, "all-reduce", True, 0)
+    assert reduce.wire_bytes == 2 * 64 * 64 * 2 * 3 / 4
+    events = Collectives(module)
+    kinds = {i.name: events.event(i).kind for i in module.entry.instructions if events.event(i)}
+    assert kinds.pop(begins) == "start" and kinds.pop("d") == "done" and set(kinds.values()) <= {"carry"}
 
 
 DISGUISED = """HloModule padded, num_partitions=4

@@ -63,6 +63,25 @@ def test_an_asynchronous_transfer_hides_behind_what_stands_between_its_ends():
     assert late.schedule_s == pytest.approx(7e-6 + ONE_GATHER)
 
 
+MOVED = f"""
+%moved (p: f32[250]) -> f32[1000] {{
+  %p = f32[250]{{0}} parameter(0)
+  ROOT {GATHER}
+}}, execution_thread="sparsecore"
+"""
+
+
+def test_a_transfer_of_sparse_cores_hides_behind_what_stands_after_its_data_are_handed_over():
+    """libtpu 0.0.50 makes them ready long before there is anything to send."""
+    ready = "%s = ((), (), (s32[1]{0})) call-start(), to_apply=%moved"
+    handed = "%u = ((f32[250]{0}), f32[1000]{0}) call-update(%s, %p)"
+    done = "%done = f32[1000]{0} call-done(%u)"
+    hidden = program(ready, handed, work("a", 7), done, work("b", 5), inner=MOVED)
+    assert schedule_time.estimate(hidden, SLOW).schedule_s == pytest.approx(12e-6)
+    late = program(ready, work("a", 7), handed, work("b", 1), done, inner=MOVED)
+    assert schedule_time.estimate(late, SLOW).schedule_s == pytest.approx(7e-6 + ONE_GATHER)
+
+
 def test_transfers_follow_one_another_on_the_links():
     """A blocking transfer waits for the one that is on its way."""
     e = schedule_time.estimate(program(START, work("a", 1), GATHER, DONE), SLOW)

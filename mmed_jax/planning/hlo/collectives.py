@@ -4,13 +4,14 @@ A collective appears as one instruction that blocks, as a start/done pair, or, o
 fusion that ends in the custom call AsyncCollectiveStart, fusions that carry it on beside a matrix product
 (continuation), and one that ends in AsyncCollectiveDone. All pieces repeat the instruction with the same channel; it is
 one transfer and counts once. A TPU's SparseCores take one over by call-start and call-done around a computation that
-holds it. Between slices a TPU program sends to and receives from the hosts' network (DCN): send begins it, recv, which
-the compiler puts near the end, gives the result a place, recv-done waits; such a module describes the devices of one
-slice.
+holds it; from libtpu 0.0.50 on call-start has no operands and makes them ready, and the transfer begins at the
+call-update that hands the data over. Between slices a TPU program sends to and receives from the hosts' network (DCN):
+send begins it, recv, which the compiler puts near the end, gives the result a place, recv-done waits; such a module
+describes the devices of one slice.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -21,6 +22,8 @@ from mmed_jax.planning.hlo.text import Instruction, Module, Shape
 
 # Both start a computation that runs beside what follows.
 ASYNC_STARTS = ("async-start", "call-start")
+_ASYNC_UPDATES = ("async-update", "call-update")
+_ASYNC_DONES = ("async-done", "call-done")
 KINDS = (
     "all-gather",
     "all-reduce",
@@ -113,15 +116,8 @@ class Collectives:
             return Event("start", instruction.name, instruction)
         if name.endswith("-done") and name[: -len("-done")] in KINDS:
             return Event("done", instruction.operands[0], instruction.operand(0))
-        if name in ASYNC_STARTS:
-            inner = self._inner(instruction)
-            return Event("start", instruction.name, inner) if inner else None
-        if name in ("async-done", "async-update", "call-done"):
-            start = instruction.operand(0)
-            while start.opcode == "async-update":
-                start = start.operand(0)
-            inner = self._inner(start) if start.opcode in ASYNC_STARTS else None
-            return Event("carry" if name == "async-update" else "done", start.name, inner) if inner else None
+        if name in (*ASYNC_STARTS, *_ASYNC_UPDATES, *_ASYNC_DONES):
+            return self._wrapped(instruction)
         if name == "fusion":
             inner = self._inner(instruction)
             if inner is None:
@@ -137,6 +133,21 @@ class Collectives:
                 return Event("carry", key, inner)
             return Event("blocking", key, inner)
         return None
+
+    def _wrapped(self, instruction: Instruction) -> Event | None:
+        """A piece of an asynchronous call: its transfer begins where the call has all its operands."""
+        start = instruction
+        while start.opcode in (*_ASYNC_UPDATES, *_ASYNC_DONES):
+            start = start.operand(0)
+        inner = self._inner(start) if start.opcode in ASYNC_STARTS else None
+        if inner is None:
+            return None
+        if instruction.opcode in _ASYNC_DONES:
+            return Event("done", start.name, inner)
+        wanted = max(_arrays(c.parameters.values()) for c in self.module.called(start))
+        before = -1 if instruction is start else _arrays(_handed(instruction.operand(0)))
+        begins = before < wanted <= _arrays(_handed(instruction))
+        return Event("start" if begins else "carry", start.name, inner)
 
     def _between(self, instruction: Instruction) -> Event | None:
         """Between slices data leave at the send; the recv, which stands near the end or behind the loop of the send,
@@ -257,7 +268,20 @@ def _sources(instruction: Instruction, inner: Instruction) -> list[Instruction]:
     if inner.computation is instruction.computation:
         return [inner.operand(k) for k in range(len(inner.operands))]
     numbers = [inner.operand(k).literal for k in range(len(inner.operands)) if inner.operand(k).opcode == "parameter"]
-    return [instruction.operand(int(n)) for n in numbers if n.strip().isdigit()]
+    handed = _handed(instruction)
+    return [handed[int(n)] for n in numbers if n.strip().isdigit()]
+
+
+def _handed(instruction: Instruction) -> list[Instruction]:
+    """What a fusion, or the pieces of an asynchronous call up to this one, hand to the computation."""
+    operands = [instruction.operand(k) for k in range(len(instruction.operands))]
+    before = _handed(operands.pop(0)) if instruction.opcode in _ASYNC_UPDATES else []
+    return before + operands
+
+
+def _arrays(instructions: Iterable[Instruction]) -> int:
+    """How many of them are arrays; a start may take a token that its computation does not."""
+    return sum(any(s.dtype != "token" for s in i.shapes) for i in instructions)
 
 
 def _count(members: str) -> int:
