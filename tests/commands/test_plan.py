@@ -17,7 +17,7 @@ from mmed_jax.model.config import PRESETS, num_params
 from mmed_jax.planning import memory, planner, smaller_configs
 from mmed_jax.training import program, setup
 from tests.support.hlo_cases import tpu_devices
-from tests.support.planning import arithmetic_compiler, run_plan, small
+from tests.support.planning import LEAST_EFFORT, arithmetic_compiler, least_effort, run_plan, small
 from tests.support.training import REPO, bench, train_here  # noqa: F401
 
 GIB, MIB = 2**30, 2**20
@@ -121,7 +121,8 @@ def test_what_does_not_fit_exits_1_with_a_change_that_does(tmp_path):
     """512 layers that keep everything: 29 GiB wanted of 16; the advice was compiled and fits."""
     tpu_devices()
     keys = small(model__num_layers=512, data__seq_len=256, batch_size=32)
-    outcome = run_plan("v5e-1", f"--json={tmp_path}/plan.json", **keys)
+    with least_effort():
+        outcome = run_plan("v5e-1", f"--json={tmp_path}/plan.json", **keys)
     assert outcome.code == 1 and "DOES NOT FIT" in outcome.out
     assert outcome.error.startswith("stage1:demo does not fit on v5e-1: most goes to saved activations")
     found = json.loads((tmp_path / "plan.json").read_text())
@@ -140,7 +141,11 @@ def test_what_does_not_fit_exits_1_with_a_change_that_does(tmp_path):
 
 @pytest.mark.compile8b
 def test_an_8b_step_for_a_v5p_slice(tmp_path):
-    """The command line, from the config to the table, for 64 chips: full size, the compiler's own flags."""
+    """The command line, from the config to the table, for 64 chips: full size, the compiler's own flags.
+
+    With the least effort memory, products and what is sent are near those of a run. The schedule is not: that its
+    seconds are near the chip's peak, tests/planning/test_schedule_time.py shows of one large product.
+    """
     tpu_devices()
     command = [
         sys.executable,
@@ -153,7 +158,8 @@ def test_an_8b_step_for_a_v5p_slice(tmp_path):
         "--no_cache",
         f"--json={tmp_path}/plan.json",
     ]
-    done = subprocess.run(command, cwd=REPO, env=os.environ, capture_output=True, text=True, timeout=1800)
+    env = os.environ | {f"JAX_{name.upper()}": str(value) for name, value in LEAST_EFFORT.items()}
+    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     assert "64 chips v5p, 4x4x4 (torus)" in done.stdout and ": fits (" in done.stdout
     found = json.loads((tmp_path / "plan.json").read_text())
@@ -171,7 +177,7 @@ def test_an_8b_step_for_a_v5p_slice(tmp_path):
     sent = found["collective_bytes"]
     assert sent["all-gather"] == pytest.approx(gathered, rel=0.1)
     assert 0.45 * gathered < sum(sent.values()) - sent["all-gather"] < 1.15 * gathered
-    assert 0.35 < found["mfu"]["high"] <= found["mfu"]["schedule"] <= found["mfu"]["low"] < 0.8
+    assert 0 < found["mfu"]["high"] <= found["mfu"]["schedule"] <= found["mfu"]["low"] < 0.8
 
 
 def test_the_compilers_ways_to_say_that_memory_is_short():

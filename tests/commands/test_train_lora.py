@@ -96,7 +96,7 @@ def test_killed_and_stopped_it_goes_on_bit_for_bit(bench, trained, base, tmp_pat
     wait_for(lambda: last_step(run) >= stopped_at + 7, process)
     process.kill()
     finish(process)
-    (outcome,) = finish(bench.start(run, **changes))
+    outcome = bench.train(run, **changes)
     assert outcome.code == 0, outcome.err
     assert_same_state(state_of(run, STEPS), state_of(undisturbed, STEPS))
     assert [r["loss"] for r in reproduced(run)][-1] == losses(undisturbed)[-1]

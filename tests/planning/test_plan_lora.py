@@ -14,7 +14,7 @@ from mmed_jax.parallel import sharding
 from mmed_jax.planning import advice, host_memory, memory, planner, search, smaller_configs, step_time, topology
 from mmed_jax.training import flops, program
 from tests.support.hlo_cases import tpu_devices
-from tests.support.planning import arithmetic_compiler, run_plan, small
+from tests.support.planning import arithmetic_compiler, least_effort, run_plan, small
 
 GIB = 2**30
 CFG = PRESETS["llama3-8b"]
@@ -90,7 +90,8 @@ def test_arithmetic_agrees_with_the_compiler(tmp_path):
         lora__rank=16,
         lora__base="nf4",
     )
-    outcome = run_plan("v5e-4", f"--json={tmp_path}/plan.json", **keys)
+    with least_effort():
+        outcome = run_plan("v5e-4", f"--json={tmp_path}/plan.json", **keys)
     assert outcome.code == 0, outcome.err
     found = json.loads((tmp_path / "plan.json").read_text())
     terms = [memory.Term(**t) for t in found["terms"]]

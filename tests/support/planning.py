@@ -5,10 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import jax
+
 from mmed_jax import plan
 from mmed_jax.planning import planner, step_time
 from mmed_jax.planning.memory import memory_terms, total
 from tests.support.training import Outcome, call
+
+# Configuration of jax: the compiler looks for a fast schedule no longer than it must, in a third of the time where a
+# step is large. Memory, products and what is sent stay as they are; the schedule's seconds do not.
+LEAST_EFFORT = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
 
 # One head of 128: what the TPU kernel takes as it is, and compiles in seconds.
 SMALL = {
@@ -38,6 +44,20 @@ def run_plan(topology: str, *flags: str, config: str = "stage1", cache: Path | N
 def small(**keys: object) -> dict[str, object]:
     """SMALL with other values, as keyword arguments of run_plan."""
     return {k.replace(".", "__"): v for k, v in SMALL.items()} | keys
+
+
+@contextlib.contextmanager
+def least_effort() -> Iterator[None]:
+    """What is compiled within is compiled with LEAST_EFFORT; where memory and products matter, not seconds."""
+    names = {f"jax_{name}": value for name, value in LEAST_EFFORT.items()}
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        for name, value in names.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 @contextlib.contextmanager
