@@ -58,3 +58,19 @@ def test_the_rotation_by_a_product_is_the_rotation_by_halves_bit_for_bit():
     taken, vjp_of_taken = jax.vjp(lambda x: apply_rope(x, cos[:, :, 0], sin[:, :, 0]), x)
     np.testing.assert_array_equal(taken, halves)
     np.testing.assert_array_equal(vjp_of_taken(ct)[0], vjp(ct)[0])
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_tpu_rotates_bfloat16_by_a_product_and_nothing_else_does(backward):
+    def rotation(x, cos, sin):
+        return jax.vjp(lambda x: apply_rope(x, cos, sin), x)[1](x)[0] if backward else apply_rope(x, cos, sin)
+
+    def has_a_product(platform, dtype):
+        angles = jax.ShapeDtypeStruct((2, 5, 8), jnp.float32)
+        traced = jax.jit(rotation).trace(jax.ShapeDtypeStruct((2, 5, 3, 16), dtype), angles, angles)
+        return "dot_general" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert has_a_product("tpu", jnp.bfloat16)
+    assert not has_a_product("tpu", jnp.float32)
+    assert not has_a_product("cuda", jnp.bfloat16)
+    assert not has_a_product("cpu", jnp.bfloat16)

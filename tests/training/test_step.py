@@ -1,5 +1,6 @@
 """The training step: one loss, whatever the accumulation and the mesh."""
 
+import dataclasses
 import functools
 import re
 
@@ -12,6 +13,7 @@ import pytest
 from mmed_jax.model import llama
 from mmed_jax.model.config import from_hf
 from mmed_jax.parallel import sharding
+from mmed_jax.parallel.gradient_order import order_of_gradients
 from mmed_jax.planning.hlo.analysis import parse_module
 from mmed_jax.training import step
 
@@ -156,6 +158,39 @@ def test_the_gradient_of_attention_s_output_weights_is_made_before_attention_s_b
     barriers = re.findall(r"optimization_barrier.*: (.*)", lowered.as_text())
     heads = f"16x32x{CFG.num_heads}x{CFG.head_dim}"
     assert [heads, "32x32"] in [re.findall(r"tensor<([\dx]+)xf32>", line) for line in barriers]
+
+
+def test_the_gradient_of_the_down_projection_is_made_first_in_the_backward_pass(params, batch):
+    """On each device, behind a barrier with its own rows of the output's gradient, and then scattered by name."""
+
+    def program(**options):
+        return lowered_step(params, batch, sharding.make_mesh(fsdp=8), remat="minimal_ctx", **options).as_text()
+
+    text = program(ordered_gradients=True)
+    barriers = re.findall(r"optimization_barrier.*: (.*)", text)
+    assert ["2x32x32", "32x64"] in [re.findall(r"tensor<([\dx]+)xf32>", line) for line in barriers]
+    scattered = r"\(tensor<32x64xf32>\) -> tensor<4x64xf32>"
+    assert len(re.findall(scattered, text)) == len(re.findall(scattered, program())) + 1
+
+
+def test_an_order_of_gradients_changes_none_of_biases():
+    cfg = dataclasses.replace(CFG, attention_bias=True, mlp_bias=True)
+    drawn = llama.init_params(cfg, jax.random.key(0))["layers"]
+    # One layer, its biases not zero.
+    layer = jax.tree.map(lambda x: x[0] + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape[1:]), drawn)
+    x = jax.random.normal(jax.random.key(1), (ROWS, LENGTH, CFG.hidden_size))
+
+    def gradient(said):
+        def loss(layer, x):
+            with order_of_gradients(said):
+                return (llama.run_layer(x, layer, cfg) ** 2).mean()
+
+        with jax.set_mesh(sharding.make_mesh(fsdp=4, context=2)):
+            return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(layer, x)
+
+    plain, ordered = gradient(False), gradient(True)
+    assert all(np.abs(g).max() > 1e-5 for g in jax.tree.leaves(plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), ordered, plain)
 
 
 def test_no_layer_waits_for_a_sum_of_its_norms_gradients(params, batch):
