@@ -139,6 +139,15 @@ def test_what_does_not_fit_exits_1_with_a_change_that_does(tmp_path):
     assert estimated == pytest.approx(advice["needed_bytes"], rel=0.2)
 
 
+def test_what_lies_in_host_memory_is_not_counted_to_the_chip(tmp_path):
+    """remat=offload: the inputs of 64 layers, 1 GiB."""
+    tpu_devices()
+    keys = small(batch_size=32, data__seq_len=2048, model__num_layers=64)
+    with least_effort():
+        assert run_plan("v5e-1", f"--json={tmp_path}/plan.json", **keys, remat="offload").code == 0
+    assert json.loads((tmp_path / "plan.json").read_text())["needed_bytes"] < GIB
+
+
 @pytest.mark.compile8b
 def test_an_8b_step_for_a_v5p_slice(tmp_path):
     """The command line, from the config to the table, for 64 chips: full size, the compiler's own flags.
