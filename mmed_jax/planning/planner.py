@@ -265,8 +265,8 @@ def fill_from_compiled(result: PlanResult, compiled: Any, topology: Topology | N
     # The TPU compiler lays out the chip's memory itself, where values of different moments share places: what the
     # layout takes is its peak, and that is what it compares with the chip (a program with a sum of 19.0 GiB and a peak
     # of 14.9 compiles for 15.75 GiB, one with a peak of 16.4 is refused). Other compilers' peak leaves temporaries out.
-    # With values in host memory its peak counts those as well (70B, 1280 x 8192 on v6e-256, remat=offload: 53 GiB, of which
-    # 50 lie in host memory); the sum does not.
+    # Where values lie in host memory its peak counts those as well, and the sum does not (70B, 1280 x 8192 on v6e-256,
+    # remat=offload: a peak of 53 GiB, of which 50 are the host's, and a sum of 21).
     on_chip = topology and result.settings["remat"] != "offload"
     peak = getattr(memory, "peak_memory_in_bytes", 0) if on_chip else 0
     result.needed_bytes = peak or result.summed_bytes
