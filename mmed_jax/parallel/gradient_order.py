@@ -114,9 +114,8 @@ def linear_in_order(x_bti: jax.Array, weight_oi: jax.Array, precision: jax.lax.P
 def scatter_table(gradient_dv: jax.Array, shards: Any) -> jax.Array:
     """jax.lax.psum_scatter, inside a shard_map, of the gradient of a table of the vocabulary, [D, V], along D.
 
-    With an order it stays the reduce-scatter that it is. The TPU compiler makes an all-reduce, which takes twice the
-    bytes, of one over 64 chips whose other dimension is no multiple of 1,024, and over 256 chips of 4,096. (Llama-3 has
-    128,256 tokens; 128,512 and 129,024 over 64 chips were tried, 129,024, 130,048 and 131,072 over 256.)
+    With an order it is padded to a multiple of 16 times the chips, with which the TPU compiler keeps the
+    reduce-scatter; of others over 64 chips and more it makes an all-reduce, twice the bytes (docs/collectives.md, 12).
     """
     v = gradient_dv.shape[1]
     if _said.get():
