@@ -11,7 +11,7 @@ from mmed_jax.common.input_files import what_is
 WHOLE, SAMPLE, MOST = 32 << 20, 1 << 16, 64
 
 
-def describe_files(path: Path) -> str:
+def describe_contents(path: Path) -> str:
     """ "5,120 bytes in 2 files, digest 0a1b2c3d4e5f6071" of a file, or of all files below a folder.
 
     Equal for equal names below `path` and equal bytes, wherever it lies and whenever it was written. Names and sizes

@@ -16,7 +16,7 @@ from mmed_jax.common.hashes import json_hash
 from mmed_jax.common.paths import resolve_path
 from mmed_jax.common.place_flags import InputPlace
 from mmed_jax.common.places import is_bucket, parse_place
-from mmed_jax.common.sampled_files import describe_files
+from mmed_jax.common.sampled_files import describe_contents
 from mmed_jax.config.defaults import KEYS
 from mmed_jax.data.tokenizers.tokenizer import tokenizer_hash
 from mmed_jax.parallel.peers import several_processes
@@ -83,5 +83,7 @@ def _files(key: str, paths: Iterable[str]) -> dict[str, str]:
         if is_bucket(parse_place(text, key)):
             continue
         path, head = resolve_path(text), text.rpartition(":")[0]
-        found[f"{key} (contents of {text})"] = describe_files(path if path.exists() or not head else resolve_path(head))
+        if head and not path.exists():
+            path = resolve_path(head)
+        found[f"{key} (contents of {text})"] = describe_contents(path)
     return found

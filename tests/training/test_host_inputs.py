@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from mmed_jax.common import sampled_files
 from mmed_jax.common.place_flags import InputPlace
-from mmed_jax.common.sampled_files import describe_files
+from mmed_jax.common.sampled_files import describe_contents
 from mmed_jax.config.defaults import KEYS
 from mmed_jax.config.recipes import load_config
 from mmed_jax.hf import weights_sample
@@ -87,25 +87,25 @@ def test_files_are_told_apart_by_names_sizes_and_samples(tmp_path, monkeypatch):
     folder.mkdir()
     for name in "abc":
         (folder / f"{name}.jsonl").write_text(name * 1000)
-    described = describe_files(folder)
+    described = describe_contents(folder)
     assert described.startswith("3,000 bytes in 3 files, digest ")
     moved = shutil.copytree(folder, tmp_path / "elsewhere" / "set")
     os.utime(moved / "a.jsonl", (0, 0))
-    assert describe_files(moved) == described
+    assert describe_contents(moved) == described
     (moved / "b.jsonl").write_text("b" * 400 + "x" + "b" * 599)
-    assert describe_files(moved) != described
+    assert describe_contents(moved) != described
     (moved / "b.jsonl").rename(moved / "d.jsonl")
-    assert describe_files(moved) != described
-    assert describe_files(tmp_path / "none") == "nothing there"
-    assert describe_files(folder / "a.jsonl").startswith("1,000 bytes in 1 file, digest ")
+    assert describe_contents(moved) != described
+    assert describe_contents(tmp_path / "none") == "nothing there"
+    assert describe_contents(folder / "a.jsonl").startswith("1,000 bytes in 1 file, digest ")
 
     # Too large to be read whole: begin, middle and end.
     monkeypatch.setattr(sampled_files, "WHOLE", 100)
     monkeypatch.setattr(sampled_files, "SAMPLE", 10)
-    described, text = describe_files(folder), "b" * 1000
+    described, text = describe_contents(folder), "b" * 1000
     for at, is_seen in ((0, True), (505, True), (999, True), (300, False)):
         (folder / "b.jsonl").write_text(text[:at] + "x" + text[at + 1 :])
-        assert (describe_files(folder) != described) is is_seen, at
+        assert (describe_contents(folder) != described) is is_seen, at
 
 
 def test_every_key_that_names_something_to_read_is_compared(model, tmp_path, monkeypatch):
