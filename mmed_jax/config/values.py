@@ -33,14 +33,22 @@ def nearest_key(key: str, flat: dict[str, Any]) -> str:
 
 
 def with_values(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
-    """A copy of the config with other values: {"optim.lr": 1e-5}."""
-    out = ConfigDict(copy.deepcopy(config.to_dict()), allow_dotted_keys=True)
+    """A copy of the config with other values: {"optim.lr": 1e-5}. It is unlocked."""
+    out = _copy(config)
     for key, value in changes.items():
         *parents, leaf = key.split(".")
         node = out
         for parent in parents:
             node = node[parent]
         node[leaf] = value
+    return out
+
+
+def _copy(config: ConfigDict) -> ConfigDict:
+    """A copy, unlocked. ConfigDict's constructor takes three times as long, and a search copies thousands."""
+    out = ConfigDict(allow_dotted_keys=True)
+    for key, value in config.items():
+        out[key] = _copy(value) if isinstance(value, ConfigDict) else copy.deepcopy(value)
     return out
 
 

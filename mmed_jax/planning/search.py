@@ -7,6 +7,7 @@ around the fastest found. Every compiled setting is kept by hash (planner.plan),
 where it was.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,21 @@ class Candidate:
     def bytes(self, factor: float) -> float:
         """Memory of a chip by arithmetic, what a step takes times `factor` (advice.off_by)."""
         return self.state_bytes + factor * self.step_bytes
+
+    @functools.cached_property
+    def chunk(self) -> int:
+        """loss_chunk, or the tokens that a chip has in a micro-batch if that is less."""
+        tokens = batch_rows(self.config) // self.config.grad_accum * self.config.data.seq_len
+        return min(
+            self.config.loss_chunk, max(1, tokens // (self.mesh["data"] * self.mesh["fsdp"] * self.mesh["context"]))
+        )
+
+    @functools.cached_property
+    def key(self) -> tuple:
+        """Equal for settings that mean the same."""
+        c = self.config
+        fields = (c.remat, c.grad_accum, batch_rows(c), c.xla_flags, c.lora.base)
+        return (*self.mesh.values(), self.chunk, *fields)
 
     def label(self) -> str:
         """The changes, short."""
@@ -213,7 +229,7 @@ def proposals(
     config, seen = with_parts(config, topology), set()
     first = _candidate({}, config, cfg, topology)
     if first:
-        seen.add(_key(first))
+        seen.add(first.key)
         yield first
     # Frozen weights may lie whole on every chip: nothing is gathered then, and only an adapter's gradient is summed.
     whole = {topology.device_count} if config.lora.rank else set()
@@ -235,8 +251,8 @@ def proposals(
             if candidate is None:
                 continue
             divides = True
-            if _key(candidate) not in seen:
-                seen.add(_key(candidate))
+            if candidate.key not in seen:
+                seen.add(candidate.key)
                 yield candidate
         if not divides and rows != batch_rows(config):
             raise UserError(f"--batches: {rows} rows do not divide over {topology.name} in any mesh")
@@ -256,18 +272,6 @@ def _candidate(changes: dict[str, Any], config: ConfigDict, cfg: LlamaConfig, to
     return Candidate(changes, new, mesh, seconds, total(terms, "state"), total(terms, "step"))
 
 
-def _chunk(c: Candidate) -> int:
-    """loss_chunk, or the tokens that a chip has in a micro-batch if that is less."""
-    tokens = batch_rows(c.config) // c.config.grad_accum * c.config.data.seq_len
-    return min(c.config.loss_chunk, max(1, tokens // (c.mesh["data"] * c.mesh["fsdp"] * c.mesh["context"])))
-
-
-def _key(c: Candidate) -> tuple:
-    """Equal for settings that mean the same."""
-    fields = (c.config.remat, c.config.grad_accum, batch_rows(c.config), c.config.xla_flags, c.config.lora.base)
-    return (*c.mesh.values(), _chunk(c), *fields)
-
-
 def _by_promise(candidates: list[Candidate], state: Search, topology: Topology) -> Iterator[Candidate]:
     """What to compile: the config as it is, then the fastest by arithmetic that should fit, as far as the compiler has
     shown by then. One chunk size for each other setting: chunks are varied later."""
@@ -285,7 +289,7 @@ def _refinements(state: Search, config: ConfigDict, cfg: LlamaConfig, topology: 
     best = state.winner
     flags = best.config.xla_flags
     other = "none" if flags == "auto" else "auto"
-    chunk = _chunk(best)
+    chunk = best.chunk
     changes: list[dict[str, Any]] = [{"loss_chunk": chunk * 2}, {"loss_chunk": chunk // 2}]
     if compiler_options(topology.chip, other) != compiler_options(topology.chip, flags):  # not every chip has some
         changes.insert(0, {"xla_flags": other})
@@ -305,7 +309,7 @@ def _try(
     plan_options: dict[str, Any],
 ) -> None:
     """Plans a candidate and notes what came of it; a setting on which the compiler fails is a result too."""
-    if any(_key(c) == _key(other) for other in state.tried):
+    if any(c.key == other.key for other in state.tried):
         return
     say(f"{len(state.tried) + 1:2} of {limit:<5} {c.label()}")
     try:
