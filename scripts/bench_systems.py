@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -232,15 +232,9 @@ def turn(system: Any, data: str, seconds: float) -> dict[str, Any]:
     return {"steps": steps, **sums, "seconds": wall, "cpu_seconds": cpu, "loss": system.loss}
 
 
-def main(argv: list[str]) -> None:
+def answers(name: str, spec: dict, asked: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """What a system says: how its start went, after the first step on all data, then a turn for each line asked."""
     started = time.perf_counter()
-    if len(argv) != 2 or argv[0] not in SYSTEMS:
-        sys.exit(__doc__)
-    name, spec_path = argv
-    spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
-    # Answers have stdout to themselves; whatever a library prints goes to stderr.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     system = SYSTEMS[name]()
     system.setup(spec)
     ready = time.perf_counter() - started
@@ -249,13 +243,23 @@ def main(argv: list[str]) -> None:
         begin = time.perf_counter()
         system.step(data)
         first[data] = time.perf_counter() - begin
-    start = {"setup_seconds": ready, "first_step_seconds": first, "trained": getattr(system, "trained", None)}
-    print(json.dumps(start), file=answers, flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        answer = turn(system, asked["data"], asked["seconds"])
-        answer["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps(answer), file=answers, flush=True)
+    yield {"setup_seconds": ready, "first_step_seconds": first, "trained": getattr(system, "trained", None)}
+    for line in asked:
+        wanted = json.loads(line)
+        done = turn(system, wanted["data"], wanted["seconds"])
+        yield {**done, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2 or argv[0] not in SYSTEMS:
+        sys.exit(__doc__)
+    name, spec_path = argv
+    spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
+    # Answers have stdout to themselves; whatever a library prints goes to stderr.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for answer in answers(name, spec, sys.stdin):
+        print(json.dumps(answer), file=out, flush=True)
 
 
 if __name__ == "__main__":

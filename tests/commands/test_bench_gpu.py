@@ -17,11 +17,20 @@ from scripts import bench_gpu, bench_gpu_systems
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_smoke(tmp_path):
-    env = {**os.environ, "PYTHON_BIN": sys.executable}
-    command = ["bash", str(ROOT / "scripts/bench_gpu.sh"), "--smoke", f"--output={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
-    assert done.returncode == 0, done.stderr
+def test_smoke(tmp_path, capsys, monkeypatch):
+    """The products in a process of their own, as all is for users; the rest in this one, which has imported it all."""
+    in_process = bench_gpu.run_case
+
+    def run_case(system: str, case: dict, smoke: bool) -> tuple[dict | None, str]:
+        if system == "matmul":
+            return in_process(system, case, smoke)
+        given, result = tmp_path / "case.json", tmp_path / "result.json"
+        given.write_text(json.dumps(case))
+        assert bench_gpu_systems.main([system, str(given), str(result)]) == 0, capsys.readouterr().err
+        return json.loads(result.read_text()), ""
+
+    monkeypatch.setattr(bench_gpu, "run_case", run_case)
+    bench_gpu.main(["--smoke", f"--output={tmp_path}"])
     report = json.loads((tmp_path / "bench_gpu.json").read_text())
     ran = [(case["system"], case["tuning"]) for case in report["cases"]]
     adapters = [(system, tuning) for tuning in ("lora", "qlora") for system in ("mmed_jax", "peft")]
@@ -37,9 +46,16 @@ def test_smoke(tmp_path):
         assert case["result"]["loss"] == pytest.approx(np.log(256), rel=0.1)
     assert 0 < len(report["cases"][0]["result"]["kernels"]) <= bench_gpu_systems.KERNELS
     table = (tmp_path / "bench_gpu.md").read_text()
-    assert (
-        table in done.stdout and "| mmed_jax | full | 2 x 256 packed | adafactor | minimal_ctx | reference |" in table
-    )
+    assert "| mmed_jax | full | 2 x 256 packed | adafactor | minimal_ctx | reference |" in table
+    assert table in capsys.readouterr().out
+
+
+def test_the_script_hands_on_its_arguments(tmp_path):
+    (tmp_path / "file").touch()
+    command = ["bash", str(ROOT / "scripts/bench_gpu.sh"), "--smoke", f"--output={tmp_path / 'file'}"]
+    env = {**os.environ, "PYTHON_BIN": sys.executable}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 2 and "file: is a file; name a folder" in done.stderr
 
 
 def test_refused_without_a_gpu(monkeypatch):

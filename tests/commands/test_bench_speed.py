@@ -1,13 +1,15 @@
 """scripts/bench_train and scripts/bench_data, tiny and from end to end, and the arithmetic of their tables."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 
 from mmed_jax.common.errors import UserError
-from scripts import bench_data, bench_data_gen, bench_generate, bench_gpu, bench_train
+from scripts import bench_data, bench_data_gen, bench_generate, bench_gpu, bench_systems, bench_train
 from scripts.bench_systems import IGNORED, PaddedSamples
 from tests.support.training import call
 
@@ -26,7 +28,33 @@ TINY = [
 ]
 
 
-def test_training_beside_other_systems(tmp_path, capsys):
+class WorkerHere:
+    """A system in this process, which has imported jax, torch and transformers already."""
+
+    def __init__(self, name: str, spec: Path):
+        self.name, self.asked = name, []
+        self.answers = bench_systems.answers(name, json.loads(spec.read_text()), self._lines())
+        self.start = {**next(self.answers), "seconds_to_ready": 0.0}
+
+    def _lines(self) -> Iterator[str]:
+        while True:
+            yield json.dumps(self.asked.pop())
+
+    def turn(self, data: str, seconds: float) -> dict:
+        self.asked.append({"data": data, "seconds": seconds})
+        return next(self.answers)
+
+    def close(self) -> None:
+        self.answers.close()
+
+
+def test_training_beside_other_systems(tmp_path, capsys, monkeypatch):
+    """All but one in this process; a system in a process of its own is asked in the same words."""
+    in_process = bench_train.Worker
+    monkeypatch.setattr(
+        bench_train, "Worker", lambda name, spec: (in_process if name == "nnx" else WorkerHere)(name, spec)
+    )
+    monkeypatch.setattr("mmed_jax.parallel.host_allocator.keep_freed_memory", lambda: None)
     bench_train.main([*TINY, "--against=transformers,nnx,peft", "--rank=2", f"--output={tmp_path}/out.json"])
     found = json.loads((tmp_path / "out.json").read_text())
     assert list(found["turns"]) == ["mmed_jax", "mmed_jax-lora", "transformers", "nnx", "peft"]

@@ -124,9 +124,10 @@ def is_withheld(text: str, start: int, end: int, choosing: bool = False) -> bool
     before, sentence = text[max(0, start - 40) : start], _sentence(text, start)
     if (_NOT_CHOSEN if choosing else _OTHER_HEAD).search(before) or _NOT_SAID.search(sentence):
         return True
-    given = _CONDITION.search(sentence) and not _SO.search(sentence)
-    if _WOULD.search(text, start, end) and (given or _IF_AFTER.match(text, end)):
-        return True
+    if _WOULD.search(text, start, end):
+        given = _CONDITION.search(sentence) and not _SO.search(sentence)
+        if given or _IF_AFTER.match(text, end):
+            return True
     return _TAKEN_BACK.match(text, end) is not None
 
 

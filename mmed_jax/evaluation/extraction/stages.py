@@ -71,6 +71,7 @@ class AnswerReader:
     def __init__(self, letters: str, texts: dict[str, str], russian: bool):
         self.letters, self.texts, self.russian, self.options = letters, texts, russian, OptionTexts(texts)
         self._verdict = patterns.letter_suffix(letters, russian, rules.VERDICT_AFTER)
+        self._joined: dict[str, str] = {}  # spans of letters that were read before
 
     def statements(self, text: str, cut: bool = False, thinking: bool = False) -> Answer | None:
         """Stage 1: the last statement of the answer; of a cut text only one that opens or closes it."""
@@ -372,6 +373,12 @@ class AnswerReader:
 
     def _join(self, span: str) -> str:
         """Letters of a matched span, sorted; "" when it is no set of letters ("CAD", "be", an option's acronym)."""
+        if span not in self._joined:
+            self._joined[span] = self._letters_of(span)
+        return self._joined[span]
+
+    def _letters_of(self, span: str) -> str:
+        """As `_join`, read anew."""
         found: list[str] = []
         for part in re.split(rf"{rules.SEPARATOR}|\s[-–]\s", span, flags=re.IGNORECASE):
             run = "".join(rules.LOOKALIKES.get(c, c) for c in re.sub(r"\W", "", part))
