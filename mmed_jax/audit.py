@@ -40,7 +40,7 @@ def audit(model: str, output: str | None, ledgers: list[Path], places: list[Path
     from mmed_jax.lineage.audit_page import FORMS, text_page, verdict, write_page
     from mmed_jax.lineage.data_links import DataWalk
     from mmed_jax.lineage.model_links import ModelWalk
-    from mmed_jax.lineage.trail import Trail
+    from mmed_jax.lineage.audit_result import Trail
 
     folder = expand_home(model)
     if not folder.is_dir():

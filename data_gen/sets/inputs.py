@@ -12,7 +12,7 @@ from data_gen.gates import Gate
 from data_gen.methods import default_gates
 from data_gen.passages import read_passages
 from data_gen.sets.contamination import Benchmarks, Hit
-from data_gen.sets.divide import divided
+from data_gen.sets.make_splits import divided
 from data_gen.sets.groups import Families, family_keys
 from data_gen.sets.licenses import allowed
 from data_gen.sets.option_shuffle import shuffle_record

@@ -3,7 +3,7 @@
     .lock                           common/buckets/lease.py
     checkpoints/STEP/               written in its place; finished by its last object, STEP/commit_success.txt
     checkpoints/STEP.corrupt.json   STEP could not be read: it is kept, and not used
-    metrics/, tensorboard/, ...     common/buckets/spool.py
+    metrics/, tensorboard/, ...     common/buckets/growing_files.py
 
 Objects have no rename, and a folder is no more than what names begin with.
 """
@@ -22,7 +22,7 @@ from mmed_jax.checkpoints.run_storage import CHECKPOINTS, LOCK_FILE, STEP, RunSt
 from mmed_jax.common.buckets.bucket import Bucket, open_bucket
 from mmed_jax.common.buckets.download import COMMITTED, SET_ASIDE
 from mmed_jax.common.buckets.lease import Lease
-from mmed_jax.common.buckets.spool import Spool, upload_folder
+from mmed_jax.common.buckets.growing_files import Spool, upload_folder
 from mmed_jax.common.errors import UserError, WorkError, one_line, warn
 from mmed_jax.common.output_files import write_json
 from mmed_jax.common.places import Place

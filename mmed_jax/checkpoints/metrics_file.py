@@ -10,7 +10,7 @@ NaN and infinities are the strings "NaN", "Infinity", "-Infinity", so that every
 A resumed run writes {"event": "start", "step": s} and goes on from s. Readers let the last record of a step win and
 leave out what an interrupted run had written beyond s, and with s = 0 all before. The writer is training/metric_log.py.
 
-In a bucket the file is the segments of common/buckets/spool.py, one after the other.
+In a bucket the file is the segments of common/buckets/growing_files.py, one after the other.
 """
 
 import errno
@@ -104,7 +104,7 @@ def metrics_version(run_dir: str | Place) -> str:
     """
     place = parse_place(run_dir)
     if is_bucket(place):
-        from mmed_jax.common.buckets.spool import segments_version
+        from mmed_jax.common.buckets.growing_files import segments_version
 
         return segments_version(place, METRICS_FILE)
     try:
@@ -117,7 +117,7 @@ def metrics_version(run_dir: str | Place) -> str:
 def _read_lines(path: Place) -> list[bytes]:
     """Raises OSError; UserError where it is no file."""
     if is_bucket(path):
-        from mmed_jax.common.buckets.spool import read_segments
+        from mmed_jax.common.buckets.growing_files import read_segments
 
         with as_os_error(path):
             data = read_segments(path.parent, path.name)

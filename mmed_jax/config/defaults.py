@@ -2,13 +2,13 @@
 
 A key can be set on the command line: --config.optim.lr=1e-5, lists as a,b,c, mappings as name=value,name=value.
 Behind the default: which values are valid, `may_change` for what a run that is continued may have otherwise, `compiled`
-for what decides the compiled step, `per_host` for what hosts of one run may have otherwise (mmed_jax/config/keys.py).
+for what decides the compiled step, `per_host` for what hosts of one run may have otherwise (mmed_jax/config/key_declaration.py).
 """
 
 from ml_collections import ConfigDict
 
 from mmed_jax.common.place_flags import InputPlace, ModelPlace, OutputPlace
-from mmed_jax.config.keys import Key, neutral
+from mmed_jax.config.key_declaration import Key, neutral
 
 
 def base() -> ConfigDict:

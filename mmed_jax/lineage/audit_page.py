@@ -10,7 +10,7 @@ import mmed_jax
 from mmed_jax.common.errors import UserError, printable
 from mmed_jax.common.html_page import render
 from mmed_jax.common.output_files import put_file
-from mmed_jax.lineage.trail import Section, Trail
+from mmed_jax.lineage.audit_result import Section, Trail
 
 _WIDTH = 110
 FORMS = (".html", ".md", ".txt")

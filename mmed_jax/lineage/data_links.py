@@ -16,7 +16,7 @@ from mmed_jax.common.hashes import file_hash
 from mmed_jax.data.packed_cache import SET, content_hash, listing_hash, set_summary
 from mmed_jax.data.packed_table import TABLE, read_info
 from mmed_jax.data.table_check import check_table
-from mmed_jax.lineage.trail import Section, Trail
+from mmed_jax.lineage.audit_result import Section, Trail
 from mmed_jax.llm_api.ledger.answers_digest import answers_digest, request_keys
 
 LEDGER = "ledger.sqlite"

@@ -20,7 +20,7 @@ from mmed_jax.hf.load import read_json
 from mmed_jax.hf.open_model import identity, open_model
 from mmed_jax.hf.provenance import KEY, describe_stage, manifest_hash, provenance_of, without_places
 from mmed_jax.lineage.data_links import DataWalk
-from mmed_jax.lineage.trail import Section, Trail
+from mmed_jax.lineage.audit_result import Section, Trail
 
 _RANDOM = "random weights"
 _DEEPEST = 8  # models behind one another; more are a circle

@@ -4,7 +4,7 @@ import pytest
 
 from mmed_jax.common.errors import UserError
 from mmed_jax.config.defaults import KEYS, base
-from mmed_jax.config.keys import Key
+from mmed_jax.config.key_declaration import Key
 from mmed_jax.config.recipes import recipe_names
 from mmed_jax.config.resume import NOT_COMPARED
 from mmed_jax.config.values import MAPPINGS, flatten

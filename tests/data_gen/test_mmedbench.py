@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_gen.commands.build import main
-from data_gen.sets.divide import divided
+from data_gen.sets.make_splits import divided
 from data_gen.sets.mmedbench_format import PUBLISHED, read_built
 from data_gen.sets.recipes import as_dict, load_recipe
 from mmed_jax.common.errors import UserError

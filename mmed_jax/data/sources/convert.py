@@ -13,7 +13,7 @@ from mmed_jax.data.records.schema import LANGUAGE_NAMES, LANGUAGES, RecordError,
 from mmed_jax.data.sources.encodings import known_encoding
 from mmed_jax.data.sources.raw_file import Download
 from mmed_jax.data.sources.source import Drop, Row, Source, WrongForm
-from mmed_jax.data.sources.splits import Splits, is_split
+from mmed_jax.data.sources.split_of_rows import Splits, is_split
 
 _FORM = (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError)
 

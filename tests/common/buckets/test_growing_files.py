@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mmed_jax.common.buckets import bucket as bucket_module
-from mmed_jax.common.buckets.spool import Spool, read_segments
+from mmed_jax.common.buckets.growing_files import Spool, read_segments
 from mmed_jax.common.errors import WorkError
 from mmed_jax.common.places import parse_place
 from tests.support.fake_gcs import fake_gcs
