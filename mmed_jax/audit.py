@@ -38,9 +38,9 @@ def main(argv: list[str] | None = None) -> None:
 def audit(model: str, output: str | None, ledgers: list[Path], places: list[Path]) -> None:
     """Walks, prints the page or writes it. Raises UserError; WorkError: a link is broken or missing."""
     from mmed_jax.lineage.audit_page import FORMS, text_page, verdict, write_page
+    from mmed_jax.lineage.audit_result import Trail
     from mmed_jax.lineage.data_links import DataWalk
     from mmed_jax.lineage.model_links import ModelWalk
-    from mmed_jax.lineage.audit_result import Trail
 
     folder = expand_home(model)
     if not folder.is_dir():

@@ -100,9 +100,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Workers of `-n auto`: one more than cores, as far as memory goes; none for files or -k, which start sooner without.
+    """Workers of `-n auto`: one more than cores, as far as memory goes; none for files or -k.
 
     A seventh of the suite is waiting, for processes and fake servers: the one more uses the time of those that wait.
+    Few tests start sooner without.
     """
     if config.option.keyword or any(".py" in arg for arg in config.invocation_params.args):
         return 0

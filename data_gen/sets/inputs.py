@@ -12,14 +12,14 @@ from data_gen.gates import Gate
 from data_gen.methods import default_gates
 from data_gen.passages import read_passages
 from data_gen.sets.contamination import Benchmarks, Hit
-from data_gen.sets.make_splits import divided
 from data_gen.sets.groups import Families, family_keys
 from data_gen.sets.licenses import allowed
+from data_gen.sets.make_splits import divided
 from data_gen.sets.option_shuffle import shuffle_record
 from mmed_jax.common.errors import UserError, nearest
 from mmed_jax.common.input_files import stem, suffix
 from mmed_jax.common.paths import expand_home
-from mmed_jax.common.row_buffer import Spool
+from mmed_jax.common.row_buffer import RowBuffer
 from mmed_jax.data.records.linked_rows import stable_hash
 from mmed_jax.data.records.reading import SPLIT_NAMES, read_records
 from mmed_jax.data.records.schema import kind_of
@@ -41,7 +41,7 @@ class Inputs:
     that were left out for their licence by its text.
     """
 
-    spool: Spool
+    spool: RowBuffer
     entry: list[int] = field(default_factory=list)
     read: Counter = field(default_factory=Counter)
     dropped: dict[str, Counter] = field(default_factory=dict)
@@ -62,7 +62,7 @@ def collect(recipe, data_dir: str, licenses: str, benchmarks: Benchmarks, folder
 
     Raises UserError for a source that is not there (unless recipe.missing is "skip") or breaks its form.
     """
-    inputs = Inputs(Spool(folder / "inputs.jsonl"))
+    inputs = Inputs(RowBuffer(folder / "inputs.jsonl"))
     if recipe.missing == "error":
         _all_there(recipe, data_dir)
     lineage, gates = Families(), default_gates("original", dict(recipe.gates))

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_gen.methods import METHODS, default_gates, make_method
 from data_gen.sets.inputs import Inputs
-from mmed_jax.common.row_buffer import Spool
+from mmed_jax.common.row_buffer import RowBuffer
 from mmed_jax.data.records.linked_rows import stable_hash
 from mmed_jax.data.records.schema import LANGUAGES, kind_of
 
@@ -22,7 +22,7 @@ class Rows:
     `skipped[step][why]` inputs that became no job; `replaced[input]` is the row that stands for an input now, and
     `newer[row]` the one that stands for an earlier row (a rationale, a label was added)."""
 
-    spool: Spool
+    spool: RowBuffer
     step: list[int] = field(default_factory=list)
     outcomes: dict[str, Counter] = field(default_factory=dict)
     skipped: dict[str, Counter] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Generator:
     def __init__(self, recipe: Any, inputs: Inputs, folder: Path, run: Callable, settings: Any) -> None:
         self.recipe, self.inputs, self.run = recipe, inputs, run
         self.settings = replace(settings, params={**dict(recipe.params), **settings.params})
-        self.rows = Rows(Spool(folder / "rows.jsonl"))
+        self.rows = Rows(RowBuffer(folder / "rows.jsonl"))
         self.gates = dict(recipe.gates)
 
     def __call__(self) -> Rows:

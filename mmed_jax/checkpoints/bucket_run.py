@@ -21,8 +21,8 @@ from mmed_jax.checkpoints.metrics_file import METRICS_FILE
 from mmed_jax.checkpoints.run_storage import CHECKPOINTS, LOCK_FILE, STEP, RunStorage
 from mmed_jax.common.buckets.bucket import Bucket, open_bucket
 from mmed_jax.common.buckets.download import COMMITTED, SET_ASIDE
+from mmed_jax.common.buckets.growing_files import GrowingFiles, upload_folder
 from mmed_jax.common.buckets.lease import Lease
-from mmed_jax.common.buckets.growing_files import Spool, upload_folder
 from mmed_jax.common.errors import UserError, WorkError, one_line, warn
 from mmed_jax.common.output_files import write_json
 from mmed_jax.common.places import Place
@@ -34,7 +34,7 @@ class BucketRun(RunStorage):
     def __init__(self, place: Place):
         self.place = place
         self._lease: Lease | None = None
-        self._spool: Spool | None = None
+        self._spool: GrowingFiles | None = None
 
     def _open(self, *parts: str) -> tuple[Bucket, str]:
         """The bucket, and the name of an object or folder of the run."""
@@ -143,7 +143,7 @@ class BucketRun(RunStorage):
     @property
     def growing(self) -> Path:
         if self._spool is None:
-            self._spool = Spool(self.place, METRICS_FILE)
+            self._spool = GrowingFiles(self.place, METRICS_FILE)
         return self._spool.folder
 
     def flush(self) -> None:

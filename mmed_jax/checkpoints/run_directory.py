@@ -1,4 +1,4 @@
-"""The run directory: may we write there, does it belong to this config, is another process training in it.
+"""The run directory: may we write there, does it belong to this config. (Its lock: local_run.py, bucket_run.py.)
 
 Nothing here imports jax, so that these mistakes are said before any device is touched.
 """

@@ -32,7 +32,7 @@ def remove_temporaries(path: Path) -> None:
     remove_left(path.parent, f".{glob.escape(path.name)}.*.tmp", r"\.(\d+)\.tmp$")
 
 
-class Spool:
+class RowBuffer:
     """A file of JSON lines with the offset of each. Not for two processes; the file goes when it is closed."""
 
     def __init__(self, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A key can be set on the command line: --config.optim.lr=1e-5, lists as a,b,c, mappings as name=value,name=value.
 Behind the default: which values are valid, `may_change` for what a run that is continued may have otherwise, `compiled`
-for what decides the compiled step, `per_host` for what hosts of one run may have otherwise (mmed_jax/config/key_declaration.py).
+for what decides the compiled step, `per_host` for what hosts of one run may have otherwise (see key_declaration.py).
 """
 
 from ml_collections import ConfigDict

@@ -19,8 +19,8 @@ from mmed_jax.hf.licences import licence_of
 from mmed_jax.hf.load import read_json
 from mmed_jax.hf.open_model import identity, open_model
 from mmed_jax.hf.provenance import KEY, describe_stage, manifest_hash, provenance_of, without_places
-from mmed_jax.lineage.data_links import DataWalk
 from mmed_jax.lineage.audit_result import Section, Trail
+from mmed_jax.lineage.data_links import DataWalk
 
 _RANDOM = "random weights"
 _DEEPEST = 8  # models behind one another; more are a circle

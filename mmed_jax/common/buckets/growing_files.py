@@ -26,7 +26,7 @@ _THREADS = 8  # a run of ten days has 14,400 segments; the client keeps ten conn
 _SEGMENT = re.compile(r"(\d{5,})-(\d{6,})\.\w+")
 
 
-class Spool:
+class GrowingFiles:
     """A folder of this machine whose files go to a folder in a bucket. May be used from several threads.
 
     Only one at a time may write to a place, which a lock sees to (lease.py): the number of this start comes from the
@@ -39,14 +39,14 @@ class Spool:
     """
 
     def __init__(self, place: Place, log: str, interval_s: float = INTERVAL_S):
-        self.place, self.folder = place, Path(tempfile.mkdtemp(prefix="mmed_jax_spool."))
+        self.place, self.folder = place, Path(tempfile.mkdtemp(prefix="mmed_jax_growing."))
         self._log, self._interval = self.folder / log, interval_s
         self._start, self._segments = 0, 0
         self._sent = self._until = 0  # bytes that are up, and the end of the segment on its way
         self._sums: dict[str, tuple[int, int]] = {}
         self._sending = threading.Lock()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True, name="spool")
+        self._thread = threading.Thread(target=self._follow, daemon=True, name="growing files")
         self._thread.start()
 
     def flush(self, everything: bool = False) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmed_jax.common.errors import WorkError
 from mmed_jax.common.progress import counting_bar
-from mmed_jax.common.row_buffer import Spool, remove_left
+from mmed_jax.common.row_buffer import RowBuffer, remove_left
 from mmed_jax.llm_api.batch.batches import Batches
 from mmed_jax.llm_api.batch.table import under_way
 from mmed_jax.llm_api.ledger.ledger import Ledger
@@ -32,7 +32,7 @@ def outcomes_by_batch(
     """
     remove_left(ledger.path.parent, ".jobs-*-*", r"^\.jobs-(\d+)-")
     with tempfile.TemporaryDirectory(prefix=f".jobs-{os.getpid()}-", dir=ledger.path.parent) as folder:
-        spool = Spool(Path(folder) / "jobs.jsonl")
+        spool = RowBuffer(Path(folder) / "jobs.jsonl")
         try:
             with Batches(ledger, settings, settings.known_price) as batches:
                 _round(batches, settings)  # those of an earlier process first: their answers are paid for
@@ -97,13 +97,13 @@ def _wait(batches: Batches, settings: RunSettings) -> None:
             time.sleep(settings.poll_s)
 
 
-def _spooled(jobs: Iterable[Job], spool: Spool) -> Iterator[Job]:
+def _spooled(jobs: Iterable[Job], spool: RowBuffer) -> Iterator[Job]:
     for job in jobs:
         spool.add(asdict(job))
         yield job
 
 
-def _jobs(spool: Spool) -> Iterator[Job]:
+def _jobs(spool: RowBuffer) -> Iterator[Job]:
     for row in spool:
         request = row.pop("request")
         yield Job(**row, request=Request(**{**request, "messages": tuple(request["messages"])}))

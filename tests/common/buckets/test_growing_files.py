@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mmed_jax.common.buckets import bucket as bucket_module
-from mmed_jax.common.buckets.growing_files import Spool, read_segments
+from mmed_jax.common.buckets.growing_files import GrowingFiles, read_segments
 from mmed_jax.common.errors import WorkError
 from mmed_jax.common.places import parse_place
 from tests.support.fake_gcs import fake_gcs
@@ -34,7 +34,7 @@ def test_every_line_arrives_once_in_order_in_spite_of_faults(cloud, run):
     cloud.fault("POST .*upload", status=503, probability=0.3)
     draw, said = random.Random(3), []
     for start in range(2):
-        spool = Spool(place, "metrics.jsonl", interval_s=0.02)
+        spool = GrowingFiles(place, "metrics.jsonl", interval_s=0.02)
         for step in range(8):
             said.append(json.dumps({"start": start, "step": step}))
             append(spool, said[-1])
@@ -54,7 +54,7 @@ def test_every_line_arrives_once_in_order_in_spite_of_faults(cloud, run):
 def test_what_could_not_be_sent_goes_later_with_the_same_bytes(cloud, monkeypatch, capfd):
     monkeypatch.setattr(bucket_module.open_bucket, "__defaults__", (1.0,))
     place = parse_place("gs://bucket/run")
-    spool = Spool(place, "metrics.jsonl", interval_s=0.05)
+    spool = GrowingFiles(place, "metrics.jsonl", interval_s=0.05)
     # All is stored, no answer comes back.
     cloud.fault("POST .*upload", drop="after")
     append(spool, "one")
@@ -67,7 +67,7 @@ def test_what_could_not_be_sent_goes_later_with_the_same_bytes(cloud, monkeypatc
     spool.close()
     assert read_segments(place, "metrics.jsonl") == b"one\ntwo\n"
     # Of itself, after its interval.
-    spool = Spool(place, "metrics.jsonl", interval_s=0.05)
+    spool = GrowingFiles(place, "metrics.jsonl", interval_s=0.05)
     append(spool, "three")
     end = time.monotonic() + 10
     while not read_segments(place, "metrics.jsonl").endswith(b"three\n") and time.monotonic() < end:
