@@ -68,7 +68,7 @@ def test_two_processes_stop_resume_and_end_together(bench, tmp_path):  # noqa: F
     # Resumed with the tensors split over both processes, so that each reads the whole batch. One is killed: the other
     # ends with a line of ours that names it, whether a collective fails or jax misses heartbeats.
     keys["eval_every"] = stopped + 1
-    first, second = bench.start_two(run, command=FEW_HEARTBEATS, mesh__fsdp=1, mesh__tensor=8, **keys)
+    first, second = bench.start_two(run, command=FEW_HEARTBEATS, fresh=True, mesh__fsdp=1, mesh__tensor=8, **keys)
     wait_for(lambda: last_step(run) >= stopped + 2, first)
     second.kill()
     lost, _ = finish(first, second)

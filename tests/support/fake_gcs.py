@@ -390,6 +390,8 @@ def _last_part(content_type: str, body: bytes) -> bytes:
 def _handler(server: FakeGCS) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Head and body in one packet: else the body waits until the head is acknowledged, which clients do after 40 ms.
+        wbufsize = -1
 
         def serve(self) -> None:
             body = self.body()

@@ -52,6 +52,7 @@ def _body(handler: BaseHTTPRequestHandler) -> bytes:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet, see fake_gcs
     hub: FakeHub
 
     def log_message(self, *_: Any) -> None:

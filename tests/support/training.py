@@ -26,6 +26,8 @@ from mmed_jax.checkpoints.metrics_file import Records, read_metrics
 from mmed_jax.checkpoints.restore import flatten
 from mmed_jax.checkpoints.run_directory import read_meta, step_folders
 from mmed_jax.common.errors import run_command
+from tests.support import preloaded
+from tests.support.preloaded import Forked
 from tests.support.tokenizer import tiny_tokenizer
 
 REPO = Path(__file__).resolve().parents[2]
@@ -220,10 +222,12 @@ class Bench:
         command: tuple[str, ...] = (sys.executable, "-m", "mmed_jax.train"),
         cwd: Path | None = None,
         more: tuple[str, ...] = (),
+        fresh: bool = False,
+        apart: int = 0,
         **changes: object,
-    ) -> subprocess.Popen:
+    ) -> subprocess.Popen | Forked:
         """A run in a process of its own, with so many simulated devices; `cwd`: where its relative paths begin,
-        `more`: further arguments.
+        `more`: further arguments, `fresh`: with an interpreter of its own, `apart`: see preloaded.start.
 
         Their number sizes XLA's thread pools and with them the order of some sums: 8 as in this process, and what else
         says how machine code is made is as here.
@@ -233,21 +237,29 @@ class Bench:
             "XLA_FLAGS": re.sub(r"(?<=device_count=)\d+", str(devices), os.environ["XLA_FLAGS"]),
             "PYTHONPATH": str(REPO),
         }
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         argv = [*command, *self.argv(run_dir, stage, **changes), *more]
+        if not fresh and sys.platform == "linux":
+            return preloaded.start(argv, cwd=cwd or self.folder, env=env, apart=apart)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(argv, cwd=cwd or self.folder, env=env, **pipes)
 
     def start_two(
         self, run_dir: Path, *, second: dict[str, object] | None = None, **changes: object
-    ) -> list[subprocess.Popen]:
-        """A run of two processes with four simulated devices each, joined over gloo; `second`: its own changes."""
+    ) -> list[subprocess.Popen | Forked]:
+        """A run of two processes with four simulated devices each, joined over gloo; `second`: its own changes.
+
+        They compile for themselves and take few steps: machine code is made as in other tests.
+        """
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         joined = {"mesh__devices": 0, "distributed__coordinator": f"127.0.0.1:{port}", "distributed__num_processes": 2}
-        joined |= {"distributed__expect_processes": 2, "distributed__timeout_seconds": WAIT}
+        joined |= {"distributed__expect_processes": 2, "distributed__timeout_seconds": WAIT, "xla_flags": "none"}
         first = {"devices": 4, "run_dir": run_dir, **joined, **changes, "distributed__process_id": 0}
-        return [self.start(**first), self.start(**first | {"distributed__process_id": 1} | (second or {}))]
+        if not changes.get("fresh") and sys.platform == "linux":
+            preloaded.prepare(0, 1)
+        other = {"distributed__process_id": 1, "apart": 1} | (second or {})
+        return [self.start(**first), self.start(**first | other)]
 
     @functools.cached_property
     def reference(self) -> Path:
@@ -276,7 +288,7 @@ def bench(tmp_path_factory) -> Bench:
     return _bench(tmp_path_factory.getbasetemp())
 
 
-def finish(*processes: subprocess.Popen, timeout: float = WAIT) -> list[Outcome]:
+def finish(*processes: subprocess.Popen | Forked, timeout: float = WAIT) -> list[Outcome]:
     """Waits for processes together; kills those that are still there at the end."""
     try:
         outcomes = []
@@ -291,7 +303,7 @@ def finish(*processes: subprocess.Popen, timeout: float = WAIT) -> list[Outcome]
                 p.communicate()
 
 
-def wait_for(what: Callable[[], object], process: subprocess.Popen, pause: float = 0.005) -> None:
+def wait_for(what: Callable[[], object], process: subprocess.Popen | Forked, pause: float = 0.005) -> None:
     """Returns when `what` gives something true; fails when the process ends before that, or after WAIT seconds."""
     end = time.monotonic() + WAIT
     while not what():
