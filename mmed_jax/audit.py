@@ -19,14 +19,8 @@ from mmed_jax.common.paths import expand_home
 
 def main(argv: list[str] | None = None) -> None:
     """The audit command; see the module's docstring and `--help`."""
-    import argparse
 
-    parser = Parser(
-        prog="python -m mmed_jax.audit",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m mmed_jax.audit", description=__doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="an export, or a run directory")
     parser.add_argument("--output", metavar="FILE", help="write the page there: .html, .md or .txt")
     parser.add_argument("--ledger", metavar="FILE,..", default="", help="ledgers of data_gen behind the data sets")

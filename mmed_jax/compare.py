@@ -88,12 +88,7 @@ def choose_published(text: str) -> tuple[str, ...] | None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m mmed_jax.compare",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m mmed_jax.compare", description=__doc__)
     add = parser.add_argument
     add(
         "runs",

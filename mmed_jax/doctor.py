@@ -22,7 +22,7 @@ from mmed_jax.common.places import Place, is_bucket, parse_place
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: see the module."""
-    parser = Parser(prog="python -m mmed_jax.doctor", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = Parser(prog="python -m mmed_jax.doctor", description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--run_dir", default="runs", type=OutputPlace, metavar="DIR", help="where runs will be written (default: runs)"
     )

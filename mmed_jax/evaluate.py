@@ -371,7 +371,7 @@ def score_texts(args: argparse.Namespace) -> None:
 
 def print_benchmarks(argv: list[str]) -> None:
     """evaluate list [--data_dir=DIR]"""
-    parser = Parser(prog="python -m mmed_jax.evaluate list", description="Benchmarks by name.", allow_abbrev=False)
+    parser = Parser(prog="python -m mmed_jax.evaluate list", description="Benchmarks by name.")
     parser.add_argument("--data_dir", type=InputPlace, metavar="DIR", help="also show which of them lie there")
     with local_places(parser.parse_args(argv)) as args:
         in_folder = list_folder(args.data_dir) if args.data_dir else ""

@@ -167,10 +167,7 @@ def export_model(args: argparse.Namespace, source: "ModelSource", output: Path, 
             progress=ByteBar("writing"),
             checking=ByteBar("checking"),
         )
-    if source.step is not None:
-        print(f"step     {source.step}", flush=True)
-    if isinstance(source, LoraModel):
-        _print_merge(source)
+    _print_written(source)
     print("checked  config, tokenizer, names, shapes, dtypes, bytes and logits of the folder as read back")
     _print_done(output, start)
     raw = "" if chat else " --raw"
@@ -219,10 +216,7 @@ def export_gguf(args: argparse.Namespace, source: "ModelSource", output: Path, c
             progress=ByteBar("writing"),
             checking=ByteBar("checking"),
         )
-    if source.step is not None:
-        print(f"step     {source.step}", flush=True)
-    if isinstance(source, LoraModel):
-        _print_merge(source)
+    _print_written(source)
     print(f"rounded  to {args.gguf}, which took {error:.2%} of the weights (root mean square)")
     print("checked  metadata, tokenizer, names, shapes, kinds, bytes and logits of the file as read back")
     _print_done(output, start)
@@ -320,6 +314,16 @@ def _print_tokens(source: "ModelSource") -> "ChatSyntax | None":
     return chat
 
 
+def _print_written(source: "ModelSource") -> None:
+    """Of which checkpoint the weights are, and what became of an adapter."""
+    from mmed_jax.hf.lora_model import LoraModel
+
+    if source.step is not None:
+        print(f"step     {source.step}", flush=True)
+    if isinstance(source, LoraModel):
+        _print_merge(source)
+
+
 def _print_merge(source: "LoraModel") -> None:
     """What the rounding took from the adapter's change, by kind of module and in all; a warning when it is much."""
     merger = source.merger
@@ -339,12 +343,7 @@ def _print_done(output: Path, start: float) -> None:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m mmed_jax.export",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m mmed_jax.export", description=__doc__)
     parser.add_argument(
         "--model", required=True, type=ModelPlace, metavar="DIR", help="run directory, Hugging Face or PEFT folder"
     )

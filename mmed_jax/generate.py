@@ -222,12 +222,7 @@ def _terminal_line(record: dict) -> str:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The flags. Raises UserError for those that contradict each other."""
-    parser = Parser(
-        prog="python -m mmed_jax.generate",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m mmed_jax.generate", description=__doc__)
     add_arguments(parser)
     parser.add_argument(
         "--prompt", type=FreeText, metavar="TEXT", help="one question; the answer is written as it comes"

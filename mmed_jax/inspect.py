@@ -118,7 +118,7 @@ def _tokenizer(config):
 
 def show_table(argv: list[str]) -> None:
     """Prints the groups of a packed table; --check compares all of it. Raises UserError, and WorkError for damage."""
-    parser = Parser(prog="python -m mmed_jax.inspect", allow_abbrev=False)
+    parser = Parser(prog="python -m mmed_jax.inspect")
     parser.add_argument(
         "--table", required=True, type=InputPlace, metavar="DIR", help="a packed table, of documents or of records"
     )
@@ -141,7 +141,7 @@ def show_table(argv: list[str]) -> None:
 
 def show_adapter(argv: list[str]) -> None:
     """Prints what the adapter of a LoRA run or of a PEFT folder is. Raises UserError for one that is refused."""
-    parser = Parser(prog="python -m mmed_jax.inspect", allow_abbrev=False)
+    parser = Parser(prog="python -m mmed_jax.inspect")
     parser.add_argument("--adapter", required=True, type=ModelPlace, metavar="DIR", help="a LoRA run or a PEFT folder")
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the newest good one)")
     add_base(parser)

@@ -119,12 +119,7 @@ def _open(name: str, ignore_keys: tuple[str, ...]) -> "ModelSource":
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m mmed_jax.merge",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m mmed_jax.merge", description=__doc__)
     parser.add_argument(
         "--models", required=True, type=ModelPlace, metavar="DIR,DIR,..", help="Hugging Face folders, two or more"
     )

@@ -222,13 +222,7 @@ def _print_means(ratings: dict[str, dict[Key, float]]) -> None:
 
 
 def _parser(command: str, text: str) -> Parser:
-    return Parser(
-        prog=f"python -m mmed_jax.rate {command}",
-        description=text,
-        epilog=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    return Parser(prog=f"python -m mmed_jax.rate {command}", description=text, epilog=__doc__)
 
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:

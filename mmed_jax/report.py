@@ -71,12 +71,7 @@ def watch(named: Sequence[tuple[str, Place]], port: int) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m mmed_jax.report",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m mmed_jax.report", description=__doc__)
     add = parser.add_argument
     add("--run", required=True, type=InputPlace, metavar="RUN_DIR", help="a run directory; several: A,B or NAME=A,..")
     add("--output", type=OutputPlace, metavar="FILE.html", help="where the page about several runs goes")

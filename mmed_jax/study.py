@@ -150,12 +150,7 @@ def print_steps(plan: Plan, topology: str, price: float) -> None:
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m mmed_jax.study",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m mmed_jax.study", description=__doc__)
     add = parser.add_argument
     add("--config", required=True, metavar="NAME[:VARIANT]", help="a study in configs/, or a .py file with get_study")
     add("--output", required=True, metavar="DIR", help="of its steps and its report; the same one continues it")

@@ -40,7 +40,7 @@ PACKAGES = ("tokenizers", "transformers", "datasets", "trl", "numpy", "pyarrow")
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--against", default="", help=f"systems, a,b of {', '.join(PEERS)}")
     parser.add_argument("--records", default="", help="record files, a,b,c or patterns (default: the embedded ones)")
     parser.add_argument("--tokenizer", default="", help='folder, or "demo" (default: trained on --records)')

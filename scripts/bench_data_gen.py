@@ -135,7 +135,7 @@ def _run_step(name: str, args: argparse.Namespace, ledger: Path, base_url: str) 
 
 def main(argv: list[str] | None = None) -> None:
     """The benchmark. Raises WorkError when a step fails."""
-    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--concurrency", type=int, default=64)

@@ -59,7 +59,7 @@ class Work(NamedTuple):
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--against", default="", help=f"systems, a,b of {', '.join(PEERS)}")
     parser.add_argument("--model", type=Path, help="Hugging Face folder (default: random weights of --size)")
     parser.add_argument("--size", choices=SIZES, default="125m", help="of random weights (default: 125m)")

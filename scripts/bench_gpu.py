@@ -56,7 +56,7 @@ TIMEOUT = 400
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/bench_gpu"), help="folder (default: %(default)s)")
     parser.add_argument("--model", default="llama3-8b", choices=[p for p in PRESETS if p != "demo"])
     parser.add_argument("--tokens", type=int, default=16384, help="in a step (default: %(default)s)")

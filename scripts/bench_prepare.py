@@ -80,7 +80,7 @@ def peak_bytes() -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m scripts.bench_prepare", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Parser(prog="python -m scripts.bench_prepare", description=__doc__.partition("\n")[0])
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--words", type=int, default=60, help="of a record, on average")
     parser.add_argument("--seq_len", type=int, default=2048)

@@ -60,7 +60,7 @@ def measure(tokenizer: str, folder: str, seq_len: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m scripts.bench_tokenize", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Parser(prog="python -m scripts.bench_tokenize", description=__doc__.partition("\n")[0])
     parser.add_argument("--mb", type=float, default=20.0, help="megabytes of documents")
     parser.add_argument("--seq_len", type=int, default=8192)
     parser.add_argument("--tokenizer", default="demo", help='folder, or "demo"')

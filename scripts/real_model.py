@@ -48,12 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of a step as a namespace, and as `step` the function that does it. Raises UserError."""
-    parser = Parser(
-        prog="python -m scripts.real_model",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m scripts.real_model", description=__doc__)
     steps = parser.add_subparsers(required=True, metavar="STEP", parser_class=Parser)
     for function, flags in (
         (convert, ("wheel", "output")),
@@ -62,7 +57,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         (first_loss, ("model", "output")),
         (summary, ("folder",)),
     ):
-        step = steps.add_parser(function.__name__, help=(function.__doc__ or "").splitlines()[0], allow_abbrev=False)
+        step = steps.add_parser(function.__name__, help=(function.__doc__ or "").splitlines()[0])
         step.set_defaults(step=function)
         for flag in flags:
             step.add_argument(f"--{flag}", type=Path, required=True, metavar="PATH")

@@ -9,7 +9,6 @@ than one where it failed, a control character reaches the terminal, or it takes 
 checkout (the helpers are in tests/).
 """
 
-import argparse
 import os
 import random
 import re
@@ -210,11 +209,7 @@ def verdict(code: int | None, said: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the suite and prints its table; exit 1 when a case is wrong."""
-    parser = Parser(
-        prog="python -m scripts.reliability_files",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m scripts.reliability_files", description=__doc__)
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=60, help="seconds that a command may take")

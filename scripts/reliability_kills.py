@@ -9,7 +9,6 @@ steps that stand twice in metrics.jsonl, and all arrays of the last checkpoint. 
 tests/).
 """
 
-import argparse
 import json
 import os
 import random
@@ -99,11 +98,7 @@ def differences(run_dir: Path, reference: Path) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the suite and prints its table; exit 1 when anything differs."""
-    parser = Parser(
-        prog="python -m scripts.reliability_kills",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m scripts.reliability_kills", description=__doc__)
     parser.add_argument("--kills", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

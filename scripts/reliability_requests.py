@@ -79,11 +79,7 @@ def disturbed(folder: Path, server: OpenAIServer, args: argparse.Namespace) -> t
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the suite and prints its table; exit 1 when anything does not add up."""
-    parser = Parser(
-        prog="python -m scripts.reliability_requests",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m scripts.reliability_requests", description=__doc__)
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)

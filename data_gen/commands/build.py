@@ -347,7 +347,6 @@ def _parser() -> Parser:
         names_itself=True,
         prog="python -m data_gen build",
         description=__doc__.partition("\n")[0],
-        allow_abbrev=False,
         epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/sets/recipes.py explains each.",
     )
     parser.add_argument("--recipe", metavar="NAME[:VARIANT]", help="mmed_ift, mmed_ift_mc, mmedbench, or a .py file")

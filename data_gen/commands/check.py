@@ -134,13 +134,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 def _parser(command: str, kind: type) -> Parser:
-    parser = Parser(
-        prog=f"python -m data_gen check {command}",
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=f"python -m data_gen check {command}", description=__doc__.partition("\n")[0], epilog=__doc__)
     benchmark = "a benchmark that `data_gen build` wrote"
     parser.add_argument("--input", required=True, type=kind, metavar="DIR", help=benchmark)
     return parser

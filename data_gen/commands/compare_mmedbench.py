@@ -3,7 +3,6 @@
 python -m data_gen compare-mmedbench --ours=benchmarks/mmedbench --theirs=MMedBench.zip --output=difference.json
 """
 
-import argparse
 import sys
 from typing import Any
 
@@ -21,11 +20,7 @@ SUMMARY = "a built benchmark beside a copy of MMedBench"
 def main(argv: list[str] | None = None) -> None:
     """The command; raises UserError."""
     parser = Parser(
-        names_itself=True,
-        prog="python -m data_gen compare-mmedbench",
-        description=__doc__.partition("\n")[0],
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        names_itself=True, prog="python -m data_gen compare-mmedbench", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--ours", type=InputPlace, metavar="DIR", help="what `data_gen build --recipe=mmedbench` wrote")
     parser.add_argument(

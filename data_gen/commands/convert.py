@@ -29,8 +29,6 @@ def _parser() -> Parser:
         names_itself=True,
         prog="python -m data_gen convert",
         description=__doc__.partition("\n")[0],
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="sources: " + ", ".join(SOURCES),
     )
     parser.add_argument("--list", action="store_true", help="list the sources with kinds, languages and licence")

@@ -40,8 +40,6 @@ def _parser() -> Parser:
         names_itself=True,
         prog="python -m data_gen corpus build",
         description=__doc__.partition("\n")[0],
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="--recipe.KEY=VALUE sets any key of the recipe; data_gen/corpus/corpus_recipe.py explains each.\n"
         + CLUSTER_FLAGS,
     )

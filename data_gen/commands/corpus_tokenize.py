@@ -31,8 +31,6 @@ def _parser() -> Parser:
         names_itself=True,
         prog="python -m data_gen corpus tokenize",
         description=__doc__.partition("\n")[0],
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=CLUSTER_FLAGS,
     )
     parser.add_argument(

@@ -4,7 +4,6 @@ python -m data_gen handcraft
 python -m data_gen handcraft --input=my_samples --output=handcrafted.jsonl --kind=mcq
 """
 
-import argparse
 import collections
 import unicodedata
 from pathlib import Path
@@ -135,13 +134,7 @@ def _of_any_kind(file: Path) -> list[dict]:
 
 def main(argv: list[str] | None = None) -> None:
     """The command; raises UserError with the first problems when the samples have any."""
-    parser = Parser(
-        prog="python -m data_gen handcraft",
-        description=__doc__.partition("\n")[0],
-        allow_abbrev=False,
-        names_itself=True,
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m data_gen handcraft", description=__doc__.partition("\n")[0], names_itself=True)
     parser.add_argument(
         "--input", type=InputPlace, metavar="PATH", default=str(FOLDER), help="folder of .jsonl files, or one file"
     )

@@ -22,7 +22,7 @@ _STATES = ("accepted", "done", "rejected", "failed", "sent", "pending")
 
 def main(argv: list[str] | None = None) -> None:
     """The command. Raises UserError for a file that is no ledger, WorkError when the books do not balance."""
-    parser = Parser(prog="python -m data_gen ledger", description=__doc__, allow_abbrev=False, names_itself=True)
+    parser = Parser(prog="python -m data_gen ledger", description=__doc__, names_itself=True)
     parser.add_argument("--ledger", metavar="FILE", default="data/ledger.sqlite", help="the SQLite file (%(default)s)")
     parser.add_argument("--row", metavar="ID", help="show one row: its requests, answers and verdicts")
     parser.add_argument("--release", action="store_true", help="give up all batches under way")

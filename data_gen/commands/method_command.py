@@ -60,8 +60,6 @@ class MethodCommand:
             names_itself=True,
             prog=f"python -m data_gen {self.name}",
             description=description,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog=textwrap.indent(examples, "    "),
         )
         add = parser.add_argument

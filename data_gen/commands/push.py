@@ -8,7 +8,6 @@ HF_TOKEN in the environment. The same call goes on with an upload that broke off
 whose licence is not known to allow it.
 """
 
-import argparse
 from pathlib import Path
 
 from data_gen.sets.licenses import terms
@@ -29,13 +28,7 @@ _CLOSED = ("none", "unverified", "no-derivatives")  # kinds of terms that no pub
 
 def main(argv: list[str] | None = None) -> None:
     """The command. Raises UserError: no whole set, a licence, the name or the token; WorkError: the hub fails."""
-    parser = Parser(
-        names_itself=True,
-        prog="python -m data_gen push",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(names_itself=True, prog="python -m data_gen push", description=__doc__)
     parser.add_argument("--set", metavar="DIR", help="what `data_gen build` wrote")
     parser.add_argument("--repo", metavar="ORG/NAME", help="the data set on the hub")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")

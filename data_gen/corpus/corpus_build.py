@@ -20,7 +20,7 @@ from data_gen.corpus.accounting import Books
 from data_gen.corpus.corpus_recipe import as_dict, make_settings
 from data_gen.corpus.document_files import REJECTS, SAMPLES, UNKNOWN
 from data_gen.corpus.duplicate_stages import languages_signed, partitions
-from data_gen.corpus.executor import Executor
+from data_gen.corpus.executor import Executor, complete_stage
 from data_gen.corpus.ocr import ocr_dependencies
 from data_gen.corpus.output_stage import DOCUMENTS, group_units, put_documents
 from data_gen.corpus.page_addresses import tables_of
@@ -125,14 +125,7 @@ class CorpusBuild:
 
     def _run(self, stage: Stage) -> StageFolder:
         """The folder of a stage with all its parts."""
-        folder = StageFolder.make(self.work, stage, self.store)
-        folder.sync()
-        pending = len(folder.pending())
-        self.say(f"{folder.path.name}: {len(folder.parts):,} parts, {pending:,} to make")
-        if pending:
-            self.executor.run(folder)
-            folder.sync()
-        folder.check()
+        folder = complete_stage(self.work, stage, self.store, self.executor, self.say)
         self.stages[stage.name] = folder
         return folder
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_gen.corpus.stage_folder import StageFolder
+from data_gen.corpus.stage_folder import Stage, StageFolder
 from mmed_jax.common.errors import UserError, WorkError, one_line
 from mmed_jax.common.progress import counting_bar
 
@@ -52,6 +52,48 @@ def split_tasks(pending: Sequence[int], tasks: int) -> list[list[int]]:
     count = min(tasks or len(pending), len(pending))
     bounds = [round(i * len(pending) / count) for i in range(count + 1)] if count else [0]
     return [list(pending[a:b]) for a, b in zip(bounds, bounds[1:])]
+
+
+def complete_stage(work: Path, stage: Stage, store: str, executor: Executor, say: Callable[[str], None]) -> StageFolder:
+    """The folder of a stage with all its parts: those that are not there yet are made.
+
+    Args:
+      work: where the folders of stages lie. store: where parts are kept in a bucket, "" for nowhere.
+    """
+    folder = StageFolder.make(work, stage, store)
+    folder.sync()
+    pending = len(folder.pending())
+    say(f"{folder.path.name}: {len(folder.parts):,} parts, {pending:,} to make")
+    if pending:
+        executor.run(folder)
+        folder.sync()
+    folder.check()
+    return folder
+
+
+class TaskQueue:
+    """The tasks of a stage that wait to be run, and the failures of those for which no try is left.
+
+    Attributes:
+      waiting: (number, parts, which try it is), in order. failures: see raise_failures.
+    """
+
+    def __init__(self, folder: StageFolder, tasks: int, retries: int, say: Callable[[str], None]) -> None:
+        self._name, self._retries, self._say = folder.path.name, retries, say
+        shares = split_tasks(folder.pending(), tasks)
+        self.waiting = deque((number, parts, 1) for number, parts in enumerate(shares))
+        self.failures: list[Failure] = []
+
+    def settle(self, failure: Failure | None, number: int, parts: list[int], attempt: int) -> bool:
+        """Whether a task that ended has made its parts; one that has not waits for its next try, where it has one."""
+        if failure is None:
+            return True
+        if failure.user or attempt > self._retries:
+            self.failures.append(failure)
+        else:
+            self._say(f"{self._name}: task {number}: {failure.problem}; tried again")
+            self.waiting.append((number, parts, attempt + 1))
+        return False
 
 
 def last_line(log: Path) -> str:
@@ -113,35 +155,28 @@ class LocalExecutor:
 
     def run(self, folder: StageFolder) -> None:
         folder.clean()
-        pending = folder.pending()
-        waiting = deque((number, parts, 1) for number, parts in enumerate(split_tasks(pending, self.tasks)))
+        queue = TaskQueue(folder, self.tasks, self.retries, self.say)
         running: dict[Any, tuple[Any, int, list[int], int]] = {}
-        failures: list[Failure] = []
         try:
-            with counting_bar(folder.path.name, len(pending), unit=" parts", in_logs=False) as bar:
-                while waiting or running:
-                    while waiting and len(running) < self.workers:
-                        number, parts, attempt = waiting.popleft()
+            with counting_bar(folder.path.name, len(folder.pending()), unit=" parts", in_logs=False) as bar:
+                while queue.waiting or running:
+                    while queue.waiting and len(running) < self.workers:
+                        number, parts, attempt = queue.waiting.popleft()
                         process = self._start(folder, number, parts)
                         running[process.sentinel] = (process, number, parts, attempt)
                     for sentinel in multiprocessing.connection.wait(list(running)):
                         process, number, parts, attempt = running.pop(sentinel)
                         process.join()
                         failure = self._judge(folder, process.exitcode, number, parts, attempt)
-                        if failure is None:
+                        if queue.settle(failure, number, parts, attempt):
                             bar.update(len(parts))
-                        elif failure.user or attempt > self.retries:
-                            failures.append(failure)
-                        else:
-                            self.say(f"{folder.path.name}: task {number}: {failure.problem}; tried again")
-                            waiting.append((number, parts, attempt + 1))
         finally:
             for process, *_ in running.values():
                 process.kill()
             for process, *_ in running.values():
                 process.join()
             folder.clean()
-        raise_failures(folder, failures)
+        raise_failures(folder, queue.failures)
 
     def _start(self, folder: StageFolder, number: int, parts: list[int]) -> Any:
         log = folder.path / "logs" / f"task-{number:06d}.log"

@@ -10,13 +10,12 @@ import importlib.util
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.corpus.executor import RETRIES, Failure, last_line, raise_failures, split_tasks
+from data_gen.corpus.executor import RETRIES, Failure, TaskQueue, last_line, raise_failures
 from data_gen.corpus.stage_folder import StageFolder
 from mmed_jax.common.errors import UserError, one_line
 from mmed_jax.common.paths import REPO
@@ -65,35 +64,28 @@ class RayExecutor:
 
         self._connect(ray)
         folder.clean()
-        pending = folder.pending()
-        waiting = deque((number, parts, 1) for number, parts in enumerate(split_tasks(pending, self.tasks)))
+        queue = TaskQueue(folder, self.tasks, self.retries, self.say)
         running: dict[Any, tuple[int, list[int], int]] = {}
-        failures: list[Failure] = []
         function = self._function(ray)
         try:
-            with counting_bar(folder.path.name, len(pending), unit=" parts", in_logs=False) as bar:
-                while waiting or running:
-                    while waiting and len(running) < (self.settings.max_running or _WINDOW):
-                        number, parts, attempt = waiting.popleft()
+            with counting_bar(folder.path.name, len(folder.pending()), unit=" parts", in_logs=False) as bar:
+                while queue.waiting or running:
+                    while queue.waiting and len(running) < (self.settings.max_running or _WINDOW):
+                        number, parts, attempt = queue.waiting.popleft()
                         log = folder.path / "logs" / f"task-{number:06d}.log"
                         log.unlink(missing_ok=True)
                         running[function.remote(str(folder.path), parts, str(log))] = number, parts, attempt
                     for ref in ray.wait(list(running), num_returns=1)[0]:
                         number, parts, attempt = running.pop(ref)
                         failure = self._judge(ray, ref, folder, number, parts, attempt)
-                        if failure is None:
+                        if queue.settle(failure, number, parts, attempt):
                             bar.update(len(parts))
-                        elif failure.user or attempt > self.retries:
-                            failures.append(failure)
-                        else:
-                            self.say(f"{folder.path.name}: task {number}: {failure.problem}; tried again")
-                            waiting.append((number, parts, attempt + 1))
         finally:
             for ref in running:
                 ray.cancel(ref, force=True)
             if not running:  # else one of them may write yet
                 folder.clean()
-        raise_failures(folder, failures)
+        raise_failures(folder, queue.failures)
 
     def _connect(self, ray: Any) -> None:
         if ray.is_initialized():

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.corpus.executor import Executor
+from data_gen.corpus.executor import Executor, complete_stage
 from data_gen.corpus.readers import FORMATS, format_of
 from data_gen.corpus.stage_folder import Stage, StageFolder, link_or_copy, locked
 from data_gen.corpus.tokenize_stage import SPLITS, UNKNOWN, held_out_limits
@@ -172,22 +172,11 @@ class TableBuild:
             limits = self._hold_out(units) if self.fraction else {}
             return self._put(self._tokenize(units, limits))
 
-    def _run(self, stage: Stage) -> StageFolder:
-        """The folder of a stage with all its parts."""
-        folder = StageFolder.make(self.work, stage, self.store)
-        folder.sync()
-        pending = len(folder.pending())
-        self.say(f"{folder.path.name}: {len(folder.parts):,} parts, {pending:,} to make")
-        if pending:
-            self.executor.run(folder)
-            folder.sync()
-        folder.check()
-        return folder
-
     def _stage(self, name: str, function: str, parts: list[dict[str, Any]], settings: dict[str, Any]) -> StageFolder:
         modules = tuple(sorted({FORMATS[kind][1].partition(":")[0] for kind in DIRECT}))
         context = {"roots": self.roots, "tokenizer": self.tokenizer}
-        return self._run(Stage(name, f"data_gen.corpus.{function}", parts, settings, modules=modules, context=context))
+        stage = Stage(name, f"data_gen.corpus.{function}", parts, settings, modules=modules, context=context)
+        return complete_stage(self.work, stage, self.store, self.executor, self.say)
 
     def _cut(self) -> list[Unit]:
         """Checksums of the files and where to cut them. Raises UserError where one is not as corpus.json has it."""

@@ -9,13 +9,16 @@ from mmed_jax.common.place_flags import check_flags
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one-line UserErrors.
+    """argparse whose errors are one-line UserErrors, which takes flags by their whole names and prints the description
+    as it is written.
 
     Args:
       names_itself: errors begin with `prog`, as those of commands that are one of several ("python -m data_gen build").
     """
 
     def __init__(self, *args: Any, names_itself: bool = False, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
         self._names_itself = names_itself
 

@@ -3,7 +3,6 @@
 An unknown key, a wrong type or an impossible combination is one line and exit code 2.
 """
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
@@ -124,7 +123,7 @@ def parse_args(
       UserError: see set_override, load_config, validate.
     """
     extra = extra or {}
-    parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description)
     parser.add_argument("--config", required=True, metavar="NAME[:VARIANT]", help="a recipe in configs/, or a .py file")
     parser.add_argument("--print_config", action="store_true", help="print the resolved config and stop")
     for name, (default, text) in extra.items():

@@ -91,12 +91,7 @@ def _missing() -> str:
 
 
 def _parser(doc: str, *, local: bool, api: bool) -> Parser:
-    parser = Parser(
-        prog="python -m mmed_jax.evaluate",
-        description=doc,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m mmed_jax.evaluate", description=doc)
     if local:
         add_arguments(parser)
     add = parser.add_argument

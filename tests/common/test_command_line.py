@@ -7,7 +7,7 @@ from mmed_jax.common.errors import UserError
 
 
 def complaint(*argv: str, **kwargs: bool) -> str:
-    parser = Parser(prog="python -m data_gen build", allow_abbrev=False, **kwargs)
+    parser = Parser(prog="python -m data_gen build", **kwargs)
     parser.add_argument("--output")
     parser.add_argument("--limit", type=int)
     with pytest.raises(UserError) as e:
