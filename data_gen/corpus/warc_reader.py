@@ -11,7 +11,7 @@ from pathlib import Path
 from warcio.bufferedreaders import BufferedReader, ChunkedDataReader
 from warcio.statusandheaders import StatusAndHeaders, StatusAndHeadersParser
 
-from data_gen.corpus.page_text import MAX_PAGE, read_page
+from data_gen.corpus.main_content import MAX_PAGE, read_page
 from data_gen.corpus.readers import Cut, Fields, RawDocument, Reject
 from data_gen.corpus.warc_records import Record, read_records
 

@@ -14,7 +14,7 @@ from mmed_jax.common.places import is_bucket, parse_place
 from mmed_jax.data import packed_cache
 from mmed_jax.data.chat_formats import syntax_of
 from mmed_jax.data.corpus_table import is_table, open_tables
-from mmed_jax.data.held_out import read_held_out, write_held_out
+from mmed_jax.data.held_out_records import read_held_out, write_held_out
 from mmed_jax.data.pack import Rows, pack
 from mmed_jax.data.packed_table import Table, read_info, table_info, table_report, write_rows
 from mmed_jax.data.prepared import Prepared

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmed_jax.checkpoints.best import Ranked, best_of, cost
-from mmed_jax.data.held_out import read_held_out, write_held_out
+from mmed_jax.data.held_out_records import read_held_out, write_held_out
 from mmed_jax.data.records.schema import validate_record
 from mmed_jax.data.records.store import RecordStore
 from mmed_jax.training.answers import row_length

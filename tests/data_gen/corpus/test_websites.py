@@ -11,9 +11,9 @@ import hypothesis.strategies as st
 import pytest
 
 from data_gen.commands import corpus
-from data_gen.corpus import page_text, warc_records
+from data_gen.corpus import main_content, warc_records
 from data_gen.corpus.page_charset import decode_page
-from data_gen.corpus.page_text import read_page
+from data_gen.corpus.main_content import read_page
 from data_gen.corpus.readers import Fields, RawDocument, format_of, reader_of
 from data_gen.corpus.run_task import run_parts
 from mmed_jax.common.errors import UserError
@@ -198,7 +198,7 @@ SENTENCE = "The patient was admitted with fever; treatment began. "
 PATHOLOGICAL = {
     "nested_too_deep": "<div>" * 1_000 + SENTENCE,
     "too_many_elements": ("<p>x</p>" * 30_000 + "<b>x</b>" * 30_000),
-    "page_too_long": "<p>" + "x" * page_text.MAX_PAGE,
+    "page_too_long": "<p>" + "x" * main_content.MAX_PAGE,
     "no_main_text": "<p class='" + "x " * 100_000 + "'>",
 }
 
@@ -230,7 +230,7 @@ def test_what_takes_too_long_is_stopped(monkeypatch):
             except Exception:  # as trafilatura goes on after one
                 continue
 
-    monkeypatch.setattr(page_text, "MAX_SECONDS", 0.05)
+    monkeypatch.setattr(main_content, "MAX_SECONDS", 0.05)
     monkeypatch.setattr("trafilatura.extract", loop)
     assert read_page(page("fr")).reason == "page_too_slow"
     monkeypatch.setattr("trafilatura.extract", lambda *_, **__: 1 / 0)
