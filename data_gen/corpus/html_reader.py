@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_gen.corpus.lines_reader import BrokenFile, open_unpacked
-from data_gen.corpus.page_addresses import address_of
 from data_gen.corpus.main_content import MAX_PAGE, read_page
+from data_gen.corpus.page_addresses import address_of
 from data_gen.corpus.readers import Cut, Fields, RawDocument, Reject
 
 

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.corpus.executor import Executor, complete_stage
+from data_gen.corpus.held_out_documents import held_out_limits
 from data_gen.corpus.readers import FORMATS, format_of
 from data_gen.corpus.stage_folder import Stage, StageFolder, link_or_copy, locked
-from data_gen.corpus.tokenize_stage import SPLITS, UNKNOWN, held_out_limits
+from data_gen.corpus.tokenize_stage import SPLITS
+from data_gen.corpus.unit_documents import UNKNOWN
 from data_gen.corpus.units import DESCRIPTIONS, InputFile, Unit, batch_files, plan_units
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.hashes import json_hash
@@ -197,7 +199,9 @@ class TableBuild:
 
     def _hold_out(self, units: list[Unit]) -> dict[str, int]:
         parts = [unit.as_dict() for unit in units]
-        return held_out_limits(self._stage("held_out", "tokenize_stage:scan_unit", parts, self.reading), self.fraction)
+        return held_out_limits(
+            self._stage("held_out", "held_out_documents:scan_unit", parts, self.reading), self.fraction
+        )
 
     def _tokenize(self, units: list[Unit], limits: dict[str, int]) -> StageFolder:
         parts, settings = [unit.as_dict() for unit in units], {**self.settings, "limits": limits}

@@ -15,10 +15,10 @@ from corpus_texts import MEDICAL, ORDINARY
 
 from data_gen.commands.corpus import main
 from data_gen.corpus.document_files import LinesWriter
+from data_gen.corpus.held_out_documents import hold_out, id_hash
 from data_gen.corpus.run_task import run_parts
 from data_gen.corpus.token_tables import published_lines
 from data_gen.corpus.tokenize_build import TableBuild, find_corpus
-from data_gen.corpus.tokenize_stage import hold_out, id_hash
 from mmed_jax import inspect
 from mmed_jax.common.errors import UserError, WorkError
 from mmed_jax.common.hashes import file_hash

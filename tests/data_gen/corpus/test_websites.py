@@ -12,8 +12,8 @@ import pytest
 
 from data_gen.commands import corpus
 from data_gen.corpus import main_content, warc_records
-from data_gen.corpus.page_charset import decode_page
 from data_gen.corpus.main_content import read_page
+from data_gen.corpus.page_charset import decode_page
 from data_gen.corpus.readers import Fields, RawDocument, format_of, reader_of
 from data_gen.corpus.run_task import run_parts
 from mmed_jax.common.errors import UserError
