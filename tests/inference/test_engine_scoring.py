@@ -27,13 +27,18 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def few_shot():
-    """Nine prompts behind two beginnings of 150 and 201 tokens, and three of their own; choices of 1 to 20 tokens."""
+    """Nine prompts behind two beginnings of 150 and 201 tokens, and three of their own; choices of 1 to 20 tokens.
+
+    Those of a prompt have up to 16 tokens or 33 to 64: two widths, of the programs that are compiled for each batch.
+    """
     rng = np.random.default_rng(0)
     draw = lambda n: rng.integers(0, 256, n).tolist()  # noqa: E731
     a, b = draw(150), draw(201)
     prompts = [[*(a, b)[i % 2], *draw(int(n))] for i, n in enumerate(rng.integers(3, 120, 9))]
     prompts += [draw(n) for n in (1, 64, 65)]
-    choices = [[draw(int(n)) for n in rng.integers(1, 21, int(rng.integers(1, 6)))] for _ in prompts]
+    lengths = [(5, 3, 15, 5, 11), (9,), (16, 8, 20), (6,), (20, 7, 11, 5), (5, 10), (17, 11, 6, 20), (16, 20)]
+    lengths += [(4, 8, 15, 9), (8, 13, 9, 1, 7), (2, 1, 4), (7, 5)]
+    choices = [[draw(n) for n in of] for of in lengths]
     return prompts, choices
 
 
@@ -63,7 +68,7 @@ def test_equal_transformers(folder, few_shot, together):
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_batch_and_order_change_nothing(model, few_shot, together, batch):
-    """`together` has 8. The tests below take 16, which is compiled by then."""
+    """`together` has 8. The tests below take 1 and 16, which are compiled by then."""
     engine = Engine(*model, max_batch=batch)
     seen = {}
     turned = engine.loglikelihood(*(x[::-1] for x in few_shot), on_done=lambda i, v: seen.update({i: v}))
@@ -100,8 +105,9 @@ def test_choices_do_not_see_each_other(model, few_shot, together):
     prompts, choices = few_shot
     apart = [[engine.loglikelihood([p], [[c]])[0][0] for c in of] for p, of in zip(prompts[:3], choices[:3])]
     np.testing.assert_allclose(flat(apart), flat(together[:3]), rtol=1e-6, atol=2e-5)
-    many = engine.loglikelihood([prompts[9]], [choices[9] * 200])[0]
-    np.testing.assert_allclose(many, list(together[9]) * 200, rtol=1e-6, atol=2e-5)
+    # All rows of a batch are computed, also those without a prompt: for 4,060 tokens of choices, one row.
+    many = Engine(*model, max_batch=1).loglikelihood([prompts[10]], [choices[10] * 580])[0]
+    np.testing.assert_allclose(many, list(together[10]) * 580, rtol=1e-6, atol=2e-5)
 
 
 def counted(monkeypatch, name):
