@@ -160,7 +160,13 @@ def _quantize_stack(
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, place: Sharding) -> jax.Array:
-    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=place)()
+    return _zeros_program(shape, dtype, place)()
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros_program(shape: tuple[int, ...], dtype: Any, place: Sharding) -> Callable[[], jax.Array]:
+    """Compiled once for all modules of one shape."""
+    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=place)
 
 
 def _index(index: tuple[slice, ...], shape: tuple[int, ...]) -> list[tuple[int, int]]:
