@@ -11,7 +11,7 @@ from mmed_jax.data.chat import Piece, chat_format, chat_pieces, chat_prompt_ids,
 from mmed_jax.data.tokenizers.tokenizer import control_ids, encode_text, load_tokenizer, stop_ids
 from tests.support.foreign_models import CHATML, chatml_tokenizer
 from tests.support.tokenizer import CONTROL_TOKENS as LLAMA3
-from tests.support.tokenizer import tiny_tokenizer
+from tests.support.tokenizer import meta_tokenizer, tiny_tokenizer
 
 CONTROL_TOKENS = [*LLAMA3, *CHATML, "<|endoftext|>"]
 
@@ -26,7 +26,7 @@ def tok(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def real_tok(llama3_tokenizer_model):
-    return load_tokenizer(llama3_tokenizer_model)
+    return meta_tokenizer(llama3_tokenizer_model)
 
 
 WORDS = st.sampled_from(

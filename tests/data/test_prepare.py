@@ -16,7 +16,7 @@ from mmed_jax.data.records.schema import write_records
 from mmed_jax.data.sources import Conversion, get_source
 from mmed_jax.data.token_report import print_report
 from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
-from tests.support.tokenizer import tiny_tokenizer
+from tests.support.tokenizer import meta_tokenizer, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +314,7 @@ def test_real_data_is_packed_to_97_percent(tmp_path, shared_dir, llama3_tokenize
     write_records(tmp_path / "train.jsonl", Conversion(get_source(source), shared_dir / "data" / folder, kind=kind))
     options = {"data.train": tmp_path / "train.jsonl", "data.cache_dir": tmp_path / "cache", "data.seq_len": 2048}
     args = [f"--config={stage}", *(f"--config.{k}={v}" for k, v in options.items())]
-    prepared = prepare(parse_args(args)[0], load_tokenizer(llama3_tokenizer_model))
+    prepared = prepare(parse_args(args)[0], meta_tokenizer(llama3_tokenizer_model))
     report = prepared.report["tables"]["train"]
     assert report["efficiency"] >= 0.97 and report["samples"] > 1500
     records = prepared.report["records"]

@@ -3,11 +3,13 @@
 import gzip
 import json
 from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 
 from mmed_jax.common.errors import UserError
-from mmed_jax.data.sources import SOURCES, get_source
+from mmed_jax.data.sources import SOURCES, Conversion, get_source
 from mmed_jax.data.sources.answer_keys import key_at
 from mmed_jax.data.sources.source import Row, lettered
 from tests.support.sources import chosen, convert, medmcqa, put, say
@@ -135,10 +137,18 @@ REAL = [
 ]
 
 
+@pytest.fixture(scope="module")
+def real(shared_dir) -> Iterator[Callable[[str, str, str], tuple[list[dict], Conversion]]]:
+    """All records of a set in the shared folder by name, folder and kind; several tests look at the same ones."""
+    found = cache(lambda name, folder, kind: convert(name, shared_dir / "data" / folder, kind))
+    yield found
+    found.cache_clear()
+
+
 @pytest.mark.parametrize(("name", "folder", "kind", "read", "kept"), REAL, ids=[f"{r[0]}-{r[2]}" for r in REAL])
-def test_the_real_files(shared_dir, name, folder, kind, read, kept):
+def test_the_real_files(real, name, folder, kind, read, kept):
     """Counts of the sets as published; `convert` checks ids, schema, languages and that no row is lost."""
-    records, run = convert(name, shared_dir / "data" / folder, kind)
+    records, run = real(name, folder, kind)
     assert (run.report.read, len(records)) == (read, kept)
     assert not any("\ufffd" in json.dumps(r, ensure_ascii=False) for r in records)
     assert run.report.renamed == 0
@@ -147,14 +157,14 @@ def test_the_real_files(shared_dir, name, folder, kind, read, kept):
         assert len({say(r)[0] for r in records}) == kept and not any("(는)" in say(r)[0] for r in records)
 
 
-def test_real_answers_are_the_published_ones(shared_dir):
+def test_real_answers_are_the_published_ones(real, shared_dir):
     """Letter and option against the raw files, by another way than the adapters take."""
     data = shared_dir / "data"
     key = {}
     for line in (data / "medmcqa_dev_en" / "dev.jsonl").read_text(encoding="utf-8").splitlines():
         raw = json.loads(line)
         key[raw["id"]] = [None, raw["opa"], raw["opb"], raw["opc"], raw["opd"]][raw["cop"]].strip()
-    records, _ = convert("medmcqa", data / "medmcqa_dev_en")
+    records, _ = real("medmcqa", "medmcqa_dev_en", "mcq")
     assert all(chosen(r) == [key[r["provenance"]["original_id"]]] for r in records)
     key = {}
     for split in ("train", "dev"):
@@ -163,7 +173,7 @@ def test_real_answers_are_the_published_ones(shared_dir):
         ].values():
             for raw in exam["data"]:
                 key[exam["name"], raw["qid"]] = next(a["atext"] for a in raw["answers"] if str(a["aid"]) == raw["ra"])
-    records, run = convert("headqa", data / "headqa_es_en")
+    records, run = real("headqa", "headqa_es_en", "mcq")
     assert all(chosen(r)[0] == key[r["provenance"]["exam"], r["provenance"]["original_id"]].strip() for r in records)
     assert run.report.needs_image == 98
     for line in (data / "medqa_us" / "dev_mediq.jsonl").read_text(encoding="utf-8").splitlines():
@@ -175,11 +185,11 @@ def test_real_answers_are_the_published_ones(shared_dir):
         assert chosen(r) == [answer] and r["question"].endswith(question)
 
 
-def test_real_translations_stay_together(shared_dir):
+def test_real_translations_stay_together(real):
     for name, folder, languages in (
         ("casimedicos", "casimedicos_en_es_fr", 3),
         ("covid_faq", "covid_faq_multilingual", 4),
     ):
-        records, _ = convert(name, shared_dir / "data" / folder, "instruction")
+        records, _ = real(name, folder, "instruction")
         sizes = Counter(r["provenance"]["group"] for r in records)
         assert set(sizes.values()) == {languages}

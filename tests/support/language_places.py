@@ -8,6 +8,7 @@ languages (refusals, negation, answers, units) cannot be read off: SAMPLES has a
 import ast
 import functools
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ REPO = Path(__file__).resolve().parents[2]
 SOURCE = ("configs", "data_gen", "mmed_jax", "scripts", "tests")
 CODES = frozenset(language.code for language in DECLARATIONS)
 FIRST = frozenset(language.code for language in DECLARATIONS[:7])
+_QUOTED = re.compile(r"""(["'])(\w\w)\1""")
 
 # What holds some of the languages and means to, by the beginning of its place.
 PARTIAL = {
@@ -231,6 +233,8 @@ def _name(file: Path) -> str:
 def _in_source(file: Path) -> Iterator[Place]:
     """Dictionaries, tuples, lists and sets with two codes or more, each under the name that it is assigned to."""
     text = file.read_text(encoding="utf-8")
+    if len({code for _, code in _QUOTED.findall(text)} & CODES) < 2:  # most files; their trees are not made
+        return
     yield from (Place(f"{_name(file)}:{name}", frozenset(codes)) for name, codes in _walk(ast.parse(text), ""))
 
 

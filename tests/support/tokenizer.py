@@ -6,6 +6,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from mmed_jax.data.tokenizers.tokenizer import load_tokenizer
+
 CONTROL_TOKENS = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -86,6 +88,12 @@ def tiny_fast_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
     )
     tok.chat_template = CHAT_TEMPLATE
     return tok
+
+
+@functools.cache
+def meta_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of Meta's ranks file, read once for all tests that leave it as it is."""
+    return load_tokenizer(path)
 
 
 def tiny_tokenizer(folder: Path, vocab_size: int = 400) -> Path:

@@ -46,14 +46,15 @@ _COMMON = frozenset(
 
 def letters(text: str) -> dict[str, int]:
     """How many letters of each script a text has."""
-    ascii = text.isascii()
-    return {n: 0 if ascii and n != "latin" else len(pattern.findall(text)) for n, pattern in SCRIPTS.items()}
+    if text.isascii():
+        return dict.fromkeys(SCRIPTS, 0) | {"latin": len(SCRIPTS["latin"].findall(text))}
+    return {name: len(pattern.findall(text)) for name, pattern in SCRIPTS.items()}
 
 
 def common_chinese(text: str) -> float:
     """The share of common characters among the Han characters of a text; 0 without any."""
     han = SCRIPTS["han"].findall(text)
-    return sum(c in _COMMON for c in han) / len(han) if han else 0.0
+    return sum(map(_COMMON.__contains__, han)) / len(han) if han else 0.0
 
 
 def _outside(han: list[str], encoding: str) -> float:
@@ -69,7 +70,7 @@ def wrong_script(language: str, asked: str, *rest: str, latin: bool = False) -> 
       latin: let questions pass that are in Latin letters altogether.
     """
     whole = "\n".join((asked, *rest))
-    if any(_strange(language, text) for text in (asked, *rest, whole)):
+    if not whole.isascii() and _strange(language, (asked, *rest)):
         return True
     own = SCRIPTS_OF[language]
     if own == ("latin",):
@@ -91,18 +92,29 @@ def _accented(text: str) -> bool:
     return 2 * len(_ACCENTED.findall(text)) > len(SCRIPTS["latin"].findall(text))
 
 
-def _strange(language: str, text: str) -> bool:
-    """Whether letters that are neither Latin nor of the language's script stand within words, or are too many."""
-    if text.isascii():
-        return False
+def _strange(language: str, texts: tuple[str, ...]) -> bool:
+    """Whether letters that are neither Latin nor of the language's script stand within words, or are too many, in one
+    of the texts or in all together."""
     own = SCRIPTS_OF[language]
-    if own == ("latin",):
-        text = _LOOKALIKES.sub("", text)
-        if _GLUED.search(text):
+    strange_in_all = mine_in_all = 0
+    for text in texts:
+        if text.isascii() and "latin" not in own:
+            continue
+        if own == ("latin",) and not text.isascii():
+            text = _LOOKALIKES.sub("", text)
+            if _GLUED.search(text):
+                return True
+        found = letters(text)
+        strange = sum(WEIGHT[n] * k for n, k in found.items() if n not in own and n != "latin")
+        mine = sum(WEIGHT[name] * found[name] for name in own)
+        strange_in_all, mine_in_all = strange_in_all + strange, mine_in_all + mine
+        if _outnumbered(language, strange, mine):
             return True
-    found = letters(text)
-    strange = sum(WEIGHT[n] * k for n, k in found.items() if n not in own and n != "latin")
-    mine = sum(WEIGHT[name] * found[name] for name in own)
+    return _outnumbered(language, strange_in_all, mine_in_all)
+
+
+def _outnumbered(language: str, strange: int, mine: int) -> bool:
+    """Whether there are too many strange letters beside those of the language's own script, by weight."""
     # One character can be a symbol; of Korean, whose words have no Han spelling here, Han may not be the greater part.
     return strange > 3 and strange > (2.0 if language == "ko" else 0.4) * mine
 

@@ -230,6 +230,8 @@ def _text(holder: dict, name: str, where: str, shown: str | None = None) -> None
 
 def _clean(value: object, where: str, name: str) -> object:
     """NFC through the whole value; what could not be written again is refused."""
+    if isinstance(value, str) and value.isascii():
+        return value
     if isinstance(value, (dict, list, tuple)) and jsonl.is_deep(value):
         raise RecordError(where, name, f"lists and objects stand more than {jsonl.MAX_DEPTH} deep in each other")
     return _normalised(value, where, name)
@@ -237,6 +239,8 @@ def _clean(value: object, where: str, name: str) -> object:
 
 def _normalised(value: object, where: str, name: str) -> object:
     if isinstance(value, str):
+        if value.isascii():
+            return value
         try:
             value.encode()
         except UnicodeEncodeError:
