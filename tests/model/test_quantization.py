@@ -10,6 +10,7 @@ normal rows, heavy tails, a block of zeros, values on the bounds between codes a
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -132,11 +133,12 @@ def test_the_abstract_base_is_what_quantising_gives():
 @pytest.fixture(scope="module")
 def trees():
     """{kind: base}, an adapter that does something, and its specification."""
-    params = jax.tree.map(lambda x: 0.2 * x, random_params(CFG))
+    params = jax.tree.map(lambda x: np.float32(0.2) * np.asarray(x), random_params(CFG))
     bases = {kind: quantized_base.quantize_base(params, kind, jnp.float32) for kind in ("int8", "nf4")}
     spec = adapter_spec(CFG)
     adapter = lora.init_adapter(spec, CFG, jax.random.key(0))
-    return bases, jax.tree.map(lambda x: x + 0.01, adapter), spec
+    # In numpy: what lies on a device is cut for a mesh by a program that is compiled for each shape.
+    return jax.device_get(bases), jax.tree.map(lambda x: np.asarray(x) + np.float32(0.01), adapter), spec
 
 
 def adapter_spec(cfg: LlamaConfig) -> lora.LoraSpec:
@@ -189,31 +191,36 @@ def test_gradients_are_those_with_the_decoded_weights(trees, of_decoded, kind, m
     if mesh == "none":
         loss, grads = jax.jit(jax.value_and_grad(loss_of(CFG, spec, "minimal")))(adapter, base, tokens)
     else:
-        places = quantized_base.base_shardings(mesh_of(mesh), CFG, kind)
-        with jax.set_mesh(mesh_of(mesh)):
-            step = jax.jit(jax.value_and_grad(loss_of(CFG, spec)))
-            loss, grads = step(adapter, jax.device_put(base, places), tokens)
+        step, places = compiled_step(CFG, kind, mesh)
+        loss, grads = step(*jax.device_put((adapter, base), places), tokens)
     want_loss, want = of_decoded[kind]
     assert float(loss) == pytest.approx(float(want_loss), rel=1e-5)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(want), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
         assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
 
 
-def compiled_step(cfg: LlamaConfig, kind: str, mesh, remat: str = "full"):
-    """The gradient of an adapter on a base of that kind, compiled for a mesh; nothing is run."""
+@functools.cache
+def compiled_step(cfg: LlamaConfig, kind: str, name: str, remat: str = "full"):
+    """The loss of an adapter on a base of that kind and its gradient, compiled for a mesh of MESHES, "" for one device.
+
+    Returns:
+      the program of adapter, base and tokens, and where it wants adapter and base.
+    """
     spec = adapter_spec(cfg)
+    mesh = mesh_of(name) if name else None
     base = quantized_base.abstract_base(cfg, kind, jnp.float32, mesh)
     adapter = lora.abstract_adapter(spec, cfg)
+    step = jax.jit(jax.value_and_grad(loss_of(cfg, spec, remat)))
     if mesh is None:
-        return jax.jit(jax.grad(loss_of(cfg, spec, remat))).lower(adapter, base, TOKENS).compile()
+        return step.lower(adapter, base, TOKENS).compile(), None
     places = param_shardings(mesh, lora.logical_axes(spec, cfg))
     adapter = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), adapter, places)
     with jax.set_mesh(mesh):
-        step = jax.jit(jax.grad(loss_of(cfg, spec, remat)))
-        return step.lower(adapter, base, TOKENS).compile()
+        return step.lower(adapter, base, TOKENS).compile(), (places, jax.tree.map(lambda x: x.sharding, base))
 
 
-TOKENS = jax.ShapeDtypeStruct((8, 4), jnp.int32)
+TOKENS = jax.ShapeDtypeStruct((8, 6), jnp.int32)
 ITEM_BYTES = {"u8": 1, "s8": 1, "bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
 
 
@@ -224,7 +231,7 @@ def test_collectives_move_codes(kind, mesh):
     sizes = MESHES[mesh]
     found = [
         c
-        for c in collectives(parse_module(compiled_step(CFG, kind, mesh_of(mesh)).as_text()))
+        for c in collectives(parse_module(compiled_step(CFG, kind, mesh)[0].as_text()))
         if c.kind not in ("all-reduce", "reduce-scatter")  # sums of activations and of the adapter's gradients
     ]
     moved = {(c.dtype, int(c.payload_bytes / ITEM_BYTES[c.dtype])) for c in found}
@@ -243,7 +250,7 @@ def test_no_decoded_weight_is_kept_for_the_backward_pass(kind):
     weights = llama.abstract_params(cfg)["layers"]
     decoded = sum(weights[name]["weight"].size * 4 for name in LINEAR_MODULES)
     temp = {
-        remat: compiled_step(cfg, kind, None, remat).memory_analysis().temp_size_in_bytes for remat in ("full", "none")
+        remat: compiled_step(cfg, kind, "", remat)[0].memory_analysis().temp_size_in_bytes for remat in ("full", "none")
     }
     print(kind, temp, f"decoded {decoded:,}")
     # remat="none" keeps every decoded weight, which is why it is refused; "full" keeps none of them.

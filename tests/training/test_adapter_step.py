@@ -45,11 +45,11 @@ def train_step(**options):
 @pytest.fixture(scope="module")
 def adapter(params):  # noqa: F811
     """Of random numbers in both factors, so that each has a gradient."""
-    fresh = lora.init_adapter(SPEC, CFG, jax.random.key(1), params)
+    fresh = jax.device_get(lora.init_adapter(SPEC, CFG, jax.random.key(1), params))
     rng = np.random.default_rng(2)
 
     def module(target: str, p: dict) -> dict:
-        mask = jnp.asarray(lora.rank_mask(SPEC, target))
+        mask = np.asarray(lora.rank_mask(SPEC, target), np.float32)
         b = 0.2 * rng.normal(size=p["lora_b"].shape).astype(np.float32) * mask[..., None, :]
         a = 0.2 * rng.normal(size=p["lora_a"].shape).astype(np.float32) * mask[..., :, None]
         return {"lora_a": a, "lora_b": b}
@@ -77,7 +77,7 @@ def gradient_of(adapter, base, batch, *, mesh=None, at=0, **options):  # noqa: F
 def test_the_gradient_is_that_of_the_merged_weights(adapter, params, batch):  # noqa: F811
     """By the chain rule from full fine-tuning's gradient at W + s B A: dB = s dW A^T, dA = s B^T dW."""
     scales = lora.scales(SPEC)
-    merged = jax.tree.map(lambda x: x, params)
+    merged = jax.tree.map(lambda x: x, params)  # its own dicts
 
     def delta(target, p):
         scale = scales[target].reshape(-1, 1, 1) if p["lora_a"].ndim == 3 else scales[target][0]
@@ -125,9 +125,9 @@ def test_gathers_in_two_steps_move_a_base_as_it_is_stored(kind):
     """The gradient is that of one device, and what is gathered of quantised weights are their codes."""
     cfg = dataclasses.replace(CFG, hidden_size=256, intermediate_size=256, num_heads=4, num_kv_heads=4, head_dim=64)
     spec = lora.LoraSpec(2, 4.0, tuple((t, (2, 2), (4.0, 4.0)) for t in lora.LINEAR_TARGETS))
-    base = quantize_base(llama.init_params(cfg, jax.random.key(0)), kind, jnp.float32)
+    base = jax.device_get(quantize_base(llama.init_params(cfg, jax.random.key(0)), kind, jnp.float32))
     own = lora.init_adapter(spec, cfg, jax.random.key(1), base)
-    own = jax.tree.map(lambda x: x + 0.1, own)
+    own = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), own)
     tokens = np.random.default_rng(3).integers(0, cfg.vocab_size, (16, 32)).astype(np.int32)
     ones = np.ones_like(tokens)
     rows = {"tokens": tokens, "targets": tokens, "segment_ids": ones, "positions": ones * np.arange(32, dtype=np.int32)}
@@ -179,7 +179,8 @@ def test_a_quantised_base_is_trained_on_as_decoded(kind):
     cfg = dataclasses.replace(CFG, hidden_size=64, head_dim=16)
     weights = llama.init_params(cfg, jax.random.key(3))
     spec = lora.LoraSpec(2, 4.0, tuple((t, (2, 2), (4.0, 4.0)) for t in lora.LINEAR_TARGETS))
-    adapter = jax.tree.map(lambda x: x + 0.1, lora.init_adapter(spec, cfg, jax.random.key(4)))
+    fresh = lora.init_adapter(spec, cfg, jax.random.key(4))
+    adapter = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), fresh)
     rng = np.random.default_rng(0)
     rows = {k: rng.integers(0, 90, (2, 16)).astype(np.int32) for k in ("tokens", "targets")}
     ones = np.ones((2, 16), np.int32)

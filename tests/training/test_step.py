@@ -37,7 +37,8 @@ ROWS, LENGTH = 16, 32
 
 @pytest.fixture(scope="module")
 def params():
-    return llama.init_params(CFG, jax.random.key(0), jnp.float32)
+    """In numpy: what lies on a device is cut for a mesh by a program that is compiled for each shape."""
+    return jax.device_get(llama.init_params(CFG, jax.random.key(0), jnp.float32))
 
 
 @pytest.fixture(scope="module")
