@@ -5,7 +5,9 @@ API key comes from the environment alone and is cut out of every text that is st
 """
 
 import contextlib
+import functools
 import os
+import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,23 +58,21 @@ def make_client(base_url: str | None, timeout_s: float, *, asynchronous: bool = 
     import openai
 
     check_address(base_url)
-    timeout = openai.Timeout(timeout_s, connect=min(timeout_s, 15.0), pool=None)
-    # Requests that cost are repeated by us, counted; the free steps of batches by the client.
-    common = {"max_retries": 0 if asynchronous else 5, "timeout": timeout}
     url = base_url or os.environ.get("OPENAI_BASE_URL")
     azure = os.environ.get("AZURE_OPENAI_ENDPOINT")
     if azure and not url:
         if not (os.environ.get("AZURE_OPENAI_API_KEY") or os.environ.get("AZURE_OPENAI_AD_TOKEN")):
             raise Stop("AZURE_OPENAI_ENDPOINT is set, but neither AZURE_OPENAI_API_KEY nor AZURE_OPENAI_AD_TOKEN is")
         kind = openai.AsyncAzureOpenAI if asynchronous else openai.AzureOpenAI
-        return kind(api_version=os.environ.get("OPENAI_API_VERSION") or "2024-10-21", **common)
+        version = os.environ.get("OPENAI_API_VERSION") or "2024-10-21"
+        return kind(api_version=version, **_common(timeout_s, asynchronous))
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key and (not url or urlsplit(url).hostname == urlsplit(OPENAI_URL).hostname):
         raise Stop("OPENAI_API_KEY is not set; export it (or name a server of your own with --base_url)")
     kind = openai.AsyncOpenAI if asynchronous else openai.OpenAI
     # Servers of one's own often ask for no key; the client wants one all the same.
     try:
-        return kind(api_key=key or "none", base_url=url or OPENAI_URL, **common)
+        return kind(api_key=key or "none", base_url=url or OPENAI_URL, **_common(timeout_s, asynchronous))
     except (openai.OpenAIError, OSError, TypeError):  # TypeError: another version of the client, no address
         raise
     except Exception:  # of the client's own reading of the address; its text may hold a part of the password
@@ -80,6 +80,29 @@ def make_client(base_url: str | None, timeout_s: float, *, asynchronous: bool = 
             f"--base_url={endpoint_name(base_url)}: the client cannot use this address, or that of a proxy in "
             "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
         ) from None
+
+
+def _common(timeout_s: float, asynchronous: bool) -> dict[str, Any]:
+    """What clients of every endpoint are made with."""
+    import openai
+
+    timeout = openai.Timeout(timeout_s, connect=min(timeout_s, 15.0), pool=None)
+    kind = openai.DefaultAsyncHttpxClient if asynchronous else openai.DefaultHttpxClient
+    certificates = _certificates(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+    http_client = kind(verify=certificates, timeout=timeout)
+    # Requests that cost are repeated by us, counted; the free steps of batches by the client.
+    return {"max_retries": 0 if asynchronous else 5, "timeout": timeout, "http_client": http_client}
+
+
+@functools.lru_cache(maxsize=1)
+def _certificates(*_places: str | None) -> ssl.SSLContext:
+    """The authorities that are trusted, read once: it takes longer than all else that a client is made of.
+
+    Args: what the environment says of where they lie; read by the library.
+    """
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 def endpoint_name(base_url: str | None) -> str:
