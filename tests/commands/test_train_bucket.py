@@ -35,7 +35,7 @@ from tests.support.training import (  # noqa: F401
 SILENCE_S = 120.0
 KEEP = {"checkpoint__keep_last": 2}
 # As SLOWLY; a request that failed is tried again after a fraction of the seconds.
-BRIEFLY = "import gcsfs.retry\nfrom tests.support import fake_gcs\ngcsfs.retry.asyncio = fake_gcs.BRIEF\n"
+BRIEFLY = "import pytest\nfrom tests.support import fake_gcs\nfake_gcs.impatient(pytest.MonkeyPatch())\n"
 IMPATIENTLY = (*SLOWLY[:2], BRIEFLY + SLOWLY[2])
 
 
@@ -166,7 +166,7 @@ def test_a_silent_bucket_a_kill_and_faults_leave_the_run_as_on_a_disk(bench, clo
     for status in (503, 429):
         cloud.fault("storage/v1", status=status, probability=0.03)
     cloud.fault("storage/v1", drop="after", probability=0.02)
-    slow = cloud.fault("POST .*checkpoints%2F12%2F.*commit", delay=3.0, times=1)
+    slow = cloud.fault("POST .*checkpoints%2F12%2F.*commit", delay=1.0, times=1)
     cloud.advance(100)  # the lock of who was killed becomes stale
     process = bench.start(run, **KEEP, command=IMPATIENTLY)
     wait_for(lambda: any("checkpoints/12/" in n for n in cloud.names("bucket", "runs/killed/")), process)
@@ -175,7 +175,7 @@ def test_a_silent_bucket_a_kill_and_faults_leave_the_run_as_on_a_disk(bench, clo
     process.communicate()
     assert 12 not in saved(run) or last_step(run) >= 12
     cloud.advance(100)
-    monkeypatch.setattr("gcsfs.retry.asyncio", fake_gcs.BRIEF)
+    fake_gcs.impatient(monkeypatch)
     outcome = bench.train(run, **KEEP)
     assert outcome.code == 0, outcome.err
     assert "resumed    step " in outcome.out

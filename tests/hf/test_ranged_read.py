@@ -15,7 +15,7 @@ from mmed_jax.hf.safetensors import read_header
 from mmed_jax.hf.weights_sample import describe_weights
 from mmed_jax.model.llama import logical_axes
 from mmed_jax.parallel.sharding import make_mesh, param_shardings
-from tests.support.fake_gcs import BRIEF_TIME, fake_gcs
+from tests.support.fake_gcs import fake_gcs, impatient
 from tests.support.hf_folders import hf_folder
 
 
@@ -47,7 +47,7 @@ def test_a_folder_in_a_bucket_equals_one_on_a_disk(cloud, folder, tmp_path, monk
     ours, theirs = open_model("gs://bucket/models/tiny"), open_model(folder)
     assert media(cloud)["config.json"] == 1
     assert ours.fingerprint() == theirs.fingerprint()
-    monkeypatch.setattr("google.api_core.retry.retry_unary.time", BRIEF_TIME)
+    impatient(monkeypatch)
     cloud.fault("safetensors", status=503, probability=0.1)
     cloud.fault("safetensors", drop="before", probability=0.1)
     mesh = make_mesh(fsdp=4, tensor=2)

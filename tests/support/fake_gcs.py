@@ -28,12 +28,21 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import google_crc32c
 import pytest
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 PAGE = 1000  # names of a listing
-# In the place of gcsfs.retry.asyncio: it tries again as often as ever, after a fiftieth of the seconds.
-BRIEF = types.SimpleNamespace(sleep=lambda seconds: asyncio.sleep(seconds / 50))
-# In the place of google.api_core.retry.retry_unary.time: likewise.
-BRIEF_TIME = types.SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 50), monotonic=time.monotonic)
+SHARE = 50  # see impatient
+
+
+def impatient(patch: pytest.MonkeyPatch) -> None:
+    """In this process, all three libraries try again as often as ever, after a fiftieth of the seconds."""
+    patch.setattr("gcsfs.retry.asyncio", types.SimpleNamespace(sleep=lambda s: asyncio.sleep(s / SHARE)))
+    clock = types.SimpleNamespace(sleep=lambda s: time.sleep(s / SHARE), monotonic=time.monotonic)
+    patch.setattr("google.api_core.retry.retry_unary.time", clock)
+    delays = {"initial_delay": f"{1000 // SHARE}ms", "max_delay": f"{32000 // SHARE}ms"}  # of 1 and 32 s
+    for name in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):
+        context = getattr(tensorstore_utils, name)
+        patch.setitem(context, "gcs_request_retries", {**context.get("gcs_request_retries", {}), **delays})
 
 
 @dataclass
