@@ -66,7 +66,7 @@ class RowBuffer:
                 self._file.flush()
             self._dirty = False
         self._file.seek(self._offsets[number])
-        return json.loads(self._file.readline())
+        return json.loads(self._file.readline().decode("utf-8"))
 
     def __iter__(self) -> Iterator[dict]:
         return (self[i] for i in range(len(self)))

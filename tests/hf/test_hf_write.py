@@ -423,7 +423,7 @@ def status(key):
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(key))
 
 folder = Path({folder!r})
-cfg = LlamaConfig(vocab_size=512, hidden_size=1024, intermediate_size=1600, num_layers=8, num_heads=16, num_kv_heads=16,
+cfg = LlamaConfig(vocab_size=512, hidden_size=1024, intermediate_size=1600, num_layers=5, num_heads=16, num_kv_heads=16,
                   head_dim=64)
 tok = tiny_tokenizer(folder / "ranks")
 tree = jax.tree.map(lambda x: np.full(x.shape, 0.01, x.dtype), abstract_params(cfg, jnp.float32))
@@ -448,7 +448,7 @@ def test_writing_streams(tmp_path, repo):
     extra, total = json.loads(out.stdout.splitlines()[-1])
     print(f"writing and checking {total / 1e6:.0f} MB: {extra / 1e6:.0f} MB extra")
     # A layer (36 MB) a few times, not the model once more.
-    assert total > 250e6 and extra < 0.5 * total
+    assert total > 180e6 and extra < 0.5 * total
 
 
 TWO = """

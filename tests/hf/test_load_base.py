@@ -126,8 +126,10 @@ def write_folder(path, cfg, values):
     return path
 
 
+CASES = (("nf4", 1), ("nf4", 4), ("int8", 4))
+# Each case in a process of its own, which has all imports and no device of jax yet.
 MEMORY = """
-import json, sys
+import json, os, sys
 sys.path[:0] = {paths!r}
 import conftest, jax, jax.numpy as jnp, numpy as np
 from pathlib import Path
@@ -138,14 +140,22 @@ from mmed_jax.parallel.sharding import make_mesh
 def status(key):
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(key))
 
-source, small = open_model({folder!r}), open_model({small!r})
-mesh = make_mesh(fsdp={fsdp}, devices=jax.devices()[:{fsdp}])
-load = lambda s: jax.block_until_ready(s.load_base({kind!r}, jnp.bfloat16, base_shardings(mesh, s.cfg, {kind!r})))
-load(small)  # imports and threads
-Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-before = status("VmRSS")
-base = load(source)
-print(json.dumps([status("VmHWM") - before, sum(x.nbytes for x in jax.tree.leaves(base))]))
+def measure(kind, fsdp):
+    source, small = open_model({folder!r}), open_model({small!r})
+    mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:fsdp])
+    load = lambda s: jax.block_until_ready(s.load_base(kind, jnp.bfloat16, base_shardings(mesh, s.cfg, kind)))
+    load(small)  # imports and threads
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = status("VmRSS")
+    base = load(source)
+    print(json.dumps([status("VmHWM") - before, sum(x.nbytes for x in jax.tree.leaves(base))]), flush=True)
+
+for case in {cases!r}:
+    if not (child := os.fork()):
+        measure(*case)
+        os._exit(0)
+    if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        sys.exit(code)
 """
 
 
@@ -164,13 +174,19 @@ def large_folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("large"), cfg, lambda t: np.full(t.shape, 0.5, np.float32))
 
 
-@pytest.mark.parametrize(("kind", "fsdp"), [("nf4", 1), ("nf4", 4), ("int8", 4)])
-def test_extra_host_memory_is_about_one_layers_tensor(large_folder, sources, repo, kind, fsdp):
+@pytest.fixture(scope="module")
+def measured(large_folder, sources, repo):
+    """{case: (peak, bytes of the base)}"""
     paths, small = [str(repo / "tests"), str(repo)], str(sources["hf"][0])
-    code = MEMORY.format(paths=paths, folder=str(large_folder), small=small, kind=kind, fsdp=fsdp)
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    code = MEMORY.format(paths=paths, folder=str(large_folder), small=small, cases=CASES)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert out.returncode == 0, out.stderr
-    peak, total = json.loads(out.stdout.splitlines()[-1])
+    return dict(zip(CASES, map(json.loads, out.stdout.splitlines()[-len(CASES) :]), strict=True))
+
+
+@pytest.mark.parametrize(("kind", "fsdp"), CASES)
+def test_extra_host_memory_is_about_one_layers_tensor(measured, large_folder, kind, fsdp):
+    peak, total = measured[kind, fsdp]
     stored = sum(f.stat().st_size for f in large_folder.glob("*.safetensors"))
     print(f"{kind}, fsdp {fsdp}: peak {peak / 1e6:.0f} MB, base {total / 1e6:.0f} MB, stored {stored / 1e6:.0f} MB")
     # A tensor of 8 MB, its mapped pages, codes, and what programs and threads take; the floats of one leaf are 101 MB.

@@ -341,7 +341,10 @@ _TELLS_ENOUGH, _TELLS_A_CASE = 40, 50
 
 def _letters(text: str) -> int:
     """How many letters and digits, one of Chinese, Japanese or Korean counting for five; a long text is cut first."""
-    return sum(5 if c > "\u2e7f" else 1 for c in text[:200] if c.isalnum())
+    text = text[:200]
+    if text.isascii():
+        return sum(map(str.isalnum, text))
+    return sum(5 if c > "\u2e7f" else 1 for c in text if c.isalnum())
 
 
 def fold_text(text: str) -> str:
