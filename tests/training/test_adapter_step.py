@@ -128,9 +128,9 @@ def test_gathers_in_two_steps_move_a_base_as_it_is_stored(kind):
     base = jax.device_get(quantize_base(llama.init_params(cfg, jax.random.key(0)), kind, jnp.float32))
     own = lora.init_adapter(spec, cfg, jax.random.key(1), base)
     own = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), own)
-    tokens = np.random.default_rng(3).integers(0, cfg.vocab_size, (16, 32)).astype(np.int32)
+    tokens = np.random.default_rng(3).integers(0, cfg.vocab_size, (16, 8)).astype(np.int32)
     ones = np.ones_like(tokens)
-    rows = {"tokens": tokens, "targets": tokens, "segment_ids": ones, "positions": ones * np.arange(32, dtype=np.int32)}
+    rows = {"tokens": tokens, "targets": tokens, "segment_ids": ones, "positions": ones * np.arange(8, dtype=np.int32)}
     rows |= {"language": ones, "loss_mask": np.ones(tokens.shape, np.float32)}
 
     def gradient(line, mesh):
