@@ -241,16 +241,17 @@ def test_validation_takes_every_row_once_and_no_padding(groups, limit):
 
 @pytest.fixture(scope="module")
 def stage2(bench, tmp_path_factory):  # noqa: F811
-    """Stage 2 from the reference run of stage 1."""
+    """Stage 2 from a copy of the reference run of stage 1, `stage1` beside it."""
     run = tmp_path_factory.mktemp("stage2") / "run"
-    outcome = bench.train(run, "stage2", init_from=bench.reference, **STAGE2)
+    folder = shutil.copytree(bench.reference, run.parent / "stage1")
+    outcome = bench.train(run, "stage2", init_from=folder, **STAGE2)
     assert outcome.code == 0, outcome.err
     return run, outcome
 
 
-def test_stage_2_has_its_own_schedule_from_step_0(bench, stage2):  # noqa: F811
+def test_stage_2_has_its_own_schedule_from_step_0(stage2):
     run, outcome = stage2
-    assert f"weights    {bench.reference}, step {STEPS}" in outcome.out
+    assert f"weights    {run.parent / 'stage1'}, step {STEPS}" in outcome.out
     up = [0.25e-2, 0.5e-2, 0.75e-2]
     down = np.linspace(1e-2, 0.05e-2, STEPS - 4 + 1)
     np.testing.assert_allclose([r["lr"] for r in metrics(run).train], [*up, 1e-2, *down[:-1]], rtol=1e-5)
@@ -268,11 +269,8 @@ def test_stage_2_takes_weights_only(bench, stage2, tmp_path):  # noqa: F811
 
 
 def test_stage_2_goes_on_without_the_folder_it_started_from(bench, stage2, tmp_path):  # noqa: F811
-    folder, run = tmp_path / "stage1", tmp_path / "run"
-    shutil.copytree(bench.reference, folder)
-    assert bench.train(run, "stage2", init_from=folder, **STAGE2).code == 0
-    cut_back(run, run := tmp_path / "cut", 6)
-    shutil.rmtree(folder)
+    folder, run = stage2[0].parent / "stage1", cut_back(stage2[0], tmp_path / "run", 6)
+    shutil.rmtree(folder, ignore_errors=True)
     outcome = bench.train(run, "stage2", init_from=folder, **STAGE2)
     assert outcome.code == 0, outcome.err
     assert f"resumed    step 6 of {STEPS}" in outcome.out

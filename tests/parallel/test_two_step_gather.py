@@ -49,7 +49,7 @@ def test_devices_out_of_rows_are_left_alone():
 
 def test_a_step_for_two_slices_gathers_its_weights(tmp_path):
     """The whole training step, forward and backward, with the chip's own flags."""
-    shape = {"hidden_size": 1024, "intermediate_size": 2048, "num_heads": 8, "num_kv_heads": 8, "vocab_size": 1024}
+    shape = {"hidden_size": 512, "intermediate_size": 1024, "num_heads": 4, "num_kv_heads": 4, "vocab_size": 512}
     model = {f"model__{k}": v for k, v in shape.items()}
     settings = small(batch_size=128, xla_flags="auto", remat="minimal_ctx", **model)
     outcome = run_plan("2xv5p-128", f"--json={tmp_path / 'plan.json'}", **settings)
@@ -57,7 +57,7 @@ def test_a_step_for_two_slices_gathers_its_weights(tmp_path):
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["mesh"]["data"] == 2 and plan["mesh"]["fsdp"] == 64
     # Every layer twice, forward and backward, and the head once; a device receives 63 parts of 64.
-    layer = 4 * 1024 * 1024 + 3 * 1024 * 2048
-    gathered = 2 * 63 / 64 * (2 * 2 * layer + 1024 * 1024)
+    layer = 4 * 512 * 512 + 3 * 512 * 1024
+    gathered = 2 * 63 / 64 * (2 * 2 * layer + 512 * 512)
     sent = plan["collective_bytes"]
     assert sent["all-gather"] == pytest.approx(gathered, rel=0.1) and sent["all-reduce"] < 0.01 * gathered
