@@ -8,6 +8,7 @@ Intervals are percentiles of the draws (Efron 1979, Ann. Stat. 7:1); where all i
 that group adds no spread, and a handful of items give one that is too narrow.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ RESAMPLES = 10_000
 _AT_ONCE = 4_000_000  # numbers held at once
 
 
+@functools.lru_cache(maxsize=4096)  # of published rows the same again and again; scipy makes a test's p-value for each
 def wilson(correct: int, count: int) -> tuple[float, float]:
     """95 % Wilson score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22:209); (0, 1) for no items."""
     if not count:
