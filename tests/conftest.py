@@ -1,5 +1,6 @@
 """Shared fixtures. Tests run on 8 simulated CPU devices; set before jax is imported anywhere."""
 
+import functools
 import gc
 import importlib.util
 import mmap
@@ -88,6 +89,7 @@ LONG_FILES = (
 )
 
 
+@functools.cache
 def slow_tests() -> set[str]:
     """Lines of tests/slow.txt: "path::name" of a test, or the path of a file."""
     lines = (REPO / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
@@ -100,7 +102,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Workers of `-n auto`: one more than cores, as far as memory goes; none for files or -k.
+    """Workers of `-n auto`: one more than cores, with --fast one a core, as far as memory goes; none for files or -k.
 
     A seventh of the suite is waiting, for processes and fake servers: the one more uses the time of those that wait.
     Few tests start sooner without.
@@ -108,7 +110,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if config.option.keyword or any(".py" in arg for arg in config.invocation_params.args):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores + 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MEMORY)
+    fits = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MEMORY
+    workers = min(cores if config.getoption("--fast") else cores + 1, fits)
     return workers if workers > 1 else 0
 
 
@@ -123,15 +126,22 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection(session: pytest.Session) -> Iterator[object]:
     """Without Python's collector, which finds nothing in modules and test cases; nor are they gone through later.
 
-    Thresholds are 15 times Python's: tracing a program makes many objects that all live until it is compiled.
+    Thresholds are far above Python's: tracing a program makes many objects that all live until it is compiled, and
+    going through all objects of a worker takes two seconds.
     """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
-        gc.set_threshold(10_000, 10, 10)
+        gc.set_threshold(20_000, 20, 20)
         gc.enable()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --fast, files of tests/slow.txt are not even imported."""
+    ours = collection_path.is_relative_to(REPO) and collection_path.relative_to(REPO).as_posix()
+    return True if config.getoption("--fast") and ours in slow_tests() else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
