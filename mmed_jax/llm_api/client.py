@@ -10,6 +10,7 @@ import os
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -100,9 +101,16 @@ def _certificates(*_places: str | None) -> ssl.SSLContext:
 
     Args: what the environment says of where they lie; read by the library.
     """
-    import httpx2
+    return _transport().create_ssl_context()
 
-    return httpx2.create_ssl_context()
+
+def _transport() -> ModuleType:
+    """The library that the client sends requests with; its name depends on the client's version."""
+    try:
+        import httpx2 as transport
+    except ImportError:
+        import httpx as transport  # type: ignore[no-redef]
+    return transport
 
 
 def endpoint_name(base_url: str | None) -> str:
@@ -185,11 +193,7 @@ def connection_errors() -> tuple[type[Exception], ...]:
     """What the client raises when a connection fails, also in the middle of a download."""
     import openai
 
-    try:
-        import httpx2 as transport
-    except ImportError:
-        import httpx as transport  # type: ignore[no-redef]
-    return openai.APIConnectionError, transport.HTTPError
+    return openai.APIConnectionError, _transport().HTTPError
 
 
 @contextlib.contextmanager
