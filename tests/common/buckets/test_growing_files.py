@@ -21,8 +21,8 @@ def cloud(monkeypatch):
         yield server
 
 
-def append(spool, *lines, end="\n"):
-    with open(spool.folder / "metrics.jsonl", "a") as f:
+def append(files, *lines, end="\n"):
+    with open(files.folder / "metrics.jsonl", "a") as f:
         f.write("\n".join(lines) + end)
 
 
@@ -34,17 +34,17 @@ def test_every_line_arrives_once_in_order_in_spite_of_faults(cloud, run):
     cloud.fault("POST .*upload", status=503, probability=0.3)
     draw, said = random.Random(3), []
     for start in range(2):
-        spool = GrowingFiles(place, "metrics.jsonl", interval_s=0.02)
+        files = GrowingFiles(place, "metrics.jsonl", interval_s=0.02)
         for step in range(8):
             said.append(json.dumps({"start": start, "step": step}))
-            append(spool, said[-1])
+            append(files, said[-1])
             if draw.random() < 0.5:
-                spool.flush()
-        (spool.folder / "tensorboard").mkdir()
-        (spool.folder / "tensorboard" / f"events.{start}").write_text("x" * start)
-        append(spool, '{"torn', end="")  # as a kill leaves it: no segment has half a line
-        spool.close()
-        assert not spool.folder.exists()
+                files.flush()
+        (files.folder / "tensorboard").mkdir()
+        (files.folder / "tensorboard" / f"events.{start}").write_text("x" * start)
+        append(files, '{"torn', end="")  # as a kill leaves it: no segment has half a line
+        files.close()
+        assert not files.folder.exists()
     assert read_segments(place, "metrics.jsonl").decode().splitlines() == said
     prefix = run.removeprefix("gs://bucket").lstrip("/")
     names = cloud.names("bucket", f"{prefix}/tensorboard" if prefix else "tensorboard")
@@ -54,26 +54,26 @@ def test_every_line_arrives_once_in_order_in_spite_of_faults(cloud, run):
 def test_what_could_not_be_sent_goes_later_with_the_same_bytes(cloud, monkeypatch, capfd):
     monkeypatch.setattr(bucket_module.open_bucket, "__defaults__", (1.0,))
     place = parse_place("gs://bucket/run")
-    spool = GrowingFiles(place, "metrics.jsonl", interval_s=0.05)
+    files = GrowingFiles(place, "metrics.jsonl", interval_s=0.05)
     # All is stored, no answer comes back.
     cloud.fault("POST .*upload", drop="after")
-    append(spool, "one")
+    append(files, "one")
     with pytest.raises(WorkError, match="no usable answer"):
-        spool.flush()
-    append(spool, "two")
+        files.flush()
+    append(files, "two")
     with pytest.raises(WorkError, match="what was not uploaded lies in"):
-        spool.close()
+        files.close()
     cloud.heal()
-    spool.close()
+    files.close()
     assert read_segments(place, "metrics.jsonl") == b"one\ntwo\n"
     # Of itself, after its interval.
-    spool = GrowingFiles(place, "metrics.jsonl", interval_s=0.05)
-    append(spool, "three")
+    files = GrowingFiles(place, "metrics.jsonl", interval_s=0.05)
+    append(files, "three")
     end = time.monotonic() + 10
     while not read_segments(place, "metrics.jsonl").endswith(b"three\n") and time.monotonic() < end:
         time.sleep(0.05)
     assert read_segments(place, "metrics.jsonl") == b"one\ntwo\nthree\n"
-    spool.close()
+    files.close()
 
 
 def test_segments_are_read_side_by_side(cloud):
