@@ -247,7 +247,7 @@ class Build:
         keeps = {i for i, name in enumerate(self.recipe.sources) if self.recipe.source[name].keep}
         inputs = [
             {
-                "id": self.inputs.spool[i]["id"],
+                "id": self.inputs.buffer[i]["id"],
                 "stage": f"source {self.recipe.sources[self.inputs.entry[i]]}",
                 "reason": "contamination",
                 "detail": f"{hit.benchmark}: {hit.item}",

@@ -1,4 +1,4 @@
-"""The inputs of a build: every row of every source is spooled or counted with the reason why not."""
+"""The inputs of a build: every row of every source is kept or counted with the reason why not."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -34,14 +34,14 @@ HERE = Path(__file__).parents[1]
 
 @dataclass
 class Inputs:
-    """What was read: rows in `spool`, `entry[i]` the index of row i's source in the recipe's `sources`.
+    """What was read: rows in `buffer`, `entry[i]` the index of row i's source in the recipe's `sources`.
 
     `dropped[name][reason]` counts what was left out, `missing[name]` says why a source was not read; `hits[i]` tells
     which benchmark item row i gives away, `blocked[i]` whether its family has such a row. `licenses` counts the rows
     that were left out for their licence by its text.
     """
 
-    spool: RowBuffer
+    buffer: RowBuffer
     entry: list[int] = field(default_factory=list)
     read: Counter = field(default_factory=Counter)
     dropped: dict[str, Counter] = field(default_factory=dict)
@@ -85,7 +85,7 @@ def collect(recipe, data_dir: str, licenses: str, benchmarks: Benchmarks, folder
                     row = shuffle_record(row, recipe.seed)
                 if entry.keep:
                     _unique(kept_ids, row["id"], name)
-                number = inputs.spool.add(row)
+                number = inputs.buffer.add(row)
                 inputs.entry.append(index)
                 lineage.link(*(k for k in family_keys(row) if k[0] == "id"))
                 hit = benchmarks.check(as_record(row))

@@ -18,11 +18,11 @@ ROUNDS = 4  # how often a language that lacks rows after rejections is given fur
 
 @dataclass
 class Rows:
-    """Generated rows: `spool`, `step[i]` the index of row i's step. `outcomes[step][state, reason]` counts jobs,
+    """Generated rows: `buffer`, `step[i]` the index of row i's step. `outcomes[step][state, reason]` counts jobs,
     `skipped[step][why]` inputs that became no job; `replaced[input]` is the row that stands for an input now, and
     `newer[row]` the one that stands for an earlier row (a rationale, a label was added)."""
 
-    spool: RowBuffer
+    buffer: RowBuffer
     step: list[int] = field(default_factory=list)
     outcomes: dict[str, Counter] = field(default_factory=dict)
     skipped: dict[str, Counter] = field(default_factory=dict)
@@ -80,9 +80,9 @@ class Generator:
         kind, number = place
         if kind == "input":
             if number not in self.rows.replaced:
-                return self.inputs.spool[number]
+                return self.inputs.buffer[number]
             number = self.rows.replaced[number]
-        return self.rows.spool[self.rows.newest(number)]
+        return self.rows.buffer[self.rows.newest(number)]
 
     def _places(self, entry: Any) -> Iterator[tuple[str, str, int]]:
         """(source or step, "input" or "row", number) of all a step may read, in the recipe's order."""
@@ -178,7 +178,7 @@ class Generator:
                 for record in outcome.records:
                     about = record["provenance"]
                     flags = sorted({*about.get("flags", ()), *outcome.flags})
-                    number = self.rows.spool.add({**record, "provenance": {**about, "flags": flags}})
+                    number = self.rows.buffer.add({**record, "provenance": {**about, "flags": flags}})
                     self.rows.step.append(step)
                     count += 1
                     if method.enriches:  # the same record, completed
@@ -229,5 +229,5 @@ class Generator:
         """Rows of a language so far: kept inputs and generated rows that stand beside them."""
         keeps = {i for i, s in enumerate(self.recipe.sources) if self.recipe.source[s].keep}
         inputs = (i for i, e in enumerate(self.inputs.entry) if e in keeps and not self.inputs.blocked[i])
-        own = sum(self.inputs.spool[i]["language"] == language for i in inputs)
+        own = sum(self.inputs.buffer[i]["language"] == language for i in inputs)
         return own + sum(self.get(("row", i))["language"] == language for i in self.rows.standing())

@@ -21,7 +21,7 @@ KEPT, VALIDATION, TEST = "train", "validation", "test"
 
 @dataclass
 class Selection:
-    """The rows of the set, in order: `where[i]` (spool, number) and `split[i]`; what was left out, and why.
+    """The rows of the set, in order: `where[i]` (buffer, number) and `split[i]`; what was left out, and why.
 
     `removed[origin][reason]` counts, `rejects` lists; `candidates` is all there was:
     candidates == len(where) + removed.
@@ -49,7 +49,7 @@ class Selector:
 
     def get(self, where: tuple[int, int]) -> dict:
         """The record at (0, input number) or (1, row number)."""
-        return (self.inputs.spool, self.rows.spool)[where[0]][where[1]]
+        return (self.inputs.buffer, self.rows.buffer)[where[0]][where[1]]
 
     def __call__(self) -> Selection:
         self._list()
@@ -120,7 +120,7 @@ class Selector:
     def _contamination(self, keep: np.ndarray) -> None:
         """Rows that give a benchmark item away, and their families: inputs that are not kept count as parents."""
         lineage, hits = Families(), {}
-        for i, row in enumerate(self.inputs.spool):
+        for i, row in enumerate(self.inputs.buffer):
             lineage.link(*_lineage(row))
             if i in self.inputs.hits:
                 hits[i] = self.inputs.hits[i]

@@ -34,7 +34,7 @@ class BucketRun(RunStorage):
     def __init__(self, place: Place):
         self.place = place
         self._lease: Lease | None = None
-        self._spool: GrowingFiles | None = None
+        self._growing: GrowingFiles | None = None
 
     def _open(self, *parts: str) -> tuple[Bucket, str]:
         """The bucket, and the name of an object or folder of the run."""
@@ -75,12 +75,12 @@ class BucketRun(RunStorage):
 
     def unlock(self) -> None:
         """Brings what has grown to the bucket first. Raises WorkError, UserError where that fails."""
-        spool, self._spool = self._spool, None
+        growing, self._growing = self._growing, None
         lease, self._lease = self._lease, None
         failing = sys.exc_info()[0] is not None  # what is on its way says more than what is said here
         try:
-            if spool is not None:
-                spool.close()
+            if growing is not None:
+                growing.close()
         except (WorkError, UserError) as e:
             if not failing:
                 raise
@@ -142,10 +142,10 @@ class BucketRun(RunStorage):
 
     @property
     def growing(self) -> Path:
-        if self._spool is None:
-            self._spool = GrowingFiles(self.place, METRICS_FILE)
-        return self._spool.folder
+        if self._growing is None:
+            self._growing = GrowingFiles(self.place, METRICS_FILE)
+        return self._growing.folder
 
     def flush(self) -> None:
-        if self._spool is not None:
-            self._spool.flush(everything=True)
+        if self._growing is not None:
+            self._growing.flush(everything=True)

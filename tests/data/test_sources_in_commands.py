@@ -38,7 +38,7 @@ def whole_beside_splits(folder):
 def test_splits(tmp_path):
     whole_beside_splits(tmp_path / "medqa_us")
     found = inputs(tmp_path, "medqa_us")
-    assert sorted(found.spool[i]["question"][-2] for i in range(len(found.entry))) == ["0", "1"]
+    assert sorted(found.buffer[i]["question"][-2] for i in range(len(found.entry))) == ["0", "1"]
     assert found.dropped["s"] == {"also in the file of its split": 2} and found.read["s"] == 4
     tests = Benchmarks(0.5, 0.9)
     (tmp_path / "tests").mkdir()

@@ -32,12 +32,12 @@ def outcomes_by_batch(
     """
     remove_left(ledger.path.parent, ".jobs-*-*", r"^\.jobs-(\d+)-")
     with tempfile.TemporaryDirectory(prefix=f".jobs-{os.getpid()}-", dir=ledger.path.parent) as folder:
-        spool = RowBuffer(Path(folder) / "jobs.jsonl")
+        buffer = RowBuffer(Path(folder) / "jobs.jsonl")
         try:
             with Batches(ledger, settings, settings.known_price) as batches:
                 _round(batches, settings)  # those of an earlier process first: their answers are paid for
                 for number in range(_MOST_PASSES):
-                    source = _spooled(jobs, spool) if number == 0 else _jobs(spool)
+                    source = _buffered(jobs, buffer) if number == 0 else _jobs(buffer)
                     sent = batches.build(_missing(source, judge, enter=number == 0))
                     judge.again = False
                     failed = batches.failed
@@ -50,12 +50,12 @@ def outcomes_by_batch(
                     raise WorkError(f"requests are still without an answer after {_MOST_PASSES} rounds of batches")
                 if batches.elsewhere:
                     print(under_way(ledger), file=sys.stderr)
-            for chunk in chunks(_jobs(spool)):
+            for chunk in chunks(_jobs(buffer)):
                 slots = judge.slots(chunk, again=True)
                 judge.advance(slots, capped=True)
                 yield from (slot.settled for slot in slots)
         finally:
-            spool.close()
+            buffer.close()
 
 
 def _missing(jobs: Iterable[Job], judge: Judge, *, enter: bool) -> Iterator[Request]:
@@ -97,13 +97,13 @@ def _wait(batches: Batches, settings: RunSettings) -> None:
             time.sleep(settings.poll_s)
 
 
-def _spooled(jobs: Iterable[Job], spool: RowBuffer) -> Iterator[Job]:
+def _buffered(jobs: Iterable[Job], buffer: RowBuffer) -> Iterator[Job]:
     for job in jobs:
-        spool.add(asdict(job))
+        buffer.add(asdict(job))
         yield job
 
 
-def _jobs(spool: RowBuffer) -> Iterator[Job]:
-    for row in spool:
+def _jobs(buffer: RowBuffer) -> Iterator[Job]:
+    for row in buffer:
         request = row.pop("request")
         yield Job(**row, request=Request(**{**request, "messages": tuple(request["messages"])}))
